@@ -1,0 +1,259 @@
+// The inner loops of decode attention, written once as templates on a Vector (vector_*.h); each
+// attention_decode_<level>.cpp instantiates them. Scores of rows against the queries of one group
+// are also what the landmark scan needs (select.cpp).
+//
+// A block is up to kDecodeBlock rows anywhere in memory, given by offsets. Its phases:
+//   score    s[h][r] = (q_h . k_r) * scale             horizontal sums by a transposing reduction
+//   softmax  p = exp2(s - max), running max and sum
+//   add      out_h = out_h * 2^(old max - max) + sum_r p[h][r] v_r
+// All heads of a group use a row while it is in L1. Rows ahead are prefetched by software: a loop
+// with this much arithmetic per line gets little help from the hardware's prefetcher.
+#pragma once
+
+#include <cstdint>
+
+namespace tiercel::cpu {
+
+inline constexpr int32_t kDecodeBlock = 64;    // rows of one call
+inline constexpr int32_t kMaxHeadTile = 8;     // heads that share a pass over the rows
+inline constexpr int32_t kRowsPerReduce = 16;  // rows are padded to a multiple of this
+
+// Scores of n_rows rows: row r is row_base + offsets[r]. offsets has n_rows entries rounded up to a
+// multiple of kRowsPerReduce (any valid row fills up), followed by prefetch_rows more.
+struct ScoreRows {
+  const uint16_t* row_base;
+  const int64_t* offsets;
+  int32_t n_rows;
+  int32_t prefetch_rows;  // how many rows ahead to prefetch; 0: not
+  int32_t head_dim;
+  int32_t n_heads;      // padded
+  const char* queries;  // packed by the level's layout, query_bytes apart
+  int64_t query_bytes;
+  float scale;
+  float* scores;  // [n_heads][score_stride]
+  int64_t score_stride;
+};
+
+struct DecodeBlock {
+  ScoreRows score;  // scores in scratch, [n_heads][kDecodeBlock]
+  const uint16_t* value_base;
+  int32_t n_live_heads;  // without padding
+  float* max;            // [n_live_heads], in and out
+  float* sum;            // [n_live_heads]
+  float* out;            // [n_heads][out_stride], even and odd elements split piece by piece
+  int64_t out_stride;    // head_dim rounded up to whole pieces
+  float* alpha;          // [n_heads] scratch
+};
+
+// What a level offers. A packed query is one row per head: whole pieces of 2 * lanes elements, as
+// fp32 split into even and odd elements, or as the bf16 elements themselves (bf16_query).
+struct DecodeKernel {
+  int32_t lanes;
+  bool bf16_query;
+  void (*score_rows)(const ScoreRows&);
+  void (*attend_block)(const DecodeBlock&);
+};
+extern const DecodeKernel kDecodePortable, kDecodeAvx2, kDecodeAvx512, kDecodeAvx512Bf16;
+
+namespace {
+
+template <class V>
+constexpr int head_tile(int n_heads) {
+  const int most = V::kLanes < kMaxHeadTile ? V::kLanes : kMaxHeadTile;
+  int tile = most;
+  while (tile > n_heads) tile /= 2;
+  return tile;
+}
+
+// kLanes accumulators: kHeads queries times kRows rows, reduced to one vector of kLanes scores.
+template <class V, int kHeads, bool kTail>
+void score_tile(const ScoreRows& p, int32_t head, int32_t row, bool prefetch) {
+  constexpr int kRows = V::kLanes / kHeads;
+  constexpr int kPiece = 2 * V::kLanes;
+  typename V::F acc[V::kLanes];
+  const uint16_t* rows[kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < V::kLanes; ++i) acc[i] = V::zero();
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) rows[r] = p.row_base + p.offsets[row + r];
+  const char* queries = p.queries + head * p.query_bytes;
+  if (prefetch) {
+    for (int r = 0; r < kRows; ++r) {
+      const uint16_t* ahead = p.row_base + p.offsets[row + r + p.prefetch_rows];
+      for (int32_t i = 0; i < p.head_dim; i += 32) V::prefetch(ahead + i);
+    }
+  }
+
+  const int32_t n_whole = p.head_dim / kPiece;
+  for (int32_t piece = 0; piece < n_whole; ++piece) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Piece k = V::load_piece(rows[r] + piece * kPiece);
+#pragma GCC unroll 8
+      for (int h = 0; h < kHeads; ++h) {
+        acc[h * kRows + r] = V::dot(acc[h * kRows + r], k, queries + h * p.query_bytes, piece);
+      }
+    }
+  }
+  if constexpr (kTail) {
+    const int n = p.head_dim - n_whole * kPiece;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Piece k = V::load_piece(rows[r] + n_whole * kPiece, n);
+#pragma GCC unroll 8
+      for (int h = 0; h < kHeads; ++h) {
+        acc[h * kRows + r] = V::dot(acc[h * kRows + r], k, queries + h * p.query_bytes, n_whole);
+      }
+    }
+  }
+
+  alignas(64) float lanes[V::kLanes];
+  V::store(lanes, V::mul(V::reduce(acc), V::set1(p.scale)));
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) {
+    __builtin_memcpy(p.scores + (head + h) * p.score_stride + row, lanes + h * kRows,
+                     kRows * sizeof(float));
+  }
+}
+
+template <class V, int kHeads>
+void score_heads(const ScoreRows& p, int32_t head) {
+  constexpr int kRows = V::kLanes / kHeads;
+  const bool prefetch = head == 0 && p.prefetch_rows > 0;
+  if (p.head_dim % (2 * V::kLanes) == 0) {
+    for (int32_t row = 0; row < p.n_rows; row += kRows) {
+      score_tile<V, kHeads, false>(p, head, row, prefetch);
+    }
+  } else {
+    for (int32_t row = 0; row < p.n_rows; row += kRows) {
+      score_tile<V, kHeads, true>(p, head, row, prefetch);
+    }
+  }
+}
+
+template <class V>
+void score_rows(const ScoreRows& p) {
+  for (int32_t head = 0; head < p.n_heads;) {
+    const int tile = head_tile<V>(p.n_heads - head);
+    if constexpr (V::kLanes >= 8) {
+      if (tile == 8) score_heads<V, 8>(p, head);
+    }
+    if (tile == 4) score_heads<V, 4>(p, head);
+    if (tile == 2) score_heads<V, 2>(p, head);
+    if (tile == 1) score_heads<V, 1>(p, head);
+    head += tile;
+  }
+}
+
+// Turns one head's scores into weights. A NaN score never becomes the maximum, but its weight is
+// NaN; so is every weight where the maximum is +inf. -inf weighs nothing.
+template <class V>
+void softmax_head(const DecodeBlock& b, int32_t head) {
+  float* s = b.score.scores + head * b.score.score_stride;
+  const int32_t n = b.score.n_rows;
+  const int32_t n_padded = (n + V::kLanes - 1) / V::kLanes * V::kLanes;
+  for (int32_t i = n; i < n_padded; ++i) s[i] = -__builtin_inff();
+
+  typename V::F top = V::set1(b.max[head]);
+  for (int32_t i = 0; i < n_padded; i += V::kLanes) top = V::max(V::load(s + i), top);
+  const float max = V::maximum(top);
+  const typename V::F reference = V::set1(max == -__builtin_inff() ? 0.0f : max);
+  typename V::F total = V::zero();
+  for (int32_t i = 0; i < n_padded; i += V::kLanes) {
+    const typename V::F weight = V::exp2(V::sub(V::load(s + i), reference));
+    V::store(s + i, weight);
+    total = V::add(total, weight);
+  }
+  alignas(64) float factor[V::kLanes];
+  V::store(factor, V::exp2(V::sub(V::set1(b.max[head]), reference)));
+  b.alpha[head] = factor[0];
+  b.sum[head] = b.sum[head] * factor[0] + V::sum(total);
+  b.max[head] = max;
+}
+
+template <class V, int kHeads, int kPieces>
+void add_tile(const DecodeBlock& b, int32_t head, int32_t piece, int tail) {
+  constexpr int kPiece = 2 * V::kLanes;
+  typename V::F acc[kHeads][2 * kPieces];
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) {
+    const float* out = b.out + (head + h) * b.out_stride + piece * kPiece;
+    const typename V::F alpha = V::set1(b.alpha[head + h]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * kPieces; ++i) {
+      acc[h][i] = V::mul(V::load(out + i * V::kLanes), alpha);
+    }
+  }
+  const uint16_t* base = b.value_base + piece * kPiece;
+  const float* weights = b.score.scores + head * b.score.score_stride;
+  const bool prefetch = head == 0 && b.score.prefetch_rows > 0;
+  for (int32_t row = 0; row < b.score.n_rows; ++row) {
+    const uint16_t* value = base + b.score.offsets[row];
+    if (prefetch) {
+      const uint16_t* ahead = base + b.score.offsets[row + b.score.prefetch_rows];
+#pragma GCC unroll 4
+      for (int i = 0; i < kPieces * kPiece; i += 32) V::prefetch(ahead + i);
+    }
+    typename V::F v[2 * kPieces];
+#pragma GCC unroll 4
+    for (int i = 0; i < kPieces; ++i) {
+      if (tail == 0) {
+        V::load_pairs(value + i * kPiece, v[2 * i], v[2 * i + 1]);
+      } else {
+        V::load_pairs(value + i * kPiece, tail, v[2 * i], v[2 * i + 1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) {
+      const typename V::F weight = V::set1(weights[h * b.score.score_stride + row]);
+#pragma GCC unroll 8
+      for (int i = 0; i < 2 * kPieces; ++i) acc[h][i] = V::fma(weight, v[i], acc[h][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) {
+    float* out = b.out + (head + h) * b.out_stride + piece * kPiece;
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * kPieces; ++i) V::store(out + i * V::kLanes, acc[h][i]);
+  }
+}
+
+// Half the registers are accumulators: kHeads * 2 * kPieces of them.
+template <class V, int kHeads>
+void add_heads(const DecodeBlock& b, int32_t head) {
+  constexpr int kMost = V::kRegisters / 2 / 2 / kHeads;
+  constexpr int kPieces = kMost > 4 ? 4 : kMost;
+  const int32_t n_whole = b.score.head_dim / (2 * V::kLanes);
+  const int tail = b.score.head_dim % (2 * V::kLanes);
+  int32_t piece = 0;
+  for (; piece + kPieces <= n_whole; piece += kPieces)
+    add_tile<V, kHeads, kPieces>(b, head, piece, 0);
+  if constexpr (kPieces > 2) {
+    for (; piece + 2 <= n_whole; piece += 2) add_tile<V, kHeads, 2>(b, head, piece, 0);
+  }
+  if constexpr (kPieces > 1) {
+    for (; piece < n_whole; ++piece) add_tile<V, kHeads, 1>(b, head, piece, 0);
+  }
+  if (tail != 0) add_tile<V, kHeads, 1>(b, head, piece, tail);
+}
+
+template <class V>
+void attend_block(const DecodeBlock& b) {
+  score_rows<V>(b.score);
+  for (int32_t head = 0; head < b.n_live_heads; ++head) softmax_head<V>(b, head);
+  constexpr int kMost = V::kRegisters / 4 < kMaxHeadTile ? V::kRegisters / 4 : kMaxHeadTile;
+  for (int32_t head = 0; head < b.n_live_heads;) {
+    int tile = kMost;
+    while (head + tile > b.score.n_heads) tile /= 2;
+    if constexpr (kMost >= 8) {
+      if (tile == 8) add_heads<V, 8>(b, head);
+    }
+    if (tile == 4) add_heads<V, 4>(b, head);
+    if (tile == 2) add_heads<V, 2>(b, head);
+    if (tile == 1) add_heads<V, 1>(b, head);
+    head += tile;
+  }
+}
+
+}  // namespace
+}  // namespace tiercel::cpu

@@ -1,0 +1,111 @@
+#include "cpu/elementwise.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "cpu/elementwise_levels.h"
+#include "cpu/rotary.h"
+#include "engine/base/check.h"
+
+namespace tiercel::cpu {
+namespace {
+
+// An item is about this much memory: some tens of microseconds, far above the cost of claiming it.
+constexpr int64_t kItemBytes = 256 << 10;
+
+const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
+uint16_t* bits(bf16* values) { return reinterpret_cast<uint16_t*>(values); }
+
+// Calls body(first, end) over [0, n) in items of about kItemBytes.
+template <typename Body>
+void for_ranges(Queue& queue, int64_t n, int64_t bytes_each, Body&& body) {
+  const int64_t step = std::max<int64_t>(1, kItemBytes / std::max<int64_t>(1, bytes_each));
+  queue.for_each((n + step - 1) / step, [&](int64_t item, const Worker&) {
+    body(item * step, std::min(n, (item + 1) * step));
+  });
+}
+
+}  // namespace
+
+const ElementwiseLevel& elementwise_level(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512) return kElementwiseAvx512;
+  if (isa >= Isa::kAvx2) return kElementwiseAvx2;
+#endif
+  static_cast<void>(isa);
+  return kElementwisePortable;
+}
+
+void embed(Queue& queue, const EmbedParams& p) {
+  const size_t row_bytes = static_cast<size_t>(p.width) * sizeof(bf16);
+  for_ranges(queue, p.n_tokens, 2 * p.width * 2, [&](int64_t first, int64_t end) {
+    for (int64_t t = first; t < end; ++t) {
+      const int64_t id = p.ids[t];
+      CHECK(id >= 0 && id < p.vocab, "token {} has id {}, the vocabulary {}", t, id, p.vocab);
+      std::memcpy(p.out + t * p.width, p.table + id * p.width, row_bytes);
+    }
+  });
+}
+
+void rms_norm(Queue& queue, const NormParams& p) {
+  const ElementwiseLevel& level = elementwise_level(queue.isa());
+  for_ranges(queue, p.n_rows, 4 * p.width, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) {
+      level.norm(bits(p.x) + row * p.width, bits(p.weight), bits(p.out) + row * p.width, p.width,
+                 p.eps);
+    }
+  });
+}
+
+void swiglu(Queue& queue, const SwigluParams& p) {
+  const ElementwiseLevel& level = elementwise_level(queue.isa());
+  for_ranges(queue, p.n, 6, [&](int64_t first, int64_t end) {
+    level.swiglu(bits(p.gate) + first, bits(p.up) + first, bits(p.out) + first, end - first);
+  });
+}
+
+void rope_append(Queue& queue, const RopeAppendParams& p) {
+  CHECK(p.head_dim == 2 * p.rope.half, "head dimension {}, table for {}", p.head_dim,
+        2 * p.rope.half);
+  CHECK(p.first_position >= 0 && p.first_position + p.n_tokens <= kRopeFine * p.rope.n_coarse,
+        "positions {} to {}, table for {}", p.first_position, p.first_position + p.n_tokens,
+        kRopeFine * p.rope.n_coarse);
+  const ElementwiseLevel& level = elementwise_level(queue.isa());
+  const int64_t d = p.head_dim, half = p.rope.half;
+  const int64_t token_bytes = 4 * d * (p.n_heads + 2 * p.n_kv_heads);
+  for_ranges(queue, p.n_tokens, token_bytes, [&](int64_t first, int64_t end) {
+    alignas(64) float cosines[kMaxRopeHalf];
+    alignas(64) float sines[kMaxRopeHalf];
+    for (int64_t t = first; t < end; ++t) {
+      rope_angles(level, p.rope, p.first_position + t, cosines, sines);
+      uint16_t* q = bits(p.q) + t * p.n_heads * d;
+      for (int64_t h = 0; h < p.n_heads; ++h) {
+        level.rotate(q + h * d, bits(p.q_norm), p.eps, cosines, sines, half, q + h * d);
+      }
+      const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
+      const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;
+      for (int64_t j = 0; j < p.n_kv_heads; ++j) {
+        const int64_t row = j * p.head_stride + (p.first_row + t) * d;
+        level.rotate(k + j * d, bits(p.k_norm), p.eps, cosines, sines, half, bits(p.keys) + row);
+        std::memcpy(bits(p.values) + row, v + j * d, static_cast<size_t>(d) * sizeof(uint16_t));
+      }
+    }
+  });
+}
+
+void token_logprobs(Queue& queue, const LogprobParams& p) {
+  const ElementwiseLevel& level = elementwise_level(queue.isa());
+  for_ranges(queue, p.n_rows, 4 * p.vocab, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) {
+      const float* x = p.logits + row * p.vocab;
+      const int64_t target = p.targets[row];
+      CHECK(target >= 0 && target < p.vocab, "row {}: target {}, vocabulary {}", row, target,
+            p.vocab);
+      const float max = level.maximum(x, p.vocab);
+      p.logprobs[row] = static_cast<double>(x[target]) - static_cast<double>(max) -
+                        std::log(level.sum_exp(x, p.vocab, max));
+    }
+  });
+}
+
+}  // namespace tiercel::cpu

@@ -1,0 +1,88 @@
+// Matrix products on packed panels: the kernels under linear layers and low-rank keys, one set per
+// ISA level (gemm_*.cpp for many rows, gemv_*.cpp for few).
+//
+// A *pair* is two neighbouring elements of the summed dimension, four bytes: what vdpbf16ps and AMX
+// multiply at once. A *panel* holds 64 columns of the right-hand matrix:
+//
+//     panel [n_pairs][64 columns][2] bf16        columns beyond the matrix are zero
+//
+// The left-hand matrix is read where it is, one pair at a time. Every output element is one chain of
+// additions over the pairs in ascending order, so its bits depend neither on the block that it is
+// computed in nor on the number of rows. The fp32 levels multiply and add (FMA on AVX2 and AVX-512);
+// vdpbf16ps adds the odd product, then the even one, and flushes denormals.
+#pragma once
+
+#include <cstdint>
+
+namespace tiercel::cpu {
+
+inline constexpr int64_t kPanelColumns = 64;
+
+// out = a panel (+ start) (+ bias) (+ out), rounded once when out is bf16.
+struct PanelProduct {
+  const uint16_t* a = nullptr;  // pair p of row i at a + i*row_stride + p*pair_stride
+  int64_t row_stride = 0;       // in elements
+  int64_t pair_stride = 2;      // in elements; 2: rows are contiguous
+  const uint16_t* panel = nullptr;
+  int64_t n_rows = 0, n_pairs = 0;
+  int64_t n_columns = 0;         // 1..64
+  const float* start = nullptr;  // [n_rows][start_stride], or null: an earlier part of the sum
+  int64_t start_stride = 0;
+  const float* bias = nullptr;  // [n_columns] or null
+  void* out = nullptr;          // [n_rows][out_stride] bf16 or fp32; may be start
+  int64_t out_stride = 0;       // in elements
+  bool out_f32 = false;
+  bool accumulate = false;
+};
+
+// Few rows: out[i][n] for rows i of x and n in [first, end) of the weight rows. Each element is the
+// sum of its lanes, each lane one chain over k, added by a fixed tree: its bits depend on neither
+// n_rows nor the range.
+struct SkinnyProduct {
+  const uint16_t* x = nullptr;       // [n_rows][k]
+  const uint16_t* weight = nullptr;  // [n][k]
+  const uint16_t* bias = nullptr;    // [n] or null
+  void* out = nullptr;               // [n_rows][n]
+  int64_t n_rows = 0, k = 0, n = 0;
+  int64_t first = 0, end = 0;
+  bool out_f32 = false;
+  bool accumulate = false;
+  float* scratch = nullptr;  // skinny_scratch_floats(n_rows, k), 64-byte aligned
+};
+inline constexpr int64_t kMaxSkinnyRows = 16;
+inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
+
+constexpr int64_t skinny_scratch_floats(int64_t n_rows, int64_t k) {
+  return n_rows * (kSkinnyRange + (k + 31) / 32 * 32);
+}
+
+struct GemmLevel {
+  // panel columns = rows of a matrix [n_columns][k], row_stride apart (weights as HF stores them).
+  void (*pack_rows)(const uint16_t* rows, int64_t row_stride, int64_t n_columns, int64_t k,
+                    uint16_t* panel);
+  // panel columns = columns of a matrix [k][row_stride].
+  void (*pack_columns)(const uint16_t* matrix, int64_t row_stride, int64_t n_columns, int64_t k,
+                       uint16_t* panel);
+  void (*multiply)(const PanelProduct& p);
+  void (*multiply_skinny)(const SkinnyProduct& p);
+};
+
+// ---- the pieces that levels are made of ----
+
+void pack_rows_portable(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void pack_columns_portable(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void multiply_portable(const PanelProduct& p);
+void multiply_skinny_portable(const SkinnyProduct& p);
+#if defined(__x86_64__)
+void pack_rows_avx2(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void multiply_avx2(const PanelProduct& p);
+void multiply_skinny_avx2(const SkinnyProduct& p);
+void pack_rows_avx512(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void pack_columns_avx512(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void multiply_avx512(const PanelProduct& p);
+void multiply_skinny_avx512(const SkinnyProduct& p);
+void multiply_avx512bf16(const PanelProduct& p);
+void multiply_skinny_avx512bf16(const SkinnyProduct& p);
+#endif
+
+}  // namespace tiercel::cpu

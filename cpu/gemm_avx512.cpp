@@ -1,0 +1,212 @@
+// Panel products with AVX-512 without BF16, and the packing of panels for all AVX-512 levels.
+//
+// bf16 is widened in registers, the upper halves by a mask and the lower ones by a shift: beside 48
+// multiply-adds per pair (6 rows x 64 columns) that is 20 cheap instructions, and it keeps one panel
+// format for every level.
+#include "cpu/intrinsics.h"
+
+#include "cpu/gemm.h"
+
+namespace tiercel::cpu {
+namespace {
+
+constexpr int kMaxRows = 6;
+
+__m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+__m512 high_of(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+__m512i broadcast_pair(const uint16_t* p) {
+  int pair;
+  __builtin_memcpy(&pair, p, 4);
+  return _mm512_set1_epi32(pair);
+}
+
+// Rounds to nearest even; NaN stays NaN.
+__m256i narrow(__m512 value) {
+  const __m512i u = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+
+__m512 widen(__m256i half) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Adds what is to be added to one vector of sums, and writes it.
+void finish(const PanelProduct& p, int64_t row, int64_t column, __m512 value) {
+  const int64_t left = p.n_columns - column;
+  if (left <= 0) return;
+  const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
+  if (p.bias != nullptr) {
+    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
+  }
+  const int64_t place = row * p.out_stride + column;
+  if (p.out_f32) {
+    float* out = static_cast<float*>(p.out) + place;
+    if (p.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, out));
+    _mm512_mask_storeu_ps(out, mask, value);
+  } else {
+    uint16_t* out = static_cast<uint16_t*>(p.out) + place;
+    if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, out)));
+    _mm256_mask_storeu_epi16(out, mask, narrow(value));
+  }
+}
+
+template <int kRows, int kVectors>
+void tile(const PanelProduct& p, int64_t row) {
+  __m512 sums[kRows][kVectors];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  }
+  if (p.start != nullptr) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t left = p.n_columns - v * 16;
+        const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
+        sums[r][v] =
+            _mm512_maskz_loadu_ps(mask, p.start + (row + r) * p.start_stride + v * 16);
+      }
+    }
+  }
+
+  // sums[r][v] += a[r][pair] * panel[pair][v]
+  const uint16_t* a = p.a + row * p.row_stride;
+  const uint16_t* b = p.panel;
+  for (int64_t pair = 0; pair < p.n_pairs; ++pair) {
+    __m512 columns[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) columns[v] = low_of(_mm512_loadu_si512(b + v * 32));
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = low_of(broadcast_pair(a + r * p.row_stride));
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] = _mm512_fmadd_ps(columns[v], x, sums[r][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) columns[v] = high_of(_mm512_loadu_si512(b + v * 32));
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = high_of(broadcast_pair(a + r * p.row_stride));
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] = _mm512_fmadd_ps(columns[v], x, sums[r][v]);
+      }
+    }
+    a += p.pair_stride;
+    b += 2 * kPanelColumns;
+  }
+
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) finish(p, row + r, v * 16, sums[r][v]);
+  }
+}
+
+template <int kVectors>
+void rows(const PanelProduct& p) {
+  for (int64_t row = 0; row < p.n_rows;) {
+    // 7..11 rows are halved: two even tiles beat a full one and a thin one that waits for itself.
+    const int64_t left = p.n_rows - row;
+    const int64_t n = left >= 2 * kMaxRows || left <= kMaxRows ? (left < kMaxRows ? left : kMaxRows)
+                                                               : (left + 1) / 2;
+    switch (n) {
+      case 1: tile<1, kVectors>(p, row); break;
+      case 2: tile<2, kVectors>(p, row); break;
+      case 3: tile<3, kVectors>(p, row); break;
+      case 4: tile<4, kVectors>(p, row); break;
+      case 5: tile<5, kVectors>(p, row); break;
+      default: tile<6, kVectors>(p, row); break;
+    }
+    row += n;
+  }
+}
+
+// Transposes 16 x 16 dwords: row i of in becomes column i of out.
+void transpose(__m512i rows[16]) {
+  __m512i t[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // 4x4 blocks within each 128-bit lane of rows 4i .. 4i+3
+    const __m512i a = _mm512_unpacklo_epi32(rows[4 * i], rows[4 * i + 1]);
+    const __m512i b = _mm512_unpackhi_epi32(rows[4 * i], rows[4 * i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(rows[4 * i + 2], rows[4 * i + 3]);
+    const __m512i d = _mm512_unpackhi_epi32(rows[4 * i + 2], rows[4 * i + 3]);
+    t[4 * i] = _mm512_unpacklo_epi64(a, c);
+    t[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+    t[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+    t[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {  // t[4i+j] lane l = column 4l+j of rows 4i..4i+3
+    const __m512i a = _mm512_shuffle_i32x4(t[j], t[4 + j], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(t[j], t[4 + j], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xee);
+    rows[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    rows[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    rows[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+    rows[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+}
+
+}  // namespace
+
+void pack_rows_avx512(const uint16_t* source, int64_t row_stride, int64_t n_columns, int64_t k,
+                      uint16_t* panel) {
+  for (int64_t group = 0; group < kPanelColumns; group += 16) {
+    const int64_t n = n_columns - group < 16 ? n_columns - group : 16;
+    for (int64_t pair = 0; pair < k / 2; pair += 16) {
+      const int64_t n_pairs = k / 2 - pair < 16 ? k / 2 - pair : 16;
+      const __mmask16 mask = static_cast<__mmask16>((1u << n_pairs) - 1u);
+      __m512i block[16];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        block[i] = i < n ? _mm512_maskz_loadu_epi32(
+                               mask, source + (group + i) * row_stride + 2 * pair)
+                         : _mm512_setzero_si512();
+      }
+      transpose(block);
+      uint16_t* target = panel + 2 * (pair * kPanelColumns + group);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        if (i < n_pairs) _mm512_storeu_si512(target + i * 2 * kPanelColumns, block[i]);
+      }
+    }
+  }
+}
+
+void pack_columns_avx512(const uint16_t* matrix, int64_t row_stride, int64_t n_columns, int64_t k,
+                         uint16_t* panel) {
+  for (int64_t pair = 0; pair < k / 2; ++pair) {
+    const uint16_t* even = matrix + 2 * pair * row_stride;
+    for (int64_t c = 0; c < kPanelColumns; c += 16) {
+      const int64_t left = n_columns - c;
+      const __mmask16 mask = static_cast<__mmask16>(
+          left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + c));
+      const __m512i high =
+          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + row_stride + c));
+      _mm512_storeu_si512(panel + 2 * (pair * kPanelColumns + c),
+                          _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+}
+
+void multiply_avx512(const PanelProduct& p) {
+  switch ((p.n_columns + 15) / 16) {
+    case 1: rows<1>(p); break;
+    case 2: rows<2>(p); break;
+    case 3: rows<3>(p); break;
+    default: rows<4>(p); break;
+  }
+}
+
+}  // namespace tiercel::cpu

@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "cpu/landmark_kernel.h"
+
+namespace tiercel::cpu {
+
+const LandmarkKernel kLandmarkAvx512 = {mean_rows, min_cosine};
+
+}  // namespace tiercel::cpu
+#endif

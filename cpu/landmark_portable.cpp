@@ -1,0 +1,7 @@
+#include "cpu/landmark_kernel.h"
+
+namespace tiercel::cpu {
+
+const LandmarkKernel kLandmarkPortable = {mean_rows, min_cosine};
+
+}  // namespace tiercel::cpu

@@ -1,0 +1,125 @@
+#include "cpu/linear.h"
+
+#include <algorithm>
+
+#include "engine/base/check.h"
+
+namespace tiercel::cpu {
+namespace {
+
+// A panel of 64 columns x 1024 elements is 128 KiB: beside the rows in use it stays in L2.
+constexpr int64_t kDepth = 1024;
+constexpr int64_t kBlockRows = 512;
+// Weights of one skinny item; below it, splitting costs more than the second core brings.
+constexpr int64_t kSkinnyItemBytes = 128 << 10;
+
+const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
+
+#if defined(__x86_64__)
+constexpr GemmLevel kAvx2 = {pack_rows_avx2, pack_columns_portable, multiply_avx2,
+                             multiply_skinny_avx2};
+constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512,
+                               multiply_skinny_avx512};
+constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
+                                   multiply_skinny_avx512bf16};
+#endif
+constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
+                                 multiply_skinny_portable};
+
+void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
+  int64_t range = std::max<int64_t>(16, kSkinnyItemBytes / (2 * p.k) / 16 * 16);
+  range = std::min(range, kSkinnyRange);
+  CHECK(static_cast<size_t>(skinny_scratch_floats(p.m, p.k)) * sizeof(float) <= kScratchBytes,
+        "{} rows of {} channels do not fit the scratch memory", p.m, p.k);
+  queue.for_each((p.n + range - 1) / range, [&](int64_t item, const Worker& worker) {
+    level.multiply_skinny({.x = bits(p.x),
+                           .weight = bits(p.weight),
+                           .bias = bits(p.bias),
+                           .out = p.out,
+                           .n_rows = p.m,
+                           .k = p.k,
+                           .n = p.n,
+                           .first = item * range,
+                           .end = std::min(p.n, (item + 1) * range),
+                           .out_f32 = p.out_type == DType::kF32,
+                           .accumulate = p.accumulate,
+                           .scratch = reinterpret_cast<float*>(worker.scratch)});
+  });
+}
+
+// Rows [row, row + n_rows) x 64 columns from `column` on, in slices of kDepth along k: all but the
+// last leave their fp32 sums in the scratch memory.
+void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows,
+                    int64_t column, std::byte* scratch) {
+  auto* panel = reinterpret_cast<uint16_t*>(scratch);
+  auto* partial = reinterpret_cast<float*>(panel + kDepth * kPanelColumns);
+  alignas(64) float bias[kPanelColumns];
+  const int64_t n_columns = std::min(kPanelColumns, p.n - column);
+  if (p.bias != nullptr) {
+    for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
+  }
+  const bool out_f32 = p.out_type == DType::kF32;
+  for (int64_t first = 0; first < p.k; first += kDepth) {
+    const int64_t depth = std::min(kDepth, p.k - first);
+    const bool last = first + depth == p.k;
+    level.pack_rows(bits(p.weight) + column * p.k + first, p.k, n_columns, depth, panel);
+    PanelProduct product{.a = bits(p.x) + row * p.k + first,
+                         .row_stride = p.k,
+                         .panel = panel,
+                         .n_rows = n_rows,
+                         .n_pairs = depth / 2,
+                         .n_columns = n_columns,
+                         .start = first > 0 ? partial : nullptr,
+                         .start_stride = kPanelColumns,
+                         .out = partial,
+                         .out_stride = kPanelColumns,
+                         .out_f32 = true};
+    if (last) {
+      const int64_t place = row * p.n + column;
+      product.bias = p.bias != nullptr ? bias : nullptr;
+      product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
+      product.out_stride = p.n;
+      product.out_f32 = out_f32;
+      product.accumulate = p.accumulate;
+    }
+    level.multiply(product);
+  }
+}
+
+void linear_blocks(Queue& queue, const LinearParams& p, const GemmLevel& level) {
+  static_assert(kDepth * kPanelColumns * 2 + kBlockRows * kPanelColumns * 4 <= kScratchBytes);
+  const int64_t n_panels = (p.n + kPanelColumns - 1) / kPanelColumns;
+  const int64_t n_blocks = (p.m + kBlockRows - 1) / kBlockRows;
+  queue.for_each(n_blocks * n_panels, [&](int64_t item, const Worker& worker) {
+    const int64_t row = item / n_panels * kBlockRows;
+    multiply_panel(p, level, row, std::min(kBlockRows, p.m - row), item % n_panels * kPanelColumns,
+                   worker.scratch);
+  });
+}
+
+}  // namespace
+
+const GemmLevel& gemm_level(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512Bf16) return kAvx512Bf16;
+  if (isa >= Isa::kAvx512) return kAvx512;
+  if (isa >= Isa::kAvx2) return kAvx2;
+#endif
+  static_cast<void>(isa);
+  return kPortable;
+}
+
+void linear(Queue& queue, const LinearParams& p) {
+  if (p.m == 0) return;
+  CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
+  CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
+  if (p.m <= kMaxSkinnyRows) {
+    linear_skinny(queue, p, gemm_level(queue.isa()));
+  } else if (queue.isa() == Isa::kAmx) {
+    linear_onednn(queue, p);
+  } else {
+    linear_blocks(queue, p, gemm_level(queue.isa()));
+  }
+}
+
+}  // namespace tiercel::cpu

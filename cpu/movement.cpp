@@ -1,0 +1,97 @@
+#include "cpu/movement.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/base/check.h"
+
+namespace tiercel::cpu {
+namespace {
+
+constexpr int64_t kItemBytes = 1 << 20;
+constexpr int64_t kMinParallelBytes = 256 * 1024;  // below, waking threads costs more than it saves
+constexpr int64_t kItemChunks = 64;
+
+void prefetch(const void* address, int64_t n_bytes) {
+  // The first page is enough to start the hardware's own prefetcher for what is longer.
+  const char* p = static_cast<const char*>(address);
+  for (int64_t i = 0; i < std::min<int64_t>(n_bytes, 4096); i += 64) __builtin_prefetch(p + i);
+}
+
+// Misses first .. end - 1 of one KV head. The next chunk is on its way while this one is copied.
+void fetch_chunks(const FetchParams& p, int64_t kv_head, int64_t first, int64_t end) {
+  const int64_t chunk_elements = int64_t{p.chunk_tokens} * p.head_dim;
+  const size_t chunk_bytes = static_cast<size_t>(chunk_elements) * sizeof(bf16);
+  const bf16* values = p.host_values + kv_head * p.host_head_stride;
+  const bf16* keys = p.host_keys == nullptr ? nullptr : p.host_keys + kv_head * p.host_head_stride;
+  bf16* slots = p.slots + kv_head * p.slot_head_stride;
+  const int32_t* chunks = p.miss_chunks + kv_head * p.stride;
+  const int32_t* targets = p.miss_slots + kv_head * p.stride;
+  for (int64_t i = first; i < end; ++i) {
+    if (i + 1 < end) {
+      const int64_t next = chunks[i + 1] * chunk_elements;
+      prefetch(values + next, static_cast<int64_t>(chunk_bytes));
+      if (keys != nullptr) prefetch(keys + next, static_cast<int64_t>(chunk_bytes));
+    }
+    const int64_t source = chunks[i] * chunk_elements;
+    bf16* record = slots + targets[i] * 2 * chunk_elements;
+    if (keys != nullptr) std::memcpy(record, keys + source, chunk_bytes);
+    std::memcpy(record + chunk_elements, values + source, chunk_bytes);
+  }
+}
+
+}  // namespace
+
+void copy(Queue& queue, const CopyParams& p) {
+  CHECK(p.n_rows >= 0 && p.row_bytes >= 0, "{} rows of {} bytes", p.n_rows, p.row_bytes);
+  if (p.n_rows == 0 || p.row_bytes == 0) return;
+  const char* source = static_cast<const char*>(p.source);
+  char* target = static_cast<char*>(p.target);
+  int64_t n_rows = p.n_rows, row_bytes = p.row_bytes;
+  if (p.source_stride == row_bytes && p.target_stride == row_bytes) {
+    row_bytes *= n_rows;
+    n_rows = 1;
+  }
+  if (n_rows * row_bytes < kMinParallelBytes) {
+    for (int64_t row = 0; row < n_rows; ++row) {
+      std::memcpy(target + row * p.target_stride, source + row * p.source_stride,
+                  static_cast<size_t>(row_bytes));
+    }
+    return;
+  }
+  // Items are pieces of long rows, or runs of short ones.
+  const int64_t pieces = (row_bytes + kItemBytes - 1) / kItemBytes;
+  const int64_t rows_per_item = std::max<int64_t>(kItemBytes / row_bytes, 1);
+  const int64_t n_runs = (n_rows + rows_per_item - 1) / rows_per_item;
+  queue.for_each(n_runs * pieces, [&](int64_t item, const Worker&) {
+    const int64_t begin = item % pieces * kItemBytes;
+    const int64_t n_bytes = std::min(kItemBytes, row_bytes - begin);
+    const int64_t first = item / pieces * rows_per_item;
+    for (int64_t row = first; row < std::min(first + rows_per_item, n_rows); ++row) {
+      std::memcpy(target + row * p.target_stride + begin, source + row * p.source_stride + begin,
+                  static_cast<size_t>(n_bytes));
+    }
+  });
+}
+
+void fetch(Queue& queue, const FetchParams& p) {
+  CHECK(p.chunk_tokens > 0 && p.head_dim > 0, "chunks of {} x {}", p.chunk_tokens, p.head_dim);
+  const int64_t chunk_bytes = int64_t{2} * p.chunk_tokens * p.head_dim * (p.host_keys ? 2 : 1);
+  int64_t total = 0, longest = 0;
+  for (int32_t j = 0; j < p.n_kv_heads; ++j) {
+    total += p.miss_counts[j];
+    longest = std::max<int64_t>(longest, p.miss_counts[j]);
+  }
+  if (total * chunk_bytes < kMinParallelBytes) {
+    for (int32_t j = 0; j < p.n_kv_heads; ++j) fetch_chunks(p, j, 0, p.miss_counts[j]);
+    return;
+  }
+  const int64_t pieces = (longest + kItemChunks - 1) / kItemChunks;
+  queue.for_each(p.n_kv_heads * pieces, [&](int64_t item, const Worker&) {
+    const int64_t kv_head = item / pieces;
+    const int64_t first = item % pieces * kItemChunks;
+    fetch_chunks(p, kv_head, first, std::min<int64_t>(first + kItemChunks, p.miss_counts[kv_head]));
+  });
+}
+
+}  // namespace tiercel::cpu

@@ -1,0 +1,13 @@
+// All ops of the CPU half of the seam.
+#pragma once
+
+#include "cpu/attention_decode.h"
+#include "cpu/attention_prefill.h"
+#include "cpu/elementwise.h"
+#include "cpu/gather.h"
+#include "cpu/landmark.h"
+#include "cpu/linear.h"
+#include "cpu/lowrank.h"
+#include "cpu/movement.h"
+#include "cpu/select.h"
+#include "cpu/slots.h"

@@ -1,0 +1,96 @@
+// Queries in the layout of a decode kernel, and what its callers share: choosing the kernel of a
+// level, and cutting a worker's scratch memory into arrays.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/decode_kernel.h"
+#include "cpu/isa.h"
+#include "cpu/queue.h"
+#include "engine/base/check.h"
+#include "engine/base/dtype.h"
+
+namespace tiercel::cpu {
+
+inline const DecodeKernel& decode_kernel(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kPortable: return kDecodePortable;
+    case Isa::kAvx2: return kDecodeAvx2;
+    case Isa::kAvx512: return kDecodeAvx512;
+    case Isa::kAvx512Bf16:
+    case Isa::kAmx: return kDecodeAvx512Bf16;
+  }
+#endif
+  static_cast<void>(isa);
+  return kDecodePortable;
+}
+
+// Query heads are padded with zero queries to whole tiles of 8, 4, 2 or 1.
+constexpr int32_t padded_heads(int32_t n_heads) {
+  const int32_t whole = n_heads / kMaxHeadTile * kMaxHeadTile;
+  const int32_t rest = n_heads - whole;
+  return whole + (rest > 4 ? 8 : rest > 2 ? 4 : rest);
+}
+
+inline const uint16_t* bits(const bf16* p) { return reinterpret_cast<const uint16_t*>(p); }
+
+// head_dim rounded up to whole pieces of the kernel.
+inline int64_t packed_width(const DecodeKernel& kernel, int32_t head_dim) {
+  const int64_t piece = 2 * kernel.lanes;
+  return (head_dim + piece - 1) / piece * piece;
+}
+
+// Packs group rows of q into padded_heads(group) packed rows; returns the bytes of one.
+inline int64_t pack_queries(const DecodeKernel& kernel, const bf16* q, int32_t group,
+                            int32_t head_dim, char* packed) {
+  const int64_t width = packed_width(kernel, head_dim);
+  const int64_t row_bytes = width * static_cast<int64_t>(kernel.bf16_query ? 2 : 4);
+  std::memset(packed, 0, static_cast<size_t>(row_bytes * padded_heads(group)));
+  for (int32_t h = 0; h < group; ++h) {
+    const bf16* row = q + int64_t{h} * head_dim;
+    if (kernel.bf16_query) {
+      std::memcpy(packed + h * row_bytes, row, static_cast<size_t>(head_dim) * sizeof(bf16));
+      continue;
+    }
+    float* out = reinterpret_cast<float*>(packed + h * row_bytes);
+    const int32_t lanes = kernel.lanes;
+    for (int32_t i = 0; i < head_dim; ++i) {
+      const int32_t within = i % (2 * lanes);
+      out[i - within + within % 2 * lanes + within / 2] = static_cast<float>(row[i]);
+    }
+  }
+  return row_bytes;
+}
+
+// The inverse order: a row of the kernel's accumulators into head_dim elements.
+inline void unpack_row(const DecodeKernel& kernel, const float* packed, int32_t head_dim,
+                       float* out) {
+  const int32_t lanes = kernel.lanes;
+  for (int32_t i = 0; i < head_dim; ++i) {
+    const int32_t within = i % (2 * lanes);
+    out[i] = packed[i - within + within % 2 * lanes + within / 2];
+  }
+}
+
+// Cuts arrays from a worker's scratch memory, each on a cache line of its own.
+class Carver {
+ public:
+  explicit Carver(std::byte* scratch) : next_(scratch), end_(scratch + kScratchBytes) {}
+
+  template <typename T>
+  T* take(int64_t n) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    CHECK(next_ <= end_, "scratch of {} bytes exceeded", kScratchBytes);
+    return taken;
+  }
+
+ private:
+  std::byte* next_;
+  std::byte* end_;
+};
+
+}  // namespace tiercel::cpu

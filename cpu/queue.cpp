@@ -1,0 +1,103 @@
+#include "cpu/queue.h"
+
+#include <omp.h>
+#include <tbb/global_control.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+#include <tbb/task_scheduler_observer.h>
+
+#include <thread>
+#include <vector>
+
+#include "cpu/topology.h"
+#include "engine/base/check.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define TIERCEL_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TIERCEL_TSAN 1
+#endif
+#endif
+
+namespace tiercel::cpu {
+namespace {
+
+// oneDNN (Debian's build) brings OpenMP. Its teams spin, and a team beside our workers would fight
+// them for the cores, so every thread that may call oneDNN says "teams of one" first. The setting is
+// per thread, and a new thread starts with the default again.
+void use_teams_of_one() {
+  thread_local bool done = false;
+  if (done) return;
+  omp_set_num_threads(1);
+  done = true;
+}
+
+class TeamsOfOne : public tbb::task_scheduler_observer {
+ public:
+  explicit TeamsOfOne(tbb::task_arena& arena) : tbb::task_scheduler_observer(arena) {
+    observe(true);
+  }
+  ~TeamsOfOne() override { observe(false); }
+  void on_scheduler_entry(bool) override { use_teams_of_one(); }
+};
+
+}  // namespace
+
+class Queue::Threads {
+ public:
+  // TBB allows no more threads than cores unless told to; a user may ask for more.
+  explicit Threads(int n)
+      : limit_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(n) + 1),
+        arena_(n),
+        observer_(arena_) {
+    arena_.initialize();
+  }
+
+  template <typename Work>
+  void run(int n, Work&& work) {
+#ifdef TIERCEL_TSAN
+    // ThreadSanitizer cannot see the synchronisation inside TBB's library and would call every hand-over
+    // a race; plain threads run the same items.
+    std::vector<std::thread> threads;
+    for (int index = 1; index < n; ++index) threads.emplace_back([&, index] { work(index); });
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+#else
+    arena_.execute([&] {
+      tbb::parallel_for(0, n, [&](int) { work(tbb::this_task_arena::current_thread_index()); });
+    });
+#endif
+  }
+
+ private:
+  tbb::global_control limit_;
+  tbb::task_arena arena_;
+  TeamsOfOne observer_;
+};
+
+Queue::Queue(const QueueOptions& options)
+    : n_workers_(options.n_threads > 0 ? options.n_threads : topology().n_cores),
+      isa_(options.isa) {
+  CHECK(options.isa <= detected_isa(), "level {} on a machine that has {}", name_of(options.isa),
+        name_of(detected_isa()));
+  threads_ = std::make_unique<Threads>(n_workers_);
+  scratch_ = static_cast<std::byte*>(map_pages(static_cast<size_t>(n_workers_) * kScratchBytes));
+}
+
+Queue::~Queue() { unmap_pages(scratch_, static_cast<size_t>(n_workers_) * kScratchBytes); }
+
+void Queue::run_on_workers(void (*work)(void*, Worker&), void* context, bool parallel) {
+  auto run = [&](int index) {
+    use_teams_of_one();
+    Worker worker{index, scratch_ + static_cast<size_t>(index) * kScratchBytes};
+    work(context, worker);
+  };
+  if (parallel && n_workers_ > 1) {
+    threads_->run(n_workers_, run);
+  } else {
+    run(0);
+  }
+}
+
+}  // namespace tiercel::cpu

@@ -1,0 +1,23 @@
+// Which chunks a decode step, or a block of prefill queries, attends: landmark scores, softmax per
+// query head, the best k per KV head. Scores are clamped to +-2^126 (log2 units); a NaN score
+// counts as the lowest. Both ops are exact: the same set as a full sort by (score descending, index
+// ascending), where scores are the fp32 values of the queue's instruction-set level.
+#pragma once
+
+#include "cpu/queue.h"
+#include "engine/base/ops.h"
+
+namespace tiercel::cpu {
+
+void select_chunks(Queue& queue, const SelectParams& params);
+
+// The mean query of a block is rounded to bf16 before it scores; its softmax is over the chunks
+// that compete (sinks do not). k is at most max_prefill_chunks(n_heads / n_kv_heads).
+void select_prefill_chunks(Queue& queue, const PrefillSelectParams& params);
+
+// The lists of one block's heads have to fit a worker's scratch memory.
+constexpr int64_t max_prefill_chunks(int64_t group) {
+  return static_cast<int64_t>(kScratchBytes / 2) / (8 * 4 * group);
+}
+
+}  // namespace tiercel::cpu

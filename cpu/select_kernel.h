@@ -1,0 +1,252 @@
+// The inner loops of selection, written once as templates on a Vector (vector_*.h); each
+// select_<level>.cpp instantiates them. (Scores of one decode step: score_rows in decode_kernel.h.)
+//
+// Scores are kept finite: clamped to +-kScoreLimit, NaN to -kScoreLimit. -inf is left to mean "no
+// candidate", and differences of two scores cannot overflow.
+#pragma once
+
+#include <cstdint>
+
+namespace tiercel::cpu {
+
+inline constexpr float kScoreLimit = 0x1p126f;
+inline constexpr int32_t kPrefillRows =
+    32;  // landmarks of one call of score_blocks and scan_blocks
+
+// Scores of one group of heads over n candidates, to one score per candidate.
+struct CombineScores {
+  const float* scores;  // [n_heads][score_stride]
+  int64_t score_stride;
+  int32_t n_heads;
+  const float* log_sums;  // [n_heads], log2 of the sum of exp2(score); finite
+  bool mean;              // else max over the heads
+  int64_t n;              // out is written up to the next multiple of 16
+  float* out;
+};
+
+// scores[row][query] = (landmark_row . query) * scale, clamped. queries are packed by the level's
+// layout: fp32 [head_dim][n_queries], or bf16 [head_dim/2][n_queries][2].
+struct PrefillScores {
+  const uint16_t* landmarks;  // [n_rows][head_dim]
+  int32_t n_rows, head_dim;
+  int32_t n_queries;  // a multiple of the level's lanes
+  const void* queries;
+  float scale;
+  float* scores;  // [n_rows][n_queries]
+};
+
+// A row in which some of the lanes first_query, first_query + 1, .. exceed their thresholds.
+struct PrefillHit {
+  int32_t row, first_query;
+  uint32_t lanes;
+};
+
+// Updates each query's maximum and sum of exp2(score - maximum), and reports scores above
+// thresholds.
+struct PrefillScan {
+  float* scores;  // [n_rows][n_queries]
+  int32_t n_rows, n_queries;
+  const int32_t* limits;    // [n_queries] rows at or behind it are not candidates; null: all are
+  const float* thresholds;  // [n_queries]
+  float* max;               // [n_queries] or null: no sums wanted
+  float* sum;
+  PrefillHit* hits;  // [n_rows * n_queries / lanes] at most
+};
+
+struct SelectKernel {
+  int32_t lanes;
+  bool bf16_query;  // of prefill queries
+  // Clamps n scores in place. Reads and writes whole groups of 16.
+  void (*clamp_scores)(float* scores, int64_t n);
+  // Adds n scores to (max, sum of exp2(score - max)). -inf adds nothing; max may be -inf before.
+  void (*sum_scores)(const float* scores, int64_t n, float* max, float* sum);
+  void (*combine_scores)(const CombineScores&);
+  // Indices of scores above the threshold, ascending, into found (room for n + 16); their number.
+  int64_t (*collect_above)(const float* scores, int64_t n, float threshold, int32_t* found);
+  void (*score_blocks)(const PrefillScores&);
+  int64_t (*scan_blocks)(const PrefillScan&);
+};
+extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Bf16;
+
+namespace {
+
+template <class V>
+typename V::F clamp_score(typename V::F x) {
+  // max returns its second operand for NaN.
+  return V::min(V::max(x, V::set1(-kScoreLimit)), V::set1(kScoreLimit));
+}
+
+template <class V>
+void clamp_scores(float* scores, int64_t n) {
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    V::store(scores + i, clamp_score<V>(V::load(scores + i)));
+  }
+}
+
+template <class V>
+void sum_scores(const float* scores, int64_t n, float* max, float* sum) {
+  constexpr int L = V::kLanes;
+  const int64_t n_whole = n / L * L;
+  alignas(64) float rest[L];
+  for (int i = 0; i < L; ++i) rest[i] = n_whole + i < n ? scores[n_whole + i] : -__builtin_inff();
+
+  typename V::F top0 = V::load(rest), top1 = V::set1(*max);
+  int64_t i = 0;
+  for (; i + 2 * L <= n_whole; i += 2 * L) {
+    top0 = V::max(V::load(scores + i), top0);
+    top1 = V::max(V::load(scores + i + L), top1);
+  }
+  if (i < n_whole) top0 = V::max(V::load(scores + i), top0);
+  const float top = V::maximum(V::max(top0, top1));
+  const typename V::F reference = V::set1(top == -__builtin_inff() ? 0.0f : top);
+
+  typename V::F total0 = V::exp2(V::sub(V::load(rest), reference)), total1 = V::zero();
+  for (i = 0; i + 2 * L <= n_whole; i += 2 * L) {
+    total0 = V::add(total0, V::exp2(V::sub(V::load(scores + i), reference)));
+    total1 = V::add(total1, V::exp2(V::sub(V::load(scores + i + L), reference)));
+  }
+  if (i < n_whole) total0 = V::add(total0, V::exp2(V::sub(V::load(scores + i), reference)));
+  alignas(64) float factor[L];
+  V::store(factor, V::exp2(V::sub(V::set1(*max), reference)));
+  *sum = *sum * factor[0] + V::sum(V::add(total0, total1));
+  *max = top;
+}
+
+template <class V>
+void combine_scores(const CombineScores& p) {
+  const typename V::F share = V::set1(1.0f / static_cast<float>(p.n_heads));
+  for (int64_t i = 0; i < p.n; i += V::kLanes) {
+    typename V::F all = p.mean ? V::zero() : V::set1(-__builtin_inff());
+    typename V::F live = V::zero();
+    for (int32_t h = 0; h < p.n_heads; ++h) {
+      const typename V::F s = V::load(p.scores + h * p.score_stride + i);
+      const typename V::F log_weight = V::sub(s, V::set1(p.log_sums[h]));
+      if (p.mean) {
+        all = V::add(all, V::exp2(log_weight));
+        live = s;  // -inf in one head is -inf in all: no candidate
+      } else {
+        all = V::max(log_weight, all);
+      }
+    }
+    if (p.mean) all = V::where_greater(live, V::set1(-__builtin_inff()), V::mul(all, share), live);
+    V::store(p.out + i, all);
+  }
+}
+
+template <class V>
+int64_t collect_above(const float* scores, int64_t n, float threshold, int32_t* found) {
+  const typename V::F bar = V::set1(threshold);
+  int64_t count = 0;
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) {
+    uint32_t above = V::greater(V::load(scores + i), bar);
+    while (above != 0) {
+      found[count++] = static_cast<int32_t>(i) + __builtin_ctz(above);
+      above &= above - 1;
+    }
+  }
+  for (; i < n; ++i) {
+    if (scores[i] > threshold) found[count++] = static_cast<int32_t>(i);
+  }
+  return count;
+}
+
+// kRows landmarks (broadcast, two elements at a time) times kVectors vectors of queries.
+template <class V, int kRows, int kVectors>
+void score_block_tile(const PrefillScores& p, int32_t row, int32_t query) {
+  typename V::F acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = V::zero();
+  }
+  const uint16_t* landmarks = p.landmarks + int64_t{row} * p.head_dim;
+  for (int32_t i = 0; i < p.head_dim; i += 2) {
+    const typename V::QueryPair queries(p.queries, p.n_queries, i, query);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::BroadcastPair x(landmarks + r * p.head_dim + i);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = queries.dot(v, x, acc[r][v]);
+    }
+  }
+  const typename V::F scale = V::set1(p.scale);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* scores = p.scores + int64_t{row + r} * p.n_queries + query;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V::store(scores + v * V::kLanes, clamp_score<V>(V::mul(acc[r][v], scale)));
+    }
+  }
+}
+
+template <class V, int kRows, int kVectors>
+void score_block_column(const PrefillScores& p, int32_t query) {
+  int32_t row = 0;
+  for (; row + kRows <= p.n_rows; row += kRows) score_block_tile<V, kRows, kVectors>(p, row, query);
+  for (; row < p.n_rows; ++row) score_block_tile<V, 1, kVectors>(p, row, query);
+}
+
+// Three quarters of the registers are accumulators.
+template <class V>
+void score_blocks(const PrefillScores& p) {
+  constexpr int kTile = V::kRegisters * 3 / 4;
+  int32_t query = 0;
+  for (; query + 4 * V::kLanes <= p.n_queries; query += 4 * V::kLanes) {
+    score_block_column<V, kTile / 4, 4>(p, query);
+  }
+  for (; query + 2 * V::kLanes <= p.n_queries; query += 2 * V::kLanes) {
+    score_block_column<V, kTile / 2, 2>(p, query);
+  }
+  for (; query < p.n_queries; query += V::kLanes) score_block_column<V, kTile / 2, 1>(p, query);
+}
+
+template <class V, bool kLimited>
+int64_t scan_block_lanes(const PrefillScan& p, int32_t query, int64_t n_hits) {
+  typename V::F top = V::zero(), reference = V::zero(), sum = V::zero();
+  if (kLimited || p.max != nullptr) {
+    if (p.max != nullptr) top = V::load(p.max + query);
+    const typename V::F before = top;
+    for (int32_t row = 0; row < p.n_rows; ++row) {
+      float* scores = p.scores + int64_t{row} * p.n_queries + query;
+      typename V::F s = V::load(scores);
+      if constexpr (kLimited) {
+        s = V::keep_below(s, row, p.limits + query);
+        V::store(scores, s);
+      }
+      top = V::max(s, top);
+    }
+    if (p.max != nullptr) {
+      // Finite even where there has been no candidate yet.
+      reference = V::max(top, V::set1(-2 * kScoreLimit));
+      sum = V::mul(V::load(p.sum + query), V::exp2(V::sub(before, reference)));
+    }
+  }
+  const typename V::F bar = V::load(p.thresholds + query);
+  for (int32_t row = 0; row < p.n_rows; ++row) {
+    const typename V::F s = V::load(p.scores + int64_t{row} * p.n_queries + query);
+    const uint32_t lanes = V::greater(s, bar);
+    p.hits[n_hits] = {row, query, lanes};
+    n_hits += lanes != 0;
+    if (p.max != nullptr) sum = V::add(sum, V::exp2(V::sub(s, reference)));
+  }
+  if (p.max != nullptr) {
+    V::store(p.max + query, top);
+    V::store(p.sum + query, sum);
+  }
+  return n_hits;
+}
+
+template <class V>
+int64_t scan_blocks(const PrefillScan& p) {
+  int64_t n_hits = 0;
+  for (int32_t query = 0; query < p.n_queries; query += V::kLanes) {
+    n_hits = p.limits != nullptr ? scan_block_lanes<V, true>(p, query, n_hits)
+                                 : scan_block_lanes<V, false>(p, query, n_hits);
+  }
+  return n_hits;
+}
+
+}  // namespace
+}  // namespace tiercel::cpu

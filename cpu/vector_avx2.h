@@ -1,0 +1,128 @@
+// Eight fp32 lanes with AVX2 and FMA: the Vector of the avx2 level (see vector_portable.h).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/exp2_poly.h"
+#include "cpu/intrinsics.h"
+
+namespace tiercel::cpu {
+namespace {
+
+struct Vector {
+  static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
+  static constexpr bool kBf16Query = false;
+  using F = __m256;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static uint32_t greater(F a, F b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+  }
+  static F where_greater(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+  }
+  static F keep_below(F v, int32_t row, const int32_t* limit) {
+    const __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(limit));
+    const __m256i below = _mm256_cmpgt_epi32(l, _mm256_set1_epi32(row));
+    return _mm256_blendv_ps(set1(-__builtin_inff()), v, _mm256_castsi256_ps(below));
+  }
+
+  static F exp2(F x) {
+    const F magic = set1(12582912.0f);
+    const F y = max(set1(-126.0f), x);
+    const F shifted = add(y, magic);
+    const F f = sub(y, sub(shifted, magic));
+    F p = set1(TIERCEL_EXP2_C6);
+    p = fma(p, f, set1(TIERCEL_EXP2_C5));
+    p = fma(p, f, set1(TIERCEL_EXP2_C4));
+    p = fma(p, f, set1(TIERCEL_EXP2_C3));
+    p = fma(p, f, set1(TIERCEL_EXP2_C2));
+    p = fma(p, f, set1(TIERCEL_EXP2_C1));
+    p = fma(p, f, set1(1.0f));
+    const __m256i exponent = _mm256_slli_epi32(
+        _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127)), 23);
+    const F small = _mm256_cmp_ps(x, set1(-126.0f), _CMP_LT_OQ);
+    return _mm256_andnot_ps(small, mul(p, _mm256_castsi256_ps(exponent)));
+  }
+
+  static float sum(F v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float maximum(F v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+  }
+  static F reduce(const F* a) {
+    const F t0 = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const F t1 = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    return add(_mm256_permute2f128_ps(t0, t1, 0x20), _mm256_permute2f128_ps(t0, t1, 0x31));
+  }
+
+  static void split(__m256i pairs, F& even, F& odd) {
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    odd = _mm256_castsi256_ps(
+        _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+  }
+  static void load_pairs(const uint16_t* p, F& even, F& odd) {
+    split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), even, odd);
+  }
+  static void load_pairs(const uint16_t* p, int n, F& even, F& odd) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i live = _mm256_cmpgt_epi32(_mm256_set1_epi32(n / 2), lane);
+    split(_mm256_maskload_epi32(reinterpret_cast<const int*>(p), live), even, odd);
+  }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+  struct Piece {
+    F even, odd;
+  };
+  static Piece load_piece(const uint16_t* p) {
+    Piece piece;
+    load_pairs(p, piece.even, piece.odd);
+    return piece;
+  }
+  static Piece load_piece(const uint16_t* p, int n) {
+    Piece piece;
+    load_pairs(p, n, piece.even, piece.odd);
+    return piece;
+  }
+  static F dot(F acc, const Piece& row, const char* query, int64_t piece) {
+    const float* q = reinterpret_cast<const float*>(query) + piece * 2 * kLanes;
+    return fma(row.odd, load(q + kLanes), fma(row.even, load(q), acc));
+  }
+
+  struct BroadcastPair {
+    explicit BroadcastPair(const uint16_t* p) {
+      int32_t u;
+      __builtin_memcpy(&u, p, sizeof u);
+      split(_mm256_set1_epi32(u), even, odd);
+    }
+    F even, odd;
+  };
+  struct QueryPair {
+    QueryPair(const void* queries, int32_t n_queries, int32_t i, int32_t first)
+        : even(static_cast<const float*>(queries) + int64_t{i} * n_queries + first),
+          odd(even + n_queries) {}
+    F dot(int v, const BroadcastPair& x, F acc) const {
+      return fma(x.odd, load(odd + v * kLanes), fma(x.even, load(even + v * kLanes), acc));
+    }
+    const float* even;
+    const float* odd;
+  };
+};
+
+}  // namespace
+}  // namespace tiercel::cpu

@@ -1,0 +1,145 @@
+// Four fp32 lanes in plain C++ (GCC and clang vector extensions): the Vector of the portable level.
+//
+// A Vector is the type that the kernels of decode_kernel.h and select_kernel.h are templates on.
+// bf16 data is read as *pairs*: a piece is 2 * kLanes consecutive elements, split into the even and
+// the odd ones, because that costs one shift and one mask and no shuffle.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/exp2_poly.h"
+
+namespace tiercel::cpu {
+namespace {
+
+struct Vector {
+  static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 16;  // decides how many accumulators a kernel keeps
+  static constexpr bool kBf16Query = false;
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint32_t U __attribute__((vector_size(16)));
+
+  static F zero() { return F{}; }
+  static F set1(float x) { return F{x, x, x, x}; }
+  static F load(const float* p) {
+    F v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  static F fma(F a, F b, F c) { return a * b + c; }
+  // As maxps: where either operand is NaN the result is b.
+  static F max(F a, F b) { return select(a > b, a, b); }
+  static F min(F a, F b) { return select(a < b, a, b); }
+  static uint32_t greater(F a, F b) {
+    const I m = a > b;
+    return (m[0] & 1u) | (m[1] & 2u) | (m[2] & 4u) | (m[3] & 8u);
+  }
+  // Per lane a > b ? x : y.
+  static F where_greater(F a, F b, F x, F y) { return select(a > b, x, y); }
+  // Lane i keeps its value where row < limit[i], and becomes -inf elsewhere.
+  static F keep_below(F v, int32_t row, const int32_t* limit) {
+    I l;
+    __builtin_memcpy(&l, limit, sizeof l);
+    return select(I{row, row, row, row} < l, v, set1(-__builtin_inff()));
+  }
+
+  // x <= 0 or NaN; -inf gives 0. Results below 2^-126 are 0.
+  static F exp2(F x) {
+    const F magic = set1(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+    const F y = max(set1(-126.0f), x);
+    const F shifted = y + magic;
+    const F f = y - (shifted - magic);
+    F p = set1(TIERCEL_EXP2_C6);
+    p = fma(p, f, set1(TIERCEL_EXP2_C5));
+    p = fma(p, f, set1(TIERCEL_EXP2_C4));
+    p = fma(p, f, set1(TIERCEL_EXP2_C3));
+    p = fma(p, f, set1(TIERCEL_EXP2_C2));
+    p = fma(p, f, set1(TIERCEL_EXP2_C1));
+    p = fma(p, f, set1(1.0f));
+    const U exponent = ((U)shifted + 127u) << 23;
+    return select(x < set1(-126.0f), zero(), p * (F)exponent);
+  }
+
+  static float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static float maximum(F v) {
+    const float a = v[0] > v[2] ? v[0] : v[2];
+    const float b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+  }
+  // Lane i of the result is the sum of the lanes of a[i].
+  static F reduce(const F* a) {
+    const F t0 = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5) +
+                 __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
+    const F t1 = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5) +
+                 __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(t0, t1, 0, 1, 4, 5) +
+           __builtin_shufflevector(t0, t1, 2, 3, 6, 7);
+  }
+
+  static void load_pairs(const uint16_t* p, F& even, F& odd) {
+    U u;
+    __builtin_memcpy(&u, p, sizeof u);
+    even = (F)(u << 16);
+    odd = (F)(u & 0xffff0000u);
+  }
+  // The first n elements (n even), zeros behind; nothing past them is read.
+  static void load_pairs(const uint16_t* p, int n, F& even, F& odd) {
+    uint16_t whole[2 * kLanes] = {};
+    for (int i = 0; i < n; ++i) whole[i] = p[i];
+    load_pairs(whole, even, odd);
+  }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+  // A piece of a row, multiplied by a piece of the query. The query is packed as fp32: the even
+  // elements of the piece, then the odd ones.
+  struct Piece {
+    F even, odd;
+  };
+  static Piece load_piece(const uint16_t* p) {
+    Piece piece;
+    load_pairs(p, piece.even, piece.odd);
+    return piece;
+  }
+  static Piece load_piece(const uint16_t* p, int n) {
+    Piece piece;
+    load_pairs(p, n, piece.even, piece.odd);
+    return piece;
+  }
+  static F dot(F acc, const Piece& row, const char* query, int64_t piece) {
+    const float* q = reinterpret_cast<const float*>(query) + piece * 2 * kLanes;
+    return fma(row.odd, load(q + kLanes), fma(row.even, load(q), acc));
+  }
+
+  // The other way round: lanes are queries, and two elements of a row are broadcast to all of them.
+  struct BroadcastPair {
+    explicit BroadcastPair(const uint16_t* p) {
+      uint32_t u;
+      __builtin_memcpy(&u, p, sizeof u);
+      even = (F)(U{u, u, u, u} << 16);
+      odd = (F)(U{u, u, u, u} & 0xffff0000u);
+    }
+    F even, odd;
+  };
+  // Elements i and i + 1 of queries first, first + 1, ..; queries are fp32 [head_dim][n_queries].
+  struct QueryPair {
+    QueryPair(const void* queries, int32_t n_queries, int32_t i, int32_t first)
+        : even(static_cast<const float*>(queries) + int64_t{i} * n_queries + first),
+          odd(even + n_queries) {}
+    F dot(int v, const BroadcastPair& x, F acc) const {
+      return fma(x.odd, load(odd + v * kLanes), fma(x.even, load(even + v * kLanes), acc));
+    }
+    const float* even;
+    const float* odd;
+  };
+
+ private:
+  static F select(I mask, F a, F b) { return (F)((mask & (I)a) | (~mask & (I)b)); }
+};
+
+}  // namespace
+}  // namespace tiercel::cpu

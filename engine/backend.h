@@ -1,0 +1,72 @@
+// The seam: what a queue type must be able to do to be a backend.
+//
+// A backend is a queue type (cpu::Queue, cuda::Stream) together with one free function per op of
+// engine/base/ops.h, found by argument-dependent lookup on the queue. The concept lists them, so a
+// missing or ill-typed op is a compile error that names it. Every op is asynchronous on its queue;
+// order between queues is expressed by tickets only: b.wait(a.record()).
+#pragma once
+
+#include <concepts>
+
+#include "engine/base/ops.h"
+
+namespace tiercel {
+
+template <typename Q>
+concept Orders = requires(Q& queue) {
+  { queue.record() };
+  queue.wait(queue.record());
+};
+
+template <typename Q>
+concept Allocates = requires(Q& queue, void* address, int64_t bytes) {
+  { allocate(queue, bytes) } -> std::same_as<void*>;
+  release(queue, address, bytes);
+};
+
+template <typename Q>
+concept Moves = requires(Q& queue) {
+  copy(queue, CopyParams{});
+  fetch(queue, FetchParams{});
+};
+
+template <typename Q>
+concept Transforms = requires(Q& queue) {
+  embed(queue, EmbedParams{});
+  rms_norm(queue, NormParams{});
+  linear(queue, LinearParams{});
+  swiglu(queue, SwigluParams{});
+  rope_append(queue, RopeAppendParams{});
+  token_logprobs(queue, LogprobParams{});
+};
+
+template <typename Q>
+concept Attends = requires(Q& queue) {
+  attend_prefill(queue, PrefillAttendParams{});
+  attend_decode(queue, DecodeAttendParams{});
+  merge_partials(queue, MergeParams{});
+};
+
+template <typename Q>
+concept Selects = requires(Q& queue) {
+  build_landmarks(queue, LandmarkParams{});
+  find_outliers(queue, OutlierParams{});
+  select_chunks(queue, SelectParams{});
+  select_prefill_chunks(queue, PrefillSelectParams{});
+  reset_slots(queue, SlotState{}, int32_t{});
+  map_slots(queue, MapSlotsParams{});
+  gather_chunks(queue, GatherParams{});
+  fit_basis(queue, FitBasisParams{});
+  project_keys(queue, ProjectParams{});
+  rebuild_keys(queue, RebuildParams{});
+};
+
+// A tier that only stores: host memory beside a GPU.
+template <typename Q>
+concept HostTier = Orders<Q> && Allocates<Q>;
+
+// A tier that computes.
+template <typename Q>
+concept Backend = HostTier<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q>;
+
+}  // namespace tiercel

@@ -1,0 +1,379 @@
+// The vocabulary of the seam: one plain parameter struct per op, shared by both halves.
+//
+// An op is a free function op(Queue&, const Params&) in cpu/ (for cpu::Queue) and in kernels/ (for
+// cuda::Stream); engine/backend.h lists them as one concept. A params struct holds pointers, counts
+// and strides only; the shape of every tensor stands beside its pointer, innermost dimension last.
+// Strides are in elements. Positions, tokens and element counts are 64-bit everywhere.
+//
+// Conventions
+//   G          query heads per KV head: n_heads / n_kv_heads; query head h reads KV head h / G
+//   plane      [n_kv_heads][capacity][head_dim] bf16, one KV head after the other (head_stride apart)
+//   chunk c    tokens c*chunk_tokens .. (c+1)*chunk_tokens - 1 of a sequence
+//   scores     in units of log2: s = (q . k) * scale * log2(e), so that weights are exp2(s - max)
+#pragma once
+
+#include <cstdint>
+
+#include "engine/base/dtype.h"
+
+namespace tiercel {
+
+// ---- rotary positions ---------------------------------------------------------------------------
+
+// cos and sin of position * inv_freq, as a product of two small tables (angle addition), so that a
+// position of many millions is as exact as position 1: angles are reduced in fp64 when the tables
+// are made (engine/base/rope.h), and the sum of angles costs one rounding of fp32.
+//   position = 1024 * a + b:  cos = ca*cb - sa*sb,  sin = sa*cb + ca*sb
+// HF's "rotate half": element i pairs with i + head_dim/2 and turns by inv_freq[i].
+struct RopeView {
+  const float* coarse_cos = nullptr;  // [n_coarse][half]
+  const float* coarse_sin = nullptr;  // [n_coarse][half]
+  const float* fine_cos = nullptr;    // [1024][half]
+  const float* fine_sin = nullptr;    // [1024][half]
+  int64_t n_coarse = 0;               // positions below 1024 * n_coarse are valid
+  int32_t half = 0;                   // head_dim / 2
+};
+inline constexpr int64_t kRopeFine = 1024;
+
+// ---- embedding, norms, linear layers ------------------------------------------------------------
+
+struct EmbedParams {
+  const int32_t* ids = nullptr;  // [n_tokens], each in [0, vocab)
+  const bf16* table = nullptr;   // [vocab][width]
+  bf16* out = nullptr;           // [n_tokens][width]
+  int64_t n_tokens = 0, vocab = 0, width = 0;
+};
+
+// out = x / sqrt(mean(x^2) + eps) * weight, row by row; fp32 inside. out may be x.
+struct NormParams {
+  const bf16* x = nullptr;       // [n_rows][width]
+  const bf16* weight = nullptr;  // [width]
+  bf16* out = nullptr;           // [n_rows][width]
+  int64_t n_rows = 0, width = 0;
+  float eps = 0;
+};
+
+// out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end.
+// out_type is kBf16 or kF32.
+struct LinearParams {
+  const bf16* x = nullptr;       // [m][k]
+  const bf16* weight = nullptr;  // [n][k], as Hugging Face stores it
+  const bf16* bias = nullptr;    // [n] or null
+  void* out = nullptr;           // [m][n]
+  int64_t m = 0, k = 0, n = 0;
+  DType out_type = DType::kBf16;
+  bool accumulate = false;
+};
+
+// out = silu(gate) * up, fp32 inside. out may be gate.
+struct SwigluParams {
+  const bf16* gate = nullptr;  // [n]
+  const bf16* up = nullptr;    // [n]
+  bf16* out = nullptr;         // [n]
+  int64_t n = 0;
+};
+
+// Turns q in place, turns k into the key plane, copies v into the value plane. With q_norm and
+// k_norm (Qwen3) each head is RMS-normalised first.
+struct RopeAppendParams {
+  bf16* q = nullptr;             // [n_tokens][n_heads][head_dim], in place
+  const bf16* k = nullptr;       // [n_tokens][n_kv_heads][head_dim], before RoPE
+  const bf16* v = nullptr;       // [n_tokens][n_kv_heads][head_dim]
+  const bf16* q_norm = nullptr;  // [head_dim] or null
+  const bf16* k_norm = nullptr;  // [head_dim] or null
+  bf16* keys = nullptr;          // plane, after RoPE; token t goes to row first_row + t
+  bf16* values = nullptr;        // plane
+  int64_t head_stride = 0;       // of both planes
+  int64_t first_row = 0;
+  int64_t first_position = 0;  // token t has position first_position + t
+  int64_t n_tokens = 0;
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float eps = 0;
+  RopeView rope;
+};
+
+// logprobs[i] = log softmax(logits[i])[targets[i]], natural log, fp64 sums.
+struct LogprobParams {
+  const float* logits = nullptr;     // [n_rows][vocab]
+  const int32_t* targets = nullptr;  // [n_rows]
+  double* logprobs = nullptr;        // [n_rows]
+  int64_t n_rows = 0, vocab = 0;
+};
+
+// ---- attention ----------------------------------------------------------------------------------
+
+// Causal attention of n_tokens consecutive queries over one layer's exact planes. Row r of the
+// planes holds position r. Query t (position p = first_position + t) sees keys max(0, p-window+1)..p.
+//
+// With block_tokens > 0 the queries are cut into blocks of block_tokens (the first block starts at
+// query 0) and block b, KV head j sees only
+//   - the chunks chunk_ids[b][j][0 .. chunk_counts[b][j]), all of them before local_begin[b], and
+//   - keys local_begin[b] .. p, causally.
+// With block_tokens == 0 everything is seen. window and blocks are not combined.
+struct PrefillAttendParams {
+  const bf16* q = nullptr;       // [n_tokens][n_heads][head_dim], after RoPE
+  const bf16* keys = nullptr;    // plane
+  const bf16* values = nullptr;  // plane
+  bf16* out = nullptr;           // [n_tokens][n_heads][head_dim]
+  int64_t head_stride = 0;
+  int64_t n_tokens = 0;
+  int64_t first_position = 0;
+  int64_t window = 0;  // 0: unlimited
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;  // multiplies q . k before softmax (natural units)
+  int64_t block_tokens = 0;
+  const int32_t* chunk_ids = nullptr;     // [n_blocks][n_kv_heads][max_chunks], ascending
+  const int32_t* chunk_counts = nullptr;  // [n_blocks][n_kv_heads]
+  const int64_t* local_begin = nullptr;   // [n_blocks]
+  int64_t max_chunks = 0;
+  int32_t chunk_tokens = 0;
+  bool exact_exp = false;  // fp32 polynomial exp2 instead of the 16-bit lookup
+};
+
+// Some keys and values that a decode step attends, all of them visible. The rows of chunk c of KV
+// head j start at keys + j*head_stride + c*chunk_stride, token_stride elements apart.
+// With ids: KV head j sees chunks ids[j*ids_stride + 0 .. counts[j]), whole, in that order.
+// Without ids: every KV head sees rows 0 .. n_tokens-1, chunk after chunk (a contiguous plane has
+// chunk_tokens = 1 and chunk_stride = token_stride).
+struct KvSource {
+  const bf16* keys = nullptr;
+  const bf16* values = nullptr;
+  int64_t head_stride = 0;
+  int64_t chunk_stride = 0;
+  int64_t token_stride = 0;
+  int32_t chunk_tokens = 1;
+  const int32_t* ids = nullptr;     // [n_kv_heads][ids_stride]
+  const int32_t* counts = nullptr;  // [n_kv_heads]
+  int64_t ids_stride = 0;
+  int64_t n_tokens = 0;
+};
+
+// A partial result of attention for n_heads queries: a value of the algebra in partial.h.
+//   out[h] = sum_i exp2(s_i - max[h]) v_i,  sum[h] = sum_i exp2(s_i - max[h]);
+// nothing attended: max = -inf, sum = 0, out = 0.
+struct PartialView {
+  float* max = nullptr;  // [n_heads], log2 units
+  float* sum = nullptr;  // [n_heads]
+  float* out = nullptr;  // [n_heads][head_dim], fp32, not normalised
+};
+
+// At most this many ranges per (source, KV head): the workspace that a decode step needs is known
+// without knowing its length.
+inline constexpr int64_t kMaxDecodeRanges = 64;
+inline constexpr int32_t kMaxDecodeSources = 8;
+
+struct DecodeAttendParams {
+  const bf16* q = nullptr;  // [n_heads][head_dim], after RoPE
+  const KvSource* sources = nullptr;
+  int32_t n_sources = 0;  // at most kMaxDecodeSources
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  PartialView out;
+  float* workspace = nullptr;  // decode_workspace_floats(n_heads, head_dim)
+};
+constexpr int64_t decode_workspace_floats(int64_t n_heads, int64_t head_dim) {
+  return n_heads * kMaxDecodeRanges * kMaxDecodeSources * (head_dim + 2);
+}
+
+// out = normalised merge of n_partials partial results. All empty: zeros.
+struct MergeParams {
+  const PartialView* partials = nullptr;
+  int32_t n_partials = 0;
+  int32_t n_heads = 0, head_dim = 0;
+  bf16* out = nullptr;  // [n_heads][head_dim]
+};
+
+// ---- index and selection ------------------------------------------------------------------------
+
+// landmark[c] = mean of the keys of chunk c (fp32 sum, one rounding), for chunks
+// first_chunk .. first_chunk + n_chunks - 1. Rows of the key plane: chunk c starts at row
+// c*chunk_tokens - first_row.
+struct LandmarkParams {
+  const bf16* keys = nullptr;  // plane, after RoPE
+  int64_t key_head_stride = 0;
+  int64_t first_row = 0;
+  bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim]; chunk c at row c
+  int64_t landmark_head_stride = 0;
+  int64_t first_chunk = 0, n_chunks = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// Per KV head the n_outliers chunks of [first_chunk, end_chunk) with the lowest
+// min over members of cos(landmark, key): the chunks that a mean describes worst (ShadowKV, 1.2).
+// Ties go to the lower chunk. ids ascending; their bits are set in excluded.
+struct OutlierParams {
+  const bf16* keys = nullptr;  // plane; row r is position r
+  int64_t key_head_stride = 0;
+  const bf16* landmarks = nullptr;
+  int64_t landmark_head_stride = 0;
+  int64_t first_chunk = 0, end_chunk = 0;
+  int64_t n_outliers = 0;  // at most end_chunk - first_chunk
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+  int32_t* ids = nullptr;        // [n_kv_heads][n_outliers]
+  uint64_t* excluded = nullptr;  // [n_kv_heads][excluded_stride] bit maps over chunks
+  int64_t excluded_stride = 0;   // in words
+  float* workspace = nullptr;    // [n_kv_heads][end_chunk - first_chunk]
+};
+
+enum class GroupScore : uint8_t { kMax, kMean };  // ShadowKV takes the max, FreeKV the mean
+
+// Per KV head the k chunks with the highest score over candidates [first_chunk, end_chunk) that are
+// not excluded: p_h = softmax over the candidates of (q_h . landmark) * scale for each query head h
+// of the group, then max or mean over the group. Ties go to the lower chunk. Fewer candidates than
+// k: all of them. ids ascending.
+struct SelectParams {
+  const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE
+  const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim]
+  int64_t landmark_head_stride = 0;
+  const uint64_t* excluded = nullptr;  // [n_kv_heads][excluded_stride] or null
+  int64_t excluded_stride = 0;
+  int64_t first_chunk = 0, end_chunk = 0;
+  int64_t k = 0;
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  GroupScore group = GroupScore::kMax;
+  int32_t* ids = nullptr;      // [n_kv_heads][k]
+  int32_t* counts = nullptr;   // [n_kv_heads]
+  float* workspace = nullptr;  // select_workspace_floats(n_heads, n_kv_heads, candidates)
+};
+// Scores of every candidate for every query head, plus per-range sums.
+constexpr int64_t select_workspace_floats(int64_t n_heads, int64_t n_kv_heads,
+                                          int64_t n_candidates) {
+  return (n_heads + n_kv_heads) * (n_candidates + 64) + n_heads * 4096;
+}
+
+// Selection for prefill: queries in blocks of block_tokens; the mean query of a block (per query
+// head) scores all chunks that end before the block's local_begin, as in SelectParams with kMax.
+//   local_begin[b] = the chunk boundary at or below max(0, position of the block's first query -
+//                    local_tokens)
+//   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are few
+struct PrefillSelectParams {
+  const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE
+  const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim], made up to the last block
+  int64_t landmark_head_stride = 0;
+  int64_t first_position = 0;  // a multiple of chunk_tokens
+  int64_t n_tokens = 0, block_tokens = 0, local_tokens = 0;
+  int64_t sink_chunks = 0, k = 0;
+  int32_t chunk_tokens = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  int32_t* chunk_ids = nullptr;     // [n_blocks][n_kv_heads][sink_chunks + k]
+  int32_t* chunk_counts = nullptr;  // [n_blocks][n_kv_heads]
+  int64_t* local_begin = nullptr;   // [n_blocks]
+};
+
+// ---- low-rank keys ------------------------------------------------------------------------------
+
+// A row of the w = n_kv_heads * head_dim key channels of one token, before RoPE, is
+//   K ~ mean + U basis^T,   U = (K - mean) basis.
+struct LowRankView {
+  bf16* basis = nullptr;  // [w][rank], columns orthonormal up to rounding
+  float* mean = nullptr;  // [w]
+  int64_t rank = 0;
+};
+
+// Fits mean and basis to n_tokens rows of the (rotated) key plane, row r at position r: keys are
+// turned back in fp32, shifted by the mean of the first 4096, their Gram matrix is summed in fp32
+// per 4096 tokens and in fp64 across, centred exactly, and its leading eigenvectors taken.
+struct FitBasisParams {
+  const bf16* keys = nullptr;  // plane, after RoPE
+  int64_t head_stride = 0;
+  int64_t n_tokens = 0;
+  int32_t n_kv_heads = 0, head_dim = 0;
+  RopeView rope;
+  LowRankView lowrank;
+  double* residual_energy = nullptr;  // share of the centred energy outside the basis, 0..1
+};
+
+// U rows of tokens first_token .. first_token + n_tokens - 1. Plane row of token t: t - first_row.
+struct ProjectParams {
+  const bf16* keys = nullptr;  // plane, after RoPE
+  int64_t head_stride = 0;
+  int64_t first_row = 0;
+  int64_t first_token = 0, n_tokens = 0;
+  int32_t n_kv_heads = 0, head_dim = 0;
+  RopeView rope;
+  LowRankView lowrank;
+  bf16* coefficients = nullptr;  // [capacity][rank]; token t at row t
+};
+
+// ---- the selection cache ------------------------------------------------------------------------
+
+// State of the slots of one layer, per KV head. A slot is a record [K: chunk_tokens x head_dim |
+// V: the same] of bf16. order lists the slots from least to most recently used.
+struct SlotState {
+  int32_t* slot_of_chunk = nullptr;  // [n_kv_heads][chunk_capacity], -1: not resident
+  int32_t* chunk_of_slot = nullptr;  // [n_kv_heads][n_slots], -1: empty
+  int32_t* order = nullptr;          // [n_kv_heads][n_slots]
+  int64_t chunk_capacity = 0;
+  int64_t n_slots = 0;
+};
+
+// Finds a slot for every selected chunk: hits keep theirs, misses take the least recently used slots
+// that no selected chunk holds. Nothing is moved. n_slots >= counts[j] for every KV head j.
+struct MapSlotsParams {
+  SlotState state;
+  int32_t n_kv_heads = 0;
+  const int32_t* ids = nullptr;  // [n_kv_heads][stride] selected chunks
+  const int32_t* counts = nullptr;
+  int64_t stride = 0;               // of ids and of the three lists below
+  int32_t* hit_slots = nullptr;     // [n_kv_heads][stride]
+  int32_t* hit_counts = nullptr;    // [n_kv_heads]
+  int32_t* miss_chunks = nullptr;   // [n_kv_heads][stride]
+  int32_t* miss_slots = nullptr;    // [n_kv_heads][stride]
+  int32_t* miss_counts = nullptr;   // [n_kv_heads]
+  int32_t* scratch = nullptr;       // [n_kv_heads][n_slots]
+};
+
+// Copies the values (and, with host_keys, the keys) of the missed chunks from the host planes into
+// their slots. Runs on the copy queue.
+struct FetchParams {
+  const bf16* host_values = nullptr;  // plane in host memory, row r = token r
+  const bf16* host_keys = nullptr;    // the same after RoPE, or null
+  int64_t host_head_stride = 0;
+  const int32_t* miss_chunks = nullptr;
+  const int32_t* miss_slots = nullptr;
+  const int32_t* miss_counts = nullptr;
+  int64_t stride = 0;
+  bf16* slots = nullptr;  // [n_kv_heads][n_slots][2][chunk_tokens][head_dim]
+  int64_t slot_head_stride = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// Copies whole chunks of two planes, per KV head in the order of ids, to consecutive rows.
+struct GatherParams {
+  const bf16* keys = nullptr;  // plane; row r is position r
+  const bf16* values = nullptr;
+  int64_t head_stride = 0;
+  const int32_t* ids = nullptr;  // [n_kv_heads][n_ids]
+  int64_t n_ids = 0;
+  bf16* out_keys = nullptr;  // [n_kv_heads][..][head_dim], chunk i at rows i*chunk_tokens ..
+  bf16* out_values = nullptr;
+  int64_t out_head_stride = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// Rebuilds the keys of the missed chunks into their slots: mean + U basis^T, then RoPE.
+struct RebuildParams {
+  const bf16* coefficients = nullptr;  // [capacity][rank]
+  LowRankView lowrank;
+  RopeView rope;
+  const int32_t* miss_chunks = nullptr;
+  const int32_t* miss_slots = nullptr;
+  const int32_t* miss_counts = nullptr;
+  int64_t stride = 0;
+  bf16* slots = nullptr;
+  int64_t slot_head_stride = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// ---- movement -----------------------------------------------------------------------------------
+
+// n_rows runs of row_bytes each; strides in bytes. Source and target may be on either tier.
+struct CopyParams {
+  const void* source = nullptr;
+  void* target = nullptr;
+  int64_t n_rows = 1, row_bytes = 0;
+  int64_t source_stride = 0, target_stride = 0;
+};
+
+}  // namespace tiercel

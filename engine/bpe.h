@@ -1,0 +1,94 @@
+// The merge engine of byte-level byte-pair encoding: bytes of one piece in, token ids out.
+//
+// It promises the result of the textbook procedure ("repeat: apply the merge of lowest rank, the
+// leftmost first among equals", Sennrich et al. 2016, arXiv:1508.07909, as ordered by Hugging Face
+// tokenizers) in O(n log n) for a piece of n bytes. It knows nothing of text, splitting or JSON.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace tiercel {
+
+// A merge: the pair (left, right) becomes merged. The rank of a merge is its index in the list.
+struct BpeMerge {
+  int32_t left;
+  int32_t right;
+  int32_t merged;
+};
+
+// Open-addressing memo: bytes of a piece -> its token ids. Not thread-safe: one per thread at a
+// time. Bounded: it forgets everything when it is full, which costs time and never correctness.
+class PieceCache {
+ public:
+  static constexpr size_t kMaxPieceBytes = 128;  // longer pieces hardly ever repeat
+
+  PieceCache();
+  // The ids of `piece`, or an empty span when unknown (no piece has zero ids).
+  std::span<const int32_t> find(std::string_view piece, uint64_t hash) const;
+  // Remembers ids of a piece that find did not know.
+  void insert(std::string_view piece, uint64_t hash, std::span<const int32_t> ids);
+
+ private:
+  struct Slot {
+    uint64_t hash;
+    uint32_t key_offset;  // into keys_
+    uint32_t ids_offset;  // into ids_
+    uint32_t key_bytes;
+    uint32_t n_ids;  // 0: free
+  };
+  void grow();
+
+  std::vector<Slot> slots_;  // a power of two
+  std::vector<char> keys_;
+  std::vector<int32_t> ids_;
+  size_t n_used_ = 0;
+};
+
+// Memory that encoding needs; keep one per thread and reuse it.
+struct BpeScratch {
+  PieceCache cache;
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> ranks;
+  std::vector<uint32_t> next;
+  std::vector<uint32_t> previous;
+  std::vector<uint64_t> heap;
+};
+
+// Immutable after construction; safe to share between threads.
+class Bpe {
+ public:
+  Bpe() = default;
+  // byte_ids: the token of each single byte, -1 for none. When the same pair is listed twice, the
+  // last one counts (as in Hugging Face). whole_pieces: when not empty, a piece found in it is that
+  // one token and is not merged ("ignore_merges" of Llama 3).
+  Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const BpeMerge> merges,
+      std::unordered_map<std::string, int32_t> whole_pieces);
+
+  // Appends the ids of a non-empty piece of less than 2^32 bytes to `*ids`. Throws Error when a
+  // byte has no token.
+  void encode(std::string_view piece, BpeScratch* scratch, std::vector<int32_t>* ids) const;
+
+ private:
+  struct Entry {
+    uint64_t pair;
+    uint32_t rank;
+    int32_t merged;
+  };
+  const Entry* find(int32_t left, int32_t right) const;
+  uint32_t rank_of(int32_t left, int32_t right) const;
+  void merge_piece(std::string_view piece, BpeScratch* scratch, std::vector<int32_t>* ids) const;
+  void merge_short(BpeScratch* scratch) const;
+  void merge_long(BpeScratch* scratch) const;
+
+  std::array<int32_t, 256> byte_ids_{};
+  std::vector<Entry> table_;  // open addressing, a power of two
+  std::unordered_map<std::string, int32_t> whole_pieces_;
+};
+
+}  // namespace tiercel

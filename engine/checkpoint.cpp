@@ -1,0 +1,168 @@
+#include "engine/checkpoint.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+
+namespace tiercel {
+namespace {
+
+constexpr char kSingleFile[] = "model.safetensors";
+constexpr char kIndexFile[] = "model.safetensors.index.json";
+constexpr size_t kMaxIndexBytes = size_t{100} << 20;
+
+// A shard's name comes from a downloaded file: it may name a neighbour of that file and nothing
+// else.
+bool is_plain_file_name(std::string_view name) {
+  constexpr std::string_view kSuffix = ".safetensors";
+  return name.size() > kSuffix.size() && name.size() <= 255 && name.ends_with(kSuffix) &&
+         !name.starts_with('.') && name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
+}
+
+// What to do when there are no safetensors depends on what there is instead.
+std::string advice_without_weights(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".pt")) {
+      return fmt::format("it holds {}: convert it with save_pretrained(safe_serialization=True)",
+                         printable(name));
+    }
+    if (name.ends_with(".gguf")) {
+      return fmt::format("it holds {}: GGUF is not supported, use the original checkpoint",
+                         printable(name));
+    }
+  }
+  return "download the whole model repository";
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::string_view text,
+                                                                        const std::string& file) {
+  const nlohmann::json document = parse_json(text, file, {.max_bytes = kMaxIndexBytes});
+  const JsonNode root(document, file);
+  const JsonNode map = root.at("weight_map");
+  map.expect_object();
+  if (map.raw().empty()) map.unexpected("at least one tensor");
+
+  std::vector<std::pair<std::string, std::string>> result;
+  result.reserve(map.raw().size());
+  for (const auto& [tensor, value] : map.raw().items()) {
+    const JsonNode shard(value, file, "weight_map." + printable(tensor));
+    if (!is_plain_file_name(shard.text())) {
+      shard.unexpected("a plain file name that ends in .safetensors",
+                       "shards lie beside their index; paths are refused");
+    }
+    result.emplace_back(tensor, shard.text());
+  }
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  Checkpoint checkpoint;
+  checkpoint.directory_ = directory.string();
+  if (!std::filesystem::exists(directory, ignored)) {
+    fail("{}: expected a model directory, found nothing there", directory.string());
+  }
+  if (!std::filesystem::is_directory(directory, ignored)) {
+    fail("{}: expected a model directory, found a file; give the directory that holds config.json",
+         directory.string());
+  }
+  const std::filesystem::path single = directory / kSingleFile;
+  const std::filesystem::path index = directory / kIndexFile;
+
+  if (std::filesystem::exists(single, ignored)) {
+    checkpoint.files_.push_back(SafetensorsFile::open(single));
+    for (const TensorInfo& tensor : checkpoint.files_[0].tensors()) {
+      checkpoint.where_.emplace(tensor.name, 0);
+      checkpoint.total_bytes_ += tensor.bytes;
+    }
+    return checkpoint;
+  }
+  if (!std::filesystem::exists(index, ignored)) {
+    fail("{}: expected {} or {}, found neither; {}", directory.string(), kSingleFile, kIndexFile,
+         advice_without_weights(directory));
+  }
+
+  const auto map = parse_checkpoint_index(read_text_file(index, kMaxIndexBytes), index.string());
+  std::map<std::string, size_t> shards;  // in the order of their names
+  for (const auto& [tensor, shard] : map) shards.emplace(shard, 0);
+  for (auto& [shard, position] : shards) {
+    if (!std::filesystem::exists(directory / shard, ignored)) {
+      fail("{}: expected the shard {} beside it, found no such file; download it", index.string(),
+           printable(shard));
+    }
+    position = checkpoint.files_.size();
+    checkpoint.files_.push_back(SafetensorsFile::open(directory / shard));
+  }
+
+  std::vector<std::unordered_map<std::string_view, const TensorInfo*>> contents;
+  for (const SafetensorsFile& file : checkpoint.files_) {
+    auto& names = contents.emplace_back();
+    for (const TensorInfo& tensor : file.tensors()) names.emplace(tensor.name, &tensor);
+  }
+  for (const auto& [tensor, shard] : map) {
+    const size_t position = shards.at(shard);
+    const auto entry = contents[position].find(tensor);
+    if (entry == contents[position].end()) {
+      fail("{}: expected the tensor {}, as {} says, found no such tensor",
+           checkpoint.files_[position].name(), printable(tensor), kIndexFile);
+    }
+    checkpoint.where_.emplace(entry->second->name, position);
+    checkpoint.total_bytes_ += entry->second->bytes;
+  }
+  return checkpoint;
+}
+
+const TensorInfo* Checkpoint::find(std::string_view name) const {
+  const auto entry = where_.find(name);
+  return entry == where_.end() ? nullptr : files_[entry->second].find(name);
+}
+
+const TensorInfo& Checkpoint::tensor(std::string_view name) const {
+  const TensorInfo* info = find(name);
+  if (info == nullptr) {
+    fail(
+        "{}: expected a tensor {}, found none among {} tensors; config.json may belong to another "
+        "model",
+        directory_, name, where_.size());
+  }
+  return *info;
+}
+
+const TensorInfo& Checkpoint::require(std::string_view name, std::span<const int64_t> shape) const {
+  const TensorInfo& info = tensor(name);
+  if (!std::equal(shape.begin(), shape.end(), info.shape.begin(), info.shape.end())) {
+    fail("{}: tensor {}: expected shape {}, found {}; config.json does not describe these weights",
+         file_of(name), name, to_string(shape), to_string(info.shape));
+  }
+  return info;
+}
+
+std::vector<std::string_view> Checkpoint::names() const {
+  std::vector<std::string_view> result;
+  result.reserve(where_.size());
+  for (const auto& [name, position] : where_) result.push_back(name);
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+const std::string& Checkpoint::file_of(std::string_view name) const {
+  const auto entry = where_.find(name);
+  CHECK(entry != where_.end(), "tensor {}", name);
+  return files_[entry->second].name();
+}
+
+void Checkpoint::will_need() const {
+  for (const SafetensorsFile& file : files_) {
+    file.mapping().will_need(0, file.mapping().bytes().size());
+  }
+}
+
+}  // namespace tiercel

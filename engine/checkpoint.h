@@ -1,0 +1,64 @@
+// A checkpoint: a Hugging Face directory whose weights are one model.safetensors, or several shards
+// named by model.safetensors.index.json.
+//
+// Promises: every file is mapped and checked when the checkpoint is opened, and every tensor that
+// the index names is where the index says; after that a tensor is a pointer and asking for it is a
+// look-up. Does not know: which tensors a model needs, or what they mean.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/safetensors.h"
+
+namespace tiercel {
+
+// The pairs (tensor, shard file) of an index file, sorted by tensor. Pure: what the fuzzer calls.
+// Errors: not JSON, no weight_map, a shard that is not a plain "*.safetensors" file name.
+std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::string_view text,
+                                                                        const std::string& file);
+
+class Checkpoint {
+ public:
+  // `directory` holds model.safetensors (preferred when both exist, as in transformers) or the
+  // index. Errors: neither file, a missing or damaged shard, a tensor that is missing in its shard.
+  static Checkpoint open(const std::filesystem::path& directory);
+
+  // The tensor, or null when the checkpoint has none of this name.
+  // Errors: it has one, of a dtype other than BF16, F16, F32.
+  const TensorInfo* find(std::string_view name) const;
+  // The tensor. Errors: missing, or its dtype.
+  const TensorInfo& tensor(std::string_view name) const;
+  // The tensor, which must have exactly this shape. Errors: missing, its dtype, its shape.
+  const TensorInfo& require(std::string_view name, std::span<const int64_t> shape) const;
+  const TensorInfo& require(std::string_view name, std::initializer_list<int64_t> shape) const {
+    return require(name, std::span<const int64_t>(shape.begin(), shape.size()));
+  }
+
+  // Names of all tensors, sorted.
+  std::vector<std::string_view> names() const;
+  // The file that holds a tensor, for messages. The tensor must exist.
+  const std::string& file_of(std::string_view name) const;
+  // Data of all tensors, as stored.
+  uint64_t total_bytes() const { return total_bytes_; }
+  size_t n_tensors() const { return where_.size(); }
+  const std::string& directory() const { return directory_; }
+  // Asks the kernel to start reading all data ahead of use.
+  void will_need() const;
+
+ private:
+  std::string directory_;
+  std::vector<SafetensorsFile> files_;
+  std::unordered_map<std::string_view, size_t>
+      where_;  // tensor -> index into files_; keys look there
+  uint64_t total_bytes_ = 0;
+};
+
+}  // namespace tiercel

@@ -1,0 +1,401 @@
+#include "engine/config.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+
+namespace tiercel {
+namespace {
+
+// Generous bounds: ten times the largest published model, small enough that no product of three of
+// them leaves 64 bits.
+constexpr int64_t kMaxLayers = 2048;
+constexpr int64_t kMaxHidden = 1 << 18;
+constexpr int64_t kMaxIntermediate = 1 << 20;
+constexpr int64_t kMaxHeads = 4096;
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxVocab = 1 << 24;
+constexpr int64_t kMaxPosition = int64_t{1} << 40;
+constexpr size_t kMaxConfigBytes = size_t{16} << 20;
+constexpr double kHuge = std::numeric_limits<float>::max();
+constexpr double kTiny = std::numeric_limits<float>::min();
+
+// What the configuration classes of transformers 5 assume when a key is absent.
+struct Family {
+  Architecture architecture;
+  const char* class_name;
+  const char* model_type;
+  int64_t n_kv_heads;  // 0: as many as query heads
+  int64_t head_dim;    // 0: hidden / n_heads
+  int64_t max_position_embeddings;
+};
+constexpr Family kFamilies[] = {
+    {Architecture::kLlama, "LlamaForCausalLM", "llama", 0, 0, 2048},
+    {Architecture::kMistral, "MistralForCausalLM", "mistral", 8, 0, 131072},
+    {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32, 0, 32768},
+    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32, 128, 32768},
+};
+constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral, Qwen2, Qwen3: the key is absent
+constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen2, Qwen3
+
+std::string supported_families() {
+  std::string list;
+  for (const Family& family : kFamilies) {
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", family.class_name);
+  }
+  return list;
+}
+
+int64_t integer_or(const JsonNode& root, const char* key, int64_t fallback, int64_t low,
+                   int64_t high) {
+  const auto node = root.find(key);
+  return node ? node->integer(low, high) : fallback;
+}
+double number_or(const JsonNode& root, const char* key, double fallback, double low, double high) {
+  const auto node = root.find(key);
+  return node ? node->number(low, high) : fallback;
+}
+bool boolean_or(const JsonNode& root, const char* key, bool fallback) {
+  const auto node = root.find(key);
+  return node ? node->boolean() : fallback;
+}
+
+// `architectures` names the class whose weights were saved, `model_type` the configuration class;
+// either is enough, both must agree.
+const Family& find_family(const JsonNode& root, const std::string& file) {
+  const Family* by_class = nullptr;
+  const Family* by_type = nullptr;
+  if (const auto list = root.find("architectures"); list && list->size() > 0) {
+    const JsonNode first = (*list)[0];
+    for (const Family& family : kFamilies) {
+      if (first.text() == family.class_name) by_class = &family;
+    }
+    if (by_class == nullptr) first.unexpected("one of " + supported_families());
+  }
+  if (const auto type = root.find("model_type")) {
+    for (const Family& family : kFamilies) {
+      if (type->text() == family.model_type) by_type = &family;
+    }
+    if (by_type == nullptr) {
+      type->unexpected("llama, mistral, qwen2 or qwen3",
+                       "supported architectures are " + supported_families());
+    }
+    if (by_class != nullptr && by_class != by_type) {
+      type->unexpected(
+          fmt::format("{}, as architectures names {}", by_class->model_type, by_class->class_name));
+    }
+  }
+  const Family* family = by_class != nullptr ? by_class : by_type;
+  if (family == nullptr) {
+    fail("{}: expected architectures or model_type, found neither; supported are {}", file,
+         supported_families());
+  }
+  return *family;
+}
+
+void read_extents(const JsonNode& root, const Family& family, ModelConfig& config) {
+  config.n_layers = root.at("num_hidden_layers").integer(1, kMaxLayers);
+  config.hidden = root.at("hidden_size").integer(1, kMaxHidden);
+  config.intermediate = root.at("intermediate_size").integer(1, kMaxIntermediate);
+  config.n_heads = root.at("num_attention_heads").integer(1, kMaxHeads);
+  config.vocab_size = root.at("vocab_size").integer(1, kMaxVocab);
+  config.max_position_embeddings =
+      integer_or(root, "max_position_embeddings", family.max_position_embeddings, 1, kMaxPosition);
+  config.rms_eps = number_or(root, "rms_norm_eps", 1e-6, 0.0, 1.0);
+
+  // An explicit null means "as many as query heads" to every class; absence is another matter.
+  config.n_kv_heads = config.n_heads;
+  if (const auto node = root.find("num_key_value_heads")) {
+    config.n_kv_heads = node->integer(1, kMaxHeads);
+  } else if (!root.has("num_key_value_heads") && family.n_kv_heads != 0) {
+    config.n_kv_heads = family.n_kv_heads;
+  }
+  if (config.n_heads % config.n_kv_heads != 0) {
+    root.at("num_attention_heads")
+        .unexpected(fmt::format("a multiple of num_key_value_heads ({})", config.n_kv_heads));
+  }
+
+  if (const auto node = root.find("head_dim")) {
+    config.head_dim = node->integer(1, kMaxHeadDim);
+    if (config.head_dim % 2 != 0) node->unexpected("an even number", "RoPE rotates pairs");
+    return;
+  }
+  config.head_dim = family.head_dim;
+  if (config.head_dim != 0) return;
+  if (config.hidden % config.n_heads != 0) {
+    root.at("hidden_size")
+        .unexpected(fmt::format("a multiple of num_attention_heads ({})", config.n_heads),
+                    "or an explicit head_dim");
+  }
+  config.head_dim = config.hidden / config.n_heads;
+  if (config.head_dim % 2 != 0 || config.head_dim > kMaxHeadDim) {
+    root.at("hidden_size")
+        .unexpected(fmt::format("an even head_dim of at most {} (hidden_size / "
+                                "num_attention_heads)",
+                                kMaxHeadDim));
+  }
+}
+
+// Features that change the computation and that the engine does not have.
+void refuse_unsupported(const JsonNode& root) {
+  if (const auto node = root.find("hidden_act"); node && node->text() != "silu") {
+    node->unexpected("\"silu\"", "no other activation is supported");
+  }
+  if (const auto node = root.find("quantization_config")) {
+    node->unexpected("no quantised weights", "use the original BF16, F16 or F32 checkpoint");
+  }
+  const auto refuse_partial = [](const JsonNode& parent) {
+    const auto node = parent.find("partial_rotary_factor");
+    if (node && node->number(0, 1) != 1) {
+      node->unexpected("1", "rotating only a part of head_dim is not supported");
+    }
+  };
+  refuse_partial(root);
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const auto rope = root.find(key);
+    if (!rope) continue;
+    refuse_partial(*rope);
+    if (const auto node = rope->find("mrope_section")) {
+      node->unexpected("no multimodal RoPE", "text-only models are supported");
+    }
+    for (const char* nested : {"full_attention", "sliding_attention"}) {
+      if (const auto node = rope->find(nested)) {
+        node->unexpected("one RoPE for all layers", "RoPE per layer type is not supported");
+      }
+    }
+  }
+}
+
+RopeType rope_type_of(const JsonNode& parameters) {
+  auto node = parameters.find("rope_type");
+  if (!node) node = parameters.find("type");
+  if (!node) return RopeType::kDefault;
+  for (const RopeType type :
+       {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3, RopeType::kYarn}) {
+    if (node->text() == name_of(type)) return type;
+  }
+  node->unexpected("default, linear, llama3 or yarn", "no other RoPE scaling is supported");
+}
+
+// transformers 5 writes rope_parameters {rope_theta, rope_type, ...}, earlier versions rope_theta
+// and rope_scaling {type or rope_type, ...}. Precedence as in RotaryEmbeddingConfigMixin: a
+// non-empty rope_scaling, then rope_parameters; a rope_theta inside, then the one outside, then
+// 10000.
+RopeSpec read_rope(const JsonNode& root, int64_t max_position) {
+  RopeSpec rope;
+  const nlohmann::json nothing = nlohmann::json::object();
+  const std::string no_file;
+  JsonNode parameters(nothing, no_file);
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const auto node = root.find(key);
+    if (!node) continue;
+    node->expect_object();
+    if (!node->raw().empty()) parameters = *node;
+  }
+
+  const double outer_theta = number_or(root, "rope_theta", 10000.0, kTiny, kHuge);
+  rope.theta = number_or(parameters, "rope_theta", outer_theta, kTiny, kHuge);
+  if (rope.theta <= 1) {
+    (parameters.find("rope_theta") ? parameters : root)
+        .at("rope_theta")
+        .unexpected("a number above 1", "RoPE wavelengths must grow with the channel");
+  }
+  rope.type = rope_type_of(parameters);
+  if (rope.type == RopeType::kDefault) return rope;
+
+  // A null factor is allowed to yarn only: then the ratio of the two context lengths is meant.
+  if (rope.type != RopeType::kYarn || !parameters.has("factor") || parameters.find("factor")) {
+    rope.factor = parameters.at("factor").number(kTiny, kHuge);
+  }
+  if (rope.type == RopeType::kLinear) return rope;
+
+  rope.original_max_position =
+      integer_or(parameters, "original_max_position_embeddings", max_position, 1, kMaxPosition);
+  rope.original_max_position = integer_or(root, "original_max_position_embeddings",
+                                          rope.original_max_position, 1, kMaxPosition);
+  if (rope.type == RopeType::kLlama3) {
+    rope.low_freq_factor = parameters.at("low_freq_factor").number(kTiny, kHuge);
+    rope.high_freq_factor = parameters.at("high_freq_factor").number(kTiny, kHuge);
+    if (rope.high_freq_factor <= rope.low_freq_factor) {
+      parameters.at("high_freq_factor")
+          .unexpected(fmt::format("more than low_freq_factor ({})", rope.low_freq_factor));
+    }
+    return rope;
+  }
+
+  if (!parameters.find("factor")) {
+    rope.factor =
+        static_cast<double>(max_position) / static_cast<double>(rope.original_max_position);
+  }
+  // 0 means "the default" to transformers, which writes `get(...) or 32`.
+  const auto or_default = [](double value, double fallback) {
+    return value == 0 ? fallback : value;
+  };
+  rope.beta_fast = or_default(number_or(parameters, "beta_fast", 0, 0, kHuge), 32);
+  rope.beta_slow = or_default(number_or(parameters, "beta_slow", 0, 0, kHuge), 1);
+  if (const auto node = parameters.find("attention_factor")) {
+    rope.attention_factor = node->number(0, kHuge);
+  }
+  rope.mscale = number_or(parameters, "mscale", 0, 0, kHuge);
+  rope.mscale_all_dim = number_or(parameters, "mscale_all_dim", 0, 0, kHuge);
+  // An explicit null is falsy in transformers, unlike an absent key.
+  rope.truncate = boolean_or(parameters, "truncate", !parameters.has("truncate"));
+  return rope;
+}
+
+// layer_types, when given, names every layer's attention; otherwise Qwen slides from layer
+// max_window_layers on.
+std::vector<int64_t> read_qwen_windows(const JsonNode& root, int64_t n_layers) {
+  int64_t window = 0;
+  if (boolean_or(root, "use_sliding_window", false)) {
+    if (const auto node = root.find("sliding_window")) {
+      window = node->integer(1, kMaxPosition);
+    } else if (!root.has("sliding_window")) {
+      window = kDefaultSlidingWindow;
+    }
+  }
+  std::vector<int64_t> windows(static_cast<size_t>(n_layers), 0);
+  const auto types = root.find("layer_types");
+  if (!types) {
+    const int64_t first =
+        integer_or(root, "max_window_layers", kDefaultMaxWindowLayers, 0, kMaxLayers);
+    for (int64_t i = first; i < n_layers; ++i) windows[static_cast<size_t>(i)] = window;
+    return windows;
+  }
+  if (types->size() != windows.size()) {
+    types->unexpected(fmt::format("num_hidden_layers ({}) entries", n_layers));
+  }
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const JsonNode type = (*types)[i];
+    if (type.text() == "sliding_attention") {
+      if (window == 0) {
+        type.unexpected("full_attention",
+                        "sliding layers need use_sliding_window true and a sliding_window");
+      }
+      windows[i] = window;
+    } else if (type.text() != "full_attention") {
+      type.unexpected("full_attention or sliding_attention", "no other layer type is supported");
+    }
+  }
+  return windows;
+}
+
+std::vector<int64_t> read_windows(const JsonNode& root, const ModelConfig& config) {
+  if (config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kQwen3) {
+    return read_qwen_windows(root, config.n_layers);
+  }
+  int64_t window = 0;
+  if (config.architecture == Architecture::kMistral) {
+    if (const auto node = root.find("sliding_window")) {
+      window = node->integer(1, kMaxPosition);
+    } else if (!root.has("sliding_window")) {
+      window = kDefaultSlidingWindow;
+    }
+  }
+  // transformers ignores layer_types here with a warning; a file that means something else by it
+  // must not be run as if it did not.
+  if (const auto types = root.find("layer_types")) {
+    const std::string_view meant = window > 0 ? "sliding_attention" : "full_attention";
+    for (size_t i = 0; i < types->size(); ++i) {
+      const JsonNode type = (*types)[i];
+      if (type.text() != meant) {
+        type.unexpected(meant, "this architecture has the same attention in all layers");
+      }
+    }
+  }
+  return std::vector<int64_t>(static_cast<size_t>(config.n_layers), window);
+}
+
+void read_token_ids(const JsonNode& root, ModelConfig& config) {
+  const int64_t last = config.vocab_size - 1;
+  if (const auto node = root.find("bos_token_id")) config.bos_token_id = node->integer(0, last);
+  if (const auto node = root.find("eos_token_id")) {
+    config.eos_token_ids.clear();
+    if (node->raw().is_array()) {
+      for (size_t i = 0; i < node->size(); ++i) {
+        config.eos_token_ids.push_back((*node)[i].integer(0, last));
+      }
+    } else {
+      config.eos_token_ids.push_back(node->integer(0, last));
+    }
+  }
+}
+
+}  // namespace
+
+std::string_view name_of(Architecture architecture) {
+  for (const Family& family : kFamilies) {
+    if (family.architecture == architecture) return family.class_name;
+  }
+  return "?";
+}
+
+ModelConfig parse_config(std::string_view text, const std::string& file) {
+  const nlohmann::json document = parse_json(text, file, {.max_bytes = kMaxConfigBytes});
+  const JsonNode root(document, file);
+  root.expect_object();
+
+  const Family& family = find_family(root, file);
+  ModelConfig config;
+  config.architecture = family.architecture;
+  refuse_unsupported(root);
+  read_extents(root, family, config);
+  config.rope = read_rope(root, config.max_position_embeddings);
+  config.sliding_window = read_windows(root, config);
+  config.tie_word_embeddings = boolean_or(root, "tie_word_embeddings", false);
+
+  switch (config.architecture) {
+    case Architecture::kLlama:
+      config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
+      config.mlp_bias = boolean_or(root, "mlp_bias", false);
+      break;
+    case Architecture::kMistral: break;
+    case Architecture::kQwen2: config.qkv_bias = true; break;
+    case Architecture::kQwen3:
+      config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
+      config.qk_norm = true;
+      break;
+  }
+  read_token_ids(root, config);
+  return config;
+}
+
+void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file) {
+  const nlohmann::json document = parse_json(text, file, {.max_bytes = kMaxConfigBytes});
+  const JsonNode root(document, file);
+  read_token_ids(root, config);
+  ModelConfig::Sampling& sampling = config.sampling;
+  const auto number = [&](const char* key, double low, double high, std::optional<double>& target) {
+    if (const auto node = root.find(key)) target = node->number(low, high);
+  };
+  if (const auto node = root.find("do_sample")) sampling.do_sample = node->boolean();
+  if (const auto node = root.find("top_k")) sampling.top_k = node->integer(0, kMaxVocab);
+  number("temperature", 0, 1000, sampling.temperature);
+  number("top_p", 0, 1, sampling.top_p);
+  number("min_p", 0, 1, sampling.min_p);
+  number("repetition_penalty", 1e-3, 1e3, sampling.repetition_penalty);
+}
+
+ModelConfig load_config(const std::filesystem::path& path) {
+  std::error_code ignored;
+  const bool is_directory = std::filesystem::is_directory(path, ignored);
+  const std::filesystem::path directory = is_directory ? path : path.parent_path();
+  const std::filesystem::path file = is_directory ? path / "config.json" : path;
+  if (!std::filesystem::exists(file, ignored)) {
+    fail(
+        "{}: expected a model's config.json, found no such file; give a Hugging Face model "
+        "directory",
+        file.string());
+  }
+  ModelConfig config = parse_config(read_text_file(file, kMaxConfigBytes), file.string());
+  const std::filesystem::path generation = directory / "generation_config.json";
+  if (std::filesystem::exists(generation, ignored)) {
+    apply_generation_config(config, read_text_file(generation, kMaxConfigBytes),
+                            generation.string());
+  }
+  return config;
+}
+
+}  // namespace tiercel

@@ -1,0 +1,70 @@
+// What a model is: config.json and generation_config.json of a Hugging Face directory, as numbers.
+//
+// Promises: a ModelConfig that parse_config returns is complete and consistent (extents positive
+// and bounded, heads divisible, one sliding window per layer), follows the defaults of the
+// transformers 5 configuration classes, and describes only what the engine computes: anything else
+// is an Error that says what is supported. Knows nothing of weights; enough for an estimate without
+// them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/rope.h"
+
+namespace tiercel {
+
+enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
+// "LlamaForCausalLM" and so on.
+std::string_view name_of(Architecture architecture);
+
+struct ModelConfig {
+  Architecture architecture = Architecture::kLlama;
+  int64_t n_layers = 0;
+  int64_t hidden = 0;        // width of the residual stream
+  int64_t intermediate = 0;  // width of the gated MLP
+  int64_t n_heads = 0;       // query heads, a multiple of n_kv_heads
+  int64_t n_kv_heads = 0;
+  int64_t head_dim = 0;  // even, <= 256; n_heads * head_dim need not equal hidden
+  int64_t vocab_size = 0;
+  double rms_eps = 1e-6;
+  RopeSpec rope;
+  bool tie_word_embeddings = false;  // lm_head.weight is model.embed_tokens.weight
+  int64_t max_position_embeddings = 0;
+  // Per layer [n_layers]: W > 0 lets the query at position i see keys i - W < j <= i; 0 is full.
+  std::vector<int64_t> sliding_window;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;  // gate, up and down
+  bool qk_norm = false;   // RMS norm of every query and key head, before RoPE
+
+  std::optional<int64_t> bos_token_id;
+  std::vector<int64_t> eos_token_ids;  // generation stops at any of them; may be empty
+
+  // Sampling that the model's authors recommend (generation_config.json), absent where they do not.
+  struct Sampling {
+    std::optional<bool> do_sample;
+    std::optional<double> temperature, top_p, min_p, repetition_penalty;
+    std::optional<int64_t> top_k;  // 0: off
+  } sampling;
+
+  int64_t q_width() const { return n_heads * head_dim; }
+  int64_t kv_width() const { return n_kv_heads * head_dim; }
+};
+
+// The configuration in `text`. `file` only serves the messages. Pure: what the fuzzer calls.
+// Errors: not JSON, a missing or mistyped value, an inconsistency, something unsupported.
+ModelConfig parse_config(std::string_view text, const std::string& file);
+
+// Overrides token ids and fills the sampling defaults from a generation_config.json.
+void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file);
+
+// `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
+// applied when it exists. Errors: those of the two parsers, and a missing config.json.
+ModelConfig load_config(const std::filesystem::path& path);
+
+}  // namespace tiercel

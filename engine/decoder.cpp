@@ -1,0 +1,50 @@
+#include "engine/decoder.h"
+
+namespace tiercel {
+
+DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logprobs) {
+  // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
+  rows = std::min(n_prompt, kPrefillChunk);
+  hidden = n_prompt * c.hidden;
+  normed = std::max(rows, logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.hidden;
+  q = rows * c.q_width();
+  kv = rows * c.kv_width();
+  ffn = rows * c.intermediate;
+  logits = (logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.vocab_size;
+}
+
+int64_t DecoderLayout::bytes() const {
+  return (hidden + normed + 2 * q + 2 * kv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
+         logits * static_cast<int64_t>(sizeof(float));
+}
+
+std::vector<PromptRun> cut_prompt(int64_t n_tokens, bool select, int64_t chunk_tokens) {
+  int64_t tail = n_tokens;
+  if (select) tail = std::max<int64_t>(0, n_tokens - kDenseTail) / chunk_tokens * chunk_tokens;
+  const int64_t stride = kPrefillChunk / chunk_tokens * chunk_tokens;
+  std::vector<PromptRun> runs;
+  for (int64_t first = 0; first < tail; first += stride) {
+    runs.push_back({first, std::min(stride, tail - first), !select});
+  }
+  if (tail < n_tokens) runs.push_back({tail, n_tokens - tail, true});
+  return runs;
+}
+
+double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,
+                   const PromptRun& run) {
+  const auto n = static_cast<double>(run.n_tokens);
+  const auto width = static_cast<double>(2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate);
+  double seen = static_cast<double>(run.first) + n / 2;
+  if (window > 0) seen = std::min(seen, static_cast<double>(window));
+  double scored = 0;
+  if (!run.dense && window == 0) {
+    const auto budget = static_cast<double>(settings.prefill_budget + settings.sinks +
+                                            kPrefillLocal + kPrefillBlock / 2);
+    scored = seen / settings.chunk_tokens / kPrefillBlock;
+    seen = std::min(seen, budget);
+  }
+  return n * (2 * width * static_cast<double>(c.hidden) +
+              4 * static_cast<double>(c.q_width()) * (seen + scored));
+}
+
+}  // namespace tiercel

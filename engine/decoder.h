@@ -1,0 +1,256 @@
+// The decoder: a grouped-query transformer over a KvStore, written once for every backend.
+//
+// Prefill is layer-major: the hidden states of the whole prompt stay put and are updated in place,
+// layer after layer, so only one layer's exact keys and values exist at a time. A decode step runs one
+// token through all layers. The decoder allocates when it is made and when a prompt begins; a decode
+// step allocates nothing.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/backend.h"
+#include "engine/options.h"
+#include "engine/weights.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// Rows of logits that are made at once when every position's log-probability is wanted.
+inline constexpr int64_t kLogprobRows = 128;
+
+// The decoder's own buffers, in elements of bf16 unless said.
+struct DecoderLayout {
+  DecoderLayout(const ModelConfig& config, int64_t n_prompt, bool logprobs);
+  int64_t bytes() const;
+
+  int64_t rows = 0;         // tokens that run through a layer together
+  int64_t hidden = 0;       // [n_prompt][hidden]
+  int64_t normed = 0;       // [rows][hidden]
+  int64_t q = 0, kv = 0;    // [rows][q width], [rows][kv width]
+  int64_t ffn = 0;          // [rows][intermediate]
+  int64_t logits = 0;       // fp32
+};
+
+// A run of consecutive prompt tokens that passes through a layer in one piece.
+struct PromptRun {
+  int64_t first = 0, n_tokens = 0;
+  bool dense = true;
+};
+// Cuts a prompt into runs: kPrefillChunk tokens each, and with selection a dense tail of its own that
+// starts on a chunk boundary.
+std::vector<PromptRun> cut_prompt(int64_t n_tokens, bool select, int64_t chunk_tokens);
+
+// FLOPs of one layer for one run; what progress is measured in.
+double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
+                   const PromptRun& run);
+
+template <Backend Device, HostTier Host>
+class Decoder {
+ public:
+  Decoder(Device& device, Arena<Device>& arena, const ModelConfig& config, const Weights& weights,
+          KvStore<Device, Host>& store, const DecoderLayout& layout)
+      : device_(device),
+        arena_(arena),
+        config_(config),
+        weights_(weights),
+        store_(store),
+        layout_(layout) {
+    auto take = [&](int64_t n) { return arena_.template take<bf16>(Purpose::kActivations, n); };
+    hidden_ = take(layout_.hidden);
+    normed_ = take(layout_.normed);
+    q_ = take(layout_.q);
+    k_ = take(layout_.kv);
+    v_ = take(layout_.kv);
+    attended_ = take(layout_.q);
+    gate_ = take(layout_.ffn);
+    up_ = take(layout_.ffn);
+    logits_ = arena_.template take<float>(Purpose::kActivations, layout_.logits);
+  }
+
+  // logprobs: empty, or [n - 1]. False: the callback asked to stop.
+  bool prefill(std::span<const int32_t> ids, std::span<double> logprobs,
+               const ProgressCallback& progress);
+  void step(int32_t token);
+  std::span<const float> logits() const {
+    return {logits_, static_cast<size_t>(config_.vocab_size)};
+  }
+
+ private:
+  void embed_tokens(std::span<const int32_t> ids);
+  void norm(const bf16* x, const bf16* weight, int64_t n);
+  void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
+               int64_t width, bool accumulate = false);
+  Projections attention_inputs(const LayerWeights& w, const bf16* x, int64_t n);
+  void attention_output(const LayerWeights& w, bf16* x, int64_t n);
+  void mlp(const LayerWeights& w, bf16* x, int64_t n);
+  void run_layer(int64_t layer, const PromptRun& run);
+  void make_logits(const bf16* x, int64_t n);
+  void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
+
+  Device& device_;
+  Arena<Device>& arena_;
+  const ModelConfig& config_;
+  const Weights& weights_;
+  KvStore<Device, Host>& store_;
+  DecoderLayout layout_;
+  bf16 *hidden_ = nullptr, *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;
+  bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
+  float* logits_ = nullptr;
+};
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::embed_tokens(std::span<const int32_t> ids) {
+  EmbedParams params;
+  params.ids = ids.data();
+  params.table = weights_.embedding;
+  params.out = hidden_;
+  params.n_tokens = static_cast<int64_t>(ids.size());
+  params.vocab = config_.vocab_size;
+  params.width = config_.hidden;
+  embed(device_, params);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::norm(const bf16* x, const bf16* weight, int64_t n) {
+  NormParams params;
+  params.x = x;
+  params.weight = weight;
+  params.out = normed_;
+  params.n_rows = n;
+  params.width = config_.hidden;
+  params.eps = static_cast<float>(config_.rms_eps);
+  rms_norm(device_, params);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out,
+                                    int64_t n, int64_t k, int64_t width, bool accumulate) {
+  LinearParams params;
+  params.x = x;
+  params.weight = weight;
+  params.bias = bias;
+  params.out = out;
+  params.m = n;
+  params.k = k;
+  params.n = width;
+  params.accumulate = accumulate;
+  linear(device_, params);
+}
+
+template <Backend Device, HostTier Host>
+Projections Decoder<Device, Host>::attention_inputs(const LayerWeights& w, const bf16* x,
+                                                    int64_t n) {
+  norm(x, w.attention_norm, n);
+  project(normed_, w.q, w.q_bias, q_, n, config_.hidden, config_.q_width());
+  project(normed_, w.k, w.k_bias, k_, n, config_.hidden, config_.kv_width());
+  project(normed_, w.v, w.v_bias, v_, n, config_.hidden, config_.kv_width());
+  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n};
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::attention_output(const LayerWeights& w, bf16* x, int64_t n) {
+  project(attended_, w.o, w.o_bias, x, n, config_.q_width(), config_.hidden, true);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::mlp(const LayerWeights& w, bf16* x, int64_t n) {
+  norm(x, w.mlp_norm, n);
+  project(normed_, w.gate, w.gate_bias, gate_, n, config_.hidden, config_.intermediate);
+  project(normed_, w.up, w.up_bias, up_, n, config_.hidden, config_.intermediate);
+  swiglu(device_, SwigluParams{gate_, up_, gate_, n * config_.intermediate});
+  project(gate_, w.down, w.down_bias, x, n, config_.intermediate, config_.hidden, true);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::run_layer(int64_t layer, const PromptRun& run) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  bf16* x = hidden_ + run.first * config_.hidden;
+  store_.append_prompt(layer, attention_inputs(w, x, run.n_tokens), run.first);
+  store_.attend_prompt(layer, q_, run.first, run.n_tokens, run.dense, attended_);
+  attention_output(w, x, run.n_tokens);
+  mlp(w, x, run.n_tokens);
+}
+
+template <Backend Device, HostTier Host>
+bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<double> logprobs,
+                                    const ProgressCallback& progress) {
+  using Clock = std::chrono::steady_clock;
+  const auto n = static_cast<int64_t>(ids.size());
+  const KvSettings& settings = store_.layout().settings;
+  const std::vector<PromptRun> runs =
+      cut_prompt(n, settings.select_prefill, settings.chunk_tokens);
+  double total = 0, done = 0;
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    for (const PromptRun& run : runs) {
+      total += layer_flops(config_, settings, config_.sliding_window[layer], run);
+    }
+  }
+  const auto start = Clock::now();
+  auto report = [&] {
+    if (!progress) return true;
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    const double fraction = done / total;
+    return progress({"prefill", fraction, static_cast<int64_t>(fraction * n), n, seconds});
+  };
+  embed_tokens(ids);
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    for (const PromptRun& run : runs) {
+      run_layer(layer, run);
+      done += layer_flops(config_, settings, config_.sliding_window[layer], run);
+      if (!report()) return false;
+    }
+    store_.finish_layer(layer, n);
+  }
+  store_.end_prefill(n);
+  if (!logprobs.empty()) score_prompt(ids, logprobs);
+  make_logits(hidden_ + (n - 1) * config_.hidden, 1);
+  arena_.give_back(hidden_);
+  hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
+  return true;
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::make_logits(const bf16* x, int64_t n) {
+  norm(x, weights_.final_norm, n);
+  LinearParams params;
+  params.x = normed_;
+  params.weight = weights_.head;
+  params.out = logits_;
+  params.m = n;
+  params.k = config_.hidden;
+  params.n = config_.vocab_size;
+  params.out_type = DType::kF32;
+  linear(device_, params);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids,
+                                         std::span<double> logprobs) {
+  const auto n = static_cast<int64_t>(logprobs.size());
+  for (int64_t first = 0; first < n; first += kLogprobRows) {
+    const int64_t rows = std::min(kLogprobRows, n - first);
+    make_logits(hidden_ + first * config_.hidden, rows);
+    token_logprobs(device_, LogprobParams{logits_, ids.data() + first + 1, logprobs.data() + first,
+                                          rows, config_.vocab_size});
+  }
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::step(int32_t token) {
+  embed_tokens({&token, 1});
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+    store_.append(layer, attention_inputs(w, hidden_, 1));
+    store_.attend(layer, q_, attended_);
+    attention_output(w, hidden_, 1);
+    mlp(w, hidden_, 1);
+  }
+  store_.advance();
+  make_logits(hidden_, 1);
+}
+
+}  // namespace tiercel

@@ -1,0 +1,212 @@
+#include "engine/json.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <vector>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+using nlohmann::json;
+
+// Watches the parser's events: refuses depth and duplicate keys while they are read, so a hostile
+// document never costs more than its own bytes.
+class Guard {
+ public:
+  Guard(const std::string& file, int max_depth) : file_(file), max_depth_(max_depth) {}
+
+  // `event_depth` is nlohmann's: the number of containers around the event.
+  bool operator()(int event_depth, json::parse_event_t event, json& parsed) {
+    switch (event) {
+      case json::parse_event_t::object_start:
+      case json::parse_event_t::array_start:
+        if (event_depth >= max_depth_) {
+          fail("{}: expected at most {} nested levels, found more; this is not a model's file",
+               file_, max_depth_);
+        }
+        keys_.emplace_back();
+        break;
+      case json::parse_event_t::object_end:
+      case json::parse_event_t::array_end: keys_.pop_back(); break;
+      case json::parse_event_t::key: {
+        const std::string& key = parsed.get_ref<const std::string&>();
+        if (!keys_.back().insert(key).second) {
+          fail("{}: key \"{}\": expected once, found twice in the same object", file_,
+               printable(key));
+        }
+        break;
+      }
+      case json::parse_event_t::value: break;
+    }
+    return true;
+  }
+
+ private:
+  const std::string& file_;
+  int max_depth_;
+  std::vector<std::set<std::string>> keys_;  // one set per open container
+};
+
+// "[json.exception.parse_error.101] parse error at ..." without its prefix.
+std::string plain_reason(const char* what) {
+  const std::string_view text = what;
+  const size_t end = text.find("] ");
+  return printable(end == std::string_view::npos ? text : text.substr(end + 2), 200);
+}
+
+std::string describe(const json& value) {
+  switch (value.type()) {
+    case json::value_t::object: return fmt::format("an object with {} keys", value.size());
+    case json::value_t::array: return fmt::format("an array of {} elements", value.size());
+    case json::value_t::string:
+      return fmt::format("\"{}\"", printable(value.get_ref<const std::string&>()));
+    default: return value.dump();
+  }
+}
+
+}  // namespace
+
+std::string printable(std::string_view text, size_t max_length) {
+  std::string result(text.substr(0, max_length));
+  for (char& c : result) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte >= 0x7f) c = '?';
+  }
+  if (text.size() > max_length) result += "...";
+  return result;
+}
+
+json parse_json(std::string_view text, const std::string& file, const JsonLimits& limits) {
+  if (text.size() > limits.max_bytes) {
+    fail("{}: expected at most {} bytes of JSON, found {}", file, limits.max_bytes, text.size());
+  }
+  Guard guard(file, limits.max_depth);
+  try {
+    return json::parse(text.begin(), text.end(), std::ref(guard));
+  } catch (const json::exception& error) {
+    fail("{}: expected JSON, found something else: {}; the file may be damaged or incomplete", file,
+         plain_reason(error.what()));
+  }
+}
+
+std::string read_text_file(const std::filesystem::path& path, size_t max_bytes) {
+  const std::string name = path.string();
+  // O_NONBLOCK: a FIFO in the place of a file must not hang the program.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) fail("{}: cannot be opened: {}", name, std::strerror(errno));
+  struct Closer {
+    int descriptor;
+    ~Closer() { ::close(descriptor); }
+  } closer{descriptor};
+
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) fail("{}: cannot be read: {}", name, std::strerror(errno));
+  if (S_ISDIR(status.st_mode)) fail("{}: expected a file, found a directory", name);
+  if (!S_ISREG(status.st_mode)) fail("{}: expected a regular file, found a device or pipe", name);
+  if (static_cast<uint64_t>(status.st_size) > max_bytes) {
+    fail("{}: expected at most {} bytes, found {}", name, max_bytes, status.st_size);
+  }
+  std::string text(static_cast<size_t>(status.st_size), '\0');
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::read(descriptor, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail("{}: cannot be read: {}", name, std::strerror(errno));
+    if (n == 0)
+      fail("{}: expected {} bytes, found {}: it shrank meanwhile", name, text.size(), done);
+    done += static_cast<size_t>(n);
+  }
+  return text;
+}
+
+bool JsonNode::has(const char* key) const {
+  expect_object();
+  return value_->contains(key);
+}
+
+std::optional<JsonNode> JsonNode::find(const char* key) const {
+  expect_object();
+  const auto member = value_->find(key);
+  if (member == value_->end() || member->is_null()) return std::nullopt;
+  return JsonNode(*member, *file_, place_.empty() ? key : place_ + "." + key);
+}
+
+JsonNode JsonNode::at(const char* key) const {
+  if (auto member = find(key)) return *std::move(member);
+  fail("{}: {}{}{}: expected a value, found {}", *file_, place_, place_.empty() ? "" : ".", key,
+       has(key) ? "null" : "no such key");
+}
+
+size_t JsonNode::size() const {
+  expect_array();
+  return value_->size();
+}
+
+JsonNode JsonNode::operator[](size_t index) const {
+  expect_array();
+  CHECK(index < value_->size(), "index {} of {}", index, value_->size());
+  return JsonNode((*value_)[index], *file_, fmt::format("{}[{}]", place_, index));
+}
+
+int64_t JsonNode::integer(int64_t low, int64_t high) const {
+  const auto complain = [&] { unexpected(fmt::format("an integer from {} to {}", low, high)); };
+  int64_t result = 0;
+  if (value_->is_number_unsigned()) {
+    const auto wide = value_->get<uint64_t>();
+    if (wide > static_cast<uint64_t>(INT64_MAX)) complain();
+    result = static_cast<int64_t>(wide);
+  } else if (value_->is_number_integer()) {
+    result = value_->get<int64_t>();
+  } else if (value_->is_number_float()) {
+    const double value = value_->get<double>();
+    // 2^53: above it a double no longer names one integer.
+    if (!(std::fabs(value) <= 0x1p53) || value != std::floor(value)) complain();
+    result = static_cast<int64_t>(value);
+  } else {
+    complain();
+  }
+  if (result < low || result > high) complain();
+  return result;
+}
+
+double JsonNode::number(double low, double high) const {
+  if (!value_->is_number()) unexpected(fmt::format("a number from {} to {}", low, high));
+  const double result = value_->get<double>();
+  if (!(result >= low && result <= high)) {
+    unexpected(fmt::format("a number from {} to {}", low, high));
+  }
+  return result;
+}
+
+bool JsonNode::boolean() const {
+  if (!value_->is_boolean()) unexpected("true or false");
+  return value_->get<bool>();
+}
+
+const std::string& JsonNode::text() const {
+  if (!value_->is_string()) unexpected("a string");
+  return value_->get_ref<const std::string&>();
+}
+
+void JsonNode::expect_object() const {
+  if (!value_->is_object()) unexpected("an object");
+}
+
+void JsonNode::expect_array() const {
+  if (!value_->is_array()) unexpected("an array");
+}
+
+void JsonNode::unexpected(std::string_view what, std::string_view help) const {
+  fail("{}: {}: expected {}, found {}{}{}", *file_, place_.empty() ? "the document" : place_, what,
+       describe(*value_), help.empty() ? "" : "; ", help);
+}
+
+}  // namespace tiercel

@@ -1,0 +1,110 @@
+// One .safetensors file: a read-only mapping of it and the table of its tensors.
+//
+//   0        8                8 + H                                   file size
+//   | H: u64 | JSON header    | tensor | tensor | ... | tensor        |
+//            {"name": {"dtype": "BF16", "shape": [4, 64], "data_offsets": [begin, end)}, ...}
+//                               offsets count from 8 + H; no holes, no overlaps, nothing left over
+//
+// Promises: the header is checked completely, against the size of the file, before a byte of data
+// is touched, so that no later read can leave the mapping (a truncated file would be a SIGBUS).
+// Data stays where it is: a tensor is a pointer into the mapping and is only as aligned as the file
+// makes it. Does not know: directories, shards, models. Source:
+// https://github.com/huggingface/safetensors, section "Format".
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/dtype.h"
+
+namespace tiercel {
+
+// A regular file mapped PROT_READ, MAP_PRIVATE as a whole; unmapped on destruction. An empty file
+// is a valid, empty mapping. The file must not be shortened by others while it is mapped.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  // Errors: missing, no permission, a directory or device, address space exhausted.
+  static MappedFile open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return {data_, static_cast<size_t>(size_)}; }
+  // Asks the kernel to read `length` bytes from `offset` on ahead of use. A hint: never fails.
+  void will_need(uint64_t offset, uint64_t length) const;
+
+ private:
+  const std::byte* data_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+// A tensor as it lies in a file.
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::kF32;   // only meaningful when `supported`
+  bool supported = false;      // BF16, F16 or F32
+  std::string stored_dtype;    // as the file spells it, for messages
+  std::vector<int64_t> shape;  // outermost first; empty for a scalar; a dimension may be 0
+  uint64_t offset = 0;         // of the data, in bytes from the start of the file
+  uint64_t bytes = 0;
+  const std::byte* data = nullptr;  // null from parse_header; often not aligned to the element
+
+  int64_t n_elements() const {
+    int64_t n = 1;
+    for (const int64_t extent : shape) n *= extent;  // checked against overflow when parsed
+    return n;
+  }
+};
+
+// "[4, 64]", for messages.
+std::string to_string(std::span<const int64_t> shape);
+
+class SafetensorsFile {
+ public:
+  // Maps and checks a file. Errors: those of MappedFile and of parse_header.
+  static SafetensorsFile open(const std::filesystem::path& path);
+
+  // The tensors of a file in the order of their data, `data` null. Pure: what the fuzzer calls.
+  //   bytes      the beginning of the file, at least its header (the rest need not be there)
+  //   file_size  bytes in the whole file; decides whether data would be out of range
+  //   name       of the file, for messages
+  // Errors: anything in the header that the format forbids, or that contradicts file_size.
+  static std::vector<TensorInfo> parse_header(std::span<const std::byte> bytes, uint64_t file_size,
+                                              const std::string& name);
+
+  // The tensor, or null when the file has none of this name.
+  // Errors: its dtype is none of BF16, F16, F32 (such tensors may exist, they cannot be used).
+  const TensorInfo* find(std::string_view name) const;
+  // Everything in the file, also what find would refuse, in the order of the data.
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  const std::string& name() const { return name_; }
+  const MappedFile& mapping() const { return mapping_; }
+
+ private:
+  std::string name_;
+  MappedFile mapping_;
+  std::vector<TensorInfo> tensors_;
+  std::unordered_map<std::string_view, size_t> by_name_;  // keys look into tensors_
+};
+
+// Converts a tensor to bf16, rounding to nearest, ties to even; NaN stays NaN.
+// out: [n_elements]. Returns how many finite f32 values were too large for bf16 and became
+// infinite: the caller must say so. Always 0 for bf16 and f16.
+[[nodiscard]] int64_t to_bf16(const TensorInfo& tensor, bf16* out);
+
+// Index of the first NaN or infinity, if there is one. Integer compares on the exponent bits, one
+// pass at memory speed: a loader can afford to look at every weight.
+std::optional<int64_t> find_non_finite(const TensorInfo& tensor);
+
+}  // namespace tiercel

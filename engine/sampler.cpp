@@ -1,0 +1,197 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <iterator>
+#include <limits>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+// A probability as an integer: its ratio to the most likely token's, times 2^40. Integer sums do not
+// depend on their order, so neither do the filters nor the drawn token. What is below 1e-12 of
+// the most likely token is never drawn. A vocabulary of 2^23 tokens still fits 63 bits.
+constexpr uint64_t kWeightOne = uint64_t{1} << 40;
+constexpr int64_t kMaxVocabulary = int64_t{1} << 23;
+
+uint64_t next_random(uint64_t& state) {  // splitmix64
+  uint64_t z = (state += 0x9E3779B97F4A7C15u);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+// Uniform in [0, bound): the high half of a 64 x 64 bit product, in 32-bit pieces.
+uint64_t scale_to(uint64_t random, uint64_t bound) {
+  const uint64_t a = random >> 32, b = random & 0xFFFFFFFFu;
+  const uint64_t c = bound >> 32, d = bound & 0xFFFFFFFFu;
+  const uint64_t middle = a * d + ((b * d) >> 32);
+  const uint64_t low_middle = (middle & 0xFFFFFFFFu) + b * c;
+  return a * c + (middle >> 32) + (low_middle >> 32);
+}
+
+// exp(x) for x <= 0 from additions and multiplications only: libm's last bit differs between
+// versions, this one's does not. Relative error below 2^-41; 0 where the result is below 2^-40.
+double exp_negative(double x) {
+  if (!(x > -27.8)) return 0.0;
+  constexpr double kInverse[] = {1.0,     1.0,     1.0 / 2, 1.0 / 3, 1.0 / 4, 1.0 / 5,
+                                 1.0 / 6, 1.0 / 7, 1.0 / 8, 1.0 / 9, 1.0 / 10};
+  const double n = std::floor(x * 1.4426950408889634 + 0.5);
+  const double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+  double sum = 1.0;  // Taylor, Horner form; |r| <= ln(2) / 2, so r^11 / 11! < 3e-13
+  for (int k = 10; k >= 1; --k) sum = 1.0 + sum * r * kInverse[k];
+  return sum * std::bit_cast<double>(static_cast<uint64_t>(1023 + static_cast<int64_t>(n)) << 52);
+}
+
+// Most likely first; ties: lowest id. A total order, so that a prefix of it is one definite set.
+constexpr auto kPrecedes = [](const auto& a, const auto& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+};
+
+// The candidate at which the sum of weights, most likely first, reaches `target`. Quickselect: every
+// round halves the undecided range and sums its likelier half. Reorders [first, last).
+template <typename Iterator, typename Weight>
+auto reach(Iterator first, Iterator last, uint64_t target, Weight weight) {
+  while (last - first > 1) {
+    const Iterator middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, kPrecedes);
+    uint64_t likelier = 0;
+    for (Iterator i = first; i != middle; ++i) likelier += weight(i->logit);
+    if (likelier >= target) {
+      last = middle;
+    } else {
+      target -= likelier;
+      first = middle;
+    }
+  }
+  return *first;
+}
+
+void demand(bool good, const char* name, const char* range, double found) {
+  if (!good) fail(ErrorKind::kUsage, "{}: expected {}, found {}", name, range, found);
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
+    : options_(options), state_(options.seed) {
+  CHECK(vocab_size > 0 && vocab_size < kMaxVocabulary, "vocab_size {}", vocab_size);
+  const SamplingOptions& o = options;
+  demand(o.temperature >= 0 && std::isfinite(o.temperature), "temperature", "a number from 0 up",
+         o.temperature);
+  demand(o.top_k >= 0, "top-k", "0 (off) or more", static_cast<double>(o.top_k));
+  demand(o.top_p >= 0 && o.top_p <= 1, "top-p", "a number from 0 to 1", o.top_p);
+  demand(o.min_p >= 0 && o.min_p <= 1, "min-p", "a number from 0 to 1", o.min_p);
+  demand(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty), "repeat-penalty",
+         "a number above 0", o.repeat_penalty);
+  demand(o.repeat_last_n >= 0, "repeat-last-n", "0 or more", static_cast<double>(o.repeat_last_n));
+  candidates_.reserve(static_cast<size_t>(vocab_size));
+  seen_.resize(static_cast<size_t>(vocab_size));
+}
+
+int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
+  CHECK(logits.size() == seen_.size(), "logits {} vocabulary {}", logits.size(), seen_.size());
+  const size_t n_back =
+      options_.repeat_penalty == 1
+          ? 0
+          : std::min(history.size(), static_cast<size_t>(options_.repeat_last_n));
+  const auto recent = history.last(n_back);
+  struct Marks {  // taken back even when bad logits throw
+    Sampler& sampler;
+    std::span<const int32_t> tokens;
+    ~Marks() { sampler.mark(tokens, 0); }
+  };
+  mark(recent, 1);
+  const Marks marks{*this, recent};
+  const Candidate best = collect(logits);
+  if (options_.temperature == 0) return best.id;
+  // Top-k and top-p each keep a prefix of the order "most likely first": its least likely member
+  // describes the kept set without a sort. Drawing then goes by id, which no library's way of
+  // partitioning influences; the candidates are collected again because selecting shuffled them.
+  Candidate least{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
+  if (options_.top_k > 0 || options_.top_p < 1) {
+    least = least_kept(best.logit);
+    collect(logits);
+  }
+  return draw(best.logit, least);
+}
+
+void Sampler::mark(std::span<const int32_t> tokens, uint8_t value) {
+  for (const int32_t id : tokens) {
+    DCHECK(id >= 0 && static_cast<size_t>(id) < seen_.size(), "token {}", id);
+    seen_[static_cast<size_t>(id)] = value;
+  }
+}
+
+Sampler::Candidate Sampler::collect(std::span<const float> logits) {
+  candidates_.clear();
+  const auto penalty = static_cast<float>(options_.repeat_penalty);
+  size_t n_nan = 0, first_nan = 0;
+  Candidate best{-std::numeric_limits<float>::infinity(), -1};
+  for (size_t i = 0; i < logits.size(); ++i) {
+    float logit = logits[i];
+    if (std::isnan(logit)) {
+      if (n_nan++ == 0) first_nan = i;
+      continue;
+    }
+    if (seen_[i] != 0) logit = logit > 0 ? logit / penalty : logit * penalty;
+    candidates_.push_back({logit, static_cast<int32_t>(i)});
+    if (logit > best.logit) best = candidates_.back();
+  }
+  if (n_nan > 0) {
+    fail("logits: expected numbers, found NaN for {} of {} tokens (first: token {}); the checkpoint "
+         "is broken or its activations overflow",
+         n_nan, logits.size(), first_nan);
+  }
+  if (best.id < 0) fail("logits: expected a finite one, found minus infinity in all {}", logits.size());
+  return best;
+}
+
+uint64_t Sampler::weight_of(float logit, float best_logit) const {
+  if (logit == best_logit) return kWeightOne;  // also where both are infinite
+  const double scaled = (static_cast<double>(logit) - best_logit) / options_.temperature;
+  return static_cast<uint64_t>(exp_negative(scaled) * static_cast<double>(kWeightOne));
+}
+
+Sampler::Candidate Sampler::least_kept(float best_logit) {
+  const auto weight = [&](float logit) { return weight_of(logit, best_logit); };
+  auto end = candidates_.end();
+  Candidate least{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
+  if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(candidates_.size())) {
+    const auto last_kept = candidates_.begin() + (options_.top_k - 1);
+    std::nth_element(candidates_.begin(), last_kept, end, kPrecedes);
+    least = *last_kept;
+    end = last_kept + 1;
+  }
+  if (options_.top_p < 1) {
+    uint64_t total = 0;
+    for (auto i = candidates_.begin(); i != end; ++i) total += weight(i->logit);
+    const double target = std::ceil(options_.top_p * static_cast<double>(total));
+    least = reach(candidates_.begin(), end, static_cast<uint64_t>(target), weight);
+  }
+  return least;
+}
+
+int32_t Sampler::draw(float best_logit, Candidate least) {
+  const double smallest = std::ceil(options_.min_p * static_cast<double>(kWeightOne));
+  const auto kept_weight = [&](const Candidate& candidate) -> uint64_t {
+    if (kPrecedes(least, candidate)) return 0;
+    const uint64_t weight = weight_of(candidate.logit, best_logit);
+    return weight >= static_cast<uint64_t>(smallest) ? weight : 0;
+  };
+  uint64_t total = 0;
+  for (const Candidate& candidate : candidates_) total += kept_weight(candidate);
+  uint64_t left = scale_to(next_random(state_), total);
+  for (const Candidate& candidate : candidates_) {
+    const uint64_t weight = kept_weight(candidate);
+    if (left < weight) return candidate.id;
+    left -= weight;
+  }
+  CHECK(false, "a draw below the total ends at a token");
+  return -1;
+}
+
+}  // namespace tiercel

@@ -1,0 +1,76 @@
+// A session: one model, one sequence, one memory plan.
+//
+//   auto model = Model::open(directory, n_threads);
+//   Session session(model, options, prompt_tokens, max_new_tokens);   // plans; throws if it does not fit
+//   session.prefill(ids, progress);
+//   while (...) { int32_t token = sampler.sample(session.logits(), history); session.step(token); }
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/options.h"
+
+namespace tiercel {
+
+class Model {
+ public:
+  // Maps the checkpoint of a Hugging Face directory and checks it whole: every tensor's presence,
+  // type, shape and finiteness. Throws Error naming file and tensor.
+  static std::shared_ptr<Model> open(const std::string& directory, int n_threads = 0);
+  virtual ~Model() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual int64_t parameter_count() const = 0;
+  virtual int64_t weight_bytes() const = 0;
+};
+
+// Bytes that a session would take; allocates nothing. Options are resolved first (rank capped, auto
+// modes decided). Throws Error(kDoesNotFit) naming the flag that would help when it exceeds
+// --device-memory, --host-memory or what the machine has left.
+struct SessionPlan {
+  SessionOptions options;  // with every auto decided
+  MemoryReport memory;
+  int64_t n_prompt = 0;    // tokens that prefill may be given
+  int64_t context = 0;     // tokens that the sequence can hold
+  bool logprobs = false;   // prefill_logprobs may be called
+  std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
+};
+
+class Session {
+ public:
+  // n_prompt tokens will be prefilled and at most n_new generated.
+  // n_new = -1: as many as --ctx-size, or the model's positions, allow. logprobs: prefill_logprobs
+  // will be called.
+  static SessionPlan plan(const Model& model, const SessionOptions& options, int64_t n_prompt,
+                          int64_t n_new, bool logprobs = false);
+  static std::unique_ptr<Session> open(std::shared_ptr<Model> model, const SessionPlan& plan);
+  virtual ~Session() = default;
+
+  // Runs the prompt (not empty, at most the planned length). False: the callback asked to stop.
+  // Throws Error(kUsage) for an id outside the vocabulary, naming its index.
+  virtual bool prefill(std::span<const int32_t> ids, const ProgressCallback& progress) = 0;
+
+  // As prefill, and writes log p(ids[i+1] | ids[0..i]) for i = 0 .. n-2 (natural log).
+  virtual bool prefill_logprobs(std::span<const int32_t> ids, std::span<double> logprobs,
+                                const ProgressCallback& progress) = 0;
+
+  // Appends one token and computes the logits after it. Throws Error(kRuntime) when the planned
+  // context is full.
+  virtual void step(int32_t token) = 0;
+
+  // fp32 logits [vocab_size] after the last token. Valid until the next call.
+  virtual std::span<const float> logits() const = 0;
+
+  virtual int64_t n_tokens() const = 0;  // in the cache
+  virtual const SessionPlan& plan() const = 0;
+  virtual SelectionReport selection() const = 0;
+  virtual AuditReport audit() const = 0;
+  virtual std::vector<double> residual_energy() const = 0;  // per layer; empty without low-rank keys
+  virtual std::string backend_description() const = 0;      // e.g. "cpu: amx, 2 threads"
+};
+
+}  // namespace tiercel

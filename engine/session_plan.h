@@ -1,0 +1,36 @@
+// From what the user asked for to what will be done: options resolved, memory counted, limits checked.
+// Allocates nothing; config.json is enough.
+#pragma once
+
+#include "engine/config.h"
+#include "engine/session.h"
+#include "offload/layout.h"
+
+namespace tiercel {
+
+// A prompt up to this length, or one whose dense attention costs at most this many times its linear
+// layers, is prefilled densely under --prefill auto.
+inline constexpr int64_t kDensePrefillTokens = 32768;
+inline constexpr double kDensePrefillRatio = 8;
+
+KvShape kv_shape(const ModelConfig& config);
+KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config);
+
+struct PlanRequest {
+  const ModelConfig& config;
+  int64_t weight_bytes = 0;
+  SessionOptions options;
+  int64_t n_prompt = 0;
+  int64_t n_new = 0;        // -1: as many as the context holds
+  bool logprobs = false;    // perplexity needs logits for many rows
+  int n_threads = 1;
+};
+
+// Bytes of one plan. The process itself is taken from what it holds right now, without the weights.
+MemoryReport count_memory(const PlanRequest& request, const SessionPlan& plan);
+
+// Throws Error(kUsage) for options that contradict each other or the model, Error(kDoesNotFit) when a
+// limit is exceeded; the message names the flag that would help.
+SessionPlan make_plan(const PlanRequest& request);
+
+}  // namespace tiercel

@@ -1,0 +1,86 @@
+// Text to token ids and back: byte-level BPE as published in a Hugging Face tokenizer.json.
+//
+// It promises the ids of Hugging Face tokenizers 0.23, which the tests compare on many megabytes for
+// the splits of GPT-2, Llama 3 and Qwen 2. Supported: model BPE (byte-level, ignore_merges); added
+// tokens with all their flags; normalizer NFC; pre-tokenizers ByteLevel, Split, Digits, Sequence;
+// post-processors TemplateProcessing (one sequence), ByteLevel, Sequence; decoder ByteLevel.
+// Anything else is an Error that says so. `truncation` and `padding` in the file are ignored.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/utf8.h"
+
+namespace tiercel {
+
+struct EncodeOptions {
+  bool add_special = true;    // let the post-processor add its tokens (a begin-of-text, mostly)
+  bool parse_special = true;  // find special tokens in the text; if not, they are ordinary text
+};
+
+// Immutable and safe to share between threads.
+class Tokenizer {
+ public:
+  // Reads `path`, a tokenizer.json or the directory that holds one. Throws Error naming the file,
+  // the JSON path, what was expected and what was found.
+  static Tokenizer load(const std::string& path);
+  // The same from memory; `name` stands for the file in messages.
+  static Tokenizer parse(std::string_view json, const std::string& name);
+
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  // The ids of arbitrary bytes. Invalid UTF-8 is first replaced by U+FFFD, as Python's
+  // decode("utf-8", errors="replace") does; *n_replaced_bytes, if given, says how many bytes that
+  // concerned. Throws Error if the vocabulary lacks a byte of the text.
+  std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {},
+                              int64_t* n_replaced_bytes = nullptr) const;
+
+  // The text of ids: always valid UTF-8 (a character cut off by the choice of ids becomes U+FFFD).
+  // skip_special leaves out special tokens. Throws Error naming an id outside the vocabulary.
+  std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
+
+  // Number of ids: they are 0 .. vocab_size() - 1, added tokens included.
+  int vocab_size() const;
+  // The id of a token in the file's spelling ("Ġthe", "<|im_end|>"); none if there is no such token.
+  std::optional<int32_t> id_of(std::string_view token) const;
+  // A token in the file's spelling. Throws Error for an id outside the vocabulary.
+  std::string_view token(int32_t id) const;
+  // The bytes that a token stands for; they may be part of a character. Throws as token().
+  std::string_view token_bytes(int32_t id) const;
+  // True for added tokens marked special. Throws as token().
+  bool is_special(int32_t id) const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  std::unique_ptr<const Impl> impl_;
+};
+
+// Decodes ids as they are generated. Never gives out half a character; all that it gives out,
+// joined, is decode() of all ids.
+class StreamDecoder {
+ public:
+  // The tokenizer must outlive the decoder.
+  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false)
+      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+
+  // The characters that `id` completes; often none, if it ends within one. Throws as decode().
+  std::string push(int32_t id);
+  // What is left when no more ids follow: U+FFFD for an incomplete character. Ready for reuse.
+  std::string finish();
+
+ private:
+  const Tokenizer* tokenizer_;
+  bool skip_special_;
+  Utf8Stream stream_;
+};
+
+}  // namespace tiercel

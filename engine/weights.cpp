@@ -1,0 +1,136 @@
+#include "engine/weights.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu/topology.h"
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+// Below this a copy into huge pages costs less than it saves in address translation.
+constexpr int64_t kCopyBelow = int64_t{2} << 30;
+
+constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; }
+
+}  // namespace
+
+struct WeightStore::Wanted {
+  const bf16** target;
+  const TensorInfo* tensor;
+};
+
+WeightStore::WeightStore(Checkpoint checkpoint, cpu::Queue& queue)
+    : checkpoint_(std::move(checkpoint)), queue_(queue) {}
+
+WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block_bytes_)); }
+
+std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
+                                               const ModelConfig& config, cpu::Queue& queue) {
+  std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
+  store->checkpoint_->will_need();
+  store->collect(config);
+  store->place();
+  if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
+  store->wanted_.clear();
+  // Pages of the mapping are resident memory too; nothing points into them when all was copied.
+  if (!store->in_place_) store->checkpoint_.reset();
+  return store;
+}
+
+void WeightStore::want(const bf16** target, const std::string& name,
+                       std::initializer_list<int64_t> shape) {
+  const TensorInfo& tensor = checkpoint_->require(name, shape);
+  wanted_.push_back({target, &tensor});
+  n_parameters_ += tensor.n_elements();
+}
+
+void WeightStore::collect(const ModelConfig& c) {
+  weights_.layers.resize(static_cast<size_t>(c.n_layers));
+  want(&weights_.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
+  want(&weights_.final_norm, "model.norm.weight", {c.hidden});
+  if (!c.tie_word_embeddings) want(&weights_.head, "lm_head.weight", {c.vocab_size, c.hidden});
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    LayerWeights& w = weights_.layers[static_cast<size_t>(i)];
+    const std::string layer = fmt::format("model.layers.{}.", i);
+    const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
+    want(&w.attention_norm, layer + "input_layernorm.weight", {c.hidden});
+    want(&w.mlp_norm, layer + "post_attention_layernorm.weight", {c.hidden});
+    want(&w.q, attention + "q_proj.weight", {c.q_width(), c.hidden});
+    want(&w.k, attention + "k_proj.weight", {c.kv_width(), c.hidden});
+    want(&w.v, attention + "v_proj.weight", {c.kv_width(), c.hidden});
+    want(&w.o, attention + "o_proj.weight", {c.hidden, c.q_width()});
+    if (c.qkv_bias) {
+      want(&w.q_bias, attention + "q_proj.bias", {c.q_width()});
+      want(&w.k_bias, attention + "k_proj.bias", {c.kv_width()});
+      want(&w.v_bias, attention + "v_proj.bias", {c.kv_width()});
+    }
+    if (c.o_bias) want(&w.o_bias, attention + "o_proj.bias", {c.hidden});
+    if (c.qk_norm) {
+      want(&w.q_norm, attention + "q_norm.weight", {c.head_dim});
+      want(&w.k_norm, attention + "k_norm.weight", {c.head_dim});
+    }
+    want(&w.gate, mlp + "gate_proj.weight", {c.intermediate, c.hidden});
+    want(&w.up, mlp + "up_proj.weight", {c.intermediate, c.hidden});
+    want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate});
+    if (c.mlp_bias) {
+      want(&w.gate_bias, mlp + "gate_proj.bias", {c.intermediate});
+      want(&w.up_bias, mlp + "up_proj.bias", {c.intermediate});
+      want(&w.down_bias, mlp + "down_proj.bias", {c.hidden});
+    }
+  }
+}
+
+void WeightStore::check_finite(const Wanted& wanted) const {
+  const std::optional<int64_t> bad = find_non_finite(*wanted.tensor);
+  if (!bad) return;
+  fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
+       "written, fetch it again",
+       checkpoint_->file_of(wanted.tensor->name), wanted.tensor->name, *bad);
+}
+
+// Points every target at its values: in place, or copied. Tensors are independent, so they are
+// checked and copied on all threads; the first bad one in their fixed order is the one reported.
+void WeightStore::place() {
+  bytes_ = n_parameters_ * static_cast<int64_t>(sizeof(bf16));
+  const bool copy_all = bytes_ < kCopyBelow;
+  std::vector<int64_t> offset(wanted_.size(), -1);
+  int64_t elements = 0;
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const TensorInfo& tensor = *wanted_[i].tensor;
+    const bool in_place = !copy_all && tensor.dtype == DType::kBf16 &&
+                          reinterpret_cast<uintptr_t>(tensor.data) % alignof(bf16) == 0;
+    in_place_ |= in_place;
+    if (in_place) continue;
+    offset[i] = elements;
+    elements += aligned(tensor.n_elements());
+  }
+  block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
+  block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
+
+  std::vector<uint8_t> bad(wanted_.size(), 0);
+  std::vector<int64_t> overflowed(wanted_.size(), 0);
+  queue_.for_each(static_cast<int64_t>(wanted_.size()), [&](int64_t i, cpu::Worker&) {
+    const TensorInfo& tensor = *wanted_[static_cast<size_t>(i)].tensor;
+    bad[static_cast<size_t>(i)] = find_non_finite(tensor).has_value();
+    if (offset[static_cast<size_t>(i)] >= 0) {
+      overflowed[static_cast<size_t>(i)] =
+          to_bf16(tensor, block_ + offset[static_cast<size_t>(i)]);
+    }
+  });
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const TensorInfo& tensor = *wanted_[i].tensor;
+    if (bad[i]) check_finite(wanted_[i]);
+    if (overflowed[i] > 0) {
+      fail("{}: tensor {}: {} values are too large for bf16", checkpoint_->file_of(tensor.name),
+           tensor.name, overflowed[i]);
+    }
+    *wanted_[i].target = offset[i] >= 0 ? block_ + offset[i]
+                                        : reinterpret_cast<const bf16*>(tensor.data);
+  }
+}
+
+}  // namespace tiercel

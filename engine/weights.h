@@ -1,0 +1,72 @@
+// The weights of a decoder as bf16 tensors, by role.
+//
+// Loading checks everything: each tensor's presence, type and shape, and that every value is finite
+// (a NaN weight would silently become a NaN answer). Small checkpoints, f16 and f32 ones are copied
+// into aligned memory; a large bf16 checkpoint is used where it is mapped.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/queue.h"
+#include "engine/base/dtype.h"
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+
+namespace tiercel {
+
+struct LayerWeights {
+  const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;            // [hidden]
+  const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                  // [width][hidden]
+  const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;   // [width] or null
+  const bf16 *q_norm = nullptr, *k_norm = nullptr;                      // [head_dim] or null
+  const bf16 *o = nullptr, *o_bias = nullptr;                           // [hidden][q width]
+  const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;           // [ffn][hidden] x2, [hidden][ffn]
+  const bf16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+};
+
+struct Weights {
+  const bf16* embedding = nullptr;   // [vocab][hidden]
+  const bf16* final_norm = nullptr;  // [hidden]
+  const bf16* head = nullptr;        // [vocab][hidden]; the embedding when tied
+  std::vector<LayerWeights> layers;
+};
+
+// Owns what Weights points into.
+class WeightStore {
+ public:
+  // Errors name file and tensor.
+  static std::unique_ptr<WeightStore> load(const std::string& directory, const ModelConfig& config,
+                                           cpu::Queue& queue);
+  ~WeightStore();
+  WeightStore(const WeightStore&) = delete;
+  WeightStore& operator=(const WeightStore&) = delete;
+
+  const Weights& weights() const { return weights_; }
+  int64_t bytes() const { return bytes_; }            // as bf16
+  int64_t n_parameters() const { return n_parameters_; }
+
+ private:
+  WeightStore(Checkpoint checkpoint, cpu::Queue& queue);
+  struct Wanted;
+
+  void collect(const ModelConfig& config);
+  void want(const bf16** target, const std::string& name, std::initializer_list<int64_t> shape);
+  void check_finite(const Wanted& wanted) const;
+  void place();
+
+  std::optional<Checkpoint> checkpoint_;
+  bool in_place_ = false;  // some tensor is used where it is mapped
+  cpu::Queue& queue_;
+  std::vector<Wanted> wanted_;
+  Weights weights_;
+  bf16* block_ = nullptr;  // copied tensors, each 64-byte aligned
+  int64_t block_bytes_ = 0;
+  int64_t bytes_ = 0;
+  int64_t n_parameters_ = 0;
+};
+
+}  // namespace tiercel

@@ -1,0 +1,93 @@
+// Memory of one tier, under a budget.
+//
+// An Arena hands out zeroed blocks through its queue's allocator (pages on a CPU, device or pinned
+// memory on a GPU) and refuses to exceed its budget: the tiers are real on every machine, also where
+// both are the same DRAM. Blocks are taken when a session opens; the decode loop takes none.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+
+// What a block is for; the memory table has one line for each.
+enum class Purpose : uint8_t { kWeights, kKeys, kLandmarks, kSlots, kExact, kActivations, kValues };
+inline constexpr int kPurposes = 7;
+
+using PurposeBytes = std::array<int64_t, kPurposes>;
+
+inline int64_t sum(const PurposeBytes& bytes) {
+  int64_t total = 0;
+  for (int64_t b : bytes) total += b;
+  return total;
+}
+
+template <typename Queue>
+class Arena {
+ public:
+  // budget_bytes <= 0: no limit of its own.
+  Arena(Queue& queue, std::string name, int64_t budget_bytes)
+      : queue_(queue),
+        name_(std::move(name)),
+        budget_(budget_bytes > 0 ? budget_bytes : std::numeric_limits<int64_t>::max()) {}
+  ~Arena() {
+    for (const Block& block : blocks_) release(queue_, block.address, block.bytes);
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // count elements of T, zeroed, aligned to 64 bytes or more; null when count is 0. Lives until
+  // give_back or the end of the arena. Throws Error(kDoesNotFit) beyond the budget.
+  template <typename T>
+  T* take(Purpose purpose, int64_t count) {
+    CHECK(count >= 0 && count <= std::numeric_limits<int64_t>::max() / int64_t{sizeof(T)},
+          "{} elements", count);
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    if (bytes == 0) return nullptr;
+    if (bytes > budget_ - sum(used_)) {
+      fail(ErrorKind::kDoesNotFit, "{} memory: {} bytes more than the budget of {} allows", name_,
+           bytes - (budget_ - sum(used_)), budget_);
+    }
+    void* address = allocate(queue_, bytes);
+    blocks_.push_back({address, bytes, purpose});
+    used_[static_cast<size_t>(purpose)] += bytes;
+    peak_ = std::max(peak_, sum(used_));
+    return static_cast<T*>(address);
+  }
+
+  // Releases one block early. Null is allowed.
+  void give_back(const void* address) {
+    if (address == nullptr) return;
+    auto block = std::find_if(blocks_.begin(), blocks_.end(),
+                              [&](const Block& b) { return b.address == address; });
+    CHECK(block != blocks_.end(), "{} arena: not a block of this arena, or released twice", name_);
+    release(queue_, block->address, block->bytes);
+    used_[static_cast<size_t>(block->purpose)] -= block->bytes;
+    blocks_.erase(block);
+  }
+
+  const PurposeBytes& used() const { return used_; }
+  int64_t peak_bytes() const { return peak_; }
+
+ private:
+  struct Block {
+    void* address;
+    int64_t bytes;
+    Purpose purpose;
+  };
+  Queue& queue_;
+  std::string name_;
+  int64_t budget_;
+  PurposeBytes used_{};
+  int64_t peak_ = 0;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace tiercel

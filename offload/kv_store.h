@@ -1,0 +1,164 @@
+// The KV cache of one sequence, across two tiers.
+//
+// KvStore<Device, Host> decides where every chunk of every layer lives, moves bytes between the
+// tiers, and answers "attend" by merging partial results: exact regions and resident chunks first,
+// fetched chunks when they have arrived. It is written once; Device and Host are queue types
+// (engine/backend.h), and with cpu::Queue on both sides all of it runs and is tested without a GPU.
+//
+// Order of calls, per layer:
+//   prefill   for each layer: append_prompt / attend_prompt for consecutive
+//             runs of tokens, finish_layer; at the end end_prefill
+//   decode    append, attend for every layer; then advance
+//
+// It knows nothing of weights, tokens or sampling.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "engine/base/ops.h"
+#include "engine/base/partial.h"
+#include "offload/arena.h"
+#include "offload/layout.h"
+#include "offload/mass_histogram.h"
+
+namespace tiercel {
+
+// One decode or prefill step's projections of a layer, before RoPE.
+struct Projections {
+  bf16* q = nullptr;             // [n_tokens][n_heads][head_dim]; turned in place
+  const bf16* k = nullptr;       // [n_tokens][n_kv_heads][head_dim]
+  const bf16* v = nullptr;       // [n_tokens][n_kv_heads][head_dim]
+  const bf16* q_norm = nullptr;  // [head_dim] or null
+  const bf16* k_norm = nullptr;
+  float norm_eps = 0;
+  int64_t n_tokens = 0;
+};
+
+// What selection did so far. Counts are summed over layers and KV heads.
+struct SelectionCounters {
+  int64_t steps = 0;  // (layer, step) pairs that selected
+  int64_t selected_chunks = 0, hit_chunks = 0, fetched_bytes = 0;
+};
+
+template <typename Device, typename Host>
+class KvStore {
+ public:
+  // Takes all memory from the two arenas. scale multiplies q . k before softmax.
+  KvStore(Device& device, Device& copy, Host& host, Arena<Device>& device_arena,
+          Arena<Host>& host_arena, const KvLayout& layout, RopeView rope, float scale,
+          bool exact_exp);
+
+  // ---- prefill ----
+  void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
+  // out: [n_tokens][n_heads][head_dim]. dense overrides selection (the tail of the prompt).
+  void attend_prompt(int64_t layer, const bf16* q, int64_t first_token, int64_t n_tokens,
+                      bool dense, bf16* out);
+  void finish_layer(int64_t layer, int64_t n_tokens);
+  void end_prefill(int64_t n_tokens);
+
+  // ---- decode, one token at position n_tokens() ----
+  void append(int64_t layer, const Projections& p);
+  void attend(int64_t layer, const bf16* q, bf16* out);
+  void advance();
+
+  int64_t n_tokens() const { return n_tokens_; }
+  const KvLayout& layout() const { return layout_; }
+  const SelectionCounters& selection() const { return counters_; }
+  const MassHistogram& audit() const { return mass_; }
+  // Per tiered low-rank layer: the share of key energy that the basis leaves out.
+  const std::vector<double>& residual_energy() const { return residual_energy_; }
+  // Measures the selection against the exact keys in this step. Needs settings.audit.
+  void set_audit(bool on) { auditing_ = on; }
+
+ private:
+  // Exact rows of one layer: positions first .. n_tokens-1 live at rows first-base .. of two planes.
+  struct Recent {
+    bf16* keys = nullptr;
+    bf16* values = nullptr;
+    int64_t capacity = 0;
+    int64_t base = 0;   // position of row 0
+    int64_t first = 0;  // oldest position still attended
+  };
+  struct Layer {
+    Recent recent;
+    bf16 *sink_keys = nullptr, *sink_values = nullptr;        // [kv][sinks][d]
+    bf16 *outlier_keys = nullptr, *outlier_values = nullptr;  // [kv][outlier_rows][d]
+    int32_t* outlier_ids = nullptr;                           // [kv][outliers]
+    bf16* landmarks = nullptr;                                // [kv][chunks][d]
+    uint64_t* excluded = nullptr;                             // [kv][mask_words]
+    bf16* coefficients = nullptr;                             // [capacity][rank]
+    LowRankView lowrank;
+    bf16* slots = nullptr;  // [kv][n_slots][record]
+    SlotState slot_state;
+    bf16 *host_values = nullptr, *host_keys = nullptr;  // planes of capacity rows
+    int64_t n_sinks = 0, n_outliers = 0;                // in use, tokens and chunks
+    int64_t first_chunk = 0, end_chunk = 0;             // the middle
+  };
+  // Lists of one step, shared by all layers. [kv][select] each.
+  struct StepLists {
+    int32_t *ids = nullptr, *counts = nullptr;
+    int32_t *hit_slots = nullptr, *hit_counts = nullptr;
+    int32_t *miss_chunks = nullptr, *miss_slots = nullptr, *miss_counts = nullptr;
+    int32_t* scratch = nullptr;
+    float* select_workspace = nullptr;
+  };
+
+  int64_t d() const { return layout_.shape.head_dim; }
+  int64_t kv() const { return layout_.shape.n_kv_heads; }
+  int32_t chunk() const { return layout_.settings.chunk_tokens; }
+
+  void take_layer(int64_t layer, Arena<Device>& device_arena, Arena<Host>& host_arena);
+  void take_shared(Arena<Device>& device_arena);
+  PartialView take_partial(Arena<Device>& device_arena);
+
+  RopeAppendParams rope_append_params(const Projections& p) const;
+  bf16* prefill_landmarks(int64_t layer);
+  void copy_rows(const bf16* source, int64_t source_stride, bf16* target, int64_t target_stride,
+                 int64_t n_rows);
+  void index_layer(int64_t layer, int64_t n_tokens);
+  void keep_outliers(Layer& layer, int64_t n_outliers);
+  void retire_chunks(int64_t layer);
+  void make_room(Layer& layer);
+
+  int64_t selected_per_head(const Layer& layer) const;
+  void select_and_map(const Layer& layer, const bf16* q, int64_t k);
+  int exact_sources(const Layer& layer, int64_t n_rows, KvSource* sources) const;
+  void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out);
+  KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
+  void audit_layer(const Layer& layer, const bf16* q, int64_t n_rows);
+  void count_step();
+
+  Device& device_;
+  Device& copy_;
+  Host& host_;
+  Arena<Device>& device_arena_;
+  KvLayout layout_;
+  RopeView rope_;
+  float scale_;
+  bool exact_exp_;
+
+  std::vector<Layer> layers_;
+  std::vector<double> residual_energy_;
+  StepLists lists_;
+  bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
+  bf16* plane_landmarks_ = nullptr;                       // for select prefill of dense stores
+  int32_t *block_ids_ = nullptr, *block_counts_ = nullptr;
+  int64_t* block_local_ = nullptr;
+  std::array<PartialView, 2> partials_;
+  std::array<PartialView, 2> audit_partials_;
+  float* decode_workspace_ = nullptr;
+
+  int64_t n_tokens_ = 0;
+  bool auditing_ = false;
+  SelectionCounters counters_;
+  MassHistogram mass_;
+};
+
+}  // namespace tiercel
+
+#include "offload/kv_store_decode.h"
+#include "offload/kv_store_prefill.h"

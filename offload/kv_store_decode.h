@@ -1,0 +1,310 @@
+// KvStore: one decode step of one layer.
+#pragma once
+
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::append(int64_t index, const Projections& p) {
+  CHECK(p.n_tokens == 1 && n_tokens_ < layout_.settings.capacity, "{} of {}", n_tokens_,
+        layout_.settings.capacity);
+  Layer& layer = layers_[index];
+  Recent& recent = layer.recent;
+  if (n_tokens_ - recent.base == recent.capacity) make_room(layer);
+  RopeAppendParams append = rope_append_params(p);
+  append.keys = recent.keys;
+  append.values = recent.values;
+  append.head_stride = recent.capacity * d();
+  append.first_row = n_tokens_ - recent.base;
+  append.first_position = n_tokens_;
+  rope_append(device_, append);
+  const int64_t window = layout_.shape.window[index];
+  if (window > 0) recent.first = std::max(recent.first, n_tokens_ + 1 - window);
+  if (layout_.tiered(index)) retire_chunks(index);
+}
+
+// Moves the rows still attended to the front. They are at most half of the capacity, so source and
+// target never overlap.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::make_room(Layer& layer) {
+  Recent& recent = layer.recent;
+  const int64_t n = n_tokens_ - recent.first;
+  const int64_t shift = recent.first - recent.base;
+  CHECK(n <= shift, "{} rows would overlap after a shift of {}", n, shift);
+  copy_.wait(device_.record());
+  const int64_t stride = recent.capacity * d();
+  copy_rows(recent.keys + shift * d(), stride, recent.keys, stride, n);
+  copy_rows(recent.values + shift * d(), stride, recent.values, stride, n);
+  device_.wait(copy_.record());
+  recent.base = recent.first;
+}
+
+// Growth: the oldest chunk of the window becomes an ordinary chunk of the middle once the window is
+// full without it. Its coefficients use the basis of the prompt; its values go home.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::retire_chunks(int64_t index) {
+  Layer& layer = layers_[index];
+  Recent& recent = layer.recent;
+  const KvSettings& o = layout_.settings;
+  if (n_tokens_ + 1 - recent.first < o.recent + chunk()) return;
+  const int64_t row = recent.first - recent.base;
+  const int64_t stride = recent.capacity * d();
+
+  LandmarkParams landmark;
+  landmark.keys = recent.keys;
+  landmark.key_head_stride = stride;
+  landmark.first_row = recent.base;
+  landmark.landmarks = layer.landmarks;
+  landmark.landmark_head_stride = layout_.chunks * d();
+  landmark.first_chunk = recent.first / chunk();
+  landmark.n_chunks = 1;
+  landmark.chunk_tokens = chunk();
+  landmark.n_kv_heads = layout_.shape.n_kv_heads;
+  landmark.head_dim = layout_.shape.head_dim;
+  build_landmarks(device_, landmark);
+
+  if (!o.exact_keys) {
+    ProjectParams project;
+    project.keys = recent.keys;
+    project.head_stride = stride;
+    project.first_row = recent.base;
+    project.first_token = recent.first;
+    project.n_tokens = chunk();
+    project.n_kv_heads = landmark.n_kv_heads;
+    project.head_dim = landmark.head_dim;
+    project.rope = rope_;
+    project.lowrank = layer.lowrank;
+    project.coefficients = layer.coefficients;
+    project_keys(device_, project);
+  }
+  copy_.wait(device_.record());
+  copy_rows(recent.values + row * d(), stride, layer.host_values + recent.first * d(),
+            o.capacity * d(), chunk());
+  if (layer.host_keys != nullptr) {
+    copy_rows(recent.keys + row * d(), stride, layer.host_keys + recent.first * d(),
+              o.capacity * d(), chunk());
+  }
+  device_.wait(copy_.record());
+  recent.first += chunk();
+  layer.end_chunk = recent.first / chunk();
+}
+
+template <typename Device, typename Host>
+int64_t KvStore<Device, Host>::selected_per_head(const Layer& layer) const {
+  return std::min(layout_.select, layer.end_chunk - layer.first_chunk);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, int64_t k) {
+  SelectParams select;
+  select.q = q;
+  select.landmarks = layer.landmarks;
+  select.landmark_head_stride = layout_.chunks * d();
+  select.excluded = layer.n_outliers > 0 ? layer.excluded : nullptr;
+  select.excluded_stride = layout_.mask_words;
+  select.first_chunk = layer.first_chunk;
+  select.end_chunk = layer.end_chunk;
+  select.k = k;
+  select.n_heads = layout_.shape.n_heads;
+  select.n_kv_heads = layout_.shape.n_kv_heads;
+  select.head_dim = layout_.shape.head_dim;
+  select.scale = scale_;
+  select.ids = lists_.ids;
+  select.counts = lists_.counts;
+  select.workspace = lists_.select_workspace;
+  select_chunks(device_, select);
+
+  MapSlotsParams map;
+  map.state = layer.slot_state;
+  map.n_kv_heads = layout_.shape.n_kv_heads;
+  map.ids = lists_.ids;
+  map.counts = lists_.counts;
+  map.stride = k;
+  map.hit_slots = lists_.hit_slots;
+  map.hit_counts = lists_.hit_counts;
+  map.miss_chunks = lists_.miss_chunks;
+  map.miss_slots = lists_.miss_slots;
+  map.miss_counts = lists_.miss_counts;
+  map.scratch = lists_.scratch;
+  map_slots(device_, map);
+}
+
+// The regions that are always attended: window, sinks, outliers.
+template <typename Device, typename Host>
+int KvStore<Device, Host>::exact_sources(const Layer& layer, int64_t n_rows,
+                                         KvSource* sources) const {
+  int n = 0;
+  auto plane = [&](const bf16* keys, const bf16* values, int64_t head_stride, int64_t n_tokens) {
+    if (n_tokens <= 0) return;
+    KvSource& source = sources[n++];
+    source.keys = keys;
+    source.values = values;
+    source.head_stride = head_stride;
+    source.chunk_stride = d();
+    source.token_stride = d();
+    source.chunk_tokens = 1;
+    source.n_tokens = n_tokens;
+  };
+  const Recent& recent = layer.recent;
+  const int64_t row = (recent.first - recent.base) * d();
+  plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
+  plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
+  plane(layer.outlier_keys, layer.outlier_values, layout_.outlier_rows * d(),
+        layer.n_outliers * chunk());
+  return n;
+}
+
+template <typename Device, typename Host>
+KvSource KvStore<Device, Host>::slot_source(const Layer& layer, const int32_t* slots,
+                                            const int32_t* counts) const {
+  KvSource source;
+  source.keys = layer.slots;
+  source.values = layer.slots + chunk() * d();
+  source.head_stride = layout_.n_slots * layout_.record;
+  source.chunk_stride = layout_.record;
+  source.token_stride = d();
+  source.chunk_tokens = chunk();
+  source.ids = slots;
+  source.counts = counts;
+  source.ids_stride = selected_per_head(layer);
+  return source;
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* sources, int n_sources,
+                                           PartialView out) {
+  DecodeAttendParams attend;
+  attend.q = q;
+  attend.sources = sources;
+  attend.n_sources = n_sources;
+  attend.n_heads = layout_.shape.n_heads;
+  attend.n_kv_heads = layout_.shape.n_kv_heads;
+  attend.head_dim = layout_.shape.head_dim;
+  attend.scale = scale_;
+  attend.out = out;
+  attend.workspace = decode_workspace_;
+  attend_decode(device_, attend);
+}
+
+// 2-5 select and map; 6 fetch the misses on the copy queue, meanwhile attend the exact regions and the
+// hits and rebuild the missed keys; 7 attend the misses and merge (DESIGN, "Decode").
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
+  const Layer& layer = layers_[index];
+  const int64_t n_rows = n_tokens_ + 1;
+  std::array<KvSource, 4> sources;
+  int n_sources = exact_sources(layer, n_rows, sources.data());
+  int n_partials = 1;
+  const int64_t k = selected_per_head(layer);
+  if (k > 0) {
+    select_and_map(layer, q, k);
+    copy_.wait(device_.record());
+    FetchParams fetch_misses;
+    fetch_misses.host_values = layer.host_values;
+    fetch_misses.host_keys = layout_.settings.exact_keys ? layer.host_keys : nullptr;
+    fetch_misses.host_head_stride = layout_.settings.capacity * d();
+    fetch_misses.miss_chunks = lists_.miss_chunks;
+    fetch_misses.miss_slots = lists_.miss_slots;
+    fetch_misses.miss_counts = lists_.miss_counts;
+    fetch_misses.stride = k;
+    fetch_misses.slots = layer.slots;
+    fetch_misses.slot_head_stride = layout_.n_slots * layout_.record;
+    fetch_misses.chunk_tokens = chunk();
+    fetch_misses.n_kv_heads = layout_.shape.n_kv_heads;
+    fetch_misses.head_dim = layout_.shape.head_dim;
+    fetch(copy_, fetch_misses);
+    const auto fetched = copy_.record();
+
+    sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
+    attend_sources(q, sources.data(), n_sources, partials_[0]);
+    if (!layout_.settings.exact_keys) {
+      RebuildParams rebuild;
+      rebuild.coefficients = layer.coefficients;
+      rebuild.lowrank = layer.lowrank;
+      rebuild.rope = rope_;
+      rebuild.miss_chunks = lists_.miss_chunks;
+      rebuild.miss_slots = lists_.miss_slots;
+      rebuild.miss_counts = lists_.miss_counts;
+      rebuild.stride = k;
+      rebuild.slots = layer.slots;
+      rebuild.slot_head_stride = fetch_misses.slot_head_stride;
+      rebuild.chunk_tokens = chunk();
+      rebuild.n_kv_heads = fetch_misses.n_kv_heads;
+      rebuild.head_dim = fetch_misses.head_dim;
+      rebuild_keys(device_, rebuild);
+    }
+    device_.wait(fetched);
+    const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
+    attend_sources(q, &misses, 1, partials_[1]);
+    n_partials = 2;
+    count_step();
+  } else {
+    attend_sources(q, sources.data(), n_sources, partials_[0]);
+  }
+  MergeParams merge;
+  merge.partials = partials_.data();
+  merge.n_partials = n_partials;
+  merge.n_heads = layout_.shape.n_heads;
+  merge.head_dim = layout_.shape.head_dim;
+  merge.out = out;
+  merge_partials(device_, merge);
+  if (auditing_ && k > 0) audit_layer(layer, q, n_rows);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::count_step() {
+  ++counters_.steps;
+  const int64_t chunk_bytes = chunk() * d() * static_cast<int64_t>(sizeof(bf16)) *
+                              (layout_.settings.exact_keys ? 2 : 1);
+  for (int64_t head = 0; head < kv(); ++head) {
+    counters_.selected_chunks += lists_.counts[head];
+    counters_.hit_chunks += lists_.hit_counts[head];
+    counters_.fetched_bytes += lists_.miss_counts[head] * chunk_bytes;
+  }
+}
+
+// The share of exact attention mass that this step's selection covers: the sum of exp over what was
+// attended, divided by the sum over everything, both with the exact keys kept on the host. Values do
+// not matter here, so the keys stand in for them.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64_t n_rows) {
+  std::array<KvSource, 4> sources;
+  int n = exact_sources(layer, n_rows, sources.data());
+  KvSource& selected = sources[n];
+  selected = KvSource{};
+  selected.keys = selected.values = layer.host_keys;
+  selected.head_stride = layout_.settings.capacity * d();
+  selected.chunk_stride = chunk() * d();
+  selected.token_stride = d();
+  selected.chunk_tokens = chunk();
+  selected.ids = lists_.ids;
+  selected.counts = lists_.counts;
+  selected.ids_stride = selected_per_head(layer);
+  attend_sources(q, sources.data(), n + 1, audit_partials_[0]);
+
+  // Everything: the window, and all that precedes it (sinks and outliers included) from the host.
+  KvSource all[2];
+  all[0] = sources[0];
+  all[1] = selected;
+  all[1].ids = nullptr;
+  all[1].counts = nullptr;
+  all[1].chunk_stride = d();
+  all[1].chunk_tokens = 1;
+  all[1].n_tokens = layer.recent.first;
+  attend_sources(q, all, 2, audit_partials_[1]);
+  for (int64_t head = 0; head < layout_.shape.n_heads; ++head) {
+    const PartialView& part = audit_partials_[0];
+    const PartialView& whole = audit_partials_[1];
+    mass_.add(static_cast<double>(part.sum[head]) / whole.sum[head] *
+              std::exp2(static_cast<double>(part.max[head]) - whole.max[head]));
+  }
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::advance() {
+  ++n_tokens_;
+  if (auditing_) mass_.end_step();
+}
+
+}  // namespace tiercel

@@ -1,0 +1,245 @@
+// Landmarks and outliers at every level that this machine runs.
+#include "cpu/landmark.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/oracle/decode.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+using cpu::Isa;
+using cpu::Queue;
+
+class LandmarkTest : public testing::TestWithParam<Isa> {
+ protected:
+  Queue queue_{{.n_threads = 2, .isa = GetParam()}};
+  std::mt19937_64 rng_{test::seed()};
+
+  std::vector<bf16> normal_rows(int64_t n, float shift = 0.0f) {
+    std::normal_distribution<float> normal(shift, 1.0f);
+    std::vector<bf16> rows(n);
+    for (bf16& x : rows) x = bf16(normal(rng_));
+    return rows;
+  }
+};
+
+struct Plane {
+  int32_t n_kv_heads, d, chunk;
+  int64_t n_chunks;
+  std::vector<bf16> keys, landmarks;
+
+  void build(Queue& queue, int64_t first, int64_t n, int64_t first_row = 0) {
+    landmarks.resize(n_kv_heads * n_chunks * d);
+    LandmarkParams p;
+    p.keys = keys.data();
+    p.key_head_stride = static_cast<int64_t>(keys.size()) / n_kv_heads;
+    p.first_row = first_row;
+    p.landmarks = landmarks.data();
+    p.landmark_head_stride = n_chunks * d;
+    p.first_chunk = first;
+    p.n_chunks = n;
+    p.chunk_tokens = chunk;
+    p.n_kv_heads = n_kv_heads;
+    p.head_dim = d;
+    cpu::build_landmarks(queue, p);
+  }
+};
+
+TEST_P(LandmarkTest, MeanOfTheChunkRoundedOnce) {
+  for (const int32_t d : {64, 80, 96, 128, 256, 2}) {
+    for (const int32_t chunk : {1, 5, 8, 16}) {
+      Plane plane{2, d, chunk, 300, normal_rows(2 * (300 * chunk - 32) * d, 0.5f), {}};
+      plane.build(queue_, 40, 260, 32);  // rows behind the plane's first 32 positions
+      for (int64_t j = 0; j < 2; ++j) {
+        for (int64_t c = 40; c < 300; ++c) {
+          for (int32_t i = 0; i < d; ++i) {
+            double sum = 0, magnitude = 0;
+            for (int32_t t = 0; t < chunk; ++t) {
+              const int64_t row = c * chunk + t - 32;
+              const double x = static_cast<float>(
+                  plane.keys[j * static_cast<int64_t>(plane.keys.size()) / 2 + row * d + i]);
+              sum += x;
+              magnitude += std::abs(x);
+            }
+            const double mean = sum / chunk;
+            ASSERT_NEAR(static_cast<float>(plane.landmarks[(j * 300 + c) * d + i]), mean,
+                        std::abs(mean) * 0x1.01p-9 + chunk * test::kUnit * magnitude / chunk);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LandmarkTest, EveryLevelGivesTheSameBits) {
+  Plane a{2, 80, 8, 500, normal_rows(2 * 500 * 8 * 80), {}};
+  a.keys[1234] = bf16(std::numeric_limits<float>::quiet_NaN());
+  a.keys[99999] = bf16(std::numeric_limits<float>::infinity());
+  Plane b = a;
+  a.build(queue_, 0, 500);
+  Queue portable({.n_threads = 1, .isa = Isa::kPortable});
+  b.build(portable, 0, 500);
+  EXPECT_EQ(a.landmarks, b.landmarks);
+  EXPECT_TRUE(std::isnan(static_cast<float>(a.landmarks[1234 / 640 * 80 + 1234 % 80])));
+
+  std::vector<int32_t> ids[2];
+  for (const int i : {0, 1}) {
+    std::vector<float> cosines(2 * 500);
+    std::vector<uint64_t> excluded(2 * 8);
+    ids[i].resize(2 * 20);
+    OutlierParams p;
+    p.keys = a.keys.data();
+    p.key_head_stride = 500 * 8 * 80;
+    p.landmarks = a.landmarks.data();
+    p.landmark_head_stride = 500 * 80;
+    p.end_chunk = 500;
+    p.n_outliers = 20;
+    p.chunk_tokens = 8;
+    p.n_kv_heads = 2;
+    p.head_dim = 80;
+    p.ids = ids[i].data();
+    p.excluded = excluded.data();
+    p.excluded_stride = 8;
+    p.workspace = cosines.data();
+    cpu::find_outliers(i == 0 ? queue_ : portable, p);
+  }
+  EXPECT_EQ(ids[0], ids[1]);
+  EXPECT_EQ(ids[0][0], 1234 / 640) << "the chunk with the NaN comes first";
+}
+
+TEST_P(LandmarkTest, OutliersAreTheLowestCosines) {
+  for (const int32_t d : {64, 80, 128}) {
+    for (const int64_t n_outliers : {int64_t{0}, int64_t{1}, int64_t{37}, int64_t{283}}) {
+      const int64_t first = 17, n_chunks = 300, n = n_chunks - first;
+      Plane plane{2, d, 8, n_chunks, normal_rows(2 * n_chunks * 8 * d, 1.0f), {}};
+      for (int64_t i = 0; i < 8 * d; ++i) plane.keys[200 * 8 * d + i] = bf16(0.0f);  // cosine 0
+      plane.build(queue_, 0, n_chunks);
+      std::vector<float> cosines(2 * n);
+      std::vector<int32_t> ids(2 * n_outliers);
+      std::vector<uint64_t> excluded(2 * 8, 0);
+      excluded[0] = 3;  // bits that are already there stay
+      OutlierParams p;
+      p.keys = plane.keys.data();
+      p.key_head_stride = n_chunks * 8 * d;
+      p.landmarks = plane.landmarks.data();
+      p.landmark_head_stride = n_chunks * d;
+      p.first_chunk = first;
+      p.end_chunk = n_chunks;
+      p.n_outliers = n_outliers;
+      p.chunk_tokens = 8;
+      p.n_kv_heads = 2;
+      p.head_dim = d;
+      p.ids = ids.data();
+      p.excluded = excluded.data();
+      p.excluded_stride = 8;
+      p.workspace = cosines.data();
+      cpu::find_outliers(queue_, p);
+
+      for (int64_t j = 0; j < 2; ++j) {
+        std::vector<double> expected;
+        for (int64_t c = first; c < n_chunks; ++c) {
+          double lowest = 2;
+          for (int64_t t = 0; t < 8; ++t) {
+            double dot = 0, ll = 0, kk = 0;
+            for (int32_t i = 0; i < d; ++i) {
+              const double l = static_cast<float>(plane.landmarks[(j * n_chunks + c) * d + i]);
+              const double k = static_cast<float>(plane.keys[((j * n_chunks + c) * 8 + t) * d + i]);
+              dot += l * k, ll += l * l, kk += k * k;
+            }
+            lowest = std::min(lowest, ll * kk == 0 ? 0 : dot / std::sqrt(ll * kk));
+          }
+          expected.push_back(lowest);
+        }
+        // Cauchy-Schwarz: each of the three sums is within (d + 2) u of the norms' product.
+        const double tolerance = 3 * (d + 4) * test::kUnit;
+        double highest = -2, lowest_left = 2;
+        int64_t at = 0;
+        for (int64_t c = 0; c < n; ++c) {
+          const int64_t chunk = first + c;
+          const bool is_outlier = at < n_outliers && ids[j * n_outliers + at] == chunk;
+          at += is_outlier;
+          const bool initial = j == 0 && chunk < 2;
+          ASSERT_EQ(excluded[j * 8 + chunk / 64] >> (chunk % 64) & 1, is_outlier || initial);
+          double& side = is_outlier ? highest : lowest_left;
+          side = is_outlier ? std::max(side, expected[c]) : std::min(side, expected[c]);
+        }
+        ASSERT_EQ(at, n_outliers) << "ids ascend and are in range";
+        ASSERT_LE(highest, lowest_left + 2 * tolerance);
+      }
+      ASSERT_EQ(excluded[0] & 3, 3u);
+    }
+  }
+}
+
+// All chunks alike: the first ones are taken.
+TEST_P(LandmarkTest, TiesGoToTheLowerChunk) {
+  std::vector<bf16> keys(100 * 8 * 64, bf16(1.0f));
+  Plane plane{1, 64, 8, 100, keys, {}};
+  plane.build(queue_, 0, 100);
+  std::vector<float> cosines(100);
+  std::vector<int32_t> ids(10);
+  std::vector<uint64_t> excluded(2);
+  OutlierParams p;
+  p.keys = plane.keys.data();
+  p.landmarks = plane.landmarks.data();
+  p.first_chunk = 4;
+  p.end_chunk = 100;
+  p.n_outliers = 10;
+  p.chunk_tokens = 8;
+  p.n_kv_heads = 1;
+  p.head_dim = 64;
+  p.ids = ids.data();
+  p.excluded = excluded.data();
+  p.excluded_stride = 2;
+  p.workspace = cosines.data();
+  cpu::find_outliers(queue_, p);
+  for (int32_t i = 0; i < 10; ++i) EXPECT_EQ(ids[i], 4 + i);
+  EXPECT_EQ(excluded[0], uint64_t{0x3ff} << 4);
+}
+
+TEST_P(LandmarkTest, OffsetsBeyondTwoToThe31) {
+  const int32_t d = 128, chunk = 8;
+  const int64_t far_chunk = 3'000'000, n = 50;
+  const size_t key_bytes = (far_chunk + n) * chunk * d * sizeof(bf16);
+  const size_t landmark_bytes = key_bytes / chunk;
+  const auto reserve = [](size_t bytes) {
+    return static_cast<bf16*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  };
+  bf16* keys = reserve(key_bytes);
+  bf16* landmarks = reserve(landmark_bytes);
+  ASSERT_NE(static_cast<void*>(keys), MAP_FAILED);
+  ASSERT_NE(static_cast<void*>(landmarks), MAP_FAILED);
+  for (int64_t i = 0; i < n * chunk * d; ++i) {
+    keys[far_chunk * chunk * d + i] = bf16(static_cast<float>(i / (chunk * d)));
+  }
+  LandmarkParams p;
+  p.keys = keys;
+  p.landmarks = landmarks;
+  p.first_chunk = far_chunk;
+  p.n_chunks = n;
+  p.chunk_tokens = chunk;
+  p.n_kv_heads = 1;
+  p.head_dim = d;
+  cpu::build_landmarks(queue_, p);
+  for (int64_t c = 0; c < n; ++c) {
+    ASSERT_EQ(static_cast<float>(landmarks[(far_chunk + c) * d + 77]), static_cast<float>(c));
+  }
+  munmap(keys, key_bytes);
+  munmap(landmarks, landmark_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryLevel, LandmarkTest, testing::ValuesIn(cpu::runnable_isas()),
+                         [](const auto& info) { return std::string(cpu::name_of(info.param)); });
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,220 @@
+// linear against fp64 on every level of this machine, and against itself: rows alone and together,
+// one thread and several.
+#include "cpu/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "tests/oracle/linear.h"
+#include "tests/seed.h"
+
+namespace tiercel::cpu {
+namespace {
+
+using test::Expected;
+
+std::vector<bf16> random_bf16(size_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
+  std::normal_distribution<float> normal(mean, sigma);
+  std::vector<bf16> values(n);
+  for (bf16& value : values) value = bf16(normal(random));
+  return values;
+}
+
+struct Case {
+  int64_t m, k, n;
+  bool bias = false, accumulate = false, f32 = false;
+};
+
+struct Problem {
+  explicit Problem(const Case& c)
+      : shape(c), random(static_cast<std::mt19937::result_type>(test::seed())) {
+    x = random_bf16(static_cast<size_t>(c.m * c.k), random);
+    weight = random_bf16(static_cast<size_t>(c.n * c.k), random);
+    bias = random_bf16(static_cast<size_t>(c.n), random);
+    before = random_bf16(static_cast<size_t>(c.m * c.n), random, 0, 10);
+    reset();
+  }
+  void reset() {
+    out = before;
+    out_f32.resize(before.size());
+    for (size_t i = 0; i < before.size(); ++i) out_f32[i] = static_cast<float>(before[i]);
+  }
+  LinearParams params() {
+    return {.x = x.data(),
+            .weight = weight.data(),
+            .bias = shape.bias ? bias.data() : nullptr,
+            .out = shape.f32 ? static_cast<void*>(out_f32.data()) : out.data(),
+            .m = shape.m,
+            .k = shape.k,
+            .n = shape.n,
+            .out_type = shape.f32 ? DType::kF32 : DType::kBf16,
+            .accumulate = shape.accumulate};
+  }
+  double got(size_t i) const {
+    return shape.f32 ? static_cast<double>(out_f32[i])
+                     : static_cast<double>(static_cast<float>(out[i]));
+  }
+  std::vector<Expected> expected() {
+    std::vector<double> old(before.size());
+    for (size_t i = 0; i < old.size(); ++i) old[i] = static_cast<double>(static_cast<float>(before[i]));
+    return test::linear_oracle(params(), old);
+  }
+  void expect_close(const std::vector<Expected>& expected, const char* what) const {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double value = got(i);
+      ASSERT_NEAR(value, expected[i].value, expected[i].tolerance)
+          << what << " m " << shape.m << " k " << shape.k << " n " << shape.n << " at " << i;
+    }
+  }
+
+  Case shape;
+  std::mt19937 random;
+  std::vector<bf16> x, weight, bias, before, out;
+  std::vector<float> out_f32;
+};
+
+const Case kCases[] = {
+    {1, 256, 1024},           {2, 256, 96, true},       {3, 40, 65, true, true},
+    {7, 130, 33},             {16, 256, 131, true},     {16, 512, 64, false, true, true},
+    {1, 64, 2048, false, false, true},                  {5, 34, 17, true, true, true},
+    {4, 2, 3},                {17, 256, 96, true, true}, {17, 30, 61},
+    {33, 130, 131, true, false, true},                  {33, 256, 64, false, true, true},
+    {512, 64, 80},            {513, 66, 33, true, true}, {1000, 64, 65, true},
+    {19, 2050, 70, true, true},                         {23, 3000, 20, false, false, true},
+    {1, 4100, 9},             {29, 2, 5},
+};
+
+class Linear : public ::testing::TestWithParam<Isa> {};
+INSTANTIATE_TEST_SUITE_P(Levels, Linear, ::testing::ValuesIn(runnable_isas()),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST_P(Linear, MatchesOracle) {
+  Queue queue({.n_threads = 2, .isa = GetParam()});
+  for (const Case& c : kCases) {
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    linear(queue, problem.params());
+    problem.expect_close(expected, "linear");
+  }
+}
+
+TEST_P(Linear, BitsDependNeitherOnThreadsNorOnOtherRows) {
+  for (const auto& [few, many] : {std::pair<int64_t, int64_t>{1, 16}, {17, 600}}) {
+    for (bool f32 : {false, true}) {
+      Problem all({.m = many, .k = 1096, .n = 200, .bias = true, .f32 = f32});
+      Queue one({.n_threads = 1, .isa = GetParam()});
+      linear(one, all.params());
+      const std::vector<bf16> out = all.out;
+      const std::vector<float> out_f32 = all.out_f32;
+      for (int n_threads : {2, 3}) {
+        all.reset();
+        Queue several({.n_threads = n_threads, .isa = GetParam()});
+        linear(several, all.params());
+        EXPECT_EQ(std::memcmp(out.data(), all.out.data(), out.size() * sizeof(bf16)), 0);
+        EXPECT_EQ(std::memcmp(out_f32.data(), all.out_f32.data(), out_f32.size() * 4), 0);
+      }
+      // oneDNN, which AMX machines use for more than 16 rows, does not promise the rest.
+      if (many > kMaxSkinnyRows && GetParam() == Isa::kAmx) continue;
+      for (int64_t row = 0; row + few <= many; row += few) {
+        LinearParams part = all.params();
+        part.x += row * part.k;
+        part.m = few;
+        linear(one, part);
+        const size_t begin = static_cast<size_t>(row * part.n);
+        const size_t count = static_cast<size_t>(few * part.n);
+        ASSERT_EQ(std::memcmp(out_f32.data() + begin, all.out_f32.data(), f32 ? count * 4 : 0), 0);
+        ASSERT_EQ(std::memcmp(out.data() + begin, all.out.data(), f32 ? 0 : count * 2), 0)
+            << "row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
+  Queue queue({.n_threads = 2, .isa = GetParam()});
+  for (int64_t m : {1, 16, 40}) {
+    Problem problem({.m = m, .k = 98, .n = 70});
+    problem.x[static_cast<size_t>((m - 1) * 98 + 97)] = bf16(std::numeric_limits<float>::quiet_NaN());
+    problem.weight[98 * 3 + 5] = bf16(std::numeric_limits<float>::infinity());
+    linear(queue, problem.params());
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < 70; ++j) {
+        const double value = problem.got(static_cast<size_t>(i * 70 + j));
+        EXPECT_EQ(std::isnan(value), i == m - 1) << i << " " << j;
+        if (i != m - 1) {
+          EXPECT_EQ(std::isinf(value), j == 3) << i << " " << j;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Linear, NothingBesideTheOutputIsWritten) {
+  Queue queue({.n_threads = 1, .isa = GetParam()});
+  for (int64_t m : {2, 18}) {
+    for (int64_t n : {1, 7, 33, 65, 127}) {
+      Problem problem({.m = m, .k = 32, .n = n});
+      problem.out.resize(problem.out.size() + 64, bf16(42.0f));
+      linear(queue, problem.params());
+      for (size_t i = static_cast<size_t>(m * n); i < problem.out.size(); ++i) {
+        ASSERT_EQ(problem.out[i], bf16(42.0f)) << m << " x " << n << " at " << i;
+      }
+    }
+  }
+}
+
+TEST(LinearOneDnn, MatchesOracle) {
+  if (detected_isa() < Isa::kAvx512) GTEST_SKIP() << "oneDNN multiplies bf16 from AVX-512 on";
+  Queue queue({.n_threads = 2});
+  for (const Case& c : kCases) {
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    linear_onednn(queue, problem.params());
+    problem.expect_close(expected, "oneDNN");
+  }
+}
+
+// A panel read along the other dimension, as the Gram matrix does: pairs of rows.
+TEST_P(Linear, PanelsOfColumnsAndStrides) {
+  const GemmLevel& level = gemm_level(GetParam());
+  std::mt19937 random(static_cast<std::mt19937::result_type>(test::seed()));
+  const int64_t k = 38, n = 50;
+  const std::vector<bf16> matrix = random_bf16(static_cast<size_t>(k * n), random);
+  const auto* bits = reinterpret_cast<const uint16_t*>(matrix.data());
+  std::vector<uint16_t> panel(static_cast<size_t>(k * kPanelColumns), 0x7fff);
+  level.pack_columns(bits, n, n, k, panel.data());
+  std::vector<float> gram(static_cast<size_t>(n * n), 1.0f);
+  const PanelProduct product{.a = panel.data(),
+                             .row_stride = 2,
+                             .pair_stride = 2 * kPanelColumns,
+                             .panel = panel.data(),
+                             .n_rows = n,
+                             .n_pairs = k / 2,
+                             .n_columns = n,
+                             .start = gram.data(),
+                             .start_stride = n,
+                             .out = gram.data(),
+                             .out_stride = n,
+                             .out_f32 = true};
+  level.multiply(product);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 1, magnitude = 1;
+      for (int64_t t = 0; t < k; ++t) {
+        const double term = static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + i)])) *
+                            static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + j)]));
+        sum += term;
+        magnitude += std::abs(term);
+      }
+      ASSERT_NEAR(static_cast<double>(gram[static_cast<size_t>(i * n + j)]), sum,
+                  test::dot_tolerance(k, magnitude));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tiercel::cpu

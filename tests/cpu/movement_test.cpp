@@ -1,0 +1,121 @@
+#include "cpu/movement.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+using cpu::Queue;
+
+TEST(Copy, RowsOfAnyStrideAndNothingBesides) {
+  std::mt19937_64 rng(test::seed());
+  Queue queue({.n_threads = 2});
+  for (int round = 0; round < 60; ++round) {
+    const int64_t n_rows = static_cast<int64_t>(rng() % 300);
+    const int64_t row_bytes = static_cast<int64_t>(rng() % (round % 6 == 0 ? 20000 : 500));
+    const int64_t source_stride = row_bytes + (round % 3 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    const int64_t target_stride = row_bytes + (round % 2 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    std::vector<unsigned char> source(n_rows * source_stride + 1), target(n_rows * target_stride + 1);
+    for (auto& x : source) x = static_cast<unsigned char>(rng());
+    for (auto& x : target) x = static_cast<unsigned char>(rng());
+    auto expected = target;
+    for (int64_t r = 0; r < n_rows; ++r) {
+      std::copy_n(source.begin() + r * source_stride, row_bytes, expected.begin() + r * target_stride);
+    }
+    cpu::copy(queue, {source.data(), target.data(), n_rows, row_bytes, source_stride, target_stride});
+    ASSERT_EQ(target, expected) << n_rows << " rows of " << row_bytes;
+  }
+}
+
+TEST(Copy, OneLongRow) {
+  Queue queue({.n_threads = 2});
+  std::vector<int32_t> source(1'300'001), target(source.size());
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<int32_t>(i);
+  cpu::copy(queue, {source.data(), target.data(), 1, static_cast<int64_t>(source.size()) * 4, 0, 0});
+  EXPECT_EQ(source, target);
+}
+
+TEST(Copy, RowsBeyondTwoToThe32Bytes) {
+  const int64_t stride = int64_t{5} << 30;
+  const size_t bytes = static_cast<size_t>(2 * stride + 4096);
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+  ASSERT_NE(map, MAP_FAILED);
+  char* base = static_cast<char*>(map);
+  for (int64_t r = 0; r < 3; ++r) std::memset(base + r * stride, static_cast<int>(r) + 1, 100);
+  Queue queue({.n_threads = 2});
+  std::vector<char> target(300);
+  cpu::copy(queue, {base, target.data(), 3, 100, stride, 100});
+  for (int i = 0; i < 300; ++i) ASSERT_EQ(target[i], i / 100 + 1);
+  munmap(map, bytes);
+}
+
+struct FetchCase {
+  int32_t n_kv_heads, chunk, d;
+  int64_t n_chunks, n_slots, stride;
+};
+
+void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
+  const int64_t chunk_elements = int64_t{f.chunk} * f.d;
+  std::vector<bf16> values(f.n_kv_heads * f.n_chunks * chunk_elements), keys(values.size());
+  for (bf16& x : values) x.bits = static_cast<uint16_t>(rng());
+  for (bf16& x : keys) x.bits = static_cast<uint16_t>(rng());
+  std::vector<bf16> slots(f.n_kv_heads * f.n_slots * 2 * chunk_elements, bf16(7.0f));
+  std::vector<int32_t> chunks(f.n_kv_heads * f.stride), targets(chunks.size()), counts;
+  for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+    std::vector<int32_t> free(f.n_slots);
+    for (int32_t s = 0; s < f.n_slots; ++s) free[s] = s;
+    std::shuffle(free.begin(), free.end(), rng);
+    counts.push_back(static_cast<int32_t>(rng() % (f.stride + 1)));
+    for (int64_t i = 0; i < f.stride; ++i) {
+      chunks[j * f.stride + i] = static_cast<int32_t>(rng() % f.n_chunks);
+      targets[j * f.stride + i] = free[i];
+    }
+  }
+  auto expected = slots;
+  for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+    for (int64_t i = 0; i < counts[j]; ++i) {
+      const int64_t from = (j * f.n_chunks + chunks[j * f.stride + i]) * chunk_elements;
+      const int64_t to = (j * f.n_slots + targets[j * f.stride + i]) * 2 * chunk_elements;
+      if (with_keys) std::copy_n(keys.begin() + from, chunk_elements, expected.begin() + to);
+      std::copy_n(values.begin() + from, chunk_elements, expected.begin() + to + chunk_elements);
+    }
+  }
+  FetchParams p;
+  p.host_values = values.data();
+  p.host_keys = with_keys ? keys.data() : nullptr;
+  p.host_head_stride = f.n_chunks * chunk_elements;
+  p.miss_chunks = chunks.data();
+  p.miss_slots = targets.data();
+  p.miss_counts = counts.data();
+  p.stride = f.stride;
+  p.slots = slots.data();
+  p.slot_head_stride = f.n_slots * 2 * chunk_elements;
+  p.chunk_tokens = f.chunk;
+  p.n_kv_heads = f.n_kv_heads;
+  p.head_dim = f.d;
+  Queue queue({.n_threads = 2});
+  cpu::fetch(queue, p);
+  ASSERT_EQ(slots, expected);
+}
+
+TEST(Fetch, MissedChunksAndNothingBesides) {
+  std::mt19937_64 rng(test::seed());
+  for (const bool with_keys : {false, true}) {
+    for (int round = 0; round < 5; ++round) {
+      expect_fetched({2, 8, 64, 100, 20, 12}, with_keys, rng);
+      expect_fetched({3, 5, 80, 50, 10, 10}, with_keys, rng);
+      expect_fetched({2, 8, 128, 600, 400, 300}, with_keys, rng);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tiercel

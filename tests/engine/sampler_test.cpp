@@ -1,0 +1,196 @@
+// The sampler against a plain fp64 oracle: filters by a full sort, frequencies by a chi-square test.
+#include "engine/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Probability of every token, computed the slow way.
+std::vector<double> oracle(const std::vector<float>& logits, const SamplingOptions& options,
+                           const std::vector<int32_t>& history) {
+  const size_t n = logits.size();
+  std::vector<double> adjusted(logits.begin(), logits.end());
+  const size_t back = std::min(history.size(), static_cast<size_t>(options.repeat_last_n));
+  std::vector<bool> seen(n);
+  for (size_t i = history.size() - back; i < history.size(); ++i) seen[history[i]] = true;
+  for (size_t i = 0; i < n; ++i) {
+    const auto penalty = static_cast<float>(options.repeat_penalty);
+    if (seen[i]) adjusted[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
+  }
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return adjusted[a] > adjusted[b]; });
+  if (options.top_k > 0 && options.top_k < static_cast<int64_t>(n)) order.resize(options.top_k);
+  const double best = adjusted[order[0]];
+  std::vector<double> p(n, 0.0);
+  double total = 0;
+  for (const size_t id : order) total += std::exp((adjusted[id] - best) / options.temperature);
+  double cumulative = 0;
+  for (const size_t id : order) {
+    if (cumulative >= options.top_p && id != order[0]) break;
+    p[id] = std::exp((adjusted[id] - best) / options.temperature) / total;
+    cumulative += p[id];
+  }
+  for (double& value : p) {
+    if (value < options.min_p * p[order[0]]) value = 0;
+  }
+  const double kept = std::accumulate(p.begin(), p.end(), 0.0);
+  for (double& value : p) value /= kept;
+  return p;
+}
+
+std::vector<float> random_logits(size_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  std::vector<float> logits(n);
+  for (float& logit : logits) logit = normal(random);
+  return logits;
+}
+
+// Draws many tokens and compares with the oracle: nothing outside its support, and a chi-square
+// within five standard deviations of its mean (cells that expect fewer than 5 are pooled).
+void expect_distribution(const std::vector<float>& logits, SamplingOptions options,
+                         const std::vector<int32_t>& history = {}) {
+  options.seed = test::seed();
+  const std::vector<double> p = oracle(logits, options, history);
+  Sampler sampler(options, static_cast<int64_t>(logits.size()));
+  constexpr int kDraws = 40000;
+  std::vector<int> count(logits.size());
+  for (int i = 0; i < kDraws; ++i) ++count[sampler.sample(logits, history)];
+  double chi_square = 0, pooled_expected = 0, pooled_count = 0;
+  int cells = 0;
+  const auto add_cell = [&](double observed, double expected) {
+    chi_square += (observed - expected) * (observed - expected) / expected;
+    ++cells;
+  };
+  for (size_t id = 0; id < p.size(); ++id) {
+    if (p[id] == 0) {
+      ASSERT_EQ(count[id], 0) << "token " << id << " is filtered but was drawn";
+    } else if (p[id] * kDraws >= 5) {
+      add_cell(count[id], p[id] * kDraws);
+    } else {
+      pooled_expected += p[id] * kDraws;
+      pooled_count += count[id];
+    }
+  }
+  if (pooled_expected >= 5) add_cell(pooled_count, pooled_expected);
+  const double freedom = std::max(1, cells - 1);
+  EXPECT_LT(chi_square, freedom + 5 * std::sqrt(2 * freedom) + 5) << "degrees " << freedom;
+}
+
+TEST(Sampler, GreedyTakesTheFirstOfTies) {
+  Sampler sampler({}, 5);
+  EXPECT_EQ(sampler.sample(std::vector<float>{1, 3, 2, 3, 3}, {}), 1);
+  EXPECT_EQ(sampler.sample(std::vector<float>{-1, -3, -2, -1, -3}, {}), 0);
+  EXPECT_EQ(sampler.sample(std::vector<float>{-kInfinity, -kInfinity, 0, -kInfinity, 0}, {}), 2);
+  EXPECT_EQ(sampler.sample(std::vector<float>{0, kInfinity, kInfinity, 0, 0}, {}), 1);
+}
+
+TEST(Sampler, MatchesTheOracleUnderEveryFilter) {
+  const auto logits = random_logits(300, test::seed() + 1);
+  expect_distribution(logits, {.temperature = 1});
+  expect_distribution(logits, {.temperature = 0.5});
+  expect_distribution(logits, {.temperature = 3});
+  expect_distribution(logits, {.temperature = 1, .top_k = 7});
+  expect_distribution(logits, {.temperature = 1, .top_p = 0.7});
+  expect_distribution(logits, {.temperature = 1, .min_p = 0.05});
+  expect_distribution(logits, {.temperature = 1.3, .top_k = 40, .top_p = 0.9, .min_p = 0.02});
+  expect_distribution(logits, {.temperature = 1, .repeat_penalty = 1.5, .repeat_last_n = 3},
+                      {1, 2, 3, 4, 5});
+}
+
+TEST(Sampler, TopPOfOneTokenOrOfAll) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.25f), std::log(0.25f)};
+  expect_distribution(logits, {.temperature = 1, .top_p = 0});     // always the best
+  expect_distribution(logits, {.temperature = 1, .top_p = 0.49});  // the first alone
+  expect_distribution(logits, {.temperature = 1, .top_p = 0.6});   // tie: the lower id joins
+  expect_distribution(logits, {.temperature = 1, .top_p = 0.99});
+  expect_distribution(logits, {.temperature = 1, .top_p = 1});
+}
+
+TEST(Sampler, TiesAtAFilterGoToTheLowerId) {
+  const std::vector<float> logits(100, 1.5f);
+  Sampler sampler({.temperature = 1, .top_k = 3, .seed = test::seed()}, 100);
+  std::vector<int> count(100);
+  for (int i = 0; i < 300; ++i) ++count[sampler.sample(logits, {})];
+  EXPECT_GT(count[0], 0);
+  EXPECT_GT(count[1], 0);
+  EXPECT_GT(count[2], 0);
+  EXPECT_EQ(count[0] + count[1] + count[2], 300);
+}
+
+TEST(Sampler, MinPOfOneKeepsOnlyTheBest) {
+  Sampler sampler({.temperature = 2, .min_p = 1}, 4);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(sampler.sample(std::vector<float>{1, 2, 2.5f, 2}, {}), 2);
+}
+
+TEST(Sampler, TinyTemperatureIsGreedyAndHugeIsUniform) {
+  const auto logits = random_logits(50, test::seed() + 2);
+  const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  Sampler cold({.temperature = 1e-300}, 50);
+  EXPECT_EQ(cold.sample(logits, {}), best);
+  expect_distribution(logits, {.temperature = 1e9});
+}
+
+TEST(Sampler, RepeatPenaltyLooksBackAsFarAsItIsTold) {
+  const std::vector<float> logits = {2.0f, 1.9f, -1.0f};
+  Sampler sampler({.repeat_penalty = 2, .repeat_last_n = 2}, 3);
+  EXPECT_EQ(sampler.sample(logits, std::vector<int32_t>{0, 2, 2}), 0);  // 0 is too long ago
+  EXPECT_EQ(sampler.sample(logits, std::vector<int32_t>{2, 0, 2}), 1);
+  EXPECT_EQ(sampler.sample(logits, {}), 0);  // the marks of earlier calls are gone
+}
+
+TEST(Sampler, SameSeedSameTokensOnEveryMachine) {
+  std::vector<float> logits(1000);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i * 7919 % 1000) / 128;
+  const SamplingOptions options{.temperature = 0.9, .top_k = 200, .top_p = 0.95, .seed = 42};
+  Sampler a(options, 1000), b(options, 1000);
+  std::vector<int32_t> drawn;
+  for (int i = 0; i < 8; ++i) {
+    drawn.push_back(a.sample(logits, {}));
+    EXPECT_EQ(b.sample(logits, {}), drawn.back());
+  }
+  // Integer weights and own arithmetic: these ids hold for any compiler and C library.
+  EXPECT_EQ(drawn, (std::vector<int32_t>{741, 173, 284, 335, 39, 877, 224, 804}));
+}
+
+TEST(Sampler, RefusesNanAndNothingToChoose) {
+  Sampler sampler({}, 3);
+  EXPECT_THROW(sampler.sample(std::vector<float>{1, kNan, 2}, {}), Error);
+  EXPECT_THROW(sampler.sample(std::vector<float>{kNan, kNan, kNan}, {}), Error);
+  EXPECT_THROW(sampler.sample(std::vector<float>{-kInfinity, -kInfinity, -kInfinity}, {}), Error);
+  EXPECT_EQ(sampler.sample(std::vector<float>{0, 1, 0}, {}), 1);  // usable after an Error
+  try {
+    sampler.sample(std::vector<float>{1, kNan, 2}, {});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("token 1"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Sampler, RefusesOptionsOutOfRange) {
+  EXPECT_THROW(Sampler({.temperature = -1}, 3), Error);
+  EXPECT_THROW(Sampler({.temperature = std::nan("")}, 3), Error);
+  EXPECT_THROW(Sampler({.top_k = -1}, 3), Error);
+  EXPECT_THROW(Sampler({.top_p = 1.5}, 3), Error);
+  EXPECT_THROW(Sampler({.min_p = -0.1}, 3), Error);
+  EXPECT_THROW(Sampler({.repeat_penalty = 0}, 3), Error);
+}
+
+}  // namespace
+}  // namespace tiercel

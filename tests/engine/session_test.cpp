@@ -1,0 +1,245 @@
+// A session as its users see it: equal ways give equal answers, limits are kept, bad input is refused.
+#include "engine/session.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/base/check.h"
+#include "engine/tokenizer.h"
+
+namespace tiercel {
+namespace {
+
+constexpr const char* kModel = TIERCEL_SOURCE_DIR "/tools/demo/recall-4m";
+
+std::shared_ptr<Model> model(int threads = 2) { return Model::open(kModel, threads); }
+
+// A fact among filler, and the question for it.
+std::vector<int32_t> prompt(int64_t n_filler_sentences) {
+  const Tokenizer tokenizer = Tokenizer::load(kModel);
+  std::string text;
+  for (int64_t i = 0; i < n_filler_sentences; ++i) {
+    text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
+                        (i * 37) % 101);
+    if (i == n_filler_sentences / 3) text += "\nThe magic number for silver-harbor is 48213.\n";
+  }
+  text += "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is";
+  return tokenizer.encode(text);
+}
+
+std::vector<float> logits_after(const std::vector<int32_t>& ids, int64_t n_prefilled,
+                                const SessionOptions& options, int threads = 2) {
+  auto m = model(threads);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto session = Session::open(m, Session::plan(*m, options, n_prefilled, n - n_prefilled + 1));
+  EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prefilled)), {}));
+  for (int64_t i = n_prefilled; i < n; ++i) session->step(ids[static_cast<size_t>(i)]);
+  return {session->logits().begin(), session->logits().end()};
+}
+
+double rms_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double square = 0;
+  for (size_t i = 0; i < a.size(); ++i) square += std::pow(static_cast<double>(a[i]) - b[i], 2);
+  return std::sqrt(square / static_cast<double>(a.size()));
+}
+
+double rms(const std::vector<float>& a) {
+  return rms_difference(a, std::vector<float>(a.size(), 0.0f));
+}
+
+SessionOptions dense() {
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  options.prefill = PrefillMode::kDense;
+  return options;
+}
+
+std::string answer(const std::vector<int32_t>& ids, const SessionOptions& options) {
+  const Tokenizer tokenizer = Tokenizer::load(kModel);
+  auto m = model();
+  const auto n = static_cast<int64_t>(ids.size());
+  auto session = Session::open(m, Session::plan(*m, options, n, 8));
+  EXPECT_TRUE(session->prefill(ids, {}));
+  std::vector<int32_t> out;
+  for (int i = 0; i < 6; ++i) {
+    const auto logits = session->logits();
+    out.push_back(static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
+                                       logits.begin()));
+    session->step(out.back());
+  }
+  return tokenizer.decode(out, true);
+}
+
+TEST(Session, FindsAFact) {
+  const std::vector<int32_t> ids = prompt(150);
+  EXPECT_EQ(answer(ids, dense()).substr(0, 6), " 48213");
+  SessionOptions shadow;
+  shadow.budget = 256;
+  EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
+  shadow.prefill = PrefillMode::kSelect;
+  shadow.prefill_budget = 512;
+  EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
+}
+
+// Prefill and decode round at different places (bf16 probabilities in prefill, fp32 in decode), so
+// the yardstick is the noise of bf16 activations: about 2 % of the logits' own size.
+TEST(Session, LayerMajorEqualsTokenMajor) {
+  std::vector<int32_t> ids = prompt(12);
+  const auto n = static_cast<int64_t>(ids.size());
+  const std::vector<float> whole = logits_after(ids, n, dense());
+  const double scale = rms(whole);
+  for (int64_t prefilled : {int64_t{1}, int64_t{7}, n / 2}) {
+    EXPECT_LT(rms_difference(whole, logits_after(ids, prefilled, dense())), 0.05 * scale)
+        << prefilled << " of " << n;
+  }
+}
+
+TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
+  const std::vector<int32_t> ids = prompt(60);
+  const auto n = static_cast<int64_t>(ids.size());
+  SessionOptions select = dense();
+  select.prefill = PrefillMode::kSelect;
+  select.prefill_budget = 2 * n;
+  const std::vector<float> whole = logits_after(ids, n, dense());
+  EXPECT_LT(rms_difference(whole, logits_after(ids, n, select)), 0.03 * rms(whole));
+}
+
+TEST(Session, WholeBudgetEqualsDense) {
+  const std::vector<int32_t> ids = prompt(100);
+  const auto n = static_cast<int64_t>(ids.size());
+  SessionOptions all;
+  all.budget = kBudgetAll;
+  all.prefill = PrefillMode::kDense;
+  const std::vector<float> whole = logits_after(ids, n - 20, dense());
+  EXPECT_LT(rms_difference(whole, logits_after(ids, n - 20, all)), 0.03 * rms(whole));
+}
+
+TEST(Session, SameBitsForAnyThreadCount) {
+  const std::vector<int32_t> ids = prompt(120);
+  const auto n = static_cast<int64_t>(ids.size());
+  SessionOptions shadow;
+  shadow.budget = 256;
+  shadow.prefill = PrefillMode::kSelect;
+  shadow.prefill_budget = 256;
+  for (const SessionOptions& options : {dense(), shadow}) {
+    const std::vector<float> one = logits_after(ids, n - 10, options, 1);
+    EXPECT_EQ(one, logits_after(ids, n - 10, options, 2));
+    EXPECT_EQ(one, logits_after(ids, n - 10, options, 3));
+  }
+}
+
+TEST(Session, GrowsFarBeyondItsWindow) {
+  SessionOptions shadow;
+  shadow.budget = 128;
+  shadow.recent = 64;
+  const std::vector<int32_t> ids = prompt(150);
+  auto m = model();
+  auto session = Session::open(
+      m, Session::plan(*m, shadow, 600, static_cast<int64_t>(ids.size()) - 600 + 8));
+  ASSERT_TRUE(session->prefill(std::span(ids).first(600), {}));
+  // The fact lies in the part that is decoded token by token, long before the question.
+  for (size_t i = 600; i < ids.size(); ++i) session->step(ids[i]);
+  const Tokenizer tokenizer = Tokenizer::load(kModel);
+  std::vector<int32_t> out;
+  for (int i = 0; i < 6; ++i) {
+    const auto logits = session->logits();
+    out.push_back(static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
+                                       logits.begin()));
+    session->step(out.back());
+  }
+  EXPECT_EQ(tokenizer.decode(out, true).substr(0, 6), " 48213");
+}
+
+ErrorKind kind_of(const std::function<void()>& action, std::string* message = nullptr) {
+  try {
+    action();
+  } catch (const Error& error) {
+    if (message != nullptr) *message = error.what();
+    return error.kind();
+  }
+  ADD_FAILURE() << "no Error";
+  return ErrorKind::kInterrupted;
+}
+
+TEST(Session, PlansBeforeItAllocates) {
+  auto m = model();
+  std::string message;
+  SessionOptions options = dense();
+  options.device_memory = int64_t{64} << 20;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 500000, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+  EXPECT_NE(message.find("--device-memory"), std::string::npos) << message;
+  SessionOptions host;
+  host.host_memory = 1 << 20;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, host, 500000, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+  EXPECT_NE(message.find("--host-memory"), std::string::npos) << message;
+  // More than any machine has: refused by arithmetic, past 2^31 elements and far beyond.
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, dense(), int64_t{1} << 40, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+}
+
+TEST(Session, RefusesContradictions) {
+  auto m = model();
+  auto usage = [&](auto change) {
+    SessionOptions options;
+    change(options);
+    return kind_of([&] { Session::plan(*m, options, 1000, 10); });
+  };
+  EXPECT_EQ(usage([](auto& o) { o.chunk_size = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.budget = 3; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.budget = -7; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.slots = 0.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.slots = std::nan(""); }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.rank = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.recent = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.context = 999; }), ErrorKind::kUsage);
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, {}, 0, 10); }), ErrorKind::kUsage);
+  SessionOptions strict;
+  strict.strict = true;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, strict, (1 << 20) + 1, 0); }), ErrorKind::kUsage);
+}
+
+TEST(Session, RefusesTokensThatDoNotExist) {
+  auto m = model();
+  auto session = Session::open(m, Session::plan(*m, {}, 4, 2));
+  std::string message;
+  const std::vector<int32_t> ids = {1, 2, 2048, 3};
+  EXPECT_EQ(kind_of([&] { session->prefill(ids, {}); }, &message), ErrorKind::kUsage);
+  EXPECT_NE(message.find("2048"), std::string::npos);
+  EXPECT_EQ(kind_of([&] { session->step(-1); }), ErrorKind::kUsage);
+}
+
+TEST(Session, SaysWhenTheContextIsFull) {
+  auto m = model();
+  auto session = Session::open(m, Session::plan(*m, {}, 3, 2));
+  ASSERT_TRUE(session->prefill(std::vector<int32_t>{5, 6, 7}, {}));
+  session->step(8);
+  session->step(9);
+  EXPECT_EQ(kind_of([&] { session->step(10); }), ErrorKind::kRuntime);
+  EXPECT_EQ(session->n_tokens(), 5);
+}
+
+TEST(Session, ProgressIsHonestAndStops) {
+  auto m = model();
+  const std::vector<int32_t> ids = prompt(400);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto session = Session::open(m, Session::plan(*m, dense(), n, 1));
+  double last = 0;
+  EXPECT_TRUE(session->prefill(ids, [&](const Progress& p) {
+    EXPECT_GT(p.fraction, last);
+    last = p.fraction;
+    EXPECT_EQ(p.tokens_total, n);
+    return true;
+  }));
+  EXPECT_DOUBLE_EQ(last, 1.0);
+  auto stopped = Session::open(m, Session::plan(*m, dense(), n, 1));
+  int calls = 0;
+  EXPECT_FALSE(stopped->prefill(ids, [&](const Progress&) { return ++calls < 3; }));
+  EXPECT_EQ(calls, 3);
+}
+
+}  // namespace
+}  // namespace tiercel

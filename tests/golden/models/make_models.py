@@ -1,0 +1,382 @@
+#!/usr/bin/env python3
+"""Makes the golden checkpoints of this folder, and rope.json.
+
+Each sub-folder is a tiny Hugging Face model with RANDOM weights (config.json, generation_config.json,
+model.safetensors or shards) plus what `transformers` computes from it:
+
+  golden.json         prompt ids; 16 greedily generated ids with, for each, the top-2 logit margin (a step
+                      of a small margin may differ in another arithmetic; the eos id does not stop it);
+                      the rms difference between logits computed in bf16 and in fp32; the configuration as
+                      transformers understands it; for every tensor its dtype, its shape and FNV-1a
+                      hashes of its bytes, as stored and rounded to bf16
+  golden.safetensors  logits [16, vocab] f32: after each of the last 16 prompt tokens
+                      logprobs [prompt - 1] f32: natural log-probability of token i + 1 after i
+                      greedy_logits [8, vocab] f32: after each of the first 8 generated ids
+
+The reference rounds all weights to bf16 (to nearest even, as the engine does), and computes in fp32 with
+eager attention and without a KV cache. Weights are scaled so that logits have a standard deviation near 2
+and attention is far from uniform; the prompt is the one, of 24, whose closest greedy decision is the
+widest and whose continuation has at least 8 different ids.
+
+rope.json holds inverse frequencies and attention scalings of many RoPE configurations.
+
+To make them again (bit-exact with the same versions only; made with torch 2.15, transformers 5.23):
+
+  pip install torch transformers safetensors
+  python tests/golden/models/make_models.py [--only NAME]
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import shutil
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROMPT_TOKENS = 96
+GREEDY_TOKENS = 16
+PROMPTS_TRIED = 24
+VOCAB = 256
+
+SMALL = dict(
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=64,
+    max_position_embeddings=512,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=None,
+)
+
+LLAMA3 = dict(
+    rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=128)
+
+
+def llama(**changes):
+    return LlamaForCausalLM, LlamaConfig(**{**SMALL, **changes})
+
+
+def mistral(**changes):
+    return MistralForCausalLM, MistralConfig(**{**SMALL, **changes})
+
+
+def qwen2(**changes):
+    return Qwen2ForCausalLM, Qwen2Config(**{**SMALL, **changes})
+
+
+def qwen3(**changes):
+    return Qwen3ForCausalLM, Qwen3Config(**{**SMALL, **changes})
+
+
+# What some older exporter would have written instead of rope_parameters.
+def old_style_rope(config):
+    parameters = config.pop("rope_parameters")
+    config["rope_theta"] = parameters.pop("rope_theta")
+    kind = parameters.pop("rope_type")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **parameters}
+
+
+def without_head_dim(config):
+    old_style_rope(config)
+    del config["head_dim"]
+
+
+# name: (model, dtype, options); `edit` rewrites config.json before the reference reads it.
+MODELS = {
+    "llama": (llama(num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5), "bf16", {}),
+    "llama_tied": (llama(tie_word_embeddings=True), "bf16", {"edit": old_style_rope}),
+    "llama_head128": (llama(head_dim=128, tie_word_embeddings=True), "bf16", {}),
+    "llama_head96": (llama(head_dim=96, tie_word_embeddings=True), "bf16", {}),
+    "llama_rope_llama3": (llama(rope_parameters=LLAMA3, tie_word_embeddings=True), "bf16", {}),
+    "llama_rope_linear": (
+        llama(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.5),
+              tie_word_embeddings=True), "bf16", {"edit": old_style_rope}),
+    "llama_rope_yarn": (llama(rope_parameters=YARN, tie_word_embeddings=True), "bf16", {}),
+    "llama_biases": (llama(attention_bias=True, mlp_bias=True), "bf16", {}),
+    "llama_f16": (llama(tie_word_embeddings=True), "f16", {}),
+    "llama_f32": (llama(intermediate_size=32, tie_word_embeddings=True), "f32", {}),
+    "llama_sharded": (
+        llama(hidden_size=128, intermediate_size=32, tie_word_embeddings=True), "bf16",
+        {"edit": without_head_dim, "max_shard_size": "80KB"}),
+    "mistral_window": (
+        mistral(sliding_window=24, num_attention_heads=4, num_key_value_heads=1,
+                tie_word_embeddings=True), "bf16", {}),
+    "qwen2": (qwen2(eos_token_id=[2, 7]), "bf16", {"sampling": True}),
+    "qwen2_window": (
+        qwen2(use_sliding_window=True, sliding_window=32, max_window_layers=1, num_hidden_layers=3,
+              tie_word_embeddings=True), "bf16", {}),
+    "qwen3": (
+        qwen3(num_attention_heads=4, num_key_value_heads=2,
+              tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+        "bf16", {}),
+}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+def randomise(model, seed):
+    """Fills every parameter so that no part of the network can be left out unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        fan_in = parameter.shape[-1]
+        if "norm" in name:
+            value = 1.0 + 0.25 * noise
+        elif name.endswith("k_proj.bias"):
+            # Large and with a mean, as in Qwen2: dominates the spectrum of the keys.
+            value = 2.5 * noise + 1.0 if config.model_type == "qwen2" else 0.5 * noise
+        elif name.endswith("bias"):
+            value = 0.3 * noise
+        elif "q_proj" in name or "k_proj" in name:
+            value = noise * 1.5 / math.sqrt(fan_in)
+        elif "embed_tokens" in name or "lm_head" in name:
+            value = noise * 2.0 / math.sqrt(fan_in)
+        elif "o_proj" in name:
+            value = noise * 2.0 / math.sqrt(fan_in)
+        else:
+            value = noise * 1.4 / math.sqrt(fan_in)
+        parameter.data.copy_(value)
+
+
+def fnv1a(data):
+    h = 0xCBF29CE484222325
+    for byte in data:
+        h = ((h ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{h:016x}"
+
+
+def raw_bytes(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def describe_tensors(folder):
+    result = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                result[name] = {
+                    "dtype": {v: k for k, v in DTYPES.items()}[tensor.dtype],
+                    "shape": list(tensor.shape),
+                    "hash": fnv1a(raw_bytes(tensor)),
+                    "hash_bf16": fnv1a(raw_bytes(tensor.to(torch.bfloat16))),
+                }
+    return result
+
+
+def describe_config(model):
+    """The fields of ModelConfig, read from the transformers model itself rather than from its file."""
+    config = model.config
+    attention = model.model.layers[0].self_attn
+    mlp = model.model.layers[0].mlp
+    if config.model_type == "mistral":
+        windows = [config.sliding_window or 0] * config.num_hidden_layers
+    else:
+        windows = [getattr(layer.self_attn, "sliding_window", None) or 0
+                   for layer in model.model.layers]
+    rotary = model.model.rotary_emb
+    eos = config.eos_token_id
+    return {
+        "architecture": type(model).__name__,
+        "n_layers": len(model.model.layers),
+        "hidden": config.hidden_size,
+        "intermediate": mlp.gate_proj.out_features,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "head_dim": attention.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_eps": config.rms_norm_eps,
+        "rope_type": rotary.rope_type,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "inv_freq": [float(x) for x in rotary.inv_freq],
+        "attention_scaling": float(rotary.attention_scaling),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "sliding_window": windows,
+        "qkv_bias": attention.q_proj.bias is not None,
+        "o_bias": attention.o_proj.bias is not None,
+        "mlp_bias": mlp.gate_proj.bias is not None,
+        "qk_norm": hasattr(attention, "q_norm"),
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": eos if isinstance(eos, list) else [eos],
+    }
+
+
+@torch.no_grad()
+def greedy(model, prompt):
+    """Prompt logits [n, vocab], generated ids, the logits they came from, and their top-2 margins."""
+    prompt_logits = model(torch.tensor([prompt]), use_cache=False).logits[0]
+    ids, rows, margins = list(prompt), [], []
+    row = prompt_logits[-1]
+    for _ in range(GREEDY_TOKENS):
+        top = torch.topk(row, 2)
+        rows.append(row)
+        margins.append(float(top.values[0] - top.values[1]))
+        ids.append(int(top.indices[0]))
+        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    return prompt_logits, ids[len(prompt):], torch.stack(rows), margins
+
+
+def make(name, seed):
+    (model_class, config), dtype, options = MODELS[name]
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(seed)
+    model = model_class(config)
+    randomise(model, seed)
+    if options.get("sampling"):
+        model.generation_config.update(
+            do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.05,
+            bos_token_id=1, eos_token_id=[2, 9])
+    model.to(DTYPES[dtype]).save_pretrained(
+        folder, max_shard_size=options.get("max_shard_size", "5GB"))
+    if "edit" in options:
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        options["edit"](content)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager")
+    # The frequencies must have been computed in fp32, whatever the weights' dtype.
+    assert reference.model.rotary_emb.inv_freq.dtype == torch.float32
+    reference.to(torch.float32).eval()
+
+    best = None
+    for attempt in range(PROMPTS_TRIED):
+        generator = torch.Generator().manual_seed(1000 * seed + attempt)
+        prompt = [1] + torch.randint(3, VOCAB, (PROMPT_TOKENS - 1,), generator=generator).tolist()
+        candidate = (prompt, *greedy(reference, prompt))
+        # A continuation that repeats itself tests little, whatever its margins.
+        candidate = (len(set(candidate[2])) >= 8, min(candidate[4]), *candidate)
+        if best is None or candidate[:2] > best[:2]:
+            best = candidate
+    prompt, logits, generated, greedy_logits, margins = best[2:]
+    # How far transformers' own bf16 run is from fp32: the yardstick for an engine that keeps
+    # activations in bf16.
+    lowered = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    with torch.no_grad():
+        lowered_logits = lowered(torch.tensor([prompt]), use_cache=False).logits[0].float()
+    bf16_error = (lowered_logits - logits).square().mean().sqrt().item()
+    logprobs = torch.log_softmax(logits.double(), -1)[:-1].gather(
+        1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+    save_file(
+        {"logits": logits[-16:].contiguous(), "logprobs": logprobs.float().contiguous(),
+         "greedy_logits": greedy_logits[1:9].contiguous()},
+        folder / "golden.safetensors")
+    golden = {
+        "prompt": prompt,
+        "greedy": generated,
+        "margins": [round(m, 5) for m in margins],
+        "bf16_logit_error": round(bf16_error, 6),
+        "config": describe_config(reference),
+        "tensors": describe_tensors(folder),
+    }
+    lines = ["  %s: %s" % (json.dumps(k), json.dumps(v)) for k, v in golden.items()]
+    (folder / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    print(f"{name:18} {size / 1024:6.0f} KiB  logits std {logits.std():.2f}  "
+          f"smallest margin {min(margins):.3f}  distinct greedy {len(set(generated))}")
+
+
+def rope_cases():
+    def case(name, head_dim, rope, **config):
+        return name, head_dim, {"rope_parameters": rope, **config}
+
+    llama31 = {**LLAMA3, "original_max_position_embeddings": 8192}
+    yarn = {**YARN, "rope_theta": 1e6, "original_max_position_embeddings": 32768}
+    return [
+        case("default", 64, dict(rope_type="default", rope_theta=10000.0)),
+        case("default_1e6_head128", 128, dict(rope_type="default", rope_theta=1e6)),
+        case("linear", 64, dict(rope_type="linear", rope_theta=10000.0, factor=2.5)),
+        case("llama3.1", 128, llama31, max_position_embeddings=131072),
+        case("llama3.2_factor32", 64, {**llama31, "factor": 32.0}, max_position_embeddings=131072),
+        case("llama3_original_from_max", 64,
+             {k: v for k, v in llama31.items() if k != "original_max_position_embeddings"},
+             max_position_embeddings=4096),
+        case("yarn", 128, yarn, max_position_embeddings=131072),
+        case("yarn_short_context", 64, YARN, max_position_embeddings=512),
+        case("yarn_factor_null", 64, {**YARN, "factor": None}, max_position_embeddings=1024),
+        case("yarn_attention_factor", 64, {**YARN, "attention_factor": 1.25}),
+        case("yarn_mscale", 64, {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}),
+        case("yarn_mscale_only", 64, {**YARN, "mscale": 0.707}),
+        case("yarn_no_truncate", 64, {**YARN, "truncate": False}),
+        case("yarn_truncate_null", 64, {**YARN, "truncate": None}),
+        case("yarn_betas", 96, {**YARN, "beta_fast": 16, "beta_slow": 2}),
+        case("yarn_beta_zero", 96, {**YARN, "beta_fast": 0, "beta_slow": 0}),
+        case("yarn_equal_ends", 64, {**YARN, "beta_fast": 4, "beta_slow": 4, "truncate": False}),
+        case("yarn_high_clamped", 64, {**YARN, "rope_theta": 20.0}),
+        case("yarn_original_outside", 64, YARN, original_max_position_embeddings=4096),
+        ("old_default", 64, {"rope_theta": 25000.0}),
+        ("old_null", 64, {"rope_theta": 25000.0, "rope_scaling": None}),
+        ("absent", 64, {}),
+        ("old_linear", 64, {"rope_theta": 25000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+        ("old_llama3", 64, {"rope_theta": 500000.0, "max_position_embeddings": 131072,
+                            "rope_scaling": {k: v for k, v in llama31.items() if k != "rope_theta"}}),
+        ("old_yarn_both_types", 64,
+         {"rope_theta": 1e6, "rope_scaling": {
+             "type": "yarn", "rope_type": "yarn", "factor": 4.0,
+             "original_max_position_embeddings": 2048}}),
+        ("scaling_wins", 64, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4},
+                              "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 3e4}),
+        ("theta_inside_wins", 64, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+                                   "rope_theta": 3e4}),
+    ]
+
+
+def make_rope():
+    """Each case: keys of config.json that matter, and what LlamaRotaryEmbedding makes of them."""
+    cases = []
+    for name, head_dim, keys in rope_cases():
+        keys = {"max_position_embeddings": 2048, **keys}
+        document = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 64,
+                    "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32,
+                    "head_dim": head_dim, **keys}
+        document = json.loads(json.dumps(document))
+        rotary = LlamaRotaryEmbedding(LlamaConfig.from_dict(json.loads(json.dumps(document))))
+        cases.append(json.dumps({
+            "name": name, "config": document, "attention_scaling": float(rotary.attention_scaling),
+            "inv_freq": [float(f"{float(x):.9g}") for x in rotary.inv_freq]}))
+    (HERE / "rope.json").write_text("[\n" + ",\n".join(cases) + "\n]\n")
+    print(f"rope.json          {len(cases)} cases")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", help="one model, or rope")
+    only = parser.parse_args().only
+    torch.set_num_threads(1)
+    for seed, name in enumerate(MODELS, start=1):
+        if only in (None, name):
+            make(name, seed)
+    if only in (None, "rope"):
+        make_rope()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+#include "engine/config.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/model/files.h"
+
+namespace tiercel::test {
+namespace {
+
+using nlohmann::json;
+
+// A plausible Llama; tests change a key or two.
+json llama() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"num_hidden_layers", 4},
+          {"hidden_size", 256},
+          {"intermediate_size", 512},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"vocab_size", 1000},
+          {"max_position_embeddings", 4096},
+          {"rms_norm_eps", 1e-5},
+          {"hidden_act", "silu"}};
+}
+
+json family(const std::string& type, const std::string& name) {
+  json config = llama();
+  config["model_type"] = type;
+  config["architectures"] = {name};
+  return config;
+}
+
+ModelConfig parse(const json& config) { return parse_config(config.dump(), "config.json"); }
+
+ModelConfig parse_with(json config, const json& changes) {
+  config.update(changes);
+  return parse(config);
+}
+
+void expect_refused(const json& changes, std::vector<std::string> parts, json base = llama()) {
+  base.update(changes);
+  parts.push_back("config.json");
+  expect_error([&] { parse(base); }, parts);
+}
+
+TEST(Config, ReadsALlama) {
+  const ModelConfig config = parse(llama());
+  EXPECT_EQ(config.architecture, Architecture::kLlama);
+  EXPECT_EQ(config.n_layers, 4);
+  EXPECT_EQ(config.head_dim, 64);
+  EXPECT_EQ(config.q_width(), 256);
+  EXPECT_EQ(config.kv_width(), 128);
+  EXPECT_EQ(config.rope.theta, 10000.0);
+  EXPECT_EQ(config.rope.type, RopeType::kDefault);
+  EXPECT_EQ(config.sliding_window, std::vector<int64_t>(4, 0));
+  EXPECT_FALSE(config.qkv_bias || config.o_bias || config.mlp_bias || config.qk_norm ||
+               config.tie_word_embeddings);
+  EXPECT_TRUE(config.eos_token_ids.empty());
+  EXPECT_FALSE(config.bos_token_id.has_value());
+}
+
+TEST(Config, FillsTheDefaultsOfTransformers) {
+  json config = llama();
+  for (const char* key : {"num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
+                          "hidden_act", "architectures"}) {
+    config.erase(key);
+  }
+  EXPECT_EQ(parse(config).n_kv_heads, 4);
+  EXPECT_EQ(parse(config).max_position_embeddings, 2048);
+  EXPECT_EQ(parse(config).rms_eps, 1e-6);
+  config["num_attention_heads"] = 32;
+  config["hidden_size"] = 2048;
+  config["model_type"] = "mistral";
+  EXPECT_EQ(parse(config).n_kv_heads, 8);
+  EXPECT_EQ(parse(config).max_position_embeddings, 131072);
+  EXPECT_EQ(parse(config).sliding_window, std::vector<int64_t>(4, 4096));
+  EXPECT_EQ(parse(config).head_dim, 64);
+  config["num_key_value_heads"] = nullptr;
+  EXPECT_EQ(parse(config).n_kv_heads, 32);
+  config["model_type"] = "qwen3";
+  EXPECT_EQ(parse(config).head_dim, 128);  // not hidden / heads
+  EXPECT_TRUE(parse(config).qk_norm);
+}
+
+TEST(Config, BiasesFollowTheFamily) {
+  const ModelConfig llama_config =
+      parse_with(llama(), {{"attention_bias", true}, {"mlp_bias", true}});
+  EXPECT_TRUE(llama_config.qkv_bias && llama_config.o_bias && llama_config.mlp_bias);
+  const json qwen2 = family("qwen2", "Qwen2ForCausalLM");
+  EXPECT_TRUE(parse(qwen2).qkv_bias);
+  EXPECT_FALSE(parse(qwen2).o_bias);
+  const json qwen3 = family("qwen3", "Qwen3ForCausalLM");
+  EXPECT_FALSE(parse(qwen3).qkv_bias);
+  EXPECT_TRUE(parse_with(qwen3, {{"attention_bias", true}}).o_bias);
+  EXPECT_FALSE(
+      parse_with(family("mistral", "MistralForCausalLM"), {{"attention_bias", true}}).qkv_bias);
+}
+
+TEST(Config, SlidingWindowsFollowTheFamily) {
+  using Windows = std::vector<int64_t>;
+  const json mistral = family("mistral", "MistralForCausalLM");
+  EXPECT_EQ(parse_with(mistral, {{"sliding_window", 24}}).sliding_window, Windows(4, 24));
+  EXPECT_EQ(parse_with(mistral, {{"sliding_window", nullptr}}).sliding_window, Windows(4, 0));
+  EXPECT_EQ(parse_with(llama(), {{"sliding_window", 24}}).sliding_window, Windows(4, 0));
+  for (const char* type : {"qwen2", "qwen3"}) {
+    json qwen = llama();
+    qwen.erase("architectures");
+    qwen["model_type"] = type;
+    qwen["sliding_window"] = 32;
+    EXPECT_EQ(parse(qwen).sliding_window, Windows(4, 0));  // use_sliding_window is false
+    qwen["use_sliding_window"] = true;
+    EXPECT_EQ(parse(qwen).sliding_window, Windows(4, 0));  // max_window_layers is 28
+    qwen["max_window_layers"] = 2;
+    EXPECT_EQ(parse(qwen).sliding_window, (Windows{0, 0, 32, 32}));
+    qwen["layer_types"] = {"sliding_attention", "full_attention", "full_attention",
+                           "sliding_attention"};
+    EXPECT_EQ(parse(qwen).sliding_window, (Windows{32, 0, 0, 32}));
+    expect_refused({{"use_sliding_window", false}}, {"layer_types[0]", "use_sliding_window"}, qwen);
+    expect_refused({{"layer_types", {"full_attention"}}}, {"layer_types", "(4)"}, qwen);
+    qwen["layer_types"][1] = "linear_attention";
+    expect_refused(json::object(), {"layer_types[1]", "linear_attention"}, qwen);
+    qwen.erase("layer_types");
+    qwen.erase("sliding_window");
+    EXPECT_EQ(parse(qwen).sliding_window, (Windows{0, 0, 4096, 4096}));
+    qwen["sliding_window"] = nullptr;
+    EXPECT_EQ(parse(qwen).sliding_window, Windows(4, 0));
+  }
+  expect_refused({{"sliding_window", 0}}, {"sliding_window", "found 0"}, mistral);
+  expect_refused({{"layer_types", {"sliding_attention"}}}, {"layer_types[0]", "full_attention"});
+}
+
+TEST(Config, RefusesOtherArchitectures) {
+  expect_refused({{"architectures", {"GPT2LMHeadModel"}}},
+                 {"architectures[0]", "GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM",
+                  "Qwen2ForCausalLM", "Qwen3ForCausalLM"});
+  expect_refused({{"architectures", {"LlamaForSequenceClassification"}}}, {"architectures[0]"});
+  expect_refused({{"architectures", nullptr}, {"model_type", "gemma"}},
+                 {"model_type", "\"gemma\""});
+  expect_refused({{"model_type", "qwen2"}}, {"model_type", "expected llama", "LlamaForCausalLM"});
+  expect_refused({{"architectures", json::array()}, {"model_type", nullptr}}, {"found neither"});
+  expect_refused({{"architectures", "LlamaForCausalLM"}}, {"architectures", "an array"});
+  expect_refused({{"architectures", {1}}}, {"architectures[0]", "a string"});
+}
+
+TEST(Config, RefusesBadExtents) {
+  for (const char* key : {"num_hidden_layers", "hidden_size", "intermediate_size",
+                          "num_attention_heads", "vocab_size"}) {
+    expect_refused({{key, nullptr}}, {key, "null"});
+    json config = llama();
+    config.erase(key);
+    expect_error([&] { parse(config); }, {key, "no such key"});
+    for (const json& value : {json(0), json(-1), json(1e15), json("12"), json(1.5), json(true),
+                              json(UINT64_MAX), json::array({4})}) {
+      expect_refused({{key, value}}, {key, "expected an integer"});
+    }
+  }
+  expect_refused({{"num_key_value_heads", 3}}, {"num_attention_heads", "multiple", "(3)"});
+  expect_refused({{"num_key_value_heads", 0}}, {"num_key_value_heads"});
+  expect_refused({{"head_dim", 63}}, {"head_dim", "even"});
+  expect_refused({{"head_dim", 512}}, {"head_dim", "256"});
+  expect_refused({{"hidden_size", 255}}, {"hidden_size", "multiple"});
+  expect_refused({{"hidden_size", 252}}, {"hidden_size", "even head_dim"});
+  expect_refused({{"hidden_size", 4096}}, {"hidden_size", "at most 256"});
+  expect_refused({{"max_position_embeddings", 0}}, {"max_position_embeddings"});
+  expect_refused({{"rms_norm_eps", "small"}}, {"rms_norm_eps", "a number"});
+  expect_refused({{"rms_norm_eps", -1}}, {"rms_norm_eps"});
+  EXPECT_EQ(parse_with(llama(), {{"hidden_size", 256.0}}).hidden, 256);
+  EXPECT_EQ(parse_with(llama(), {{"hidden_size", 250}, {"head_dim", 64}}).head_dim, 64);
+}
+
+TEST(Config, RefusesWhatTheEngineDoesNotCompute) {
+  expect_refused({{"hidden_act", "gelu"}}, {"hidden_act", "\"silu\"", "\"gelu\""});
+  expect_refused({{"quantization_config", {{"bits", 4}}}}, {"quantization_config", "quantised"});
+  expect_refused({{"partial_rotary_factor", 0.5}}, {"partial_rotary_factor", "0.5"});
+  expect_refused({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}},
+                 {"rope_parameters.partial_rotary_factor"});
+  expect_refused({{"rope_scaling", {{"type", "default"}, {"mrope_section", {1, 2}}}}},
+                 {"rope_scaling.mrope_section"});
+  expect_refused({{"rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}}},
+                 {"rope_parameters.full_attention", "layer type"});
+  EXPECT_NO_THROW(
+      parse_with(llama(), {{"partial_rotary_factor", 1.0}, {"quantization_config", nullptr}}));
+}
+
+TEST(Config, RefusesBadRope) {
+  for (const char* type : {"dynamic", "longrope", "su", "proportional", "YARN"}) {
+    expect_refused({{"rope_scaling", {{"type", type}, {"factor", 2}}}},
+                   {"rope_scaling.type", "default, linear, llama3 or yarn", type});
+    expect_refused({{"rope_parameters", {{"rope_type", type}, {"factor", 2}}}},
+                   {"rope_parameters.rope_type", type});
+  }
+  expect_refused({{"rope_scaling", {{"type", "linear"}}}}, {"rope_scaling.factor", "no such key"});
+  expect_refused({{"rope_scaling", {{"type", "yarn"}}}}, {"rope_scaling.factor", "no such key"});
+  expect_refused({{"rope_scaling", {{"type", "linear"}, {"factor", nullptr}}}}, {"factor", "null"});
+  expect_refused({{"rope_scaling", {{"type", "linear"}, {"factor", 0}}}}, {"factor", "found 0"});
+  expect_refused({{"rope_scaling", {{"type", 3}}}}, {"rope_scaling.type", "a string"});
+  expect_refused({{"rope_scaling", 3}}, {"rope_scaling", "an object"});
+  expect_refused({{"rope_theta", 0}}, {"rope_theta"});
+  expect_refused({{"rope_theta", 1}}, {"rope_theta", "above 1"});
+  expect_refused({{"rope_parameters", {{"rope_theta", -5}}}}, {"rope_parameters.rope_theta"});
+  const json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8},
+                       {"low_freq_factor", 4},
+                       {"high_freq_factor", 4},
+                       {"original_max_position_embeddings", 64}};
+  expect_refused({{"rope_parameters", llama3}}, {"high_freq_factor", "more than low_freq_factor"});
+}
+
+TEST(Config, RefusesWhatIsNotJson) {
+  for (const char* text :
+       {"", "{", "nonsense", "{\"a\":1,}", "{\"a\":NaN}", "{\"a\":1e999}", "\xff"}) {
+    expect_error([&] { parse_config(text, "c.json"); }, {"c.json", "expected JSON"});
+  }
+  expect_error([] { parse_config("[]", "c.json"); }, {"the document", "an object"});
+  expect_error([] { parse_config(R"({"vocab_size":1,"vocab_size":2})", "c.json"); }, {"twice"});
+  expect_error([] { parse_config(std::string(100000, '['), "c.json"); }, {"nested levels"});
+}
+
+TEST(Config, ReadsTokenIds) {
+  ModelConfig config = parse_with(llama(), {{"bos_token_id", 1}, {"eos_token_id", 2}});
+  EXPECT_EQ(config.bos_token_id, 1);
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{2}));
+  config = parse_with(llama(), {{"eos_token_id", {2, 7}}});
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{2, 7}));
+  expect_refused({{"eos_token_id", 1000}}, {"eos_token_id", "from 0 to 999"});
+  expect_refused({{"eos_token_id", {2, -1}}}, {"eos_token_id[1]"});
+  expect_refused({{"bos_token_id", "<s>"}}, {"bos_token_id", "integer"});
+
+  apply_generation_config(config, R"({"eos_token_id":9,"temperature":0.5,"top_k":null})", "g.json");
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{9}));
+  EXPECT_EQ(config.sampling.temperature, 0.5);
+  EXPECT_FALSE(config.sampling.top_k.has_value());
+  EXPECT_FALSE(config.sampling.do_sample.has_value());
+  for (const char* text : {R"({"top_p":1.5})", R"({"top_p":-0.1})", R"({"min_p":"x"})",
+                           R"({"temperature":-1})", R"({"top_k":-3})", R"({"do_sample":1})",
+                           R"({"repetition_penalty":0})", R"({"eos_token_id":[1000]})", "[]"}) {
+    expect_error([&] { apply_generation_config(config, text, "g.json"); }, {"g.json", "expected"});
+  }
+}
+
+TEST(Config, LoadsADirectoryOrAFile) {
+  const TempDir dir;
+  expect_error([&] { load_config(dir.path()); }, {"config.json", "no such file"});
+  expect_error([&] { load_config(dir.path() / "x.json"); }, {"x.json", "no such file"});
+  const auto file = dir.write("config.json", llama().dump());
+  EXPECT_EQ(load_config(dir.path()).n_layers, 4);
+  dir.write("generation_config.json", R"({"temperature":0.25})");
+  EXPECT_EQ(load_config(dir.path()).sampling.temperature, 0.25);
+  EXPECT_EQ(load_config(file).sampling.temperature, 0.25);
+  dir.write("generation_config.json", "{");
+  expect_error([&] { load_config(dir.path()); }, {"generation_config.json", "expected JSON"});
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,95 @@
+// Decode attention in fp64, and how far a correct fp32 implementation may be from it.
+//
+// The bound. With u = 2^-24, an fp32 dot product of d terms in any order is within (d + 2) u sum|q k|;
+// scaling and subtracting the maximum add a few u of |s| and |max|. That moves the weight of key i by
+// a factor 1 + delta_i, delta_i = ln2 * (error of s_i) + 8u (the polynomial exp2). The output
+// o = sum p v / sum p then moves by at most sum p_i (|v_i| + |o|) delta_i / sum p, and summing n
+// terms, rescaled now and then, by another gamma sum p |v| / sum p, gamma = (2n + 100) u.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "engine/base/ops.h"
+
+namespace tiercel::test {
+
+inline constexpr double kUnit = 0x1p-24;
+
+// Offsets, in elements from a KV head's first row, of the tokens that it sees in a source.
+inline std::vector<int64_t> rows_of(const KvSource& source, int32_t kv_head) {
+  std::vector<int64_t> rows;
+  const int64_t n = source.ids != nullptr ? int64_t{source.counts[kv_head]} * source.chunk_tokens
+                                          : source.n_tokens;
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t chunk = t / source.chunk_tokens;
+    if (source.ids != nullptr) chunk = source.ids[kv_head * source.ids_stride + chunk];
+    rows.push_back(chunk * source.chunk_stride + t % source.chunk_tokens * source.token_stride);
+  }
+  return rows;
+}
+
+struct DecodeExpected {
+  double log_sum = -std::numeric_limits<double>::infinity();  // log2 of sum exp2(s)
+  double log_sum_tolerance = 0;
+  std::vector<double> out;  // normalised; zeros where nothing was attended
+  std::vector<double> tolerance;
+};
+
+inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head) {
+  const int32_t d = p.head_dim;
+  const int32_t kv_head = head / (p.n_heads / p.n_kv_heads);
+  const double scale = static_cast<double>(p.scale) * std::log2(std::exp(1.0));
+  std::vector<double> scores, errors;
+  std::vector<const bf16*> values;
+  for (int32_t s = 0; s < p.n_sources; ++s) {
+    const KvSource& source = p.sources[s];
+    for (const int64_t row : rows_of(source, kv_head)) {
+      const bf16* key = source.keys + kv_head * source.head_stride + row;
+      double dot = 0, magnitude = 0;
+      for (int32_t i = 0; i < d; ++i) {
+        const double product =
+            double{static_cast<float>(p.q[int64_t{head} * d + i])} * static_cast<float>(key[i]);
+        dot += product;
+        magnitude += std::abs(product);
+      }
+      scores.push_back(dot * scale);
+      errors.push_back(scale * (d + 2) * kUnit * magnitude + 3 * kUnit * std::abs(dot * scale));
+      values.push_back(source.values + kv_head * source.head_stride + row);
+    }
+  }
+  DecodeExpected e;
+  e.out.assign(static_cast<size_t>(d), 0.0);
+  e.tolerance.assign(static_cast<size_t>(d), 0.0);
+  if (scores.empty()) return e;
+
+  const double max = *std::max_element(scores.begin(), scores.end());
+  const double gamma = (2.0 * static_cast<double>(scores.size()) + 100) * kUnit;
+  double sum = 0, moved = 0;
+  std::vector<double> weight, delta, magnitude(static_cast<size_t>(d), 0.0);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    weight.push_back(std::exp2(scores[i] - max));
+    delta.push_back(std::log(2.0) * (errors[i] + 2 * kUnit * (std::abs(scores[i]) + std::abs(max))) +
+                    8 * kUnit);
+    sum += weight[i];
+    moved += weight[i] * delta[i];
+    for (int32_t c = 0; c < d; ++c) e.out[c] += weight[i] * static_cast<float>(values[i][c]);
+  }
+  for (int32_t c = 0; c < d; ++c) {
+    e.out[c] /= sum;
+    double bound = moved * std::abs(e.out[c]);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const double v = std::abs(static_cast<float>(values[i][c]));
+      bound += weight[i] * v * (delta[i] + gamma) + 0x1p-125 * v;  // weights below 2^-126 are dropped
+    }
+    e.tolerance[c] = bound / sum;
+  }
+  e.log_sum = max + std::log2(sum);
+  e.log_sum_tolerance = (moved / sum + gamma) / std::log(2.0) + 2 * kUnit * std::abs(e.log_sum);
+  return e;
+}
+
+}  // namespace tiercel::test

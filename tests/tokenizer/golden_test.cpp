@@ -1,0 +1,158 @@
+// Identity with Hugging Face tokenizers, by hashes that make_golden.py took from it, and speed.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+#include "engine/tokenizer.h"
+#include "tests/tokenizer/corpus.h"
+
+namespace tiercel::test {
+namespace {
+
+constexpr EncodeOptions kPlain{.add_special = false};
+
+std::vector<std::string> mixed_corpus(size_t n_blocks) {
+  const std::vector<std::string> parts = fragments();
+  std::vector<std::string> blocks;
+  for (size_t i = 0; i < n_blocks; ++i) blocks.push_back(mixed_block(i, parts));
+  return blocks;
+}
+
+std::string hash_bytes(const std::string& text) {
+  std::vector<int32_t> values;
+  for (const char c : text) values.push_back(static_cast<uint8_t>(c));
+  return hash_ids(values);
+}
+
+TEST(TokenizerGolden, CorpusIsTheOneOfThePythonScript) {
+  const nlohmann::json golden = read_json("golden.json");
+  const size_t n_blocks = golden["models"]["gpt2"]["mixed"].size();
+  const std::vector<std::string> parts = fragments();
+  EXPECT_EQ(hash_bytes(mixed_block(0, parts)), golden["corpus"][0]);
+  EXPECT_EQ(hash_bytes(mixed_block(n_blocks - 1, parts)), golden["corpus"][1]);
+  EXPECT_EQ(hash_bytes(sweep_block(1)), golden["corpus"][2]);
+  EXPECT_GE(n_blocks * kBlockBytes, 10u << 20);
+}
+
+class TokenizerModel : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(TokenizerModel, IdsEqualHuggingFaceOnMixedText) {
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(GetParam()));
+  const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
+  // A sanitizer is ten times slower: it gets every eighth block.
+  const std::vector<std::string> blocks = mixed_corpus(expected["mixed"].size());
+  int n_wrong = 0;
+  for (size_t i = 0; i < blocks.size(); i += kSanitized ? 8 : 1) {
+    const std::string hash = hash_ids(tokenizer.encode(blocks[i], kPlain));
+    if (hash != expected["mixed"][i] && ++n_wrong <= 5) ADD_FAILURE() << "block " << i;
+  }
+  EXPECT_EQ(n_wrong, 0);
+}
+
+TEST_P(TokenizerModel, IdsEqualHuggingFaceForEveryCodePoint) {
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(GetParam()));
+  const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
+  ASSERT_EQ(expected["sweep"].size() * kSweepPoints, 0x110000u);
+  int n_wrong = 0;
+  for (uint32_t i = 0; i < expected["sweep"].size(); i += kSanitized && i >= 32 ? 16 : 1) {
+    const std::string hash = hash_ids(tokenizer.encode(sweep_block(i), kPlain));
+    if (hash != expected["sweep"][i] && ++n_wrong <= 5) {
+      ADD_FAILURE() << fmt::format("code points from U+{:04X}", i * kSweepPoints);
+    }
+  }
+  EXPECT_EQ(n_wrong, 0);
+}
+
+TEST_P(TokenizerModel, PostProcessorAddsItsTokens) {
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(GetParam()));
+  const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
+  EXPECT_EQ(nlohmann::json(tokenizer.encode("It's 12345 caf\u00e9s")), expected["with_special"]);
+}
+
+TEST_P(TokenizerModel, DecodeReturnsTheText) {
+  const std::string name = GetParam();
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(name));
+  for (const std::string& block : mixed_corpus(8)) {
+    std::string valid;
+    const int64_t n_expected = append_valid_utf8(block, &valid);
+    int64_t n_replaced = -1;
+    const std::vector<int32_t> ids = tokenizer.encode(block, kPlain, &n_replaced);
+    EXPECT_EQ(n_replaced, n_expected);
+    // NFC changes the text; a second round trip must not.
+    const std::string once = tokenizer.decode(ids);
+    if (name != "qwen2") {
+      EXPECT_EQ(once, valid);
+    } else {
+      EXPECT_EQ(tokenizer.decode(tokenizer.encode(once, kPlain)), once);
+    }
+  }
+}
+
+// Text of the demo's kind: prose and code with few surprises. The mixed corpus is the worst case:
+// nearly every piece is new.
+TEST_P(TokenizerModel, EncodesFastEnough) {
+  const std::string name = GetParam();
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(name));
+  std::string mixed;
+  for (const std::string& block : mixed_corpus(kSanitized ? 4 : 128)) append_valid_utf8(block, &mixed);
+  std::string prose;
+  const std::vector<std::string> parts = fragments();
+  Random random(7);
+  while (prose.size() < mixed.size()) prose += parts[random.below(90)];
+  for (const auto& [kind, text] : {std::pair{"mixed", &mixed}, std::pair{"prose and code", &prose}}) {
+    const auto start = std::chrono::steady_clock::now();
+    const size_t n_ids = tokenizer.encode(*text, kPlain).size();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const double rate = static_cast<double>(text->size()) / 1e6 / seconds.count();
+    std::printf("%-6s %-14s %6.1f MB/s, %.2f bytes/token\n", name.c_str(), kind, rate,
+                static_cast<double>(text->size()) / static_cast<double>(n_ids));
+#ifdef NDEBUG
+    if (!kSanitized) {
+      EXPECT_GE(rate, 10.0) << kind;
+    }
+#endif
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TokenizerModel, ::testing::Values("gpt2", "llama3", "qwen2"),
+                         [](const auto& info) { return std::string(info.param); });
+
+// One option of the file each, on top of the gpt2 file.
+TEST(TokenizerGolden, VariantsEqualHuggingFace) {
+  const nlohmann::json base = nlohmann::json::parse(read_file(golden_path("gpt2/tokenizer.json")));
+  const std::vector<std::string> parts = fragments();
+  const nlohmann::json variants = read_json("golden.json")["variants"];
+  ASSERT_GT(variants.size(), 40u);
+  for (const nlohmann::json& variant : variants) {
+    const std::string name = variant["name"];
+    nlohmann::json file = base;
+    file.update(variant["replace"]);
+    const Tokenizer tokenizer = Tokenizer::parse(file.dump(), name);
+    EncodeOptions options = kPlain;
+    options.parse_special = !variant["keep_special"].get<bool>();
+    for (size_t i = 0; i < variant["hashes"].size(); i += kSanitized ? 4 : 1) {
+      const std::string text = mixed_block(5000 + i, parts);
+      EXPECT_EQ(hash_ids(tokenizer.encode(text, options)), variant["hashes"][i])
+          << name << " block " << i;
+    }
+    options.add_special = true;
+    EXPECT_EQ(nlohmann::json(tokenizer.encode("x <|endoftext|> y", options)),
+              variant["with_special"])
+        << name;
+  }
+}
+
+TEST(TokenizerGolden, DemoModel) {
+  const std::string directory = std::string(TIERCEL_SOURCE_DIR) + "/tools/demo/recall-4m";
+  if (!std::filesystem::exists(directory)) GTEST_SKIP() << directory << " does not exist";
+  const Tokenizer tokenizer = Tokenizer::load(directory);
+  const std::vector<int32_t> ids = tokenizer.encode("The key of vault 17 is 93021.");
+  ASSERT_FALSE(ids.empty());
+  EXPECT_EQ(tokenizer.token(ids[0]), "<|begin_of_text|>");
+  EXPECT_EQ(tokenizer.decode(ids, true), "The key of vault 17 is 93021.");
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,258 @@
+// What is not a comparison with Hugging Face: streaming, bad files, extreme texts, threads.
+#include "engine/tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <functional>
+#include <thread>
+
+#include "engine/base/check.h"
+#include "engine/split.h"
+#include "tests/seed.h"
+#include "tests/tokenizer/corpus.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Tokenizer load(const std::string& name) { return Tokenizer::load(golden_path(name)); }
+
+TEST(StreamDecoder, JoinedEqualsDecodeAndNeverCutsACharacter) {
+  const Tokenizer tokenizer = load("llama3");
+  Random random(seed());
+  for (const bool skip_special : {false, true}) {
+    for (int round = 0; round < 200; ++round) {
+      StreamDecoder decoder(tokenizer, skip_special);
+      std::vector<int32_t> ids;
+      std::string joined;
+      for (uint32_t i = random.below(200); i > 0; --i) {
+        // Half of the ids from the single bytes, so that characters are cut everywhere.
+        const auto n = static_cast<uint32_t>(tokenizer.vocab_size());
+        ids.push_back(static_cast<int32_t>(random.below(random.below(2) == 0 ? 256 : n)));
+        const std::string part = decoder.push(ids.back());
+        ASSERT_EQ(valid_utf8_prefix(part), part.size());
+        joined += part;
+      }
+      joined += decoder.finish();
+      ASSERT_EQ(joined, tokenizer.decode(ids, skip_special));
+    }
+  }
+}
+
+TEST(StreamDecoder, HoldsBackUntilTheCharacterIsWhole) {
+  const Tokenizer tokenizer = load("gpt2");
+  StreamDecoder decoder(tokenizer);
+  // U+1F600 is F0 9F 98 80; in the byte alphabet: ð Ł ĺ Ģ.
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("ð")), "");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("Ł")), "");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("ĺ")), "");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("Ģ")), "\U0001F600");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("ð")), "");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("a")), "\uFFFDa");
+  EXPECT_EQ(decoder.push(*tokenizer.id_of("ð")), "");
+  EXPECT_EQ(decoder.finish(), "\uFFFD");
+}
+
+TEST(Tokenizer, TellsAboutItsTokens) {
+  const Tokenizer tokenizer = load("qwen2");
+  const int32_t end = *tokenizer.id_of("<|im_end|>");
+  EXPECT_TRUE(tokenizer.is_special(end));
+  EXPECT_FALSE(tokenizer.is_special(*tokenizer.id_of("<tool_call>")));
+  EXPECT_EQ(tokenizer.token(*tokenizer.id_of("Ġthe")), "Ġthe");
+  EXPECT_EQ(tokenizer.token_bytes(*tokenizer.id_of("Ġthe")), " the");
+  EXPECT_FALSE(tokenizer.id_of("no such token").has_value());
+  const std::vector<int32_t> ids = {*tokenizer.id_of("a"), end, *tokenizer.id_of("b")};
+  EXPECT_EQ(tokenizer.decode(ids, false), "a<|im_end|>b");
+  EXPECT_EQ(tokenizer.decode(ids, true), "ab");
+  // Text that spells a special token stays text when asked.
+  const std::vector<int32_t> plain =
+      tokenizer.encode("<|im_end|>", {.add_special = false, .parse_special = false});
+  EXPECT_GT(plain.size(), 1u);
+  EXPECT_EQ(tokenizer.decode(plain, true), "<|im_end|>");
+  EXPECT_EQ(tokenizer.encode("<|im_end|>"), std::vector<int32_t>{end});
+}
+
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Tokenizer, RefusesIdsOutsideTheVocabulary) {
+  const Tokenizer tokenizer = load("gpt2");
+  for (const int32_t id : {-1, tokenizer.vocab_size()}) {
+    const std::string error = error_of([&] { (void)tokenizer.decode(std::vector<int32_t>{0, id}); });
+    EXPECT_NE(error.find(fmt::format("expected a token id from 0 to 4095, found {}", id)),
+              std::string::npos)
+        << error;
+    StreamDecoder decoder(tokenizer);
+    EXPECT_EQ(error_of([&] { (void)decoder.push(id); }), error);
+  }
+}
+
+// A valid file of five tokens to spoil.
+Json small_file() {
+  return Json::parse(R"({
+    "added_tokens": [{"id": 4, "content": "<s>", "special": true, "normalized": false}],
+    "normalizer": null,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+    "post_processor": null,
+    "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3}, "merges": ["a b"]}
+  })");
+}
+
+TEST(Tokenizer, SaysWhatIsWrongWithAFile) {
+  const struct {
+    const char* pointer;
+    const char* value;  // JSON; empty: remove the member
+    const char* message;
+  } cases[] = {
+      {"/model/type", R"("Unigram")", "f: $.model.type: expected \"BPE\" (supported: byte-level "
+                                      "BPE), found \"Unigram\""},
+      {"/model/vocab", "[]", "f: $.model.vocab: expected an object of token: id, found an array"},
+      {"/model/vocab/a", "-1", "f: $.model.vocab.a: expected a token id"},
+      {"/model/vocab/a", "1.5", "found 1.5"},
+      {"/model/vocab/a", "99999999999", "found 99999999999"},
+      {"/model/vocab/b", "0", "every id once; 0 already belongs to"},
+      {"/model/vocab/Ġ", "9", "(added ones included) to have the ids 0 to 4, found none with id 3"},
+      {"/model/merges/0", R"("a c")", "f: $.model.merges[0]: expected tokens of the vocabulary, "
+                                      "found the unknown token \"c\""},
+      {"/model/merges/0", R"(["b", "a"])", "the unknown token \"ba\""},
+      {"/model/merges/0", R"("a b c")", "two tokens with one space between"},
+      {"/model/merges/0", "7", "found 7"},
+      {"/model/merges", "", "f: $.model.merges: expected an array, found null"},
+      {"/model/byte_fallback", "true", "SentencePiece-style BPE is not supported"},
+      {"/model/dropout", "0.1", "f: $.model.dropout: expected null"},
+      {"/model/unk_token", R"("a")", "f: $.model.unk_token"},
+      {"/model/end_of_word_suffix", R"("</w>")", "f: $.model.end_of_word_suffix"},
+      {"/model", "", "f: $.model: expected an object, found null"},
+      {"/normalizer", R"({"type": "NFKC"})", "f: $.normalizer.type: expected a supported "
+                                             "normalizer: NFC, Sequence, or null for none, found "
+                                             "\"NFKC\""},
+      {"/pre_tokenizer", "null", "expected a supported pre-tokenizer: ByteLevel, Split"},
+      {"/pre_tokenizer/type", R"("Metaspace")", "f: $.pre_tokenizer.type: expected"},
+      {"/pre_tokenizer", R"({"type": "Sequence", "pretokenizers": []})", "ends with ByteLevel"},
+      {"/pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [{"type": "Split",
+        "pattern": {"Regex": "a\\b"}, "behavior": "Isolated", "invert": false}]})",
+       "f: $.pre_tokenizer.pretokenizers[0].pattern: expected a supported regular expression, "
+       "found the escape \\b at byte 1"},
+      {"/pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated",
+        "invert": false})", "which PCRE2 refuses: missing closing parenthesis"},
+      {"/pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Gone"})",
+       "found \"Gone\""},
+      {"/decoder", "null", "f: $.decoder: expected the decoder ByteLevel, found null"},
+      {"/decoder/type", R"("Metaspace")", "f: $.decoder.type"},
+      {"/post_processor", R"({"type": "BertProcessing"})", "TemplateProcessing, ByteLevel"},
+      {"/post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken":
+        {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": [4]}}})", "the sequence A, once"},
+      {"/post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken":
+        {"id": "<s>"}}, {"Sequence": {"id": "A"}}], "special_tokens": {"<s>": {"ids": [5]}}})",
+       "expected an id below 5, found 5"},
+      {"/added_tokens/0/id", "0", "every id once; 0 already belongs to \"a\""},
+      {"/added_tokens/0/content", R"("a")", "expected id 0 for \"a\""},
+      {"/added_tokens/0/content", R"("")", "a token of at least one byte"},
+      {"/added_tokens/0/lstrip", "3", "f: $.added_tokens[0].lstrip: expected true or false"},
+  };
+  for (const auto& c : cases) {
+    Json file = small_file();
+    file[Json::json_pointer(c.pointer)] = *c.value == '\0' ? Json() : Json::parse(c.value);
+    const std::string error = error_of([&] { Tokenizer::parse(file.dump(), "f"); });
+    EXPECT_NE(error.find(c.message), std::string::npos) << c.pointer << ": " << error;
+  }
+}
+
+TEST(Tokenizer, SaysWhatIsWrongWithTheFileItself) {
+  EXPECT_NE(error_of([] { Tokenizer::parse("{\"model\": ", "f"); }).find("f: expected JSON"),
+            std::string::npos);
+  EXPECT_NE(error_of([] { Tokenizer::parse("[]", "f"); }).find("f: $: expected an object"),
+            std::string::npos);
+  const std::string missing = error_of([] { Tokenizer::load("/no/such/file.json"); });
+  EXPECT_NE(missing.find("/no/such/file.json: expected a readable"), std::string::npos) << missing;
+  const std::string nested = std::string(100000, '[') + std::string(100000, ']');
+  EXPECT_NE(error_of([&] { Tokenizer::parse(nested, "f"); }), "no error");
+  Json deep = {{"type", "NFC"}};
+  for (int i = 0; i < 50; ++i) deep = {{"type", "Sequence"}, {"normalizers", {deep}}};
+  Json file = small_file();
+  file["normalizer"] = deep;
+  EXPECT_NE(error_of([&] { Tokenizer::parse(file.dump(), "f"); }).find("at most 16 nested"),
+            std::string::npos);
+}
+
+TEST(Tokenizer, RefusesBytesThatHaveNoToken) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_file().dump(), "f");
+  EXPECT_EQ(tokenizer.encode("ab a<s>"), (std::vector<int32_t>{2, 3, 0, 4}));
+  EXPECT_NE(error_of([&] { (void)tokenizer.encode("abc"); }).find("no token for the byte 0x63"),
+            std::string::npos);
+  EXPECT_EQ(tokenizer.encode("ab"), std::vector<int32_t>{2});  // and goes on working
+}
+
+TEST(Split, RefusesWhatIsNotTranslated) {
+  for (const char* pattern : {"\\h", "\\Aa", "[a&&b]", "[[:alpha:]]", "(?<n>a)", "(?i)a", "a{2}+",
+                              "\\p{Greek}", "\\1", "(?i:\\p{Lu})", "[\\D]", "\\", "[a", "\\x{110000}",
+                              "\\xE9", "\\pL", ")", "(*FAIL)"}) {
+    const std::string error = error_of([&] { (void)translate_pattern(pattern, "here"); });
+    EXPECT_TRUE(error.starts_with("here: expected a supported regular expression")) << pattern
+                                                                                   << error;
+  }
+}
+
+TEST(Split, GivesUpOnCatastrophicBacktracking) {
+  const Splitter splitter({.pattern = "(?:a|a|aa)+b"}, "here");
+  Splitter::Scratch scratch;
+  const std::string text(300, 'a');
+  EXPECT_NE(error_of([&] {
+              splitter.split(text, &scratch, [](std::string_view) {});
+            }).find("gave up"),
+            std::string::npos);
+}
+
+TEST(Tokenizer, LongRunsOfOneCharacter) {
+  const size_t n_bytes = kSanitized ? 1 << 20 : 100 << 20;
+  for (const char* name : {"gpt2", "llama3"}) {
+    const Tokenizer tokenizer = load(name);
+    for (const char* unit : {" ", "\n", "\r\n", "\u3000", "!", " a"}) {
+      std::string text;
+      // The long run itself once; the others at a tenth of it.
+      const size_t wanted = *unit == ' ' && unit[1] == 0 ? n_bytes : n_bytes / 10;
+      while (text.size() < wanted) text += unit;
+      text += "x";
+      const std::vector<int32_t> ids = tokenizer.encode(text, {.add_special = false});
+      EXPECT_TRUE(tokenizer.decode(ids) == text) << name << " run of " << unit;
+    }
+  }
+}
+
+TEST(Tokenizer, OneWordOfTenMegabytes) {
+  const Tokenizer tokenizer = load("qwen2");
+  const std::string word(kSanitized ? 1 << 18 : 10 << 20, 'a');
+  const std::vector<int32_t> ids = tokenizer.encode(word);
+  EXPECT_TRUE(tokenizer.decode(ids) == word);
+}
+
+TEST(Tokenizer, ThreadsShareOne) {
+  const Tokenizer tokenizer = load("llama3");
+  const std::vector<std::string> parts = fragments();
+  std::vector<std::vector<int32_t>> expected;
+  for (uint64_t i = 0; i < 4; ++i) expected.push_back(tokenizer.encode(mixed_block(i, parts)));
+  std::vector<std::thread> threads;
+  std::vector<int> n_wrong(4, 0);
+  for (size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (uint64_t i = 0; i < 4; ++i) {
+        const std::string text = mixed_block((i + t) % 4, parts);
+        n_wrong[t] += tokenizer.encode(text) != expected[(i + t) % 4];
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(n_wrong, std::vector<int>(4, 0));
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,13 @@
+// The subcommands. Each takes argv from its own name on, and returns the exit code or throws Error.
+#pragma once
+
+namespace tiercel {
+
+int command_run(int argc, char** argv);
+int command_tokenize(int argc, char** argv);
+int command_perplexity(int argc, char** argv);
+int command_estimate(int argc, char** argv);
+int command_haystack(int argc, char** argv);
+int command_version(int argc, char** argv);
+
+}  // namespace tiercel

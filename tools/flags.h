@@ -1,0 +1,93 @@
+// Flags of one subcommand: CLI11 underneath, house rules on top.
+//
+// Every flag --some-name has the environment twin TIERCEL_ARG_SOME_NAME; the flag beats the
+// environment, and a variable that is set but empty counts as unset. A bad value is an Error(kUsage)
+// that names the flag (or the variable), what is legal and what was found. Knows nothing of what the
+// flags mean: session_flags.h does.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace tiercel {
+
+// Values as text. Throw Error(kUsage) "expected ..., found '...'" without the flag's name, which the
+// parser puts in front.
+int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
+double parse_number(std::string_view text, double low, double high);
+int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
+[[noreturn]] void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal);
+
+class Flags {
+ public:
+  static constexpr int64_t kNoLimit = INT64_MAX;
+
+  // summary: one line; details: paragraphs below the list of flags.
+  Flags(const char* command, const char* summary, std::string details = {});
+
+  // Heads the flags that follow in --help.
+  void section(const char* name) { section_ = name; }
+
+  // names: "-m,--model". The first long one gives the environment twin. Targets keep their value
+  // when neither flag nor variable is given; it is shown as the default.
+  void text(const char* names, std::string& target, const char* help);
+  void text(const char* names, std::optional<std::string>& target, const char* help);
+  void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
+  void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
+               const char* help);
+  void number(const char* names, double& target, double low, double high, const char* help);
+  void number(const char* names, std::optional<double>& target, double low, double high,
+              const char* help);
+  void size(const char* names, int64_t& target, const char* help);
+  void flag(const char* names, bool& target, const char* help);
+  template <typename E>
+  void choice(const char* names, E& target,
+              std::vector<std::pair<const char*, E>> choices, const char* help) {
+    std::string legal, current;
+    for (const auto& [name, value] : choices) {
+      legal += (legal.empty() ? "" : "|") + std::string(name);
+      if (value == target) current = name;
+    }
+    value(names, legal.c_str(), current, help, [&target, choices](const std::string& text) {
+      std::vector<std::string_view> all;
+      for (const auto& [name, value] : choices) {
+        all.emplace_back(name);
+        if (text == name) {
+          target = value;
+          return;
+        }
+      }
+      refuse_choice(text, all);
+    });
+  }
+  // Flags added by `add` read no environment: the caller does.
+  template <typename F>
+  void without_twin(F add) {
+    twins_ = false;
+    add();
+    twins_ = true;
+  }
+  // Anything else: `set` parses, and throws Error(kUsage) as the functions above do.
+  void value(const char* names, const char* type, const std::string& default_text, const char* help,
+             std::function<void(const std::string&)> set);
+
+  // Reads argv[1..] (argv[0] is the subcommand). False: --help was asked for and printed.
+  // Throws Error(kUsage).
+  bool parse(int argc, char** argv);
+
+ private:
+  CLI::Option* finish(CLI::Option* option, const char* help);
+  CLI::App app_;
+  std::string command_, section_ = "Options";
+  bool twins_ = true;
+};
+
+}  // namespace tiercel

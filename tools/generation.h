@@ -1,0 +1,43 @@
+// Prefill one prompt, then decode token by token onto stdout.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "engine/session.h"
+#include "engine/tokenizer.h"
+#include "tools/console.h"
+
+namespace tiercel {
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;
+  std::vector<int64_t> eos_token_ids;  // generation stops at any of them
+  int64_t max_new_tokens = 0;
+  bool ignore_eos = false;
+};
+
+struct Generation {
+  std::string output;                  // valid UTF-8
+  std::vector<int32_t> output_tokens;  // an end-of-text token included
+  // "stop": end of text; "length": -n or the context is used up; "interrupted"; "output_closed":
+  // stdout can no longer be written; "error": `error` says which.
+  const char* finish_reason = "error";
+  std::string error;
+  int output_errno = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;               // of n_steps decode steps with their sampling
+  double time_to_first_token_seconds = 0;  // from the start of the prefill
+  int64_t n_steps = 0;                     // one less than the tokens, as the prefill yields one
+  std::string logits_hash;                 // xxh64 of the last logits' bytes; empty without any
+  bool interrupted() const;
+};
+
+// Never throws for what happens after the prefill has begun: a run-time Error ends the generation, and
+// what was generated before stays valid.
+Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
+                    GenerationRequest request, const Console& console);
+
+}  // namespace tiercel

@@ -1,0 +1,80 @@
+// The tiercel command: finds the subcommand and turns what it throws into an exit code.
+#include <exception>
+#include <new>
+#include <string>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+#include "tools/commands.h"
+#include "tools/console.h"
+#include "tools/signals.h"
+
+namespace tiercel {
+namespace {
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(int argc, char** argv);
+};
+
+constexpr Command kCommands[] = {
+    {"run", "Continue a prompt, however long", command_run},
+    {"tokenize", "Text to token ids and back", command_tokenize},
+    {"perplexity", "How well the model predicts a text", command_perplexity},
+    {"estimate", "The memory that a run would take", command_estimate},
+    {"haystack", "Write a long prompt with planted facts, and its questions", command_haystack},
+    {"version", "Version, compiler, libraries, instruction set", command_version},
+};
+
+std::string usage() {
+  std::string text = "tiercel: runs prompts that are larger than the GPU's memory\n\n"
+                     "usage: tiercel COMMAND [FLAGS]\n\ncommands:\n";
+  for (const Command& command : kCommands) {
+    text += fmt::format("  {:<12}{}\n", command.name, command.summary);
+  }
+  return text +
+         "\ntiercel COMMAND --help explains its flags.\n"
+         "exit codes: 0 done, 1 run-time error, 2 usage, 3 does not fit into memory, "
+         "130 interrupted\n";
+}
+
+int dispatch(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "";
+  if (name == "--help" || name == "-h" || name == "help") {
+    print_result(usage());
+    return 0;
+  }
+  if (name == "--version") return command_version(1, argv + 1);
+  std::string names;
+  for (const Command& command : kCommands) {
+    if (name == command.name) return command.run(argc - 1, argv + 1);
+    names += (names.empty() ? "" : ", ") + std::string(command.name);
+  }
+  const std::string found = argc > 1 ? "'" + printable(name, 40) + "'" : "none";
+  fail(ErrorKind::kUsage, "expected a command, found {}; there are: {}", found, names);
+}
+
+}  // namespace
+}  // namespace tiercel
+
+int main(int argc, char** argv) {
+  using tiercel::ErrorKind;
+  tiercel::secure_standard_streams();
+  tiercel::install_signal_handlers();
+  const tiercel::Console console(false);
+  try {
+    return tiercel::dispatch(argc, argv);
+  } catch (const tiercel::ReaderGone&) {
+    return static_cast<int>(ErrorKind::kRuntime);
+  } catch (const tiercel::Error& error) {
+    console.error(error.what());
+    return static_cast<int>(error.kind());
+  } catch (const std::bad_alloc&) {
+    console.error("out of memory");
+    return static_cast<int>(ErrorKind::kRuntime);
+  } catch (const std::exception& error) {
+    console.error(error.what());
+    return static_cast<int>(ErrorKind::kRuntime);
+  }
+}

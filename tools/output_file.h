@@ -1,0 +1,28 @@
+// A file that is either complete or untouched: written beside its place, synced, then renamed.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace tiercel {
+
+class OutputFile {
+ public:
+  OutputFile() = default;  // no file wanted
+  // Checks at once, before hours of work, that the file can be created. `purpose` ("--report") heads
+  // the messages. Throws Error(kRuntime).
+  OutputFile(std::string path, std::string purpose);
+
+  bool wanted() const { return !path_.empty(); }
+  // Throws Error(kRuntime) naming the file and the reason; the previous content then is still there.
+  void write(std::string_view text) const;
+
+ private:
+  void write_directly(std::string_view text) const;
+  [[noreturn]] void refuse(const char* doing, int error) const;
+
+  std::string path_, purpose_;
+  bool direct_ = false;  // a device or a pipe: it must not be replaced by a file
+};
+
+}  // namespace tiercel

@@ -1,0 +1,193 @@
+#include "tools/report.h"
+
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "tools/session_flags.h"
+#include "tools/units.h"
+
+namespace tiercel {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json rate(double count, double seconds) {
+  return seconds > 0 ? Json(count / seconds) : Json(nullptr);
+}
+
+Json budget(int64_t tokens) { return tokens == kBudgetAll ? Json("all") : Json(tokens); }
+
+Json attention_json(const SessionPlan& plan) {
+  const SessionOptions& o = plan.options;
+  return {{"mode", name_of(o.attention)},
+          {"prefill", name_of(o.prefill)},
+          {"budget", budget(o.budget)},
+          {"prefill_budget", budget(o.prefill_budget)},
+          {"chunk_size", o.chunk_size},
+          {"rank", o.rank},
+          {"sinks", o.sinks},
+          {"recent", o.recent},
+          {"outliers", o.outliers},
+          {"key_codec", name_of(o.key_codec)},
+          {"slots", o.slots},
+          {"audit_interval", o.audit},
+          {"exact_exp", o.exact_exp},
+          {"context", plan.context},
+          {"threads", o.n_threads}};
+}
+
+Json memory_json(const RunReport& report) {
+  const MemoryReport& m = report.plan.memory;
+  return {{"device_bytes",
+           {{"weights", m.device.weights},
+            {"keys", m.device.keys},
+            {"landmarks", m.device.landmarks},
+            {"slots", m.device.slots},
+            {"exact", m.device.exact},
+            {"activations", m.device.activations},
+            {"total", m.device.total()}}},
+          {"host_bytes",
+           {{"values", m.host.values}, {"keys", m.host.keys}, {"total", m.host.total()}}},
+          {"process_bytes", m.process},
+          {"planned_bytes", m.total()},
+          {"peak_rss_bytes", report.peak_rss_bytes}};
+}
+
+Json sampling_json(const SamplingOptions& o) {
+  return {{"temperature", o.temperature},       {"top_k", o.top_k},
+          {"top_p", o.top_p},                   {"min_p", o.min_p},
+          {"repeat_penalty", o.repeat_penalty}, {"seed", o.seed}};
+}
+
+void row(const Console& console, const char* name, const std::string& device,
+         const std::string& host) {
+  console.info("  {:<14}{:>12}{:>12}", name, device, host);
+}
+
+void print_timing(const Console& console, const char* name, double seconds, int64_t n,
+                  const char* unit) {
+  if (n <= 0) {
+    console.info("{:>17}: {:12.2f} ms", name, 1e3 * seconds);
+    return;
+  }
+  const auto count = static_cast<double>(n);
+  console.info("{:>17}: {:12.2f} ms / {:>9} {:<6} ({:10.3f} ms per token, {:>10} tok/s)", name,
+               1e3 * seconds, format_count(n), unit, 1e3 * seconds / count,
+               format_rate(count / seconds));
+}
+
+}  // namespace
+
+const char* version() { return TIERCEL_VERSION; }
+const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknown"; }
+
+std::string to_json(const RunReport& report) {
+  const Generation& g = report.generation;
+  const auto n_generated = static_cast<int64_t>(g.output_tokens.size());
+  // An interrupted prefill has no rate: how many tokens it finished is not a meaningful number.
+  const double prefilled = g.logits_hash.empty() ? 0.0 : static_cast<double>(report.prompt_tokens);
+  Json json = {
+      {"version", version()},
+      {"commit", commit()},
+      {"backend", report.backend},
+      {"model", report.model},
+      {"prompt_tokens", report.prompt_tokens},
+      {"generated_tokens", n_generated},
+      {"finish_reason", g.finish_reason},
+      {"interrupted", g.interrupted()},
+      {"output", g.output},
+      {"output_tokens", g.output_tokens},
+      {"load_seconds", report.load_seconds},
+      {"tokenize_seconds", report.tokenize_seconds},
+      {"prefill_seconds", g.prefill_seconds},
+      {"decode_seconds", g.decode_seconds},
+      {"time_to_first_token_seconds",
+       n_generated > 0 ? Json(g.time_to_first_token_seconds) : Json(nullptr)},
+      {"prefill_tokens_per_second", prefilled > 0 ? rate(prefilled, g.prefill_seconds) : Json(nullptr)},
+      {"decode_tokens_per_second", rate(static_cast<double>(g.n_steps), g.decode_seconds)},
+      {"logits_hash", g.logits_hash.empty() ? Json(nullptr) : Json(g.logits_hash)},
+      {"attention", attention_json(report.plan)},
+      {"sampling", sampling_json(report.sampling)},
+      {"memory", memory_json(report)},
+      {"selection",
+       {{"steps", report.selection.steps},
+        {"selected_chunks", report.selection.selected_chunks},
+        {"hit_chunks", report.selection.hit_chunks},
+        {"hit_rate", report.selection.hit_rate()},
+        {"fetched_bytes", report.selection.fetched_bytes}}},
+      {"audit",
+       {{"steps", report.audit.steps},
+        {"mass_mean", report.audit.steps > 0 ? Json(report.audit.mass_mean) : Json(nullptr)},
+        {"mass_p05", report.audit.steps > 0 ? Json(report.audit.mass_p05) : Json(nullptr)}}},
+      {"residual_energy", report.residual_energy},
+      {"notes", report.plan.notes}};
+  if (!g.error.empty()) json["error"] = g.error;
+  // A path or a message may hold bytes that are not UTF-8.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& console) {
+  const SessionOptions& o = plan.options;
+  console.info("prompt: {} tokens; context: {} tokens", format_count(n_prompt),
+               format_count(plan.context));
+  const auto name_budget = [](int64_t n) {
+    return n == kBudgetAll ? std::string("all") : format_count(n);
+  };
+  console.info("attention: {}, prefill {}, budget {}, chunk {}, keys {}", name_of(o.attention),
+               name_of(o.prefill), name_budget(o.budget), o.chunk_size,
+               o.key_codec == KeyCodec::kLowRank ? fmt::format("lowrank (rank {})", o.rank)
+                                                 : std::string(name_of(o.key_codec)));
+  const MemoryReport& m = plan.memory;
+  row(console, "memory plan", "device", "host");
+  row(console, "weights", format_bytes(m.device.weights), "");
+  row(console, "keys", format_bytes(m.device.keys), format_bytes(m.host.keys));
+  row(console, "values", "", format_bytes(m.host.values));
+  row(console, "landmarks", format_bytes(m.device.landmarks), "");
+  row(console, "slots", format_bytes(m.device.slots), "");
+  row(console, "exact", format_bytes(m.device.exact), "");
+  row(console, "activations", format_bytes(m.device.activations), "");
+  row(console, "process", "", format_bytes(m.process));
+  row(console, "total", format_bytes(m.device.total()), format_bytes(m.host.total() + m.process));
+  for (const std::string& note : plan.notes) console.warning(note);
+}
+
+void print_summary(const RunReport& report, const Console& console) {
+  const Generation& g = report.generation;
+  const auto n_generated = static_cast<int64_t>(g.output_tokens.size());
+  if (!console.quiet() || ::isatty(STDOUT_FILENO) == 1) console.line("");  // ends the text's last line
+  print_timing(console, "load time", report.load_seconds, 0, "");
+  print_timing(console, "prompt eval time", g.prefill_seconds,
+               g.logits_hash.empty() ? 0 : report.prompt_tokens, "tokens");
+  print_timing(console, "eval time", g.decode_seconds, g.n_steps, "runs");
+  print_timing(console, "total time",
+               report.load_seconds + report.tokenize_seconds + g.prefill_seconds + g.decode_seconds, 0,
+               "");
+  console.info("{:>17}: {} ({} generated)", "finish", g.finish_reason, format_count(n_generated));
+  console.info("{:>17}: {} planned, {} peak resident", "memory",
+               format_bytes(report.plan.memory.total()), format_bytes(report.peak_rss_bytes));
+  if (report.selection.steps > 0) {
+    console.info("{:>17}: {} layer steps, hit rate {:.1f} %, {} fetched", "selection",
+                 format_count(report.selection.steps), 100 * report.selection.hit_rate(),
+                 format_bytes(report.selection.fetched_bytes));
+  }
+  if (report.audit.steps > 0) {
+    console.info("{:>17}: {} steps, attention mass covered: mean {:.4f}, 5th percentile {:.4f}",
+                 "audit", format_count(report.audit.steps), report.audit.mass_mean,
+                 report.audit.mass_p05);
+  }
+  const std::vector<double>& energy = report.residual_energy;
+  if (!energy.empty()) {
+    const double mean = std::accumulate(energy.begin(), energy.end(), 0.0) / energy.size();
+    console.info("{:>17}: mean {:.2e}, worst layer {:.2e} (share of the keys' variance that the rank "
+                 "leaves out)",
+                 "residual energy", mean, *std::max_element(energy.begin(), energy.end()));
+  }
+  if (!g.logits_hash.empty()) console.info("{:>17}: {}", "logits hash", g.logits_hash);
+}
+
+}  // namespace tiercel

@@ -1,0 +1,40 @@
+// What a run says about itself: the plan's memory table before it, the closing block and the JSON
+// report after it.
+#pragma once
+
+#include <string>
+
+#include "engine/session.h"
+#include "tools/console.h"
+#include "tools/generation.h"
+
+namespace tiercel {
+
+const char* version();
+const char* commit();
+
+struct RunReport {
+  std::string model;    // the directory, as given
+  std::string backend;  // Session::backend_description
+  double load_seconds = 0;
+  double tokenize_seconds = 0;
+  int64_t prompt_tokens = 0;
+  SessionPlan plan;
+  SamplingOptions sampling;
+  Generation generation;
+  SelectionReport selection;
+  AuditReport audit;
+  std::vector<double> residual_energy;  // per layer
+  int64_t peak_rss_bytes = 0;
+};
+
+// One JSON object, with a final newline. Numbers that do not exist (a rate over no time) are null.
+std::string to_json(const RunReport& report);
+
+// Timings, memory planned and used, selection, audit, hash.
+void print_summary(const RunReport& report, const Console& console);
+
+// The options that matter and the memory table, before anything is allocated.
+void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& console);
+
+}  // namespace tiercel

@@ -1,0 +1,145 @@
+#include "tools/session_flags.h"
+
+#include <limits>
+#include <random>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+constexpr int64_t kWholeContext = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMaxTokens = int64_t{1} << 40;
+
+void add_budget(Flags& flags, const char* name, int64_t& target, const char* help) {
+  flags.value(name, "N|all", target == kBudgetAll ? "all" : std::to_string(target), help,
+              [&target](const std::string& text) {
+                if (text == "all") {
+                  target = kBudgetAll;
+                  return;
+                }
+                try {
+                  target = parse_integer(text, 1, kMaxTokens);
+                } catch (const Error&) {
+                  fail(ErrorKind::kUsage, "expected a number of tokens or all, found '{}'", text);
+                }
+              });
+}
+
+}  // namespace
+
+const char* name_of(AttentionMode mode) {
+  return mode == AttentionMode::kDense ? "dense" : "shadow";
+}
+
+const char* name_of(PrefillMode mode) {
+  switch (mode) {
+    case PrefillMode::kAuto: return "auto";
+    case PrefillMode::kDense: return "dense";
+    case PrefillMode::kSelect: return "select";
+  }
+  return "?";
+}
+
+const char* name_of(KeyCodec codec) {
+  switch (codec) {
+    case KeyCodec::kAuto: return "auto";
+    case KeyCodec::kExact: return "exact";
+    case KeyCodec::kLowRank: return "lowrank";
+  }
+  return "?";
+}
+
+void ModelFlags::add_to(Flags& flags) {
+  flags.section("Model");
+  flags.text("-m,--model", directory,
+             "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]");
+  flags.choice("--backend", backend_,
+               {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
+               "Where to compute");
+  flags.integer("-t,--threads", n_threads, 0, 4096, "Threads; 0: all cores");
+}
+
+void ModelFlags::check() const {
+  if (backend_ == Backend::kCuda) {
+    fail(ErrorKind::kUsage, "--backend: this build has no CUDA backend; use cpu or auto");
+  }
+  if (directory.empty()) {
+    fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");
+  }
+}
+
+void add_session_flags(Flags& flags, SessionOptions& options) {
+  flags.section("Attention");
+  flags.choice("--attention", options.attention,
+               {{"dense", AttentionMode::kDense}, {"shadow", AttentionMode::kShadow}},
+               "Decode: every token, or the chunks that matter");
+  flags.choice("--prefill", options.prefill,
+               {{"auto", PrefillMode::kAuto}, {"dense", PrefillMode::kDense},
+                {"select", PrefillMode::kSelect}},
+               "Prompt: dense, or selected chunks; auto: dense where it is affordable");
+  add_budget(flags, "--budget", options.budget, "Tokens selected per KV head and decode step");
+  add_budget(flags, "--prefill-budget", options.prefill_budget, "The same for prefill blocks");
+  flags.integer("--chunk-size", options.chunk_size, 1, 4096, "Tokens per chunk");
+  flags.integer("--rank", options.rank, 1, 1 << 20, "Rank of the low-rank keys");
+  flags.integer("--sinks", options.sinks, 0, kMaxTokens, "First tokens, always attended exactly");
+  flags.integer("--recent", options.recent, 0, kMaxTokens, "Last tokens, always attended exactly");
+  flags.integer("--outliers", options.outliers, 0, kMaxTokens,
+                "Chunks per KV head that stay exact");
+  flags.choice("--key-codec", options.key_codec,
+               {{"auto", KeyCodec::kAuto}, {"exact", KeyCodec::kExact},
+                {"lowrank", KeyCodec::kLowRank}},
+               "Keys on the device");
+  flags.number("--slots", options.slots, 0, 1e9, "Selection cache, in budgets");
+  flags.integer("--audit", options.audit, 0, kMaxTokens,
+                "Every N steps measure the attention mass that the selection covered; 0: off");
+  flags.flag("--exact-exp", options.exact_exp, "Prefill with fp32 exponentials (slower)");
+
+  flags.section("Memory");
+  flags.integer("-c,--ctx-size", options.context, 0, kMaxTokens,
+                "Tokens that the sequence can hold; 0: prompt plus -n");
+  flags.size("--device-memory", options.device_memory, "Limit of the device tier; default: none");
+  flags.size("--host-memory", options.host_memory, "Limit of the host tier; default: none");
+  flags.flag("--strict", options.strict, "Refuse what is otherwise a warning");
+}
+
+void SamplingFlags::add_to(Flags& flags) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  flags.section("Sampling (default: generation_config.json, else greedy)");
+  flags.number("--temp,--temperature", temperature_, 0, kInfinity, "Temperature; 0: greedy");
+  flags.integer("--top-k", top_k_, 0, INT32_MAX, "Keep the K most likely; 0: off");
+  flags.number("--top-p", top_p_, 0, 1, "Keep the most likely up to this probability; 1: off");
+  flags.number("--min-p", min_p_, 0, 1, "Drop what is below this share of the best; 0: off");
+  flags.integer("-s,--seed", seed_, -1, Flags::kNoLimit, "Seed; -1: random, and printed");
+  flags.number("--repeat-penalty", repeat_penalty_, 0.01, 1000, "Penalty of repeated tokens; 1: off");
+  flags.integer("--repeat-last-n", repeat_last_n_, -1, Flags::kNoLimit,
+                "Tokens that the penalty looks back on; -1: all [64]");
+}
+
+SamplingOptions SamplingFlags::resolve(const ModelConfig& config, const Console& console) const {
+  const ModelConfig::Sampling& advised = config.sampling;
+  const bool sample = advised.do_sample.value_or(false);
+  SamplingOptions options;
+  options.temperature = temperature_.value_or(sample ? advised.temperature.value_or(1.0) : 0.0);
+  // transformers' own defaults where the file turns sampling on and says no more.
+  options.top_k = top_k_.value_or(advised.top_k.value_or(sample ? 50 : 0));
+  options.top_p = top_p_.value_or(advised.top_p.value_or(1.0));
+  options.min_p = min_p_.value_or(advised.min_p.value_or(0.0));
+  options.repeat_penalty = repeat_penalty_.value_or(advised.repetition_penalty.value_or(1.0));
+  // transformers penalises the whole context, llama.cpp the last 64 tokens.
+  const bool penalty_advised = !repeat_penalty_ && advised.repetition_penalty;
+  options.repeat_last_n = repeat_last_n_.value_or(penalty_advised ? -1 : 64);
+  if (options.repeat_last_n < 0) options.repeat_last_n = kWholeContext;
+  if (options.temperature == 0) {
+    if (top_k_ || top_p_ || min_p_) {
+      console.warn("--top-k, --top-p and --min-p change nothing at temperature 0; add --temp 1");
+    }
+    return options;
+  }
+  options.seed = seed_ >= 0 ? static_cast<uint64_t>(seed_) : std::random_device{}();
+  console.info("sampling: temperature {}, top-k {}, top-p {}, min-p {}, seed {}",
+               options.temperature, options.top_k, options.top_p, options.min_p, options.seed);
+  return options;
+}
+
+}  // namespace tiercel

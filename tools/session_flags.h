@@ -1,0 +1,45 @@
+// The flags that describe a model, a session and sampling, shared by the subcommands that need them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "engine/config.h"
+#include "engine/options.h"
+#include "tools/console.h"
+#include "tools/flags.h"
+
+namespace tiercel {
+
+struct ModelFlags {
+  std::string directory;
+  int64_t n_threads = 0;
+  void add_to(Flags& flags);
+  // Throws Error(kUsage) when no model is given or --backend asks for what this build lacks.
+  void check() const;
+
+ private:
+  enum class Backend { kAuto, kCpu, kCuda };
+  Backend backend_ = Backend::kAuto;
+};
+
+// Fills `options`, which must outlive `flags`.
+void add_session_flags(Flags& flags, SessionOptions& options);
+
+struct SamplingFlags {
+  void add_to(Flags& flags);
+  // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.
+  SamplingOptions resolve(const ModelConfig& config, const Console& console) const;
+
+ private:
+  std::optional<double> temperature_, top_p_, min_p_, repeat_penalty_;
+  std::optional<int64_t> top_k_, repeat_last_n_;
+  int64_t seed_ = -1;
+};
+
+const char* name_of(AttentionMode mode);
+const char* name_of(PrefillMode mode);
+const char* name_of(KeyCodec codec);
+
+}  // namespace tiercel

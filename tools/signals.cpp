@@ -1,0 +1,39 @@
+#include "tools/signals.h"
+
+#include <unistd.h>
+
+#include <csignal>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+volatile std::sig_atomic_t g_stop = 0;  // the one global: a handler can reach nothing else
+
+void on_signal(int) {
+  if (g_stop != 0) ::_exit(static_cast<int>(ErrorKind::kInterrupted));
+  g_stop = 1;
+}
+
+}  // namespace
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = 0;  // no SA_RESTART: waiting for stdin must end too
+  sigemptyset(&action.sa_mask);
+  // Also where a shell started us with SIGINT ignored, as scripts' background jobs are: a long run must
+  // always be stoppable in a way that keeps its results.
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+bool stop_requested() { return g_stop != 0; }
+
+void stop_if_requested() {
+  if (stop_requested()) fail(ErrorKind::kInterrupted, "interrupted");
+}
+
+}  // namespace tiercel
