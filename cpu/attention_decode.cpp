@@ -5,7 +5,7 @@
 #include <cstring>
 #include <numbers>
 
-#include "cpu/decode_kernel.h"
+#include "cpu/levels.h"
 #include "cpu/query.h"
 #include "engine/base/check.h"
 #include "engine/base/partial.h"
@@ -16,9 +16,6 @@ namespace {
 constexpr int64_t kMinRangeTokens = 512;
 // Below this many bytes of keys and values waking a second thread costs more than it saves.
 constexpr int64_t kMinParallelBytes = 256 * 1024;
-// How far ahead rows are prefetched, in bytes of keys (and as many of values).
-constexpr int64_t kPrefetchBytes = 4096;
-
 struct Range {
   int32_t source = 0, kv_head = 0;
   int64_t index = 0;           // among the ranges of this (source, KV head)
@@ -75,13 +72,17 @@ class Rows {
 
   // Tokens begin .. end - 1 into offsets[0 ..]; the last one again until n are filled.
   void fill(int64_t begin, int64_t end, int64_t n, int64_t* offsets) const {
+    const int64_t n_live = std::min(end - begin, n);
     int64_t i = 0;
+    if (ids_ == nullptr && source_.chunk_stride == source_.chunk_tokens * source_.token_stride) {
+      for (; i < n_live; ++i) offsets[i] = (begin + i) * source_.token_stride;
+    }
     int64_t chunk = begin / source_.chunk_tokens;
     int64_t within = begin % source_.chunk_tokens;
-    for (int64_t token = begin; token < end && i < n; ++chunk, within = 0) {
+    for (; i < n_live; ++chunk, within = 0) {
       const int64_t id = ids_ == nullptr ? chunk : ids_[chunk];
       int64_t offset = id * source_.chunk_stride + within * source_.token_stride;
-      for (; within < source_.chunk_tokens && token < end && i < n; ++within, ++token) {
+      for (; within < source_.chunk_tokens && i < n_live; ++within) {
         offsets[i++] = offset;
         offset += source_.token_stride;
       }
@@ -131,13 +132,16 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   block.score.queries = queries;
   block.score.score_stride = kDecodeBlock;
   block.score.scale = p.scale * std::numbers::log2e_v<float>;
-  block.score.prefetch_rows =
-      static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / (2 * p.head_dim), 1, kDecodeBlock));
+  const int64_t step = block_rows(p.head_dim);
+  block.score.prefetch_rows = static_cast<int32_t>(step);
 
   const Rows rows(source, range.kv_head);
-  for (int64_t token = range.begin; token < range.end; token += kDecodeBlock) {
-    rows.fill(token, range.end, 2 * kDecodeBlock, offsets);
-    block.score.n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, range.end - token));
+  rows.fill(range.begin, range.end, step, offsets + step);
+  for (int64_t token = range.begin; token < range.end; token += step) {
+    // This block and the next one: what was next is this now.
+    std::copy(offsets + step, offsets + 2 * step, offsets);
+    if (token + step < range.end) rows.fill(token + step, range.end, step, offsets + step);
+    block.score.n_rows = static_cast<int32_t>(std::min(step, range.end - token));
     kernel.attend_block(block);
   }
 

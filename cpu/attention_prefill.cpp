@@ -14,10 +14,12 @@ namespace tiercel::cpu {
 namespace prefill {
 namespace {
 
-// Rows of one item share every staged superblock: with fewer than 512, staging would show; more than
-// 1024 would push q and out from the L2 cache.
+// Rows of one item share every staged superblock: with fewer than 512, staging would show; more
+// than 1024 would push q and out from the L2 cache.
 constexpr int64_t kItemRows = 1024;
 constexpr int64_t kItemTokens = 512;
+constexpr int64_t kFewestRows = 256;
+constexpr int64_t kManyItems = 32;
 // Staged keys and values of one superblock, which each row tile reads once from L2.
 constexpr int64_t kStagedBytes = 576 << 10;
 constexpr double kLog2e = 1.4426950408889634;
@@ -27,15 +29,23 @@ int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 const uint16_t* bits(const bf16* p) { return reinterpret_cast<const uint16_t*>(p); }
 
+// Kernels are made for these; a head dim between two of them is filled up with zeros.
+int64_t padded_dim(int64_t head_dim) {
+  for (int64_t made : {64, 96, 128, 192}) {
+    if (head_dim <= made) return made;
+  }
+  return kMaxHeadDim;
+}
+
 // How the whole op is cut. Depends on shapes only.
 struct Plan {
-  int64_t group = 1;            // G
+  int64_t group = 1;  // G
   int64_t padded_dim = 0;
-  int64_t block_tokens = 0;     // queries that share a key list (all of them when it is dense)
-  int64_t item_tokens = 0;      // queries per item; an item lies within one block
+  int64_t block_tokens = 0;  // queries that share a key list (all of them when it is dense)
+  int64_t item_tokens = 0;   // queries per item; an item lies within one block
   int64_t items_per_block = 0;
-  int64_t n_items = 0;          // over query blocks and KV heads
-  int64_t rows_per_head = 0;    // item_tokens, padded for the kernel
+  int64_t n_items = 0;        // over query blocks and KV heads
+  int64_t rows_per_head = 0;  // item_tokens, padded for the kernel
   int64_t n_rows = 0;
   int64_t superblock_keys = 0;
 };
@@ -43,21 +53,26 @@ struct Plan {
 Plan make_plan(const PrefillAttendParams& p, const Kernel& kernel) {
   Plan plan;
   plan.group = p.n_heads / p.n_kv_heads;
-  plan.padded_dim = round_up(p.head_dim, 32);
+  plan.padded_dim = padded_dim(p.head_dim);
   const bool blocks = p.block_tokens > 0;
-  const int64_t most =
-      std::clamp<int64_t>(kItemRows / plan.group / 16 * 16, 16, kItemTokens);
+  const int64_t most = std::clamp<int64_t>(kItemRows / plan.group / 16 * 16, 16, kItemTokens);
   if (blocks) {
     plan.block_tokens = p.block_tokens;
     plan.items_per_block = ceil_div(p.block_tokens, most);
     plan.item_tokens = round_up(ceil_div(p.block_tokens, plan.items_per_block), 16);
     plan.items_per_block = ceil_div(p.block_tokens, plan.item_tokens);
   } else {
-    plan.block_tokens = plan.item_tokens = most;
+    // Short prompts are cut finer, so that many cores have something to do. Where the queries are
+    // cut never changes a bit: a key's place in the inner blocks does not depend on it.
+    int64_t tokens = most;
+    while (tokens > 16 && tokens * plan.group > kFewestRows &&
+           ceil_div(p.n_tokens, tokens) * p.n_kv_heads < kManyItems) {
+      tokens = round_up(tokens / 2, 16);
+    }
+    plan.block_tokens = plan.item_tokens = tokens;
     plan.items_per_block = 1;
   }
-  plan.n_items =
-      ceil_div(p.n_tokens, plan.block_tokens) * plan.items_per_block * p.n_kv_heads;
+  plan.n_items = ceil_div(p.n_tokens, plan.block_tokens) * plan.items_per_block * p.n_kv_heads;
   plan.rows_per_head = round_up(plan.item_tokens, kernel.head_tile);
   plan.n_rows = round_up(plan.rows_per_head * plan.group, kernel.row_tile);
   const int64_t key_bytes = 2 * plan.padded_dim * kernel.element_bytes;
@@ -133,8 +148,8 @@ Item make_item(const PrefillAttendParams& p, const Plan& plan, int64_t i) {
   const int64_t block = cut / plan.items_per_block;
   const int64_t offset = cut % plan.items_per_block * plan.item_tokens;
   item.first_token = block * plan.block_tokens + offset;
-  item.n_tokens = std::min({plan.item_tokens, plan.block_tokens - offset,
-                            p.n_tokens - item.first_token});
+  item.n_tokens =
+      std::min({plan.item_tokens, plan.block_tokens - offset, p.n_tokens - item.first_token});
   if (item.n_tokens <= 0) return item;
   if (p.block_tokens > 0) {
     const int64_t list = block * p.n_kv_heads + item.kv_head;
@@ -146,15 +161,14 @@ Item make_item(const PrefillAttendParams& p, const Plan& plan, int64_t i) {
     CHECK(item.local_begin >= 0 && item.local_begin <= item.position(p, 0),
           "local range begins at {} after query {}", item.local_begin, item.position(p, 0));
     for (int32_t c = 0; c < p.chunk_counts[list]; ++c) {
-      DCHECK(item.ids[c] >= 0 &&
-                 (int64_t{item.ids[c]} + 1) * p.chunk_tokens <= item.local_begin,
+      DCHECK(item.ids[c] >= 0 && (int64_t{item.ids[c]} + 1) * p.chunk_tokens <= item.local_begin,
              "chunk {} of {} tokens reaches past {}", item.ids[c], p.chunk_tokens,
              item.local_begin);
     }
   } else if (p.window > 0) {
     // Rounded down so that a key meets the same inner block whatever the cut of the queries.
-    item.local_begin = std::max<int64_t>(0, item.position(p, 0) - p.window + 1) / kKeyBlock *
-                       kKeyBlock;
+    item.local_begin =
+        std::max<int64_t>(0, item.position(p, 0) - p.window + 1) / kKeyBlock * kKeyBlock;
   }
   item.n_keys = item.end(p, item.n_tokens - 1);
   return item;
@@ -184,13 +198,11 @@ void pack_queries(const PrefillAttendParams& p, const Plan& plan, const Kernel& 
   pack.scale = static_cast<float>(p.scale * kLog2e);
   for (int64_t g = 0; g < plan.group; ++g) {
     const int64_t head = item.kv_head * plan.group + g;
-    pack.source =
-        bits(p.q) + (item.first_token * p.n_heads + head) * p.head_dim;
+    pack.source = bits(p.q) + (item.first_token * p.n_heads + head) * p.head_dim;
     pack.target = b.q + g * plan.rows_per_head * row_bytes;
     kernel.pack(pack);
     const int64_t used = g * plan.rows_per_head + item.n_tokens;
-    const int64_t next =
-        g + 1 < plan.group ? (g + 1) * plan.rows_per_head : plan.n_rows;
+    const int64_t next = g + 1 < plan.group ? (g + 1) * plan.rows_per_head : plan.n_rows;
     std::memset(b.q + used * row_bytes, 0, static_cast<size_t>((next - used) * row_bytes));
   }
 }
@@ -256,7 +268,7 @@ void attend_row_exactly(const PrefillAttendParams& p, const Item& item, int64_t 
 
 // Returns how many rows had to be computed again.
 int64_t store_rows(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
-                const Item& item, const Buffers& b) {
+                   const Item& item, const Buffers& b) {
   StoreRows store;
   store.target_stride = int64_t{p.n_heads} * p.head_dim;
   store.n_rows = static_cast<int32_t>(item.n_tokens);
@@ -269,8 +281,8 @@ int64_t store_rows(const PrefillAttendParams& p, const Plan& plan, const Kernel&
     const int64_t row = g * plan.rows_per_head;
     store.out = b.out + row * plan.padded_dim;
     store.sum = b.sum + row;
-    store.target = reinterpret_cast<uint16_t*>(p.out) +
-                   (item.first_token * p.n_heads + head) * p.head_dim;
+    store.target =
+        reinterpret_cast<uint16_t*>(p.out) + (item.first_token * p.n_heads + head) * p.head_dim;
     kernel.store(store);
     for (int64_t t = 0; t < item.n_tokens; ++t) {
       if (b.failed[t] == 0) continue;
@@ -282,7 +294,7 @@ int64_t store_rows(const PrefillAttendParams& p, const Plan& plan, const Kernel&
 }
 
 int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
-                 const Item& item, const Buffers& b) {
+                    const Item& item, const Buffers& b) {
   pack_queries(p, plan, kernel, item, b);
   std::memset(b.out, 0, static_cast<size_t>(plan.n_rows * plan.padded_dim) * 4);
   std::fill_n(b.sum, plan.n_rows, 0.0f);
@@ -348,16 +360,14 @@ const Kernel& kernel_of(Isa isa) {
   return kPortableKernel;
 }
 
-void attend(Queue& queue, const PrefillAttendParams& p, const Kernel& kernel,
-            int64_t* n_rescued) {
+void attend(Queue& queue, const PrefillAttendParams& p, const Kernel& kernel, int64_t* n_rescued) {
   if (p.n_tokens == 0) return;
   check_params(p);
   const Plan plan = make_plan(p, kernel);
   queue.for_each(plan.n_items, [&](int64_t i, const Worker& worker) {
     const Item item = make_item(p, plan, i);
     if (item.n_tokens <= 0) return;
-    const int64_t n =
-        attend_item(p, plan, kernel, item, Buffers(worker.scratch, plan, kernel));
+    const int64_t n = attend_item(p, plan, kernel, item, Buffers(worker.scratch, plan, kernel));
     if (n_rescued != nullptr) __atomic_fetch_add(n_rescued, n, __ATOMIC_RELAXED);
   });
 }

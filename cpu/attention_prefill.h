@@ -1,6 +1,6 @@
-// Prefill attention: what the entry (attention_prefill.cpp) and the kernels (one file per ISA level)
-// agree on. The entry knows positions, chunks and threads; a kernel knows rows, staged keys and
-// instructions. Only plain types here: ISA-suffixed files include this header.
+// Prefill attention: what the entry (attention_prefill.cpp) and the kernels (one file per ISA
+// level) agree on. The entry knows positions, chunks and threads; a kernel knows rows, staged keys
+// and instructions. Only plain types here: ISA-suffixed files include this header.
 //
 // One item of work is a block of consecutive queries x one KV head:
 //
@@ -12,9 +12,10 @@
 //   for superblock: stage(K, V); attend(rows)  accumulates (reference, sum, out) per row
 //   store(out)                                 divide, round, and tell which rows are not finite
 //
-// A row sees the staged keys begin[row] .. end[row]-1: causality, the window and padding are nothing
-// else. Rows that come out non-finite (a NaN or an infinity in K or V reached them, also through
-// 0 * NaN of a key that they do not see) are computed again, one by one in fp64, by the entry.
+// A row sees the staged keys begin[row] .. end[row]-1: causality, the window and padding are
+// nothing else. Rows that come out non-finite (a NaN or an infinity in K or V reached them, also
+// through 0 * NaN of a key that they do not see) are computed again, one by one in fp64, by the
+// entry.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +36,8 @@ namespace prefill {
 
 // Staged keys come in multiples of this; the entry repeats the last key to fill up.
 inline constexpr int32_t kKeyMultiple = 64;
-// Superblocks begin at multiples of this, so a key's place in a kernel's inner blocks depends on its
-// index in the key list only.
+// Superblocks begin at multiples of this, so a key's place in a kernel's inner blocks depends on
+// its index in the key list only.
 inline constexpr int32_t kKeyBlock = 256;
 inline constexpr int32_t kMaxHeadDim = 256;
 
@@ -104,8 +105,8 @@ extern const Kernel kAmxEmulatedKernel;  // the same code on tiles in plain memo
 
 const Kernel& kernel_of(Isa isa);
 
-// attend_prefill with a kernel of the caller's choice, for tests and benchmarks. Adds to *n_rescued the
-// number of rows that the kernel could not finish and that were computed again in fp64.
+// attend_prefill with a kernel of the caller's choice, for tests and benchmarks. Adds to *n_rescued
+// the number of rows that the kernel could not finish and that were computed again in fp64.
 void attend(Queue& queue, const PrefillAttendParams& params, const Kernel& kernel,
             int64_t* n_rescued = nullptr);
 

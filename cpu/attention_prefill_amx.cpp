@@ -1,8 +1,8 @@
 // Prefill attention with AMX tiles.
 //
-// A row tile is 16 consecutive tokens of one query head; a slice is 16 rows x 32 keys; a block is up
-// to 8 or 16 slices. Three independent streams run interleaved, slice by slice, one behind the other,
-// through all row tiles of the superblock without draining:
+// A row tile is 16 consecutive tokens of one query head; a slice is 16 rows x 32 keys; a block is
+// up to 8 or 16 slices. Three independent streams run interleaved, slice by slice, one behind the
+// other, through all row tiles of the superblock without draining:
 //
 //   step of slice u     tiles                              vector units
 //     scores(u + 1)     tmm4,5 = Q (tmm6) x K (tmm7)
@@ -14,10 +14,11 @@
 //
 // With d <= 64 all of O stays in tmm0-3 while a row tile lasts.
 //
-// No running maximum: a row's reference is the maximum over the first slice where it sees a key, as a
-// whole octave. bf16 and fp32 have the same exponents, so a stale reference costs no precision. Once
-// per block, before its weights are used, one compare per row asks whether a sum has reached 2^40 or
-// is not finite; then the reference is raised to the block's maximum and the weights are made again.
+// No running maximum: a row's reference is the maximum over the first slice where it sees a key, as
+// a whole octave. bf16 and fp32 have the same exponents, so a stale reference costs no precision.
+// Once per block, before its weights are used, one compare per row asks whether a sum has reached
+// 2^40 or is not finite; then the reference is raised to the block's maximum and the weights are
+// made again.
 #include "cpu/attention_prefill.h"
 #include "cpu/attention_prefill_weights.h"
 #include "cpu/stage.h"
@@ -29,15 +30,16 @@ namespace {
 constexpr int kRows = 16;
 constexpr int kSliceKeys = 32;
 constexpr int kTileWords = 512;
+constexpr int kNotFinite = 0x99;  // vfpclassps: quiet and signalling NaN, both infinities
 constexpr float kSumLimit = 1099511627776.0f;  // 2^40: far from overflow, also times any value
 
 struct Buffers {
-  alignas(64) float scores[2][2][kRows][16];  // [parity][16 keys each]
-  alignas(64) float spare[2][kRows][16];      // scores outside the pipeline
+  alignas(64) float scores[2][2][kRows][16];               // [parity][16 keys each]
+  alignas(64) float spare[2][kRows][16];                   // scores outside the pipeline
   alignas(64) uint16_t weights[2][16][kRows][kSliceKeys];  // [parity][slice]
   alignas(64) float sums[kRows][16];
   alignas(64) float sums_before[kRows][16];  // at the block's start
-  alignas(64) float watch[kRows][16];        // of the scores: NaN tells (attention_prefill_weights.h)
+  alignas(64) float watch[kRows][16];  // of the scores: NaN tells (attention_prefill_weights.h)
 };
 
 // Some slices of one row tile.
@@ -101,6 +103,7 @@ class Pipeline {
     Blocks blocks(a_, kBlockSlices);
     Block next = blocks.next();
     if (next.row < 0) return;
+    tiles_.configure();
     start_scores(next);
     while (next.row >= 0) {
       current_ = next;
@@ -117,6 +120,7 @@ class Pipeline {
     }
     begin_block();  // of nothing: what is left are the values of the last block
     while (unit_ < n_units_) values_unit();
+    tiles_.release();
   }
 
  private:
@@ -141,12 +145,11 @@ class Pipeline {
     score_keys_ = keys_of(block, slice);
   }
   const uint16_t* keys_of(const Block& block, int slice) const {
-    return static_cast<const uint16_t*>(a_.keys) +
-           int64_t{block.first + slice * kSliceKeys} * kDim;
+    return static_cast<const uint16_t*>(a_.keys) + int64_t{block.first + slice * kSliceKeys} * kDim;
   }
 
-  // One of the slice's 2 * kHalves products: 16 of its keys, 32 of the channels. The last of each 16
-  // keys stores S.
+  // One of the slice's 2 * kHalves products: 16 of its keys, 32 of the channels. The last of each
+  // 16 keys stores S.
   template <int kHalf, int kGroup>
   void score_product(float (*target)[kRows][16]) {
     if constexpr (kHalf == 0) tiles_.template zero<4 + kGroup>();
@@ -170,25 +173,32 @@ class Pipeline {
 
   template <bool kMasked>
   void row_weights(float (*scores)[kRows][16], uint16_t (*weights)[kSliceKeys], int first_key,
-                   int r) {
-    const int begin = a_.begin[current_.row + r] - first_key;
-    const int end = a_.end[current_.row + r] - first_key;
-    const __m512 a = load_scores(scores[0][r], 0, begin, end, kMasked);
-    const __m512 b = load_scores(scores[1][r] - 16, 16, begin, end, kMasked);
-    _mm512_store_ps(b_.watch[r],
-                    _mm512_add_ps(_mm512_load_ps(b_.watch[r]), _mm512_add_ps(a, b)));
-    // Beside a stale reference a score may be too high for a word: then +inf.
-    const __m512i p = _mm512_min_epu16(Exp(used_[r])(a, b), _mm512_set1_epi16(0x7f80));
-    _mm512_store_si512(weights[r], p);
-    const __m512i ones = _mm512_set1_epi16(0x3f80);
-    _mm512_store_ps(b_.sums[r], dot(_mm512_load_ps(b_.sums[r]), p, ones));
+                   int from, int to) {
+    for (int r = from; r < to; ++r) {
+      const int begin = a_.begin[current_.row + r] - first_key;
+      const int end = a_.end[current_.row + r] - first_key;
+      const __m512 a = load_scores(scores[0][r], 0, begin, end, kMasked);
+      const __m512 b = load_scores(scores[1][r] - 16, 16, begin, end, kMasked);
+      _mm512_store_ps(b_.watch[r], _mm512_add_ps(_mm512_load_ps(b_.watch[r]), _mm512_add_ps(a, b)));
+      // Beside a stale reference a score may be too high for a word: then +inf.
+      const __m512i p = _mm512_min_epu16(Exp(used_[r])(a, b), _mm512_set1_epi16(0x7f80));
+      _mm512_store_si512(weights[r], p);
+      const __m512i ones = _mm512_set1_epi16(0x3f80);
+      _mm512_store_ps(b_.sums[r], dot(_mm512_load_ps(b_.sums[r]), p, ones));
+    }
+  }
+  // Slices at the edge of what a row sees. Out of line: they are few, and code is not free.
+  __attribute__((noinline)) void masked_weights(float (*scores)[kRows][16],
+                                                uint16_t (*weights)[kSliceKeys], int first_key,
+                                                int from, int to) {
+    row_weights<true>(scores, weights, first_key, from, to);
   }
   void row_weights(float (*scores)[kRows][16], uint16_t (*weights)[kSliceKeys], int first_key,
                    int from, int to) {
     if (first_key >= all_begin_ && first_key + kSliceKeys <= all_end_) {
-      for (int r = from; r < to; ++r) row_weights<false>(scores, weights, first_key, r);
+      row_weights<false>(scores, weights, first_key, from, to);
     } else {
-      for (int r = from; r < to; ++r) row_weights<true>(scores, weights, first_key, r);
+      masked_weights(scores, weights, first_key, from, to);
     }
   }
 
@@ -348,13 +358,26 @@ class Pipeline {
   bool sums_in_range() const {
     __mmask16 beyond = 0;
     for (int r = 0; r < kRows; ++r) {
-      beyond |= _mm512_cmp_ps_mask(_mm512_load_ps(b_.sums[r]), _mm512_set1_ps(kSumLimit),
-                                   _CMP_NLT_UQ);
+      beyond |=
+          _mm512_cmp_ps_mask(_mm512_load_ps(b_.sums[r]), _mm512_set1_ps(kSumLimit), _CMP_NLT_UQ);
     }
     return beyond == 0;
   }
 
-  // Raises references to the current block's maximum, moves what was summed before the block, and
+  // The block's maximum; or what brings the sum back to 1, where many weights made it large. That
+  // is less than log2(n_keys) octaves above the largest score, so nothing underflows.
+  static float repaired_reference(float reference, float max, const float* sums) {
+    float raised = octave_above(max);
+    const float sum = _mm512_reduce_add_ps(_mm512_load_ps(sums));
+    if (sum > 1.0f && sum < __builtin_inff()) {
+      const float octaves = _mm512_cvtss_f32(_mm512_getexp_ps(_mm512_set1_ps(sum)));
+      const float balanced = reference + kUnitsPerOctave * octaves;
+      raised = balanced > raised ? balanced : raised;
+    }
+    return raised;
+  }
+
+  // Raises references out of the current block's reach, moves what was summed before the block, and
   // makes the block's weights again. Done once: what is still not finite comes from the input.
   void repair() {
     if (resident_) store_out(0, current_.row);
@@ -368,7 +391,7 @@ class Pipeline {
     for (int r = 0; r < kRows; ++r) {
       float& reference = a_.reference[current_.row + r];
       _mm512_store_ps(b_.sums[r], _mm512_load_ps(b_.sums_before[r]));
-      const float raised = octave_above(max[r]);
+      const float raised = repaired_reference(reference, max[r], b_.sums[r]);
       if (raised > reference) {
         if (reference != kNothing) {
           rescale(b_.sums[r], 16, reference, raised);
@@ -380,8 +403,8 @@ class Pipeline {
     }
     for (int slice = 0; slice < current_.n_slices; ++slice) {
       spare_scores(current_, slice);
-      row_weights(b_.spare, b_.weights[weight_parity_][slice],
-                  current_.first + slice * kSliceKeys, 0, kRows);
+      row_weights(b_.spare, b_.weights[weight_parity_][slice], current_.first + slice * kSliceKeys,
+                  0, kRows);
     }
   }
 
@@ -401,14 +424,11 @@ class Pipeline {
 template <typename Tiles, typename Exp>
 void attend_rows(const AttendRows& a) {
   Buffers& buffers = *static_cast<Buffers*>(a.buffer);
-  switch (a.padded_dim / 32) {
-    case 1: return Pipeline<Tiles, Exp, 1>(a, buffers).run();
+  switch (a.padded_dim / 32) {  // see padded_dim()
     case 2: return Pipeline<Tiles, Exp, 2>(a, buffers).run();
     case 3: return Pipeline<Tiles, Exp, 3>(a, buffers).run();
     case 4: return Pipeline<Tiles, Exp, 4>(a, buffers).run();
-    case 5: return Pipeline<Tiles, Exp, 5>(a, buffers).run();
     case 6: return Pipeline<Tiles, Exp, 6>(a, buffers).run();
-    case 7: return Pipeline<Tiles, Exp, 7>(a, buffers).run();
     case 8: return Pipeline<Tiles, Exp, 8>(a, buffers).run();
   }
 }

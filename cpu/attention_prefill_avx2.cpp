@@ -1,6 +1,5 @@
-#include "cpu/intrinsics.h"
-
 #include "cpu/attention_prefill_fp32.h"
+#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu::prefill {
 namespace {

@@ -9,10 +9,9 @@
 // S and P stay in L1, K and V stream from L2 (21 bytes per cycle at full rate), O is in L1.
 // A row's reference is the running maximum rounded up to a whole octave: raising it is an exact
 // multiplication by a power of two, so results do not depend on where it was raised.
-#include "cpu/intrinsics.h"
-
 #include "cpu/attention_prefill.h"
 #include "cpu/attention_prefill_weights.h"
+#include "cpu/intrinsics.h"
 #include "cpu/stage.h"
 
 namespace tiercel::cpu::prefill {
@@ -30,8 +29,8 @@ struct Buffers {
 
 // One tile of rows against one block of keys.
 struct Block {
-  const uint16_t* q = nullptr;       // [kRows][d]
-  const uint16_t* keys = nullptr;    // tiles of the block's first key
+  const uint16_t* q = nullptr;     // [kRows][d]
+  const uint16_t* keys = nullptr;  // tiles of the block's first key
   const uint16_t* values = nullptr;
   float* out = nullptr;  // [kRows][d]
   int d = 0, n_keys = 0;
@@ -108,14 +107,11 @@ void values(const Block& b, const Buffers& buffers, int column) {
   }
 }
 
-// Columns in passes of 4 vectors, or 3 where that divides better, or 2: all keep both ports busy.
+// Columns in passes of 4 vectors, or 3 where only that divides: both keep both ports busy.
 void values(const Block& b, const Buffers& buffers) {
   for (int column = 0; column < b.d;) {
     const int left = (b.d - column) / 16;
-    if (left == 2) {
-      values<2>(b, buffers, column);
-      column += 32;
-    } else if (left % 4 != 0) {
+    if (left % 4 != 0) {
       values<3>(b, buffers, column);
       column += 48;
     } else {
@@ -167,8 +163,7 @@ float raise_reference(float reference, float max, float* sums, float* out, int d
 }
 
 template <typename Exp>
-void weights(const Block& b, Buffers& buffers, const int* begin, const int* end,
-             float* reference) {
+void weights(const Block& b, Buffers& buffers, const int* begin, const int* end, float* reference) {
   float max[kRows];
   for (int r = 0; r < kRows; ++r) {
     max[r] = begin[r] <= 0 && end[r] >= b.n_keys

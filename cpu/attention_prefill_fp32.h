@@ -1,6 +1,6 @@
-// Prefill attention in fp32, for levels without bf16 dot products: one implementation, a template on
-// the vector that each level has. Included by attention_prefill_{portable,avx2,avx512}.cpp only, and
-// everything in it has internal linkage (see cpu/isa.h).
+// Prefill attention in fp32, for levels without bf16 dot products: one implementation, a template
+// on the vector that each level has. Included by attention_prefill_{portable,avx2,avx512}.cpp only,
+// and everything in it has internal linkage (see cpu/isa.h).
 //
 //   staged K  [n/16][d][16 keys]   staged V  [n][d]   both widened to fp32
 //
@@ -191,7 +191,7 @@ class Fp32Attention {
   static void values(const Block& b, const Buffers& buffers) {
     for (int first = 0; first < b.d;) {
       const int left = (b.d - first) / kWidth;
-      if (Level::kValueVectors == 2 || left == 2) {
+      if (Level::kValueVectors == 2) {
         values<2>(b, buffers, first);
         first += 2 * kWidth;
       } else if (left % 4 != 0) {

@@ -1,9 +1,10 @@
-// Scores to weights with AVX-512 BF16, shared by attention_prefill_{avx512bf16,amx}.cpp and included
-// by nobody else; everything in it has internal linkage (see cpu/isa.h).
+// Scores to weights with AVX-512 BF16, shared by attention_prefill_{avx512bf16,amx}.cpp and
+// included by nobody else; everything in it has internal linkage (see cpu/isa.h).
 //
 // Scores come in units of 1/128 octave. 32 of a row, two vectors of 16 keys, become one vector of
 // bf16 weights in the order of packusdw, which is the order of a V tile's rows (cpu/stage.h).
-// A reference is a whole number of octaves: raising it is an exact multiplication by a power of two.
+// A reference is a whole number of octaves: raising it is an exact multiplication by a power of
+// two.
 #pragma once
 
 #include "cpu/exp2.h"
@@ -42,8 +43,8 @@ struct Lookup {
     const __m512i x = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(a, shift)), bias);
     const __m512i y = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(b, shift)), bias);
     const __m512i word = _mm512_packus_epi32(x, y);
-    const __m512i correction = _mm512_maskz_permutexvar_epi8(
-        0x5555555555555555ull, _mm512_srli_epi16(word, 1), table);
+    const __m512i correction =
+        _mm512_maskz_permutexvar_epi8(0x5555555555555555ull, _mm512_srli_epi16(word, 1), table);
     return _mm512_sub_epi16(word, correction);
   }
 };
@@ -77,8 +78,7 @@ __m512 load_scores(const float* s, int key, int begin, int end, bool masked) {
 float octave_above(float score) {
   const __m512 octaves = _mm512_set1_ps(score / kUnitsPerOctave);
   return kUnitsPerOctave *
-         _mm512_cvtss_f32(
-             _mm512_roundscale_ps(octaves, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+         _mm512_cvtss_f32(_mm512_roundscale_ps(octaves, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
 
 // Moves n values (a multiple of 16) from one reference to a higher one.

@@ -1,8 +1,7 @@
-// The row kernels with AVX2 and FMA: 8 channels at a time. The last channels of a row whose width is
-// not a multiple of 8 go through a small buffer.
-#include "cpu/intrinsics.h"
-
+// The row kernels with AVX2 and FMA: 8 channels at a time. The last channels of a row whose width
+// is not a multiple of 8 go through a small buffer.
 #include "cpu/elementwise_levels.h"
+#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -135,8 +134,7 @@ Turned turn(__m256 low, __m256 high, __m256 c, __m256 s) {
 
 void rotate(const uint16_t* in, const uint16_t* weight, float eps, const float* cosines,
             const float* sines, int64_t half, uint16_t* out) {
-  const __m256 scale =
-      _mm256_set1_ps(weight != nullptr ? norm_scale(in, 2 * half, eps) : 1.0f);
+  const __m256 scale = _mm256_set1_ps(weight != nullptr ? norm_scale(in, 2 * half, eps) : 1.0f);
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t left = half - i;
     __m256 low = load(in + i, left), high = load(in + half + i, left);

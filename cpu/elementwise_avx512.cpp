@@ -1,8 +1,7 @@
 // The row kernels with AVX-512 (F, BW, DQ, VL): 16 channels at a time, tails by mask. Also used on
 // the levels above: vcvtneps2bf16 would flush denormals, and these kernels wait for memory anyway.
-#include "cpu/intrinsics.h"
-
 #include "cpu/elementwise_levels.h"
+#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -104,8 +103,7 @@ Turned turn(__m512 low, __m512 high, __m512 c, __m512 s) {
 
 void rotate(const uint16_t* in, const uint16_t* weight, float eps, const float* cosines,
             const float* sines, int64_t half, uint16_t* out) {
-  const __m512 scale =
-      _mm512_set1_ps(weight != nullptr ? norm_scale(in, 2 * half, eps) : 1.0f);
+  const __m512 scale = _mm512_set1_ps(weight != nullptr ? norm_scale(in, 2 * half, eps) : 1.0f);
   for (int64_t i = 0; i < half; i += kLanes) {
     const __mmask16 m = mask_of(half - i);
     __m512 low = load(in + i, m), high = load(in + half + i, m);
@@ -113,8 +111,8 @@ void rotate(const uint16_t* in, const uint16_t* weight, float eps, const float* 
       low = _mm512_mul_ps(_mm512_mul_ps(low, scale), load(weight + i, m));
       high = _mm512_mul_ps(_mm512_mul_ps(high, scale), load(weight + half + i, m));
     }
-    const Turned t = turn(low, high, _mm512_maskz_loadu_ps(m, cosines + i),
-                          _mm512_maskz_loadu_ps(m, sines + i));
+    const Turned t =
+        turn(low, high, _mm512_maskz_loadu_ps(m, cosines + i), _mm512_maskz_loadu_ps(m, sines + i));
     store(out + i, m, t.low);
     store(out + half + i, m, t.high);
   }
@@ -124,9 +122,9 @@ void rotate_f32(const float* in, const float* cosines, const float* sines, int64
                 uint16_t* out) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const __mmask16 m = mask_of(half - i);
-    const Turned t = turn(_mm512_maskz_loadu_ps(m, in + i), _mm512_maskz_loadu_ps(m, in + half + i),
-                          _mm512_maskz_loadu_ps(m, cosines + i),
-                          _mm512_maskz_loadu_ps(m, sines + i));
+    const Turned t =
+        turn(_mm512_maskz_loadu_ps(m, in + i), _mm512_maskz_loadu_ps(m, in + half + i),
+             _mm512_maskz_loadu_ps(m, cosines + i), _mm512_maskz_loadu_ps(m, sines + i));
     store(out + i, m, t.low);
     store(out + half + i, m, t.high);
   }
@@ -136,8 +134,7 @@ void unrotate(const uint16_t* in, const float* cosines, const float* sines, cons
               int64_t half, float* out) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const __mmask16 m = mask_of(half - i);
-    const __m512 minus_s =
-        _mm512_sub_ps(_mm512_setzero_ps(), _mm512_maskz_loadu_ps(m, sines + i));
+    const __m512 minus_s = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_maskz_loadu_ps(m, sines + i));
     const Turned t = turn(load(in + i, m), load(in + half + i, m),
                           _mm512_maskz_loadu_ps(m, cosines + i), minus_s);
     const __m512 low_shift = _mm512_maskz_loadu_ps(m, shift + i);

@@ -24,8 +24,8 @@ struct ElementwiseLevel {
   void (*rotate_f32)(const float* in, const float* cosines, const float* sines, int64_t half,
                      uint16_t* out);
   // Turns one head back, and subtracts shift.
-  void (*unrotate)(const uint16_t* in, const float* cosines, const float* sines,
-                   const float* shift, int64_t half, float* out);
+  void (*unrotate)(const uint16_t* in, const float* cosines, const float* sines, const float* shift,
+                   int64_t half, float* out);
   // pairs[i] = (even[i], odd[i]) rounded to bf16; sums[i] += even[i] + odd[i].
   void (*pair_rows)(const float* even, const float* odd, int64_t n, uint16_t* pairs, float* sums);
   void (*round_row)(const float* in, int64_t n, uint16_t* out);

@@ -1,5 +1,5 @@
-// The row kernels in plain C++. Eight independent lanes where a sum is taken, so that a compiler may
-// vectorise it without reordering anything.
+// The row kernels in plain C++. Eight independent lanes where a sum is taken, so that a compiler
+// may vectorise it without reordering anything.
 #include <algorithm>
 #include <bit>
 #include <cmath>

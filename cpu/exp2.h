@@ -20,10 +20,11 @@
 namespace tiercel::cpu {
 
 // P(f) = sum of kExp2C[i] f^i.
-static constexpr float kExp2C[6] = {1.00000007f,   0.693146967f,  0.240221197f,
+static constexpr float kExp2C[6] = {1.00000007f,   0.693146967f,   0.240221197f,
                                     0.0555071327f, 0.00967554133f, 0.00132764722f};
 
-// Below this 2^x is 0 for every purpose here; clamping there keeps the exponent arithmetic in range.
+// Below this 2^x is 0 for every purpose here; clamping there keeps the exponent arithmetic in
+// range.
 static constexpr float kExp2Min = -126.0f;
 
 // Adding 1.5 * 2^23 to |x| < 2^22 rounds x to an integer, which then sits in the low mantissa bits.

@@ -6,10 +6,10 @@
 //
 //     panel [n_pairs][64 columns][2] bf16        columns beyond the matrix are zero
 //
-// The left-hand matrix is read where it is, one pair at a time. Every output element is one chain of
-// additions over the pairs in ascending order, so its bits depend neither on the block that it is
-// computed in nor on the number of rows. The fp32 levels multiply and add (FMA on AVX2 and AVX-512);
-// vdpbf16ps adds the odd product, then the even one, and flushes denormals.
+// The left-hand matrix is read where it is, one pair at a time. Every output element is one chain
+// of additions over the pairs in ascending order, so its bits depend neither on the block that it
+// is computed in nor on the number of rows. The fp32 levels multiply and add (FMA on AVX2 and
+// AVX-512); vdpbf16ps adds the odd product, then the even one, and flushes denormals.
 #pragma once
 
 #include <cstdint>
@@ -52,8 +52,9 @@ struct SkinnyProduct {
 inline constexpr int64_t kMaxSkinnyRows = 16;
 inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
 
+// Sums of a range, and x: in fp32, or in AMX order (16 rows of bf16, whatever n_rows is).
 constexpr int64_t skinny_scratch_floats(int64_t n_rows, int64_t k) {
-  return n_rows * (kSkinnyRange + (k + 31) / 32 * 32);
+  return n_rows * kSkinnyRange + (n_rows > 8 ? n_rows : 8) * ((k + 31) / 32 * 32);
 }
 
 struct GemmLevel {
@@ -83,6 +84,9 @@ void multiply_avx512(const PanelProduct& p);
 void multiply_skinny_avx512(const SkinnyProduct& p);
 void multiply_avx512bf16(const PanelProduct& p);
 void multiply_skinny_avx512bf16(const SkinnyProduct& p);
+void multiply_skinny_amx(const SkinnyProduct& p);
+// The same on emulated tiles: for tests on machines with AVX-512 but without AMX.
+void multiply_skinny_amx_emulated(const SkinnyProduct& p);
 #endif
 
 }  // namespace tiercel::cpu

@@ -1,8 +1,7 @@
 // Panel products with AVX2 and FMA: 6 rows x 16 columns in 12 accumulators, four such strips per
 // panel. bf16 is widened in registers by a shift (even elements) or a mask (odd ones).
-#include "cpu/intrinsics.h"
-
 #include "cpu/gemm.h"
+#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -97,8 +96,8 @@ void tile(const PanelProduct& p, int64_t row, int64_t first_column) {
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      sums[r][v] = p.start != nullptr ? load_start(p, row + r, first_column + v * 8)
-                                      : _mm256_setzero_ps();
+      sums[r][v] =
+          p.start != nullptr ? load_start(p, row + r, first_column + v * 8) : _mm256_setzero_ps();
     }
   }
 

@@ -1,14 +1,13 @@
 // Linear layers by oneDNN: single-threaded primitives, called from our workers on fixed blocks.
 //
 // A primitive and its memory objects are made once per (thread, shape), so the hot path takes no
-// lock; oneDNN's own cache makes the second thread's copy cheap. Weights stay as Hugging Face stores
-// them: with the tag `ba` oneDNN 2.6 is as fast as with a layout of its choice. Blocks have fixed
-// sizes, because the kernel that oneDNN picks, and so the bits, depends on the shape.
+// lock; oneDNN's own cache makes the second thread's copy cheap. Weights stay as Hugging Face
+// stores them: with the tag `ba` oneDNN 2.6 is as fast as with a layout of its choice. Blocks have
+// fixed sizes, because the kernel that oneDNN picks, and so the bits, depends on the shape.
 #include <algorithm>
 #include <array>
-#include <map>
-
 #include <dnnl.hpp>
+#include <map>
 
 #include "cpu/linear.h"
 #include "engine/base/check.h"

@@ -39,8 +39,8 @@ void pack_rows_portable(const uint16_t* rows, int64_t row_stride, int64_t n_colu
   }
 }
 
-void pack_columns_portable(const uint16_t* matrix, int64_t row_stride, int64_t n_columns,
-                           int64_t k, uint16_t* panel) {
+void pack_columns_portable(const uint16_t* matrix, int64_t row_stride, int64_t n_columns, int64_t k,
+                           uint16_t* panel) {
   for (int64_t pair = 0; pair < k / 2; ++pair) {
     const uint16_t* even = matrix + 2 * pair * row_stride;
     const uint16_t* odd = even + row_stride;

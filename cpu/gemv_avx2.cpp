@@ -1,9 +1,8 @@
 // Skinny products with AVX2 and FMA: 8 lanes along k. x is widened to fp32 once per range, its even
 // elements apart from its odd ones, because that is how weights come out of their registers: the
 // lower halves by a shift, the upper ones by a mask.
-#include "cpu/intrinsics.h"
-
 #include "cpu/gemm.h"
+#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -60,6 +59,9 @@ __m128 reduce4(__m256 a, __m256 b, __m256 c, __m256 d) {
 // sums[r][0 .. kColumns) = x[r] . w[0 .. kColumns) for kRows rows; sums is kSkinnyRange wide.
 template <int kRows, int kColumns>
 void block(const float* x, const uint16_t* w, int64_t k, int64_t ahead, float* sums) {
+  // One or two products per line run at the speed of the hardware prefetcher; with more, loads
+  // stall behind arithmetic without software prefetch.
+  constexpr bool kPrefetch = kRows > 2;
   __m256 acc[kRows][kColumns];
 #pragma GCC unroll 3
   for (int r = 0; r < kRows; ++r) {
@@ -68,12 +70,14 @@ void block(const float* x, const uint16_t* w, int64_t k, int64_t ahead, float* s
   }
   const int64_t whole = k / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) {
+    // Beyond the end of a row comes the same row of the next block, not the next row of this one.
+    const int64_t jump = i + ahead < k ? ahead : ahead + (kColumns - 1) * k;
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       const __m256i pairs = load_pairs(w + c * k + i);
       // Two loads share a line: one of them asks for the line ahead.
-      if ((i & 16) == 0) {
-        _mm_prefetch(reinterpret_cast<const char*>(w + c * k + i + ahead), _MM_HINT_T0);
+      if (kPrefetch && (i & 16) == 0) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + c * k + i + jump), _MM_HINT_T0);
       }
       const __m256 low = low_of(pairs), high = high_of(pairs);
 #pragma GCC unroll 3
@@ -103,8 +107,7 @@ void block(const float* x, const uint16_t* w, int64_t k, int64_t ahead, float* s
     } else {
 #pragma GCC unroll 2
       for (int c = 0; c < kColumns; c += 4) {
-        _mm_storeu_ps(target + c,
-                      reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3]));
+        _mm_storeu_ps(target + c, reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3]));
       }
     }
   }
@@ -142,8 +145,8 @@ void finish(const SkinnyProduct& p, int64_t row, const float* sums) {
 }  // namespace
 
 void multiply_skinny_avx2(const SkinnyProduct& p) {
-  // Short rows: fetch the block after next; long ones: 2 KiB further along the same row.
-  const int64_t ahead = p.k <= 1024 ? 16 * p.k : 1024;
+  // Short rows: fetch the next block; long ones: 2 KiB further along the same row.
+  const int64_t ahead = p.k < 1024 ? p.k : 1024;
   float* sums = p.scratch;
   float* x = sums + p.n_rows * kSkinnyRange;
   widen_rows(p.x, p.n_rows, p.k, x);

@@ -1,30 +1,23 @@
 // Skinny products with vdpbf16ps: lanes run along k, so that weight rows are read as they lie in
-// memory and nothing is packed. A block is 8 weight rows x 1 or 2 rows of x, or 4 x up to 6: 8 to 24
-// independent chains.
-#include "cpu/intrinsics.h"
-
-#include "cpu/gemm.h"
+// memory and nothing is packed. A block is 8 weight rows x 1 or 2 rows of x, or 4 x up to 6: 8 to
+// 24 independent chains.
+#include "cpu/skinny_finish.h"
 
 namespace tiercel::cpu {
 namespace {
 
 constexpr int kMaxGroup = 6;
 
-__m512bh load_pairs(const uint16_t* p) {
-  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
-}
+__m512bh load_pairs(const uint16_t* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
 __m512bh load_pairs(const uint16_t* p, __mmask32 mask) {
   return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p));
 }
-__m512 widen(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
 // Sums of four vectors, in order.
 __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 lanes = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m512 lanes =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 halves =
       _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
   return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
@@ -33,6 +26,9 @@ __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
 // sums[r][0 .. kColumns) = x[r] . w[0 .. kColumns) for kRows rows; sums is kSkinnyRange wide.
 template <int kRows, int kColumns>
 void block(const uint16_t* x, const uint16_t* w, int64_t k, int64_t ahead, float* sums) {
+  // One or two products per line run at the speed of the hardware prefetcher, and software prefetch
+  // costs a quarter of it (Zen 5); with more, loads stall behind arithmetic without it.
+  constexpr bool kPrefetch = kRows > 2;
   __m512 acc[kRows][kColumns];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
@@ -41,11 +37,15 @@ void block(const uint16_t* x, const uint16_t* w, int64_t k, int64_t ahead, float
   }
   const int64_t whole = k / 32 * 32;
   for (int64_t i = 0; i < whole; i += 32) {
+    // Beyond the end of a row comes the same row of the next block, not the next row of this one.
+    const int64_t jump = i + ahead < k ? ahead : ahead + (kColumns - 1) * k;
     __m512bh weights[kColumns];
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       weights[c] = load_pairs(w + c * k + i);
-      _mm_prefetch(reinterpret_cast<const char*>(w + c * k + i + ahead), _MM_HINT_T0);
+      if constexpr (kPrefetch) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + c * k + i + jump), _MM_HINT_T0);
+      }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -58,8 +58,10 @@ void block(const uint16_t* x, const uint16_t* w, int64_t k, int64_t ahead, float
   }
   if (whole < k) {
     const __mmask32 mask = static_cast<__mmask32>((1u << (k - whole)) - 1u);
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const __m512bh values = load_pairs(x + r * k + whole, mask);
+#pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         acc[r][c] = _mm512_dpbf16_ps(acc[r][c], load_pairs(w + c * k + whole, mask), values);
       }
@@ -74,17 +76,16 @@ void block(const uint16_t* x, const uint16_t* w, int64_t k, int64_t ahead, float
     } else {
 #pragma GCC unroll 2
       for (int c = 0; c < kColumns; c += 4) {
-        _mm_storeu_ps(target + c,
-                      reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3]));
+        _mm_storeu_ps(target + c, reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3]));
       }
     }
   }
 }
 
+// All rows of x against kColumns weight rows: row groups of about equal size, so that none is thin.
 template <int kColumns>
 void columns(int64_t n_rows, const uint16_t* x, const uint16_t* w, int64_t k, int64_t ahead,
              float* sums) {
-  // Row groups of about equal size, so that none is thin.
   const int64_t n_groups = (n_rows + kMaxGroup - 1) / kMaxGroup;
   for (int64_t group = 0, row = 0; group < n_groups; ++group) {
     const int64_t n = (n_rows - row) / (n_groups - group);
@@ -102,32 +103,11 @@ void columns(int64_t n_rows, const uint16_t* x, const uint16_t* w, int64_t k, in
   }
 }
 
-// Bias, accumulation, rounding: sums[0 .. n) of one row into out[first ..).
-void finish(const SkinnyProduct& p, int64_t row, const float* sums) {
-  for (int64_t n = p.first; n < p.end; n += 16) {
-    const __mmask16 mask =
-        static_cast<__mmask16>(p.end - n >= 16 ? 0xffffu : (1u << (p.end - n)) - 1u);
-    __m512 value = _mm512_maskz_loadu_ps(mask, sums + (n - p.first));
-    if (p.bias != nullptr) {
-      value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, p.bias + n)));
-    }
-    if (p.out_f32) {
-      float* out = static_cast<float*>(p.out) + row * p.n + n;
-      if (p.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, out));
-      _mm512_mask_storeu_ps(out, mask, value);
-    } else {
-      uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.n + n;
-      if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, out)));
-      _mm256_mask_storeu_epi16(out, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
-    }
-  }
-}
-
 }  // namespace
 
 void multiply_skinny_avx512bf16(const SkinnyProduct& p) {
-  // Short rows: fetch the block after next; long ones: 2 KiB further along the same row.
-  const int64_t ahead = p.k <= 1024 ? 16 * p.k : 1024;
+  // Short rows: fetch the next block; long ones: 2 KiB further along the same row.
+  const int64_t ahead = p.k < 1024 ? p.k : 1024;
   float* sums = p.scratch;
   int64_t n = p.first;
   if (p.n_rows <= 2) {

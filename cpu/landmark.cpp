@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/landmark_kernel.h"
+#include "cpu/levels.h"
 #include "cpu/query.h"
 #include "engine/base/check.h"
 
@@ -11,15 +11,6 @@ namespace tiercel::cpu {
 namespace {
 
 constexpr int64_t kItemBytes = 512 * 1024;  // keys of one work item
-
-const LandmarkKernel& landmark_kernel(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512) return kLandmarkAvx512;
-  if (isa == Isa::kAvx2) return kLandmarkAvx2;
-#endif
-  static_cast<void>(isa);
-  return kLandmarkPortable;
-}
 
 int64_t chunks_per_item(int32_t chunk_tokens, int32_t head_dim) {
   return std::max<int64_t>(kItemBytes / (int64_t{2} * chunk_tokens * head_dim), 1);
@@ -72,6 +63,7 @@ void build_landmarks(Queue& queue, const LandmarkParams& p) {
     rows.n_chunks = end - chunk;
     rows.chunk_tokens = p.chunk_tokens;
     rows.head_dim = p.head_dim;
+    rows.row_stride = p.head_dim;
     kernel.mean_rows(rows);
   });
 }

@@ -1,6 +1,6 @@
-// The inner loops of landmarks, as plain loops over arrays of kLanes that the compiler turns into
-// vector instructions of whatever level includes this file. Sums are made in kLanes strands and
-// folded in a fixed order, so all levels agree to the bit.
+// The inner loops of landmarks, as plain loops and compiler vectors that become the instructions of
+// whatever level includes this file. Sums are made in lanes of one width and folded in a fixed
+// order, so all levels agree to the bit.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,10 @@
 namespace tiercel::cpu {
 
 struct MeanRows {
-  const uint16_t* rows;  // [n_chunks][chunk_tokens][head_dim]
+  const uint16_t* rows;  // [n_chunks * chunk_tokens] rows of head_dim, row_stride apart
   uint16_t* means;       // [n_chunks][head_dim]
   int64_t n_chunks;
+  int64_t row_stride;
   int32_t chunk_tokens, head_dim;
 };
 
@@ -30,7 +31,8 @@ extern const LandmarkKernel kLandmarkPortable, kLandmarkAvx2, kLandmarkAvx512;
 
 namespace {
 
-constexpr int kStrands = 32;
+constexpr int kStrands = 32;              // columns of a mean summed side by side
+constexpr int kPairLanes = 16;            // elements of one step of a dot product
 constexpr int64_t kAheadElements = 2048;  // software prefetch distance
 
 inline float widen(uint16_t bits) {
@@ -57,7 +59,7 @@ inline void prefetch_row(const uint16_t* row, int32_t n) {
 template <int kN>
 void mean_columns(const MeanRows& p, const uint16_t* rows, uint16_t* mean, bool ahead) {
   float sum[kN] = {};
-  for (int32_t t = 0; t < p.chunk_tokens; ++t, rows += p.head_dim) {
+  for (int32_t t = 0; t < p.chunk_tokens; ++t, rows += p.row_stride) {
     if (ahead) __builtin_prefetch(rows + kAheadElements);
     for (int i = 0; i < kN; ++i) sum[i] += widen(rows[i]);
   }
@@ -67,7 +69,7 @@ void mean_columns(const MeanRows& p, const uint16_t* rows, uint16_t* mean, bool 
 
 inline void mean_rows(const MeanRows& p) {
   for (int64_t c = 0; c < p.n_chunks; ++c) {
-    const uint16_t* rows = p.rows + c * p.chunk_tokens * p.head_dim;
+    const uint16_t* rows = p.rows + c * p.chunk_tokens * p.row_stride;
     uint16_t* mean = p.means + c * p.head_dim;
     int32_t i = 0;
     for (; i + kStrands <= p.head_dim; i += kStrands) {
@@ -77,37 +79,42 @@ inline void mean_rows(const MeanRows& p) {
   }
 }
 
-struct Strands {
-  float v[kStrands] = {};
+// Eight lanes (wider ones GCC 12 splits through memory where registers are narrower).
+typedef float Lanes __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef float HalfLanes __attribute__((vector_size(16)));
 
-  float fold() {
-    for (int n = kStrands / 2; n > 0; n /= 2) {
-      for (int i = 0; i < n; ++i) v[i] += v[i + n];
-    }
-    return v[0];
-  }
-};
+inline float fold(Lanes v) {
+  const HalfLanes a =
+      __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+inline void add_products(const uint16_t* a, const uint16_t* b, Lanes& dot, Lanes& square) {
+  Words x, y;
+  __builtin_memcpy(&x, a, sizeof x);
+  __builtin_memcpy(&y, b, sizeof y);
+  const Lanes x_even = (Lanes)(x << 16), x_odd = (Lanes)(x & 0xffff0000u);
+  const Lanes y_even = (Lanes)(y << 16), y_odd = (Lanes)(y & 0xffff0000u);
+  dot = dot + x_even * y_even + x_odd * y_odd;
+  square = square + y_even * y_even + y_odd * y_odd;
+}
 
 // (a . b, b . b)
 inline void products(const uint16_t* a, const uint16_t* b, int32_t n, float& dot, float& square) {
-  Strands ab, bb;
+  Lanes ab{}, bb{};
   int32_t i = 0;
-  for (; i + kStrands <= n; i += kStrands) {
-    for (int s = 0; s < kStrands; ++s) {
-      const float x = widen(a[i + s]);
-      const float y = widen(b[i + s]);
-      ab.v[s] += x * y;
-      bb.v[s] += y * y;
+  for (; i + kPairLanes <= n; i += kPairLanes) add_products(a + i, b + i, ab, bb);
+  if (i < n) {
+    uint16_t a_rest[kPairLanes] = {}, b_rest[kPairLanes] = {};
+    for (int s = 0; i + s < n; ++s) {
+      a_rest[s] = a[i + s];
+      b_rest[s] = b[i + s];
     }
+    add_products(a_rest, b_rest, ab, bb);
   }
-  for (int s = 0; i + s < n; ++s) {
-    const float x = widen(a[i + s]);
-    const float y = widen(b[i + s]);
-    ab.v[s] += x * y;
-    bb.v[s] += y * y;
-  }
-  dot = ab.fold();
-  square = bb.fold();
+  dot = fold(ab);
+  square = fold(bb);
 }
 
 inline void min_cosine(const MinCosine& p) {

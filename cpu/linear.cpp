@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kDepth = 1024;
 constexpr int64_t kBlockRows = 512;
 // Weights of one skinny item; below it, splitting costs more than the second core brings.
-constexpr int64_t kSkinnyItemBytes = 128 << 10;
+constexpr int64_t kSkinnyItemBytes = 256 << 10;
 
 const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
 
@@ -22,6 +22,8 @@ constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_a
                                multiply_skinny_avx512};
 constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
                                    multiply_skinny_avx512bf16};
+constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
+                            multiply_skinny_amx};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable};
@@ -77,7 +79,8 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
     if (last) {
       const int64_t place = row * p.n + column;
       product.bias = p.bias != nullptr ? bias : nullptr;
-      product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
+      product.out =
+          static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
       product.out_stride = p.n;
       product.out_f32 = out_f32;
       product.accumulate = p.accumulate;
@@ -101,6 +104,7 @@ void linear_blocks(Queue& queue, const LinearParams& p, const GemmLevel& level) 
 
 const GemmLevel& gemm_level(Isa isa) {
 #if defined(__x86_64__)
+  if (isa >= Isa::kAmx) return kAmx;
   if (isa >= Isa::kAvx512Bf16) return kAvx512Bf16;
   if (isa >= Isa::kAvx512) return kAvx512;
   if (isa >= Isa::kAvx2) return kAvx2;

@@ -1,12 +1,13 @@
 // Linear layers: out = x weight^T (+ bias) (+ out), bf16 in, fp32 sums, one rounding at the end.
 //
-// Up to 16 rows the weights are streamed as they lie (gemv_*.cpp): the op is as fast as memory. More
-// rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x, which
-// costs about a hundredth of multiplying them. On AMX machines blocks of rows go to oneDNN instead.
+// Up to 16 rows the weights are streamed as they lie (gemv_*.cpp): the op is as fast as memory.
+// More rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x,
+// which costs about a hundredth of multiplying them. On AMX machines blocks of rows go to oneDNN
+// instead.
 //
 // Promises: nothing is allocated (oneDNN: nothing of ours after a shape's first use); the bits of
-// a row depend on the level and on whether there are more than 16 rows, and neither on the number of
-// threads nor on the other rows. With accumulate, and with bias, the sum is rounded once:
+// a row depend on the level and on whether there are more than 16 rows, and neither on the number
+// of threads nor on the other rows. With accumulate, and with bias, the sum is rounded once:
 // round((x weight^T + bias) + out).
 #pragma once
 

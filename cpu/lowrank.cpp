@@ -62,7 +62,11 @@ struct KeyReader {
 KeyReader reader_of(Queue& queue, const auto& p) {
   CHECK(p.head_dim == 2 * p.rope.half && p.rope.half <= kMaxRopeHalf, "head dimension {}, table {}",
         p.head_dim, 2 * p.rope.half);
-  return {elementwise_level(queue.isa()), p.rope, bits(p.keys), p.head_stride, p.n_kv_heads,
+  return {elementwise_level(queue.isa()),
+          p.rope,
+          bits(p.keys),
+          p.head_stride,
+          p.n_kv_heads,
           p.head_dim};
 }
 
@@ -251,7 +255,8 @@ void project_keys(Queue& queue, const ProjectParams& p) {
 namespace {
 
 constexpr int64_t kRebuildTokens = 512;  // of one item
-constexpr int64_t kRebuildRows = 48;     // gathered and multiplied at a time: 8 tiles of 6 rows
+constexpr int64_t kRebuildRows = 24;     // gathered and multiplied at a time: 4 tiles of 6 rows
+constexpr int64_t kRebuildAhead = 24;    // rows between a prefetch and its use
 
 // Rebuilds missed chunks [first, end) of the list of KV head j.
 void rebuild_range(const RebuildParams& p, const ElementwiseLevel& level, const GemmLevel& gemm,
@@ -295,7 +300,7 @@ void rebuild_range(const RebuildParams& p, const ElementwiseLevel& level, const 
       const int64_t token = chunk * tokens + (begin + i) % tokens;
       std::memcpy(rows + i * depth, bits(p.coefficients) + token * rank,
                   static_cast<size_t>(rank) * sizeof(uint16_t));
-      const int64_t next = begin + i + kRebuildRows;
+      const int64_t next = begin + i + kRebuildAhead;
       if (next < n_rows) {
         const int64_t ahead = chunks[first + next / tokens] * tokens + next % tokens;
         const auto* line = reinterpret_cast<const char*>(p.coefficients + ahead * rank);

@@ -5,9 +5,8 @@
 #include <cstring>
 #include <numbers>
 
+#include "cpu/levels.h"
 #include "cpu/query.h"
-#include "cpu/select_levels.h"
-#include "cpu/top_k.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
@@ -16,33 +15,46 @@ namespace {
 constexpr int64_t kRangeLandmarks = 16384;  // one work item: 2 MiB of landmarks at head_dim 64
 constexpr int64_t kStripLandmarks = 1024;   // scored, then summed while the scores are in L1
 constexpr int64_t kMaxRanges = 1024;
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kMaxColumns = 2048;
+constexpr int64_t kMaxColumnLength = 1024;  // a segment is within one work item
+static_assert(16 * kMaxColumnLength <= kRangeLandmarks);
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The workspace: scores [n_heads][stride], merged [n_kv_heads][stride], and per query head 4096
-// floats: (max, sum) of every range, then (of a group's first head) the length of every range's
-// list. A range's list of local winners overwrites its scores of the group's first head.
+// The workspace: scores [n_heads][stride], lists of chunks [n_kv_heads][stride], and 4096 floats
+// per query head: (max, sum) of every range, then the maxima of columns.
+//
+// Columns make ranking cheap. Segments of 16 * length scores are cut into 16 columns, scores i, i +
+// 16, i + 32, .. of the segment. The k-th largest column maximum bounds the k-th largest score from
+// below, because k different chunks reach it. So only columns whose maximum reaches it are looked
+// at: little more than k of them, of 2048.
+//
+//   segment:  0 1 2 .. 15 | 16 17 .. 31 | ..        column 2 = { 2, 18, 34, .. }
 class Workspace {
  public:
   explicit Workspace(const SelectParams& p)
-      : p_(p), group_(p.n_heads / p.n_kv_heads), stride_(p.end_chunk - p.first_chunk + 64) {}
+      : p_(p), group_(p.n_heads / p.n_kv_heads), n_(p.end_chunk - p.first_chunk), stride_(n_ + 64) {
+    while (length_ < kMaxColumnLength && n_columns() > kMaxColumns) length_ *= 2;
+  }
 
   int64_t stride() const { return stride_; }
   float* scores(int64_t kv_head) const { return p_.workspace + kv_head * group_ * stride_; }
-  float* merged(int64_t kv_head) const { return p_.workspace + (p_.n_heads + kv_head) * stride_; }
-  float* sums(int64_t head, int64_t range) const { return head_sums(head) + 2 * range; }
-  int32_t* list(int64_t kv_head, int64_t range) const {
-    return reinterpret_cast<int32_t*>(scores(kv_head)) + range * kRangeLandmarks;
+  int32_t* list(int64_t kv_head) const {
+    return reinterpret_cast<int32_t*>(p_.workspace + (p_.n_heads + kv_head) * stride_);
   }
-  int32_t* list_size(int64_t kv_head, int64_t range) const {
-    return reinterpret_cast<int32_t*>(head_sums(kv_head * group_) + 2 * kMaxRanges + range);
-  }
+  float* sums(int64_t head, int64_t range) const { return head_part(head) + 2 * range; }
+
+  bool has_columns() const { return n_columns() <= kMaxColumns; }
+  int64_t n_columns() const { return (n_ + 16 * length_ - 1) / (16 * length_) * 16; }
+  int64_t segment() const { return 16 * length_; }
+  float* columns(int64_t head) const { return head_part(head) + 2 * kMaxRanges; }
 
  private:
-  float* head_sums(int64_t head) const {
+  float* head_part(int64_t head) const {
     return p_.workspace + (p_.n_heads + p_.n_kv_heads) * stride_ + head * 4096;
   }
   const SelectParams& p_;
-  int64_t group_, stride_;
+  int64_t group_, n_, stride_;
+  int64_t length_ = 16;
 };
 
 // 64 bits of a bit map from any bit on.
@@ -65,9 +77,33 @@ void exclude(const SelectParams& p, int64_t kv_head, int64_t first, int64_t n, f
     for (; bits != 0; bits &= bits - 1) {
       const int64_t at = i + std::countr_zero(bits);
       for (int64_t h = 0; h < group; ++h) {
-        scores[h * stride + at] = -std::numeric_limits<float>::infinity();
+        scores[h * stride + at] = -kInfinity;
       }
     }
+  }
+}
+
+// Column maxima of one range of scores of a head. A range holds whole segments, the last one aside.
+void clear_columns(const Workspace& work, int64_t head, int64_t n_heads, int64_t begin,
+                   int64_t end) {
+  if (!work.has_columns()) return;
+  const int64_t first = begin / work.segment() * 16;
+  const int64_t last = (end + work.segment() - 1) / work.segment() * 16;
+  for (int64_t h = head; h < head + n_heads; ++h) {
+    std::fill(work.columns(h) + first, work.columns(h) + last, -kInfinity);
+  }
+}
+
+// Scores at .. at + n - 1; what is behind them, up to a whole group of 16, becomes -inf.
+void fold_columns(const Workspace& work, const SelectKernel& kernel, int64_t head, int64_t at,
+                  int64_t n, float* scores) {
+  if (!work.has_columns()) return;
+  for (int64_t i = n; i % 16 != 0; ++i) scores[i] = -kInfinity;
+  for (int64_t i = 0; i < n;) {
+    const int64_t segment = (at + i) / work.segment();
+    const int64_t end = std::min(n, (segment + 1) * work.segment() - at);
+    kernel.fold_max(scores + i, (end - i + 15) / 16 * 16, work.columns(head) + segment * 16);
+    i = end;
   }
 }
 
@@ -87,8 +123,7 @@ void scan_range(const SelectParams& p, const Workspace& work, const DecodeKernel
 
   ScoreRows rows{};
   rows.offsets = offsets;
-  rows.prefetch_rows =
-      static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / (2 * p.head_dim), 1, kDecodeBlock));
+  rows.prefetch_rows = kDecodeBlock;
   rows.head_dim = p.head_dim;
   rows.n_heads = n_heads;
   rows.queries = queries;
@@ -99,9 +134,10 @@ void scan_range(const SelectParams& p, const Workspace& work, const DecodeKernel
 
   float* scores = work.scores(kv_head);
   for (int64_t h = 0; h < group; ++h) {
-    work.sums(kv_head * group + h, range)[0] = -std::numeric_limits<float>::infinity();
+    work.sums(kv_head * group + h, range)[0] = -kInfinity;
     work.sums(kv_head * group + h, range)[1] = 0;
   }
+  clear_columns(work, kv_head * group, group, begin, end);
   const uint16_t* landmarks = bits(p.landmarks + kv_head * p.landmark_head_stride);
   for (int64_t at = begin; at < end; at += kStripLandmarks) {
     const int64_t n = std::min(kStripLandmarks, end - at);
@@ -121,17 +157,19 @@ void scan_range(const SelectParams& p, const Workspace& work, const DecodeKernel
     for (int64_t h = 0; h < group; ++h) {
       float* sums = work.sums(kv_head * group + h, range);
       kernel.sum_scores(strip + h * kStripLandmarks, n, sums, sums + 1);
-      std::memcpy(scores + h * work.stride() + at, strip + h * kStripLandmarks,
-                  static_cast<size_t>(n) * sizeof(float));
+      float* target = scores + h * work.stride() + at;
+      std::memcpy(target, strip + h * kStripLandmarks, static_cast<size_t>(n) * sizeof(float));
+      if (p.group == GroupScore::kMax)
+        fold_columns(work, kernel, kv_head * group + h, at, n, target);
     }
   }
 }
 
 // log2 of the sum of exp2(score) over all ranges, merged in order. Without a candidate: 0.
 float log_sum(const Workspace& work, int64_t head, int64_t n_ranges) {
-  float max = -std::numeric_limits<float>::infinity();
+  float max = -kInfinity;
   for (int64_t r = 0; r < n_ranges; ++r) max = std::max(max, work.sums(head, r)[0]);
-  if (max == -std::numeric_limits<float>::infinity()) return 0;
+  if (max == -kInfinity) return 0;
   float sum = 0;
   for (int64_t r = 0; r < n_ranges; ++r) {
     const float* part = work.sums(head, r);
@@ -140,63 +178,106 @@ float log_sum(const Workspace& work, int64_t head, int64_t n_ranges) {
   return max + std::log2(sum);
 }
 
-// Phase 2, one range of one KV head: one score per chunk, and the list of the range's best k.
-void rank_range(const SelectParams& p, const Workspace& work, const SelectKernel& kernel,
-                int64_t n_ranges, int64_t kv_head, int64_t range, const Worker& worker) {
-  const int64_t group = p.n_heads / p.n_kv_heads;
-  const int64_t begin = range * kRangeLandmarks;
-  const int64_t end = std::min(begin + kRangeLandmarks, p.end_chunk - p.first_chunk);
-  const int64_t k = std::min(p.k, end - begin);
-
-  Carver scratch(worker.scratch);
-  float* log_sums = scratch.take<float>(group);
-  int32_t* found = scratch.take<int32_t>(kStripLandmarks + 16);
-  const int64_t capacity = 2 * k + 256;
-  TopK best(scratch.take<uint64_t>(capacity), k, capacity);
+void log_sums_of(const Workspace& work, int64_t kv_head, int64_t group, int64_t n_ranges,
+                 float* log_sums) {
   for (int64_t h = 0; h < group; ++h) log_sums[h] = log_sum(work, kv_head * group + h, n_ranges);
-
-  float* merged = work.merged(kv_head);
-  for (int64_t at = begin; at < end; at += kStripLandmarks) {
-    const int64_t n = std::min(kStripLandmarks, end - at);
-    const CombineScores combine = {work.scores(kv_head) + at,
-                                   work.stride(),
-                                   static_cast<int32_t>(group),
-                                   log_sums,
-                                   p.group == GroupScore::kMean,
-                                   n,
-                                   merged + at};
-    kernel.combine_scores(combine);
-    const int64_t n_found = kernel.collect_above(merged + at, n, best.threshold(), found);
-    for (int64_t i = 0; i < n_found; ++i) {
-      const int64_t chunk = at + found[i];
-      if (merged[chunk] > best.threshold()) best.push(merged[chunk], static_cast<int32_t>(chunk));
-    }
-  }
-  best.finish();
-  int32_t* list = work.list(kv_head, range);
-  for (const uint64_t entry : best) *list++ = index_of(entry);
-  *work.list_size(kv_head, range) = static_cast<int32_t>(best.size());
 }
 
-// Phase 3, one KV head: the best k of the ranges' lists, ascending. Works in place, whatever k is.
-void merge_lists(const SelectParams& p, const Workspace& work, int64_t n_ranges, int64_t kv_head) {
-  int32_t* all = work.list(kv_head, 0);
-  int64_t n = 0;
-  for (int64_t r = 0; r < n_ranges; ++r) {
-    const int32_t size = *work.list_size(kv_head, r);
-    std::memmove(all + n, work.list(kv_head, r), static_cast<size_t>(size) * sizeof(int32_t));
-    n += size;
+// One score per chunk, over those of the group's first head.
+void combine(const SelectParams& p, const Workspace& work, const SelectKernel& kernel,
+             int64_t kv_head, const float* log_sums, int64_t begin, int64_t end) {
+  float* scores = work.scores(kv_head) + begin;
+  kernel.combine_scores({scores, work.stride(), p.n_heads / p.n_kv_heads, log_sums,
+                         p.group == GroupScore::kMean, end - begin, scores});
+}
+
+// Phase 2 of GroupScore::kMean, one range of one KV head: a mean is not known from maxima.
+void combine_range(const SelectParams& p, const Workspace& work, const SelectKernel& kernel,
+                   int64_t n_ranges, int64_t kv_head, int64_t range, const Worker& worker) {
+  const int64_t group = p.n_heads / p.n_kv_heads;
+  float* log_sums = Carver(worker.scratch).take<float>(group);
+  log_sums_of(work, kv_head, group, n_ranges, log_sums);
+  const int64_t end = std::min((range + 1) * kRangeLandmarks, p.end_chunk - p.first_chunk);
+  for (int64_t at = range * kRangeLandmarks; at < end; at += kStripLandmarks) {
+    const int64_t n = std::min(kStripLandmarks, end - at);
+    combine(p, work, kernel, kv_head, log_sums, at, at + n);
+    fold_columns(work, kernel, kv_head * group, at, n, work.scores(kv_head) + at);
   }
-  const float* merged = work.merged(kv_head);
+}
+
+// The bound below the k-th largest score, after the first head's columns became the group's.
+float bound(const SelectParams& p, const Workspace& work, int64_t kv_head, const float* log_sums,
+            float* sorted) {
+  const int64_t group = p.n_heads / p.n_kv_heads;
+  if (!work.has_columns() || p.k > work.n_columns()) return -kInfinity;
+  float* columns = work.columns(kv_head * group);
+  if (p.group == GroupScore::kMax) {
+    for (int64_t c = 0; c < work.n_columns(); ++c) {
+      float top = -kInfinity;
+      for (int64_t h = 0; h < group; ++h) {
+        top = std::max(top, work.columns(kv_head * group + h)[c] - log_sums[h]);
+      }
+      columns[c] = top;
+    }
+  }
+  std::copy(columns, columns + work.n_columns(), sorted);
+  std::nth_element(sorted, sorted + p.k - 1, sorted + work.n_columns(), std::greater<float>());
+  return sorted[p.k - 1];
+}
+
+// Chunks whose scores reach the bound, from the columns that do. Leaves the group's scores of those
+// chunks in the first head's.
+int64_t list_from_columns(const SelectParams& p, const Workspace& work, int64_t kv_head,
+                          const float* log_sums, float bound) {
+  const int64_t group = p.n_heads / p.n_kv_heads;
+  const int64_t n = p.end_chunk - p.first_chunk;
+  float* scores = work.scores(kv_head);
+  int32_t* list = work.list(kv_head);
+  int64_t n_listed = 0;
+  for (int64_t c = 0; c < work.n_columns(); ++c) {
+    if (!(work.columns(kv_head * group)[c] >= bound)) continue;
+    const int64_t begin = c / 16 * work.segment();
+    const int64_t end = std::min(n, begin + work.segment());
+    for (int64_t i = begin + c % 16; i < end; i += 16) {
+      float score = scores[i];
+      if (p.group == GroupScore::kMax) {
+        score -= log_sums[0];
+        for (int64_t h = 1; h < group; ++h) {
+          score = std::max(score, scores[h * work.stride() + i] - log_sums[h]);
+        }
+        scores[i] = score;
+      }
+      if (score >= bound) list[n_listed++] = static_cast<int32_t>(i);
+    }
+  }
+  return n_listed;
+}
+
+// Phase 3, one KV head: the best k, ascending. Works in place, whatever k is.
+void rank(const SelectParams& p, const Workspace& work, const SelectKernel& kernel,
+          int64_t n_ranges, int64_t kv_head, const Worker& worker) {
+  Carver scratch(worker.scratch);
+  float* log_sums = scratch.take<float>(p.n_heads / p.n_kv_heads);
+  log_sums_of(work, kv_head, p.n_heads / p.n_kv_heads, n_ranges, log_sums);
+  const float least = bound(p, work, kv_head, log_sums, scratch.take<float>(kMaxColumns));
+  const float* scores = work.scores(kv_head);
+  int32_t* list = work.list(kv_head);
+  int64_t n = p.end_chunk - p.first_chunk;
+  if (least > -kInfinity) {
+    n = list_from_columns(p, work, kv_head, log_sums, least);
+  } else {
+    if (p.group == GroupScore::kMax) combine(p, work, kernel, kv_head, log_sums, 0, n);
+    n = kernel.collect_above(scores, n, -kInfinity, list);
+  }
   if (n > p.k) {
-    std::nth_element(all, all + p.k - 1, all + n, [merged](int32_t a, int32_t b) {
-      return merged[a] > merged[b] || (merged[a] == merged[b] && a < b);
+    std::nth_element(list, list + p.k - 1, list + n, [scores](int32_t a, int32_t b) {
+      return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
     });
     n = p.k;
   }
-  std::sort(all, all + n);
+  std::sort(list, list + n);
   int32_t* ids = p.ids + kv_head * p.k;
-  for (int64_t i = 0; i < n; ++i) ids[i] = all[i] + static_cast<int32_t>(p.first_chunk);
+  for (int64_t i = 0; i < n; ++i) ids[i] = list[i] + static_cast<int32_t>(p.first_chunk);
   p.counts[kv_head] = static_cast<int32_t>(n);
 }
 
@@ -221,11 +302,14 @@ void select_chunks(Queue& queue, const SelectParams& p) {
   queue.for_each(p.n_kv_heads * n_ranges, [&](int64_t item, const Worker& worker) {
     scan_range(p, work, dot, kernel, item / n_ranges, item % n_ranges, worker);
   });
-  queue.for_each(p.n_kv_heads * n_ranges, [&](int64_t item, const Worker& worker) {
-    rank_range(p, work, kernel, n_ranges, item / n_ranges, item % n_ranges, worker);
+  if (p.group == GroupScore::kMean) {
+    queue.for_each(p.n_kv_heads * n_ranges, [&](int64_t item, const Worker& worker) {
+      combine_range(p, work, kernel, n_ranges, item / n_ranges, item % n_ranges, worker);
+    });
+  }
+  queue.for_each(p.n_kv_heads, [&](int64_t kv_head, const Worker& worker) {
+    rank(p, work, kernel, n_ranges, kv_head, worker);
   });
-  queue.for_each(p.n_kv_heads,
-                 [&](int64_t kv_head, const Worker&) { merge_lists(p, work, n_ranges, kv_head); });
 }
 
 }  // namespace tiercel::cpu

@@ -10,8 +10,8 @@
 namespace tiercel::cpu {
 
 inline constexpr float kScoreLimit = 0x1p126f;
-inline constexpr int32_t kPrefillRows =
-    32;  // landmarks of one call of score_blocks and scan_blocks
+// Landmarks of one call of score_blocks and scan_blocks: a multiple of every tile's height.
+inline constexpr int32_t kPrefillRows = 48;
 
 // Scores of one group of heads over n candidates, to one score per candidate.
 struct CombineScores {
@@ -21,7 +21,7 @@ struct CombineScores {
   const float* log_sums;  // [n_heads], log2 of the sum of exp2(score); finite
   bool mean;              // else max over the heads
   int64_t n;              // out is written up to the next multiple of 16
-  float* out;
+  float* out;             // may be the scores of the first head
 };
 
 // scores[row][query] = (landmark_row . query) * scale, clamped. queries are packed by the level's
@@ -60,13 +60,18 @@ struct SelectKernel {
   void (*clamp_scores)(float* scores, int64_t n);
   // Adds n scores to (max, sum of exp2(score - max)). -inf adds nothing; max may be -inf before.
   void (*sum_scores)(const float* scores, int64_t n, float* max, float* sum);
+  // columns[i % 16] = max(columns[i % 16], scores[i]) for n (a multiple of 16) scores.
+  void (*fold_max)(const float* scores, int64_t n, float* columns);
   void (*combine_scores)(const CombineScores&);
   // Indices of scores above the threshold, ascending, into found (room for n + 16); their number.
   int64_t (*collect_above)(const float* scores, int64_t n, float threshold, int32_t* found);
   void (*score_blocks)(const PrefillScores&);
   int64_t (*scan_blocks)(const PrefillScan&);
 };
-extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Bf16;
+extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Bf16,
+    kSelectAmx;
+// kSelectAmx with tiles in plain memory, for tests on machines without AMX.
+extern const SelectKernel kSelectAmxEmulated;
 
 namespace {
 
@@ -110,6 +115,19 @@ void sum_scores(const float* scores, int64_t n, float* max, float* sum) {
   V::store(factor, V::exp2(V::sub(V::set1(*max), reference)));
   *sum = *sum * factor[0] + V::sum(V::add(total0, total1));
   *max = top;
+}
+
+template <class V>
+void fold_max(const float* scores, int64_t n, float* columns) {
+  constexpr int kVectors = 16 / V::kLanes;
+  typename V::F top[kVectors];
+  for (int v = 0; v < kVectors; ++v) top[v] = V::load(columns + v * V::kLanes);
+  for (int64_t i = 0; i < n; i += 16) {
+    for (int v = 0; v < kVectors; ++v) {
+      top[v] = V::max(V::load(scores + i + v * V::kLanes), top[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) V::store(columns + v * V::kLanes, top[v]);
 }
 
 template <class V>

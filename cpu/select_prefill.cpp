@@ -1,4 +1,4 @@
-// Selection for blocks of prefill queries. One pass over the landmarks serves many blocks: 32 rows
+// Selection for blocks of prefill queries. One pass over the landmarks serves many blocks: 48 rows
 // of landmarks are multiplied by all mean queries of an item, scores stay in L1.
 //
 // The group's maximum of softmax needs sums over all candidates, which are known at the end only.
@@ -11,9 +11,9 @@
 #include <limits>
 #include <numbers>
 
+#include "cpu/levels.h"
 #include "cpu/query.h"
 #include "cpu/select.h"
-#include "cpu/select_levels.h"
 #include "cpu/top_k.h"
 #include "engine/base/check.h"
 
@@ -29,7 +29,7 @@ int64_t local_begin_of(const PrefillSelectParams& p, int64_t block) {
   return std::max<int64_t>(position, 0) / p.chunk_tokens * p.chunk_tokens;
 }
 
-int64_t list_capacity(int64_t k) { return k + std::max<int64_t>(k / 2, 256); }
+int64_t list_capacity(int64_t k) { return k + std::max<int64_t>(k / 2, 64); }
 
 // How many blocks share a pass: functions of shapes only.
 int64_t blocks_per_item(const PrefillSelectParams& p, int64_t n_blocks) {
@@ -46,10 +46,12 @@ int64_t blocks_per_item(const PrefillSelectParams& p, int64_t n_blocks) {
 // One item: some blocks of one KV head.
 class BlockSelection {
  public:
-  BlockSelection(const PrefillSelectParams& p, const SelectKernel& kernel, int64_t kv_head,
-                 int64_t first_block, int64_t n_blocks, const Worker& worker)
+  BlockSelection(const PrefillSelectParams& p, const SelectKernel& kernel,
+                 const LandmarkKernel& mean, int64_t kv_head, int64_t first_block, int64_t n_blocks,
+                 const Worker& worker)
       : p_(p),
         kernel_(kernel),
+        mean_(mean),
         scratch_(worker.scratch),
         kv_head_(kv_head),
         first_block_(first_block),
@@ -86,29 +88,30 @@ class BlockSelection {
     const int64_t bytes = n_padded_ * d * (kernel_.bf16_query ? 2 : 4);
     queries_ = scratch_.take<char>(bytes);
     std::memset(queries_, 0, static_cast<size_t>(bytes));
-    float* mean = scratch_.take<float>(group_ * d);
+    uint16_t* mean = scratch_.take<uint16_t>(group_ * d);
+    MeanRows rows{};
+    rows.means = mean;
+    rows.n_chunks = 1;
+    rows.row_stride = p_.n_heads * d;
+    rows.head_dim = static_cast<int32_t>(group_ * d);
     for (int64_t b = 0; b < n_blocks_; ++b) {
       const int64_t begin = (first_block_ + b) * p_.block_tokens;
       const int64_t end = std::min(begin + p_.block_tokens, p_.n_tokens);
-      std::fill(mean, mean + group_ * d, 0.0f);
-      for (int64_t t = begin; t < end; ++t) {
-        const bf16* q = p_.q + (t * p_.n_heads + kv_head_ * group_) * d;
-        for (int64_t i = 0; i < group_ * d; ++i) mean[i] += static_cast<float>(q[i]);
-      }
+      rows.rows = bits(p_.q + (begin * p_.n_heads + kv_head_ * group_) * d);
+      rows.chunk_tokens = static_cast<int32_t>(end - begin);
+      mean_.mean_rows(rows);
       for (int64_t h = 0; h < group_; ++h) {
-        for (int64_t i = 0; i < d; ++i) {
-          const bf16 value(mean[h * d + i] / static_cast<float>(end - begin));
-          put(b * group_ + h, i, value);
-        }
+        for (int64_t i = 0; i < d; ++i) put(b * group_ + h, i, mean[h * d + i]);
       }
     }
   }
 
-  void put(int64_t query, int64_t i, bf16 value) {
+  void put(int64_t query, int64_t i, uint16_t value) {
     if (kernel_.bf16_query) {
-      reinterpret_cast<bf16*>(queries_)[(i / 2 * n_padded_ + query) * 2 + i % 2] = value;
+      reinterpret_cast<uint16_t*>(queries_)[(i / 2 * n_padded_ + query) * 2 + i % 2] = value;
     } else {
-      reinterpret_cast<float*>(queries_)[i * n_padded_ + query] = static_cast<float>(value);
+      reinterpret_cast<float*>(queries_)[i * n_padded_ + query] =
+          static_cast<float>(bf16::from_bits(value));
     }
   }
 
@@ -220,16 +223,14 @@ class BlockSelection {
       n = std::unique(candidates_, candidates_ + n,
                       [](uint64_t a, uint64_t b) { return index_of(a) == index_of(b); }) -
           candidates_;
-      if (n > p_.k) {
-        std::nth_element(candidates_, candidates_ + p_.k - 1, candidates_ + n,
-                         std::greater<uint64_t>());
-      }
+      if (n > p_.k) select_largest(candidates_, n, p_.k);
     }
     return std::min(n, p_.k);
   }
 
   const PrefillSelectParams& p_;
   const SelectKernel& kernel_;
+  const LandmarkKernel& mean_;
   Carver scratch_;
   int64_t kv_head_, first_block_, n_blocks_, group_, n_queries_, n_padded_;
   char* queries_ = nullptr;
@@ -260,12 +261,13 @@ void select_prefill_chunks(Queue& queue, const PrefillSelectParams& p) {
   for (int64_t b = 0; b < n_blocks; ++b) p.local_begin[b] = local_begin_of(p, b);
 
   const SelectKernel& kernel = select_kernel(queue.isa());
+  const LandmarkKernel& mean = landmark_kernel(queue.isa());
   const int64_t size = blocks_per_item(p, n_blocks);
   const int64_t n_items = (n_blocks + size - 1) / size;
   // KV heads outermost: threads at work on the same landmarks share them in the last-level cache.
   queue.for_each(p.n_kv_heads * n_items, [&](int64_t item, const Worker& worker) {
     const int64_t first = item % n_items * size;
-    BlockSelection(p, kernel, item / n_items, first, std::min(size, n_blocks - first), worker)
+    BlockSelection(p, kernel, mean, item / n_items, first, std::min(size, n_blocks - first), worker)
         .run();
   });
 }

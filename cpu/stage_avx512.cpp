@@ -1,6 +1,5 @@
-#include "cpu/intrinsics.h"
-
 #include "cpu/exp2.h"
+#include "cpu/intrinsics.h"
 #include "cpu/stage.h"
 
 namespace tiercel::cpu::prefill {
@@ -136,7 +135,7 @@ void store_tiles(const StoreRows& s) {
       bad |= _mm512_fpclass_ps_mask(lo, kNotFinite) | _mm512_fpclass_ps_mask(hi, kNotFinite);
       const __m512i words = _mm512_packus_epi32(round_to_bf16(lo), round_to_bf16(hi));
       const int width = s.head_dim - i;
-      const __mmask32 mask = width >= 32 ? 0xffffffffu : (1u << width) - 1;
+      const __mmask32 mask = width >= 32 ? 0xffffffffu : width <= 0 ? 0 : (1u << width) - 1;
       _mm512_mask_storeu_epi16(target + i, mask, words);
     }
     s.failed[row] = bad != 0;

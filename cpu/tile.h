@@ -32,14 +32,13 @@ static_assert(sizeof(TileConfig) == 64);
 #if defined(__x86_64__)
 class HardwareTiles {
  public:
-  HardwareTiles() {
+  // Before the first tile instruction, and after the last: oneDNN configures tiles on the same
+  // thread, and nothing may be left behind for it.
+  static void configure() {
     static constexpr TileConfig config;
     asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
   }
-  // oneDNN configures tiles on the same thread: nothing may be left behind.
-  ~HardwareTiles() { asm volatile("tilerelease" : : : "memory"); }
-  HardwareTiles(const HardwareTiles&) = delete;
-  HardwareTiles& operator=(const HardwareTiles&) = delete;
+  static void release() { asm volatile("tilerelease" : : : "memory"); }
 
   template <int kTile>
   void zero() {
@@ -70,9 +69,8 @@ class HardwareTiles {
 
 class EmulatedTiles {
  public:
-  EmulatedTiles() = default;
-  EmulatedTiles(const EmulatedTiles&) = delete;
-  EmulatedTiles& operator=(const EmulatedTiles&) = delete;
+  static void configure() {}
+  static void release() {}
 
   template <int kTile>
   void zero() {
@@ -93,7 +91,7 @@ class EmulatedTiles {
     for (int i = 0; i < 16; ++i) __builtin_memcpy(row + i * stride, tiles_[kTile][i], 64);
   }
   template <int kC, int kA, int kB>
-  void multiply() {
+  __attribute__((noinline)) void multiply() {
     for (int row = 0; row < 16; ++row) {
       float even[16] = {}, odd[16] = {};
       for (int pair = 0; pair < 16; ++pair) {

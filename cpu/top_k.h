@@ -29,6 +29,35 @@ inline float score_of(uint64_t entry) {
   return std::bit_cast<float>((key >> 31) != 0 ? key & 0x7fffffffu : ~key);
 }
 
+// Moves the k largest of n different integers to the front. Quickselect with a partition free of
+// branches: on random data std::nth_element spends most of its time on mispredicted ones (journal:
+// a third of prefill selection).
+inline void select_largest(uint64_t* a, int64_t n, int64_t k) {
+  int64_t begin = 0, end = n;
+  for (int rounds = 0; end - begin > 24; ++rounds) {
+    if (rounds == 40) break;  // an input made to defeat the choice of pivots
+    const uint64_t x = a[begin], y = a[begin + (end - begin) / 2], z = a[end - 1];
+    const uint64_t pivot = std::max(std::min(x, y), std::min(std::max(x, y), z));
+    int64_t larger = begin;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint64_t value = a[i];
+      a[i] = a[larger];
+      a[larger] = value;
+      larger += value > pivot;
+    }
+    // a[begin .. larger) > pivot >= a[larger .. end); the pivot itself is in the second part.
+    if (k == larger) return;
+    if (k < larger) {
+      end = larger;
+    } else {
+      std::swap(a[larger], *std::find(a + larger, a + end, pivot));
+      begin = larger + 1;
+      if (k == begin) return;
+    }
+  }
+  std::nth_element(a + begin, a + k - 1, a + end, std::greater<uint64_t>());
+}
+
 class TopK {
  public:
   TopK() = default;
@@ -56,9 +85,9 @@ class TopK {
 
  private:
   void keep_best() {
-    std::nth_element(entries_, entries_ + k_ - 1, entries_ + n_, std::greater<uint64_t>());
+    select_largest(entries_, n_, k_);
     n_ = k_;
-    threshold_ = score_of(entries_[k_ - 1]);
+    threshold_ = score_of(*std::min_element(entries_, entries_ + k_));
   }
 
   uint64_t* entries_ = nullptr;

@@ -72,20 +72,38 @@ int64_t cache_bytes(hwloc_topology_t machine, hwloc_obj_type_t type) {
   return cache != nullptr ? static_cast<int64_t>(cache->attr->cache.size) : 0;
 }
 
+// hwloc's view of the machine, null where it could not be read. Lives as long as the process.
+hwloc_topology_t machine() {
+  static const hwloc_topology_t instance = [] {
+    hwloc_topology_t read = nullptr;
+    if (hwloc_topology_init(&read) != 0) return hwloc_topology_t{nullptr};
+    if (hwloc_topology_load(read) == 0) return read;
+    hwloc_topology_destroy(read);
+    return hwloc_topology_t{nullptr};
+  }();
+  return instance;
+}
+
 Topology read_topology() {
   Topology result;
   result.memory_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   result.memory_bytes = std::min(result.memory_bytes, cgroup_limit());
-  hwloc_topology_t machine = nullptr;
-  if (hwloc_topology_init(&machine) != 0) return result;
-  if (hwloc_topology_load(machine) == 0) {
-    result.n_cores = allowed_cores(machine);
-    result.n_numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(machine, HWLOC_OBJ_NUMANODE));
-    result.l2_bytes = cache_bytes(machine, HWLOC_OBJ_L2CACHE);
-    result.l3_bytes = cache_bytes(machine, HWLOC_OBJ_L3CACHE);
-  }
-  hwloc_topology_destroy(machine);
+  if (machine() == nullptr) return result;
+  result.n_cores = allowed_cores(machine());
+  result.n_numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(machine(), HWLOC_OBJ_NUMANODE));
+  result.l2_bytes = cache_bytes(machine(), HWLOC_OBJ_L2CACHE);
+  result.l3_bytes = cache_bytes(machine(), HWLOC_OBJ_L3CACHE);
   return result;
+}
+
+// Every op may run on any core, so on a machine of several nodes the pages of a large block are dealt
+// out to all of them: each core then sees the mean of near and far, and all memory channels work. A
+// refusal costs speed only.
+void spread_over_nodes(void* address, size_t bytes) {
+  if (topology().n_numa_nodes < 2 || machine() == nullptr) return;
+  hwloc_set_area_membind(machine(), address, bytes,
+                         hwloc_topology_get_allowed_nodeset(machine()), HWLOC_MEMBIND_INTERLEAVE,
+                         HWLOC_MEMBIND_BYNODESET);
 }
 
 size_t rounded(size_t bytes) {
@@ -128,6 +146,7 @@ void* map_pages(size_t bytes) {
   if (head > 0) munmap(begin, head);
   if (kHugePage > head) munmap(begin + head + size, kHugePage - head);
   madvise(begin + head, size, MADV_HUGEPAGE);
+  spread_over_nodes(begin + head, size);
   return begin + head;
 }
 

@@ -15,11 +15,17 @@ namespace {
 // \w of Rust's regex crate: Alphabetic, marks, decimal digits, connectors, joiners (UTS 18).
 bool is_word_character(char32_t c) {
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM: case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME: case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_PC:
-      return true;
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC: return true;
     default: break;
   }
   if (c == 0x200C || c == 0x200D) return true;
@@ -28,15 +34,14 @@ bool is_word_character(char32_t c) {
       (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189)) {
     return true;
   }
-  return std::any_of(std::begin(kNewCharacters), std::end(kNewCharacters),
-                     [c](const CategoryRange& range) {
-                       const char major = range.category[0];
-                       const char minor = range.category[1];
-                       const bool word = major == 'L' || major == 'M' ||
-                                         (major == 'N' && minor != 'o') ||
-                                         (major == 'P' && minor == 'c');
-                       return word && range.first <= c && c <= range.last;
-                     });
+  return std::any_of(
+      std::begin(kNewCharacters), std::end(kNewCharacters), [c](const CategoryRange& range) {
+        const char major = range.category[0];
+        const char minor = range.category[1];
+        const bool word = major == 'L' || major == 'M' || (major == 'N' && minor != 'o') ||
+                          (major == 'P' && minor == 'c');
+        return word && range.first <= c && c <= range.last;
+      });
 }
 
 // Start of the character that ends at `end` > 0.
@@ -78,12 +83,11 @@ size_t skip_space_right(std::string_view text, size_t end) {
 
 AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   std::erase_if(tokens_, [](const AddedToken& token) { return token.content.empty(); });
-  std::stable_sort(
-      tokens_.begin(), tokens_.end(),
-      [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
-  const auto last = std::unique(
-      tokens_.begin(), tokens_.end(),
-      [](const AddedToken& a, const AddedToken& b) { return a.content == b.content; });
+  std::stable_sort(tokens_.begin(), tokens_.end(),
+                   [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
+  const auto last =
+      std::unique(tokens_.begin(), tokens_.end(),
+                  [](const AddedToken& a, const AddedToken& b) { return a.content == b.content; });
   tokens_.erase(last, tokens_.end());
   for (const AddedToken& token : tokens_) {
     ++first_byte_[static_cast<size_t>(static_cast<uint8_t>(token.content[0])) + 1];
@@ -102,7 +106,9 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
     if (first->content.size() == length) longest = &*first++;
     if (length == text.size()) break;
     const auto next = static_cast<uint8_t>(text[length]);
-    const auto at = [length](const AddedToken& t) { return static_cast<uint8_t>(t.content[length]); };
+    const auto at = [length](const AddedToken& t) {
+      return static_cast<uint8_t>(t.content[length]);
+    };
     first = std::partition_point(first, last, [&](const AddedToken& t) { return at(t) < next; });
     last = std::partition_point(first, last, [&](const AddedToken& t) { return at(t) == next; });
   }

@@ -1,8 +1,8 @@
 // Tokens that are found in the text itself before it is split: "<|im_end|>" and its like.
 //
-// The rules are those of Hugging Face's AddedVocabulary, including its corner cases: leftmost match,
-// the longest at that place; a match that is refused (special tokens switched off, not a single
-// word) still uses up its text.
+// The rules are those of Hugging Face's AddedVocabulary, including its corner cases: leftmost
+// match, the longest at that place; a match that is refused (special tokens switched off, not a
+// single word) still uses up its text.
 #pragma once
 
 #include <array>
@@ -43,8 +43,9 @@ class AddedTokenMatcher {
  private:
   const AddedToken* longest_at(std::string_view text) const;
 
-  std::vector<AddedToken> tokens_;          // sorted by content
-  std::array<uint32_t, 257> first_byte_{};  // tokens_[first_byte_[b] .. first_byte_[b+1]) begin with b
+  std::vector<AddedToken> tokens_;  // sorted by content
+  std::array<uint32_t, 257>
+      first_byte_{};  // tokens_[first_byte_[b] .. first_byte_[b+1]) begin with b
 };
 
 }  // namespace tiercel

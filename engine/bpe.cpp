@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "engine/base/check.h"
 
@@ -83,6 +84,50 @@ void PieceCache::insert(std::string_view piece, uint64_t hash, std::span<const i
   ++n_used_;
 }
 
+void MergeQueue::push(uint32_t rank, uint32_t position) {
+  if (rank >= bucket_of_.size()) bucket_of_.resize(size_t{rank} + 1, 0);
+  if (bucket_of_[rank] == 0) {
+    if (free_.empty()) {
+      buckets_.emplace_back();
+      free_.push_back(static_cast<uint32_t>(buckets_.size()));
+    }
+    bucket_of_[rank] = free_.back();
+    free_.pop_back();
+    ranks_.push_back(rank);
+    std::push_heap(ranks_.begin(), ranks_.end(), std::greater<>());
+  }
+  Bucket& bucket = buckets_[bucket_of_[rank] - 1];
+  if (bucket.ordered.empty() || bucket.ordered.back() < position) {
+    bucket.ordered.push_back(position);
+  } else {
+    bucket.late.push_back(position);
+    std::push_heap(bucket.late.begin(), bucket.late.end(), std::greater<>());
+  }
+}
+
+bool MergeQueue::pop(uint32_t* rank, uint32_t* position) {
+  if (ranks_.empty()) return false;
+  *rank = ranks_.front();
+  Bucket& bucket = buckets_[bucket_of_[*rank] - 1];
+  const bool ordered_left = bucket.n_taken < bucket.ordered.size();
+  if (!bucket.late.empty() &&
+      (!ordered_left || bucket.late.front() < bucket.ordered[bucket.n_taken])) {
+    *position = bucket.late.front();
+    std::pop_heap(bucket.late.begin(), bucket.late.end(), std::greater<>());
+    bucket.late.pop_back();
+  } else {
+    *position = bucket.ordered[bucket.n_taken++];
+  }
+  if (bucket.n_taken == bucket.ordered.size() && bucket.late.empty()) {
+    bucket.ordered.clear();
+    bucket.n_taken = 0;
+    free_.push_back(std::exchange(bucket_of_[*rank], 0));
+    std::pop_heap(ranks_.begin(), ranks_.end(), std::greater<>());
+    ranks_.pop_back();
+  }
+  return true;
+}
+
 Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const BpeMerge> merges,
          std::unordered_map<std::string, int32_t> whole_pieces)
     : byte_ids_(byte_ids), whole_pieces_(std::move(whole_pieces)) {
@@ -143,9 +188,10 @@ void Bpe::merge_piece(std::string_view piece, BpeScratch* scratch,
   for (const char c : piece) {
     const int32_t id = byte_ids_[static_cast<uint8_t>(c)];
     if (id < 0) {
-      fail("tokenizer: the vocabulary has no token for the byte 0x{:02X}, so this text cannot be "
-           "encoded with it",
-           static_cast<uint8_t>(c));
+      fail(
+          "tokenizer: the vocabulary has no token for the byte 0x{:02X}, so this text cannot be "
+          "encoded with it",
+          static_cast<uint8_t>(c));
     }
     scratch->tokens.push_back(id);
   }
@@ -179,43 +225,34 @@ void Bpe::merge_short(BpeScratch* scratch) const {
   scratch->tokens.resize(n);
 }
 
-// A heap of (rank, position) over a linked list of symbols. An entry is stale, and skipped, unless
-// its rank is still the rank of the pair that now starts at its position: ranks are unique to pairs,
-// so the rank serves as the version stamp. Each merge removes a symbol and adds at most two entries:
-// O(n log n) in all.
+// A queue of (rank, position) over a linked list of symbols. An entry is stale, and skipped, unless
+// its rank is still the rank of the pair that now starts at its position: ranks are unique to
+// pairs, so the rank serves as the version stamp. Each merge removes a symbol and adds at most two
+// entries: O(n log n) in all.
 void Bpe::merge_long(BpeScratch* scratch) const {
   std::vector<int32_t>& tokens = scratch->tokens;
   const uint32_t n = static_cast<uint32_t>(tokens.size());
-  std::vector<uint32_t>& ranks = scratch->ranks;  // of the pair (i, next[i]); kNoRank also when dead
+  std::vector<uint32_t>& ranks =
+      scratch->ranks;  // of the pair (i, next[i]); kNoRank also when dead
   std::vector<uint32_t>& next = scratch->next;
   std::vector<uint32_t>& previous = scratch->previous;
-  std::vector<uint64_t>& heap = scratch->heap;
+  MergeQueue& queue = scratch->queue;
   ranks.assign(n, kNoRank);
   next.resize(n);
   previous.resize(n);
-  heap.clear();
-  const auto entry = [](uint32_t rank, uint32_t at) {
-    return static_cast<uint64_t>(rank) << 32 | at;
+  const auto update = [&](uint32_t at) {
+    ranks[at] = next[at] == kNone ? kNoRank : rank_of(tokens[at], tokens[next[at]]);
+    if (ranks[at] != kNoRank) queue.push(ranks[at], at);
   };
   for (uint32_t i = 0; i < n; ++i) {
     next[i] = i + 1 < n ? i + 1 : kNone;
     previous[i] = i > 0 ? i - 1 : kNone;
-    if (i + 1 < n) ranks[i] = rank_of(tokens[i], tokens[i + 1]);
-    if (ranks[i] != kNoRank) heap.push_back(entry(ranks[i], i));
+    update(i);
   }
-  std::make_heap(heap.begin(), heap.end(), std::greater<>());
-  const auto update = [&](uint32_t at) {
-    ranks[at] = next[at] == kNone ? kNoRank : rank_of(tokens[at], tokens[next[at]]);
-    if (ranks[at] == kNoRank) return;
-    heap.push_back(entry(ranks[at], at));
-    std::push_heap(heap.begin(), heap.end(), std::greater<>());
-  };
-  while (!heap.empty()) {
-    const uint64_t top = heap.front();
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    heap.pop_back();
-    const uint32_t at = static_cast<uint32_t>(top);
-    if (ranks[at] != static_cast<uint32_t>(top >> 32)) continue;
+  uint32_t rank = 0;
+  uint32_t at = 0;
+  while (queue.pop(&rank, &at)) {
+    if (ranks[at] != rank) continue;
     const uint32_t gone = next[at];
     tokens[at] = find(tokens[at], tokens[gone])->merged;
     ranks[gone] = kNoRank;
@@ -233,7 +270,7 @@ void Bpe::merge_long(BpeScratch* scratch) const {
     ranks = {};
     next = {};
     previous = {};
-    heap = {};
+    queue = {};
   }
 }
 

@@ -50,6 +50,28 @@ class PieceCache {
   size_t n_used_ = 0;
 };
 
+// Priority queue of (rank, position), lowest rank first, then lowest position: one bucket of
+// positions for each rank in use. Positions mostly come in increasing order, and then push and pop
+// are O(1) in the number of positions, which makes runs of one character cheap; else O(log n).
+class MergeQueue {
+ public:
+  void push(uint32_t rank, uint32_t position);
+  // Takes the first entry; false when there is none.
+  bool pop(uint32_t* rank, uint32_t* position);
+
+ private:
+  struct Bucket {
+    std::vector<uint32_t> ordered;  // increasing; the first `n_taken` are gone
+    size_t n_taken = 0;
+    std::vector<uint32_t> late;  // a min-heap of positions that came out of order
+  };
+
+  std::vector<uint32_t> bucket_of_;  // rank -> index into buckets_ plus one; 0: none
+  std::vector<Bucket> buckets_;      // as many as ever were in use at once
+  std::vector<uint32_t> free_;       // buckets_ that are empty
+  std::vector<uint32_t> ranks_;      // a min-heap of the ranks that have a bucket
+};
+
 // Memory that encoding needs; keep one per thread and reuse it.
 struct BpeScratch {
   PieceCache cache;
@@ -57,7 +79,7 @@ struct BpeScratch {
   std::vector<uint32_t> ranks;
   std::vector<uint32_t> next;
   std::vector<uint32_t> previous;
-  std::vector<uint64_t> heap;
+  MergeQueue queue;
 };
 
 // Immutable after construction; safe to share between threads.

@@ -128,7 +128,9 @@ SessionPlan Session::plan(const Model& model, const SessionOptions& options, int
   request.n_new = n_new;
   request.logprobs = logprobs;
   request.n_threads = loaded(model).queue().n_workers();
-  return make_plan(request);
+  const SessionPlan plan = make_plan(request);
+  check_limits(request, plan);
+  return plan;
 }
 
 std::unique_ptr<Session> Session::open(std::shared_ptr<Model> model, const SessionPlan& plan) {

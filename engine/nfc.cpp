@@ -80,16 +80,15 @@ int combining_class(utf8proc_int32_t c) { return utf8proc_get_property(c)->combi
 // NFC of one run of valid UTF-8 that holds no character newer than Unicode 9.
 void append_normalized_run(std::string_view run, std::vector<utf8proc_int32_t>* points,
                            std::string* output) {
-  constexpr auto kDecompose =
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+  constexpr auto kDecompose = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
   constexpr auto kCompose = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
   points->clear();
   for (size_t at = 0; at < run.size();) {
     utf8proc_int32_t parts[8];
     int unused_break_state = 0;
     const auto c = static_cast<utf8proc_int32_t>(read_code_point(run, &at));
-    const utf8proc_ssize_t n = utf8proc_decompose_char(c, parts, static_cast<int>(std::size(parts)), kDecompose,
-                                                       &unused_break_state);
+    const utf8proc_ssize_t n = utf8proc_decompose_char(c, parts, static_cast<int>(std::size(parts)),
+                                                       kDecompose, &unused_break_state);
     CHECK(n > 0 && n <= 8, "decomposition of U+{:X}: {}", static_cast<uint32_t>(c), n);
     points->insert(points->end(), parts, parts + n);
   }

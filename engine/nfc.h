@@ -1,8 +1,8 @@
 // Unicode normalisation form C, identical to that of Hugging Face tokenizers.
 //
-// Tables come from utf8proc; the algorithm around them is ours for two reasons: text that is already
-// normalised (nearly all) is copied without being decomposed, and canonical ordering is a sort, so
-// that a long run of combining marks costs O(n log n), where utf8proc takes O(n^2).
+// Tables come from utf8proc; the algorithm around them is ours for two reasons: text that is
+// already normalised (nearly all) is copied without being decomposed, and canonical ordering is a
+// sort, so that a long run of combining marks costs O(n log n), where utf8proc takes O(n^2).
 #pragma once
 
 #include <string>

@@ -19,7 +19,7 @@ struct SessionOptions {
   AttentionMode attention = AttentionMode::kShadow;
   PrefillMode prefill = PrefillMode::kAuto;  // auto: dense where it is affordable
   int64_t budget = 2048;                     // selected tokens per KV head, or kBudgetAll
-  int64_t prefill_budget = 2048;             // the same for prefill blocks
+  int64_t prefill_budget = 2048;             // the same for prefill blocks, or kBudgetAll
   int64_t chunk_size = 8;                    // tokens per chunk
   int64_t sinks = 16;                        // tokens; rounded up to whole chunks
   int64_t recent = 256;                      // tokens

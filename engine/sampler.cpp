@@ -11,8 +11,8 @@
 namespace tiercel {
 namespace {
 
-// A probability as an integer: its ratio to the most likely token's, times 2^40. Integer sums do not
-// depend on their order, so neither do the filters nor the drawn token. What is below 1e-12 of
+// A probability as an integer: its ratio to the most likely token's, times 2^40. Integer sums do
+// not depend on their order, so neither do the filters nor the drawn token. What is below 1e-12 of
 // the most likely token is never drawn. A vocabulary of 2^23 tokens still fits 63 bits.
 constexpr uint64_t kWeightOne = uint64_t{1} << 40;
 constexpr int64_t kMaxVocabulary = int64_t{1} << 23;
@@ -51,8 +51,8 @@ constexpr auto kPrecedes = [](const auto& a, const auto& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 };
 
-// The candidate at which the sum of weights, most likely first, reaches `target`. Quickselect: every
-// round halves the undecided range and sums its likelier half. Reorders [first, last).
+// The candidate at which the sum of weights, most likely first, reaches `target`. Quickselect:
+// every round halves the undecided range and sums its likelier half. Reorders [first, last).
 template <typename Iterator, typename Weight>
 auto reach(Iterator first, Iterator last, uint64_t target, Weight weight) {
   while (last - first > 1) {
@@ -94,10 +94,9 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
   CHECK(logits.size() == seen_.size(), "logits {} vocabulary {}", logits.size(), seen_.size());
-  const size_t n_back =
-      options_.repeat_penalty == 1
-          ? 0
-          : std::min(history.size(), static_cast<size_t>(options_.repeat_last_n));
+  const size_t n_back = options_.repeat_penalty == 1
+                            ? 0
+                            : std::min(history.size(), static_cast<size_t>(options_.repeat_last_n));
   const auto recent = history.last(n_back);
   struct Marks {  // taken back even when bad logits throw
     Sampler& sampler;
@@ -142,11 +141,13 @@ Sampler::Candidate Sampler::collect(std::span<const float> logits) {
     if (logit > best.logit) best = candidates_.back();
   }
   if (n_nan > 0) {
-    fail("logits: expected numbers, found NaN for {} of {} tokens (first: token {}); the checkpoint "
-         "is broken or its activations overflow",
-         n_nan, logits.size(), first_nan);
+    fail(
+        "logits: expected numbers, found NaN for {} of {} tokens (first: token {}); the checkpoint "
+        "is broken or its activations overflow",
+        n_nan, logits.size(), first_nan);
   }
-  if (best.id < 0) fail("logits: expected a finite one, found minus infinity in all {}", logits.size());
+  if (best.id < 0)
+    fail("logits: expected a finite one, found minus infinity in all {}", logits.size());
   return best;
 }
 

@@ -17,7 +17,8 @@ class Sampler {
   // Throws Error(kUsage) for an option out of range.
   Sampler(const SamplingOptions& options, int64_t vocab_size);
 
-  // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any is.
+  // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
+  // is.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:

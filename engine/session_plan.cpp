@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/queue.h"
+#include "cpu/select.h"
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/rope.h"
@@ -23,8 +24,8 @@ void check_ranges(const SessionOptions& o) {
   require(o.chunk_size >= 1 && o.chunk_size <= 128, "--chunk-size", "1 to 128 tokens", o.chunk_size);
   require(o.budget == kBudgetAll || o.budget >= o.chunk_size, "--budget",
           "'all' or at least one chunk of tokens", o.budget);
-  require(o.prefill_budget >= o.chunk_size, "--prefill-budget", "at least one chunk of tokens",
-          o.prefill_budget);
+  require(o.prefill_budget == kBudgetAll || o.prefill_budget >= o.chunk_size, "--prefill-budget",
+          "'all' or at least one chunk of tokens", o.prefill_budget);
   require(o.sinks >= 0, "--sinks", "0 or more tokens", o.sinks);
   require(o.recent >= 1, "--recent", "1 or more tokens", o.recent);
   require(o.outliers >= 0, "--outliers", "0 or more chunks", o.outliers);
@@ -74,6 +75,20 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
   return dense <= kDensePrefillRatio * linear ? PrefillMode::kDense : PrefillMode::kSelect;
 }
 
+// The scoring of prefill keeps its lists in a worker's scratch memory.
+void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
+  if (plan.options.prefill != PrefillMode::kSelect) return;
+  const int64_t most =
+      cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) * r.options.chunk_size;
+  const int64_t wanted =
+      std::min(r.options.prefill_budget == kBudgetAll ? r.n_prompt : r.options.prefill_budget,
+               r.n_prompt);
+  if (wanted > most) {
+    fail(ErrorKind::kUsage, "--prefill-budget: expected at most {} tokens here, found {}; "
+         "--prefill dense sees everything", most, wanted);
+  }
+}
+
 void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   SessionOptions& o = plan.options;
   const int64_t width = r.config.kv_width();
@@ -108,25 +123,6 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
        plan.context, gib(need), tier, gib(limit), help, r.n_prompt);
 }
 
-void check_limits(const PlanRequest& r, const SessionPlan& plan) {
-  const MemoryReport& m = plan.memory;
-  if (r.options.device_memory > 0 && m.device.total() > r.options.device_memory) {
-    does_not_fit(r, plan, "device", "--device-memory", m.device.total(), r.options.device_memory);
-  }
-  if (r.options.host_memory > 0 && m.host.total() > r.options.host_memory) {
-    does_not_fit(r, plan, "host", "--host-memory", m.host.total(), r.options.host_memory);
-  }
-  // What this process holds already (weights, prompt) is not to be found again.
-  const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
-  if (m.total() > available) {
-    fail(ErrorKind::kDoesNotFit,
-         "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
-         "the prompt has {} tokens){}",
-         plan.context, gib(m.total()), gib(available), r.n_prompt,
-         plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
-  }
-}
-
 }  // namespace
 
 KvShape kv_shape(const ModelConfig& c) {
@@ -149,7 +145,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.capacity = plan.context;
   s.prompt = plan.n_prompt;
   s.budget = o.budget == kBudgetAll ? plan.context : o.budget;
-  s.prefill_budget = o.prefill_budget;
+  s.prefill_budget = o.prefill_budget == kBudgetAll ? plan.n_prompt : o.prefill_budget;
   s.chunk_tokens = static_cast<int32_t>(o.chunk_size);
   s.sinks = (o.sinks + o.chunk_size - 1) / o.chunk_size * o.chunk_size;
   s.recent = o.recent;
@@ -176,9 +172,29 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
                          static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, plan.context));
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
-  m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - r.weight_bytes) +
+  const int64_t resident_weights = r.weights_resident ? r.weight_bytes : 0;
+  m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
               r.n_threads * static_cast<int64_t>(cpu::kScratchBytes);
   return m;
+}
+
+void check_limits(const PlanRequest& r, const SessionPlan& plan) {
+  const MemoryReport& m = plan.memory;
+  if (r.options.device_memory > 0 && m.device.total() > r.options.device_memory) {
+    does_not_fit(r, plan, "device", "--device-memory", m.device.total(), r.options.device_memory);
+  }
+  if (r.options.host_memory > 0 && m.host.total() > r.options.host_memory) {
+    does_not_fit(r, plan, "host", "--host-memory", m.host.total(), r.options.host_memory);
+  }
+  // What this process holds already (weights, prompt) is not to be found again.
+  const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
+  if (m.total() > available) {
+    fail(ErrorKind::kDoesNotFit,
+         "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
+         "the prompt has {} tokens){}",
+         plan.context, gib(m.total()), gib(available), r.n_prompt,
+         plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
+  }
 }
 
 SessionPlan make_plan(const PlanRequest& r) {
@@ -194,13 +210,13 @@ SessionPlan make_plan(const PlanRequest& r) {
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);
+  check_prefill_budget(r, plan);
   resolve_keys(r, plan);
   if (plan.options.audit > 0 && plan.options.attention == AttentionMode::kDense) {
     plan.notes.push_back("--audit measures selection; --attention dense selects nothing.");
     plan.options.audit = 0;
   }
   plan.memory = count_memory(r, plan);
-  check_limits(r, plan);
   return plan;
 }
 

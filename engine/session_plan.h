@@ -18,7 +18,8 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config);
 
 struct PlanRequest {
   const ModelConfig& config;
-  int64_t weight_bytes = 0;
+  int64_t weight_bytes = 0;        // as bf16
+  bool weights_resident = true;    // they are part of what this process holds already
   SessionOptions options;
   int64_t n_prompt = 0;
   int64_t n_new = 0;        // -1: as many as the context holds
@@ -29,8 +30,11 @@ struct PlanRequest {
 // Bytes of one plan. The process itself is taken from what it holds right now, without the weights.
 MemoryReport count_memory(const PlanRequest& request, const SessionPlan& plan);
 
-// Throws Error(kUsage) for options that contradict each other or the model, Error(kDoesNotFit) when a
-// limit is exceeded; the message names the flag that would help.
+// Throws Error(kUsage) for options that contradict each other or the model. Checks no limit.
 SessionPlan make_plan(const PlanRequest& request);
+
+// Throws Error(kDoesNotFit) when the plan exceeds --device-memory, --host-memory or what the machine
+// has left; the message names the flag that would help.
+void check_limits(const PlanRequest& request, const SessionPlan& plan);
 
 }  // namespace tiercel

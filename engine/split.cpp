@@ -14,7 +14,8 @@ namespace {
 
 constexpr size_t kJitStackMin = 32 << 10;
 constexpr size_t kJitStackMax = 8 << 20;
-constexpr uint32_t kHeapLimitKiB = 1 << 20;  // of the interpreter, when the JIT's stack is too small
+constexpr uint32_t kHeapLimitKiB = 1
+                                   << 20;  // of the interpreter, when the JIT's stack is too small
 // Backtracking allowed: this many steps, and this many more per byte of text.
 constexpr uint64_t kMatchLimit = 10'000'000;
 constexpr uint64_t kMatchLimitPerByte = 16;
@@ -31,8 +32,8 @@ PCRE2_SPTR units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(te
 
 bool is_white_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 struct Splitter::Code {
@@ -67,10 +68,9 @@ Splitter::Splitter(const SplitRule& rule, const std::string& where)
       behavior_(rule.behavior),
       invert_(rule.invert),
       where_(where) {
-  const std::string pattern =
-      rule.literal ? rule.pattern : translate_pattern(rule.pattern, where);
-  const uint32_t options = PCRE2_UTF | (rule.literal ? uint32_t{PCRE2_LITERAL}
-                                                     : PCRE2_UCP | PCRE2_MULTILINE);
+  const std::string pattern = rule.literal ? rule.pattern : translate_pattern(rule.pattern, where);
+  const uint32_t options =
+      PCRE2_UTF | (rule.literal ? uint32_t{PCRE2_LITERAL} : PCRE2_UCP | PCRE2_MULTILINE);
   pcre2_compile_context* context = pcre2_compile_context_create(nullptr);
   if (context == nullptr) fail("{}: out of memory for PCRE2", where);
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);
@@ -79,8 +79,9 @@ Splitter::Splitter(const SplitRule& rule, const std::string& where)
   code_->code = pcre2_compile(units(pattern), pattern.size(), options, &error, &offset, context);
   pcre2_compile_context_free(context);
   if (code_->code == nullptr) {
-    fail("{}: expected a regular expression, found `{}`, which PCRE2 refuses: {} (near `{}`)", where,
-         rule.pattern, pcre2_message(error), pattern.substr(std::min(offset, pattern.size()), 20));
+    fail("{}: expected a regular expression, found `{}`, which PCRE2 refuses: {} (near `{}`)",
+         where, rule.pattern, pcre2_message(error),
+         pattern.substr(std::min(offset, pattern.size()), 20));
   }
   // Without JIT (not built in, or a hardened kernel) the interpreter gives the same splits, slower.
   code_->jit = pcre2_jit_compile(code_->code, PCRE2_JIT_COMPLETE) == 0;

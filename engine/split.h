@@ -1,10 +1,11 @@
-// Cutting a text into the pieces that byte-pair encoding may not merge across (the "pre-tokenizer").
+// Cutting a text into the pieces that byte-pair encoding may not merge across (the
+// "pre-tokenizer").
 //
 // tokenizer.json holds regular expressions written for Oniguruma; they are run by PCRE2's JIT. The
 // two agree once a pattern has been translated: translate_pattern states what of the language is
-// accepted and refuses the rest by name, so that a pattern is either split identically or not at all.
-// PCRE2 of Debian 12 knows Unicode 14, Hugging Face tokenizers Unicode 16: the translation adds
-// the characters that are new since.
+// accepted and refuses the rest by name, so that a pattern is either split identically or not at
+// all. PCRE2 of Debian 12 knows Unicode 14, Hugging Face tokenizers Unicode 16: the translation
+// adds the characters that are new since.
 #pragma once
 
 #include <cstdint>
@@ -16,19 +17,13 @@
 namespace tiercel {
 
 // What happens to the text that a pattern matches; names and meaning of Hugging Face tokenizers.
-enum class SplitBehavior {
-  kRemoved,
-  kIsolated,
-  kMergedWithPrevious,
-  kMergedWithNext,
-  kContiguous
-};
+enum class SplitBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
 struct SplitRule {
-  std::string pattern;                // in Oniguruma's syntax
-  bool literal = false;               // `pattern` is text to find, not an expression
+  std::string pattern;   // in Oniguruma's syntax
+  bool literal = false;  // `pattern` is text to find, not an expression
   SplitBehavior behavior = SplitBehavior::kIsolated;
-  bool invert = false;                // the pattern describes the pieces, not the separators
+  bool invert = false;  // the pattern describes the pieces, not the separators
 };
 
 // GPT-2's expression, which a ByteLevel pre-tokenizer with use_regex applies.

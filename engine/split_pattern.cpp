@@ -1,10 +1,10 @@
 // translate_pattern: from Oniguruma's syntax to PCRE2's.
 //
-// Accepted: literal characters; escapes of punctuation and \r \n \t \f \v \a \e \xHH \x{H..} \uHHHH;
-// \s \S \d \D \w \W; \p{..} \P{..} \p{^..} with a general category or Han, Hiragana, Katakana, Hangul;
-// classes without nesting or &&; groups ( (?: (?i: (?-i: (?= (?! (?<= (?<! (?>; | ^ $ . and
-// quantifiers ? * + {n} {n,} {n,m} {,m}, lazy or (except braces) possessive.
-// Where the two dialects differ, the emitted form spells the meaning out:
+// Accepted: literal characters; escapes of punctuation and \r \n \t \f \v \a \e \xHH \x{H..}
+// \uHHHH; \s \S \d \D \w \W; \p{..} \P{..} \p{^..} with a general category or Han, Hiragana,
+// Katakana, Hangul; classes without nesting or &&; groups ( (?: (?i: (?-i: (?= (?! (?<= (?<! (?>; |
+// ^ $ . and quantifiers ? * + {n} {n,} {n,m} {,m}, lazy or (except braces) possessive. Where the
+// two dialects differ, the emitted form spells the meaning out:
 //   \s      White_Space; PCRE2's also has U+180E
 //   \v      one vertical tab; in PCRE2 a class
 //   \p{Han} the script; in PCRE2 10.40+ the script extensions
@@ -23,7 +23,8 @@ namespace tiercel {
 namespace {
 
 constexpr std::string_view kSupported =
-    "supported: literals, escapes of punctuation, \\r \\n \\t \\f \\v \\a \\e \\xHH \\x{H} \\uHHHH, "
+    "supported: literals, escapes of punctuation, \\r \\n \\t \\f \\v \\a \\e \\xHH \\x{H} "
+    "\\uHHHH, "
     "\\s \\S \\d \\D \\w \\W, \\p{category} \\p{Han|Hiragana|Katakana|Hangul}, classes without "
     "nesting, groups (?: (?i: (?= (?! (?<= (?<! (?>, alternation, quantifiers";
 
@@ -35,8 +36,9 @@ std::string added_items(std::string_view prefix) {
   std::string items;
   for (const CategoryRange& range : kNewCharacters) {
     if (!std::string_view(range.category).starts_with(prefix)) continue;
-    items += range.first == range.last ? fmt::format("\\x{{{:x}}}", range.first)
-                                       : fmt::format("\\x{{{:x}}}-\\x{{{:x}}}", range.first, range.last);
+    items += range.first == range.last
+                 ? fmt::format("\\x{{{:x}}}", range.first)
+                 : fmt::format("\\x{{{:x}}}-\\x{{{:x}}}", range.first, range.last);
   }
   return items;
 }
@@ -44,13 +46,15 @@ std::string added_items(std::string_view prefix) {
 // Items of a class equivalent to \p{name}; empty if the name is not supported.
 std::string property_items(std::string_view name) {
   constexpr std::array<std::string_view, 34> kCategories = {
-      "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl",
-      "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk",
-      "So", "Z",  "Zs", "Zl", "Zp", "Cc", "Cf", "Co"};
+      "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N", "Nd",
+      "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm",
+      "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "Cc", "Cf", "Co"};
   if (name.empty()) return {};
   if (std::find(kCategories.begin(), kCategories.end(), name) != kCategories.end()) {
     // ASCII spelled out first goes to the bitmap of the class: most text never asks the properties.
-    const std::string_view ascii = name == "L" ? "A-Za-z" : name == "N" || name == "Nd" ? "0-9" : "";
+    const std::string_view ascii = name == "L"                   ? "A-Za-z"
+                                   : name == "N" || name == "Nd" ? "0-9"
+                                                                 : "";
     return fmt::format("{}\\p{{{}}}{}", ascii, name, added_items(name));
   }
   if (name == "Han") return R"(\p{sc:Han}\x{2b739}\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})";
@@ -99,8 +103,8 @@ class Translator {
 
  private:
   [[noreturn]] void refuse(std::string_view what, size_t offset) const {
-    fail("{}: expected a supported regular expression, found {} at byte {} of `{}`; {}", where_, what,
-         offset, pattern_, kSupported);
+    fail("{}: expected a supported regular expression, found {} at byte {} of `{}`; {}", where_,
+         what, offset, pattern_, kSupported);
   }
   void copy(size_t n) {
     output_ += pattern_.substr(at_, n);
@@ -153,7 +157,8 @@ class Translator {
     }
     output_ += fmt::format("{{{}{}{}}}", low.empty() ? "0" : low, comma ? "," : "", high);
     at_ = i + 1;
-    // In Oniguruma {n,m}+ repeats the repetition; in PCRE2 it is possessive. And {n}? is "n or none".
+    // In Oniguruma {n,m}+ repeats the repetition; in PCRE2 it is possessive. And {n}? is "n or
+    // none".
     if (follows("+") || (follows("?") && !comma)) refuse("a quantifier after {...}", at_);
   }
 
@@ -234,7 +239,8 @@ class Translator {
     const char c = pattern_[offset + 1];
     at_ += 2;
     switch (c) {
-      case 'p': case 'P': return property(in_class, offset);
+      case 'p':
+      case 'P': return property(in_class, offset);
       case 's': return emit_items(std::string(kSpaceItems), false, in_class, offset);
       case 'S':
         if (in_class) {
@@ -242,11 +248,16 @@ class Translator {
           return;
         }
         return emit_items(std::string(kSpaceItems), true, false, offset);
-      case 'd': case 'D': return emit_items(property_items("Nd"), c == 'D', in_class, offset);
-      case 'w': case 'W': return emit_items(word_items(), c == 'W', in_class, offset);
-      case 'r': case 'n': case 't': case 'f': case 'a': case 'e':
-        output_ += {'\\', c};
-        return;
+      case 'd':
+      case 'D': return emit_items(property_items("Nd"), c == 'D', in_class, offset);
+      case 'w':
+      case 'W': return emit_items(word_items(), c == 'W', in_class, offset);
+      case 'r':
+      case 'n':
+      case 't':
+      case 'f':
+      case 'a':
+      case 'e': output_ += {'\\', c}; return;
       case 'v': output_ += "\\x{b}"; return;
       case 'x':
         if (follows("{")) return hexadecimal(offset, at_ + 1, 1, 6, true);

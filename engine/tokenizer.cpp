@@ -22,7 +22,8 @@ namespace tiercel {
 namespace {
 
 // GPT-2's spelling of bytes as characters that are visible and no white space: printable Latin-1
-// stands for itself, the other 68 bytes are U+0100 onwards in order (Radford et al. 2019, encoder.py).
+// stands for itself, the other 68 bytes are U+0100 onwards in order (Radford et al. 2019,
+// encoder.py).
 struct ByteAlphabet {
   std::array<char32_t, 256> to_character;
   std::array<int, 0x144> to_byte;  // -1: not in the alphabet
@@ -58,7 +59,8 @@ std::string bytes_of(const std::string& token) {
 }
 
 bool is_ascii(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 128; });
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return static_cast<uint8_t>(c) < 128; });
 }
 
 // What one encode call works with. Pieces memoised in one call are known to the next.
@@ -99,7 +101,8 @@ struct Tokenizer::Impl {
   void encode_pieces(std::string_view text, size_t n_splits_done, Workspace* work,
                      std::vector<int32_t>* ids) const;
 
-  // Idle workspaces. A call takes one (or makes one) and gives it back, so that threads never share.
+  // Idle workspaces. A call takes one (or makes one) and gives it back, so that threads never
+  // share.
   std::unique_ptr<Workspace> take_workspace() const {
     const std::lock_guard lock(mutex);
     if (idle.empty()) return std::make_unique<Workspace>();
@@ -117,8 +120,8 @@ struct Tokenizer::Impl {
 
 namespace {
 
-// Added tokens that are looked for in the raw text or in the normalised text; special ones first, as
-// among equal contents the first counts.
+// Added tokens that are looked for in the raw text or in the normalised text; special ones first,
+// as among equal contents the first counts.
 AddedTokenMatcher matcher_of(const TokenizerSpec& spec, bool normalized) {
   std::vector<AddedToken> chosen;
   for (const bool special : {true, false}) {

@@ -1,10 +1,11 @@
 // Text to token ids and back: byte-level BPE as published in a Hugging Face tokenizer.json.
 //
-// It promises the ids of Hugging Face tokenizers 0.23, which the tests compare on many megabytes for
-// the splits of GPT-2, Llama 3 and Qwen 2. Supported: model BPE (byte-level, ignore_merges); added
-// tokens with all their flags; normalizer NFC; pre-tokenizers ByteLevel, Split, Digits, Sequence;
-// post-processors TemplateProcessing (one sequence), ByteLevel, Sequence; decoder ByteLevel.
-// Anything else is an Error that says so. `truncation` and `padding` in the file are ignored.
+// It promises the ids of Hugging Face tokenizers 0.23, which the tests compare on many megabytes
+// for the splits of GPT-2, Llama 3 and Qwen 2. Supported: model BPE (byte-level, ignore_merges);
+// added tokens with all their flags; normalizer NFC; pre-tokenizers ByteLevel, Split, Digits,
+// Sequence; post-processors TemplateProcessing (one sequence), ByteLevel, Sequence; decoder
+// ByteLevel. Anything else is an Error that says so. `truncation` and `padding` in the file are
+// ignored.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,8 @@ class Tokenizer {
 
   // Number of ids: they are 0 .. vocab_size() - 1, added tokens included.
   int vocab_size() const;
-  // The id of a token in the file's spelling ("Ġthe", "<|im_end|>"); none if there is no such token.
+  // The id of a token in the file's spelling ("Ġthe", "<|im_end|>"); none if there is no such
+  // token.
   std::optional<int32_t> id_of(std::string_view token) const;
   // A token in the file's spelling. Throws Error for an id outside the vocabulary.
   std::string_view token(int32_t id) const;

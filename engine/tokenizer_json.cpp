@@ -103,8 +103,9 @@ class Reader {
     read_normalizer(root_["normalizer"], 0);
     read_pre_tokenizer(root_["pre_tokenizer"], 0);
     if (!seen_byte_level_) {
-      root_["pre_tokenizer"].refuse("a pre-tokenizer that ends with ByteLevel (this engine reads "
-                                    "byte-level BPE only)");
+      root_["pre_tokenizer"].refuse(
+          "a pre-tokenizer that ends with ByteLevel (this engine reads "
+          "byte-level BPE only)");
     }
     read_decoder(root_["decoder"], 0);
     if (!root_["post_processor"].is_null()) read_post_processor(root_["post_processor"], 0);
@@ -141,8 +142,8 @@ class Reader {
   void add_token(const std::string& content, int32_t id, const Node& where) {
     const auto [place, inserted] = ids_.emplace(content, id);
     if (!inserted && place->second != id) {
-      where.refuse(fmt::format("id {} for \"{}\", which has it in the vocabulary", place->second,
-                               content));
+      where.refuse(
+          fmt::format("id {} for \"{}\", which has it in the vocabulary", place->second, content));
     }
     if (!inserted) return;
     const auto [owner, is_new] = contents_.emplace(id, content);
@@ -368,6 +369,8 @@ TokenizerSpec parse_tokenizer_json(std::string_view json, const std::string& nam
     document = Json::parse(json);
   } catch (const Json::parse_error& error) {
     fail("{}: expected JSON, found an error at byte {}: {}", name, error.byte, error.what());
+  } catch (const Json::exception& error) {  // a number beyond any type
+    fail("{}: expected JSON, found: {}", name, error.what());
   }
   const Node root(document, name, "$");
   if (!document.is_object()) root.refuse("an object");

@@ -1,5 +1,5 @@
-// Hugging Face's tokenizer.json, read into plain values. All knowledge of the file's layout is here;
-// what is not supported is refused with the JSON path and the list of what is.
+// Hugging Face's tokenizer.json, read into plain values. All knowledge of the file's layout is
+// here; what is not supported is refused with the JSON path and the list of what is.
 #pragma once
 
 #include <cstdint>

@@ -18,6 +18,17 @@ constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; 
 
 }  // namespace
 
+int64_t parameter_count(const ModelConfig& c) {
+  int64_t layer = 2 * c.hidden;  // norms
+  layer += (2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate) * c.hidden;
+  if (c.qkv_bias) layer += c.q_width() + 2 * c.kv_width();
+  if (c.o_bias) layer += c.hidden;
+  if (c.qk_norm) layer += 2 * c.head_dim;
+  if (c.mlp_bias) layer += 2 * c.intermediate + c.hidden;
+  const int64_t embeddings = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden;
+  return c.n_layers * layer + embeddings + c.hidden;
+}
+
 struct WeightStore::Wanted {
   const bf16** target;
   const TensorInfo* tensor;
@@ -33,6 +44,8 @@ std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
   std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
   store->checkpoint_->will_need();
   store->collect(config);
+  CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
+        store->n_parameters_, parameter_count(config));
   store->place();
   if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
   store->wanted_.clear();

@@ -35,6 +35,9 @@ struct Weights {
   std::vector<LayerWeights> layers;
 };
 
+// Parameters that a model of this configuration has; tied embeddings count once.
+int64_t parameter_count(const ModelConfig& config);
+
 // Owns what Weights points into.
 class WeightStore {
  public:

@@ -7,8 +7,8 @@
 namespace tiercel {
 namespace {
 
-// Slots: A agents, T thing, K task, P place, S state, E effect, W time, M manner, N first name, O town,
-// R reason, Q quantity (all in lower case but names), V a thing of another topic.
+// Slots: A agents, T thing, K task, P place, S state, E effect, W time, M manner, N first name, O
+// town, R reason, Q quantity (all in lower case but names), V a thing of another topic.
 constexpr std::string_view kSentences[] = {
     "<A> <M> <K> <W>.",
     "<W>, <A> <M> <K> <P>.",
@@ -79,17 +79,31 @@ constexpr std::string_view kListItems[] = {
 };
 
 constexpr const char* kTimes =
-    "in early spring|after the first frost|before sunrise|twice a week|during the night shift|on market days|once the guests have left|at the end of the month|in a dry summer|on quiet afternoons|before the holidays|a little later than planned|when nobody is watching|during the long winter|right after lunch|on the last day of the week|every other morning|in the late autumn|whenever time allows|shortly before closing time";
+    "in early spring|after the first frost|before sunrise|twice a week|during the night shift|on "
+    "market days|once the guests have left|at the end of the month|in a dry summer|on quiet "
+    "afternoons|before the holidays|a little later than planned|when nobody is watching|during the "
+    "long winter|right after lunch|on the last day of the week|every other morning|in the late "
+    "autumn|whenever time allows|shortly before closing time";
 constexpr const char* kManners =
-    "usually|rarely|carefully|often|always|seldom|quietly|sometimes|gladly|regularly|reluctantly|quickly|almost never|together|patiently|by habit";
+    "usually|rarely|carefully|often|always|seldom|quietly|sometimes|gladly|regularly|reluctantly|"
+    "quickly|almost never|together|patiently|by habit";
 constexpr const char* kNames =
-    "Marta|Jonas|Aylin|Pedro|Ingrid|Kofi|Lena|Tomas|Yuki|Amara|Henrik|Salma|Viktor|Nadia|Oskar|Priya|Emil|Rosa|Bashir|Clara|Dmitri|Eun|Farah|Goran|Hana|Ivo|Jelena|Karim|Liv|Mateo|Noor|Olga|Paolo|Quentin|Ruth|Stefan|Tuva|Uma|Wanda|Zoltan";
+    "Marta|Jonas|Aylin|Pedro|Ingrid|Kofi|Lena|Tomas|Yuki|Amara|Henrik|Salma|Viktor|Nadia|Oskar|"
+    "Priya|Emil|Rosa|Bashir|Clara|Dmitri|Eun|Farah|Goran|Hana|Ivo|Jelena|Karim|Liv|Mateo|Noor|Olga|"
+    "Paolo|Quentin|Ruth|Stefan|Tuva|Uma|Wanda|Zoltan";
 constexpr const char* kTowns =
-    "Arnholm|Bellavista|Corran|Dunmere|Eastwick|Fallow Bridge|Grenville|Hallsund|Ilmenau|Jarrow Point|Kestrel Bay|Lindau|Marrow Hill|Norrby|Oldport|Pinecrest|Quarry Bank|Rosendal|Stillwater|Tarn End|Upper Leigh|Vallmora|Westerby|Yarrow Cross";
+    "Arnholm|Bellavista|Corran|Dunmere|Eastwick|Fallow Bridge|Grenville|Hallsund|Ilmenau|Jarrow "
+    "Point|Kestrel Bay|Lindau|Marrow Hill|Norrby|Oldport|Pinecrest|Quarry "
+    "Bank|Rosendal|Stillwater|Tarn End|Upper Leigh|Vallmora|Westerby|Yarrow Cross";
 constexpr const char* kReasons =
-    "for the sake of the younger ones|because habits are hard to change|to save time later|although it costs more|without being told|as the old rules demand|to keep the costs low|just in case|for reasons of safety|since nothing else has worked|out of pure curiosity|as long as the light lasts|to everybody's surprise|with some luck|for a whole season|against all advice";
+    "for the sake of the younger ones|because habits are hard to change|to save time "
+    "later|although it costs more|without being told|as the old rules demand|to keep the costs "
+    "low|just in case|for reasons of safety|since nothing else has worked|out of pure curiosity|as "
+    "long as the light lasts|to everybody's surprise|with some luck|for a whole season|against all "
+    "advice";
 constexpr const char* kQuantities =
-    "two|three|four|five|six|seven|eight|nine|ten|eleven|12|14|15|18|20|24|25|30|36|40|45|48|50|60|75|80|90|a dozen|a few|several|many|countless";
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|12|14|15|18|20|24|25|30|36|40|45|48|50|60|"
+    "75|80|90|a dozen|a few|several|many|countless";
 
 std::vector<std::string_view> split(std::string_view list) {
   std::vector<std::string_view> words;

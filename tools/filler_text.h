@@ -1,8 +1,8 @@
 // Endless, varied, harmless prose: the hay of a haystack.
 //
-// A template grammar over some twenty topics writes headings, paragraphs and lists. Deterministic: the
-// same seed gives the same text on every machine. Promises that nothing looks like a planted fact: no
-// colon, no run of three digits, none of a fact's words.
+// A template grammar over some twenty topics writes headings, paragraphs and lists. Deterministic:
+// the same seed gives the same text on every machine. Promises that nothing looks like a planted
+// fact: no colon, no run of three digits, none of a fact's words.
 #pragma once
 
 #include <cstdint>

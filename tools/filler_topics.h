@@ -1,7 +1,7 @@
 // The vocabulary of the filler text: what is talked about. Lists are separated by '|'.
 //
-// Rules: no colon, no digit and none of the words of a planted fact (key, code, magic, number), so that
-// nothing in the filler can pass for one.
+// Rules: no colon, no digit and none of the words of a planted fact (key, code, magic, number), so
+// that nothing in the filler can pass for one.
 #pragma once
 
 namespace tiercel {

@@ -75,8 +75,8 @@ double parse_number(std::string_view text, double low, double high) {
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   if (error != std::errc() || stop != end || !(value >= low && value <= high)) {
-    const std::string range = std::isinf(high) ? fmt::format("from {} up", low)
-                                               : fmt::format("from {} to {}", low, high);
+    const std::string range =
+        std::isinf(high) ? fmt::format("from {} up", low) : fmt::format("from {} to {}", low, high);
     fail(ErrorKind::kUsage, "expected a number {}, found '{}'", range, printable(text, 40));
   }
   return value;
@@ -88,8 +88,12 @@ int64_t parse_size(std::string_view text) {
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   std::string_view unit(stop, static_cast<size_t>(end - stop));
   while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
-  constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"", 1}, {"B", 1}, {"KiB", 1024}, {"MiB", 1048576}, {"GiB", 1073741824}, {"TiB", 1099511627776}};
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
+                                                            {"B", 1},
+                                                            {"KiB", 1024},
+                                                            {"MiB", 1048576},
+                                                            {"GiB", 1073741824},
+                                                            {"TiB", 1099511627776}};
   const auto found = std::find_if(std::begin(kUnits), std::end(kUnits),
                                   [&](const auto& entry) { return entry.first == unit; });
   const double bytes = found == std::end(kUnits) ? -1 : value * found->second;
@@ -174,8 +178,7 @@ void Flags::number(const char* names, std::optional<double>& target, double low,
 }
 
 void Flags::size(const char* names, int64_t& target, const char* help) {
-  value(names, "SIZE", "", help,
-        [&target](const std::string& text) { target = parse_size(text); });
+  value(names, "SIZE", "", help, [&target](const std::string& text) { target = parse_size(text); });
 }
 
 void Flags::flag(const char* names, bool& target, const char* help) {

@@ -1,13 +1,12 @@
 // Flags of one subcommand: CLI11 underneath, house rules on top.
 //
 // Every flag --some-name has the environment twin TIERCEL_ARG_SOME_NAME; the flag beats the
-// environment, and a variable that is set but empty counts as unset. A bad value is an Error(kUsage)
-// that names the flag (or the variable), what is legal and what was found. Knows nothing of what the
-// flags mean: session_flags.h does.
+// environment, and a variable that is set but empty counts as unset. A bad value is an
+// Error(kUsage) that names the flag (or the variable), what is legal and what was found. Knows
+// nothing of what the flags mean: session_flags.h does.
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -19,8 +18,8 @@
 
 namespace tiercel {
 
-// Values as text. Throw Error(kUsage) "expected ..., found '...'" without the flag's name, which the
-// parser puts in front.
+// Values as text. Throw Error(kUsage) "expected ..., found '...'" without the flag's name, which
+// the parser puts in front.
 int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
 double parse_number(std::string_view text, double low, double high);
 int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
@@ -49,8 +48,8 @@ class Flags {
   void size(const char* names, int64_t& target, const char* help);
   void flag(const char* names, bool& target, const char* help);
   template <typename E>
-  void choice(const char* names, E& target,
-              std::vector<std::pair<const char*, E>> choices, const char* help) {
+  void choice(const char* names, E& target, std::vector<std::pair<const char*, E>> choices,
+              const char* help) {
     std::string legal, current;
     for (const auto& [name, value] : choices) {
       legal += (legal.empty() ? "" : "|") + std::string(name);

@@ -88,15 +88,16 @@ Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokeniz
   result.output.reserve(8 * n_new);
   const Clock::time_point start = Clock::now();
   try {
-    bool done = false;
     {
       ProgressLine line(console);
-      done = session.prefill(request.prompt, [&](const Progress& p) { return line.update(p); });
+      result.prefilled =
+          session.prefill(request.prompt, [&](const Progress& p) { return line.update(p); });
     }
     result.prefill_seconds = seconds_since(start);
-    result.finish_reason = done ? decode(session, sampler, tokenizer, request, start, console, result)
-                                : "interrupted";
-    if (done) result.logits_hash = hash_of(session.logits());
+    result.finish_reason =
+        result.prefilled ? decode(session, sampler, tokenizer, request, start, console, result)
+                         : "interrupted";
+    if (result.prefilled) result.logits_hash = hash_of(session.logits());
   } catch (const Error& error) {
     if (result.prefill_seconds == 0) result.prefill_seconds = seconds_since(start);
     result.finish_reason = error.kind() == ErrorKind::kInterrupted ? "interrupted" : "error";

@@ -27,6 +27,7 @@ struct Generation {
   const char* finish_reason = "error";
   std::string error;
   int output_errno = 0;
+  bool prefilled = false;  // the whole prompt
   double prefill_seconds = 0;
   double decode_seconds = 0;               // of n_steps decode steps with their sampling
   double time_to_first_token_seconds = 0;  // from the start of the prefill
@@ -35,8 +36,8 @@ struct Generation {
   bool interrupted() const;
 };
 
-// Never throws for what happens after the prefill has begun: a run-time Error ends the generation, and
-// what was generated before stays valid.
+// Never throws for what happens after the prefill has begun: a run-time Error ends the generation,
+// and what was generated before stays valid.
 Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
                     GenerationRequest request, const Console& console);
 

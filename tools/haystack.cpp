@@ -19,18 +19,18 @@ constexpr std::string_view kLabels[] = {"magic number",  "pass key",    "secret 
                                         "serial number", "access code", "account number"};
 
 constexpr std::string_view kKeyWords[] = {
-    "amber",   "cobalt",  "falcon",   "lantern", "marble",  "onyx",    "pebble",  "quartz",
-    "raven",   "saffron", "topaz",    "umber",   "velvet",  "willow",  "zephyr",  "badger",
-    "cedar",   "dolphin", "ember",    "fjord",   "garnet",  "heron",   "indigo",  "jasper",
-    "kiwi",    "lotus",   "mango",    "nectar",  "otter",   "panther", "quill",   "ruby",
-    "sable",   "tulip",   "unicorn",  "vortex",  "walrus",  "xenon",   "yonder",  "zinc",
-    "acorn",   "bison",   "crimson",  "drift",   "eagle",   "fern",    "goblin",  "hazel",
-    "iris",    "jade",    "krypton",  "lemur",   "magnet",  "nova",    "opal",    "piston",
-    "raptor",  "scarlet", "tundra",   "violet",  "wizard",  "argon",   "bronze",  "cactus",
-    "dagger",  "fossil",  "gecko",    "hermit",  "ivory",   "jaguar",  "kelp",    "lilac",
-    "meteor",  "neptune", "oyster",   "pepper",  "quokka",  "rocket",  "sphinx",  "tiger",
-    "pluto",   "viking",  "wombat",   "python",  "yeti",    "zebra",   "aurora",  "bamboo",
-    "coral",   "domino",  "emerald",  "ferret",  "granite", "hornet",  "igloo",   "jigsaw"};
+    "amber",  "cobalt",  "falcon",  "lantern", "marble",  "onyx",    "pebble", "quartz",
+    "raven",  "saffron", "topaz",   "umber",   "velvet",  "willow",  "zephyr", "badger",
+    "cedar",  "dolphin", "ember",   "fjord",   "garnet",  "heron",   "indigo", "jasper",
+    "kiwi",   "lotus",   "mango",   "nectar",  "otter",   "panther", "quill",  "ruby",
+    "sable",  "tulip",   "unicorn", "vortex",  "walrus",  "xenon",   "yonder", "zinc",
+    "acorn",  "bison",   "crimson", "drift",   "eagle",   "fern",    "goblin", "hazel",
+    "iris",   "jade",    "krypton", "lemur",   "magnet",  "nova",    "opal",   "piston",
+    "raptor", "scarlet", "tundra",  "violet",  "wizard",  "argon",   "bronze", "cactus",
+    "dagger", "fossil",  "gecko",   "hermit",  "ivory",   "jaguar",  "kelp",   "lilac",
+    "meteor", "neptune", "oyster",  "pepper",  "quokka",  "rocket",  "sphinx", "tiger",
+    "pluto",  "viking",  "wombat",  "python",  "yeti",    "zebra",   "aurora", "bamboo",
+    "coral",  "domino",  "emerald", "ferret",  "granite", "hornet",  "igloo",  "jigsaw"};
 
 // Facts with unique keys and values that do not occur in `text`, which may be null.
 std::vector<Fact> invent_facts(const HaystackRequest& request, RandomBits& random) {
@@ -116,8 +116,8 @@ class Filler {
       begin = end;
     }
     if (n_dropped > 0) {
-      notes.push_back(fmt::format("{} lines of --text look like a planted fact and are left out.",
-                                  n_dropped));
+      notes.push_back(
+          fmt::format("{} lines of --text look like a planted fact and are left out.", n_dropped));
     }
     if (kept.find_first_not_of(" \n\t\r") == std::string::npos) {
       fail(ErrorKind::kUsage, "--text: expected text to use as filler, found none");
@@ -195,9 +195,8 @@ std::string interleave(const std::vector<Block>& blocks, std::vector<Fact>& fact
   size_t next_fact = 0;
   for (size_t i = 0; i <= blocks.size(); ++i) {
     const int64_t half = i < blocks.size() ? blocks[i].n_tokens / 2 : n_filler;
-    while (next_fact < facts.size() &&
-           facts[next_fact].depth * static_cast<double>(n_filler) <=
-               static_cast<double>(filler_before + half)) {
+    while (next_fact < facts.size() && facts[next_fact].depth * static_cast<double>(n_filler) <=
+                                           static_cast<double>(filler_before + half)) {
       Fact& fact = facts[next_fact++];
       fact.tokens_before = request.n_lead + filler_before + fact_tokens;
       fact_tokens += request.count(fact.sentence() + "\n");
@@ -227,7 +226,8 @@ std::string Fact::sentence() const {
   switch (form) {
     case FactForm::kSpecial:
       return fmt::format("One of the special magic numbers for {} is: {}.", key, value);
-    case FactForm::kPassKey: return fmt::format("The pass key of {} is {}. Remember it.", key, value);
+    case FactForm::kPassKey:
+      return fmt::format("The pass key of {} is {}. Remember it.", key, value);
     case FactForm::kLine: return fmt::format("{}: {}", key, value);
     default: return fmt::format("The magic number for {} is {}.", key, value);
   }
@@ -236,9 +236,10 @@ std::string Fact::sentence() const {
 std::string Fact::question() const {
   switch (form) {
     case FactForm::kSpecial:
-      return fmt::format("What is the special magic number for {0}? The special magic number for {0} is",
-                         key);
-    case FactForm::kPassKey: return fmt::format("Question: What is the pass key of {}?\nAnswer:", key);
+      return fmt::format(
+          "What is the special magic number for {0}? The special magic number for {0} is", key);
+    case FactForm::kPassKey:
+      return fmt::format("Question: What is the pass key of {}?\nAnswer:", key);
     case FactForm::kLine: return key + ":";
     default:
       return fmt::format("What is the magic number for {0}? The magic number for {0} is", key);
@@ -269,11 +270,11 @@ Haystack make_haystack(const HaystackRequest& request) {
   int64_t n_fixed = request.n_lead;
   for (const Fact& fact : haystack.facts) n_fixed += request.count(fact.sentence() + "\n");
   if (n_fixed > request.n_tokens) {
-    fail(ErrorKind::kUsage, "--tokens: expected at least the {} tokens of {} facts, found {}", n_fixed,
-         request.n_facts, request.n_tokens);
+    fail(ErrorKind::kUsage, "--tokens: expected at least the {} tokens of {} facts, found {}",
+         n_fixed, request.n_facts, request.n_tokens);
   }
-  // Counting block by block misses what a tokenizer merges across their borders: count all of it and
-  // correct the target until it fits.
+  // Counting block by block misses what a tokenizer merges across their borders: count all of it
+  // and correct the target until it fits.
   int64_t n_filler = request.n_tokens - n_fixed;
   for (int attempt = 0; attempt < 4; ++attempt) {
     const auto blocks = fill(request, n_filler, haystack.notes);

@@ -1,6 +1,7 @@
 // A long prompt with planted facts, and the questions that only a reader of all of it can answer.
 //
-//   filler ... fact 0 ... filler ... fact 1 ... filler ... fact K-1 | question (elsewhere, or --ask)
+//   filler ... fact 0 ... filler ... fact 1 ... filler ... fact K-1 | question (elsewhere, or
+//   --ask)
 //
 // Facts stand on lines of their own at even depths from 0 to 1. Keys and values are unique, and
 // neither they nor anything of a fact's form occurs in the filler. Deterministic from the seed.
@@ -41,9 +42,9 @@ struct HaystackRequest {
 };
 
 struct Haystack {
-  std::string prompt;     // ends with a newline; no question
-  int64_t n_tokens = 0;   // as counted by encoding all of it
-  std::vector<Fact> facts;  // by depth
+  std::string prompt;              // ends with a newline; no question
+  int64_t n_tokens = 0;            // as counted by encoding all of it
+  std::vector<Fact> facts;         // by depth
   std::vector<std::string> notes;  // what the user should know; whole sentences
 };
 

@@ -1,7 +1,6 @@
 // tiercel haystack: writes a prompt with planted facts, and a JSON file with its questions.
-#include <nlohmann/json.hpp>
-
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "engine/base/check.h"
 #include "engine/tokenizer.h"
@@ -28,8 +27,10 @@ constexpr const char* kDetails =
     "           K:\n"
     "  mixed    all of them in turn\n"
     "\n"
-    "The answers file is one JSON object: seed, tokens (of the prompt), form, and facts, by depth, each "
-    "with depth (0 to 1), tokens_before, form, key, value, sentence, question (put it on a new line "
+    "The answers file is one JSON object: seed, tokens (of the prompt), form, and facts, by depth, "
+    "each "
+    "with depth (0 to 1), tokens_before, form, key, value, sentence, question (put it on a new "
+    "line "
     "behind the prompt) and answer (what the continuation should begin with).\n";
 
 // The model that comes with the source: looked for above the working directory and above the
@@ -44,7 +45,8 @@ std::string find_demo_model() {
     }
   }
   fail(ErrorKind::kUsage,
-       "--model: expected the model whose tokenizer counts the tokens, found none (nor the demo model "
+       "--model: expected the model whose tokenizer counts the tokens, found none (nor the demo "
+       "model "
        "nearby); add -m DIR");
 }
 
@@ -77,12 +79,16 @@ int command_haystack(int argc, char** argv) {
   int64_t seed = 0;
   Flags flags("haystack", "Write a long prompt with planted facts, and its questions.", kDetails);
   flags.section("Haystack");
-  flags.integer("--tokens", request.n_tokens, 1, int64_t{1} << 32, "Tokens of the prompt, to 0.5 %");
-  flags.integer("--facts", request.n_facts, 1, 2000, "Facts, at even depths from first to last line");
+  flags.integer("--tokens", request.n_tokens, 1, int64_t{1} << 32,
+                "Tokens of the prompt, to 0.5 %");
+  flags.integer("--facts", request.n_facts, 1, 2000,
+                "Facts, at even depths from first to last line");
   flags.integer("-s,--seed", seed, 0, Flags::kNoLimit, "The same seed gives the same files");
   flags.choice("--form", request.form,
-               {{"magic", FactForm::kMagic}, {"special", FactForm::kSpecial},
-                {"passkey", FactForm::kPassKey}, {"line", FactForm::kLine},
+               {{"magic", FactForm::kMagic},
+                {"special", FactForm::kSpecial},
+                {"passkey", FactForm::kPassKey},
+                {"line", FactForm::kLine},
                 {"mixed", FactForm::kMixed}},
                "Form of the facts");
   flags.text("--text", text_path, "Filler: this file (-: stdin) instead of our own prose");
@@ -98,13 +104,15 @@ int command_haystack(int argc, char** argv) {
     fail(ErrorKind::kUsage, "--ask: expected an index from 0 to {}, found {}", request.n_facts - 1,
          *ask);
   }
-  if (prompt_path.empty()) fail(ErrorKind::kUsage, "--output: expected a file, found none; add -o FILE");
+  if (prompt_path.empty())
+    fail(ErrorKind::kUsage, "--output: expected a file, found none; add -o FILE");
   if (prompt_path == answers_path) {
-    fail(ErrorKind::kUsage, "--output and --answers: expected two files, found {} twice", prompt_path);
+    fail(ErrorKind::kUsage, "--output and --answers: expected two files, found {} twice",
+         prompt_path);
   }
   const OutputFile prompt_file(prompt_path, "--output");
-  const OutputFile answers_file = answers_path.empty() ? OutputFile()
-                                                       : OutputFile(answers_path, "--answers");
+  const OutputFile answers_file =
+      answers_path.empty() ? OutputFile() : OutputFile(answers_path, "--answers");
   request.seed = static_cast<uint64_t>(seed);
   if (text_path) {
     request.text = read_input(*text_path, "--text");

@@ -28,8 +28,9 @@ constexpr Command kCommands[] = {
 };
 
 std::string usage() {
-  std::string text = "tiercel: runs prompts that are larger than the GPU's memory\n\n"
-                     "usage: tiercel COMMAND [FLAGS]\n\ncommands:\n";
+  std::string text =
+      "tiercel: runs prompts that are larger than the GPU's memory\n\n"
+      "usage: tiercel COMMAND [FLAGS]\n\ncommands:\n";
   for (const Command& command : kCommands) {
     text += fmt::format("  {:<12}{}\n", command.name, command.summary);
   }

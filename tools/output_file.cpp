@@ -30,7 +30,8 @@ int write_and_sync(int fd, std::string_view text) {
 
 OutputFile::OutputFile(std::string path, std::string purpose)
     : path_(std::move(path)), purpose_(std::move(purpose)) {
-  if (path_.empty()) fail(ErrorKind::kUsage, "{}: expected the name of a file, found nothing", purpose_);
+  if (path_.empty())
+    fail(ErrorKind::kUsage, "{}: expected the name of a file, found nothing", purpose_);
   struct stat info {};
   if (::stat(path_.c_str(), &info) == 0) {
     if (S_ISDIR(info.st_mode)) refuse("write to", EISDIR);
@@ -45,13 +46,15 @@ OutputFile::OutputFile(std::string path, std::string purpose)
   const auto parent = std::filesystem::path(path_).parent_path();
   const std::string directory = parent.empty() ? "." : parent.string();
   if (::stat(directory.c_str(), &info) != 0) {
-    fail("{}: cannot create {}: directory {}: {}", purpose_, path_, directory, std::strerror(errno));
+    fail("{}: cannot create {}: directory {}: {}", purpose_, path_, directory,
+         std::strerror(errno));
   }
   if (!S_ISDIR(info.st_mode)) {
     fail("{}: cannot create {}: {} is not a directory", purpose_, path_, directory);
   }
   if (::access(directory.c_str(), W_OK | X_OK) != 0) {
-    fail("{}: cannot create {}: directory {}: {}", purpose_, path_, directory, std::strerror(errno));
+    fail("{}: cannot create {}: directory {}: {}", purpose_, path_, directory,
+         std::strerror(errno));
   }
 }
 
@@ -64,7 +67,8 @@ void OutputFile::write_directly(std::string_view text) const {
   if (fd < 0) refuse("open", errno);
   const int write_error = write_and_sync(fd, text);
   const int close_error = ::close(fd) == 0 ? 0 : errno;
-  if (write_error != 0 || close_error != 0) refuse("write", write_error != 0 ? write_error : close_error);
+  if (write_error != 0 || close_error != 0)
+    refuse("write", write_error != 0 ? write_error : close_error);
 }
 
 void OutputFile::write(std::string_view text) const {

@@ -9,12 +9,13 @@ namespace tiercel {
 class OutputFile {
  public:
   OutputFile() = default;  // no file wanted
-  // Checks at once, before hours of work, that the file can be created. `purpose` ("--report") heads
-  // the messages. Throws Error(kRuntime).
+  // Checks at once, before hours of work, that the file can be created. `purpose` ("--report")
+  // heads the messages. Throws Error(kRuntime).
   OutputFile(std::string path, std::string purpose);
 
   bool wanted() const { return !path_.empty(); }
-  // Throws Error(kRuntime) naming the file and the reason; the previous content then is still there.
+  // Throws Error(kRuntime) naming the file and the reason; the previous content then is still
+  // there.
   void write(std::string_view text) const;
 
  private:

@@ -18,8 +18,10 @@ namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
-    "With -c N the text is cut into windows of N tokens that know nothing of each other; each begins "
-    "with the begin-of-text token where the tokenizer adds one. Without it the text is one sequence.\n"
+    "With -c N the text is cut into windows of N tokens that know nothing of each other; each "
+    "begins "
+    "with the begin-of-text token where the tokenizer adds one. Without it the text is one "
+    "sequence.\n"
     "--json prints {tokens, logprobs (natural log; null for the first of a window), perplexity, "
     "standard_error}.\n";
 
@@ -59,7 +61,8 @@ std::vector<std::vector<int32_t>> cut(const std::vector<int32_t>& ids,
   for (size_t i = 0; i < ids.size(); i += body) {
     std::vector<int32_t> one = lead;
     const auto first = ids.begin() + static_cast<std::ptrdiff_t>(i);
-    one.insert(one.end(), first, first + static_cast<std::ptrdiff_t>(std::min(body, ids.size() - i)));
+    one.insert(one.end(), first,
+               first + static_cast<std::ptrdiff_t>(std::min(body, ids.size() - i)));
     if (one.size() >= 2) windows.push_back(std::move(one));
   }
   return windows;
@@ -70,7 +73,8 @@ void score_window(const std::shared_ptr<Model>& model, const SessionPlan& plan,
   const auto session = Session::open(model, plan);
   std::vector<double> logprobs(ids.size() - 1);
   ProgressLine line(console);
-  if (!session->prefill_logprobs(ids, logprobs, [&](const Progress& p) { return line.update(p); })) {
+  if (!session->prefill_logprobs(ids, logprobs,
+                                 [&](const Progress& p) { return line.update(p); })) {
     fail(ErrorKind::kInterrupted, "interrupted");
   }
   score.add(ids, logprobs);

@@ -31,9 +31,9 @@ void draw(const std::string& text) {
 }  // namespace
 
 std::string ProgressLine::describe(const Progress& progress) const {
-  std::string text = fmt::format("{} {:5.1f} %  {} of {} tokens", progress.phase,
-                                 100 * progress.fraction, format_count(progress.tokens_done),
-                                 format_count(progress.tokens_total));
+  std::string text =
+      fmt::format("{} {:5.1f} %  {} of {} tokens", progress.phase, 100 * progress.fraction,
+                  format_count(progress.tokens_done), format_count(progress.tokens_total));
   const double seconds = progress.seconds - window_.front().seconds;
   const double work = progress.fraction - window_.front().fraction;
   if (seconds <= 0 || work <= 0) return text;
@@ -55,8 +55,8 @@ bool ProgressLine::update(const Progress& progress) {
   }
   // Keep one sample older than the window, so that the rate always spans all of it.
   if (progress.seconds - window_.back().seconds >= kRedrawSeconds) {
-    window_.push_back({progress.seconds, progress.fraction,
-                       static_cast<double>(progress.tokens_done)});
+    window_.push_back(
+        {progress.seconds, progress.fraction, static_cast<double>(progress.tokens_done)});
     while (window_.size() > 2 && progress.seconds - window_[1].seconds > kWindowSeconds) {
       window_.pop_front();
     }

@@ -1,8 +1,9 @@
 // Shows how far a phase has come, on stderr.
 //
-// On a terminal one line is redrawn a few times a second; elsewhere a plain line appears every 5 % but
-// not more often than every three seconds, and at least every half minute. Rate and remaining time come
-// from the last ten seconds of work, weighted by FLOPs: attention makes later chunks dearer.
+// On a terminal one line is redrawn a few times a second; elsewhere a plain line appears every 5 %
+// but not more often than every three seconds, and at least every half minute. Rate and remaining
+// time come from the last ten seconds of work, weighted by FLOPs: attention makes later chunks
+// dearer.
 #pragma once
 
 #include <deque>

@@ -16,8 +16,8 @@ namespace tiercel {
 namespace {
 
 std::string unescape(const std::string& text) {
-  constexpr std::pair<char, char> kEscapes[] = {{'n', '\n'}, {'t', '\t'},  {'r', '\r'},
-                                                {'\'', '\''}, {'"', '"'}, {'\\', '\\'}};
+  constexpr std::pair<char, char> kEscapes[] = {{'n', '\n'},  {'t', '\t'}, {'r', '\r'},
+                                                {'\'', '\''}, {'"', '"'},  {'\\', '\\'}};
   std::string result;
   for (size_t i = 0; i < text.size(); ++i) {
     char c = text[i];
@@ -94,9 +94,8 @@ void check_utf8(std::string_view text, const std::string& name, const Console& c
     rest.remove_prefix(length);
     position += static_cast<int64_t>(length);
   }
-  const std::string message =
-      fmt::format("{}: {} byte{} not valid UTF-8 (the first at offset {})", name, n_bad,
-                  n_bad == 1 ? " is" : "s are", first);
+  const std::string message = fmt::format("{}: {} byte{} not valid UTF-8 (the first at offset {})",
+                                          name, n_bad, n_bad == 1 ? " is" : "s are", first);
   if (strict) fail("{}; refused because of --strict", message);
   console.warn("{}; read as U+FFFD", message);
 }

@@ -25,7 +25,9 @@ struct PromptFlags {
 // The bytes of a file or a pipe of any size; "-" is stdin. Throws Error(kRuntime).
 std::string read_input(const std::string& path, const char* flag);
 
-// Says how many bytes of `text` are not UTF-8; each is read as U+FFFD. With strict: Error(kRuntime).
-void check_utf8(std::string_view text, const std::string& name, const Console& console, bool strict);
+// Says how many bytes of `text` are not UTF-8; each is read as U+FFFD. With strict:
+// Error(kRuntime).
+void check_utf8(std::string_view text, const std::string& name, const Console& console,
+                bool strict);
 
 }  // namespace tiercel

@@ -1,10 +1,10 @@
 #include "tools/report.h"
 
-#include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <utility>
 
@@ -43,25 +43,28 @@ Json attention_json(const SessionPlan& plan) {
 
 Json memory_json(const RunReport& report) {
   const MemoryReport& m = report.plan.memory;
-  return {{"device_bytes",
-           {{"weights", m.device.weights},
-            {"keys", m.device.keys},
-            {"landmarks", m.device.landmarks},
-            {"slots", m.device.slots},
-            {"exact", m.device.exact},
-            {"activations", m.device.activations},
-            {"total", m.device.total()}}},
-          {"host_bytes",
-           {{"values", m.host.values}, {"keys", m.host.keys}, {"total", m.host.total()}}},
-          {"process_bytes", m.process},
-          {"planned_bytes", m.total()},
-          {"peak_rss_bytes", report.peak_rss_bytes}};
+  return {
+      {"device_bytes",
+       {{"weights", m.device.weights},
+        {"keys", m.device.keys},
+        {"landmarks", m.device.landmarks},
+        {"slots", m.device.slots},
+        {"exact", m.device.exact},
+        {"activations", m.device.activations},
+        {"total", m.device.total()}}},
+      {"host_bytes", {{"values", m.host.values}, {"keys", m.host.keys}, {"total", m.host.total()}}},
+      {"process_bytes", m.process},
+      {"planned_bytes", m.total()},
+      {"peak_rss_bytes", report.peak_rss_bytes}};
 }
 
 Json sampling_json(const SamplingOptions& o) {
-  return {{"temperature", o.temperature},       {"top_k", o.top_k},
-          {"top_p", o.top_p},                   {"min_p", o.min_p},
-          {"repeat_penalty", o.repeat_penalty}, {"seed", o.seed}};
+  return {{"temperature", o.temperature},
+          {"top_k", o.top_k},
+          {"top_p", o.top_p},
+          {"min_p", o.min_p},
+          {"repeat_penalty", o.repeat_penalty},
+          {"seed", o.seed}};
 }
 
 void row(const Console& console, const char* name, const std::string& device,
@@ -89,8 +92,7 @@ const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknow
 std::string to_json(const RunReport& report) {
   const Generation& g = report.generation;
   const auto n_generated = static_cast<int64_t>(g.output_tokens.size());
-  // An interrupted prefill has no rate: how many tokens it finished is not a meaningful number.
-  const double prefilled = g.logits_hash.empty() ? 0.0 : static_cast<double>(report.prompt_tokens);
+  const auto n_prompt = static_cast<double>(report.prompt_tokens);
   Json json = {
       {"version", version()},
       {"commit", commit()},
@@ -108,7 +110,9 @@ std::string to_json(const RunReport& report) {
       {"decode_seconds", g.decode_seconds},
       {"time_to_first_token_seconds",
        n_generated > 0 ? Json(g.time_to_first_token_seconds) : Json(nullptr)},
-      {"prefill_tokens_per_second", prefilled > 0 ? rate(prefilled, g.prefill_seconds) : Json(nullptr)},
+      // Layer by layer, an interrupted prefill has finished no token: it has no rate.
+      {"prefill_tokens_per_second",
+       g.prefilled ? rate(n_prompt, g.prefill_seconds) : Json(nullptr)},
       {"decode_tokens_per_second", rate(static_cast<double>(g.n_steps), g.decode_seconds)},
       {"logits_hash", g.logits_hash.empty() ? Json(nullptr) : Json(g.logits_hash)},
       {"attention", attention_json(report.plan)},
@@ -119,6 +123,7 @@ std::string to_json(const RunReport& report) {
         {"selected_chunks", report.selection.selected_chunks},
         {"hit_chunks", report.selection.hit_chunks},
         {"hit_rate", report.selection.hit_rate()},
+        {"reuse_rate", 0},  // no step is skipped yet
         {"fetched_bytes", report.selection.fetched_bytes}}},
       {"audit",
        {{"steps", report.audit.steps},
@@ -159,14 +164,15 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
 void print_summary(const RunReport& report, const Console& console) {
   const Generation& g = report.generation;
   const auto n_generated = static_cast<int64_t>(g.output_tokens.size());
-  if (!console.quiet() || ::isatty(STDOUT_FILENO) == 1) console.line("");  // ends the text's last line
+  if (!console.quiet() || ::isatty(STDOUT_FILENO) == 1)
+    console.line("");  // ends the text's last line
   print_timing(console, "load time", report.load_seconds, 0, "");
   print_timing(console, "prompt eval time", g.prefill_seconds,
-               g.logits_hash.empty() ? 0 : report.prompt_tokens, "tokens");
+               g.prefilled ? report.prompt_tokens : 0, "tokens");
   print_timing(console, "eval time", g.decode_seconds, g.n_steps, "runs");
   print_timing(console, "total time",
-               report.load_seconds + report.tokenize_seconds + g.prefill_seconds + g.decode_seconds, 0,
-               "");
+               report.load_seconds + report.tokenize_seconds + g.prefill_seconds + g.decode_seconds,
+               0, "");
   console.info("{:>17}: {} ({} generated)", "finish", g.finish_reason, format_count(n_generated));
   console.info("{:>17}: {} planned, {} peak resident", "memory",
                format_bytes(report.plan.memory.total()), format_bytes(report.peak_rss_bytes));
@@ -183,9 +189,10 @@ void print_summary(const RunReport& report, const Console& console) {
   const std::vector<double>& energy = report.residual_energy;
   if (!energy.empty()) {
     const double mean = std::accumulate(energy.begin(), energy.end(), 0.0) / energy.size();
-    console.info("{:>17}: mean {:.2e}, worst layer {:.2e} (share of the keys' variance that the rank "
-                 "leaves out)",
-                 "residual energy", mean, *std::max_element(energy.begin(), energy.end()));
+    console.info(
+        "{:>17}: mean {:.2e}, worst layer {:.2e} (share of the keys' variance that the rank "
+        "leaves out)",
+        "residual energy", mean, *std::max_element(energy.begin(), energy.end()));
   }
   if (!g.logits_hash.empty()) console.info("{:>17}: {}", "logits hash", g.logits_hash);
 }

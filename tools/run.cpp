@@ -82,7 +82,8 @@ int exit_code(const Generation& generation, const Console& console) {
   if (generation.output_errno != 0) {
     // A reader that went away is no news to the user; a full disk is.
     if (generation.output_errno != EPIPE) {
-      console.error(fmt::format("stdout: cannot write: {}", std::strerror(generation.output_errno)));
+      console.error(
+          fmt::format("stdout: cannot write: {}", std::strerror(generation.output_errno)));
     }
     return static_cast<int>(ErrorKind::kRuntime);
   }
@@ -101,7 +102,8 @@ int command_run(int argc, char** argv) {
   const Console console(flags.quiet);
   flags.model.check();
   // Everything that can be refused cheaply comes before the weights.
-  const OutputFile report_file = flags.report ? OutputFile(*flags.report, "--report") : OutputFile();
+  const OutputFile report_file =
+      flags.report ? OutputFile(*flags.report, "--report") : OutputFile();
   const ModelConfig config = load_config(flags.model.directory);
   const std::string prompt = flags.prompt.read(console, flags.session.strict);
 
@@ -110,10 +112,10 @@ int command_run(int argc, char** argv) {
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
   auto start = std::chrono::steady_clock::now();
   const Tokenizer tokenizer = Tokenizer::load(flags.model.directory);
-  GenerationRequest request{
-      .prompt = tokenizer.encode(prompt, {.add_special = !flags.no_bos, .parse_special = flags.special}),
-      .eos_token_ids = config.eos_token_ids,
-      .ignore_eos = flags.ignore_eos};
+  GenerationRequest request{.prompt = tokenizer.encode(prompt, {.add_special = !flags.no_bos,
+                                                                .parse_special = flags.special}),
+                            .eos_token_ids = config.eos_token_ids,
+                            .ignore_eos = flags.ignore_eos};
   report.tokenize_seconds = seconds_since(start);
   report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "the prompt has no tokens");

@@ -62,7 +62,8 @@ void ModelFlags::add_to(Flags& flags) {
 
 void ModelFlags::check() const {
   if (backend_ == Backend::kCuda) {
-    fail(ErrorKind::kUsage, "--backend: this build has no CUDA backend; use cpu or auto");
+    fail(ErrorKind::kUsage,
+         "--backend: expected auto or cpu, found cuda; this build has no CUDA backend");
   }
   if (directory.empty()) {
     fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");
@@ -75,7 +76,8 @@ void add_session_flags(Flags& flags, SessionOptions& options) {
                {{"dense", AttentionMode::kDense}, {"shadow", AttentionMode::kShadow}},
                "Decode: every token, or the chunks that matter");
   flags.choice("--prefill", options.prefill,
-               {{"auto", PrefillMode::kAuto}, {"dense", PrefillMode::kDense},
+               {{"auto", PrefillMode::kAuto},
+                {"dense", PrefillMode::kDense},
                 {"select", PrefillMode::kSelect}},
                "Prompt: dense, or selected chunks; auto: dense where it is affordable");
   add_budget(flags, "--budget", options.budget, "Tokens selected per KV head and decode step");
@@ -86,10 +88,10 @@ void add_session_flags(Flags& flags, SessionOptions& options) {
   flags.integer("--recent", options.recent, 0, kMaxTokens, "Last tokens, always attended exactly");
   flags.integer("--outliers", options.outliers, 0, kMaxTokens,
                 "Chunks per KV head that stay exact");
-  flags.choice("--key-codec", options.key_codec,
-               {{"auto", KeyCodec::kAuto}, {"exact", KeyCodec::kExact},
-                {"lowrank", KeyCodec::kLowRank}},
-               "Keys on the device");
+  flags.choice(
+      "--key-codec", options.key_codec,
+      {{"auto", KeyCodec::kAuto}, {"exact", KeyCodec::kExact}, {"lowrank", KeyCodec::kLowRank}},
+      "Keys on the device");
   flags.number("--slots", options.slots, 0, 1e9, "Selection cache, in budgets");
   flags.integer("--audit", options.audit, 0, kMaxTokens,
                 "Every N steps measure the attention mass that the selection covered; 0: off");
@@ -111,7 +113,8 @@ void SamplingFlags::add_to(Flags& flags) {
   flags.number("--top-p", top_p_, 0, 1, "Keep the most likely up to this probability; 1: off");
   flags.number("--min-p", min_p_, 0, 1, "Drop what is below this share of the best; 0: off");
   flags.integer("-s,--seed", seed_, -1, Flags::kNoLimit, "Seed; -1: random, and printed");
-  flags.number("--repeat-penalty", repeat_penalty_, 0.01, 1000, "Penalty of repeated tokens; 1: off");
+  flags.number("--repeat-penalty", repeat_penalty_, 0.01, 1000,
+               "Penalty of repeated tokens; 1: off");
   flags.integer("--repeat-last-n", repeat_last_n_, -1, Flags::kNoLimit,
                 "Tokens that the penalty looks back on; -1: all [64]");
 }

@@ -1,4 +1,5 @@
-// The flags that describe a model, a session and sampling, shared by the subcommands that need them.
+// The flags that describe a model, a session and sampling, shared by the subcommands that need
+// them.
 #pragma once
 
 #include <cstdint>

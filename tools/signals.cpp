@@ -23,8 +23,8 @@ void install_signal_handlers() {
   action.sa_handler = on_signal;
   action.sa_flags = 0;  // no SA_RESTART: waiting for stdin must end too
   sigemptyset(&action.sa_mask);
-  // Also where a shell started us with SIGINT ignored, as scripts' background jobs are: a long run must
-  // always be stoppable in a way that keeps its results.
+  // Also where a shell started us with SIGINT ignored, as scripts' background jobs are: a long run
+  // must always be stoppable in a way that keeps its results.
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);

@@ -1,5 +1,6 @@
-// Ctrl-C and SIGTERM. The first one asks: work stops at the next token or progress callback, and what
-// was generated, the timings and the report are still written. The second one ends the process.
+// Ctrl-C and SIGTERM. The first one asks: work stops at the next token or progress callback, and
+// what was generated, the timings and the report are still written. The second one ends the
+// process.
 #pragma once
 
 namespace tiercel {

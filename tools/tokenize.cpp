@@ -117,7 +117,8 @@ int command_tokenize(int argc, char** argv) {
     print_json(ids);
   } else {
     print_lines(ids, tokenizer);
-    console.info("{} tokens, {:.3f} bytes per token", format_count(static_cast<int64_t>(ids.size())),
+    console.info("{} tokens, {:.3f} bytes per token",
+                 format_count(static_cast<int64_t>(ids.size())),
                  static_cast<double>(text.size()) / std::max<size_t>(ids.size(), 1));
   }
   return 0;

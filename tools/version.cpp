@@ -1,11 +1,11 @@
 // tiercel version: what exactly is running here.
-#include <CLI/Version.hpp>
 #include <fmt/format.h>
 #include <hwloc.h>
-#include <nlohmann/json.hpp>
 #include <tbb/version.h>
 #include <xxhash.h>
 
+#include <CLI/Version.hpp>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "cpu/isa.h"
@@ -51,7 +51,8 @@ int command_version(int argc, char** argv) {
   if (argc > 1 && !flags.parse(argc, argv)) return 0;
   const cpu::Topology& machine = cpu::topology();
   std::string text = fmt::format("tiercel {} (commit {})\n", version(), commit());
-  text += fmt::format("build:     {}, {}, C++{}\n", compiler(), build_type(), __cplusplus / 100 % 100);
+  text +=
+      fmt::format("build:     {}, {}, C++{}\n", compiler(), build_type(), __cplusplus / 100 % 100);
   text += "backends:  cpu\n";
   std::string runnable;
   for (const cpu::Isa isa : cpu::runnable_isas()) {
@@ -65,7 +66,8 @@ int command_version(int argc, char** argv) {
   const unsigned hwloc = hwloc_get_api_version();
   const unsigned xxhash = XXH_versionNumber();
   text += fmt::format(
-      "libraries: oneTBB {}, hwloc API {}.{}, xxHash {}.{}.{}, fmt {}.{}.{}, nlohmann-json {}.{}.{}, "
+      "libraries: oneTBB {}, hwloc API {}.{}, xxHash {}.{}.{}, fmt {}.{}.{}, nlohmann-json "
+      "{}.{}.{}, "
       "CLI11 {}\n",
       TBB_runtime_version(), hwloc >> 16, hwloc >> 8 & 0xFF, xxhash / 10000, xxhash / 100 % 100,
       xxhash % 100, FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100,

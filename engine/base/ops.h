@@ -220,7 +220,7 @@ enum class GroupScore : uint8_t { kMax, kMean };  // ShadowKV takes the max, Fre
 // Per KV head the k chunks with the highest score over candidates [first_chunk, end_chunk) that are
 // not excluded: p_h = softmax over the candidates of (q_h . landmark) * scale for each query head h
 // of the group, then max or mean over the group. Ties go to the lower chunk. Fewer candidates than
-// k: all of them. ids ascending.
+// k: all of them. ids ascending. Scores are clamped to +-2^126 (log2 units), NaN counts as the lowest.
 struct SelectParams {
   const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim]
@@ -247,6 +247,8 @@ constexpr int64_t select_workspace_floats(int64_t n_heads, int64_t n_kv_heads,
 //   local_begin[b] = the chunk boundary at or below max(0, position of the block's first query -
 //                    local_tokens)
 //   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are few
+// The mean is an fp32 sum in token order, rounded to bf16. Softmax is over the chunks that compete:
+// sinks do not.
 struct PrefillSelectParams {
   const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim], made up to the last block
@@ -310,6 +312,7 @@ struct SlotState {
 
 // Finds a slot for every selected chunk: hits keep theirs, misses take the least recently used slots
 // that no selected chunk holds. Nothing is moved. n_slots >= counts[j] for every KV head j.
+// New order: untouched slots in their old order, hits in their old order, misses in the order of ids.
 struct MapSlotsParams {
   SlotState state;
   int32_t n_kv_heads = 0;

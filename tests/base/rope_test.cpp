@@ -45,8 +45,7 @@ TEST(Rope, TablesAreExactUpToTheirEnd) {
     expect_close(table.view(), inv_freq, position);
   }
   for (int i = 0; i < 2000; ++i) {
-    expect_close(table.view(), inv_freq,
-                 static_cast<int64_t>(random() % static_cast<uint64_t>(n)));
+    expect_close(table.view(), inv_freq, static_cast<int64_t>(random() % static_cast<uint64_t>(n)));
   }
 }
 
@@ -58,8 +57,7 @@ TEST(Rope, PositionsOfMoreThan32Bits) {
   std::mt19937_64 random(test::seed());
   expect_close(table.view(), inv_freq, n - 1);
   for (int i = 0; i < 5000; ++i) {
-    expect_close(table.view(), inv_freq,
-                 static_cast<int64_t>(random() % static_cast<uint64_t>(n)));
+    expect_close(table.view(), inv_freq, static_cast<int64_t>(random() % static_cast<uint64_t>(n)));
   }
 }
 

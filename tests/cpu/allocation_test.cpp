@@ -2,6 +2,7 @@
 // operator new of the test program.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -18,10 +19,13 @@
 namespace {
 std::atomic<int64_t> n_allocations{0};
 
-void* counted(std::size_t size, std::size_t alignment) {
+// Not inlined: gcc would see free() meet operator new and warn.
+[[gnu::noinline]] void release(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void* counted(std::size_t size, std::size_t alignment) {
   n_allocations.fetch_add(1, std::memory_order_relaxed);
   void* memory = nullptr;
-  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), size) != 0) throw std::bad_alloc();
+  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), size) != 0)
+    throw std::bad_alloc();
   return memory;
 }
 }  // namespace
@@ -34,14 +38,14 @@ void* operator new(std::size_t size, std::align_val_t alignment) {
 void* operator new[](std::size_t size, std::align_val_t alignment) {
   return counted(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept { release(p); }
+void operator delete[](void* p) noexcept { release(p); }
+void operator delete(void* p, std::size_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t) noexcept { release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
 
 namespace tiercel::cpu {
 namespace {
@@ -63,18 +67,35 @@ TEST_P(Allocation, LinearAndElementwise) {
     for (int64_t rows : {int64_t{1}, int64_t{9}, m}) {
       // oneDNN makes its argument lists on every call; decode has at most 16 rows and avoids it.
       if (rows > kMaxSkinnyRows && queue_.isa() == Isa::kAmx) continue;
-      linear(queue_, {.x = x.data(), .weight = weight.data(), .out = out.data(), .m = rows, .k = k,
-                      .n = n});
-      linear(queue_, {.x = x.data(), .weight = weight.data(), .out = logits.data(), .m = rows,
-                      .k = k, .n = n, .out_type = DType::kF32});
+      linear(
+          queue_,
+          {.x = x.data(), .weight = weight.data(), .out = out.data(), .m = rows, .k = k, .n = n});
+      linear(queue_, {.x = x.data(),
+                      .weight = weight.data(),
+                      .out = logits.data(),
+                      .m = rows,
+                      .k = k,
+                      .n = n,
+                      .out_type = DType::kF32});
     }
-    embed(queue_, {.ids = ids.data(), .table = weight.data(), .out = x.data(), .n_tokens = m,
-                   .vocab = n, .width = k});
-    rms_norm(queue_, {.x = x.data(), .weight = weight.data(), .out = x.data(), .n_rows = m,
-                      .width = k, .eps = 1e-5f});
+    embed(queue_, {.ids = ids.data(),
+                   .table = weight.data(),
+                   .out = x.data(),
+                   .n_tokens = m,
+                   .vocab = n,
+                   .width = k});
+    rms_norm(queue_, {.x = x.data(),
+                      .weight = weight.data(),
+                      .out = x.data(),
+                      .n_rows = m,
+                      .width = k,
+                      .eps = 1e-5f});
     swiglu(queue_, {.gate = x.data(), .up = x.data(), .out = x.data(), .n = m * k});
-    token_logprobs(queue_, {.logits = logits.data(), .targets = ids.data(),
-                            .logprobs = logprobs.data(), .n_rows = m, .vocab = n});
+    token_logprobs(queue_, {.logits = logits.data(),
+                            .targets = ids.data(),
+                            .logprobs = logprobs.data(),
+                            .n_rows = m,
+                            .vocab = n});
   };
   step();
   const int64_t before = n_allocations;
@@ -94,18 +115,37 @@ TEST_P(Allocation, RopeProjectRebuild) {
   std::iota(chunks.begin(), chunks.begin() + 8, 0);
   std::iota(chunks.begin() + 8, chunks.end(), 0);
   const auto step = [&] {
-    rope_append(queue_, {.q = q.data(), .k = q.data(), .v = q.data(), .keys = keys.data(),
-                         .values = values.data(), .head_stride = n * d, .n_tokens = n / 2,
-                         .n_heads = heads, .n_kv_heads = heads, .head_dim = d,
+    rope_append(queue_, {.q = q.data(),
+                         .k = q.data(),
+                         .v = q.data(),
+                         .keys = keys.data(),
+                         .values = values.data(),
+                         .head_stride = n * d,
+                         .n_tokens = n / 2,
+                         .n_heads = heads,
+                         .n_kv_heads = heads,
+                         .head_dim = d,
                          .rope = table.view()});
-    project_keys(queue_, {.keys = keys.data(), .head_stride = n * d, .n_tokens = n,
-                          .n_kv_heads = heads, .head_dim = d, .rope = table.view(),
-                          .lowrank = lowrank, .coefficients = coefficients.data()});
-    rebuild_keys(queue_, {.coefficients = coefficients.data(), .lowrank = lowrank,
-                          .rope = table.view(), .miss_chunks = chunks.data(),
-                          .miss_slots = chunks.data(), .miss_counts = counts.data(), .stride = 8,
-                          .slots = slots.data(), .slot_head_stride = 2 * n * d, .chunk_tokens = 8,
-                          .n_kv_heads = heads, .head_dim = d});
+    project_keys(queue_, {.keys = keys.data(),
+                          .head_stride = n * d,
+                          .n_tokens = n,
+                          .n_kv_heads = heads,
+                          .head_dim = d,
+                          .rope = table.view(),
+                          .lowrank = lowrank,
+                          .coefficients = coefficients.data()});
+    rebuild_keys(queue_, {.coefficients = coefficients.data(),
+                          .lowrank = lowrank,
+                          .rope = table.view(),
+                          .miss_chunks = chunks.data(),
+                          .miss_slots = chunks.data(),
+                          .miss_counts = counts.data(),
+                          .stride = 8,
+                          .slots = slots.data(),
+                          .slot_head_stride = 2 * n * d,
+                          .chunk_tokens = 8,
+                          .n_kv_heads = heads,
+                          .head_dim = d});
   };
   step();
   const int64_t before = n_allocations;

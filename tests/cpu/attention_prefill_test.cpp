@@ -1,5 +1,5 @@
-// Prefill attention against the fp64 oracle, one body for every level that this machine runs, and for
-// the AMX kernel on emulated tiles.
+// Prefill attention against the fp64 oracle, one body for every level that this machine runs, and
+// for the AMX kernel on emulated tiles.
 #include "cpu/attention_prefill.h"
 
 #include <gtest/gtest.h>
@@ -142,8 +142,9 @@ class AttendPrefill : public ::testing::TestWithParam<Level> {
     return {exact ? kBf16Rms : 0.0024, kBf16Rms};
   }
 
-  // Runs p and compares: non-finite patterns first; then each row, whose error is at most 4 times the
-  // predicted rms (a row's few large weights may all be rounded badly); then the rms over all rows.
+  // Runs p and compares: non-finite patterns first; then each row, whose error is at most 4 times
+  // the predicted rms (a row's few large weights may all be rounded badly); then the rms over all
+  // rows.
   void expect_right(Problem& p, int64_t row_step = 1, bool finite = true) {
     run(p, 1, finite);
     const PrefillAttendParams& a = p.params;
@@ -184,7 +185,7 @@ class AttendPrefill : public ::testing::TestWithParam<Level> {
 };
 
 TEST_P(AttendPrefill, EveryHeadDimAndGroup) {
-  for (int head_dim : {64, 96, 128, 256, 80, 32, 34}) {
+  for (int head_dim : {64, 96, 128, 192, 256, 80, 16, 34, 130, 200}) {
     for (int group : {1, 2, 4, 7, 8}) {
       if (group > 2 && head_dim != 64 && head_dim != 128) continue;
       SCOPED_TRACE("d " + std::to_string(head_dim) + " G " + std::to_string(group));
@@ -260,6 +261,20 @@ TEST_P(AttendPrefill, SharpScores) {
   expect_right(p);
 }
 
+// Channel 0 gives key r the score octave(r) on top of its random one: q = 4 there.
+template <typename Octave>
+void add_octaves(Problem& p, Octave octave) {
+  for (int j = 0; j < p.params.n_kv_heads; ++j) {
+    for (int64_t r = 0; r < p.params.first_position + p.params.n_tokens; ++r) {
+      const double score = octave(r) * 0.6931471805599453 / p.params.scale;
+      p.keys[p.at(j, r, 0)] = bf16(static_cast<float>(score / 4));
+    }
+  }
+  for (size_t i = 0; i < p.q.size(); i += static_cast<size_t>(p.params.head_dim)) {
+    p.q[i] = bf16(4.0f);
+  }
+}
+
 // Scores that rise by so many octaves along the keys that whatever was summed before is negligible,
 // or overflows if the reference stays behind.
 TEST_P(AttendPrefill, ReferenceGrows) {
@@ -268,15 +283,32 @@ TEST_P(AttendPrefill, ReferenceGrows) {
       SCOPED_TRACE(octaves);
       Problem p({.n_tokens = 40, .first_position = 3000, .key_scale = 0.1});
       p.params.exact_exp = exact;
-      const int64_t rows = 3040;
-      for (int j = 0; j < p.params.n_kv_heads; ++j) {
-        for (int64_t r = 0; r < rows; ++r) {
-          // q . k of channel 0 in octaves, with q = 4 there: exact in bf16 for both.
-          const double octave = std::round(octaves * static_cast<double>(r) / rows);
-          p.keys[p.at(j, r, 0)] = bf16(static_cast<float>(octave * 0.6931471805599453 * 8 / 4));
-        }
-      }
-      for (size_t i = 0; i < p.q.size(); i += 64) p.q[i] = bf16(4.0f);
+      add_octaves(p, [&](int64_t r) { return octaves * static_cast<double>(r) / 3040; });
+      expect_right(p, 3);
+    }
+  }
+}
+
+// The same so slowly that earlier keys still matter when a reference is raised at last: the first
+// 32 keys set it 30 octaves too low, and sums pass 2^40 some blocks later.
+TEST_P(AttendPrefill, ReferenceGrowsSlowly) {
+  for (int head_dim : {64, 128}) {
+    SCOPED_TRACE(head_dim);
+    Problem p({.n_tokens = 40, .head_dim = head_dim, .first_position = 1900, .key_scale = 0.1});
+    add_octaves(p, [](int64_t r) { return r < 32 ? 0.0 : 30 + static_cast<double>(r) / 256; });
+    expect_right(p, 3);
+  }
+}
+
+// Scores that are all far from zero: every row needs a reference, also where a window makes rows of
+// one tile begin at different slices.
+TEST_P(AttendPrefill, ScoresFarFromZero) {
+  for (double octaves : {-400.0, 400.0}) {
+    for (int64_t window : {0, 20}) {
+      SCOPED_TRACE(octaves);
+      Problem p({.n_tokens = 90, .n_kv_heads = 1, .first_position = 40, .key_scale = 0.1});
+      p.params.window = window;
+      add_octaves(p, [&](int64_t) { return octaves; });
       expect_right(p);
     }
   }
@@ -301,12 +333,13 @@ TEST_P(AttendPrefill, NonFiniteKeysAndValues) {
   }
 }
 
+// Scores of millions of octaves, where 16-bit arithmetic wraps: the rescue has to notice.
 TEST_P(AttendPrefill, HugeScores) {
   Problem p({.n_tokens = 50, .n_kv_heads = 1, .key_scale = 1});
   for (size_t i = 0; i < p.keys.size(); ++i) {
     p.keys[i] = bf16(static_cast<float>(p.keys[i]) * 1e6f);
   }
-  run(p);
+  run(p, 1, false);
   for (bf16 x : p.out) ASSERT_TRUE(std::isfinite(value(x)));
 }
 

@@ -39,8 +39,12 @@ TEST_P(Elementwise, EmbedCopiesRows) {
   const std::vector<bf16> table = random_bf16(vocab * width);
   const std::vector<int32_t> ids = {0, 36, 5, 5, 12};
   std::vector<bf16> out(ids.size() * static_cast<size_t>(width));
-  embed(queue_, {.ids = ids.data(), .table = table.data(), .out = out.data(),
-                 .n_tokens = static_cast<int64_t>(ids.size()), .vocab = vocab, .width = width});
+  embed(queue_, {.ids = ids.data(),
+                 .table = table.data(),
+                 .out = out.data(),
+                 .n_tokens = static_cast<int64_t>(ids.size()),
+                 .vocab = vocab,
+                 .width = width});
   for (size_t t = 0; t < ids.size(); ++t) {
     for (size_t i = 0; i < 19; ++i) {
       EXPECT_EQ(out[t * 19 + i], table[static_cast<size_t>(ids[t]) * 19 + i]);
@@ -54,8 +58,12 @@ TEST_P(Elementwise, RmsNorm) {
     const int64_t n_rows = 2000 / width + 1;
     std::vector<bf16> x = random_bf16(n_rows * width, 3), out(x.size());
     const std::vector<bf16> weight = random_bf16(width);
-    const NormParams p{.x = x.data(), .weight = weight.data(), .out = out.data(), .n_rows = n_rows,
-                       .width = width, .eps = 1e-5f};
+    const NormParams p{.x = x.data(),
+                       .weight = weight.data(),
+                       .out = out.data(),
+                       .n_rows = n_rows,
+                       .width = width,
+                       .eps = 1e-5f};
     rms_norm(queue_, p);
     const double tolerance = kBf16Unit + (std::sqrt(static_cast<double>(width)) + 8) * 0x1p-23;
     for (int64_t row = 0; row < n_rows; ++row) {
@@ -77,8 +85,12 @@ TEST_P(Elementwise, RmsNormKeepsNanInItsRow) {
   std::vector<bf16> x = random_bf16(3 * 40), out(x.size());
   const std::vector<bf16> weight = random_bf16(40);
   x[40 + 39] = bf16(kNan);
-  rms_norm(queue_, {.x = x.data(), .weight = weight.data(), .out = out.data(), .n_rows = 3,
-                    .width = 40, .eps = 1e-6f});
+  rms_norm(queue_, {.x = x.data(),
+                    .weight = weight.data(),
+                    .out = out.data(),
+                    .n_rows = 3,
+                    .width = 40,
+                    .eps = 1e-6f});
   for (size_t i = 0; i < out.size(); ++i) {
     EXPECT_EQ(std::isnan(value_of(out[i])), i / 40 == 1) << i;
   }
@@ -120,9 +132,10 @@ struct RopeCase {
 };
 
 TEST_P(Elementwise, RopeAppend) {
-  for (const RopeCase& c : {RopeCase{1, 0, 2, 1, 64, false}, RopeCase{9, 1020, 8, 4, 64, false},
-                            RopeCase{3, 4000000, 4, 2, 128, true}, RopeCase{5, 77, 3, 1, 80, true},
-                            RopeCase{2, 2047, 2, 2, 10, true}, RopeCase{40, 500, 7, 1, 96, false}}) {
+  for (const RopeCase& c :
+       {RopeCase{1, 0, 2, 1, 64, false}, RopeCase{9, 1020, 8, 4, 64, false},
+        RopeCase{3, 4000000, 4, 2, 128, true}, RopeCase{5, 77, 3, 1, 80, true},
+        RopeCase{2, 2047, 2, 2, 10, true}, RopeCase{40, 500, 7, 1, 96, false}}) {
     const std::vector<double> inv_freq = test::rope_frequencies(c.head_dim / 2, 1e4);
     const RopeTable table(inv_freq, c.first_position + c.n_tokens);
     const int64_t d = c.head_dim, capacity = c.n_tokens + 3, stride = capacity * d + 16;
@@ -133,13 +146,22 @@ TEST_P(Elementwise, RopeAppend) {
     std::vector<bf16> turned = q;
     const bf16 untouched(123.0f);
     std::vector<bf16> keys(static_cast<size_t>(stride * c.n_kv_heads), untouched), values = keys;
-    rope_append(queue_, {.q = turned.data(), .k = k.data(), .v = v.data(),
+    rope_append(queue_, {.q = turned.data(),
+                         .k = k.data(),
+                         .v = v.data(),
                          .q_norm = c.norm ? q_norm.data() : nullptr,
-                         .k_norm = c.norm ? k_norm.data() : nullptr, .keys = keys.data(),
-                         .values = values.data(), .head_stride = stride, .first_row = 2,
-                         .first_position = c.first_position, .n_tokens = c.n_tokens,
-                         .n_heads = c.n_heads, .n_kv_heads = c.n_kv_heads, .head_dim = c.head_dim,
-                         .eps = 1e-6f, .rope = table.view()});
+                         .k_norm = c.norm ? k_norm.data() : nullptr,
+                         .keys = keys.data(),
+                         .values = values.data(),
+                         .head_stride = stride,
+                         .first_row = 2,
+                         .first_position = c.first_position,
+                         .n_tokens = c.n_tokens,
+                         .n_heads = c.n_heads,
+                         .n_kv_heads = c.n_kv_heads,
+                         .head_dim = c.head_dim,
+                         .eps = 1e-6f,
+                         .rope = table.view()});
     // Angles are good to 2e-7 (rope_test.cpp); norm, two products and a sum: some fp32 roundings.
     const auto expect_head = [&](const bf16* got, const bf16* in, const bf16* norm, int64_t t) {
       const std::vector<double> want =
@@ -182,8 +204,11 @@ TEST_P(Elementwise, TokenLogprobs) {
       targets.push_back(static_cast<int32_t>((row * 7919) % vocab));
     }
     std::vector<double> got(static_cast<size_t>(n_rows));
-    token_logprobs(queue_, {.logits = logits.data(), .targets = targets.data(),
-                            .logprobs = got.data(), .n_rows = n_rows, .vocab = vocab});
+    token_logprobs(queue_, {.logits = logits.data(),
+                            .targets = targets.data(),
+                            .logprobs = got.data(),
+                            .n_rows = n_rows,
+                            .vocab = vocab});
     for (int64_t row = 0; row < n_rows; ++row) {
       const size_t at = static_cast<size_t>(row);
       const double want = test::logprob_oracle(logits.data() + row * vocab, vocab, targets[at]);
@@ -197,8 +222,9 @@ TEST_P(Elementwise, TokenLogprobsOfNan) {
   logits[33] = kNan;
   const int32_t target = 2;
   double got = 0;
-  token_logprobs(queue_, {.logits = logits.data(), .targets = &target, .logprobs = &got,
-                          .n_rows = 1, .vocab = 40});
+  token_logprobs(
+      queue_,
+      {.logits = logits.data(), .targets = &target, .logprobs = &got, .n_rows = 1, .vocab = 40});
   EXPECT_TRUE(std::isnan(got));
 }
 

@@ -60,7 +60,8 @@ struct Problem {
   }
   std::vector<Expected> expected() {
     std::vector<double> old(before.size());
-    for (size_t i = 0; i < old.size(); ++i) old[i] = static_cast<double>(static_cast<float>(before[i]));
+    for (size_t i = 0; i < old.size(); ++i)
+      old[i] = static_cast<double>(static_cast<float>(before[i]));
     return test::linear_oracle(params(), old);
   }
   void expect_close(const std::vector<Expected>& expected, const char* what) const {
@@ -78,14 +79,26 @@ struct Problem {
 };
 
 const Case kCases[] = {
-    {1, 256, 1024},           {2, 256, 96, true},       {3, 40, 65, true, true},
-    {7, 130, 33},             {16, 256, 131, true},     {16, 512, 64, false, true, true},
-    {1, 64, 2048, false, false, true},                  {5, 34, 17, true, true, true},
-    {4, 2, 3},                {17, 256, 96, true, true}, {17, 30, 61},
-    {33, 130, 131, true, false, true},                  {33, 256, 64, false, true, true},
-    {512, 64, 80},            {513, 66, 33, true, true}, {1000, 64, 65, true},
-    {19, 2050, 70, true, true},                         {23, 3000, 20, false, false, true},
-    {1, 4100, 9},             {29, 2, 5},
+    {1, 256, 1024},
+    {2, 256, 96, true},
+    {3, 40, 65, true, true},
+    {7, 130, 33},
+    {16, 256, 131, true},
+    {16, 512, 64, false, true, true},
+    {1, 64, 2048, false, false, true},
+    {5, 34, 17, true, true, true},
+    {4, 2, 3},
+    {17, 256, 96, true, true},
+    {17, 30, 61},
+    {33, 130, 131, true, false, true},
+    {33, 256, 64, false, true, true},
+    {512, 64, 80},
+    {513, 66, 33, true, true},
+    {1000, 64, 65, true},
+    {19, 2050, 70, true, true},
+    {23, 3000, 20, false, false, true},
+    {1, 4100, 9},
+    {29, 2, 5},
 };
 
 class Linear : public ::testing::TestWithParam<Isa> {};
@@ -138,7 +151,8 @@ TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
   Queue queue({.n_threads = 2, .isa = GetParam()});
   for (int64_t m : {1, 16, 40}) {
     Problem problem({.m = m, .k = 98, .n = 70});
-    problem.x[static_cast<size_t>((m - 1) * 98 + 97)] = bf16(std::numeric_limits<float>::quiet_NaN());
+    problem.x[static_cast<size_t>((m - 1) * 98 + 97)] =
+        bf16(std::numeric_limits<float>::quiet_NaN());
     problem.weight[98 * 3 + 5] = bf16(std::numeric_limits<float>::infinity());
     linear(queue, problem.params());
     for (int64_t i = 0; i < m; ++i) {
@@ -164,6 +178,35 @@ TEST_P(Linear, NothingBesideTheOutputIsWritten) {
         ASSERT_EQ(problem.out[i], bf16(42.0f)) << m << " x " << n << " at " << i;
       }
     }
+  }
+}
+
+// The AMX kernel on emulated tiles, item by item as linear() would run it.
+TEST(LinearAmx, EmulatedTilesMatchOracle) {
+  if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
+  Queue queue({.n_threads = 1});
+  for (const Case& c : kCases) {
+    if (c.m > kMaxSkinnyRows) continue;
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    const LinearParams p = problem.params();
+    std::vector<float> scratch(static_cast<size_t>(skinny_scratch_floats(c.m, c.k)) + 16);
+    const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
+    for (int64_t first = 0; first < c.n; first += 48) {
+      multiply_skinny_amx_emulated({.x = reinterpret_cast<const uint16_t*>(p.x),
+                                    .weight = reinterpret_cast<const uint16_t*>(p.weight),
+                                    .bias = reinterpret_cast<const uint16_t*>(p.bias),
+                                    .out = p.out,
+                                    .n_rows = c.m,
+                                    .k = c.k,
+                                    .n = c.n,
+                                    .first = first,
+                                    .end = std::min(c.n, first + 48),
+                                    .out_f32 = c.f32,
+                                    .accumulate = c.accumulate,
+                                    .scratch = scratch.data() + (16 - misaligned) % 16});
+    }
+    problem.expect_close(expected, "AMX");
   }
 }
 
@@ -205,8 +248,9 @@ TEST_P(Linear, PanelsOfColumnsAndStrides) {
     for (int64_t j = 0; j < n; ++j) {
       double sum = 1, magnitude = 1;
       for (int64_t t = 0; t < k; ++t) {
-        const double term = static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + i)])) *
-                            static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + j)]));
+        const double term =
+            static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + i)])) *
+            static_cast<double>(static_cast<float>(matrix[static_cast<size_t>(t * n + j)]));
         sum += term;
         magnitude += std::abs(term);
       }

@@ -24,8 +24,12 @@ using test::value_of;
 // and rounded into a plane.
 struct Keys {
   Keys(int64_t n, int32_t heads, int32_t d, const std::vector<double>& sigmas, double mean_size)
-      : n_tokens(n), n_kv_heads(heads), head_dim(d), w(heads * d),
-        inv_freq(test::rope_frequencies(d / 2, 1e4)), table(inv_freq, n + 64),
+      : n_tokens(n),
+        n_kv_heads(heads),
+        head_dim(d),
+        w(heads * d),
+        inv_freq(test::rope_frequencies(d / 2, 1e4)),
+        table(inv_freq, n + 64),
         plane(static_cast<size_t>(n * w)) {
     std::mt19937 random(static_cast<std::mt19937::result_type>(test::seed()));
     std::normal_distribution<double> normal;
@@ -84,10 +88,14 @@ struct Basis {
 
 Basis fit(Queue& queue, const Keys& keys, int64_t rank) {
   Basis result(keys.w, rank);
-  fit_basis(queue, {.keys = keys.plane.data(), .head_stride = keys.n_tokens * keys.head_dim,
-                    .n_tokens = keys.n_tokens, .n_kv_heads = keys.n_kv_heads,
-                    .head_dim = keys.head_dim, .rope = keys.table.view(),
-                    .lowrank = result.view(), .residual_energy = &result.residual});
+  fit_basis(queue, {.keys = keys.plane.data(),
+                    .head_stride = keys.n_tokens * keys.head_dim,
+                    .n_tokens = keys.n_tokens,
+                    .n_kv_heads = keys.n_kv_heads,
+                    .head_dim = keys.head_dim,
+                    .rope = keys.table.view(),
+                    .lowrank = result.view(),
+                    .residual_energy = &result.residual});
   return result;
 }
 
@@ -95,11 +103,14 @@ std::vector<bf16> project(Queue& queue, const Keys& keys, Basis& basis, int64_t 
   std::vector<bf16> result(static_cast<size_t>(keys.n_tokens * basis.rank));
   for (int64_t first = 0; first < keys.n_tokens; first += piece) {
     project_keys(queue, {.keys = keys.plane.data() + first * keys.head_dim,
-                         .head_stride = keys.n_tokens * keys.head_dim, .first_row = first,
+                         .head_stride = keys.n_tokens * keys.head_dim,
+                         .first_row = first,
                          .first_token = first,
                          .n_tokens = std::min(piece, keys.n_tokens - first),
-                         .n_kv_heads = keys.n_kv_heads, .head_dim = keys.head_dim,
-                         .rope = keys.table.view(), .lowrank = basis.view(),
+                         .n_kv_heads = keys.n_kv_heads,
+                         .head_dim = keys.head_dim,
+                         .rope = keys.table.view(),
+                         .lowrank = basis.view(),
                          .coefficients = result.data()});
   }
   return result;
@@ -127,12 +138,18 @@ struct Rebuilt {
     }
     head_stride = n_chunks * 2 * tokens * d;
     memory.assign(static_cast<size_t>(head_stride * keys.n_kv_heads), bf16(55.0f));
-    rebuild_keys(queue, {.coefficients = coefficients.data(), .lowrank = basis.view(),
-                         .rope = keys.table.view(), .miss_chunks = chunks.data(),
-                         .miss_slots = slots.data(), .miss_counts = counts.data(),
-                         .stride = n_chunks, .slots = memory.data(),
-                         .slot_head_stride = head_stride, .chunk_tokens = tokens,
-                         .n_kv_heads = keys.n_kv_heads, .head_dim = keys.head_dim});
+    rebuild_keys(queue, {.coefficients = coefficients.data(),
+                         .lowrank = basis.view(),
+                         .rope = keys.table.view(),
+                         .miss_chunks = chunks.data(),
+                         .miss_slots = slots.data(),
+                         .miss_counts = counts.data(),
+                         .stride = n_chunks,
+                         .slots = memory.data(),
+                         .slot_head_stride = head_stride,
+                         .chunk_tokens = tokens,
+                         .n_kv_heads = keys.n_kv_heads,
+                         .head_dim = keys.head_dim});
   }
   // The key of token t of the index-th missed chunk of head j.
   const bf16* key(int64_t j, int64_t index, int64_t t) const {
@@ -176,8 +193,8 @@ struct FitCase {
 TEST_P(LowRank, BasisIsAsGoodAsTheBestOne) {
   for (const FitCase& c : {FitCase{4500, 2, 64, 40, 0}, FitCase{4500, 2, 64, 40, 7},
                            FitCase{600, 1, 80, 33, 1}, FitCase{37, 1, 32, 32, 2}}) {
-    const Keys keys(c.n_tokens, c.n_kv_heads, c.head_dim,
-                    spectrum(c.n_kv_heads * c.head_dim, 2), c.mean_size);
+    const Keys keys(c.n_tokens, c.n_kv_heads, c.head_dim, spectrum(c.n_kv_heads * c.head_dim, 2),
+                    c.mean_size);
     Basis basis = fit(queue_, keys, c.rank);
     const Matrix rows = keys.unrotated();
     const std::vector<double> mean = test::mean_oracle(rows);
@@ -276,9 +293,8 @@ TEST_P(LowRank, ProjectAndRebuildMatchTheirEquations) {
           double sum = static_cast<double>(basis.mean[static_cast<size_t>(channel)]);
           double magnitude = std::abs(sum);
           for (int64_t r = 0; r < c.rank; ++r) {
-            const double term =
-                value_of(coefficients[static_cast<size_t>(position * c.rank + r)]) *
-                value_of(basis.basis[static_cast<size_t>(channel * c.rank + r)]);
+            const double term = value_of(coefficients[static_cast<size_t>(position * c.rank + r)]) *
+                                value_of(basis.basis[static_cast<size_t>(channel * c.rank + r)]);
             sum += term;
             magnitude += std::abs(term);
           }
@@ -327,7 +343,8 @@ TEST_P(LowRank, FullRankGivesTheKeysBack) {
           if (i / 64 == j) key_size += key * key;
         }
         for (int64_t i = 0; i < 64; ++i) {
-          const double want = value_of(keys.plane[static_cast<size_t>((j * 1000 + position) * 64 + i)]);
+          const double want =
+              value_of(keys.plane[static_cast<size_t>((j * 1000 + position) * 64 + i)]);
           error += std::pow(value_of(rebuilt.key(j, index, t)[i]) - want, 2);
         }
         ASSERT_LE(std::sqrt(error), kBf16Unit * (4 * std::sqrt(x_size) + std::sqrt(key_size)));

@@ -20,16 +20,21 @@ TEST(Copy, RowsOfAnyStrideAndNothingBesides) {
   for (int round = 0; round < 60; ++round) {
     const int64_t n_rows = static_cast<int64_t>(rng() % 300);
     const int64_t row_bytes = static_cast<int64_t>(rng() % (round % 6 == 0 ? 20000 : 500));
-    const int64_t source_stride = row_bytes + (round % 3 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
-    const int64_t target_stride = row_bytes + (round % 2 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
-    std::vector<unsigned char> source(n_rows * source_stride + 1), target(n_rows * target_stride + 1);
+    const int64_t source_stride =
+        row_bytes + (round % 3 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    const int64_t target_stride =
+        row_bytes + (round % 2 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    std::vector<unsigned char> source(n_rows * source_stride + 1),
+        target(n_rows * target_stride + 1);
     for (auto& x : source) x = static_cast<unsigned char>(rng());
     for (auto& x : target) x = static_cast<unsigned char>(rng());
     auto expected = target;
     for (int64_t r = 0; r < n_rows; ++r) {
-      std::copy_n(source.begin() + r * source_stride, row_bytes, expected.begin() + r * target_stride);
+      std::copy_n(source.begin() + r * source_stride, row_bytes,
+                  expected.begin() + r * target_stride);
     }
-    cpu::copy(queue, {source.data(), target.data(), n_rows, row_bytes, source_stride, target_stride});
+    cpu::copy(queue,
+              {source.data(), target.data(), n_rows, row_bytes, source_stride, target_stride});
     ASSERT_EQ(target, expected) << n_rows << " rows of " << row_bytes;
   }
 }
@@ -38,15 +43,16 @@ TEST(Copy, OneLongRow) {
   Queue queue({.n_threads = 2});
   std::vector<int32_t> source(1'300'001), target(source.size());
   for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<int32_t>(i);
-  cpu::copy(queue, {source.data(), target.data(), 1, static_cast<int64_t>(source.size()) * 4, 0, 0});
+  cpu::copy(queue,
+            {source.data(), target.data(), 1, static_cast<int64_t>(source.size()) * 4, 0, 0});
   EXPECT_EQ(source, target);
 }
 
 TEST(Copy, RowsBeyondTwoToThe32Bytes) {
   const int64_t stride = int64_t{5} << 30;
   const size_t bytes = static_cast<size_t>(2 * stride + 4096);
-  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   ASSERT_NE(map, MAP_FAILED);
   char* base = static_cast<char*>(map);
   for (int64_t r = 0; r < 3; ++r) std::memset(base + r * stride, static_cast<int>(r) + 1, 100);

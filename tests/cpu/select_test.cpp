@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/select_kernel.h"
 #include "tests/oracle/selection.h"
 #include "tests/seed.h"
 
@@ -75,7 +76,8 @@ struct Selection {
     excluded.assign(p.n_kv_heads * p.excluded_stride, 0);
     for (int64_t j = 0; j < p.n_kv_heads; ++j) {
       for (int64_t c = 0; c < p.end_chunk; ++c) {
-        if (rng() % one_in == 0) excluded[j * p.excluded_stride + c / 64] |= uint64_t{1} << (c % 64);
+        if (rng() % one_in == 0)
+          excluded[j * p.excluded_stride + c / 64] |= uint64_t{1} << (c % 64);
       }
     }
     p.excluded = excluded.data();
@@ -105,7 +107,8 @@ TEST_P(SelectTest, MatchesOracleWhereScoresAreApart) {
         if (rng_() % 2 == 0) c.exclude(rng_, 5);
         cpu::select_chunks(queue_, c.p);
         for (int32_t j = 0; j < 2; ++j) {
-          ASSERT_EQ(test::wrong_choice(c.ranked(j), first, s.k, c.ids.data() + j * s.k, c.counts[j]), "");
+          ASSERT_EQ(
+              test::wrong_choice(c.ranked(j), first, s.k, c.ids.data() + j * s.k, c.counts[j]), "");
         }
       }
     }
@@ -128,9 +131,9 @@ TEST_P(SelectTest, TiesGoToTheLowerChunk) {
         cpu::select_chunks(queue_, c.p);
         for (int32_t j = 0; j < 2; ++j) {
           // One head of the group gives the same order without softmax's rounding.
-          auto exact = test::rank_chunks(c.p.q + j * group * d, 1, c.p.landmarks + j * s.end * d, d,
-                                         1.0f, s.first, s.end,
-                                         &c.excluded[j * c.p.excluded_stride], false);
+          auto exact =
+              test::rank_chunks(c.p.q + j * group * d, 1, c.p.landmarks + j * s.end * d, d, 1.0f,
+                                s.first, s.end, &c.excluded[j * c.p.excluded_stride], false);
           ASSERT_EQ(c.chosen(j), test::best_chunks(exact, s.first, k)) << n << " " << k;
         }
       }
@@ -142,15 +145,16 @@ TEST_P(SelectTest, RisingAndEqualScores) {
   const int64_t n = 40000, k = 300;
   for (const int kind : {0, 1}) {
     std::vector<bf16> rows(n * 64);
-    for (int64_t c = 0; c < n; ++c) rows[c * 64] = bf16(kind == 0 ? static_cast<float>(c / 512) : 1.0f);
+    for (int64_t c = 0; c < n; ++c)
+      rows[c * 64] = bf16(kind == 0 ? static_cast<float>(c / 512) : 1.0f);
     std::vector<bf16> q(64, bf16(1.0f));
     Selection c({1, 1, 64, 0, n, k}, q, rows);
     cpu::select_chunks(queue_, c.p);
     // Rising: the last step of 512 begins at 39936 and holds 64; the step before it gives the rest.
     const int32_t before = kind == 0 ? 39424 : 0;
     for (int32_t i = 0; i < k; ++i) {
-      const int32_t expected = kind == 0 && i >= k - 64 ? 39936 + i - (static_cast<int32_t>(k) - 64)
-                                                        : before + i;
+      const int32_t expected =
+          kind == 0 && i >= k - 64 ? 39936 + i - (static_cast<int32_t>(k) - 64) : before + i;
       ASSERT_EQ(c.ids[i], expected);
     }
   }
@@ -173,7 +177,8 @@ TEST_P(SelectTest, NanScoresComeLast) {
   const float inf = std::numeric_limits<float>::infinity();
   for (const int32_t group : {1, 2}) {
     auto rows = normal_rows(300 * 64);
-    for (int64_t c = 0; c < 300; c += 3) rows[c * 64 + 7] = bf16(std::numeric_limits<float>::quiet_NaN());
+    for (int64_t c = 0; c < 300; c += 3)
+      rows[c * 64 + 7] = bf16(std::numeric_limits<float>::quiet_NaN());
     rows[100 * 64] = bf16(inf);
     auto q = normal_rows(group * 64);
     for (bf16& x : q) x = bf16(std::abs(static_cast<float>(x)));
@@ -209,8 +214,8 @@ TEST_P(SelectTest, OffsetsBeyondTwoToThe31) {
   const int32_t d = 128;
   const int64_t first = 20'000'000, n = 500, head_stride = (first + n) * d;
   const size_t bytes = 2 * head_stride * sizeof(bf16);
-  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   ASSERT_NE(map, MAP_FAILED);
   bf16* base = static_cast<bf16*>(map);
   const auto rows = normal_rows(n * d);
@@ -296,10 +301,12 @@ struct PrefillSelection {
 TEST_P(SelectTest, PrefillMatchesOracle) {
   for (const int32_t d : {64, 80, 128}) {
     for (const int32_t group : {1, 2, 4, 7}) {
-      const int64_t chunk = 8, first = chunk * up_to(400), n_tokens = 64 * (1 + up_to(40)) - up_to(60);
+      const int64_t chunk = 8, first = chunk * up_to(400),
+                    n_tokens = 64 * (1 + up_to(40)) - up_to(60);
       const int64_t n_chunks = (first + n_tokens) / chunk + 1;
       PrefillSelection c(2, group, d, n_tokens, 64, 1 + up_to(50),
-                         normal_rows(n_tokens * 2 * group * d, 4.0f), normal_rows(2 * n_chunks * d, 3.0f));
+                         normal_rows(n_tokens * 2 * group * d, 4.0f),
+                         normal_rows(2 * n_chunks * d, 3.0f));
       c.p.first_position = first;
       c.p.chunk_tokens = static_cast<int32_t>(chunk);
       c.p.local_tokens = up_to(300);
@@ -315,7 +322,8 @@ TEST_P(SelectTest, PrefillMatchesOracle) {
 TEST_P(SelectTest, PrefillFromTheStartAndWithoutBudget) {
   for (const int64_t k : {0, 3, 1000}) {
     for (const int64_t first : {0, 2000}) {
-      PrefillSelection c(2, 2, 64, 1000, 100, k, normal_rows(1000 * 4 * 64), normal_rows(2 * 600 * 64));
+      PrefillSelection c(2, 2, 64, 1000, 100, k, normal_rows(1000 * 4 * 64),
+                         normal_rows(2 * 600 * 64));
       c.p.first_position = first;
       c.p.chunk_tokens = 5;
       c.p.local_tokens = 33;
@@ -324,6 +332,17 @@ TEST_P(SelectTest, PrefillFromTheStartAndWithoutBudget) {
       ASSERT_EQ(c.check(), "") << k << " " << first;
     }
   }
+}
+
+// The longest lists that a worker's scratch memory is promised to hold.
+TEST_P(SelectTest, PrefillWithTheLargestBudget) {
+  const int64_t n = 9000, k = cpu::max_prefill_chunks(8);
+  ASSERT_LT(k, n);
+  PrefillSelection c(1, 8, 64, 128, 64, k, normal_rows(128 * 8 * 64), normal_rows(n * 64));
+  c.p.first_position = (n - 16) * 8;
+  c.p.chunk_tokens = 8;
+  c.run(queue_);
+  ASSERT_EQ(c.check(), "");
 }
 
 // Equal landmarks and landmarks in rising order (every one beats the threshold); NaN comes last.
@@ -380,6 +399,41 @@ TEST_P(SelectTest, PrefillAgreesWithDecode) {
   prefill.run(queue_);
   const std::vector<int32_t> others(prefill.ids.begin() + 2, prefill.ids.end());
   EXPECT_EQ(test::wrong_choice(decode.ranked(0), 2, k, others.data(), k), "");
+}
+
+// Tiles in plain memory: the AMX kernel on a machine that has its vector instructions only.
+TEST(SelectTiles, EmulatedScoresAreWithinTheDotProductsBound) {
+  if (cpu::detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16";
+  std::mt19937_64 rng(test::seed());
+  std::normal_distribution<float> normal;
+  for (const int32_t d : {64, 80, 96, 128, 256}) {
+    for (const int32_t n_rows : {cpu::kPrefillRows, 37}) {
+      const int32_t n_queries = 48;
+      std::vector<bf16> rows(n_rows * d), queries(d * n_queries);
+      for (bf16& x : rows) x = bf16(normal(rng));
+      for (bf16& x : queries) x = bf16(normal(rng));
+      rows[3 * d + 5] = bf16(std::numeric_limits<float>::quiet_NaN());
+      std::vector<float> scores(n_rows * n_queries);
+      cpu::kSelectAmxEmulated.score_blocks({reinterpret_cast<const uint16_t*>(rows.data()), n_rows,
+                                            d, n_queries, queries.data(), 0.5f, scores.data()});
+      for (int32_t r = 0; r < n_rows; ++r) {
+        for (int32_t q = 0; q < n_queries; ++q) {
+          if (r == 3) {
+            ASSERT_EQ(scores[r * n_queries + q], -cpu::kScoreLimit);
+            continue;
+          }
+          double dot = 0, magnitude = 0;
+          for (int32_t i = 0; i < d; ++i) {
+            const double x = double{static_cast<float>(rows[r * d + i])} *
+                             static_cast<float>(queries[(i / 2 * n_queries + q) * 2 + i % 2]);
+            dot += x;
+            magnitude += std::abs(x);
+          }
+          ASSERT_NEAR(scores[r * n_queries + q], dot / 2, (d + 4) * test::kUnit * magnitude / 2);
+        }
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(cpu::runnable_isas()),

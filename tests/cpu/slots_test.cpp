@@ -128,7 +128,9 @@ void expect_consistent(const Cache& c, int32_t j) {
 
 void fuzz(uint64_t seed, int64_t n_lookups) {
   std::mt19937_64 rng(seed);
-  const auto up_to = [&](int64_t n) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(n)); };
+  const auto up_to = [&](int64_t n) {
+    return static_cast<int64_t>(rng() % static_cast<uint64_t>(n));
+  };
   const int64_t n_chunks = 1 + up_to(200), n_slots = 1 + up_to(60), k = 1 + up_to(n_slots);
   Cache cache(2, n_chunks, n_slots, k);
   Model models[] = {Model(n_slots), Model(n_slots)};

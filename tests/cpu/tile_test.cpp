@@ -46,11 +46,13 @@ Operands random_operands(std::mt19937_64& random, bool special) {
 template <typename Tiles>
 void multiply(Operands& o) {
   Tiles tiles;
+  tiles.configure();
   tiles.template load<2>(o.c, 64);
   tiles.template load<0>(o.a, 64);
   tiles.template load_streaming<5>(o.b, 64);
   tiles.template multiply<2, 0, 5>();
   tiles.template store<2>(o.c, 64);
+  tiles.release();
 }
 
 double flush(double x) { return std::abs(x) < 0x1p-126 ? std::copysign(0.0, x) : x; }
@@ -116,7 +118,8 @@ TEST(EmulatedTiles, LoadAndStoreWithStrides) {
 
 TEST(HardwareTiles, SameBitsAsEmulated) {
   if (cpu::detected_isa() < cpu::Isa::kAmx) {
-    std::printf("SKIPPED: no AMX on this machine; emulated tiles were not compared with hardware\n");
+    std::printf(
+        "SKIPPED: no AMX on this machine; emulated tiles were not compared with hardware\n");
     GTEST_SKIP() << "no AMX on this machine";
   }
 #if defined(__x86_64__)

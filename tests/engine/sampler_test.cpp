@@ -1,4 +1,5 @@
-// The sampler against a plain fp64 oracle: filters by a full sort, frequencies by a chi-square test.
+// The sampler against a plain fp64 oracle: filters by a full sort, frequencies by a chi-square
+// test.
 #include "engine/sampler.h"
 
 #include <gtest/gtest.h>

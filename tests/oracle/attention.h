@@ -1,5 +1,5 @@
-// Prefill attention in fp64, straight from its definition (engine/base/ops.h): two passes, no tricks.
-// Also predicts how far a kernel may be off, from what the kernel rounds.
+// Prefill attention in fp64, straight from its definition (engine/base/ops.h): two passes, no
+// tricks. Also predicts how far a kernel may be off, from what the kernel rounds.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,8 @@ inline std::vector<int64_t> visible_positions(const PrefillAttendParams& p, int6
 inline double value(bf16 x) { return static_cast<double>(static_cast<float>(x)); }
 
 // Attention of query t, query head h. The error of the output is, to first order,
-//   sum_i p_i (e_i + ln2 d_i) (v_i - out),   e_i: relative error of weight i, d_i: error of score i,
+//   sum_i p_i (e_i + ln2 d_i) (v_i - out),   e_i: relative error of weight i, d_i: error of score
+//   i,
 // with independent e_i and d_i = sum_c q_c k_ic r_c over relative errors r_c of the query.
 inline AttendRow attend_row(const PrefillAttendParams& p, int64_t t, int64_t h,
                             const AttendRounding& rounding = {}) {
@@ -74,7 +75,8 @@ inline AttendRow attend_row(const PrefillAttendParams& p, int64_t t, int64_t h,
   double variance = 0;
   for (int64_t c = 0; c < d; ++c) {
     double out = 0;
-    for (size_t i = 0; i < positions.size(); ++i) out += weights[i] * value(values[positions[i] * d + c]);
+    for (size_t i = 0; i < positions.size(); ++i)
+      out += weights[i] * value(values[positions[i] * d + c]);
     row.out[static_cast<size_t>(c)] = out /= sum;
     for (size_t i = 0; i < positions.size(); ++i) {
       const double share = weights[i] / sum * (value(values[positions[i] * d + c]) - out);

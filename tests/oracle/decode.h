@@ -1,10 +1,10 @@
 // Decode attention in fp64, and how far a correct fp32 implementation may be from it.
 //
-// The bound. With u = 2^-24, an fp32 dot product of d terms in any order is within (d + 2) u sum|q k|;
-// scaling and subtracting the maximum add a few u of |s| and |max|. That moves the weight of key i by
-// a factor 1 + delta_i, delta_i = ln2 * (error of s_i) + 8u (the polynomial exp2). The output
-// o = sum p v / sum p then moves by at most sum p_i (|v_i| + |o|) delta_i / sum p, and summing n
-// terms, rescaled now and then, by another gamma sum p |v| / sum p, gamma = (2n + 100) u.
+// The bound. With u = 2^-24, an fp32 dot product of d terms in any order is within (d + 2) u sum|q
+// k|; scaling and subtracting the maximum add a few u of |s| and |max|. That moves the weight of
+// key i by a factor 1 + delta_i, delta_i = ln2 * (error of s_i) + 8u (the polynomial exp2). The
+// output o = sum p v / sum p then moves by at most sum p_i (|v_i| + |o|) delta_i / sum p, and
+// summing n terms, rescaled now and then, by another gamma sum p |v| / sum p, gamma = (2n + 100) u.
 #pragma once
 
 #include <algorithm>
@@ -72,7 +72,8 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
   std::vector<double> weight, delta, magnitude(static_cast<size_t>(d), 0.0);
   for (size_t i = 0; i < scores.size(); ++i) {
     weight.push_back(std::exp2(scores[i] - max));
-    delta.push_back(std::log(2.0) * (errors[i] + 2 * kUnit * (std::abs(scores[i]) + std::abs(max))) +
+    delta.push_back(std::log(2.0) *
+                        (errors[i] + 2 * kUnit * (std::abs(scores[i]) + std::abs(max))) +
                     8 * kUnit);
     sum += weight[i];
     moved += weight[i] * delta[i];
@@ -83,7 +84,8 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
     double bound = moved * std::abs(e.out[c]);
     for (size_t i = 0; i < scores.size(); ++i) {
       const double v = std::abs(static_cast<float>(values[i][c]));
-      bound += weight[i] * v * (delta[i] + gamma) + 0x1p-125 * v;  // weights below 2^-126 are dropped
+      bound +=
+          weight[i] * v * (delta[i] + gamma) + 0x1p-125 * v;  // weights below 2^-126 are dropped
     }
     e.tolerance[c] = bound / sum;
   }

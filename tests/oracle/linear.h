@@ -27,7 +27,8 @@ inline double dot_tolerance(int64_t k, double magnitude) {
 }
 
 // before: what out held, for accumulate.
-inline std::vector<Expected> linear_oracle(const LinearParams& p, const std::vector<double>& before) {
+inline std::vector<Expected> linear_oracle(const LinearParams& p,
+                                           const std::vector<double>& before) {
   std::vector<Expected> result(static_cast<size_t>(p.m * p.n));
   for (int64_t i = 0; i < p.m; ++i) {
     for (int64_t j = 0; j < p.n; ++j) {
@@ -39,7 +40,8 @@ inline std::vector<Expected> linear_oracle(const LinearParams& p, const std::vec
         magnitude += std::abs(product);
       }
       const size_t at = static_cast<size_t>(i * p.n + j);
-      const double bias = p.bias != nullptr ? static_cast<double>(static_cast<float>(p.bias[j])) : 0;
+      const double bias =
+          p.bias != nullptr ? static_cast<double>(static_cast<float>(p.bias[j])) : 0;
       const double old = p.accumulate ? before[at] : 0;
       sum += bias + old;
       magnitude += std::abs(bias) + std::abs(old);

@@ -12,9 +12,9 @@ namespace tiercel::test {
 using Matrix = std::vector<std::vector<double>>;  // rows
 
 // Keys of all heads of token `row`, before RoPE: [n_kv_heads * d].
-inline std::vector<double> unrotate_oracle(const bf16* keys, int64_t head_stride, int64_t n_kv_heads,
-                                           int64_t d, int64_t row, int64_t position,
-                                           const std::vector<double>& inv_freq) {
+inline std::vector<double> unrotate_oracle(const bf16* keys, int64_t head_stride,
+                                           int64_t n_kv_heads, int64_t d, int64_t row,
+                                           int64_t position, const std::vector<double>& inv_freq) {
   std::vector<double> out(static_cast<size_t>(n_kv_heads * d));
   const int64_t half = d / 2;
   for (int64_t i = 0; i < half; ++i) {

@@ -1,8 +1,8 @@
 // Landmarks, outliers and selection in fp64, with error bounds for scores.
 //
-// A score s = (q . landmark) scale log2 e in fp32 is within scale log2e (d + 2) u sum|q l| + 3u|s| of
-// the exact one (u = 2^-24); its log2 weight s - log2 sum exp2(s) moves by at most the largest error
-// of any score more, plus the error of the sum.
+// A score s = (q . landmark) scale log2 e in fp32 is within scale log2e (d + 2) u sum|q l| + 3u|s|
+// of the exact one (u = 2^-24); its log2 weight s - log2 sum exp2(s) moves by at most the largest
+// error of any score more, plus the error of the sum.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,8 @@ inline Ranked rank_chunks(const bf16* q, int32_t n_heads, const bf16* landmarks,
         magnitude += std::abs(x);
       }
       s[i] = std::isnan(dot) ? -0x1p126 : std::clamp(dot * factor, -0x1p126, 0x1p126);
-      if (!std::isnan(dot)) error[i] = factor * (d + 2) * kUnit * magnitude + 3 * kUnit * std::abs(s[i]);
+      if (!std::isnan(dot))
+        error[i] = factor * (d + 2) * kUnit * magnitude + 3 * kUnit * std::abs(s[i]);
       max = std::max(max, s[i]);
       worst = std::max(worst, error[i]);
     }
@@ -65,7 +66,8 @@ inline Ranked rank_chunks(const bf16* q, int32_t n_heads, const bf16* landmarks,
       const double moved = error[i] + sum_error + 4 * kUnit * (std::abs(s[i]) + std::abs(log_sum));
       if (mean) {
         r.score[i] += std::exp2(log_weight) / n_heads;
-        r.tolerance[i] += std::exp2(log_weight) * (std::log(2.0) * moved + 10 * kUnit) / n_heads + 0x1p-125;
+        r.tolerance[i] +=
+            std::exp2(log_weight) * (std::log(2.0) * moved + 10 * kUnit) / n_heads + 0x1p-125;
       } else {
         r.score[i] = std::max(r.score[i], log_weight);
         r.tolerance[i] = std::max(r.tolerance[i], moved);
@@ -89,8 +91,8 @@ inline std::vector<int32_t> best_chunks(const Ranked& r, int64_t first, int64_t 
   return order;
 }
 
-// Whether ids is a correct choice of k: ascending candidates, as many as there are, and no chunk left
-// out beats a chosen one by more than both tolerances. Empty string: yes.
+// Whether ids is a correct choice of k: ascending candidates, as many as there are, and no chunk
+// left out beats a chosen one by more than both tolerances. Empty string: yes.
 inline std::string wrong_choice(const Ranked& r, int64_t first, int64_t k, const int32_t* ids,
                                 int64_t n_ids) {
   std::vector<bool> chosen(r.score.size(), false);

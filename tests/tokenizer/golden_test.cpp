@@ -1,8 +1,8 @@
 // Identity with Hugging Face tokenizers, by hashes that make_golden.py took from it, and speed.
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 
 #include "engine/tokenizer.h"
@@ -96,16 +96,19 @@ TEST_P(TokenizerModel, EncodesFastEnough) {
   const std::string name = GetParam();
   const Tokenizer tokenizer = Tokenizer::load(golden_path(name));
   std::string mixed;
-  for (const std::string& block : mixed_corpus(kSanitized ? 4 : 128)) append_valid_utf8(block, &mixed);
+  for (const std::string& block : mixed_corpus(kSanitized ? 4 : 128))
+    append_valid_utf8(block, &mixed);
   std::string prose;
   const std::vector<std::string> parts = fragments();
   Random random(7);
   while (prose.size() < mixed.size()) prose += parts[random.below(90)];
-  for (const auto& [kind, text] : {std::pair{"mixed", &mixed}, std::pair{"prose and code", &prose}}) {
-    const auto start = std::chrono::steady_clock::now();
+  for (const auto& [kind, text] :
+       {std::pair{"mixed", &mixed}, std::pair{"prose and code", &prose}}) {
+    // Processor time: a neighbour on a shared machine must not fail the test.
+    const std::clock_t start = std::clock();
     const size_t n_ids = tokenizer.encode(*text, kPlain).size();
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    const double rate = static_cast<double>(text->size()) / 1e6 / seconds.count();
+    const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+    const double rate = static_cast<double>(text->size()) / 1e6 / seconds;
     std::printf("%-6s %-14s %6.1f MB/s, %.2f bytes/token\n", name.c_str(), kind, rate,
                 static_cast<double>(text->size()) / static_cast<double>(n_ids));
 #ifdef NDEBUG

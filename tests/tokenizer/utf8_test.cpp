@@ -31,7 +31,11 @@ TEST(Utf8, ReplacesMaximalSubparts) {
       {"\xF4\x91\x92\x93", "\uFFFD\uFFFD\uFFFD\uFFFD", 4},
       {"\xF0\x9F\x98", "\uFFFD", 3},
       {"\xF0\x9F\x98x", "\uFFFDx", 3},
-      {"\xE1\x80\xE2\xF0\x91\x92\xF1\xBF" "A", "\uFFFD\uFFFD\uFFFD\uFFFD" "A", 8},
+      {"\xE1\x80\xE2\xF0\x91\x92\xF1\xBF"
+       "A",
+       "\uFFFD\uFFFD\uFFFD\uFFFD"
+       "A",
+       8},
       {"\xE2\x82\xAC\xFF\xE2\x82", "\u20AC\uFFFD\uFFFD", 3},
   };
   for (const auto& c : cases) {

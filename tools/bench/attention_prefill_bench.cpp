@@ -1,4 +1,5 @@
-// Prefill attention: TFLOP/s (4 d per visible pair of query and key), at every level of this machine.
+// Prefill attention: TFLOP/s (4 d per visible pair of query and key), at every level of this
+// machine.
 //
 //   staged   the kernel alone, on keys that are staged already
 //   dense    causal, all included
@@ -6,7 +7,6 @@
 //
 // Data are random: zeros draw less power and read a fifth too fast. `exact` is the fp32 exp2.
 #include <benchmark/benchmark.h>
-
 #include <time.h>
 
 #include <algorithm>
@@ -46,8 +46,7 @@ struct Random {
 
 class Pages {
  public:
-  explicit Pages(int64_t bytes)
-      : bytes_(static_cast<size_t>(bytes)), at_(cpu::map_pages(bytes_)) {}
+  explicit Pages(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), at_(cpu::map_pages(bytes_)) {}
   ~Pages() { cpu::unmap_pages(at_, bytes_); }
   Pages(const Pages&) = delete;
   Pages& operator=(const Pages&) = delete;
@@ -71,8 +70,8 @@ double cpu_seconds() {
 void report(benchmark::State& state, double flop, double cpu_began) {
   state.counters["TFLOP/cpu_s"] =
       flop * 1e-12 * static_cast<double>(state.iterations()) / (cpu_seconds() - cpu_began);
-  state.counters["TFLOP/s"] = benchmark::Counter(flop * 1e-12 * static_cast<double>(state.iterations()),
-                                                 benchmark::Counter::kIsRate);
+  state.counters["TFLOP/s"] = benchmark::Counter(
+      flop * 1e-12 * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 void staged(benchmark::State& state, const Kernel* kernel, int32_t d, int32_t n_keys, bool exact) {
@@ -113,8 +112,10 @@ void stage_only(benchmark::State& state, const Kernel* kernel, int32_t d, int64_
   for (auto _ : state) {
     state.PauseTiming();
     for (size_t i = 0; i < rows.size(); i += kChunk) {
-      const auto chunk = static_cast<int64_t>(random.engine() % static_cast<uint64_t>(n_pool / kChunk));
-      for (int64_t t = 0; t < kChunk; ++t) rows[i + static_cast<size_t>(t)] = (chunk * kChunk + t) * d;
+      const auto chunk =
+          static_cast<int64_t>(random.engine() % static_cast<uint64_t>(n_pool / kChunk));
+      for (int64_t t = 0; t < kChunk; ++t)
+        rows[i + static_cast<size_t>(t)] = (chunk * kChunk + t) * d;
     }
     state.ResumeTiming();
     kernel->stage({keys.as<uint16_t>(), values.as<uint16_t>(), rows.data(), kKeys, d, d,
@@ -155,8 +156,7 @@ void dense(benchmark::State& state, cpu::Isa isa, int64_t n, int n_threads, bool
   layer.p.exact_exp = exact;
   const double began = cpu_seconds();
   for (auto _ : state) cpu::attend_prefill(queue, layer.p);
-  report(state, 4.0 * 64 * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n),
-         began);
+  report(state, 4.0 * 64 * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n), began);
 }
 
 void select(benchmark::State& state, cpu::Isa isa, int64_t block_tokens, int n_threads) {
@@ -179,7 +179,8 @@ void select(benchmark::State& state, cpu::Isa isa, int64_t block_tokens, int n_t
       counts.push_back(kChosen);
       const size_t start = ids.size();
       for (int i = 0; i < kChosen; ++i) {
-        ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(local_begin.back() / kChunk)));
+        ids.push_back(
+            static_cast<int32_t>(random() % static_cast<uint64_t>(local_begin.back() / kChunk)));
       }
       std::sort(ids.begin() + static_cast<std::ptrdiff_t>(start), ids.end());
     }

@@ -1,6 +1,8 @@
 // Low-rank keys at the small model's shape (4 KV heads of 64, rank 160) and at an 8B model's.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <random>
 
@@ -12,8 +14,13 @@ namespace {
 
 struct Setup {
   Setup(int64_t n, int32_t heads, int32_t d, int64_t rank)
-      : n_tokens(n), n_kv_heads(heads), head_dim(d), rank(rank), keys(static_cast<size_t>(n * heads * d)),
-        basis(static_cast<size_t>(heads * d * rank)), coefficients(static_cast<size_t>(n * rank)),
+      : n_tokens(n),
+        n_kv_heads(heads),
+        head_dim(d),
+        rank(rank),
+        keys(static_cast<size_t>(n * heads * d)),
+        basis(static_cast<size_t>(heads * d * rank)),
+        coefficients(static_cast<size_t>(n * rank)),
         mean(static_cast<size_t>(heads * d)) {
     std::mt19937 random(1);
     for (bf16& key : keys) {
@@ -38,34 +45,63 @@ Queue& queue_of(int64_t n_threads) {
   return n_threads == 1 ? one : two;
 }
 
-void rate(benchmark::State& state, const char* name, double per_call) {
-  state.counters[name] = benchmark::Counter(
-      per_call * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+// Times every call and keeps the best: on a machine that others use too, an average measures them.
+class Best {
+ public:
+  template <typename Call>
+  void time(Call&& call) {
+    const auto begin = std::chrono::steady_clock::now();
+    call();
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    seconds_ = std::min(seconds_, taken.count());
+  }
+  double us() const { return seconds_ * 1e6; }
+  double rate(double units) const { return units / seconds_; }
+
+ private:
+  double seconds_ = 1e30;
+};
+
+void report(benchmark::State& state, const Best& best, const char* name, double units) {
+  state.counters["best_us"] = best.us();
+  state.counters[name] = best.rate(units);
 }
 
 void BM_FitBasis(benchmark::State& state) {
   Setup s(state.range(0), static_cast<int32_t>(state.range(1)),
           static_cast<int32_t>(state.range(2)), state.range(3));
+  Best best;
   for (auto _ : state) {
-    fit_basis(queue_of(state.range(4)),
-              {.keys = s.keys.data(), .head_stride = s.n_tokens * s.head_dim,
-               .n_tokens = s.n_tokens, .n_kv_heads = s.n_kv_heads, .head_dim = s.head_dim,
-               .rope = s.table.view(), .lowrank = s.view()});
+    best.time([&] {
+      fit_basis(queue_of(state.range(4)), {.keys = s.keys.data(),
+                                           .head_stride = s.n_tokens * s.head_dim,
+                                           .n_tokens = s.n_tokens,
+                                           .n_kv_heads = s.n_kv_heads,
+                                           .head_dim = s.head_dim,
+                                           .rope = s.table.view(),
+                                           .lowrank = s.view()});
+    });
   }
-  rate(state, "tokens/s", static_cast<double>(s.n_tokens));
+  report(state, best, "tokens/s", static_cast<double>(s.n_tokens));
 }
 
 void BM_ProjectKeys(benchmark::State& state) {
   Setup s(state.range(0), static_cast<int32_t>(state.range(1)),
           static_cast<int32_t>(state.range(2)), state.range(3));
+  Best best;
   for (auto _ : state) {
-    project_keys(queue_of(state.range(4)),
-                 {.keys = s.keys.data(), .head_stride = s.n_tokens * s.head_dim,
-                  .n_tokens = s.n_tokens, .n_kv_heads = s.n_kv_heads, .head_dim = s.head_dim,
-                  .rope = s.table.view(), .lowrank = s.view(),
-                  .coefficients = s.coefficients.data()});
+    best.time([&] {
+      project_keys(queue_of(state.range(4)), {.keys = s.keys.data(),
+                                              .head_stride = s.n_tokens * s.head_dim,
+                                              .n_tokens = s.n_tokens,
+                                              .n_kv_heads = s.n_kv_heads,
+                                              .head_dim = s.head_dim,
+                                              .rope = s.table.view(),
+                                              .lowrank = s.view(),
+                                              .coefficients = s.coefficients.data()});
+    });
   }
-  rate(state, "tokens/s", static_cast<double>(s.n_tokens));
+  report(state, best, "tokens/s", static_cast<double>(s.n_tokens));
 }
 
 // n_chunks random chunks of 8 for every KV head, out of n_tokens.
@@ -81,37 +117,60 @@ void BM_RebuildKeys(benchmark::State& state) {
     slots[i] = static_cast<int32_t>(i % static_cast<size_t>(n_chunks));
   }
   std::vector<bf16> memory(static_cast<size_t>(s.n_kv_heads * n_chunks * 2 * tokens * s.head_dim));
+  Best best;
   for (auto _ : state) {
     state.PauseTiming();
     for (int32_t& chunk : chunks) {
       chunk = static_cast<int32_t>(random() % static_cast<uint32_t>(s.n_tokens / tokens));
     }
     state.ResumeTiming();
-    rebuild_keys(queue_of(state.range(4)),
-                 {.coefficients = s.coefficients.data(), .lowrank = s.view(),
-                  .rope = s.table.view(), .miss_chunks = chunks.data(), .miss_slots = slots.data(),
-                  .miss_counts = counts.data(), .stride = n_chunks, .slots = memory.data(),
-                  .slot_head_stride = n_chunks * 2 * tokens * s.head_dim,
-                  .chunk_tokens = static_cast<int32_t>(tokens), .n_kv_heads = s.n_kv_heads,
-                  .head_dim = s.head_dim});
+    best.time([&] {
+      rebuild_keys(queue_of(state.range(4)),
+                   {.coefficients = s.coefficients.data(),
+                    .lowrank = s.view(),
+                    .rope = s.table.view(),
+                    .miss_chunks = chunks.data(),
+                    .miss_slots = slots.data(),
+                    .miss_counts = counts.data(),
+                    .stride = n_chunks,
+                    .slots = memory.data(),
+                    .slot_head_stride = n_chunks * 2 * tokens * s.head_dim,
+                    .chunk_tokens = static_cast<int32_t>(tokens),
+                    .n_kv_heads = s.n_kv_heads,
+                    .head_dim = s.head_dim});
+    });
   }
-  rate(state, "TFLOP/s", 2e-12 * static_cast<double>(n_chunks * tokens * s.n_kv_heads *
-                                                     s.head_dim * s.rank));
+  report(state, best, "TFLOP/s",
+         2e-12 * static_cast<double>(n_chunks * tokens * s.n_kv_heads * s.head_dim * s.rank));
 }
 
 const std::vector<std::string> kNames = {"tokens", "heads", "d", "rank", "threads"};
 BENCHMARK(BM_FitBasis)
-    ->ArgNames(kNames)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(2)
-    ->Args({262144, 4, 64, 160, 1})->Args({262144, 4, 64, 160, 2})->Args({32768, 8, 128, 160, 2});
+    ->ArgNames(kNames)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(2)
+    ->Args({262144, 4, 64, 160, 1})
+    ->Args({262144, 4, 64, 160, 2})
+    ->Args({32768, 8, 128, 160, 2});
 BENCHMARK(BM_ProjectKeys)
-    ->ArgNames(kNames)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(3)
-    ->Args({262144, 4, 64, 160, 1})->Args({262144, 4, 64, 160, 2})->Args({32768, 8, 128, 160, 2})
+    ->ArgNames(kNames)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(3)
+    ->Args({262144, 4, 64, 160, 1})
+    ->Args({262144, 4, 64, 160, 2})
+    ->Args({32768, 8, 128, 160, 2})
     ->Args({8, 4, 64, 160, 1});
 BENCHMARK(BM_RebuildKeys)
-    ->ArgNames({"tokens", "heads", "d", "rank", "threads", "chunks"})->UseRealTime()
-    ->Unit(benchmark::kMicrosecond)->MinTime(0.05)
-    ->Args({262144, 4, 64, 160, 1, 256})->Args({262144, 4, 64, 160, 2, 256})
-    ->Args({262144, 4, 64, 160, 2, 20})->Args({65536, 8, 128, 160, 2, 256});
+    ->ArgNames({"tokens", "heads", "d", "rank", "threads", "chunks"})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond)
+    ->MinTime(0.05)
+    ->Args({262144, 4, 64, 160, 1, 256})
+    ->Args({262144, 4, 64, 160, 2, 256})
+    ->Args({262144, 4, 64, 160, 2, 20})
+    ->Args({65536, 8, 128, 160, 2, 256});
 
 }  // namespace
 }  // namespace tiercel::cpu

@@ -1,0 +1,115 @@
+// tokenize, perplexity, estimate, version.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tests/command/process.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Launch with_model(const char* command, std::vector<std::string> more) {
+  Launch launch{.arguments = {command, "-m", demo_model()}};
+  launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
+  return launch;
+}
+
+TEST(Tokenize, RoundTrip) {
+  const std::string text =
+      "Grüße, 世界! It's 2024...\n\n\ttabs and  spaces \xF0\x9F\x98\x80 <|end_of_text|>";
+  const Result forth = run(with_model("tokenize", {"-p", text, "--json", "--no-bos"}));
+  ASSERT_EQ(forth.code, 0) << forth.err;
+  EXPECT_EQ(forth.err, "");
+  EXPECT_TRUE(Json::parse(forth.out).is_array());
+  const Result back = run(with_model("tokenize", {"--decode", forth.out}));
+  EXPECT_EQ(back.code, 0) << back.err;
+  EXPECT_EQ(back.out, text);
+}
+
+TEST(Tokenize, LinesAndCount) {
+  const Result result = run(with_model("tokenize", {"-p", "two words\n"}));
+  EXPECT_EQ(result.code, 0) << result.err;
+  const auto lines = std::count(result.out.begin(), result.out.end(), '\n');
+  EXPECT_TRUE(contains(result.err, std::to_string(lines) + " tokens")) << result.err;
+  EXPECT_TRUE(contains(result.out, "2044  '")) << result.out;  // begin of text
+  EXPECT_TRUE(contains(result.out, "\\n'")) << result.out;
+}
+
+TEST(Tokenize, BadInput) {
+  EXPECT_EQ(run({.arguments = {"tokenize", "-p", "x"}}).code, 2);
+  EXPECT_EQ(run(with_model("tokenize", {"--decode", "1 two"})).code, 2);
+  const Result outside = run(with_model("tokenize", {"--decode", "999999"}));
+  EXPECT_NE(outside.code, 0);
+  EXPECT_TRUE(contains(outside.err, "999999")) << outside.err;
+  EXPECT_EQ(run(with_model("tokenize", {})).code, 2);
+  auto full = with_model("tokenize", {"-p", "x", "--json"});
+  full.standard_output = "/dev/full";
+  EXPECT_EQ(run(full).code, 1);
+}
+
+TEST(Perplexity, JsonAgreesWithItself) {
+  const std::string text =
+      "The quick brown fox jumps over the lazy dog. The quick brown fox jumps again.";
+  const Result result = run(with_model("perplexity", {"-p", text, "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json json = Json::parse(result.out);
+  ASSERT_EQ(json["tokens"].size(), json["logprobs"].size());
+  EXPECT_TRUE(json["logprobs"][0].is_null());
+  double sum = 0;
+  for (size_t i = 1; i < json["logprobs"].size(); ++i) {
+    ASSERT_LE(json["logprobs"][i].get<double>(), 0);
+    sum += json["logprobs"][i].get<double>();
+  }
+  const double n = static_cast<double>(json["logprobs"].size()) - 1;
+  EXPECT_NEAR(json["perplexity"], std::exp(-sum / n), 1e-6 * std::exp(-sum / n));
+  EXPECT_GT(json["standard_error"], 0);
+}
+
+TEST(Perplexity, WindowsKnowNothingOfEachOther) {
+  std::string text;
+  for (int i = 0; i < 30; ++i) text += "Rain falls on the hills. ";
+  const Result result = run(with_model("perplexity", {"-p", text, "--json", "-c", "50"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json json = Json::parse(result.out);
+  for (size_t i = 0; i < json["tokens"].size(); ++i) {
+    EXPECT_EQ(json["logprobs"][i].is_null(), i % 50 == 0) << i;
+    if (i % 50 == 0) {
+      EXPECT_EQ(json["tokens"][i], 2044);
+    }
+  }
+  EXPECT_EQ(run(with_model("perplexity", {"-p", text, "-c", "2"})).code, 2);
+  EXPECT_EQ(run(with_model("perplexity", {})).code, 2);
+}
+
+TEST(Estimate, TableOrExitCodeThree) {
+  const Result table = run(with_model("estimate", {"--tokens", "100000"}));
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_TRUE(contains(table.err, "memory plan")) << table.err;
+  EXPECT_EQ(table.out, "");
+  EXPECT_EQ(run(with_model("estimate", {"--tokens", "100000", "--device-memory", "1KiB"})).code, 3);
+}
+
+TEST(Version, NamesWhatItIsMadeOf) {
+  const Result result = run({.arguments = {"version"}});
+  EXPECT_EQ(result.code, 0);
+  for (const char* word : {"tiercel ", "commit", "C++20", "cpu:", "oneTBB", "hwloc"}) {
+    EXPECT_TRUE(contains(result.out, word)) << result.out;
+  }
+  EXPECT_EQ(run({.arguments = {"--version"}}).out, result.out);
+}
+
+TEST(Help, EveryCommandHasOne) {
+  for (const char* command : {"run", "tokenize", "perplexity", "estimate", "haystack", "version"}) {
+    const Result result = run({.arguments = {command, "--help"}});
+    EXPECT_EQ(result.code, 0) << command;
+    EXPECT_TRUE(contains(result.out, "TIERCEL_ARG_")) << command;
+    EXPECT_EQ(result.err, "");
+  }
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,265 @@
+// tiercel run as a user meets it: what goes where, the report, interruption, bad input.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/command/process.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Launch run_demo(std::vector<std::string> more) {
+  Launch launch{.arguments = {"run", "-m", demo_model()}};
+  launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
+  return launch;
+}
+
+// The words of a usage error: exit code 2, nothing on stdout, one complaint on stderr.
+void expect_refused(const Launch& launch, int code, const std::vector<std::string>& words) {
+  const Result result = run(launch);
+  EXPECT_EQ(result.code, code) << result.err;
+  EXPECT_EQ(result.out, "");
+  EXPECT_TRUE(contains(result.err, "error: ")) << result.err;
+  for (const std::string& word : words)
+    EXPECT_TRUE(contains(result.err, word)) << word << "\n" << result.err;
+}
+
+TEST(Run, TextOnStdoutTheRestOnStderr) {
+  const std::string prompt =
+      "The magic number for otter is 4821.\nThe sky is blue today.\n"
+      "What is the magic number for otter? The magic number for otter is";
+  const Result result = run(run_demo({"-p", prompt, "-n", "4"}));
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(result.out.starts_with(" 4821")) << result.out;
+  for (const char* word : {"memory plan", "weights", "MiB", "prompt eval time", "eval time",
+                           "tok/s", "logits hash", "load time", "total time"}) {
+    EXPECT_TRUE(contains(result.err, word)) << word << "\n" << result.err;
+  }
+  EXPECT_EQ(result.err.find('\x1b'), std::string::npos) << "colour without a terminal";
+  const Result quiet = run(run_demo({"-p", prompt, "-n", "4", "-q"}));
+  EXPECT_EQ(quiet.out, result.out);
+  EXPECT_EQ(quiet.err, "");
+}
+
+TEST(Run, ReportHasEveryField) {
+  const Scratch scratch;
+  const std::string file = scratch / "report.json";
+  const Result result = run(
+      run_demo({"-p", "hello there, hello there", "-n", "6", "--ignore-eos", "--report", file}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json report = Json::parse(read_file(file));
+  for (const char* name : {"version",
+                           "commit",
+                           "backend",
+                           "model",
+                           "prompt_tokens",
+                           "generated_tokens",
+                           "output",
+                           "output_tokens",
+                           "prefill_seconds",
+                           "decode_seconds",
+                           "time_to_first_token_seconds",
+                           "prefill_tokens_per_second",
+                           "decode_tokens_per_second",
+                           "logits_hash",
+                           "attention",
+                           "memory",
+                           "selection",
+                           "audit",
+                           "finish_reason",
+                           "interrupted"}) {
+    EXPECT_TRUE(report.contains(name)) << name;
+  }
+  for (const char* name : {"mode", "prefill", "budget", "chunk_size", "rank", "sinks", "recent",
+                           "outliers", "key_codec", "slots"}) {
+    EXPECT_TRUE(report["attention"].contains(name)) << name;
+  }
+  const Json& device = report["memory"]["device_bytes"];
+  int64_t total = 0;
+  for (const char* name : {"weights", "keys", "landmarks", "slots", "exact", "activations"}) {
+    total += device.at(name).get<int64_t>();
+  }
+  EXPECT_EQ(device.at("total"), total);
+  EXPECT_GT(report["memory"]["planned_bytes"], 0);
+  EXPECT_GT(report["memory"]["peak_rss_bytes"], 0);
+  EXPECT_EQ(report["output"], result.out);
+  EXPECT_EQ(report["generated_tokens"], 6);
+  EXPECT_EQ(report["output_tokens"].size(), 6u);
+  EXPECT_EQ(report["finish_reason"], "length");
+  EXPECT_EQ(report["interrupted"], false);
+  EXPECT_EQ(report["logits_hash"].get<std::string>().size(), 16u);
+  EXPECT_TRUE(report["selection"].contains("hit_rate"));
+  EXPECT_TRUE(report["audit"].contains("mass_p05"));
+}
+
+TEST(Run, SameSeedSameText) {
+  const auto launch =
+      run_demo({"-p", "once upon a time", "-n", "12", "--temp", "1", "--seed", "7"});
+  const Result first = run(launch), second = run(launch);
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(first.out, second.out);
+  EXPECT_TRUE(contains(first.err, "seed 7")) << first.err;
+}
+
+TEST(Run, EnvironmentTwinsAndFlagsThatBeatThem) {
+  const Scratch scratch;
+  auto launch = run_demo({"-p", "hello", "-q", "--ignore-eos", "--report", scratch / "r"});
+  launch.environment = {{"TIERCEL_ARG_N_PREDICT", "3"}, {"TIERCEL_ARG_FILE", "/nonexistent"}};
+  ASSERT_EQ(run(launch).code, 0);  // -p beats the file of the environment
+  EXPECT_EQ(Json::parse(read_file(scratch / "r"))["generated_tokens"], 3);
+  launch.arguments.insert(launch.arguments.end(), {"-n", "2"});
+  ASSERT_EQ(run(launch).code, 0);
+  EXPECT_EQ(Json::parse(read_file(scratch / "r"))["generated_tokens"], 2);
+  launch.environment = {{"TIERCEL_ARG_TOP_K", "many"}};
+  expect_refused(launch, 2, {"--top-k", "TIERCEL_ARG_TOP_K=many"});
+}
+
+TEST(Run, PromptFromFileAndStdinIsTakenAsItIs) {
+  const Scratch scratch;
+  write_file(scratch / "prompt", "one two\n\nthree \n");
+  const auto count = [&](const Launch& launch) {
+    EXPECT_EQ(run(launch).code, 0);
+    return Json::parse(read_file(scratch / "r"))["prompt_tokens"].get<int>();
+  };
+  const std::vector<std::string> tail = {"-n", "1", "-q", "--report", scratch / "r"};
+  auto by_file = run_demo({"-f", scratch / "prompt"});
+  auto by_stdin = run_demo({"-f", "-"});
+  by_stdin.standard_input = scratch / "prompt";
+  auto by_flag = run_demo({"-p", "one two\\n\\nthree \\n", "-e"});
+  for (Launch* launch : {&by_file, &by_stdin, &by_flag}) {
+    launch->arguments.insert(launch->arguments.end(), tail.begin(), tail.end());
+  }
+  const int n = count(by_file);
+  EXPECT_EQ(count(by_stdin), n);
+  EXPECT_EQ(count(by_flag), n);
+}
+
+TEST(Run, UsageErrorsNameTheFlagAndWhatIsLegal) {
+  expect_refused({.arguments = {}}, 2, {"run", "tokenize", "haystack"});
+  expect_refused({.arguments = {"walk"}}, 2, {"walk", "run", "perplexity"});
+  expect_refused({.arguments = {"run", "-p", "x"}}, 2, {"--model"});
+  expect_refused(run_demo({}), 2, {"-p", "-f"});
+  expect_refused(run_demo({"-p", ""}), 2, {"empty"});
+  expect_refused(run_demo({"-p", "x", "-f", "y"}), 2, {"--prompt", "--file"});
+  expect_refused(run_demo({"-p", "x", "--attention", "quest"}), 2, {"dense", "shadow", "quest"});
+  expect_refused(run_demo({"-p", "x", "--budget", "few"}), 2, {"--budget", "all", "few"});
+  expect_refused(run_demo({"-p", "x", "--key-codec", "int3"}), 2, {"auto", "exact", "lowrank"});
+  expect_refused(run_demo({"-p", "x", "--device-memory", "1.5GB"}), 2, {"GiB", "1.5GB"});
+  expect_refused(run_demo({"-p", "x", "-n", "two"}), 2, {"--n-predict", "two"});
+  expect_refused(run_demo({"-p", "x", "--temp", "-1"}), 2, {"--temp"});
+  expect_refused(run_demo({"-p", "x", "--top-p", "1.5"}), 2, {"--top-p"});
+  expect_refused(run_demo({"-p", "x", "--frobnicate"}), 2, {"--frobnicate"});
+  expect_refused(run_demo({"-p", "x", "--backend", "cuda"}), 2, {"cuda", "build", "cpu"});
+  expect_refused(run_demo({"-p", "a prompt of several tokens", "-c", "2"}), 2, {"2"});
+}
+
+TEST(Run, TroubleWithFilesIsNamed) {
+  const Scratch scratch;
+  write_file(scratch / "empty", "");
+  expect_refused(run_demo({"-f", scratch / "empty"}), 2, {"empty"});
+  expect_refused(run_demo({"-f", scratch / "missing"}), 1, {scratch / "missing", "No such file"});
+  expect_refused(run_demo({"-f", "/tmp"}), 1, {"/tmp", "directory"});
+  expect_refused({.arguments = {"run", "-m", scratch / "nomodel", "-p", "x"}}, 1,
+                 {scratch / "nomodel"});
+  if (::geteuid() != 0) {
+    write_file(scratch / "secret", "x");
+    ::chmod((scratch / "secret").c_str(), 0);
+    expect_refused(run_demo({"-f", scratch / "secret"}), 1, {"Permission denied"});
+  }
+}
+
+TEST(Run, InvalidUtf8IsCounted) {
+  const Result result = run(run_demo({"-p",
+                                      "ab\xFF\xFE"
+                                      "cd",
+                                      "-n", "1"}));
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "2 bytes")) << result.err;
+  expect_refused(run_demo({"-p",
+                           "ab\xFF\xFE"
+                           "cd",
+                           "-n", "1", "--strict"}),
+                 1, {"2 bytes"});
+}
+
+TEST(Run, DoesNotFitIsExitCodeThree) {
+  expect_refused(run_demo({"-p", "x", "--device-memory", "64KiB"}), 3, {"--device-memory"});
+}
+
+TEST(Run, ReportTroubleIsSaidEarlyOrKeepsTheText) {
+  const Scratch scratch;
+  expect_refused(run_demo({"-p", "x", "--report", scratch / "no/where.json"}), 1, {scratch / "no"});
+  expect_refused(run_demo({"-p", "x", "--report", "/tmp"}), 1, {"directory"});
+  const auto plain = run(run_demo({"-p", "hello there", "-n", "3", "-q", "--ignore-eos"}));
+  const auto full = run(
+      run_demo({"-p", "hello there", "-n", "3", "-q", "--ignore-eos", "--report", "/dev/full"}));
+  EXPECT_EQ(full.code, 1);
+  EXPECT_EQ(full.out, plain.out);
+  EXPECT_TRUE(contains(full.err, "/dev/full") && contains(full.err, "No space left")) << full.err;
+}
+
+TEST(Run, UnwritableStdoutEndsTheRun) {
+  auto launch = run_demo({"-p", "hello there, hello there", "-n", "5000", "--ignore-eos", "-q"});
+  launch.standard_output = "/dev/full";
+  const Result result = run(launch);
+  EXPECT_EQ(result.code, 1);
+  EXPECT_TRUE(contains(result.err, "No space left")) << result.err;
+}
+
+TEST(Run, CtrlCWhileDecodingKeepsEverything) {
+  const Scratch scratch;
+  Process process(run_demo({"-p", "hello there, hello there, hello", "-n", "400000", "--ignore-eos",
+                            "--report", scratch / "r"}));
+  ASSERT_TRUE(process.wait_until([&] { return process.out().size() > 20; })) << process.err();
+  process.signal(SIGINT);
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 130) << result.err;
+  const Json report = Json::parse(read_file(scratch / "r"));
+  EXPECT_EQ(report["interrupted"], true);
+  EXPECT_EQ(report["finish_reason"], "interrupted");
+  EXPECT_EQ(report["output"], result.out);
+  EXPECT_GT(report["generated_tokens"], 0);
+  EXPECT_TRUE(contains(result.err, "eval time")) << result.err;
+}
+
+TEST(Run, SignalsWhilePrefillingStopIt) {
+  const Scratch scratch;
+  const std::string prompt = scratch / "prompt";
+  ASSERT_EQ(
+      run({.arguments = {"haystack", "--tokens", "400000", "-m", demo_model(), "-o", prompt}}).code,
+      0);
+  for (const int signal : {SIGINT, SIGTERM}) {
+    Process process(run_demo({"-f", prompt, "-n", "4", "--report", scratch / "r"}));
+    ASSERT_TRUE(process.wait_until([&] { return contains(process.err(), "backend:"); }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    process.signal(signal);
+    const Result result = process.wait();
+    EXPECT_EQ(result.code, 130) << result.err;
+    EXPECT_EQ(result.out, "");
+    const Json report = Json::parse(read_file(scratch / "r"));
+    EXPECT_EQ(report["interrupted"], true);
+    EXPECT_EQ(report["generated_tokens"], 0);
+    EXPECT_TRUE(report["logits_hash"].is_null());
+    fs::remove(scratch / "r");
+  }
+}
+
+TEST(Run, SignalWhileWaitingForStdin) {
+  const Scratch scratch;
+  ASSERT_EQ(::mkfifo((scratch / "pipe").c_str(), 0600), 0);
+  // Open for both directions, so that the command's read waits instead of seeing an end.
+  const int keep_open = ::open((scratch / "pipe").c_str(), O_RDWR);
+  auto launch = run_demo({"-f", "-"});
+  launch.standard_input = scratch / "pipe";
+  Process process(launch);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  process.signal(SIGINT);
+  EXPECT_EQ(process.wait().code, 130);
+  ::close(keep_open);
+}
+
+}  // namespace
+}  // namespace tiercel::test

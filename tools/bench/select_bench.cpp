@@ -1,0 +1,168 @@
+// Selection: ns per landmark (of one KV head) and GB/s of landmarks, beside the stream bandwidth;
+// prefill selection: ns per landmark, block and KV head.
+#include <benchmark/benchmark.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/landmark.h"
+#include "cpu/select.h"
+#include "tools/bench/memory.h"
+
+namespace tiercel {
+namespace {
+
+using cpu::Isa;
+using cpu::Queue;
+
+constexpr int64_t kLandmarks = 131072;  // a million tokens in chunks of 8
+constexpr int64_t kPlanes = 3;          // cycled, so that landmarks come from memory, not from L3
+constexpr size_t kBytes = size_t{kPlanes * 4 * kLandmarks * 64} * sizeof(bf16);
+
+const bench::Pages& pages() {
+  static const bench::Pages all(kBytes);
+  return all;
+}
+
+std::vector<bf16> queries(int64_t n) {
+  std::mt19937_64 rng(3);
+  std::normal_distribution<float> normal;
+  std::vector<bf16> q(n);
+  for (bf16& x : q) x = bf16(normal(rng));
+  return q;
+}
+
+// group 2, head_dim 64, 4 KV heads. With k = 1 ranking costs next to
+// nothing, which shows the scan.
+void select(benchmark::State& state, Isa isa, int64_t k, GroupScore group) {
+  Queue queue({.n_threads = static_cast<int>(state.range(0)), .isa = isa});
+  const auto q = queries(8 * 64);
+  std::vector<int32_t> ids(4 * k), counts(4);
+  std::vector<float> workspace(select_workspace_floats(8, 4, kLandmarks));
+  SelectParams p;
+  p.q = q.data();
+  p.landmark_head_stride = kLandmarks * 64;
+  p.end_chunk = kLandmarks;
+  p.k = k;
+  p.n_heads = 8;
+  p.n_kv_heads = 4;
+  p.head_dim = 64;
+  p.scale = 0.125f;
+  p.group = group;
+  p.ids = ids.data();
+  p.counts = counts.data();
+  p.workspace = workspace.data();
+  int64_t plane = 0;
+  for (auto _ : state) {
+    p.landmarks = pages().rows() + plane++ % kPlanes * 4 * kLandmarks * 64;
+    cpu::select_chunks(queue, p);
+  }
+  state.SetBytesProcessed(state.iterations() * 4 * kLandmarks * 128);
+  state.counters["landmark"] =
+      benchmark::Counter(static_cast<double>(state.iterations() * 4 * kLandmarks),
+                         benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+}
+
+void select_prefill(benchmark::State& state, Isa isa, int64_t n_tokens, int32_t group) {
+  Queue queue({.n_threads = static_cast<int>(state.range(0)), .isa = isa});
+  const int64_t n_blocks = n_tokens / 256;
+  const auto q = queries(n_tokens * 4 * group * 64);
+  std::vector<int32_t> ids(n_blocks * 4 * 258), counts(n_blocks * 4);
+  std::vector<int64_t> local_begin(n_blocks);
+  PrefillSelectParams p;
+  p.q = q.data();
+  p.landmarks = pages().rows();
+  p.landmark_head_stride = kLandmarks * 64;
+  p.first_position = kLandmarks / 2 * 8 - n_tokens;
+  p.n_tokens = n_tokens;
+  p.block_tokens = 256;
+  p.local_tokens = 256;
+  p.sink_chunks = 2;
+  p.k = 256;
+  p.chunk_tokens = 8;
+  p.n_heads = 4 * group;
+  p.n_kv_heads = 4;
+  p.head_dim = 64;
+  p.scale = 0.125f;
+  p.chunk_ids = ids.data();
+  p.chunk_counts = counts.data();
+  p.local_begin = local_begin.data();
+  for (auto _ : state) cpu::select_prefill_chunks(queue, p);
+  state.counters["landmark_block"] =
+      benchmark::Counter(static_cast<double>(state.iterations() * 4 * n_blocks * kLandmarks / 2),
+                         benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+}
+
+// Reads 8 keys per landmark; bytes are those of the keys.
+void landmarks(benchmark::State& state, Isa isa) {
+  Queue queue({.n_threads = static_cast<int>(state.range(0)), .isa = isa});
+  const int64_t n = static_cast<int64_t>(kBytes) / (8 * 128);
+  std::vector<bf16> means(n * 64);
+  LandmarkParams p;
+  p.keys = pages().rows();
+  p.landmarks = means.data();
+  p.n_chunks = n;
+  p.chunk_tokens = 8;
+  p.n_kv_heads = 1;
+  p.head_dim = 64;
+  for (auto _ : state) cpu::build_landmarks(queue, p);
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(kBytes));
+}
+
+void outliers(benchmark::State& state, Isa isa) {
+  Queue queue({.n_threads = static_cast<int>(state.range(0)), .isa = isa});
+  const int64_t n = static_cast<int64_t>(kBytes) / (8 * 128);
+  std::vector<float> cosines(n);
+  std::vector<int32_t> ids(48);
+  std::vector<uint64_t> excluded(n / 64 + 1);
+  OutlierParams p;
+  p.keys = pages().rows();
+  p.landmarks = pages().rows();
+  p.end_chunk = n;
+  p.n_outliers = 48;
+  p.chunk_tokens = 8;
+  p.n_kv_heads = 1;
+  p.head_dim = 64;
+  p.ids = ids.data();
+  p.excluded = excluded.data();
+  p.excluded_stride = static_cast<int64_t>(excluded.size());
+  p.workspace = cosines.data();
+  for (auto _ : state) cpu::find_outliers(queue, p);
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(kBytes));
+}
+
+template <typename Run>
+void add(const std::string& name, Isa isa, Run run) {
+  benchmark::RegisterBenchmark((name + "/" + std::string(cpu::name_of(isa))).c_str(), run)
+      ->Arg(1)
+      ->Arg(2)
+      ->MeasureProcessCPUTime()
+      ->UseRealTime()
+      ->Unit(benchmark::kMillisecond);
+}
+
+const bool kRegistered = [] {
+  benchmark::RegisterBenchmark(
+      "stream", [](benchmark::State& state) { bench::stream(state, pages(), kBytes); })
+      ->Arg(1)
+      ->Arg(2)
+      ->MeasureProcessCPUTime()
+      ->UseRealTime()
+      ->Unit(benchmark::kMillisecond);
+  for (const Isa isa : cpu::runnable_isas()) {
+    using benchmark::State;
+    add("select/k1", isa, [=](State& s) { select(s, isa, 1, GroupScore::kMax); });
+    add("select/k256", isa, [=](State& s) { select(s, isa, 256, GroupScore::kMax); });
+    add("select/k256_mean", isa, [=](State& s) { select(s, isa, 256, GroupScore::kMean); });
+    add("prefill/4096_g2", isa, [=](State& s) { select_prefill(s, isa, 4096, 2); });
+    add("prefill/16384_g2", isa, [=](State& s) { select_prefill(s, isa, 16384, 2); });
+    add("prefill/4096_g4", isa, [=](State& s) { select_prefill(s, isa, 4096, 4); });
+    add("landmarks", isa, [=](State& s) { landmarks(s, isa); });
+    add("outliers", isa, [=](State& s) { outliers(s, isa); });
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace tiercel

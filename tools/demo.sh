@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# A million-token prompt on this machine: builds, hides facts in a haystack, asks for one of them.
+#
+#   tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat >&2 <<TEXT
+usage: tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run]
+  --tokens N     length of the prompt (default 1000000)
+  --question I   which of the $n_facts facts to ask for, from 0 (first line) to $((n_facts - 1)) (default 5)
+  --all          ask for every fact; each question reads the whole prompt again
+  --model DIR    default: the demo model
+exit code: 0 when every run succeeded (right or wrong answers alike), else that of the failed run
+TEXT
+}
+
+tokens=1000000 n_facts=11 question=5 all=0 model=tools/demo/recall-4m
+need_value() { [[ $# -ge 2 ]] || { echo "demo.sh: $1 needs a value" >&2; exit 2; }; }
+while (($#)); do
+  case $1 in
+    --tokens) need_value "$@"; tokens=$2; shift 2 ;;
+    --question) need_value "$@"; question=$2; shift 2 ;;
+    --model) need_value "$@"; model=$2; shift 2 ;;
+    --all) all=1; shift ;;
+    --help | -h) usage; exit 0 ;;
+    --) shift; break ;;
+    *) echo "demo.sh: unexpected argument $1" >&2; usage; exit 2 ;;
+  esac
+done
+if ! [[ $question =~ ^[0-9]+$ ]] || ((question >= n_facts)); then
+  echo "demo.sh: --question: expected 0 to $((n_facts - 1)), found $question" >&2
+  exit 2
+fi
+
+if [[ -n ${TIERCEL_BINARY:-} ]]; then
+  tiercel=$TIERCEL_BINARY
+else
+  tools/setup.sh
+  echo "building (build/cpu) ..." >&2
+  cmake --preset cpu -G Ninja >/dev/null
+  cmake --build --preset cpu --target tiercel_command >/dev/null
+  tiercel=build/cpu/tiercel
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# One value of the answers file; its layout is one member per line.
+fact() {
+  sed -n "s/^ *\"$1\": \"\\(.*\\)\",\\{0,1\\}$/\\1/p" "$work/answers.json" | sed -n "$(($2 + 1))p"
+}
+
+ask() {
+  local index=$1 answer expected status=0
+  shift
+  "$tiercel" haystack --tokens "$tokens" --facts "$n_facts" --seed 1 -m "$model" --ask "$index" \
+    -o "$work/prompt.txt" --answers "$work/answers.json"
+  "$tiercel" run -m "$model" -f "$work/prompt.txt" -n 8 "$@" >"$work/answer.txt" || status=$?
+  if ((status != 0)); then
+    echo "demo.sh: tiercel run ended with exit code $status" >&2
+    exit "$status"
+  fi
+  answer=$(head -n 1 "$work/answer.txt")
+  expected=$(fact answer "$index")
+  echo
+  echo "depth:    $((100 * index / (n_facts - 1))) % of $tokens tokens"
+  echo "question: $(fact question "$index")"
+  echo "answer:  $answer"
+  echo "expected:$expected"
+  n_asked=$((n_asked + 1))
+  if [[ $answer == "$expected" ]]; then
+    n_right=$((n_right + 1))
+    echo "right"
+  else
+    echo "wrong"
+  fi
+}
+
+n_asked=0 n_right=0
+if ((all)); then
+  for ((i = 0; i < n_facts; ++i)); do ask "$i" "$@"; done
+  echo
+  echo "$n_right of $n_asked answered exactly"
+else
+  ask "$question" "$@"
+fi

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Builds and tests everything. The last line is "N passed, N failed", counted in test cases.
+#
+#   tools/test.sh                 the cpu preset
+#   tools/test.sh --sanitizers    also cpu-asan and cpu-tsan
+#   tools/test.sh --fuzz SECONDS  also every fuzzer for SECONDS (each fuzzer counts as one case)
+#   tools/test.sh --no-setup      install nothing
+# CI=true means --sanitizers and a short --fuzz.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+sanitizers=0 fuzz_seconds=0 setup=1
+if [[ ${CI:-} == true ]]; then
+  sanitizers=1 fuzz_seconds=20
+fi
+while (($#)); do
+  case $1 in
+    --sanitizers) sanitizers=1; shift ;;
+    --no-setup) setup=0; shift ;;
+    --fuzz)
+      if ! [[ ${2:-} =~ ^[0-9]+$ ]]; then
+        echo "test.sh: --fuzz needs a number of seconds" >&2
+        exit 2
+      fi
+      fuzz_seconds=$2; shift 2 ;;
+    *) echo "test.sh: expected --sanitizers, --fuzz SECONDS or --no-setup, found $1" >&2; exit 2 ;;
+  esac
+done
+
+n_passed=0 n_failed=0
+finish() {
+  echo "$n_passed passed, $n_failed failed"
+  ((n_failed == 0)) || exit 1
+  exit 0
+}
+# A step that is no test case itself (a build) but whose failure must not look like success.
+failed_step() {
+  echo "FAILED: $1"
+  n_failed=$((n_failed + 1))
+}
+
+if ((setup)); then
+  setup_flags=()
+  if ((fuzz_seconds > 0)); then setup_flags=(--fuzz); fi
+  tools/setup.sh "${setup_flags[@]}" || echo "test.sh: going on with what is installed"
+fi
+
+launcher=()
+if command -v ccache >/dev/null; then
+  launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+fi
+generator=()
+build() {
+  generator=()
+  [[ -e build/$1/CMakeCache.txt ]] || generator=(-G Ninja)
+  echo "== $1: build"
+  cmake --preset "$1" "${generator[@]}" "${launcher[@]}" >/dev/null && cmake --build --preset "$1"
+}
+
+# Adds what one test program printed: gtest's closing lines hold the counts.
+count_cases() {
+  local log=$1 status=$2 passed failed
+  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -n 1)
+  failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -n 1)
+  n_passed=$((n_passed + ${passed:-0}))
+  n_failed=$((n_failed + ${failed:-0}))
+  # A crash, a sanitizer's complaint or a time-out leaves no count of failures.
+  if ((status != 0)) && [[ ${failed:-0} == 0 ]]; then n_failed=$((n_failed + 1)); fi
+}
+
+# ctest knows the tests, fast to slow; each runs by itself, so that its cases can be counted.
+run_tests() {
+  local preset=$1 directory=build/$1 name log status start
+  while read -r name; do
+    log=$directory/test-$name.log status=0 start=$SECONDS
+    (cd "$directory" && ctest -R "^$name\$" --verbose --timeout 3000) >"$log.ctest" 2>&1 </dev/null || status=$?
+    sed 's/^[0-9]*: //' "$log.ctest" >"$log"
+    count_cases "$log" "$status"
+    if ((status == 0)); then
+      echo "== $preset: $name ok ($((SECONDS - start)) s)"
+    else
+      echo "== $preset: $name FAILED ($((SECONDS - start)) s)"
+      # What failed, not what passed.
+      grep -v '^\[ RUN      \]\|^\[       OK \]' "$log" | tail -n 200
+    fi
+    grep -h '^\[  SKIPPED \]' "$log" | sort -u || true
+  done < <(cd "$directory" && ctest -N | sed -n 's/^ *Test *#[0-9]*: //p')
+}
+
+run_fuzzers() {
+  local directory=build/cpu-fuzz fuzzer name corpus log
+  for source in tests/fuzz/*_fuzz.cpp; do
+    [[ -e $source ]] || continue
+    name=$(basename "$source" .cpp)
+    fuzzer=$(find "$directory" -name "$name" -type f -perm -u+x | head -n 1)
+    corpus=$directory/corpus-$name log=$directory/$name.log
+    mkdir -p "$corpus"
+    echo "== fuzz: $name for $fuzz_seconds s"
+    if [[ -n $fuzzer ]] && "$fuzzer" -max_total_time="$fuzz_seconds" -rss_limit_mb=4096 \
+        -artifact_prefix="$directory/" "$corpus" >"$log" 2>&1; then
+      n_passed=$((n_passed + 1))
+    else
+      n_failed=$((n_failed + 1))
+      [[ -e $log ]] && tail -n 40 "$log"
+    fi
+  done
+}
+
+presets=(cpu)
+if ((sanitizers)); then presets+=(cpu-asan cpu-tsan); fi
+for preset in "${presets[@]}"; do
+  if build "$preset"; then run_tests "$preset"; else failed_step "$preset does not build"; fi
+done
+if ((fuzz_seconds > 0)); then
+  if ! command -v clang++ >/dev/null; then
+    failed_step "fuzzing needs clang++ (tools/setup.sh --fuzz)"
+  elif build cpu-fuzz; then
+    run_fuzzers
+  else
+    failed_step "cpu-fuzz does not build"
+  fi
+fi
+finish
