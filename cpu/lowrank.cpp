@@ -102,7 +102,6 @@ void gram_of_chunk(const KeyReader& reader, const GemmLevel& gemm, int64_t first
   const int64_t w = int64_t{reader.n_kv_heads} * reader.head_dim;
   const int64_t n_panels = panels_of(w);
   const int64_t panel_size = kBlockTokens * kPanelColumns;
-  // Wide keys: fewer tokens per block, so that the panels fit the scratch memory.
   Carver carver(scratch);
   auto* even = carver.take<float>(w);
   auto* odd = carver.take<float>(w);

@@ -6,6 +6,8 @@
 #include <tbb/task_arena.h>
 #include <tbb/task_scheduler_observer.h>
 
+#include <algorithm>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -33,6 +35,19 @@ void use_teams_of_one() {
   done = true;
 }
 
+// TBB allows no more threads than cores unless told to, and a user may ask for more. Of several
+// controls the lowest counts, so the process keeps one, and only ever raises it.
+void allow_threads(size_t n) {
+  static std::mutex mutex;
+  static std::unique_ptr<tbb::global_control> control;
+  static size_t allowed = 0;
+  const std::lock_guard lock(mutex);
+  n = std::max(n, static_cast<size_t>(topology().n_cores) + 1);
+  if (n <= allowed) return;
+  control = std::make_unique<tbb::global_control>(tbb::global_control::max_allowed_parallelism, n);
+  allowed = n;
+}
+
 class TeamsOfOne : public tbb::task_scheduler_observer {
  public:
   explicit TeamsOfOne(tbb::task_arena& arena) : tbb::task_scheduler_observer(arena) {
@@ -46,11 +61,8 @@ class TeamsOfOne : public tbb::task_scheduler_observer {
 
 class Queue::Threads {
  public:
-  // TBB allows no more threads than cores unless told to; a user may ask for more.
-  explicit Threads(int n)
-      : limit_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(n) + 1),
-        arena_(n),
-        observer_(arena_) {
+  explicit Threads(int n) : arena_(n), observer_(arena_) {
+    allow_threads(static_cast<size_t>(n) + 1);
     arena_.initialize();
   }
 
@@ -71,7 +83,6 @@ class Queue::Threads {
   }
 
  private:
-  tbb::global_control limit_;
   tbb::task_arena arena_;
   TeamsOfOne observer_;
 };

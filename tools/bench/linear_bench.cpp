@@ -6,10 +6,12 @@
 #include <chrono>
 #include <cmath>
 #include <dnnl.hpp>
+#include <memory>
 #include <random>
 
 #include "cpu/elementwise.h"
 #include "cpu/linear.h"
+#include "cpu/topology.h"
 #include "engine/base/rope.h"
 
 namespace tiercel::cpu {
@@ -24,9 +26,14 @@ std::vector<bf16> random_bf16(int64_t n) {
   return values;
 }
 
-Queue& queue_of(int n_threads) {
-  static Queue one({.n_threads = 1}), two({.n_threads = 2});
-  return n_threads == 1 ? one : two;
+// One queue at a time: the queue with the fewest threads limits TBB for all.
+Queue& queue_of(int64_t n_threads) {
+  static std::unique_ptr<Queue> queue;
+  if (queue == nullptr || queue->n_workers() != n_threads) {
+    queue.reset();
+    queue = std::make_unique<Queue>(QueueOptions{.n_threads = static_cast<int>(n_threads)});
+  }
+  return *queue;
 }
 
 // Times every call and keeps the best: on a machine that others use too, an average measures them.
@@ -52,23 +59,40 @@ void report(benchmark::State& state, const Best& best, int64_t m, int64_t k, int
   state.counters["GB/s"] = best.rate(2e-9 * static_cast<double>(k * n));
 }
 
+// Random numbers on huge pages: a row of weights that starts inside a cache line costs 8 %.
+class Memory {
+ public:
+  explicit Memory(int64_t n) : bytes_(static_cast<size_t>(n) * sizeof(bf16)) {
+    data_ = static_cast<bf16*>(map_pages(bytes_));
+    const std::vector<bf16> values = random_bf16(std::min<int64_t>(n, 1 << 20));
+    for (int64_t i = 0; i < n; ++i) data_[i] = values[static_cast<size_t>(i) % values.size()];
+  }
+  ~Memory() { unmap_pages(data_, bytes_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  bf16* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_;
+  bf16* data_;
+};
+
 // Weights are taken in turn from a pool of at least pool_bytes, so that they come from memory
 // wherever the pool exceeds the caches.
 struct Weights {
   Weights(int64_t k, int64_t n, int64_t pool_bytes)
-      : size(k * n),
-        count(std::max<int64_t>(1, pool_bytes / (2 * k * n))),
-        values(random_bf16(size * count)) {}
+      : size(k * n), count(std::max<int64_t>(1, pool_bytes / (2 * k * n))), values(size * count) {}
   const bf16* next() { return values.data() + (turn++ % count) * size; }
   int64_t size, count, turn = 0;
-  std::vector<bf16> values;
+  Memory values;
 };
 
 constexpr int64_t kFromMemory = int64_t{256} << 20;
 
 void BM_Linear(benchmark::State& state) {
   const int64_t m = state.range(0), k = state.range(1), n = state.range(2);
-  Queue& queue = queue_of(static_cast<int>(state.range(3)));
+  Queue& queue = queue_of(state.range(3));
   Weights weights(k, n, m <= kMaxSkinnyRows && k >= 2048 ? kFromMemory : 0);
   const std::vector<bf16> x = random_bf16(m * k);
   std::vector<bf16> out(static_cast<size_t>(m * n));
@@ -95,18 +119,19 @@ void BM_OneDnn(benchmark::State& state) {
   const memory::desc out({m, n}, kBf16, memory::format_tag::ab);
   const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(x, weight, out), engine);
   dnnl::matmul matmul(desc);
-  Weights pool(k, n, m <= kMaxSkinnyRows && k >= 2048 ? kFromMemory : 0);
+  const int64_t pool_count =
+      m <= kMaxSkinnyRows && k >= 2048 ? std::max<int64_t>(1, kFromMemory / (2 * k * n)) : 1;
   std::vector<bf16> input = random_bf16(m * k), output(static_cast<size_t>(m * n));
   // A layout of oneDNN's choice may be padded; it is filled with the same kind of numbers.
   const size_t weight_bytes = desc.weights_desc().get_size();
-  std::vector<bf16> padded = random_bf16(static_cast<int64_t>(weight_bytes / 2) * pool.count);
+  const Memory padded(static_cast<int64_t>(weight_bytes / 2) * pool_count);
   memory source(x, engine, input.data()), target(out, engine, output.data());
   memory weights(desc.weights_desc(), engine, padded.data());
   int64_t turn = 0;
   Best best;
   for (auto _ : state) {
     weights.set_data_handle(reinterpret_cast<std::byte*>(padded.data()) +
-                            static_cast<size_t>(turn++ % pool.count) * weight_bytes);
+                            static_cast<size_t>(turn++ % pool_count) * weight_bytes);
     best.time([&] {
       matmul.execute(stream,
                      {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DST, target}});
@@ -121,7 +146,8 @@ void shapes(benchmark::internal::Benchmark* b, std::initializer_list<int64_t> la
                                {256, 1536},
                                {768, 256},
                                {256, 2048},
-                               {4096, 1024}, {4096, 4096}}) {
+                               {4096, 1024},
+                               {4096, 4096}}) {
       for (int64_t m : {1, 4, 16, 17, 64, 512}) b->Args({m, k, n, variant});
     }
   }
@@ -137,9 +163,9 @@ BENCHMARK(BM_OneDnn)->Apply([](auto* b) {
 
 // Bound of the skinny kernels: the same bytes, only read.
 void BM_StreamRead(benchmark::State& state) {
-  const std::vector<bf16> memory = random_bf16(kFromMemory / 2);
+  const Memory memory(kFromMemory / 2);
   const auto* words = reinterpret_cast<const uint64_t*>(memory.data());
-  const size_t n = memory.size() / 4;
+  const size_t n = memory.bytes() / 8;
   constexpr size_t kPiece = size_t{32} << 17;  // words of 32 MiB, as much as a large layer
   Best best;
   size_t piece = 0;
@@ -147,7 +173,6 @@ void BM_StreamRead(benchmark::State& state) {
     best.time([&] {
       uint64_t sums[8] = {};
       for (size_t i = 0; i < kPiece; i += 8) {
-        __builtin_prefetch(words + piece + i + 512);
         for (size_t lane = 0; lane < 8; ++lane) sums[lane] |= words[piece + i + lane];
       }
       benchmark::DoNotOptimize(sums);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <random>
 
 #include "cpu/lowrank.h"
@@ -40,9 +41,14 @@ struct Setup {
   RopeTable table;
 };
 
+// One queue at a time: the queue with the fewest threads limits TBB for all.
 Queue& queue_of(int64_t n_threads) {
-  static Queue one({.n_threads = 1}), two({.n_threads = 2});
-  return n_threads == 1 ? one : two;
+  static std::unique_ptr<Queue> queue;
+  if (queue == nullptr || queue->n_workers() != n_threads) {
+    queue.reset();
+    queue = std::make_unique<Queue>(QueueOptions{.n_threads = static_cast<int>(n_threads)});
+  }
+  return *queue;
 }
 
 // Times every call and keeps the best: on a machine that others use too, an average measures them.
