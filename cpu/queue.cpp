@@ -6,8 +6,6 @@
 #include <tbb/task_arena.h>
 #include <tbb/task_scheduler_observer.h>
 
-#include <algorithm>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -36,16 +34,10 @@ void use_teams_of_one() {
 }
 
 // TBB allows no more threads than cores unless told to, and a user may ask for more. Of several
-// controls the lowest counts, so the process keeps one, and only ever raises it.
-void allow_threads(size_t n) {
-  static std::mutex mutex;
-  static std::unique_ptr<tbb::global_control> control;
-  static size_t allowed = 0;
-  const std::lock_guard lock(mutex);
-  n = std::max(n, static_cast<size_t>(topology().n_cores) + 1);
-  if (n <= allowed) return;
-  control = std::make_unique<tbb::global_control>(tbb::global_control::max_allowed_parallelism, n);
-  allowed = n;
+// controls the lowest counts, so the process keeps one for good; it only permits threads, it makes none.
+void allow_threads() {
+  static const tbb::global_control control(tbb::global_control::max_allowed_parallelism,
+                                           kMaxThreads + 1);
 }
 
 class TeamsOfOne : public tbb::task_scheduler_observer {
@@ -62,7 +54,7 @@ class TeamsOfOne : public tbb::task_scheduler_observer {
 class Queue::Threads {
  public:
   explicit Threads(int n) : arena_(n), observer_(arena_) {
-    allow_threads(static_cast<size_t>(n) + 1);
+    allow_threads();
     arena_.initialize();
   }
 
@@ -92,6 +84,7 @@ Queue::Queue(const QueueOptions& options)
       isa_(options.isa) {
   CHECK(options.isa <= detected_isa(), "level {} on a machine that has {}", name_of(options.isa),
         name_of(detected_isa()));
+  CHECK(n_workers_ <= kMaxThreads, "{} threads", n_workers_);
   threads_ = std::make_unique<Threads>(n_workers_);
   scratch_ = static_cast<std::byte*>(map_pages(static_cast<size_t>(n_workers_) * kScratchBytes));
 }

@@ -28,6 +28,8 @@ struct Worker {
   std::byte* scratch = nullptr;  // kScratchBytes, 4 KiB aligned, contents undefined
 };
 
+inline constexpr int kMaxThreads = 1024;
+
 struct QueueOptions {
   int n_threads = 0;  // 0: one per core of this process's affinity mask
   Isa isa = default_isa();

@@ -3,6 +3,7 @@
 #include <limits>
 #include <random>
 
+#include "cpu/queue.h"
 #include "engine/base/check.h"
 
 namespace tiercel {
@@ -57,7 +58,7 @@ void ModelFlags::add_to(Flags& flags) {
   flags.choice("--backend", backend_,
                {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
                "Where to compute");
-  flags.integer("-t,--threads", n_threads, 0, 4096, "Threads; 0: all cores");
+  flags.integer("-t,--threads", n_threads, 0, cpu::kMaxThreads, "Threads; 0: all cores");
 }
 
 void ModelFlags::check() const {
