@@ -18,18 +18,6 @@ int64_t DecoderLayout::bytes() const {
          logits * static_cast<int64_t>(sizeof(float));
 }
 
-std::vector<PromptRun> cut_prompt(int64_t n_tokens, bool select, int64_t chunk_tokens) {
-  int64_t tail = n_tokens;
-  if (select) tail = std::max<int64_t>(0, n_tokens - kDenseTail) / chunk_tokens * chunk_tokens;
-  const int64_t stride = kPrefillChunk / chunk_tokens * chunk_tokens;
-  std::vector<PromptRun> runs;
-  for (int64_t first = 0; first < tail; first += stride) {
-    runs.push_back({first, std::min(stride, tail - first), !select});
-  }
-  if (tail < n_tokens) runs.push_back({tail, n_tokens - tail, true});
-  return runs;
-}
-
 double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,
                    const PromptRun& run) {
   const auto n = static_cast<double>(run.n_tokens);
@@ -45,6 +33,29 @@ double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t win
   }
   return n * (2 * width * static_cast<double>(c.hidden) +
               4 * static_cast<double>(c.q_width()) * (seen + scored));
+}
+
+std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
+                                  int64_t n_tokens) {
+  // About two seconds of two cores; never so few tokens that staged keys serve too few queries.
+  constexpr double kRunFlops = 2e12;
+  constexpr int64_t kShortestRun = 1024;
+  const bool select = settings.select_prefill;
+  const int64_t chunk = settings.chunk_tokens;
+  int64_t tail = n_tokens;
+  if (select) tail = std::max<int64_t>(0, n_tokens - kDenseTail) / chunk * chunk;
+  std::vector<PromptRun> runs;
+  for (int64_t first = 0; first < tail;) {
+    const PromptRun token{first + kPrefillChunk, 1, !select};
+    const double affordable = kRunFlops / layer_flops(config, settings, 0, token);
+    int64_t length = kPrefillChunk;
+    while (length > kShortestRun && static_cast<double>(length) > affordable) length /= 2;
+    length = std::min(length / chunk * chunk, tail - first);
+    runs.push_back({first, length, !select});
+    first += length;
+  }
+  if (tail < n_tokens) runs.push_back({tail, n_tokens - tail, true});
+  return runs;
 }
 
 }  // namespace tiercel

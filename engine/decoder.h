@@ -40,13 +40,15 @@ struct PromptRun {
   int64_t first = 0, n_tokens = 0;
   bool dense = true;
 };
-// Cuts a prompt into runs: kPrefillChunk tokens each, and with selection a dense tail of its own that
-// starts on a chunk boundary.
-std::vector<PromptRun> cut_prompt(int64_t n_tokens, bool select, int64_t chunk_tokens);
-
 // FLOPs of one layer for one run; what progress is measured in.
 double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
                    const PromptRun& run);
+
+// Cuts a prompt into runs: at most kPrefillChunk tokens each, fewer where a dense run would take long
+// (progress and Ctrl-C act between runs), and with selection a dense tail of its own that starts on a
+// chunk boundary. The cut depends on shapes only.
+std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
+                                  int64_t n_tokens);
 
 template <Backend Device, HostTier Host>
 class Decoder {
@@ -181,8 +183,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   using Clock = std::chrono::steady_clock;
   const auto n = static_cast<int64_t>(ids.size());
   const KvSettings& settings = store_.layout().settings;
-  const std::vector<PromptRun> runs =
-      cut_prompt(n, settings.select_prefill, settings.chunk_tokens);
+  const std::vector<PromptRun> runs = cut_prompt(config_, settings, n);
   double total = 0, done = 0;
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     for (const PromptRun& run : runs) {

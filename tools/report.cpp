@@ -143,10 +143,15 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   const auto name_budget = [](int64_t n) {
     return n == kBudgetAll ? std::string("all") : format_count(n);
   };
-  console.info("attention: {}, prefill {}, budget {}, chunk {}, keys {}", name_of(o.attention),
-               name_of(o.prefill), name_budget(o.budget), o.chunk_size,
-               o.key_codec == KeyCodec::kLowRank ? fmt::format("lowrank (rank {})", o.rank)
-                                                 : std::string(name_of(o.key_codec)));
+  if (o.attention == AttentionMode::kDense) {
+    console.info("attention: dense, prefill {}", name_of(o.prefill));
+  } else {
+    console.info("attention: {}, prefill {}, budget {} + {} always attended, chunk {}, keys {}",
+                 name_of(o.attention), name_of(o.prefill), name_budget(o.budget),
+                 format_count(o.sinks + o.recent + o.outliers * o.chunk_size), o.chunk_size,
+                 o.key_codec == KeyCodec::kLowRank ? fmt::format("lowrank (rank {})", o.rank)
+                                                   : std::string(name_of(o.key_codec)));
+  }
   const MemoryReport& m = plan.memory;
   row(console, "memory plan", "device", "host");
   row(console, "weights", format_bytes(m.device.weights), "");
