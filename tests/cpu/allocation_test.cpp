@@ -3,9 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -14,38 +11,8 @@
 #include "cpu/linear.h"
 #include "cpu/lowrank.h"
 #include "engine/base/rope.h"
+#include "tests/count_allocations.h"
 #include "tests/oracle/elementwise.h"
-
-namespace {
-std::atomic<int64_t> n_allocations{0};
-
-// Not inlined: gcc would see free() meet operator new and warn.
-[[gnu::noinline]] void release(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void* counted(std::size_t size, std::size_t alignment) {
-  n_allocations.fetch_add(1, std::memory_order_relaxed);
-  void* memory = nullptr;
-  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), size) != 0)
-    throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t size) { return counted(size, 16); }
-void* operator new[](std::size_t size) { return counted(size, 16); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return counted(size, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t size, std::align_val_t alignment) {
-  return counted(size, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
 
 namespace tiercel::cpu {
 namespace {
@@ -98,9 +65,9 @@ TEST_P(Allocation, LinearAndElementwise) {
                             .vocab = n});
   };
   step();
-  const int64_t before = n_allocations;
+  const int64_t before = test::n_allocations;
   for (int i = 0; i < 20; ++i) step();
-  EXPECT_EQ(n_allocations - before, 0);
+  EXPECT_EQ(test::n_allocations - before, 0);
 }
 
 TEST_P(Allocation, RopeProjectRebuild) {
@@ -148,9 +115,9 @@ TEST_P(Allocation, RopeProjectRebuild) {
                           .head_dim = d});
   };
   step();
-  const int64_t before = n_allocations;
+  const int64_t before = test::n_allocations;
   for (int i = 0; i < 20; ++i) step();
-  EXPECT_EQ(n_allocations - before, 0);
+  EXPECT_EQ(test::n_allocations - before, 0);
 }
 
 }  // namespace

@@ -1,48 +1,9 @@
 // The decode loop allocates nothing: every way to the heap is counted while tokens are generated.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 #include "engine/sampler.h"
 #include "engine/session.h"
-
-namespace {
-
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-
-void* counted(std::size_t size, std::size_t alignment) {
-  if (counting.load(std::memory_order_relaxed)) ++allocations;
-  void* p = nullptr;
-  if (alignment <= alignof(std::max_align_t)) {
-    p = std::malloc(size);
-  } else if (posix_memalign(&p, alignment, size) != 0) {
-    p = nullptr;
-  }
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return counted(size, 1); }
-void* operator new[](std::size_t size) { return counted(size, 1); }
-void* operator new(std::size_t size, std::align_val_t a) {
-  return counted(size, static_cast<std::size_t>(a));
-}
-void* operator new[](std::size_t size, std::align_val_t a) {
-  return counted(size, static_cast<std::size_t>(a));
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+#include "tests/count_allocations.h"
 
 namespace tiercel {
 namespace {
@@ -59,11 +20,9 @@ int64_t allocations_while_decoding(const SessionOptions& options) {
                   model->config().vocab_size);
   // The first steps may set things up (a primitive for one row, a worker's first task).
   for (int i = 0; i < 4; ++i) session->step(sampler.sample(session->logits(), ids));
-  allocations = 0;
-  counting = true;
+  const int64_t before = test::n_allocations;
   for (int i = 0; i < 150; ++i) session->step(sampler.sample(session->logits(), ids));
-  counting = false;
-  return allocations;
+  return test::n_allocations - before;
 }
 
 TEST(DecodeLoop, DenseAllocatesNothing) {
@@ -82,12 +41,9 @@ TEST(DecodeLoop, ShadowAllocatesNothing) {
 }
 
 TEST(DecodeLoop, TheCounterCounts) {
-  counting = true;
-  allocations = 0;
-  auto* p = new std::vector<int>(100);
-  counting = false;
-  delete p;
-  EXPECT_GE(allocations, 2);
+  const int64_t before = test::n_allocations;
+  const auto numbers = std::make_unique<std::vector<int>>(100);
+  EXPECT_GE(test::n_allocations - before, 2);
 }
 
 }  // namespace
