@@ -30,7 +30,6 @@ namespace {
 constexpr int kRows = 16;
 constexpr int kSliceKeys = 32;
 constexpr int kTileWords = 512;
-constexpr int kNotFinite = 0x99;  // vfpclassps: quiet and signalling NaN, both infinities
 constexpr float kSumLimit = 1099511627776.0f;  // 2^40: far from overflow, also times any value
 
 struct Buffers {
