@@ -40,7 +40,17 @@ std::vector<Fact> invent_facts(const HaystackRequest& request, RandomBits& rando
     if (text != nullptr && text->find(candidate) != std::string::npos) return false;
     return taken.insert(candidate).second;
   };
-  const auto word = [&] { return std::string(kKeyWords[random.below(std::size(kKeyWords))]); };
+  // While the words last, no two keys share one: a wrong answer then tells of attention that missed,
+  // not of two names mistaken for each other.
+  std::vector<std::string_view> unused(std::begin(kKeyWords), std::end(kKeyWords));
+  const auto word = [&] {
+    if (unused.empty()) return std::string(kKeyWords[random.below(std::size(kKeyWords))]);
+    const size_t i = random.below(unused.size());
+    std::swap(unused[i], unused.back());
+    const std::string_view taken_word = unused.back();
+    unused.pop_back();
+    return std::string(taken_word);
+  };
   constexpr FactForm kForms[] = {FactForm::kMagic, FactForm::kSpecial, FactForm::kPassKey,
                                  FactForm::kLine};
   std::vector<Fact> facts(static_cast<size_t>(request.n_facts));
@@ -50,10 +60,13 @@ std::vector<Fact> invent_facts(const HaystackRequest& request, RandomBits& rando
     fact.depth = facts.size() == 1 ? 0.5 : static_cast<double>(i) / (facts.size() - 1.0);
     do {
       const std::string first = word();
+      if (random.below(4) == 0) {
+        fact.key = first + "-" + std::to_string(10 + random.below(90));
+        continue;
+      }
       std::string second = word();
       while (second == first) second = word();
       fact.key = first + (random.below(2) == 0 ? "-" : " ") + second;
-      if (random.below(4) == 0) fact.key = first + "-" + std::to_string(10 + random.below(90));
     } while (!fresh(fact.key));
     do {
       fact.value = static_cast<char>('1' + random.below(9));

@@ -82,7 +82,7 @@ int command_haystack(int argc, char** argv) {
   flags.integer("--tokens", request.n_tokens, 1, int64_t{1} << 32,
                 "Tokens of the prompt, to 0.5 %");
   flags.integer("--facts", request.n_facts, 1, 2000,
-                "Facts, at even depths from first to last line");
+                "Facts, at even depths from first to last line; up to 40 of them share no word in their keys");
   flags.integer("-s,--seed", seed, 0, Flags::kNoLimit, "The same seed gives the same files");
   flags.choice("--form", request.form,
                {{"magic", FactForm::kMagic},

@@ -25,6 +25,7 @@ INSTANTIATE_TEST_SUITE_P(Levels, Allocation, ::testing::ValuesIn(runnable_isas()
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Allocation, LinearAndElementwise) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
   const int64_t m = 40, k = 128, n = 300;
   std::vector<bf16> x(m * k, bf16(0.5f)), weight(n * k, bf16(0.25f)), out(m * n);
   std::vector<float> logits(m * n);
@@ -71,6 +72,7 @@ TEST_P(Allocation, LinearAndElementwise) {
 }
 
 TEST_P(Allocation, RopeProjectRebuild) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
   const int64_t n = 64, rank = 20;
   const int32_t d = 32, heads = 2;
   const RopeTable table(test::rope_frequencies(d / 2, 1e4), n);
