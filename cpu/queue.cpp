@@ -4,7 +4,6 @@
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
-#include <tbb/task_scheduler_observer.h>
 
 #include <thread>
 #include <vector>
@@ -40,20 +39,11 @@ void allow_threads() {
                                            kMaxThreads + 1);
 }
 
-class TeamsOfOne : public tbb::task_scheduler_observer {
- public:
-  explicit TeamsOfOne(tbb::task_arena& arena) : tbb::task_scheduler_observer(arena) {
-    observe(true);
-  }
-  ~TeamsOfOne() override { observe(false); }
-  void on_scheduler_entry(bool) override { use_teams_of_one(); }
-};
-
 }  // namespace
 
 class Queue::Threads {
  public:
-  explicit Threads(int n) : arena_(n), observer_(arena_) {
+  explicit Threads(int n) : arena_(n) {
     allow_threads();
     arena_.initialize();
   }
@@ -76,7 +66,6 @@ class Queue::Threads {
 
  private:
   tbb::task_arena arena_;
-  TeamsOfOne observer_;
 };
 
 Queue::Queue(const QueueOptions& options)
