@@ -1,0 +1,102 @@
+// What a damaged checkpoint makes of Model::open: an Error that names the file and the tensor.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+
+#include "engine/base/check.h"
+#include "engine/safetensors.h"
+#include "engine/session.h"
+
+namespace tiercel {
+namespace {
+
+namespace fs = std::filesystem;
+
+class DamagedModel : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "tiercel-weights-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+    for (const char* file : {"config.json", "generation_config.json", "model.safetensors"}) {
+      fs::copy(fs::path(TIERCEL_SOURCE_DIR "/tests/golden/models/llama") / file,
+               directory_ / file);
+      fs::permissions(directory_ / file, fs::perms::owner_write, fs::perm_options::add);
+    }
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+
+  // Overwrites bytes of the weights file.
+  void poke(uint64_t offset, std::string_view bytes) {
+    std::fstream file(directory_ / "model.safetensors",
+                      std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(offset));
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    ASSERT_TRUE(file.good());
+  }
+  uint64_t offset_of(const char* tensor) {
+    return SafetensorsFile::open(directory_ / "model.safetensors").find(tensor)->offset;
+  }
+  void replace_in_config(const std::string& from, const std::string& to) {
+    std::ifstream in(directory_ / "config.json");
+    std::string text((std::istreambuf_iterator<char>(in)), {});
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos);
+    std::ofstream(directory_ / "config.json") << text.replace(at, from.size(), to);
+  }
+  std::string error() {
+    try {
+      Model::open(directory_.string(), 2);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::kRuntime);
+      return e.what();
+    }
+    ADD_FAILURE() << "opened";
+    return {};
+  }
+
+  fs::path directory_;
+};
+
+void expect_mentions(const std::string& message, std::initializer_list<const char*> words) {
+  for (const char* word : words) {
+    EXPECT_NE(message.find(word), std::string::npos) << word << " in: " << message;
+  }
+}
+
+TEST_F(DamagedModel, OpensWhenNothingIsWrong) {
+  EXPECT_EQ(Model::open(directory_.string(), 2)->config().n_layers, 2);
+}
+
+TEST_F(DamagedModel, NanWeightsAreSaid) {
+  const char* tensor = "model.layers.1.mlp.up_proj.weight";
+  poke(offset_of(tensor) + 2 * 77, std::string_view("\xc0\x7f", 2));  // bf16 NaN
+  expect_mentions(error(), {"model.safetensors", tensor, "77"});
+}
+
+TEST_F(DamagedModel, InfiniteWeightsAreSaid) {
+  const char* tensor = "model.norm.weight";
+  poke(offset_of(tensor), std::string_view("\x80\xff", 2));  // bf16 -inf
+  expect_mentions(error(), {"model.safetensors", tensor});
+}
+
+TEST_F(DamagedModel, WrongShapeIsSaid) {
+  replace_in_config("\"intermediate_size\": 48", "\"intermediate_size\": 64");
+  expect_mentions(error(), {"model.layers.0.mlp.gate_proj.weight", "[64, 64]", "[48, 64]"});
+}
+
+TEST_F(DamagedModel, MissingTensorIsSaid) {
+  replace_in_config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+  expect_mentions(error(), {"model.layers.2."});
+}
+
+TEST_F(DamagedModel, TruncatedFileIsSaid) {
+  const fs::path file = directory_ / "model.safetensors";
+  fs::resize_file(file, fs::file_size(file) - 1);
+  expect_mentions(error(), {"model.safetensors"});
+}
+
+}  // namespace
+}  // namespace tiercel
