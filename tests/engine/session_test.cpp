@@ -224,7 +224,7 @@ TEST(Session, SaysWhenTheContextIsFull) {
 
 TEST(Session, ProgressIsHonestAndStops) {
   auto m = model();
-  const std::vector<int32_t> ids = prompt(400);
+  const std::vector<int32_t> ids = prompt(150);
   const auto n = static_cast<int64_t>(ids.size());
   auto session = Session::open(m, Session::plan(*m, dense(), n, 1));
   double last = 0;
