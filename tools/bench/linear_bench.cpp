@@ -13,9 +13,13 @@
 #include "cpu/linear.h"
 #include "cpu/topology.h"
 #include "engine/base/rope.h"
+#include "tools/bench/best.h"
 
 namespace tiercel::cpu {
 namespace {
+
+using bench::Best;
+using bench::queue_of;
 
 std::vector<bf16> random_bf16(int64_t n) {
   std::mt19937 random(1);
@@ -25,33 +29,6 @@ std::vector<bf16> random_bf16(int64_t n) {
   }
   return values;
 }
-
-// One queue at a time: the queue with the fewest threads limits TBB for all.
-Queue& queue_of(int64_t n_threads) {
-  static std::unique_ptr<Queue> queue;
-  if (queue == nullptr || queue->n_workers() != n_threads) {
-    queue.reset();
-    queue = std::make_unique<Queue>(QueueOptions{.n_threads = static_cast<int>(n_threads)});
-  }
-  return *queue;
-}
-
-// Times every call and keeps the best: on a machine that others use too, an average measures them.
-class Best {
- public:
-  template <typename Call>
-  void time(Call&& call) {
-    const auto begin = std::chrono::steady_clock::now();
-    call();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    seconds_ = std::min(seconds_, taken.count());
-  }
-  double us() const { return seconds_ * 1e6; }
-  double rate(double units) const { return units / seconds_; }
-
- private:
-  double seconds_ = 1e30;
-};
 
 void report(benchmark::State& state, const Best& best, int64_t m, int64_t k, int64_t n) {
   state.counters["best_us"] = best.us();

@@ -9,9 +9,13 @@
 
 #include "cpu/lowrank.h"
 #include "engine/base/rope.h"
+#include "tools/bench/best.h"
 
 namespace tiercel::cpu {
 namespace {
+
+using bench::Best;
+using bench::queue_of;
 
 struct Setup {
   Setup(int64_t n, int32_t heads, int32_t d, int64_t rank)
@@ -39,33 +43,6 @@ struct Setup {
   std::vector<bf16> keys, basis, coefficients;
   std::vector<float> mean;
   RopeTable table;
-};
-
-// One queue at a time: the queue with the fewest threads limits TBB for all.
-Queue& queue_of(int64_t n_threads) {
-  static std::unique_ptr<Queue> queue;
-  if (queue == nullptr || queue->n_workers() != n_threads) {
-    queue.reset();
-    queue = std::make_unique<Queue>(QueueOptions{.n_threads = static_cast<int>(n_threads)});
-  }
-  return *queue;
-}
-
-// Times every call and keeps the best: on a machine that others use too, an average measures them.
-class Best {
- public:
-  template <typename Call>
-  void time(Call&& call) {
-    const auto begin = std::chrono::steady_clock::now();
-    call();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    seconds_ = std::min(seconds_, taken.count());
-  }
-  double us() const { return seconds_ * 1e6; }
-  double rate(double units) const { return units / seconds_; }
-
- private:
-  double seconds_ = 1e30;
 };
 
 void report(benchmark::State& state, const Best& best, const char* name, double units) {
