@@ -11,3 +11,4 @@
 #include "cpu/movement.h"
 #include "cpu/select.h"
 #include "cpu/slots.h"
+#include "cpu/synthetic.h"

@@ -38,6 +38,8 @@ struct QueueOptions {
 class Queue {
  public:
   using Ticket = int64_t;
+  // The host reads what ops of this queue have written, without a copy.
+  static constexpr bool kHostReadable = true;
 
   explicit Queue(const QueueOptions& options = {});
   ~Queue();
@@ -49,6 +51,7 @@ class Queue {
 
   Ticket record() { return ++last_ticket_; }
   void wait(Ticket) {}
+  void finish() {}
 
   // Calls body(item, worker) for items 0 .. n_items-1; items are claimed in that order, so put heavy
   // ones first. Allocates nothing. body must not throw and must not call for_each.

@@ -60,6 +60,12 @@ void map_head(const MapSlotsParams& p, int64_t j) {
   }
   p.hit_counts[j] = n_hits;
   p.miss_counts[j] = n_misses;
+  if (p.totals != nullptr) {
+    int64_t* totals = p.totals + j * 3;
+    totals[0] += count;
+    totals[1] += n_hits;
+    totals[2] += n_misses;
+  }
 }
 
 }  // namespace

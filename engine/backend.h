@@ -14,7 +14,7 @@ namespace tiercel {
 
 template <typename Q>
 concept Orders = requires(Q& queue) {
-  { queue.record() };
+  {queue.record()};
   queue.wait(queue.record());
 };
 
@@ -61,12 +61,27 @@ concept Selects = requires(Q& queue) {
   rebuild_keys(queue, RebuildParams{});
 };
 
+template <typename Q>
+concept Synthesises = requires(Q& queue) {
+  fill_random(queue, RandomParams{});
+  impose_selection(queue, ImposeParams{});
+};
+
 // A tier that only stores: host memory beside a GPU.
 template <typename Q>
 concept HostTier = Orders<Q> && Allocates<Q>;
 
+// The host can wait for everything enqueued so far, and knows whether it may look at the results.
+template <typename Q>
+concept Finishes = requires(Q& queue) {
+  queue.finish();
+  { Q::kHostReadable } -> std::convertible_to<bool>;
+};
+
 // A tier that computes.
 template <typename Q>
-concept Backend = HostTier<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q>;
+concept Backend =
+    HostTier<Q> && Finishes<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q> &&
+    Synthesises<Q>;
 
 }  // namespace tiercel

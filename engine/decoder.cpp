@@ -2,7 +2,7 @@
 
 namespace tiercel {
 
-DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logprobs) {
+DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logprobs, bool staged) {
   // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
   rows = std::min(n_prompt, kPrefillChunk);
   hidden = n_prompt * c.hidden;
@@ -11,11 +11,20 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
   kv = rows * c.kv_width();
   ffn = rows * c.intermediate;
   logits = (logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.vocab_size;
+  if (!staged) return;
+  ids = n_prompt;
+  this->logprobs = logprobs ? kLogprobRows : 0;
+  host_logits = c.vocab_size;
 }
 
 int64_t DecoderLayout::bytes() const {
   return (hidden + normed + 2 * q + 2 * kv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
-         logits * static_cast<int64_t>(sizeof(float));
+         (logits + ids) * static_cast<int64_t>(sizeof(float)) +
+         logprobs * static_cast<int64_t>(sizeof(double));
+}
+
+int64_t DecoderLayout::host_bytes() const {
+  return host_logits > 0 ? (host_logits + kTokenRing) * static_cast<int64_t>(sizeof(float)) : 0;
 }
 
 double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,

@@ -1,9 +1,9 @@
 // The decoder: a grouped-query transformer over a KvStore, written once for every backend.
 //
 // Prefill is layer-major: the hidden states of the whole prompt stay put and are updated in place,
-// layer after layer, so only one layer's exact keys and values exist at a time. A decode step runs one
-// token through all layers. The decoder allocates when it is made and when a prompt begins; a decode
-// step allocates nothing.
+// layer after layer, so only one layer's exact keys and values exist at a time. A decode step runs
+// one token through all layers. The decoder allocates when it is made and when a prompt begins; a
+// decode step allocates nothing.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,15 @@ namespace tiercel {
 
 // Rows of logits that are made at once when every position's log-probability is wanted.
 inline constexpr int64_t kLogprobRows = 128;
+// Tokens of decode steps that may be on their way to the device at once.
+inline constexpr int64_t kTokenRing = 64;
 
 // The decoder's own buffers, in elements of bf16 unless said.
 struct DecoderLayout {
-  DecoderLayout(const ModelConfig& config, int64_t n_prompt, bool logprobs);
-  int64_t bytes() const;
+  // staged: the host cannot read the device's memory, so ids and results travel through buffers.
+  DecoderLayout(const ModelConfig& config, int64_t n_prompt, bool logprobs, bool staged);
+  int64_t bytes() const;       // on the device
+  int64_t host_bytes() const;  // on the host
 
   int64_t rows = 0;         // tokens that run through a layer together
   int64_t hidden = 0;       // [n_prompt][hidden]
@@ -33,6 +37,9 @@ struct DecoderLayout {
   int64_t q = 0, kv = 0;    // [rows][q width], [rows][kv width]
   int64_t ffn = 0;          // [rows][intermediate]
   int64_t logits = 0;       // fp32
+  int64_t ids = 0;          // int32, staged only
+  int64_t logprobs = 0;     // fp64, staged only
+  int64_t host_logits = 0;  // fp32, staged only
 };
 
 // A run of consecutive prompt tokens that passes through a layer in one piece.
@@ -44,17 +51,19 @@ struct PromptRun {
 double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
                    const PromptRun& run);
 
-// Cuts a prompt into runs: at most kPrefillChunk tokens each, fewer where a dense run would take long
-// (progress and Ctrl-C act between runs), and with selection a dense tail of its own that starts on a
-// chunk boundary. The cut depends on shapes only.
+// Cuts a prompt into runs: at most kPrefillChunk tokens each, fewer where a dense run would take
+// long (progress and Ctrl-C act between runs), and with selection a dense tail of its own that
+// starts on a chunk boundary. The cut depends on shapes only.
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
                                   int64_t n_tokens);
 
 template <Backend Device, HostTier Host>
 class Decoder {
  public:
-  Decoder(Device& device, Arena<Device>& arena, const ModelConfig& config, const Weights& weights,
-          KvStore<Device, Host>& store, const DecoderLayout& layout)
+  static constexpr bool kStaged = !Device::kHostReadable;
+
+  Decoder(Device& device, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
+          const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout)
       : device_(device),
         arena_(arena),
         config_(config),
@@ -71,18 +80,29 @@ class Decoder {
     gate_ = take(layout_.ffn);
     up_ = take(layout_.ffn);
     logits_ = arena_.template take<float>(Purpose::kActivations, layout_.logits);
+    ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
+    logprobs_ = arena_.template take<double>(Purpose::kActivations, layout_.logprobs);
+    host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout_.host_logits);
+    if (kStaged) {
+      host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing);
+    }
   }
 
   // logprobs: empty, or [n - 1]. False: the callback asked to stop.
   bool prefill(std::span<const int32_t> ids, std::span<double> logprobs,
                const ProgressCallback& progress);
   void step(int32_t token);
+  // Waits for them.
   std::span<const float> logits() const {
-    return {logits_, static_cast<size_t>(config_.vocab_size)};
+    device_.finish();
+    return {kStaged ? host_logits_ : logits_, static_cast<size_t>(config_.vocab_size)};
   }
 
  private:
-  void embed_tokens(std::span<const int32_t> ids);
+  const int32_t* upload_ids(std::span<const int32_t> ids);
+  void embed_tokens(const int32_t* ids, int64_t n);
+  void move(const void* source, void* target, int64_t bytes);
+  void publish_logits();
   void norm(const bf16* x, const bf16* weight, int64_t n);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate = false);
@@ -102,15 +122,45 @@ class Decoder {
   bf16 *hidden_ = nullptr, *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;
   bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
   float* logits_ = nullptr;
+  int32_t* ids_ = nullptr;          // [n_prompt] on the device
+  double* logprobs_ = nullptr;      // [kLogprobRows] on the device
+  float* host_logits_ = nullptr;    // [vocab]
+  int32_t* host_tokens_ = nullptr;  // [kTokenRing]
+  int64_t n_steps_ = 0;
 };
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::embed_tokens(std::span<const int32_t> ids) {
+void Decoder<Device, Host>::move(const void* source, void* target, int64_t bytes) {
+  CopyParams params;
+  params.source = source;
+  params.target = target;
+  params.row_bytes = bytes;
+  copy(device_, params);
+}
+
+// The ids where the device reads them.
+template <Backend Device, HostTier Host>
+const int32_t* Decoder<Device, Host>::upload_ids(std::span<const int32_t> ids) {
+  if (!kStaged) return ids.data();
+  const auto bytes = static_cast<int64_t>(ids.size_bytes());
+  if (ids.size() == 1) {
+    const int64_t at = n_steps_++ % kTokenRing;
+    if (at == 0) device_.finish();  // its copies have ended before the ring is written again
+    host_tokens_[at] = ids[0];
+    move(host_tokens_ + at, ids_, bytes);
+  } else {
+    move(ids.data(), ids_, bytes);
+  }
+  return ids_;
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::embed_tokens(const int32_t* ids, int64_t n) {
   EmbedParams params;
-  params.ids = ids.data();
+  params.ids = ids;
   params.table = weights_.embedding;
   params.out = hidden_;
-  params.n_tokens = static_cast<int64_t>(ids.size());
+  params.n_tokens = n;
   params.vocab = config_.vocab_size;
   params.width = config_.hidden;
   embed(device_, params);
@@ -197,11 +247,12 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
     const double fraction = done / total;
     return progress({"prefill", fraction, static_cast<int64_t>(fraction * n), n, seconds});
   };
-  embed_tokens(ids);
+  embed_tokens(upload_ids(ids), n);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     for (const PromptRun& run : runs) {
       run_layer(layer, run);
       done += layer_flops(config_, settings, config_.sliding_window[layer], run);
+      if (progress) device_.finish();  // what is reported is done
       if (!report()) return false;
     }
     store_.finish_layer(layer, n);
@@ -209,6 +260,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   store_.end_prefill(n);
   if (!logprobs.empty()) score_prompt(ids, logprobs);
   make_logits(hidden_ + (n - 1) * config_.hidden, 1);
+  publish_logits();
   arena_.give_back(hidden_);
   hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
   return true;
@@ -229,20 +281,31 @@ void Decoder<Device, Host>::make_logits(const bf16* x, int64_t n) {
 }
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids,
-                                         std::span<double> logprobs) {
+void Decoder<Device, Host>::publish_logits() {
+  if (kStaged) {
+    move(logits_, host_logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  }
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids, std::span<double> logprobs) {
   const auto n = static_cast<int64_t>(logprobs.size());
   for (int64_t first = 0; first < n; first += kLogprobRows) {
     const int64_t rows = std::min(kLogprobRows, n - first);
     make_logits(hidden_ + first * config_.hidden, rows);
-    token_logprobs(device_, LogprobParams{logits_, ids.data() + first + 1, logprobs.data() + first,
-                                          rows, config_.vocab_size});
+    const int32_t* targets = (kStaged ? ids_ : ids.data()) + first + 1;
+    double* out = kStaged ? logprobs_ : logprobs.data() + first;
+    token_logprobs(device_, LogprobParams{logits_, targets, out, rows, config_.vocab_size});
+    if (kStaged) {
+      move(logprobs_, logprobs.data() + first, rows * static_cast<int64_t>(sizeof(double)));
+      device_.finish();
+    }
   }
 }
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::step(int32_t token) {
-  embed_tokens({&token, 1});
+  embed_tokens(upload_ids({&token, 1}), 1);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     store_.append(layer, attention_inputs(w, hidden_, 1));
@@ -252,6 +315,7 @@ void Decoder<Device, Host>::step(int32_t token) {
   }
   store_.advance();
   make_logits(hidden_, 1);
+  publish_logits();
 }
 
 }  // namespace tiercel

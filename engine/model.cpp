@@ -1,21 +1,56 @@
 #include "engine/model.h"
 
+#include <cmath>
+
+#include "engine/base/check.h"
+#include "engine/known_models.h"
+
 namespace tiercel {
 
-std::shared_ptr<Model> Model::open(const std::string& directory, int n_threads) {
-  return LoadedModel::open(directory, n_threads);
+float LoadedModel::attention_scale() const {
+  return static_cast<float>(rope_.attention_scaling * rope_.attention_scaling /
+                            std::sqrt(static_cast<double>(config_.head_dim)));
 }
 
-std::shared_ptr<LoadedModel> LoadedModel::open(const std::string& directory, int n_threads) {
+namespace {
+
+std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig config,
+                                       const ModelOptions& options) {
+  const bool cuda = options.backend == BackendKind::kCuda ||
+                    (options.backend == BackendKind::kAuto && why_no_cuda().empty());
+  return cuda ? open_cuda_model(source, std::move(config), options)
+              : open_cpu_model(source, std::move(config), options);
+}
+
+}  // namespace
+
+std::shared_ptr<Model> Model::open(const std::string& directory, const ModelOptions& options) {
   // The configuration first: its errors are the cheapest to find.
   ModelConfig config = load_config(directory);
-  return std::shared_ptr<LoadedModel>(new LoadedModel(directory, std::move(config), n_threads));
+  return open_on_backend({directory}, std::move(config), options);
 }
 
-LoadedModel::LoadedModel(const std::string& directory, ModelConfig config, int n_threads)
-    : config_(std::move(config)),
-      queue_(cpu::QueueOptions{.n_threads = n_threads}),
-      store_(WeightStore::load(directory, config_, queue_)),
-      rope_(rope_frequencies(config_.rope, static_cast<int>(config_.head_dim))) {}
+std::shared_ptr<Model> Model::synthetic(const std::string& name, const ModelOptions& options) {
+  return open_on_backend({}, known_model(name), options);
+}
+
+SessionPlan Session::plan(const Model& model, const SessionOptions& options, int64_t n_prompt,
+                          int64_t n_new, bool logprobs) {
+  PlanRequest request = dynamic_cast<const LoadedModel&>(model).plan_request();
+  request.options = options;
+  request.n_prompt = n_prompt;
+  request.n_new = n_new;
+  request.logprobs = logprobs;
+  const SessionPlan plan = make_plan(request);
+  check_limits(request, plan);
+  return plan;
+}
+
+std::unique_ptr<Session> Session::open(std::shared_ptr<Model> model, const SessionPlan& plan) {
+  auto loaded = std::dynamic_pointer_cast<LoadedModel>(std::move(model));
+  CHECK(loaded != nullptr);
+  LoadedModel& backend = *loaded;
+  return backend.open_session(std::move(loaded), plan);
+}
 
 }  // namespace tiercel

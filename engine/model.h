@@ -1,34 +1,53 @@
-// A model in memory: its configuration, its weights and the queue that computes with them.
+// A model in memory: what the backends share, and what each of them adds.
 #pragma once
 
 #include <memory>
 #include <string>
 
-#include "cpu/queue.h"
 #include "engine/session.h"
+#include "engine/session_plan.h"
 #include "engine/weights.h"
 
 namespace tiercel {
 
-class LoadedModel final : public Model {
+class LoadedModel : public Model {
  public:
-  static std::shared_ptr<LoadedModel> open(const std::string& directory, int n_threads);
+  explicit LoadedModel(ModelConfig config)
+      : config_(std::move(config)),
+        rope_(rope_frequencies(config_.rope, static_cast<int>(config_.head_dim))) {}
 
-  const ModelConfig& config() const override { return config_; }
-  int64_t parameter_count() const override { return store_->n_parameters(); }
-  int64_t weight_bytes() const override { return store_->bytes(); }
-
-  cpu::Queue& queue() { return queue_; }
-  const Weights& weights() const { return store_->weights(); }
+  const ModelConfig& config() const final { return config_; }
+  int64_t parameter_count() const final { return tiercel::parameter_count(config_); }
   const RopeFrequencies& rope() const { return rope_; }
+  // Multiplies q . k before softmax. cos and sin are kept pure; the factor that YaRN puts on both
+  // lands on the scores, squared.
+  float attention_scale() const;
+
+  // A request with everything that the backend knows filled in.
+  virtual PlanRequest plan_request() const = 0;
+  virtual std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
+                                                const SessionPlan& plan) = 0;
 
  private:
-  LoadedModel(const std::string& directory, ModelConfig config, int n_threads);
-
   ModelConfig config_;
-  cpu::Queue queue_;
-  std::unique_ptr<WeightStore> store_;
   RopeFrequencies rope_;
 };
+
+// Where weights come from: a directory, or nowhere: then they are random.
+struct WeightSource {
+  std::string directory;
+  bool synthetic() const { return directory.empty(); }
+};
+
+std::shared_ptr<LoadedModel> open_cpu_model(const WeightSource& source, ModelConfig config,
+                                            const ModelOptions& options);
+// Throws Error(kUsage) where this build has no CUDA backend or the machine no device.
+std::shared_ptr<LoadedModel> open_cuda_model(const WeightSource& source, ModelConfig config,
+                                             const ModelOptions& options);
+
+// Why --backend cuda cannot be had here; empty when it can.
+std::string why_no_cuda();
+// Bytes of device memory that a CUDA session takes for its ops' own use.
+int64_t cuda_scratch_bytes(const ModelConfig& config, const SessionPlan& plan);
 
 }  // namespace tiercel

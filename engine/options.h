@@ -9,11 +9,19 @@
 
 namespace tiercel {
 
+enum class BackendKind : uint8_t { kAuto, kCpu, kCuda };
 enum class AttentionMode : uint8_t { kDense, kShadow };
 enum class PrefillMode : uint8_t { kAuto, kDense, kSelect };
 enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank };
 
 inline constexpr int64_t kBudgetAll = -1;
+
+// Where and with what a model computes.
+struct ModelOptions {
+  BackendKind backend = BackendKind::kAuto;  // auto: a CUDA device where there is one
+  int n_threads = 0;                         // of the CPU; 0: all cores
+  int device = 0;                            // CUDA device
+};
 
 struct SessionOptions {
   AttentionMode attention = AttentionMode::kShadow;
@@ -34,6 +42,7 @@ struct SessionOptions {
   int n_threads = 0;                         // 0: all cores
   bool exact_exp = false;                    // fp32 exp2 in prefill instead of the 16-bit lookup
   bool strict = false;                       // refuse what is otherwise a warning
+  double imposed_hit_rate = -1;              // 0..1: selections are made up (synthetic models); -1: real
 };
 
 struct SamplingOptions {
@@ -54,25 +63,29 @@ struct MemoryReport {
   } device;
   struct Host {
     int64_t values = 0, keys = 0;
-    int64_t total() const { return values + keys; }
+    int64_t staging = 0;  // ids and logits on their way to and from a device
+    int64_t total() const { return values + keys + staging; }
   } host;
-  int64_t process = 0;  // the program itself: code, tokenizer, prompt text, thread scratch
+  bool one_memory = true;  // the device tier is main memory too
+  int64_t process = 0;     // the program itself: code, tokenizer, prompt text, thread scratch
   int64_t total() const { return device.total() + host.total() + process; }
+  // Main memory.
+  int64_t resident() const { return one_memory ? total() : host.total() + process; }
 };
 
 // Work is counted in FLOPs, so done / total is honest when layers and chunks differ in cost.
 struct Progress {
-  const char* phase = "";    // "prefill" or "decode"
-  double fraction = 0;       // 0..1 of the phase's work
-  int64_t tokens_done = 0;   // fraction of the prompt, in tokens; or tokens generated
+  const char* phase = "";   // "prefill" or "decode"
+  double fraction = 0;      // 0..1 of the phase's work
+  int64_t tokens_done = 0;  // fraction of the prompt, in tokens; or tokens generated
   int64_t tokens_total = 0;
-  double seconds = 0;        // since the phase began
+  double seconds = 0;  // since the phase began
 };
 // Return false to stop. What has been generated stays valid.
 using ProgressCallback = std::function<bool(const Progress&)>;
 
 struct SelectionReport {
-  int64_t steps = 0;          // layer steps that selected
+  int64_t steps = 0;  // layer steps that selected
   int64_t selected_chunks = 0, hit_chunks = 0;
   int64_t fetched_bytes = 0;
   double hit_rate() const {

@@ -1,9 +1,9 @@
 // A session: one model, one sequence, one memory plan.
 //
-//   auto model = Model::open(directory, n_threads);
-//   Session session(model, options, prompt_tokens, max_new_tokens);   // plans; throws if it does not fit
-//   session.prefill(ids, progress);
-//   while (...) { int32_t token = sampler.sample(session.logits(), history); session.step(token); }
+//   auto model = Model::open(directory, {});
+//   const SessionPlan plan = Session::plan(*model, options, n_prompt, n_new);  // throws: does not
+//   fit auto session = Session::open(model, plan); session->prefill(ids, progress); while (...)
+//   session->step(sampler.sample(session->logits(), history));
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,12 @@ namespace tiercel {
 class Model {
  public:
   // Maps the checkpoint of a Hugging Face directory and checks it whole: every tensor's presence,
-  // type, shape and finiteness. Throws Error naming file and tensor.
-  static std::shared_ptr<Model> open(const std::string& directory, int n_threads = 0);
+  // type, shape and finiteness. Throws Error naming file and tensor, or the backend that this build
+  // or this machine lacks.
+  static std::shared_ptr<Model> open(const std::string& directory, const ModelOptions& options);
+  // A model of a known shape (engine/known_models.h) with random weights, made where they are used: for
+  // measurements of speed. Its text is noise. Throws Error(kUsage) for an unknown name.
+  static std::shared_ptr<Model> synthetic(const std::string& name, const ModelOptions& options);
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
   virtual int64_t parameter_count() const = 0;
@@ -34,9 +38,9 @@ class Model {
 struct SessionPlan {
   SessionOptions options;  // with every auto decided
   MemoryReport memory;
-  int64_t n_prompt = 0;    // tokens that prefill may be given
-  int64_t context = 0;     // tokens that the sequence can hold
-  bool logprobs = false;   // prefill_logprobs may be called
+  int64_t n_prompt = 0;            // tokens that prefill may be given
+  int64_t context = 0;             // tokens that the sequence can hold
+  bool logprobs = false;           // prefill_logprobs may be called
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };
 
@@ -69,8 +73,9 @@ class Session {
   virtual const SessionPlan& plan() const = 0;
   virtual SelectionReport selection() const = 0;
   virtual AuditReport audit() const = 0;
-  virtual std::vector<double> residual_energy() const = 0;  // per layer; empty without low-rank keys
-  virtual std::string backend_description() const = 0;      // e.g. "cpu: amx, 2 threads"
+  virtual std::vector<double> residual_energy()
+      const = 0;                                        // per layer; empty without low-rank keys
+  virtual std::string backend_description() const = 0;  // e.g. "cpu: amx, 2 threads"
 };
 
 }  // namespace tiercel

@@ -8,6 +8,7 @@
 #include "engine/base/check.h"
 #include "engine/base/rope.h"
 #include "engine/decoder.h"
+#include "engine/model.h"
 
 namespace tiercel {
 namespace {
@@ -152,6 +153,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.outliers = o.outliers;
   s.rank = std::min(o.rank, config.kv_width());
   s.slots = o.slots;
+  s.imposed_hit_rate = o.imposed_hit_rate;
   return s;
 }
 
@@ -161,17 +163,22 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   auto of = [](const PurposeBytes& bytes, Purpose purpose) {
     return bytes[static_cast<size_t>(purpose)];
   };
+  const bool cuda = r.backend == BackendKind::kCuda;
+  const DecoderLayout decoder(r.config, r.n_prompt, r.logprobs, cuda);
   MemoryReport m;
+  m.one_memory = !cuda;
   m.device.weights = r.weight_bytes;
   m.device.keys = of(device, Purpose::kKeys);
   m.device.landmarks = of(device, Purpose::kLandmarks);
   m.device.slots = of(device, Purpose::kSlots);
   m.device.exact = of(device, Purpose::kExact);
   m.device.activations = of(device, Purpose::kActivations) +
-                         DecoderLayout(r.config, r.n_prompt, r.logprobs).bytes() +
+                         decoder.bytes() +
+                         (cuda ? cuda_scratch_bytes(r.config, plan) : 0) +
                          static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, plan.context));
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
+  m.host.staging = decoder.host_bytes();
   const int64_t resident_weights = r.weights_resident ? r.weight_bytes : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
               r.n_threads * static_cast<int64_t>(cpu::kScratchBytes);
@@ -188,11 +195,16 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
   }
   // What this process holds already (weights, prompt) is not to be found again.
   const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
-  if (m.total() > available) {
+  if (!m.one_memory && r.device_free_bytes > 0 &&
+      m.device.total() - m.device.weights > r.device_free_bytes) {
+    does_not_fit(r, plan, "device", "--device-memory", m.device.total(),
+                 m.device.weights + r.device_free_bytes);
+  }
+  if (m.resident() > available) {
     fail(ErrorKind::kDoesNotFit,
          "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
          "the prompt has {} tokens){}",
-         plan.context, gib(m.total()), gib(available), r.n_prompt,
+         plan.context, gib(m.resident()), gib(available), r.n_prompt,
          plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
   }
 }

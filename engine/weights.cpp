@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
+#include "cpu/synthetic.h"
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 
@@ -29,45 +31,17 @@ int64_t parameter_count(const ModelConfig& c) {
   return c.n_layers * layer + embeddings + c.hidden;
 }
 
-struct WeightStore::Wanted {
-  const bf16** target;
-  const TensorInfo* tensor;
-};
-
-WeightStore::WeightStore(Checkpoint checkpoint, cpu::Queue& queue)
-    : checkpoint_(std::move(checkpoint)), queue_(queue) {}
-
-WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block_bytes_)); }
-
-std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
-                                               const ModelConfig& config, cpu::Queue& queue) {
-  std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
-  store->checkpoint_->will_need();
-  store->collect(config);
-  CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
-        store->n_parameters_, parameter_count(config));
-  store->place();
-  if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
-  store->wanted_.clear();
-  // Pages of the mapping are resident memory too; nothing points into them when all was copied.
-  if (!store->in_place_) store->checkpoint_.reset();
-  return store;
-}
-
-void WeightStore::want(const bf16** target, const std::string& name,
-                       std::initializer_list<int64_t> shape) {
-  const TensorInfo& tensor = checkpoint_->require(name, shape);
-  wanted_.push_back({target, &tensor});
-  n_parameters_ += tensor.n_elements();
-}
-
-void WeightStore::collect(const ModelConfig& c) {
-  weights_.layers.resize(static_cast<size_t>(c.n_layers));
-  want(&weights_.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
-  want(&weights_.final_norm, "model.norm.weight", {c.hidden});
-  if (!c.tie_word_embeddings) want(&weights_.head, "lm_head.weight", {c.vocab_size, c.hidden});
+std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights) {
+  std::vector<WeightTensor> tensors;
+  auto want = [&](const bf16** target, std::string name, std::vector<int64_t> shape) {
+    tensors.push_back({target, std::move(name), std::move(shape)});
+  };
+  weights.layers.resize(static_cast<size_t>(c.n_layers));
+  want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
+  want(&weights.final_norm, "model.norm.weight", {c.hidden});
+  if (!c.tie_word_embeddings) want(&weights.head, "lm_head.weight", {c.vocab_size, c.hidden});
   for (int64_t i = 0; i < c.n_layers; ++i) {
-    LayerWeights& w = weights_.layers[static_cast<size_t>(i)];
+    LayerWeights& w = weights.layers[static_cast<size_t>(i)];
     const std::string layer = fmt::format("model.layers.{}.", i);
     const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
     want(&w.attention_norm, layer + "input_layernorm.weight", {c.hidden});
@@ -94,6 +68,83 @@ void WeightStore::collect(const ModelConfig& c) {
       want(&w.up_bias, mlp + "up_proj.bias", {c.intermediate});
       want(&w.down_bias, mlp + "down_proj.bias", {c.hidden});
     }
+  }
+  return tensors;
+}
+
+std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& tensors) {
+  std::vector<RandomParams> fills;
+  uint64_t seed = 1;
+  for (const WeightTensor& tensor : tensors) {
+    RandomParams fill;
+    fill.out = const_cast<bf16*>(*tensor.target);
+    fill.n = tensor.n_elements();
+    fill.seed = seed;
+    seed += kSplitmixStep * static_cast<uint64_t>(fill.n + 1);  // no two tensors share a value
+    const bool bias = tensor.name.ends_with(".bias");
+    const bool norm = !bias && tensor.shape.size() == 1;
+    const bool embedding = tensor.name == "model.embed_tokens.weight";
+    fill.offset = norm ? 1 : 0;
+    fill.scale = norm        ? 0
+                 : bias      ? 0.1f
+                 : embedding ? 1
+                             : 1 / std::sqrt(static_cast<float>(tensor.shape.back()));
+    fills.push_back(fill);
+  }
+  return fills;
+}
+
+struct WeightStore::Wanted {
+  const bf16** target;
+  const TensorInfo* tensor;
+};
+
+WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue)
+    : checkpoint_(std::move(checkpoint)), queue_(queue) {}
+
+WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block_bytes_)); }
+
+std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
+                                               const ModelConfig& config, cpu::Queue& queue) {
+  std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
+  store->checkpoint_->will_need();
+  store->collect(config);
+  CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
+        store->n_parameters_, parameter_count(config));
+  store->place();
+  if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
+  store->wanted_.clear();
+  // Pages of the mapping are resident memory too; nothing points into them when all was copied.
+  if (!store->in_place_) store->checkpoint_.reset();
+  return store;
+}
+
+std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu::Queue& queue) {
+  std::unique_ptr<WeightStore> store(new WeightStore(std::nullopt, queue));
+  const std::vector<WeightTensor> tensors = weight_tensors(config, store->weights_);
+  int64_t elements = 0;
+  for (const WeightTensor& tensor : tensors) {
+    store->n_parameters_ += tensor.n_elements();
+    elements += aligned(tensor.n_elements());
+  }
+  store->bytes_ = store->n_parameters_ * static_cast<int64_t>(sizeof(bf16));
+  store->block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
+  store->block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(store->block_bytes_)));
+  bf16* next = store->block_;
+  for (const WeightTensor& tensor : tensors) {
+    *tensor.target = next;
+    next += aligned(tensor.n_elements());
+  }
+  for (const RandomParams& fill : synthetic_weights(tensors)) cpu::fill_random(queue, fill);
+  if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
+  return store;
+}
+
+void WeightStore::collect(const ModelConfig& config) {
+  for (const WeightTensor& wanted : weight_tensors(config, weights_)) {
+    const TensorInfo& tensor = checkpoint_->require(wanted.name, wanted.shape);
+    wanted_.push_back({wanted.target, &tensor});
+    n_parameters_ += tensor.n_elements();
   }
 }
 

@@ -13,18 +13,19 @@
 
 #include "cpu/queue.h"
 #include "engine/base/dtype.h"
+#include "engine/base/ops.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 
 namespace tiercel {
 
 struct LayerWeights {
-  const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;            // [hidden]
-  const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                  // [width][hidden]
-  const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;   // [width] or null
-  const bf16 *q_norm = nullptr, *k_norm = nullptr;                      // [head_dim] or null
-  const bf16 *o = nullptr, *o_bias = nullptr;                           // [hidden][q width]
-  const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;           // [ffn][hidden] x2, [hidden][ffn]
+  const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;           // [hidden]
+  const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                 // [width][hidden]
+  const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;  // [width] or null
+  const bf16 *q_norm = nullptr, *k_norm = nullptr;                     // [head_dim] or null
+  const bf16 *o = nullptr, *o_bias = nullptr;                          // [hidden][q width]
+  const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;  // [ffn][hidden] x2, [hidden][ffn]
   const bf16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
 };
 
@@ -35,6 +36,25 @@ struct Weights {
   std::vector<LayerWeights> layers;
 };
 
+// A tensor of a checkpoint, and where its values are to be found.
+struct WeightTensor {
+  const bf16** target;
+  std::string name;
+  std::vector<int64_t> shape;
+  int64_t n_elements() const {
+    int64_t n = 1;
+    for (const int64_t extent : shape) n *= extent;
+    return n;
+  }
+};
+// Every tensor of a model of this configuration, in a fixed order; the targets lie in `weights`,
+// whose layers are made. A tied head has no tensor of its own.
+std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
+
+// What fills these tensors for a synthetic model: matrices of standard deviation 1 / sqrt(inputs), so
+// that activations keep their size, norms of one, biases of a tenth.
+std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& tensors);
+
 // Parameters that a model of this configuration has; tied embeddings count once.
 int64_t parameter_count(const ModelConfig& config);
 
@@ -44,20 +64,20 @@ class WeightStore {
   // Errors name file and tensor.
   static std::unique_ptr<WeightStore> load(const std::string& directory, const ModelConfig& config,
                                            cpu::Queue& queue);
+  static std::unique_ptr<WeightStore> random(const ModelConfig& config, cpu::Queue& queue);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
 
   const Weights& weights() const { return weights_; }
-  int64_t bytes() const { return bytes_; }            // as bf16
+  int64_t bytes() const { return bytes_; }  // as bf16
   int64_t n_parameters() const { return n_parameters_; }
 
  private:
-  WeightStore(Checkpoint checkpoint, cpu::Queue& queue);
+  WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue);
   struct Wanted;
 
   void collect(const ModelConfig& config);
-  void want(const bf16** target, const std::string& name, std::initializer_list<int64_t> shape);
   void check_finite(const Wanted& wanted) const;
   void place();
 

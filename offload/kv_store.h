@@ -56,7 +56,7 @@ class KvStore {
   void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
   // out: [n_tokens][n_heads][head_dim]. dense overrides selection (the tail of the prompt).
   void attend_prompt(int64_t layer, const bf16* q, int64_t first_token, int64_t n_tokens,
-                      bool dense, bf16* out);
+                     bool dense, bf16* out);
   void finish_layer(int64_t layer, int64_t n_tokens);
   void end_prefill(int64_t n_tokens);
 
@@ -67,15 +67,17 @@ class KvStore {
 
   int64_t n_tokens() const { return n_tokens_; }
   const KvLayout& layout() const { return layout_; }
-  const SelectionCounters& selection() const { return counters_; }
+  // These two wait for the device.
+  SelectionCounters selection() const;
+  // Per layer: the share of key energy that the low-rank basis leaves out; empty without one.
+  std::vector<double> residual_energy() const;
   const MassHistogram& audit() const { return mass_; }
-  // Per tiered low-rank layer: the share of key energy that the basis leaves out.
-  const std::vector<double>& residual_energy() const { return residual_energy_; }
   // Measures the selection against the exact keys in this step. Needs settings.audit.
   void set_audit(bool on) { auditing_ = on; }
 
  private:
-  // Exact rows of one layer: positions first .. n_tokens-1 live at rows first-base .. of two planes.
+  // Exact rows of one layer: positions first .. n_tokens-1 live at rows first-base .. of two
+  // planes.
   struct Recent {
     bf16* keys = nullptr;
     bf16* values = nullptr;
@@ -104,6 +106,7 @@ class KvStore {
     int32_t *hit_slots = nullptr, *hit_counts = nullptr;
     int32_t *miss_chunks = nullptr, *miss_slots = nullptr, *miss_counts = nullptr;
     int32_t* scratch = nullptr;
+    int64_t* totals = nullptr;  // [kv][3]: chunks selected, hit and missed so far
     float* select_workspace = nullptr;
   };
 
@@ -130,7 +133,10 @@ class KvStore {
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out);
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
   void audit_layer(const Layer& layer, const bf16* q, int64_t n_rows);
-  void count_step();
+  int64_t chunk_bytes() const;
+  void read_back(const void* source, void* target, int64_t bytes) const;
+  void offload_planes(const Layer& layer, int64_t n_tokens);
+  void await_offload(int64_t end_token);
 
   Device& device_;
   Device& copy_;
@@ -142,7 +148,7 @@ class KvStore {
   bool exact_exp_;
 
   std::vector<Layer> layers_;
-  std::vector<double> residual_energy_;
+  double* residual_energy_ = nullptr;  // [n_layers]
   StepLists lists_;
   bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
   bf16* plane_landmarks_ = nullptr;                       // for select prefill of dense stores
@@ -151,10 +157,15 @@ class KvStore {
   std::array<PartialView, 2> partials_;
   std::array<PartialView, 2> audit_partials_;
   float* decode_workspace_ = nullptr;
+  std::vector<float> audit_statistics_;  // max and sum of both audit partials, read back
+  // The planes' pieces of kPrefillChunk tokens on their way to the host; the next layer overwrites
+  // a piece when its copy has ended. offloading_ tells how many there are.
+  std::vector<typename Device::Ticket> offloads_;
+  int64_t offloading_ = 0;
 
   int64_t n_tokens_ = 0;
+  int64_t steps_ = 0;  // (layer, step) pairs that selected
   bool auditing_ = false;
-  SelectionCounters counters_;
   MassHistogram mass_;
 };
 

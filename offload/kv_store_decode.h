@@ -114,6 +114,18 @@ void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, in
   select.counts = lists_.counts;
   select.workspace = lists_.select_workspace;
   select_chunks(device_, select);
+  if (layout_.settings.imposed_hit_rate >= 0) {
+    ImposeParams impose;
+    impose.ids = lists_.ids;
+    impose.counts = lists_.counts;
+    impose.k = k;
+    impose.first_chunk = layer.first_chunk;
+    impose.end_chunk = layer.end_chunk;
+    impose.step = n_tokens_;
+    impose.n_kv_heads = layout_.shape.n_kv_heads;
+    impose.hit_rate = static_cast<float>(layout_.settings.imposed_hit_rate);
+    impose_selection(device_, impose);
+  }
 
   MapSlotsParams map;
   map.state = layer.slot_state;
@@ -127,6 +139,7 @@ void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, in
   map.miss_slots = lists_.miss_slots;
   map.miss_counts = lists_.miss_counts;
   map.scratch = lists_.scratch;
+  map.totals = lists_.totals;
   map_slots(device_, map);
 }
 
@@ -187,8 +200,8 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend_decode(device_, attend);
 }
 
-// 2-5 select and map; 6 fetch the misses on the copy queue, meanwhile attend the exact regions and the
-// hits and rebuild the missed keys; 7 attend the misses and merge (DESIGN, "Decode").
+// 2-5 select and map; 6 fetch the misses on the copy queue, meanwhile attend the exact regions and
+// the hits and rebuild the missed keys; 7 attend the misses and merge (DESIGN, "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
@@ -238,7 +251,7 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
     const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
     attend_sources(q, &misses, 1, partials_[1]);
     n_partials = 2;
-    count_step();
+    ++steps_;
   } else {
     attend_sources(q, sources.data(), n_sources, partials_[0]);
   }
@@ -253,20 +266,38 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
 }
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::count_step() {
-  ++counters_.steps;
-  const int64_t chunk_bytes = chunk() * d() * static_cast<int64_t>(sizeof(bf16)) *
-                              (layout_.settings.exact_keys ? 2 : 1);
-  for (int64_t head = 0; head < kv(); ++head) {
-    counters_.selected_chunks += lists_.counts[head];
-    counters_.hit_chunks += lists_.hit_counts[head];
-    counters_.fetched_bytes += lists_.miss_counts[head] * chunk_bytes;
+int64_t KvStore<Device, Host>::chunk_bytes() const {
+  return chunk() * d() * static_cast<int64_t>(sizeof(bf16)) * (layout_.settings.exact_keys ? 2 : 1);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::read_back(const void* source, void* target, int64_t bytes) const {
+  CopyParams params;
+  params.source = source;
+  params.target = target;
+  params.row_bytes = bytes;
+  copy(device_, params);
+  device_.finish();
+}
+
+template <typename Device, typename Host>
+SelectionCounters KvStore<Device, Host>::selection() const {
+  SelectionCounters counters;
+  counters.steps = steps_;
+  if (lists_.totals == nullptr) return counters;
+  std::vector<int64_t> totals(static_cast<size_t>(3 * kv()));
+  read_back(lists_.totals, totals.data(), 3 * kv() * static_cast<int64_t>(sizeof(int64_t)));
+  for (size_t i = 0; i < totals.size(); i += 3) {
+    counters.selected_chunks += totals[i];
+    counters.hit_chunks += totals[i + 1];
+    counters.fetched_bytes += totals[i + 2] * chunk_bytes();
   }
+  return counters;
 }
 
 // The share of exact attention mass that this step's selection covers: the sum of exp over what was
-// attended, divided by the sum over everything, both with the exact keys kept on the host. Values do
-// not matter here, so the keys stand in for them.
+// attended, divided by the sum over everything, both with the exact keys kept on the host. Values
+// do not matter here, so the keys stand in for them.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64_t n_rows) {
   std::array<KvSource, 4> sources;
@@ -293,11 +324,15 @@ void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64
   all[1].chunk_tokens = 1;
   all[1].n_tokens = layer.recent.first;
   attend_sources(q, all, 2, audit_partials_[1]);
-  for (int64_t head = 0; head < layout_.shape.n_heads; ++head) {
-    const PartialView& part = audit_partials_[0];
-    const PartialView& whole = audit_partials_[1];
-    mass_.add(static_cast<double>(part.sum[head]) / whole.sum[head] *
-              std::exp2(static_cast<double>(part.max[head]) - whole.max[head]));
+  // take_partial puts max and sum side by side.
+  const int64_t heads = layout_.shape.n_heads;
+  float* part = audit_statistics_.data();
+  float* whole = part + 2 * heads;
+  read_back(audit_partials_[0].max, part, 2 * heads * static_cast<int64_t>(sizeof(float)));
+  read_back(audit_partials_[1].max, whole, 2 * heads * static_cast<int64_t>(sizeof(float)));
+  for (int64_t head = 0; head < heads; ++head) {
+    mass_.add(static_cast<double>(part[heads + head]) / whole[heads + head] *
+              std::exp2(static_cast<double>(part[head]) - whole[head]));
   }
 }
 

@@ -18,7 +18,7 @@ KvStore<Device, Host>::KvStore(Device& device, Device& copy, Host& host,
       scale_(scale),
       exact_exp_(exact_exp),
       layers_(static_cast<size_t>(layout.shape.n_layers)),
-      residual_energy_(layers_.size(), 0.0) {
+      audit_statistics_(static_cast<size_t>(4 * layout.shape.n_heads)) {
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
     take_layer(layer, device_arena, host_arena);
   }
@@ -47,7 +47,8 @@ void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Are
     layer.lowrank.mean = device.template take<float>(Purpose::kKeys, width);
     layer.lowrank.rank = o.rank;
   }
-  layer.slots = device.template take<bf16>(Purpose::kSlots, kv() * layout_.n_slots * layout_.record);
+  layer.slots =
+      device.template take<bf16>(Purpose::kSlots, kv() * layout_.n_slots * layout_.record);
   SlotState& state = layer.slot_state;
   state.slot_of_chunk = device.template take<int32_t>(Purpose::kSlots, kv() * layout_.chunks);
   state.chunk_of_slot = device.template take<int32_t>(Purpose::kSlots, kv() * layout_.n_slots);
@@ -74,8 +75,8 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
   const int64_t width = kv() * d();
   if (layout_.any_tiered) {
     const int64_t n = kv() * layout_.select;
-    int32_t* block = arena.template take<int32_t>(Purpose::kSlots,
-                                                  4 * n + kv() * (layout_.n_slots + 3));
+    int32_t* block =
+        arena.template take<int32_t>(Purpose::kSlots, 4 * n + kv() * (layout_.n_slots + 3));
     lists_.ids = block;
     lists_.hit_slots = block + n;
     lists_.miss_chunks = block + 2 * n;
@@ -84,13 +85,16 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
     lists_.hit_counts = lists_.counts + kv();
     lists_.miss_counts = lists_.hit_counts + kv();
     lists_.scratch = lists_.miss_counts + kv();
+    lists_.totals = arena.template take<int64_t>(Purpose::kSlots, 3 * kv());
     lists_.select_workspace =
         arena.template take<float>(Purpose::kLandmarks, layout_.select_floats);
   }
+  if (layout_.any_low_rank()) {
+    residual_energy_ = arena.template take<double>(Purpose::kKeys, layout_.shape.n_layers);
+  }
   if (o.select_prefill) {
     if (o.kind == StoreKind::kDense) {
-      plane_landmarks_ =
-          arena.template take<bf16>(Purpose::kActivations, layout_.chunks * width);
+      plane_landmarks_ = arena.template take<bf16>(Purpose::kActivations, layout_.chunks * width);
     }
     const int64_t blocks = (kPrefillChunk + kPrefillBlock - 1) / kPrefillBlock;
     block_ids_ =
@@ -101,6 +105,7 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
   if (layout_.layer_planes) {
     plane_keys_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
     plane_values_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
+    offloads_.resize(static_cast<size_t>((o.prompt + kPrefillChunk - 1) / kPrefillChunk));
   }
   for (PartialView& partial : partials_) partial = take_partial(arena);
   for (PartialView& partial : audit_partials_) partial = take_partial(arena);
@@ -132,7 +137,7 @@ bf16* KvStore<Device, Host>::prefill_landmarks(int64_t layer) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
-                                           int64_t first_token) {
+                                          int64_t first_token) {
   const bool planes = layout_.layer_planes;
   Recent& recent = layers_[index].recent;
   const int64_t rows = planes ? layout_.settings.prompt : recent.capacity;
@@ -143,6 +148,7 @@ void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
   append.head_stride = rows * d();
   append.first_row = first_token;
   append.first_position = first_token;
+  if (planes) await_offload(first_token + p.n_tokens);
   rope_append(device_, append);
 
   if (!layout_.tiered(index) && !(layout_.settings.select_prefill && plane_landmarks_ != nullptr)) {
@@ -166,7 +172,7 @@ void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t first_token,
-                                           int64_t n_tokens, bool dense, bf16* out) {
+                                          int64_t n_tokens, bool dense, bf16* out) {
   const bool planes = layout_.layer_planes;
   const Recent& recent = layers_[index].recent;
   PrefillAttendParams attend;
@@ -242,8 +248,7 @@ void KvStore<Device, Host>::finish_layer(int64_t index, int64_t n_tokens) {
   if (layout_.tiered(index)) {
     // A prompt too short to have a middle after sinks and window keeps everything in the window.
     layer.n_sinks = n_tokens >= o.sinks + o.recent + chunk() ? o.sinks : 0;
-    const int64_t middle_end =
-        layer.n_sinks > 0 ? (n_tokens - o.recent) / chunk() * chunk() : 0;
+    const int64_t middle_end = layer.n_sinks > 0 ? (n_tokens - o.recent) / chunk() * chunk() : 0;
     layer.first_chunk = layer.n_sinks / chunk();
     layer.end_chunk = std::max(middle_end / chunk(), layer.first_chunk);
     layer.recent.first = layer.end_chunk * chunk();
@@ -258,21 +263,52 @@ void KvStore<Device, Host>::finish_layer(int64_t index, int64_t n_tokens) {
             layer.recent.capacity * d(), n_recent);
   copy_rows(plane_values_ + layer.recent.first * d(), plane, layer.recent.values,
             layer.recent.capacity * d(), n_recent);
-  // The next layer overwrites the planes.
-  device_.wait(copy_.record());
+  offload_planes(layer, layout_.tiered(index) ? layer.end_chunk * chunk() : 0);
 }
 
-// Sinks and outliers, the low-rank basis and coefficients, and the move of the values to the host.
+// Starts moving the middle's values (and keys, where they are kept) to the host, in pieces, so that
+// the next layer need not wait for the whole.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::offload_planes(const Layer& layer, int64_t n_tokens) {
+  const KvSettings& o = layout_.settings;
+  const int64_t plane = o.prompt * d();
+  offloading_ = 0;
+  for (int64_t first = 0; first < o.prompt; first += kPrefillChunk) {
+    const int64_t n = std::min(kPrefillChunk, n_tokens - first);
+    if (n > 0) {
+      copy_rows(plane_values_ + first * d(), plane, layer.host_values + first * d(),
+                o.capacity * d(), n);
+    }
+    if (n > 0 && layer.host_keys != nullptr) {
+      copy_rows(plane_keys_ + first * d(), plane, layer.host_keys + first * d(), o.capacity * d(),
+                n);
+    }
+    offloads_[static_cast<size_t>(offloading_++)] = copy_.record();
+  }
+}
+
+// Before rows up to end_token of the planes are written again.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::await_offload(int64_t end_token) {
+  if (offloading_ == 0) return;
+  device_.wait(offloads_[static_cast<size_t>((end_token - 1) / kPrefillChunk)]);
+}
+
+template <typename Device, typename Host>
+std::vector<double> KvStore<Device, Host>::residual_energy() const {
+  if (residual_energy_ == nullptr) return {};
+  std::vector<double> energy(layers_.size());
+  read_back(residual_energy_, energy.data(), static_cast<int64_t>(energy.size() * sizeof(double)));
+  return energy;
+}
+
+// Sinks and outliers, the low-rank basis and coefficients.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::index_layer(int64_t index, int64_t n_tokens) {
   Layer& layer = layers_[index];
   const KvSettings& o = layout_.settings;
   const int64_t plane = o.prompt * d();
   const int64_t middle_end = layer.end_chunk * chunk();
-  copy_rows(plane_values_, plane, layer.host_values, o.capacity * d(), middle_end);
-  if (layer.host_keys != nullptr) {
-    copy_rows(plane_keys_, plane, layer.host_keys, o.capacity * d(), middle_end);
-  }
   copy_rows(plane_keys_, plane, layer.sink_keys, o.sinks * d(), layer.n_sinks);
   copy_rows(plane_values_, plane, layer.sink_values, o.sinks * d(), layer.n_sinks);
 
@@ -285,7 +321,7 @@ void KvStore<Device, Host>::index_layer(int64_t index, int64_t n_tokens) {
     fit.head_dim = layout_.shape.head_dim;
     fit.rope = rope_;
     fit.lowrank = layer.lowrank;
-    fit.residual_energy = &residual_energy_[index];
+    fit.residual_energy = residual_energy_ + index;
     fit_basis(device_, fit);
 
     ProjectParams project;

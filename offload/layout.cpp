@@ -66,6 +66,8 @@ PurposeBytes KvLayout::device_bytes() const {
   if (any_tiered) {
     add(Purpose::kSlots, shape.n_kv_heads * (4 * select + n_slots + 3) * 4);
     add(Purpose::kLandmarks, select_floats * 4);
+    add(Purpose::kSlots, 3 * shape.n_kv_heads * 8);
+    if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
   }
   if (settings.select_prefill) {
     if (settings.kind == StoreKind::kDense) add(Purpose::kActivations, chunks * width * kBf16);

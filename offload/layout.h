@@ -44,6 +44,7 @@ struct KvSettings {
   int64_t outliers = 0;
   int64_t rank = 0;
   double slots = 1;  // in budgets
+  double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 };
 
 // Queries per selection block of prefill, and how many tokens before a block it sees anyway.
@@ -61,6 +62,7 @@ struct KvLayout {
   bool tiered(int64_t layer) const {
     return settings.kind == StoreKind::kTiered && shape.window[layer] == 0;
   }
+  bool any_low_rank() const { return any_tiered && !settings.exact_keys; }
   // Tokens that a layer keeps exactly on the device, besides sinks and outliers.
   int64_t exact_capacity(int64_t layer) const;
   // Exact tokens that stay behind the newest one.

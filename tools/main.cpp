@@ -20,6 +20,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"run", "Continue a prompt, however long", command_run},
+    {"bench", "Time of prefill and decode at given lengths", command_bench},
     {"tokenize", "Text to token ids and back", command_tokenize},
     {"perplexity", "How well the model predicts a text", command_perplexity},
     {"estimate", "The memory that a run would take", command_estimate},

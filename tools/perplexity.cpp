@@ -129,7 +129,7 @@ int command_perplexity(int argc, char** argv) {
   if (windows.empty()) fail(ErrorKind::kUsage, "the text has no token to predict");
   stop_if_requested();
 
-  const auto model = Model::open(model_flags.directory, options.n_threads);
+  const auto model = model_flags.open();
   Score score;
   for (size_t i = 0; i < windows.size(); ++i) {
     stop_if_requested();

@@ -52,9 +52,13 @@ Json memory_json(const RunReport& report) {
         {"exact", m.device.exact},
         {"activations", m.device.activations},
         {"total", m.device.total()}}},
-      {"host_bytes", {{"values", m.host.values}, {"keys", m.host.keys}, {"total", m.host.total()}}},
+      {"host_bytes",
+       {{"values", m.host.values},
+        {"keys", m.host.keys},
+        {"staging", m.host.staging},
+        {"total", m.host.total()}}},
       {"process_bytes", m.process},
-      {"planned_bytes", m.total()},
+      {"planned_bytes", m.resident()},
       {"peak_rss_bytes", report.peak_rss_bytes}};
 }
 
@@ -161,6 +165,7 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   row(console, "slots", format_bytes(m.device.slots), "");
   row(console, "exact", format_bytes(m.device.exact), "");
   row(console, "activations", format_bytes(m.device.activations), "");
+  if (m.host.staging > 0) row(console, "staging", "", format_bytes(m.host.staging));
   row(console, "process", "", format_bytes(m.process));
   row(console, "total", format_bytes(m.device.total()), format_bytes(m.host.total() + m.process));
   for (const std::string& note : plan.notes) console.warning(note);
@@ -180,7 +185,7 @@ void print_summary(const RunReport& report, const Console& console) {
                0, "");
   console.info("{:>17}: {} ({} generated)", "finish", g.finish_reason, format_count(n_generated));
   console.info("{:>17}: {} planned, {} peak resident", "memory",
-               format_bytes(report.plan.memory.total()), format_bytes(report.peak_rss_bytes));
+               format_bytes(report.plan.memory.resident()), format_bytes(report.peak_rss_bytes));
   if (report.selection.steps > 0) {
     console.info("{:>17}: {} layer steps, hit rate {:.1f} %, {} fetched", "selection",
                  format_count(report.selection.steps), 100 * report.selection.hit_rate(),

@@ -123,7 +123,7 @@ int command_run(int argc, char** argv) {
   stop_if_requested();
 
   start = std::chrono::steady_clock::now();
-  const auto model = Model::open(flags.model.directory, flags.session.n_threads);
+  const auto model = flags.model.open();
   stop_if_requested();
   report.plan = Session::plan(*model, flags.session, report.prompt_tokens, flags.n_predict);
   request.max_new_tokens =

@@ -1,10 +1,14 @@
 #include "tools/session_flags.h"
 
+#include <fmt/ranges.h>
+
 #include <limits>
 #include <random>
 
 #include "cpu/queue.h"
 #include "engine/base/check.h"
+#include "engine/known_models.h"
+#include "engine/model.h"
 
 namespace tiercel {
 namespace {
@@ -51,24 +55,52 @@ const char* name_of(KeyCodec codec) {
   return "?";
 }
 
-void ModelFlags::add_to(Flags& flags) {
+void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
   flags.section("Model");
+  if (with_synthetic) {
+    static const std::string help = fmt::format(
+        "A known shape with random weights, instead of a model: {}", fmt::join(known_models(), ", "));
+    flags.text("--synthetic", synthetic, help.c_str());
+  }
   flags.text("-m,--model", directory,
              "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]");
   flags.choice("--backend", backend_,
-               {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
-               "Where to compute");
+               {{"auto", BackendKind::kAuto},
+                {"cpu", BackendKind::kCpu},
+                {"cuda", BackendKind::kCuda}},
+               "Where to compute; auto: a CUDA device where there is one");
+  flags.integer("--device", device_, 0, 1 << 16, "Which CUDA device");
   flags.integer("-t,--threads", n_threads, 0, cpu::kMaxThreads, "Threads; 0: all cores");
 }
 
 void ModelFlags::check() const {
-  if (backend_ == Backend::kCuda) {
-    fail(ErrorKind::kUsage,
-         "--backend: expected auto or cpu, found cuda; this build has no CUDA backend");
+  if (backend_ == BackendKind::kCuda) {
+    const std::string reason = why_no_cuda();
+    if (!reason.empty()) {
+      fail(ErrorKind::kUsage, "--backend: expected auto or cpu, found cuda; {}", reason);
+    }
   }
-  if (directory.empty()) {
+  if (directory.empty() && synthetic.empty()) {
     fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");
   }
+  if (!directory.empty() && !synthetic.empty()) {
+    fail(ErrorKind::kUsage, "--synthetic: expected either a model or a known shape, found both");
+  }
+}
+
+std::shared_ptr<Model> ModelFlags::open() const {
+  return synthetic.empty() ? Model::open(directory, options())
+                           : Model::synthetic(synthetic, options());
+}
+
+ModelConfig ModelFlags::config() const {
+  return synthetic.empty() ? load_config(directory) : known_model(synthetic);
+}
+
+ModelOptions ModelFlags::options() const {
+  return {.backend = backend_,
+          .n_threads = static_cast<int>(n_threads),
+          .device = static_cast<int>(device_)};
 }
 
 void add_session_flags(Flags& flags, SessionOptions& options) {

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "engine/config.h"
 #include "engine/options.h"
+#include "engine/session.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 
@@ -15,14 +17,20 @@ namespace tiercel {
 
 struct ModelFlags {
   std::string directory;
+  std::string synthetic;  // name of a known shape; empty: a directory is given
   int64_t n_threads = 0;
-  void add_to(Flags& flags);
+  // with_synthetic: for measurements, where a known shape with random weights will do.
+  void add_to(Flags& flags, bool with_synthetic = false);
   // Throws Error(kUsage) when no model is given or --backend asks for what this build lacks.
   void check() const;
+  ModelOptions options() const;
+  std::shared_ptr<Model> open() const;
+  ModelConfig config() const;
+  std::string name() const { return synthetic.empty() ? directory : synthetic + " (synthetic)"; }
 
  private:
-  enum class Backend { kAuto, kCpu, kCuda };
-  Backend backend_ = Backend::kAuto;
+  BackendKind backend_ = BackendKind::kAuto;
+  int64_t device_ = 0;
 };
 
 // Fills `options`, which must outlive `flags`.

@@ -27,7 +27,8 @@ is_installed() {
   dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed
 }
 is_offered() {
-  apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'
+  # No pipe into grep -q: apt-cache, cut off by it, would make the pipeline fail now and then.
+  [[ $(apt-cache policy "$1" 2>/dev/null) =~ Candidate:\ [^\(] ]]
 }
 
 # Ubuntu 22.04's CMake is too old for the presets.

@@ -192,6 +192,22 @@ TEST(Slots, SelectionOfAllSlotsReplacesEverything) {
   EXPECT_EQ(c.order, std::vector<int32_t>({1, 0, 2}));
 }
 
+TEST(Slots, TotalsAreAddedTo) {
+  Cache c(2, 10, 4, 3);
+  Queue queue({.n_threads = 1, .isa = cpu::Isa::kPortable});
+  std::vector<int64_t> totals = {100, 200, 300, int64_t{1} << 40, 0, 0};
+  MapSlotsParams p = c.params();
+  p.totals = totals.data();
+  c.ids = {1, 5, 9, 2, 3, -1};
+  c.counts = {3, 2};
+  cpu::map_slots(queue, p);
+  EXPECT_EQ(totals, std::vector<int64_t>({103, 200, 303, (int64_t{1} << 40) + 2, 0, 2}));
+  c.ids = {5, 6, -1, 2, 3, 4};
+  c.counts = {2, 3};
+  cpu::map_slots(queue, p);
+  EXPECT_EQ(totals, std::vector<int64_t>({105, 201, 304, (int64_t{1} << 40) + 5, 2, 3}));
+}
+
 TEST(Slots, NothingSelectedChangesNothing) {
   Cache c(1, 10, 4, 2);
   Queue queue({.n_threads = 1, .isa = cpu::Isa::kPortable});

@@ -9,15 +9,17 @@ namespace tiercel {
 namespace {
 
 int64_t allocations_while_decoding(const SessionOptions& options) {
-  auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m", 2);
+  auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m",
+                           {.backend = BackendKind::kCpu, .n_threads = 2});
   const int64_t n_prompt = 2000, n_new = 200;
   auto session = Session::open(model, Session::plan(*model, options, n_prompt, n_new));
   std::vector<int32_t> ids(static_cast<size_t>(n_prompt));
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((i * 7919) % 2000);
   EXPECT_TRUE(session->prefill(ids, {}));
-  Sampler sampler(SamplingOptions{.temperature = 0.8, .top_k = 40, .top_p = 0.9, .min_p = 0.01,
-                                  .repeat_penalty = 1.1},
-                  model->config().vocab_size);
+  Sampler sampler(
+      SamplingOptions{
+          .temperature = 0.8, .top_k = 40, .top_p = 0.9, .min_p = 0.01, .repeat_penalty = 1.1},
+      model->config().vocab_size);
   // The first steps may set things up (a primitive for one row, a worker's first task).
   for (int i = 0; i < 4; ++i) session->step(sampler.sample(session->logits(), ids));
   const int64_t before = test::n_allocations;

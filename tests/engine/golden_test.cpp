@@ -1,10 +1,11 @@
 // The engine against transformers, on the tiny random checkpoints of tests/golden/models.
 //
-// The reference computes in fp32 from the same bf16 weights; the engine keeps activations in bf16, as
-// transformers does when it runs a bf16 model. So the yardstick is transformers' own bf16 run, whose
-// deviation from fp32 the golden file records ("bf16_logit_error", rms over 96 positions): over the
-// nine positions compared the engine may deviate 1.5 times as much (it rounds at other places, and its
-// prefill probabilities carry 1.4 times the noise), at a single position three times.
+// The reference computes in fp32 from the same bf16 weights; the engine keeps activations in bf16,
+// as transformers does when it runs a bf16 model. So the yardstick is transformers' own bf16 run,
+// whose deviation from fp32 the golden file records ("bf16_logit_error", rms over 96 positions):
+// over the nine positions compared the engine may deviate 1.5 times as much (it rounds at other
+// places, and its prefill probabilities carry 1.4 times the noise), at a single position three
+// times.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,6 +22,12 @@ namespace tiercel {
 namespace {
 
 namespace fs = std::filesystem;
+
+#if defined(TIERCEL_TEST_BACKEND)
+constexpr BackendKind kBackend = BackendKind::TIERCEL_TEST_BACKEND;
+#else
+constexpr BackendKind kBackend = BackendKind::kCpu;
+#endif
 
 struct Golden {
   std::vector<int32_t> prompt, greedy;
@@ -77,7 +84,7 @@ class GoldenModel : public testing::TestWithParam<std::string> {
 // Runs prompt and forced continuation; compares logits after each of them.
 void compare(const fs::path& directory, const SessionOptions& options) {
   const Golden golden = load(directory);
-  auto model = Model::open(directory.string(), 2);
+  auto model = Model::open(directory.string(), {.backend = kBackend, .n_threads = 2});
   const int64_t n_new = static_cast<int64_t>(golden.greedy.size());
   const auto n_prompt = static_cast<int64_t>(golden.prompt.size());
   auto session = Session::open(model, Session::plan(*model, options, n_prompt, n_new, true));

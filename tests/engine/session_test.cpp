@@ -1,4 +1,5 @@
-// A session as its users see it: equal ways give equal answers, limits are kept, bad input is refused.
+// A session as its users see it: equal ways give equal answers, limits are kept, bad input is
+// refused.
 #include "engine/session.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +15,9 @@ namespace {
 
 constexpr const char* kModel = TIERCEL_SOURCE_DIR "/tools/demo/recall-4m";
 
-std::shared_ptr<Model> model(int threads = 2) { return Model::open(kModel, threads); }
+std::shared_ptr<Model> model(int threads = 2) {
+  return Model::open(kModel, {.backend = BackendKind::kCpu, .n_threads = threads});
+}
 
 // A fact among filler, and the question for it.
 std::vector<int32_t> prompt(int64_t n_filler_sentences) {
@@ -65,8 +68,8 @@ std::string answer(const std::vector<int32_t>& ids, const SessionOptions& option
   std::vector<int32_t> out;
   for (int i = 0; i < 6; ++i) {
     const auto logits = session->logits();
-    out.push_back(static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
-                                       logits.begin()));
+    out.push_back(
+        static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
     session->step(out.back());
   }
   return tokenizer.decode(out, true);
@@ -136,8 +139,8 @@ TEST(Session, GrowsFarBeyondItsWindow) {
   shadow.recent = 64;
   const std::vector<int32_t> ids = prompt(150);
   auto m = model();
-  auto session = Session::open(
-      m, Session::plan(*m, shadow, 600, static_cast<int64_t>(ids.size()) - 600 + 8));
+  auto session =
+      Session::open(m, Session::plan(*m, shadow, 600, static_cast<int64_t>(ids.size()) - 600 + 8));
   ASSERT_TRUE(session->prefill(std::span(ids).first(600), {}));
   // The fact lies in the part that is decoded token by token, long before the question.
   for (size_t i = 600; i < ids.size(); ++i) session->step(ids[i]);
@@ -145,8 +148,8 @@ TEST(Session, GrowsFarBeyondItsWindow) {
   std::vector<int32_t> out;
   for (int i = 0; i < 6; ++i) {
     const auto logits = session->logits();
-    out.push_back(static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
-                                       logits.begin()));
+    out.push_back(
+        static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
     session->step(out.back());
   }
   EXPECT_EQ(tokenizer.decode(out, true).substr(0, 6), " 48213");

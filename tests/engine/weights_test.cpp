@@ -21,8 +21,7 @@ class DamagedModel : public testing::Test {
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     directory_ = pattern;
     for (const char* file : {"config.json", "generation_config.json", "model.safetensors"}) {
-      fs::copy(fs::path(TIERCEL_SOURCE_DIR "/tests/golden/models/llama") / file,
-               directory_ / file);
+      fs::copy(fs::path(TIERCEL_SOURCE_DIR "/tests/golden/models/llama") / file, directory_ / file);
       fs::permissions(directory_ / file, fs::perms::owner_write, fs::perm_options::add);
     }
   }
@@ -48,7 +47,7 @@ class DamagedModel : public testing::Test {
   }
   std::string error() {
     try {
-      Model::open(directory_.string(), 2);
+      Model::open(directory_.string(), {.backend = BackendKind::kCpu, .n_threads = 2});
     } catch (const Error& e) {
       EXPECT_EQ(e.kind(), ErrorKind::kRuntime);
       return e.what();
@@ -67,7 +66,10 @@ void expect_mentions(const std::string& message, std::initializer_list<const cha
 }
 
 TEST_F(DamagedModel, OpensWhenNothingIsWrong) {
-  EXPECT_EQ(Model::open(directory_.string(), 2)->config().n_layers, 2);
+  EXPECT_EQ(Model::open(directory_.string(), {.backend = BackendKind::kCpu, .n_threads = 2})
+                ->config()
+                .n_layers,
+            2);
 }
 
 TEST_F(DamagedModel, NanWeightsAreSaid) {

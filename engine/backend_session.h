@@ -1,0 +1,116 @@
+// A session on one backend: the same code for every pair of tiers.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/decoder.h"
+#include "engine/model.h"
+
+namespace tiercel {
+
+// The queues of a session and what it computes with; all outlive it.
+template <typename Device, typename Host>
+struct SessionBackend {
+  Device& device;
+  Device& copy;  // moves bytes beside the device queue
+  Host& host;
+  const Weights& weights;
+  RopeView rope;
+  std::string description;
+};
+
+inline int64_t limit_without(int64_t limit, int64_t bytes) { return limit > 0 ? limit - bytes : 0; }
+
+template <typename Device, typename Host>
+class BackendSession : public Session {
+ public:
+  BackendSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan,
+                 SessionBackend<Device, Host> backend)
+      : model_(std::move(model)),
+        plan_(plan),
+        backend_(std::move(backend)),
+        // Weights and rope tables are on the device too, but owned elsewhere.
+        device_arena_(backend_.device, "device",
+                      limit_without(plan.options.device_memory, plan.memory.device.weights)),
+        host_arena_(backend_.host, "host", plan.options.host_memory),
+        store_(backend_.device, backend_.copy, backend_.host, device_arena_, host_arena_,
+               KvLayout(kv_shape(model_->config()), kv_settings(plan, model_->config())),
+               backend_.rope, model_->attention_scale(), plan.options.exact_exp),
+        decoder_(
+            backend_.device, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
+            DecoderLayout(model_->config(), plan.n_prompt, plan.logprobs, !Device::kHostReadable)) {
+  }
+
+  bool prefill(std::span<const int32_t> ids, const ProgressCallback& progress) override {
+    return run_prompt(ids, {}, progress);
+  }
+
+  bool prefill_logprobs(std::span<const int32_t> ids, std::span<double> logprobs,
+                        const ProgressCallback& progress) override {
+    CHECK(plan_.logprobs, "the plan was made without logprobs");
+    CHECK(logprobs.size() + 1 == ids.size(), "{} ids, {} logprobs", ids.size(), logprobs.size());
+    return run_prompt(ids, logprobs, progress);
+  }
+
+  void step(int32_t token) override {
+    check_token(token, n_tokens());
+    if (n_tokens() >= plan_.context) {
+      fail("the context of {} tokens is full; plan a longer one (-c, -n)", plan_.context);
+    }
+    const int64_t every = plan_.options.audit;
+    store_.set_audit(every > 0 && ++steps_ % every == 0);
+    decoder_.step(token);
+  }
+
+  std::span<const float> logits() const override { return decoder_.logits(); }
+  int64_t n_tokens() const override { return store_.n_tokens(); }
+  const SessionPlan& plan() const override { return plan_; }
+
+  SelectionReport selection() const override {
+    const SelectionCounters c = store_.selection();
+    return {c.steps, c.selected_chunks, c.hit_chunks, c.fetched_bytes};
+  }
+  AuditReport audit() const override {
+    const MassHistogram& mass = store_.audit();
+    return {mass.steps(), mass.mean(), mass.percentile(0.05)};
+  }
+  std::vector<double> residual_energy() const override { return store_.residual_energy(); }
+  std::string backend_description() const override { return backend_.description; }
+
+ protected:
+  const Arena<Device>& device_arena() const { return device_arena_; }
+
+ private:
+  void check_token(int32_t token, int64_t index) const {
+    if (token >= 0 && token < model_->config().vocab_size) return;
+    fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", token, index,
+         model_->config().vocab_size);
+  }
+
+  bool run_prompt(std::span<const int32_t> ids, std::span<double> logprobs,
+                  const ProgressCallback& progress) {
+    const auto n = static_cast<int64_t>(ids.size());
+    CHECK(n_tokens() == 0, "a session prefills once");
+    if (n == 0) fail(ErrorKind::kUsage, "the prompt is empty");
+    const int64_t planned = store_.layout().settings.prompt;
+    if (n > planned) {
+      fail(ErrorKind::kUsage, "the prompt has {} tokens, {} were planned", n, planned);
+    }
+    for (int64_t i = 0; i < n; ++i) check_token(ids[static_cast<size_t>(i)], i);
+    return decoder_.prefill(ids, logprobs, progress);
+  }
+
+  std::shared_ptr<LoadedModel> model_;
+  SessionPlan plan_;
+  SessionBackend<Device, Host> backend_;
+  Arena<Device> device_arena_;
+  Arena<Host> host_arena_;
+  KvStore<Device, Host> store_;
+  Decoder<Device, Host> decoder_;
+  int64_t steps_ = 0;
+};
+
+}  // namespace tiercel

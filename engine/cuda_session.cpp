@@ -1,0 +1,202 @@
+// Model and session on a GPU: the device tier is its memory, the host tier is pinned main memory.
+//
+// Weights are checked and converted on the CPU as for every backend, then uploaded. A session owns
+// two streams: one that computes, and an urgent one that moves bytes beside it.
+#include <algorithm>
+
+#include "engine/backend_session.h"
+#include "engine/base/rope.h"
+#include "kernels/ops.h"
+#include "kernels/stream.h"
+
+namespace tiercel {
+
+static_assert(Backend<cuda::Stream>);
+static_assert(HostTier<cuda::PinnedMemory>);
+template class KvStore<cuda::Stream, cuda::PinnedMemory>;
+template class Decoder<cuda::Stream, cuda::PinnedMemory>;
+
+namespace {
+
+constexpr int64_t kTensorAlignment = 128;  // elements: 256 bytes, for the widest loads
+
+void upload(cuda::Stream& stream, const void* source, void* target, int64_t bytes) {
+  stream.copy_bytes(target, bytes, source, bytes, bytes, 1);
+}
+
+// A model's tensors in one block of device memory.
+class DeviceWeights {
+ public:
+  DeviceWeights(cuda::Stream& stream, const ModelConfig& config)
+      : stream_(stream), config_(config), tensors_(weight_tensors(config, weights_)) {
+    for (const WeightTensor& tensor : tensors_) elements_ += aligned(tensor.n_elements());
+    block_ = static_cast<bf16*>(cuda::allocate(stream_, bytes()));
+    bf16* next = block_;
+    for (const WeightTensor& tensor : tensors_) {
+      *tensor.target = next;
+      next += aligned(tensor.n_elements());
+    }
+    if (config.tie_word_embeddings) weights_.head = weights_.embedding;
+  }
+  ~DeviceWeights() { cuda::release(stream_, block_, bytes()); }
+  DeviceWeights(const DeviceWeights&) = delete;
+  DeviceWeights& operator=(const DeviceWeights&) = delete;
+
+  // `host` has the same configuration; it is not needed any more on return.
+  void upload_from(Weights host) {
+    const std::vector<WeightTensor> sources = named_like(host);
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      upload(stream_, *sources[i].target, const_cast<bf16*>(*tensors_[i].target),
+             tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16)));
+    }
+    stream_.finish();
+  }
+
+  void fill_with_noise() {
+    for (const RandomParams& tensor : synthetic_weights(tensors_)) fill_random(stream_, tensor);
+    stream_.finish();
+  }
+
+  const Weights& weights() const { return weights_; }
+  int64_t bytes() const { return elements_ * static_cast<int64_t>(sizeof(bf16)); }
+
+ private:
+  static int64_t aligned(int64_t n) {
+    return (n + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+  }
+  std::vector<WeightTensor> named_like(Weights& host) const {
+    return weight_tensors(config_, host);
+  }
+
+  cuda::Stream& stream_;
+  const ModelConfig& config_;
+  Weights weights_;
+  std::vector<WeightTensor> tensors_;
+  bf16* block_ = nullptr;
+  int64_t elements_ = 0;
+};
+
+class CudaModel final : public LoadedModel {
+ public:
+  CudaModel(const WeightSource& source, ModelConfig config, const ModelOptions& options)
+      : LoadedModel(std::move(config)),
+        options_(options),
+        stream_({.device = options.device}),
+        weights_(stream_, this->config()) {
+    if (source.synthetic()) {
+      weights_.fill_with_noise();
+      return;
+    }
+    cpu::Queue queue(cpu::QueueOptions{.n_threads = options.n_threads});
+    weights_.upload_from(WeightStore::load(source.directory, this->config(), queue)->weights());
+  }
+
+  int64_t weight_bytes() const override { return weights_.bytes(); }
+  PlanRequest plan_request() const override {
+    PlanRequest request{.config = config(), .backend = BackendKind::kCuda, .options = {}};
+    request.weight_bytes = weight_bytes();
+    request.weights_resident = false;  // of main memory
+    request.device_free_bytes = stream_.device_memory_free();
+    return request;
+  }
+  std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
+                                        const SessionPlan& plan) override;
+
+ private:
+  ModelOptions options_;
+  cuda::Stream stream_;
+  DeviceWeights weights_;
+};
+
+// What a session must own before its stores are made.
+struct CudaQueues {
+  CudaQueues(int device, int64_t scratch_bytes, std::span<const double> inv_freq, int64_t context)
+      : stream({.device = device, .scratch_bytes = scratch_bytes}),
+        copy({.device = device, .urgent = true}),
+        host(stream),
+        table(inv_freq, context) {
+    tables = static_cast<float*>(cuda::allocate(stream, static_cast<int64_t>(table.bytes())));
+    const RopeView source = table.view();
+    upload(stream, source.coarse_cos, tables, static_cast<int64_t>(table.bytes()));
+    // The four tables follow each other in memory (RopeTable).
+    rope = source;
+    auto moved = [&](const float* p) { return tables + (p - source.coarse_cos); };
+    rope.coarse_cos = moved(source.coarse_cos);
+    rope.coarse_sin = moved(source.coarse_sin);
+    rope.fine_cos = moved(source.fine_cos);
+    rope.fine_sin = moved(source.fine_sin);
+    stream.finish();
+  }
+  ~CudaQueues() { cuda::release(stream, tables, static_cast<int64_t>(table.bytes())); }
+
+  cuda::Stream stream, copy;
+  cuda::PinnedMemory host;
+  RopeTable table;
+  float* tables = nullptr;
+  RopeView rope;
+};
+
+using CudaTiers = BackendSession<cuda::Stream, cuda::PinnedMemory>;
+
+class CudaSession final : private CudaQueues, public CudaTiers {
+ public:
+  CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device,
+              const Weights& weights)
+      : CudaQueues(device, cuda_scratch_bytes(model->config(), plan), model->rope().inv_freq,
+                   plan.context),
+        CudaTiers(std::move(model), plan,
+                  {CudaQueues::stream, CudaQueues::copy, CudaQueues::host, weights,
+                   CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}) {}
+  ~CudaSession() override {
+    // Nothing may still run when the stores give their memory back.
+    CudaQueues::copy.finish();
+    CudaQueues::stream.finish();
+  }
+};
+
+std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> self,
+                                                 const SessionPlan& plan) {
+  return std::make_unique<CudaSession>(std::move(self), plan, options_.device, weights_.weights());
+}
+
+}  // namespace
+
+std::string why_no_cuda() { return cuda::find_devices().reason; }
+
+int64_t cuda_scratch_bytes(const ModelConfig& config, const SessionPlan& plan) {
+  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  int64_t bytes = cuda::linear_scratch_bytes();
+  if (layout.any_low_rank()) {
+    bytes = std::max(bytes, cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank));
+  }
+  if (layout.settings.select_prefill) {
+    PrefillSelectParams widest;
+    widest.n_tokens = kPrefillChunk;
+    widest.first_position = layout.chunks * layout.settings.chunk_tokens;
+    widest.block_tokens = kPrefillBlock;
+    widest.local_tokens = kPrefillLocal;
+    widest.sink_chunks = layout.settings.sinks / layout.settings.chunk_tokens;
+    widest.k = layout.prefill_ids - widest.sink_chunks;
+    widest.chunk_tokens = layout.settings.chunk_tokens;
+    widest.n_heads = layout.shape.n_heads;
+    widest.n_kv_heads = layout.shape.n_kv_heads;
+    widest.head_dim = layout.shape.head_dim;
+    bytes = std::max(bytes, cuda::select_prefill_scratch_bytes(widest));
+  }
+  return bytes;
+}
+
+std::shared_ptr<LoadedModel> open_cuda_model(const WeightSource& source, ModelConfig config,
+                                             const ModelOptions& options) {
+  const cuda::Devices devices = cuda::find_devices();
+  if (devices.n_devices == 0) {
+    fail(ErrorKind::kUsage, "--backend cuda: {}; use --backend cpu", devices.reason);
+  }
+  if (options.device >= devices.n_devices) {
+    fail(ErrorKind::kUsage, "--device: expected a number below {}, found {}", devices.n_devices,
+         options.device);
+  }
+  return std::make_shared<CudaModel>(source, std::move(config), options);
+}
+
+}  // namespace tiercel

@@ -1,0 +1,198 @@
+#include <algorithm>
+#include <bit>
+
+#include "engine/base/check.h"
+#include "kernels/attention_decode.cuh"
+#include "kernels/attention_decode.h"
+#include "kernels/attention_decode_tiles.cuh"
+#include "kernels/launch.cuh"
+
+namespace tiercel::cuda {
+namespace {
+
+using namespace decode;
+
+// Tiles are counted in 32 bits.
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+// More rows than this to merge (splits x heads of a block) take one block longer than a launch.
+constexpr int64_t kMaxRowsMergedAtOnce = 384;
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+void check_params(const DecodeAttendParams& p) {
+  CHECK(p.n_kv_heads > 0 && p.n_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads",
+        p.n_heads, p.n_kv_heads);
+  CHECK(p.n_heads <= kCounters, "{} heads", p.n_heads);
+  CHECK(p.head_dim > 0 && p.head_dim <= kMaxHeadDim && p.head_dim % 2 == 0, "head_dim {}",
+        p.head_dim);
+  CHECK(p.n_sources >= 0 && p.n_sources <= kMaxDecodeSources, "{} sources", p.n_sources);
+  CHECK(is_aligned(p.workspace), "workspace");
+  for (int32_t s = 0; s < p.n_sources; ++s) {
+    const KvSource& source = p.sources[s];
+    CHECK(source.chunk_tokens > 0 && source.n_tokens >= 0 && source.n_tokens <= kMaxTokens,
+          "source {}: {} tokens in chunks of {}", s, source.n_tokens, source.chunk_tokens);
+    CHECK(source.ids == nullptr || source.counts != nullptr, "source {}", s);
+    CHECK(source.ids == nullptr || source.ids_stride <= kMaxTokens / source.chunk_tokens,
+          "source {}: {} chunks of {}", s, source.ids_stride, source.chunk_tokens);
+  }
+}
+
+// Whether the fast path's 16-byte copies can read every row.
+bool takes_tiles(const DecodeAttendParams& p) {
+  if (p.head_dim != 64 && p.head_dim != 96 && p.head_dim != 128 && p.head_dim != 256) return false;
+  if (!is_aligned(p.q)) return false;
+  for (int32_t s = 0; s < p.n_sources; ++s) {
+    const KvSource& source = p.sources[s];
+    const int64_t strides = source.head_stride | source.chunk_stride | source.token_stride;
+    if (!is_aligned(source.keys) || !is_aligned(source.values) || strides % 8 != 0) return false;
+  }
+  return true;
+}
+
+int64_t max_tokens(const KvSource& source) {
+  return source.ids != nullptr ? source.ids_stride * source.chunk_tokens : source.n_tokens;
+}
+
+int64_t row_blocks(const DecodeAttendParams& p) {
+  return (p.n_heads / p.n_kv_heads + kMaxRows - 1) / kMaxRows;
+}
+
+int32_t blocks_per_processor(int32_t head_dim) {
+  switch (head_dim) {
+    case 64: return Layout<64>::kBlocksPerProcessor;
+    case 96: return Layout<96>::kBlocksPerProcessor;
+    case 128: return Layout<128>::kBlocksPerProcessor;
+    default: return Layout<256>::kBlocksPerProcessor;
+  }
+}
+
+// Splits that the workspace holds.
+int64_t max_splits(const DecodeAttendParams& p) {
+  const int64_t split_floats = int64_t{p.n_heads} * (p.head_dim + 2);
+  return (decode_workspace_floats(p.n_heads, p.head_dim) - kCounters) / split_floats;
+}
+
+// Query heads of one block.
+int64_t block_rows(const DecodeAttendParams& p, bool tiles) {
+  return std::min(p.n_heads / p.n_kv_heads, tiles ? kMaxRows : 1);
+}
+
+Source make_source(const KvSource& from) {
+  Source to;
+  to.keys = from.keys;
+  to.values = from.values;
+  to.head_stride = from.head_stride;
+  to.chunk_stride = from.chunk_stride;
+  to.token_stride = from.token_stride;
+  to.ids = from.ids;
+  to.counts = from.counts;
+  to.ids_stride = from.ids_stride;
+  to.n_tokens = static_cast<int32_t>(from.n_tokens);
+  to.chunk_tokens = from.chunk_tokens;
+  // With l = ceil(log2 c) and m = ceil(2^(31+l) / c): m c < 2^(31+l) + 2^l, so that the error of
+  // t m / 2^(31+l) is below t / (2^31 c) < 1/c for every t < 2^31, and the quotient exact.
+  const auto c = static_cast<uint64_t>(from.chunk_tokens);
+  to.shift = 31 + std::bit_width(c - 1);
+  to.reciprocal = static_cast<uint32_t>(((uint64_t{1} << to.shift) + c - 1) / c);
+  return to;
+}
+
+Params make_params(const DecodeAttendParams& p, int64_t n_splits) {
+  Params to;
+  to.q = p.q;
+  for (int32_t s = 0; s < p.n_sources; ++s) {
+    if (max_tokens(p.sources[s]) > 0) to.sources[to.n_sources++] = make_source(p.sources[s]);
+  }
+  to.out = p.out;
+  to.counters = reinterpret_cast<uint32_t*>(p.workspace);
+  to.rows = p.workspace + kCounters;
+  to.stats = to.rows + int64_t{p.n_heads} * n_splits * p.head_dim;
+  to.scale = p.scale * gpu::kLog2e;
+  to.n_heads = p.n_heads;
+  to.n_kv_heads = p.n_kv_heads;
+  to.head_dim = p.head_dim;
+  to.n_splits = static_cast<int32_t>(n_splits);
+  return to;
+}
+
+template <int kHeadDim>
+void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks) {
+  const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
+                  n_row_blocks);
+  launch<attend_tiles<kHeadDim>>(stream, grid, kThreads, Layout<kHeadDim>::kSharedBytes, params);
+}
+
+template <int kMaxPartials>
+void launch_merge(Stream& stream, const MergeParams& p) {
+  MergeAll<kMaxPartials> all;
+  std::copy(p.partials, p.partials + p.n_partials, all.partials);
+  all.n_partials = p.n_partials;
+  all.head_dim = p.head_dim;
+  all.out = p.out;
+  launch<merge_normalised<kMaxPartials>>(stream, dim3(static_cast<unsigned>(p.n_heads)), kThreads,
+                                         0, all);
+}
+
+}  // namespace
+
+// Enough blocks to fill the device once, but none with less than kTilesPerSplit tiles.
+DecodePlan plan_decode(const Stream& stream, const DecodeAttendParams& p) {
+  check_params(p);
+  const bool tiles = takes_tiles(p);
+  int64_t n_tiles = 0;
+  for (int32_t s = 0; s < p.n_sources; ++s) {
+    n_tiles += (max_tokens(p.sources[s]) + kTile - 1) / kTile;
+  }
+  const int64_t resident =
+      int64_t{stream.n_processors()} * (tiles ? blocks_per_processor(p.head_dim) : 8);
+  const int64_t shares = tiles ? p.n_kv_heads * row_blocks(p) : p.n_heads;
+  const int64_t useful = (n_tiles + kTilesPerSplit - 1) / kTilesPerSplit;
+  const int64_t n_splits =
+      std::max<int64_t>(1, std::min({resident / shares, useful, max_splits(p)}));
+  return {static_cast<int32_t>(n_splits), n_splits * block_rows(p, tiles) <= kMaxRowsMergedAtOnce};
+}
+
+void attend_decode(Stream& stream, const DecodeAttendParams& p) {
+  attend_decode(stream, p, plan_decode(stream, p));
+}
+
+void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan& plan) {
+  check_params(p);
+  CHECK(plan.n_splits >= 1 && plan.n_splits <= max_splits(p), "{} splits", plan.n_splits);
+  const bool tiles = takes_tiles(p);
+  Params params = make_params(p, plan.n_splits);
+  params.merge_at_once = plan.merge_at_once;
+  const auto n_row_blocks = static_cast<unsigned>(row_blocks(p));
+  if (!tiles) {
+    const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(p.n_heads));
+    launch<attend_plain>(stream, grid, kThreads, kPlainShared, params);
+  } else {
+    switch (p.head_dim) {
+      case 64: launch_tiles<64>(stream, params, n_row_blocks); break;
+      case 96: launch_tiles<96>(stream, params, n_row_blocks); break;
+      case 128: launch_tiles<128>(stream, params, n_row_blocks); break;
+      default: launch_tiles<256>(stream, params, n_row_blocks); break;
+    }
+  }
+  if (params.merge_at_once) return;
+  const size_t shared_bytes = kNotesBytes + static_cast<size_t>(params.n_splits) * sizeof(float2);
+  const dim3 heads(static_cast<unsigned>(p.n_heads));
+  if (tiles) {
+    launch<merge_splits<4>>(stream, heads, kThreads, shared_bytes, params);
+  } else {
+    launch<merge_splits<1>>(stream, heads, kThreads, shared_bytes, params);
+  }
+}
+
+void merge_partials(Stream& stream, const MergeParams& p) {
+  CHECK(p.n_heads > 0 && p.head_dim > 0 && p.n_partials >= 0 && p.n_partials <= kMaxMergePartials,
+        "{} heads of {}, {} partials", p.n_heads, p.head_dim, p.n_partials);
+  constexpr int32_t kFew = 4;  // parameters are copied at every launch
+  if (p.n_partials <= kFew) {
+    launch_merge<kFew>(stream, p);
+  } else {
+    launch_merge<kMaxMergePartials>(stream, p);
+  }
+}
+
+}  // namespace tiercel::cuda

@@ -1,0 +1,392 @@
+// The kernels behind attention_decode.cu.
+//
+// The tokens of a KV head are tiles of 16 keys, source after source:
+//
+//   source 0: [tile][tile][til]   source 1: [tile][t]   ..      a tile never spans two sources
+//   warps:    |  0   |  1    |  2  ..   equal shares of all tiles, consecutive within a warp
+//
+// A warp owns its tiles, its ring of copies in flight and its (max, sum, out): there is no block
+// barrier in the loop. The four warps of a block (a split) merge in shared memory; the splits of a
+// KV head are merged in their order by whichever block ends last, or by a second kernel where they
+// are many.
+//
+// Numbers: scores and sums are fp32 in units of log2. Where a maximum is -inf, 0 takes its place as
+// the base of the weights, so that exp2(-inf - 0) = 0 and never NaN; a real NaN, and the NaN of
+// exp2(inf - inf), stay in sum and out.
+#pragma once
+
+#include "engine/base/ops.h"
+#include "kernels/gpu.cuh"
+
+namespace tiercel::cuda::decode {
+
+inline constexpr int kTile = 16;  // keys: the depth of one matrix product
+inline constexpr int kWarps = 4;
+inline constexpr int kThreads = 32 * kWarps;
+inline constexpr int kMaxRows = 16;  // query heads of one block: the rows of one matrix product
+// A block that would get fewer tiles costs more in merging than it saves in waiting.
+inline constexpr int kTilesPerSplit = 12;
+inline constexpr int kCounters = 512;  // words at the head of the workspace
+
+// A KvSource as the kernels want it: chunk = (token * reciprocal) >> shift.
+struct Source {
+  const bf16* keys = nullptr;
+  const bf16* values = nullptr;
+  int64_t head_stride = 0, chunk_stride = 0, token_stride = 0;
+  const int32_t* ids = nullptr;
+  const int32_t* counts = nullptr;
+  int64_t ids_stride = 0;
+  int32_t n_tokens = 0;
+  int32_t chunk_tokens = 1;
+  uint32_t reciprocal = 0;
+  int32_t shift = 0;
+};
+
+struct Params {
+  const bf16* q = nullptr;  // [n_heads][head_dim]
+  Source sources[kMaxDecodeSources];
+  PartialView out;
+  uint32_t* counters = nullptr;  // [n_kv_heads][row blocks], zero between calls
+  float* rows = nullptr;         // [n_heads][n_splits][head_dim]: out of every split
+  float* stats = nullptr;        // [n_heads][n_splits][2]: max, sum
+  float scale = 0;               // from q . k to log2
+  int32_t n_sources = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  int32_t n_splits = 0;
+  bool merge_at_once = false;  // the last block merges; otherwise merge_splits does
+};
+
+// Shared memory beside the rings.
+struct Notes {
+  int32_t n_tokens[kMaxDecodeSources];  // of this KV head
+  int32_t live[kWarps][4];              // keys of the tile in each stage
+  uint32_t is_last;
+};
+inline constexpr int kNotesBytes = 128;
+static_assert(sizeof(Notes) <= kNotesBytes);
+
+// The query heads first_head .. + n_rows - 1 and the share of their keys that a block attends.
+struct Work {
+  int kv_head, first_head, n_rows;
+  int split, n_splits;  // splits that have work; n_splits <= Params::n_splits
+  int counter;
+};
+
+GPU int tiles_of(int n_tokens) { return (n_tokens + kTile - 1) / kTile; }
+GPU float weight_base(float max) { return max == -gpu::kInf ? 0.0f : max; }
+GPU int64_t shuffle_offset(int64_t offset, int lane) {
+  const auto bits = static_cast<uint64_t>(offset);
+  const uint32_t low = gpu::shuffle(static_cast<uint32_t>(bits), lane);
+  const uint32_t high = gpu::shuffle(static_cast<uint32_t>(bits >> 32), lane);
+  return static_cast<int64_t>(uint64_t{high} << 32 | low);
+}
+
+// ---- dealing out --------------------------------------------------------------------------------
+
+// The tiles of a KV head; every block of the head finds the same. Contains a barrier.
+GPU int count_tiles(const Params& p, int kv_head, Notes& notes) {
+  const int tid = static_cast<int>(threadIdx.x);
+  if (tid < kMaxDecodeSources) {
+    const Source& source = p.sources[tid];  // past n_sources: of no tokens
+    notes.n_tokens[tid] =
+        source.ids != nullptr ? source.counts[kv_head] * source.chunk_tokens : source.n_tokens;
+  }
+  gpu::sync_threads();
+  int n = 0;
+  for (int s = 0; s < p.n_sources; ++s) n += tiles_of(notes.n_tokens[s]);
+  return n;
+}
+
+GPU int splits_with_work(int n_tiles, int n_splits) {
+  const int wanted = (n_tiles + kTilesPerSplit - 1) / kTilesPerSplit;
+  return wanted < 1 ? 1 : wanted < n_splits ? wanted : n_splits;
+}
+
+struct Share {
+  int first, count;
+};
+GPU Share share_of(int n_tiles, int worker, int n_workers) {
+  const int first = static_cast<int>(int64_t{n_tiles} * worker / n_workers);
+  return {first, static_cast<int>(int64_t{n_tiles} * (worker + 1) / n_workers) - first};
+}
+
+// One row of a tile. live: the keys of the tile, at most kTile; 0 or less past the last tile.
+struct Row {
+  int64_t offset;  // in elements from the KV head's first row
+  int source, live;
+};
+GPU Row find_row(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
+  int s = 0;
+  for (; s + 1 < p.n_sources; ++s) {
+    const int n = tiles_of(notes.n_tokens[s]);
+    if (tile < n) break;
+    tile -= n;
+  }
+  const Source& source = p.sources[s];
+  const int n_tokens = notes.n_tokens[s];
+  const int token = tile * kTile + row;
+  const int left = n_tokens - tile * kTile;
+  Row found{0, s, left < kTile ? left : kTile};
+  if (token < n_tokens) {
+    const int chunk = static_cast<int>(uint64_t{static_cast<uint32_t>(token)} * source.reciprocal >>
+                                       source.shift);
+    const int within = token - chunk * source.chunk_tokens;
+    const int id = source.ids != nullptr ? source.ids[kv_head * source.ids_stride + chunk] : chunk;
+    found.offset = id * source.chunk_stride + within * source.token_stride;
+  }
+  return found;
+}
+
+// ---- merging ------------------------------------------------------------------------------------
+
+// kWidth consecutive floats.
+template <int kWidth>
+GPU void load_row(float (&x)[kWidth], const float* p) {
+  static_assert(kWidth == 4 || kWidth == 1);
+  if constexpr (kWidth == 4) {
+    const float4 v = gpu::load_uncached(reinterpret_cast<const float4*>(p));
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else {
+    x[0] = gpu::load_uncached(p);
+  }
+}
+
+// out, max and sum of n_rows heads from the partials of all splits, in the order of the splits;
+// shared holds n_rows * n_splits pairs.
+template <int kHeadDim, int kWidth>
+GPU void merge_rows(const Params& p, const Work& work, float2* shared) {
+  using namespace gpu;
+  const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
+  const int d = kHeadDim > 0 ? kHeadDim : p.head_dim;
+
+  // Weights: a warp per head, a lane per split.
+  for (int row = warp; row < work.n_rows; row += kWarps) {
+    const int head = work.first_head + row;
+    const float* stats = p.stats + int64_t{head} * p.n_splits * 2;
+    float2* pairs = shared + row * work.n_splits;
+    float max = -kInf, sum = 0.0f;
+    for (int s = lane; s < work.n_splits; s += 32) {
+      pairs[s] = load_uncached(reinterpret_cast<const float2*>(stats) + s);
+      max = fmaxf(max, pairs[s].x);
+    }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) max = fmaxf(max, shuffle_xor(max, mask));
+    for (int s = lane; s < work.n_splits; s += 32) {
+      pairs[s].x = exp2_fast(pairs[s].x - weight_base(max));
+      sum = fmaf(pairs[s].x, pairs[s].y, sum);
+    }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    if (lane == 0) {
+      p.out.max[head] = max;
+      p.out.sum[head] = sum;
+    }
+  }
+  sync_threads();
+
+  // Values: as many loads in flight as registers allow, sums in the order of the splits.
+  constexpr int kBatch = 8;
+  for (int i = tid * kWidth; i < work.n_rows * d; i += kThreads * kWidth) {
+    const int row = i / d, column = i % d;
+    const float2* pairs = shared + row * work.n_splits;
+    const float* source = p.rows + int64_t{work.first_head + row} * p.n_splits * d + column;
+    float acc[kWidth] = {};
+    for (int s0 = 0; s0 < work.n_splits; s0 += kBatch) {
+      float x[kBatch][kWidth];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        if (s0 + b < work.n_splits) load_row(x[b], source + int64_t{s0 + b} * d);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        if (s0 + b >= work.n_splits) break;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(pairs[s0 + b].x, x[b][k], acc[k]);
+      }
+    }
+    float* target = p.out.out + int64_t{work.first_head + row} * d + column;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) target[k] = acc[k];
+  }
+}
+
+// Whether all other blocks of this counter have written their partials; the counter is zero again
+// when it says so.
+GPU bool is_last_block(uint32_t* counter, int n_blocks, Notes& notes) {
+  using namespace gpu;
+  sync_threads();  // every thread has written; the fence below covers what the barrier ordered
+  if (threadIdx.x == 0) {
+    thread_fence();
+    notes.is_last = atomic_add(counter, 1u) == static_cast<uint32_t>(n_blocks) - 1;
+    if (notes.is_last) *counter = 0;
+    thread_fence();
+  }
+  sync_threads();
+  return notes.is_last != 0;
+}
+
+// Merges the warps' partials, [kWarps][kRows] records of kStride floats (values, max, sum) in
+// shared memory, and passes the block's partial on. Begins after a barrier.
+template <int kHeadDim, int kWidth, int kRows, int kStride>
+GPU void finish_block(const Params& p, const Work& work, uint8_t* shared, Notes& notes) {
+  using namespace gpu;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int d = kHeadDim > 0 ? kHeadDim : p.head_dim;
+  const int stats_at = kStride - 8;
+  const auto* records = reinterpret_cast<const float*>(shared);
+  const bool alone = work.n_splits == 1;
+
+  for (int i = tid * kWidth; i < work.n_rows * d; i += kThreads * kWidth) {
+    const int row = i / d, column = i % d;
+    const float* record[kWarps];
+    float max = -kInf, sum = 0.0f, acc[kWidth] = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      record[w] = records + (w * kRows + row) * kStride;
+      max = fmaxf(max, record[w][stats_at]);
+    }
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float weight = exp2_fast(record[w][stats_at] - weight_base(max));
+      sum = fmaf(weight, record[w][stats_at + 1], sum);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(weight, record[w][column + k], acc[k]);
+    }
+    const int64_t head = work.first_head + row, at = alone ? head : head * p.n_splits + work.split;
+    float* target = (alone ? p.out.out : p.rows) + at * d + column;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) target[k] = acc[k];
+    if (column == 0) {
+      *(alone ? p.out.max + at : p.stats + 2 * at) = max;
+      *(alone ? p.out.sum + at : p.stats + 2 * at + 1) = sum;
+    }
+  }
+  if (alone || !p.merge_at_once) return;
+  if (!is_last_block(p.counters + work.counter, work.n_splits, notes)) return;
+  merge_rows<kHeadDim, kWidth>(p, work, reinterpret_cast<float2*>(shared));
+}
+
+// Where the splits are too many for one block to merge: one block per query head.
+template <int kWidth>
+KERNEL(kThreads, 4)
+merge_splits(const GRID_CONST Params p) {
+  SHARED(shared);
+  Notes& notes = *reinterpret_cast<Notes*>(shared);
+  Work work;
+  work.first_head = static_cast<int>(blockIdx.x);
+  work.kv_head = work.first_head / (p.n_heads / p.n_kv_heads);
+  work.n_rows = 1;
+  work.n_splits = splits_with_work(count_tiles(p, work.kv_head, notes), p.n_splits);
+  if (work.n_splits == 1) return;  // its only block has written the result
+  merge_rows<0, kWidth>(p, work, reinterpret_cast<float2*>(shared + kNotesBytes));
+}
+
+// ---- any shape ----------------------------------------------------------------------------------
+
+inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kPlainRecord = kMaxHeadDim + 8;
+inline constexpr int kPlainShared = kWarps * kPlainRecord * 4 + kNotesBytes;
+
+// Grid: splits, query heads. A tile's scores: two lanes per key. Its values: a lane per 32 columns.
+KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
+  using namespace gpu;
+  SHARED(shared);
+  Notes& notes = *reinterpret_cast<Notes*>(shared + kPlainShared - kNotesBytes);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int d = p.head_dim;
+  Work work;
+  work.first_head = work.counter = static_cast<int>(blockIdx.y);
+  work.kv_head = work.first_head / (p.n_heads / p.n_kv_heads);
+  work.n_rows = 1;
+  work.split = static_cast<int>(blockIdx.x);
+  const int n_tiles = count_tiles(p, work.kv_head, notes);
+  work.n_splits = splits_with_work(n_tiles, p.n_splits);
+  if (work.split >= work.n_splits) return;
+  const Share share = share_of(n_tiles, work.split * kWarps + warp, work.n_splits * kWarps);
+
+  const bf16* q = p.q + int64_t{work.first_head} * d;
+  float max = -kInf, sum = 0.0f, o[kMaxHeadDim / 32] = {};
+  for (int i = 0; i < share.count; ++i) {
+    // Scores: lanes r and r + 16 take the even and the odd elements of key r.
+    const Row row = find_row(p, notes, work.kv_head, share.first + i, lane % 16);
+    const Source& source = p.sources[row.source];
+    const int64_t head_offset = work.kv_head * source.head_stride;
+    const int live = row.live;
+    float s = 0.0f;
+    if (lane % 16 < live) {
+      const bf16* key = source.keys + head_offset + row.offset;
+      for (int e = lane / 16; e < d; e += 2) s = fmaf(to_float(q[e]), to_float(key[e]), s);
+    }
+    s += shuffle_xor(s, 16);
+    s = lane % 16 < live ? mul_rn(s, p.scale) : -kInf;
+
+    // Weights.
+    float top = fmaxf(max, s);
+#pragma unroll
+    for (int mask = 8; mask > 0; mask /= 2) top = fmaxf(top, shuffle_xor(top, mask));
+    const float alpha = exp2_fast(max - weight_base(top));
+    const float weight = exp2_fast(s - weight_base(top));
+    float tile_sum = weight;
+#pragma unroll
+    for (int mask = 8; mask > 0; mask /= 2) tile_sum += shuffle_xor(tile_sum, mask);
+    sum = fmaf(sum, alpha, tile_sum);
+    max = top;
+
+    // Values.
+#pragma unroll
+    for (int j = 0; j < kMaxHeadDim / 32; ++j) o[j] *= alpha;
+    for (int r = 0; r < live; ++r) {
+      const float w = bits_to_float(shuffle(float_to_bits(weight), r));
+      const bf16* value = source.values + head_offset + shuffle_offset(row.offset, r);
+#pragma unroll
+      for (int j = 0; j < kMaxHeadDim / 32; ++j) {
+        const int column = lane + 32 * j;
+        if (column < d) o[j] = fmaf(w, to_float(value[column]), o[j]);
+      }
+    }
+  }
+
+  auto* record = reinterpret_cast<float*>(shared) + warp * kPlainRecord;
+#pragma unroll
+  for (int j = 0; j < kMaxHeadDim / 32; ++j) {
+    if (lane + 32 * j < d) record[lane + 32 * j] = o[j];
+  }
+  if (lane == 0) {
+    record[kMaxHeadDim] = max;
+    record[kMaxHeadDim + 1] = sum;
+  }
+  sync_threads();
+  finish_block<0, 1, 1, kPlainRecord>(p, work, shared, notes);
+}
+
+// ---- merge_partials -----------------------------------------------------------------------------
+
+template <int kMaxPartials>
+struct MergeAll {
+  PartialView partials[kMaxPartials];
+  int32_t n_partials = 0, head_dim = 0;
+  bf16* out = nullptr;  // [n_heads][head_dim]
+};
+
+// Grid: heads.
+template <int kMaxPartials>
+KERNEL(kThreads, 8)
+merge_normalised(const GRID_CONST MergeAll<kMaxPartials> p) {
+  using namespace gpu;
+  const int64_t head = blockIdx.x;
+  float max = -kInf;
+  for (int i = 0; i < p.n_partials; ++i) max = fmaxf(max, p.partials[i].max[head]);
+  for (int column = static_cast<int>(threadIdx.x); column < p.head_dim; column += kThreads) {
+    float sum = 0.0f, acc = 0.0f;
+    for (int i = 0; i < p.n_partials; ++i) {
+      const PartialView& partial = p.partials[i];
+      const float weight = exp2_fast(partial.max[head] - weight_base(max));
+      sum = fmaf(weight, partial.sum[head], sum);
+      acc = fmaf(weight, partial.out[head * p.head_dim + column], acc);
+    }
+    // Only the empty merge has sum 0 (a key with the largest score weighs 1); NaN stays NaN.
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    p.out[head * p.head_dim + column] = to_bf16(mul_rn(acc, inverse));
+  }
+}
+
+}  // namespace tiercel::cuda::decode

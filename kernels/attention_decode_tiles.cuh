@@ -1,0 +1,244 @@
+// Decode attention where every row begins at a multiple of 16 bytes and head_dim is 64, 96, 128 or
+// 256: tiles come through a ring of asynchronous copies per warp and are multiplied by mma.sync.
+// The kernel is bound by memory, so it is Hopper's as well. See attention_decode.cuh.
+#pragma once
+
+#include "kernels/attention_decode.cuh"
+
+namespace tiercel::cuda::decode {
+
+template <int kHeadDim>
+struct Layout {
+  static constexpr int kStages = kHeadDim == 64 ? 4 : 3;
+  static constexpr int kBlocksPerProcessor = kHeadDim <= 96 ? 3 : kHeadDim == 128 ? 2 : 1;
+  static constexpr int kTileBytes = kTile * kHeadDim * 2;  // of keys, and again of values
+  static constexpr int kStageBytes = 2 * kTileBytes;
+  static constexpr int kWarpBytes = kStages * kStageBytes;
+  static constexpr int kRings = kWarps * kWarpBytes;
+  static constexpr int kRecord = kHeadDim + 8;  // floats; 8: rows of a fragment in other banks
+  static constexpr int kQueries = kRings + kNotesBytes;  // where they begin, if not in registers
+  static constexpr int kSharedBytes = kQueries + (kHeadDim <= 128 ? 0 : kMaxRows * kHeadDim * 2);
+  static_assert(kWarps * kMaxRows * kRecord * 4 <= kRings);
+};
+
+// Byte offset of 16 bytes of a row: XORed, so that eight consecutive rows meet all banks. Rows of
+// 96 values are 12 units long: odd and even rows begin in different halves of the banks already,
+// and two bits of row / 2 do the rest.
+template <int kHeadDim>
+GPU int swizzled(int row, int unit) {
+  const int mask = kHeadDim % 64 == 0 ? row & 7 : row >> 1 & 3;
+  return row * kHeadDim * 2 + (unit ^ mask) * 16;
+}
+
+// The group's heads, padded with zeros to the rows of a matrix product. In registers where they
+// fit; at head_dim 256 they lie in shared memory and are loaded again for every tile.
+template <int kHeadDim>
+struct Queries {
+  static constexpr bool kHeld = kHeadDim <= 128;
+  uint32_t held[kHeld ? kHeadDim / 16 : 1][4];
+  uint8_t* shared = nullptr;
+
+  // All threads of the block. A block barrier must follow when not kHeld.
+  GPU void load(const bf16* first, int n_rows, uint8_t* memory) {
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int k = 0; k < kHeadDim / 16; ++k) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const int row = lane / 4 + 8 * (r & 1), column = k * 16 + 2 * (lane % 4) + 8 * (r >> 1);
+          const bf16* pair = first + row * kHeadDim + column;
+          held[k][r] = row < n_rows ? *reinterpret_cast<const uint32_t*>(pair) : 0u;
+        }
+      }
+    } else {
+      shared = memory;
+      for (int i = tid; i < kMaxRows * kHeadDim / 8; i += kThreads) {
+        const int row = i / (kHeadDim / 8), unit = i % (kHeadDim / 8);
+        const bf16* eight = first + row * kHeadDim + unit * 8;
+        uint4 v{0, 0, 0, 0};
+        if (row < n_rows) v = *reinterpret_cast<const uint4*>(eight);
+        *reinterpret_cast<uint4*>(shared + swizzled<kHeadDim>(row, unit)) = v;
+      }
+    }
+  }
+  GPU void fragment(uint32_t (&q)[4], int k, int lane) const {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) q[r] = held[k][r];
+    } else {
+      gpu::load_matrix(q, shared + swizzled<kHeadDim>(lane % 16, k * 2 + lane / 16));
+    }
+  }
+};
+
+// One tile to a stage. Lane first_lane + r holds row r's offset; rows past the last are zeros.
+template <int kHeadDim>
+GPU void copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane, uint8_t* stage,
+                   int32_t& live_of_stage, int lane) {
+  using namespace gpu;
+  const uint32_t packed = shuffle(
+      static_cast<uint32_t>(mine.live) << 3 | static_cast<uint32_t>(mine.source), first_lane);
+  const Source& source = p.sources[packed & 7];
+  const int live = static_cast<int>(packed >> 3);
+  const bf16* keys = source.keys + kv_head * source.head_stride;
+  const bf16* values = source.values + kv_head * source.head_stride;
+  constexpr int kUnits = kHeadDim / 8;
+#pragma unroll
+  for (int i = 0; i < kUnits / 2; ++i) {
+    const int row = (i * 32 + lane) / kUnits, unit = (i * 32 + lane) % kUnits;
+    const int64_t at = shuffle_offset(mine.offset, first_lane + row) + unit * 8;
+    uint8_t* target = stage + swizzled<kHeadDim>(row, unit);
+    copy_async16(target, keys + at, row < live);
+    copy_async16(target + Layout<kHeadDim>::kTileBytes, values + at, row < live);
+  }
+  if (lane == 0) live_of_stage = live;
+}
+
+// s = Q K^T: s[j] are keys 8j .. 8j+7.
+template <int kHeadDim>
+GPU void score_tile(float (&s)[2][4], const Queries<kHeadDim>& queries, const uint8_t* keys,
+                    int lane) {
+#pragma unroll
+  for (int k = 0; k < kHeadDim / 16; ++k) {
+    uint32_t q[4], fragment[4];
+    const int row = (lane & 7) + (lane & 16 ? 8 : 0), unit = k * 2 + (lane & 8 ? 1 : 0);
+    queries.fragment(q, k, lane);
+    gpu::load_matrix(fragment, keys + swizzled<kHeadDim>(row, unit));
+    gpu::mma_16x8x16(s[0], q, fragment[0], fragment[1]);
+    gpu::mma_16x8x16(s[1], q, fragment[2], fragment[3]);
+  }
+}
+
+// p = exp2(s - max) as bf16, for the lane's rows lane/4 and lane/4 + 8; alpha rescales what was
+// summed under the old maximum. sum stays per lane until the end.
+GPU void weigh_tile(uint32_t (&p)[4], float (&alpha)[2], float (&s)[2][4], float (&max)[2],
+                    float (&sum)[2], int live, float scale, int lane) {
+  using namespace gpu;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = max[r];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = s[j][2 * r + e];
+        x = j * 8 + 2 * (lane % 4) + e < live ? mul_rn(x, scale) : -kInf;
+        top = fmaxf(top, x);
+      }
+    }
+    top = fmaxf(top, shuffle_xor(top, 1));
+    top = fmaxf(top, shuffle_xor(top, 2));
+    const float base = weight_base(top);
+    alpha[r] = exp2_fast(max[r] - base);
+    max[r] = top;
+    float tile_sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float low = exp2_fast(s[j][2 * r] - base), high = exp2_fast(s[j][2 * r + 1] - base);
+      tile_sum += low + high;
+      p[r + 2 * j] = pack_bf16(low, high);
+    }
+    sum[r] = fmaf(sum[r], alpha[r], tile_sum);
+  }
+}
+
+// o = o alpha + P V: o[j] are values 8j .. 8j+7.
+template <int kHeadDim>
+GPU void add_values(float (&o)[kHeadDim / 8][4], const float (&alpha)[2], const uint32_t (&p)[4],
+                    const uint8_t* values, int lane) {
+#pragma unroll
+  for (int j = 0; j < kHeadDim / 8; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) o[j][r] *= alpha[r >> 1];
+  }
+#pragma unroll
+  for (int j = 0; j < kHeadDim / 16; ++j) {
+    uint32_t fragment[4];
+    const int row = (lane & 7) + (lane & 8 ? 8 : 0), unit = j * 2 + (lane & 16 ? 1 : 0);
+    gpu::load_matrix_transposed(fragment, values + swizzled<kHeadDim>(row, unit));
+    gpu::mma_16x8x16(o[2 * j], p, fragment[0], fragment[1]);
+    gpu::mma_16x8x16(o[2 * j + 1], p, fragment[2], fragment[3]);
+  }
+}
+
+// Grid: splits, KV heads, blocks of 16 heads of the group.
+template <int kHeadDim>
+KERNEL(kThreads, Layout<kHeadDim>::kBlocksPerProcessor)
+attend_tiles(const GRID_CONST Params p) {
+  using namespace gpu;
+  using L = Layout<kHeadDim>;
+  constexpr int kStages = L::kStages;
+  SHARED(shared);
+  Notes& notes = *reinterpret_cast<Notes*>(shared + L::kRings);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+
+  // What is ours.
+  const int group = p.n_heads / p.n_kv_heads, row_block = static_cast<int>(blockIdx.z);
+  Work work;
+  work.kv_head = static_cast<int>(blockIdx.y);
+  work.first_head = work.kv_head * group + row_block * kMaxRows;
+  work.n_rows = group - row_block * kMaxRows < kMaxRows ? group - row_block * kMaxRows : kMaxRows;
+  work.split = static_cast<int>(blockIdx.x);
+  work.counter = work.kv_head * static_cast<int>(gridDim.z) + row_block;
+  const int n_tiles = count_tiles(p, work.kv_head, notes);
+  work.n_splits = splits_with_work(n_tiles, p.n_splits);
+  if (work.split >= work.n_splits) return;
+  const Share share = share_of(n_tiles, work.split * kWarps + warp, work.n_splits * kWarps);
+
+  // The ring. Lanes 0..15 hold the rows of an even tile, the others those of the odd one after it,
+  // so that one load of ids serves two tiles and is on its way long before they are copied.
+  uint8_t* ring = shared + warp * L::kWarpBytes;
+  Row row = find_row(p, notes, work.kv_head, share.first + lane / 16, lane % 16);
+  auto issue = [&](int i) {
+    if (i < share.count) {
+      copy_tile<kHeadDim>(p, work.kv_head, row, (i & 1) * 16, ring + i % kStages * L::kStageBytes,
+                          notes.live[warp][i % kStages], lane);
+      if (i & 1) {
+        row = find_row(p, notes, work.kv_head, share.first + i + 1 + lane / 16, lane % 16);
+      }
+    }
+    copy_commit();  // also when there is nothing: copy_wait counts groups
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) issue(i);
+
+  Queries<kHeadDim> queries;
+  queries.load(p.q + int64_t{work.first_head} * kHeadDim, work.n_rows, shared + L::kQueries);
+  if constexpr (!Queries<kHeadDim>::kHeld) sync_threads();
+  float o[kHeadDim / 8][4] = {}, max[2] = {-kInf, -kInf}, sum[2] = {};
+  for (int i = 0; i < share.count; ++i) {
+    copy_wait<kStages - 2>();
+    sync_warp();  // all lanes' copies have landed, and all lanes have left the stage refilled next
+    issue(i + kStages - 1);
+    const uint8_t* keys = ring + i % kStages * L::kStageBytes;
+    float s[2][4] = {}, alpha[2];
+    uint32_t weights[4];
+    score_tile<kHeadDim>(s, queries, keys, lane);
+    weigh_tile(weights, alpha, s, max, sum, notes.live[warp][i % kStages], p.scale, lane);
+    add_values<kHeadDim>(o, alpha, weights, keys + L::kTileBytes, lane);
+  }
+  copy_wait<0>();
+
+  // The warp's partial, over the rings.
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum[r] += shuffle_xor(sum[r], 1);
+    sum[r] += shuffle_xor(sum[r], 2);
+  }
+  sync_threads();
+  auto* records = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float* record = records + (warp * kMaxRows + lane / 4 + 8 * r) * L::kRecord;
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+      *reinterpret_cast<float2*>(record + j * 8 + 2 * (lane % 4)) = {o[j][2 * r], o[j][2 * r + 1]};
+    }
+    if (lane % 4 == 0) *reinterpret_cast<float2*>(record + kHeadDim) = {max[r], sum[r]};
+  }
+  sync_threads();
+  finish_block<kHeadDim, 4, kMaxRows, L::kRecord>(p, work, shared, notes);
+}
+
+}  // namespace tiercel::cuda::decode

@@ -1,0 +1,283 @@
+// What the prefill kernels share: how queries are cut into tiles, which keys a tile meets, and the
+// softmax of one warp's fragments, whose layout mma.sync and wgmma have in common.
+//
+// A block attends one tile of consecutive queries of one head. Its key list, as in cpu/:
+//
+//   index u   0 ............ n_chunk_keys ................................ n_keys
+//             [ chosen chunks | positions local_begin .. that of the last query ]
+//
+// Row r of the tile sees indices u with first_end + r - window <= u < first_end + r.
+// Dense attention is a list without chunks that begins at 0, or with a window at the multiple of a
+// key tile at or before the first row's window.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/base/ops.h"
+#include "kernels/gpu.cuh"
+
+namespace tiercel::cuda::prefill {
+
+// One call of the op. Tiles never straddle blocks of queries.
+struct Job {
+  PrefillAttendParams op;
+  int64_t block_tokens = 0;  // op's, or the tile of a dense call
+  uint32_t tiles_per_block = 1;
+  uint32_t n_tiles = 0;
+  uint32_t window = 0;   // in keys; 2^31 - 1 when unlimited
+  float unit = 0;        // from q . k to octaves
+  bool aligned = false;  // every row begins at a multiple of 16 bytes
+};
+
+struct KeyList {
+  const int32_t* ids = nullptr;
+  int n_chunk_keys = 0;
+  int chunk_tokens = 1;
+  int64_t local_begin = 0;
+
+  GPU int64_t local_row(int u) const { return local_begin + (u - n_chunk_keys); }
+  GPU int64_t row(int u) const {
+    if (u >= n_chunk_keys) return local_row(u);
+    return int64_t{ids[u / chunk_tokens]} * chunk_tokens + u % chunk_tokens;
+  }
+  // The end of what the query at this position sees.
+  GPU int end(int64_t position) const {
+    return n_chunk_keys + static_cast<int>(position - local_begin) + 1;
+  }
+};
+
+// The list of the queries from `token` on; their windows begin in its first key_tile keys.
+GPU KeyList key_list(const PrefillAttendParams& op, int64_t token, int kv_head, int key_tile) {
+  KeyList list;
+  if (op.block_tokens > 0) {
+    const int64_t block = token / op.block_tokens;
+    const int64_t at = block * op.n_kv_heads + kv_head;
+    list.ids = op.chunk_ids + at * op.max_chunks;
+    list.chunk_tokens = op.chunk_tokens;
+    list.n_chunk_keys = op.chunk_counts[at] * op.chunk_tokens;
+    list.local_begin = op.local_begin[block];
+  } else if (op.window > 0) {
+    const int64_t first = op.first_position + token - op.window + 1;
+    list.local_begin = first > 0 ? first / key_tile * key_tile : 0;
+  }
+  return list;
+}
+
+struct Tile {
+  int head = 0, kv_head = 0;
+  int64_t first_token = 0;
+  int n_rows = 0;  // queries; at most 0 where a short last block has none left
+  int first_end = 0;
+  int n_keys = 0;
+  KeyList list;
+};
+
+// The last queries, which see most, come first; the heads of a group, which read the same keys, run
+// side by side.
+template <int kQueries, int kKeys>
+GPU Tile make_tile(const Job& job) {
+  const PrefillAttendParams& op = job.op;
+  const auto n_heads = static_cast<uint32_t>(op.n_heads);
+  const uint32_t cut = job.n_tiles - 1 - blockIdx.x / n_heads;
+  const uint32_t block = cut / job.tiles_per_block;
+  const int64_t offset = int64_t{cut % job.tiles_per_block} * kQueries;
+  Tile tile;
+  tile.head = static_cast<int>(blockIdx.x % n_heads);
+  tile.kv_head = tile.head / (op.n_heads / op.n_kv_heads);
+  tile.first_token = block * job.block_tokens + offset;
+  int64_t rows = job.block_tokens - offset;
+  if (rows > op.n_tokens - tile.first_token) rows = op.n_tokens - tile.first_token;
+  tile.n_rows = static_cast<int>(rows < kQueries ? rows : kQueries);
+  if (tile.n_rows <= 0) return tile;
+  tile.list = key_list(op, tile.first_token, tile.kv_head, kKeys);
+  tile.first_end = tile.list.end(op.first_position + tile.first_token);
+  tile.n_keys = tile.first_end + tile.n_rows - 1;
+  return tile;
+}
+
+// ---- fragments ----------------------------------------------------------------------------------
+// A warp holds 16 rows: lane 4g + t has rows g and g + 8, register i row g + 8 * (i >> 1 & 1) and
+// column 8 * (i / 4) + 2 * t + (i & 1).
+
+// Two rows of an unfinished attention: out = sum exp2(s - base) v, sum = sum exp2(s - base).
+struct RowState {
+  float base[2] = {-gpu::kInf, -gpu::kInf};
+  float sum[2] = {0.0f, 0.0f};  // of this lane's columns
+};
+
+GPU int lane_row() { return static_cast<int>(threadIdx.x % 32 / 4); }
+GPU int lane_column() { return static_cast<int>(threadIdx.x % 4 * 2); }
+
+// s holds the scores of keys first ..; end is that of the lane's first row.
+template <int kN>
+GPU void mask_scores(float (&s)[kN], int first, int end, uint32_t window) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    const int key = first + i / 4 * 8 + lane_column() + (i & 1);
+    const int last = end - 1 + (i & 2 ? 8 : 0);
+    // One comparison: a key after the last wraps to 2^31 or more.
+    if (static_cast<uint32_t>(last - key) >= window) s[i] = -gpu::kInf;
+  }
+}
+
+// Scores to weights; alpha is what everything summed before shrinks by. A NaN is no maximum, but
+// makes its weight and with it the sum NaN.
+template <int kN>
+GPU void online_softmax(float (&s)[kN], float unit, RowState& rows, float (&alpha)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float highest = -gpu::kInf;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) highest = fmaxf(highest, s[i / 2 * 4 + 2 * r + (i & 1)]);
+    highest = fmaxf(highest, gpu::shuffle_xor(highest, 1));
+    highest = fmaxf(highest, gpu::shuffle_xor(highest, 2));
+    const float base = fmaxf(rows.base[r], highest * unit);
+    const float minus = base == -gpu::kInf ? 0.0f : -base;  // nothing seen yet: exp2(-inf) = 0
+    alpha[r] = gpu::exp2_fast(rows.base[r] + minus);
+    rows.base[r] = base;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      float& x = s[i / 2 * 4 + 2 * r + (i & 1)];
+      x = gpu::exp2_fast(fmaf(x, unit, minus));
+      sum += x;
+    }
+    rows.sum[r] = fmaf(rows.sum[r], alpha[r], sum);
+  }
+}
+
+template <int kN>
+GPU void rescale(float (&out)[kN], const float (&alpha)[2]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) out[i] *= alpha[i / 2 & 1];
+}
+
+// Weights of 16 keys as the A operand of the next product: no shuffle needed.
+template <int kN>
+GPU void pack_weights(uint32_t (&a)[4], const float (&s)[kN], int step) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) a[r] = gpu::pack_bf16(s[step * 8 + 2 * r], s[step * 8 + 2 * r + 1]);
+}
+
+// In the first element of a row: not finite, to be computed again by attend_failed_rows.
+inline constexpr uint32_t kFailed = 0x7fc0;
+GPU bool is_failed(bf16 x) { return (x.bits & 0x7fff) > 0x7f80; }
+
+// row: the lane's first row in the tile. The instance may be wider than the head dim.
+template <int kDim>
+GPU void store_rows(const PrefillAttendParams& op, const Tile& tile, int row,
+                    const float (&out)[kDim / 2], const RowState& rows) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = rows.sum[r], zero = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDim / 4; ++i) {  // 0 * x is NaN where x is not finite
+      zero = fmaf(out[i / 2 * 4 + 2 * r + (i & 1)], 0.0f, zero);
+    }
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask *= 2) {
+      sum += gpu::shuffle_xor(sum, mask);
+      zero += gpu::shuffle_xor(zero, mask);
+    }
+    const bool failed = !(zero == 0.0f && sum > 0.0f && sum < gpu::kInf);
+    const float factor = 1.0f / sum;
+    const int i = row + 8 * r;
+    if (i >= tile.n_rows) continue;
+    bf16* target = op.out + ((tile.first_token + i) * op.n_heads + tile.head) * op.head_dim;
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      const int column = 8 * j + lane_column();
+      uint32_t pair = gpu::pack_bf16(out[4 * j + 2 * r] * factor, out[4 * j + 2 * r + 1] * factor);
+      if (failed && column == 0) pair = kFailed;
+      if (column < op.head_dim) *reinterpret_cast<uint32_t*>(target + column) = pair;
+    }
+  }
+}
+
+// ---- rows that are not finite -------------------------------------------------------------------
+
+GPU double shuffle_double(double x, int source) {
+  uint32_t words[2];
+  __builtin_memcpy(words, &x, 8);
+  words[0] = gpu::shuffle(words[0], source);
+  words[1] = gpu::shuffle(words[1], source);
+  __builtin_memcpy(&x, words, 8);
+  return x;
+}
+
+GPU double dot(const bf16* a, const bf16* b, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) {
+    sum += static_cast<double>(gpu::to_float(a[i])) * static_cast<double>(gpu::to_float(b[i]));
+  }
+  return sum;
+}
+
+inline constexpr int kMaxHeadDim = 256;
+
+// One row by one warp, 32 keys at a time: for broken input, so fast only in giving up (a score of
+// NaN or +inf makes the whole row NaN). Lane i owns channels 2i, 2i + 1, 64 + 2i, ...
+GPU void attend_row_exactly(const Job& job, int64_t token, int head) {
+  const PrefillAttendParams& op = job.op;
+  const int lane = static_cast<int>(threadIdx.x % 32), d = op.head_dim;
+  const int kv_head = head / (op.n_heads / op.n_kv_heads);
+  const KeyList list = key_list(op, token, kv_head, 1);
+  const int64_t at = (token * op.n_heads + head) * d;
+  const bf16* keys = op.keys + kv_head * op.head_stride;
+  const bf16* values = op.values + kv_head * op.head_stride;
+  const int end = list.end(op.first_position + token);
+  double out[kMaxHeadDim / 32] = {};
+  double max = -gpu::kInf, sum = 0;
+  for (int first = 0; first < end; first += 32) {
+    const int u = first + lane;
+    double score = -gpu::kInf;
+    if (u < end) {
+      score = dot(op.q + at, keys + list.row(u) * d, d) * static_cast<double>(job.unit);
+    }
+    if (gpu::ballot(!(score < gpu::kInf)) != 0) {
+      sum = __builtin_nan("");
+      break;
+    }
+    double highest = score > max ? score : max;
+    for (int mask = 16; mask > 0; mask /= 2) {
+      const double other = shuffle_double(highest, lane ^ mask);
+      highest = other > highest ? other : highest;
+    }
+    const double base = highest == -gpu::kInf ? 0.0 : highest;
+    const double factor = gpu::exp2_fast(static_cast<float>(max - base));
+    const double weight = gpu::exp2_fast(static_cast<float>(score - base));
+    max = highest;
+    sum = sum * factor + weight;
+    for (double& x : out) x *= factor;
+    for (int i = 0; i < 32 && first + i < end; ++i) {
+      const double w = shuffle_double(weight, i);
+      const bf16* v = values + list.row(first + i) * d;
+      for (int c = 0; c < kMaxHeadDim / 32; ++c) {
+        const int channel = c / 2 * 64 + lane * 2 + c % 2;
+        if (channel < d) out[c] += w * static_cast<double>(gpu::to_float(v[channel]));
+      }
+    }
+  }
+  for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_double(sum, lane ^ mask);
+  for (int c = 0; c < kMaxHeadDim / 32; ++c) {
+    const int channel = c / 2 * 64 + lane * 2 + c % 2;
+    // sum 0: all scores are -inf, a quotient 0 / 0.
+    if (channel < d) op.out[at + channel] = gpu::to_bf16(static_cast<float>(out[c] / sum));
+  }
+}
+
+inline constexpr int kFailedWarps = 4;
+
+KERNEL(kFailedWarps * 32, 1) attend_failed_rows(const GRID_CONST Job job) {
+  const PrefillAttendParams& op = job.op;
+  const int64_t n_rows = op.n_tokens * op.n_heads;
+  const int64_t warp = int64_t{blockIdx.x} * kFailedWarps + threadIdx.x / 32;
+  const int64_t row = warp * 32 + threadIdx.x % 32;
+  uint32_t failed = gpu::ballot(row < n_rows && is_failed(op.out[row * op.head_dim]));
+  for (; failed != 0; failed &= failed - 1) {
+    const int64_t next = warp * 32 + gpu::popcount((failed & (0u - failed)) - 1);
+    attend_row_exactly(job, next / op.n_heads, static_cast<int>(next % op.n_heads));
+  }
+}
+
+}  // namespace tiercel::cuda::prefill

@@ -1,0 +1,100 @@
+#include "kernels/elementwise.cuh"
+#include "kernels/elementwise.h"
+#include "kernels/launch.cuh"
+#include "kernels/rotary.cuh"
+
+namespace tiercel::cuda {
+namespace {
+
+template <typename... Pointers>
+bool aligned(const Pointers*... p) {
+  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
+}
+
+constexpr int kThreads = 256;
+
+}  // namespace
+
+void embed(Stream& stream, const EmbedParams& p) {
+  if (p.n_tokens == 0 || p.width == 0) return;
+  const bool pieces = p.width % kPiece == 0 && aligned(p.table, p.out);
+  const int64_t items = pieces ? p.width / kPiece : p.width;
+  int threads = 8;
+  while (threads < kThreads && threads < items) threads *= 2;
+  const EmbedKernelParams params{p, threads};
+  const unsigned blocks = blocks_for(p.n_tokens, kThreads / threads);
+  if (pieces) {
+    launch<embed_kernel<true>>(stream, blocks, kThreads, 0, params);
+  } else {
+    launch<embed_kernel<false>>(stream, blocks, kThreads, 0, params);
+  }
+}
+
+void rms_norm(Stream& stream, const NormParams& p) {
+  if (p.n_rows == 0 || p.width == 0) return;
+  constexpr int kWarpPiece = 32 * kPiece, kBlockPiece = kThreads * kPiece;
+  constexpr size_t kSums = kThreads / 32 * sizeof(float);
+  const bool pieces = p.width % kPiece == 0 && aligned(p.x, p.weight, p.out);
+  const auto start = [&]<auto kKernel>(int64_t rows_per_block) {
+    launch<kKernel>(stream, blocks_for(p.n_rows, rows_per_block), kThreads, kSums, p);
+  };
+  if (!pieces || p.width > 4 * kBlockPiece) {
+    start.template operator()<norm_any_kernel>(1);
+  } else if (p.width <= kWarpPiece) {
+    start.template operator()<norm_held_kernel<1, 1>>(8);
+  } else if (p.width <= 4 * kWarpPiece) {
+    start.template operator()<norm_held_kernel<1, 4>>(8);
+  } else if (p.width <= kBlockPiece) {
+    start.template operator()<norm_held_kernel<8, 1>>(1);
+  } else if (p.width <= 2 * kBlockPiece) {
+    start.template operator()<norm_held_kernel<8, 2>>(1);
+  } else {
+    start.template operator()<norm_held_kernel<8, 4>>(1);
+  }
+}
+
+void swiglu(Stream& stream, const SwigluParams& p) {
+  if (p.n == 0) return;
+  if (aligned(p.gate, p.up, p.out)) {
+    const unsigned blocks = blocks_for(p.n / kPiece + p.n % kPiece, kThreads);
+    launch<swiglu_kernel<true>>(stream, blocks, kThreads, 0, p);
+  } else {
+    launch<swiglu_kernel<false>>(stream, blocks_for(p.n, kThreads), kThreads, 0, p);
+  }
+}
+
+void rope_append(Stream& stream, const RopeAppendParams& p) {
+  constexpr int32_t kMaxHalf = 256;  // head_dim <= 512
+  CHECK(p.head_dim == 2 * p.rope.half && p.rope.half <= kMaxHalf, "head dimension {}, table for {}",
+        p.head_dim, 2 * p.rope.half);
+  CHECK(p.first_position >= 0 && p.first_position + p.n_tokens <= kRopeFine * p.rope.n_coarse,
+        "positions {} to {}, table for {}", p.first_position, p.first_position + p.n_tokens,
+        kRopeFine * p.rope.n_coarse);
+  if (p.n_tokens == 0) return;
+  const bool pieces = p.rope.half % kPiece == 0 && p.head_stride % kPiece == 0 &&
+                      aligned(p.q, p.k, p.v, p.keys, p.values, p.q_norm, p.k_norm);
+  int lanes = 32;
+  while (pieces && lanes / 2 * kPiece >= p.rope.half) lanes /= 2;
+  // Several tokens share a block when there are enough of them to fill the device; a few tokens are
+  // spread over as many blocks as they can use.
+  const int tokens = p.n_tokens >= 16 * stream.n_processors() ? 4 : 1;
+  const int64_t heads = p.n_heads + 2 * p.n_kv_heads;
+  const unsigned parts =
+      p.n_tokens >= stream.n_processors() ? 1 : blocks_for(heads * lanes, kThreads);
+  const RopeKernelParams params{p, tokens, lanes};
+  const auto shared = static_cast<size_t>(2 * tokens * p.rope.half) * sizeof(float);
+  const dim3 blocks(blocks_for(p.n_tokens, tokens), parts);
+  if (pieces) {
+    launch<rope_append_kernel<true>>(stream, blocks, kThreads, shared, params);
+  } else {
+    launch<rope_append_kernel<false>>(stream, blocks, kThreads, shared, params);
+  }
+}
+
+void token_logprobs(Stream& stream, const LogprobParams& p) {
+  if (p.n_rows == 0) return;
+  launch<logprob_kernel>(stream, blocks_for(p.n_rows, 1), kLogprobThreads,
+                         kLogprobThreads * sizeof(ExpSum), p);
+}
+
+}  // namespace tiercel::cuda

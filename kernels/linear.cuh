@@ -1,0 +1,269 @@
+// Linear layers of at most eight rows, bound by the reading of the weights; and of any shape,
+// slowly.
+//
+// skinny_kernel. A block owns kOctets * 8 rows of the weights; its eight warps split k:
+//
+//   k in groups of 32 elements   | 0 1 | 2 3 | 4 5 | .. | 14 15 | 16 17 | ..
+//   warp                         |  0  |  1  |  2  | .. |   7   |   0   | ..
+//
+// A lane (g, t) = (lane / 4, lane % 4) reads the 16 bytes t of its group in weight row g: elements
+// 8t .. 8t + 7. An m16n8k16 product takes the elements of k in any order, if both operands agree;
+// so these are its B fragments as they come, 8t .. 8t + 3 for a first product and the rest for a
+// second. x is the A operand, its rows 8..15 zero: it lies in shared memory in the order of the
+// fragments. Sums of the warps are added in the order of the warps. Which warp takes which group
+// does not depend on m, n or the instance: neither do the bits.
+#pragma once
+
+#include "engine/base/ops.h"
+#include "kernels/gpu.cuh"
+#include "kernels/piece.cuh"
+
+namespace tiercel::cuda {
+
+inline constexpr int kSkinnyWarps = 8;
+inline constexpr int kGroup = 32;  // elements of k in one step of a warp
+inline constexpr int kPairStride = 2 * kSkinnyWarps * kGroup;  // from a warp's pair to its next
+inline constexpr int kPanelUnit = 4 * kPairStride;  // eight steps, the longest read-ahead
+
+struct SkinnyParams {
+  const bf16* x = nullptr;            // [m][k]
+  const bf16* weight = nullptr;       // [n][k]
+  const bf16* up = nullptr;           // [n][k]; with it the result is silu(x weight^T) * (x up^T)
+  const bf16* norm_weight = nullptr;  // [k]: x is normalised first
+  const bf16* bias = nullptr;         // [n]
+  void* out = nullptr;                // [m][n]
+  int64_t n = 0;
+  int32_t m = 0, k = 0;
+  int32_t panel = 0;  // elements of k of x that fit in shared memory, a multiple of kPanelUnit
+  float eps = 0;
+  bool out_f32 = false, accumulate = false;
+};
+
+// Bytes of shared memory, see SkinnyShared.
+constexpr size_t skinny_shared_bytes(int m, int panel, int octets) {
+  return static_cast<size_t>(m) * static_cast<size_t>(panel) * sizeof(bf16) +
+         static_cast<size_t>((kSkinnyWarps + 2) * octets * 64 + 8 * kSkinnyWarps) * sizeof(float);
+}
+
+template <int kOctets>
+struct SkinnyShared {
+  GPU explicit SkinnyShared(uint8_t* smem, const SkinnyParams& p)
+      : x(reinterpret_cast<uint2*>(smem)),
+        sums(reinterpret_cast<float*>(smem + int64_t{p.m} * p.panel * sizeof(bf16))),
+        added(sums + kSkinnyWarps * kOctets * 64),
+        squares(added + 2 * kOctets * 64) {}
+  uint2* x;        // a panel as [group][half][m rows][4 lanes] of 8 bytes
+  float* sums;     // [warp][octet][row][column]
+  float* added;    // [bias, what out held][octet][row][column]
+  float* squares;  // [row][warp]
+};
+
+// Sums of squares of every row of x, a part per warp.
+GPU void sum_squares(const SkinnyParams& p, float* squares) {
+  const int tid = threadIdx.x;
+#pragma unroll 1
+  for (int row = 0; row < p.m; ++row) {
+    float sum = 0;
+    for (int i = tid * kPiece; i < p.k; i += 32 * kSkinnyWarps * kPiece) {
+      float values[kPiece];
+      unpack(load_piece(p.x + int64_t{row} * p.k + i), values);
+      sum = square_sum(values, sum);
+    }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
+    if (tid % 32 == 0) squares[row * kSkinnyWarps + tid / 32] = sum;
+  }
+}
+
+// Elements first .. end of the rows of x in the order of the fragments, zeros past k.
+template <bool kNorm>
+GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squares,
+                     uint2* staged) {
+#pragma unroll 1
+  for (int row = 0; row < p.m; ++row) {
+    const bf16* x = p.x + int64_t{row} * p.k;
+    float scale = 1;
+    if constexpr (kNorm) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kSkinnyWarps; ++i) sum += squares[row * kSkinnyWarps + i];
+      scale = norm_scale(sum, p.k, p.eps);
+    }
+    int piece = threadIdx.x;
+    for (int at = first + piece * kPiece; at < end; at += 32 * kSkinnyWarps * kPiece) {
+      uint4 v = at < p.k ? load_piece(x + at) : uint4{0, 0, 0, 0};
+      if (kNorm && at < p.k) {
+        float values[kPiece], weights[kPiece];
+        unpack(v, values);
+        unpack(load_piece(p.norm_weight + at), weights);
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) values[i] = values[i] * scale * weights[i];
+        v = pack(values);
+      }
+      uint2* target = staged + (piece / 4 * 2 * p.m + row) * 4 + piece % 4;
+      target[0] = {v.x, v.y};
+      target[4 * p.m] = {v.z, v.w};
+      piece += 32 * kSkinnyWarps;
+    }
+  }
+}
+
+// The place in out of this thread's result, of those of the block's `octets`; -1: it has none.
+GPU int64_t skinny_place(const SkinnyParams& p, int octets) {
+  const int tid = threadIdx.x, row = tid / 8 % 8;
+  const int64_t column = (int64_t{blockIdx.x} * octets + tid / 64) * 8 + tid % 8;
+  return tid < octets * 64 && row < p.m && column < p.n ? row * p.n + column : -1;
+}
+
+// Adds up what the warps have, and writes this thread's result.
+template <int kOctets, bool kGated>
+GPU void finish_skinny(const SkinnyParams& p, const SkinnyShared<kOctets>& shared, int64_t place) {
+  using namespace gpu;
+  if (place < 0) return;
+  const int tid = threadIdx.x;
+  const auto total = [&](int octet) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kSkinnyWarps; ++i)
+      sum += shared.sums[(i * kOctets + octet) * 64 + tid % 64];
+    return sum;
+  };
+  auto* out = static_cast<bf16*>(p.out) + place;
+  if constexpr (kGated) {
+    const float gate = to_float(to_bf16(total(tid / 64 * 2)));
+    const float up = to_float(to_bf16(total(tid / 64 * 2 + 1)));
+    *out = to_bf16(mul_rn(silu(gate), up));
+  } else {
+    float sum = total(tid / 64);
+    if (p.bias != nullptr) sum += shared.added[tid];
+    if (p.accumulate) sum += shared.added[kOctets * 64 + tid];
+    if (p.out_f32) {
+      static_cast<float*>(p.out)[place] = sum;
+    } else {
+      *out = to_bf16(sum);
+    }
+  }
+}
+
+// kGated: the even octets are rows of weight, the odd ones the same rows of up.
+template <int kOctets, bool kNorm, bool kGated>
+KERNEL(32 * kSkinnyWarps, kOctets == 4 ? 2 : 3)
+skinny_kernel(const GRID_CONST SkinnyParams p) {
+  using namespace gpu;
+  SHARED(smem);
+  constexpr int kAhead = 8 / kOctets;  // steps of weights in flight: 4 KiB a warp
+  constexpr int kStride = kAhead / 2 * kPairStride;
+  constexpr int kColumns = kGated ? kOctets / 2 : kOctets;  // octets of the result
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
+  const SkinnyShared<kOctets> shared(smem, p);
+
+  // The weights of the first steps, before anything that makes us wait.
+  const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
+  const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
+  const bf16* weight = p.weight + (first_row + g) * p.k + t * kPiece;
+  const bf16* up = kGated ? p.up + (first_row + g) * p.k + t * kPiece : nullptr;
+  uint4 w[kAhead][kOctets];
+  const auto load_step = [&](uint4(&target)[kOctets], int offset) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const int below = (kGated ? o / 2 : o) * 8;
+      const bf16* source = (kGated && o % 2 == 1 ? up : weight) + below * p.k + offset;
+      const bool inside = offset + t * kPiece < p.k && below + g < n_rows;
+      target[o] = inside ? load_stream(source) : uint4{0, 0, 0, 0};
+    }
+  };
+  const auto step_of = [](int a) { return a / 2 * kPairStride + a % 2 * kGroup; };
+  int offset = warp * 2 * kGroup;
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a) load_step(w[a], offset + step_of(a));
+
+  const int64_t place = skinny_place(p, kColumns);
+  if (place >= 0 && p.bias != nullptr) {
+    shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
+  }
+  if (place >= 0 && p.accumulate) {
+    shared.added[kOctets * 64 + tid] = p.out_f32 ? static_cast<const float*>(p.out)[place]
+                                                 : to_float(static_cast<const bf16*>(p.out)[place]);
+  }
+  if constexpr (kNorm) sum_squares(p, shared.squares);
+
+  float acc[kOctets][4] = {};
+  for (int panel = 0; panel < p.k; panel += p.panel) {
+    const int rest = (p.k - panel + kStride - 1) / kStride * kStride;
+    const int end = panel + (rest < p.panel ? rest : p.panel);
+    sync_threads();
+    stage_panel<kNorm>(p, panel, end, shared.squares, shared.x);
+    sync_threads();
+    const uint2* x = shared.x + lane - panel / kGroup * 8 * p.m;
+#pragma unroll 1
+    for (; offset < end; offset += kStride) {
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const uint2* xs = x + (offset + step_of(a)) / kGroup * 8 * p.m;
+        const bool row = g < p.m;
+        const uint2 x0 = row ? xs[0] : uint2{0, 0}, x1 = row ? xs[4 * p.m] : uint2{0, 0};
+        const uint32_t a0[4] = {x0.x, 0, x0.y, 0}, a1[4] = {x1.x, 0, x1.y, 0};
+#pragma unroll
+        for (int o = 0; o < kOctets; ++o) {
+          mma_16x8x16(acc[o], a0, w[a][o].x, w[a][o].y);
+          mma_16x8x16(acc[o], a1, w[a][o].z, w[a][o].w);
+        }
+        load_step(w[a], offset + kStride + step_of(a));
+      }
+    }
+  }
+
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    float* d = shared.sums + ((warp * kOctets + o) * 8 + g) * 8 + 2 * t;
+    d[0] = acc[o][0];
+    d[1] = acc[o][1];
+  }
+  sync_threads();
+  finish_skinny<kOctets, kGated>(p, shared, skinny_place(p, kColumns));
+}
+
+// ---- any shape ----------------------------------------------------------------------------------
+
+inline constexpr int kAnyRows = 8;
+
+// A warp per column and kAnyRows rows of x; lanes split k.
+KERNEL(256, 4) linear_any_kernel(const GRID_CONST LinearParams p) {
+  using namespace gpu;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t column = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
+  if (column >= p.n) return;  // whole warps
+  const bf16* weight = p.weight + column * p.k;
+  for (int64_t first = int64_t{blockIdx.y} * kAnyRows; first < p.m;
+       first += int64_t{gridDim.y} * kAnyRows) {
+    float acc[kAnyRows] = {};
+    for (int64_t i = lane; i < p.k; i += 32) {
+      const float w = to_float(weight[i]);
+#pragma unroll
+      for (int r = 0; r < kAnyRows; ++r) {
+        if (first + r < p.m) acc[r] = fmaf(to_float(p.x[(first + r) * p.k + i]), w, acc[r]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kAnyRows; ++r) {
+      float sum = acc[r];
+#pragma unroll
+      for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      if (lane != 0 || first + r >= p.m) continue;
+      const int64_t at = (first + r) * p.n + column;
+      const bool f32 = p.out_type == DType::kF32;
+      if (p.bias != nullptr) sum += to_float(p.bias[column]);
+      if (p.accumulate) {
+        sum += f32 ? static_cast<const float*>(p.out)[at]
+                   : to_float(static_cast<const bf16*>(p.out)[at]);
+      }
+      if (f32) {
+        static_cast<float*>(p.out)[at] = sum;
+      } else {
+        static_cast<bf16*>(p.out)[at] = to_bf16(sum);
+      }
+    }
+  }
+}
+
+}  // namespace tiercel::cuda

@@ -1,0 +1,62 @@
+#include <algorithm>
+
+#include "kernels/launch.cuh"
+#include "kernels/sample.cuh"
+#include "kernels/sample.h"
+
+namespace tiercel::cuda {
+namespace {
+
+constexpr int kThreads = kSampleThreads;
+
+SampleKernelParams kernel_params(const SampleParams& p) {
+  auto* bytes = static_cast<uint8_t*>(p.workspace);
+  auto* keys = reinterpret_cast<uint64_t*>(bytes + argmax_workspace_bytes());
+  return {.op = p,
+          .state = reinterpret_cast<SampleState*>(bytes),
+          .marks = reinterpret_cast<uint32_t*>(keys + 4 * p.vocab),
+          .lists = {{keys, keys + p.vocab}, {keys + 2 * p.vocab, keys + 3 * p.vocab}}};
+}
+
+void find_best(Stream& stream, SampleKernelParams params, bool is_last) {
+  constexpr int64_t kMaxBlocks = 64;
+  const int64_t blocks = (params.op.vocab + kThreads - 1) / kThreads;
+  params.is_last = is_last;
+  launch<best_kernel>(stream, blocks_for(std::min(blocks, kMaxBlocks), 1), kThreads,
+                      kThreads * sizeof(uint64_t), params);
+}
+
+void mark_recent(Stream& stream, SampleKernelParams params, bool set) {
+  if (params.op.n_recent == 0) return;
+  params.set = set;
+  launch<mark_kernel>(stream, blocks_for(params.op.n_recent, kThreads), kThreads, 0, params);
+}
+
+}  // namespace
+
+void argmax(Stream& stream, const float* logits, int64_t n, int32_t* token, void* workspace) {
+  CHECK(n > 0 && n < (int64_t{1} << 31), "{} logits", n);
+  SampleKernelParams params;
+  params.op.logits = logits;
+  params.op.vocab = n;
+  params.op.token = token;
+  params.state = static_cast<SampleState*>(workspace);
+  find_best(stream, params, true);
+}
+
+void sample(Stream& stream, const SampleParams& p) {
+  constexpr int64_t kMaxVocabulary = int64_t{1} << 23;  // of 2^40 each: sums fit 63 bits
+  CHECK(p.vocab > 0 && p.vocab < kMaxVocabulary, "vocabulary {}", p.vocab);
+  SampleParams op = p;
+  if (op.repeat_penalty == 1) op.n_recent = 0;
+  const SampleKernelParams params = kernel_params(op);
+  mark_recent(stream, params, true);
+  find_best(stream, params, op.temperature == 0);
+  if (op.temperature != 0) {
+    launch<collect_kernel>(stream, blocks_for(op.vocab, kThreads), kThreads, 0, params);
+    launch<draw_kernel>(stream, 1, kThreads, sizeof(DrawShared), params);
+  }
+  mark_recent(stream, params, false);
+}
+
+}  // namespace tiercel::cuda

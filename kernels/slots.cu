@@ -1,0 +1,23 @@
+#include <limits>
+
+#include "kernels/launch.cuh"
+#include "kernels/slots.cuh"
+#include "kernels/slots.h"
+
+namespace tiercel::cuda {
+
+KERNEL(kMapThreads, 1) map_heads(const GRID_CONST MapSlotsParams p) {
+  SHARED(smem);
+  map_head(p, blockIdx.x, *reinterpret_cast<MapShared*>(smem));
+}
+
+void map_slots(Stream& stream, const MapSlotsParams& p) {
+  CHECK(p.state.n_slots <= std::numeric_limits<int32_t>::max() - kMapStrip &&
+            p.stride <= std::numeric_limits<int32_t>::max() - kMapStrip,
+        "{} slots, lists of {}", p.state.n_slots, p.stride);
+  if (p.n_kv_heads == 0) return;
+  launch<map_heads>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)), kMapThreads,
+                    sizeof(MapShared), p);
+}
+
+}  // namespace tiercel::cuda

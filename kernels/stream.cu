@@ -1,0 +1,185 @@
+// The real cuda::Stream and cuda::PinnedMemory. tests/simt/stream.cpp has the emulated ones.
+#include "kernels/stream.h"
+
+#include <cuda_runtime.h>
+#include <fmt/format.h>
+
+#include "engine/base/check.h"
+#include "kernels/launch.cuh"
+#include "kernels/libraries.cuh"
+
+namespace tiercel::cuda {
+
+void throw_cuda_error(int code, const char* call, const char* file, int line) {
+  const auto error = static_cast<cudaError_t>(code);
+  if (error == cudaErrorMemoryAllocation) {
+    fail(ErrorKind::kDoesNotFit, "{}: the device or the host has no memory left ({}:{})", call, file,
+         line);
+  }
+  fail(ErrorKind::kRuntime, "{}: {} ({}:{}); the device is not usable any more by this process", call,
+       cudaGetErrorString(error), file, line);
+}
+
+Devices find_devices() {
+  Devices devices;
+  const cudaError_t error = cudaGetDeviceCount(&devices.n_devices);
+  if (error != cudaSuccess) {
+    devices.n_devices = 0;
+    devices.reason = cudaGetErrorString(error);
+    cudaGetLastError();  // not sticky for what comes later
+  } else if (devices.n_devices == 0) {
+    devices.reason = "no CUDA device";
+  }
+  return devices;
+}
+
+Stream::Stream(const StreamOptions& options) : device_(options.device) {
+  CUDA_CHECK(cudaSetDevice(device_));
+  cudaDeviceProp properties{};
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
+  const int own = 10 * properties.major + properties.minor;
+  if (own < 80) {
+    fail(ErrorKind::kRuntime,
+         "device {} ({}): expected compute capability 8.0 or newer, found {}.{}; use --backend cpu",
+         device_, properties.name, properties.major, properties.minor);
+  }
+  CHECK(options.architecture <= own, "architecture {} on a device of {}", options.architecture, own);
+  architecture_ = options.architecture > 0 ? options.architecture : own;
+  n_processors_ = properties.multiProcessorCount;
+  device_name_ = properties.name;
+  int least = 0, greatest = 0;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  cudaStream_t stream = nullptr;
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                          options.urgent ? greatest : least));
+  raw_ = stream;
+  for (void*& event : events_) {
+    cudaEvent_t created = nullptr;
+    CUDA_CHECK(cudaEventCreateWithFlags(&created, cudaEventDisableTiming));
+    event = created;
+  }
+  scratch_bytes_ = options.scratch_bytes;
+  if (scratch_bytes_ > 0) {
+    CUDA_CHECK(cudaMalloc(&scratch_, static_cast<size_t>(scratch_bytes_)));
+  }
+  libraries_ = std::make_unique<Libraries>();
+}
+
+Stream::~Stream() {
+  cudaStreamSynchronize(static_cast<cudaStream_t>(raw_));
+  libraries_.reset();
+  cudaFree(scratch_);
+  for (void* event : events_) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  cudaStreamDestroy(static_cast<cudaStream_t>(raw_));
+}
+
+Stream::Libraries& Stream::libraries() { return *libraries_; }
+
+// The ring is far longer than the tickets alive at once: a ticket is waited for in the same layer.
+Stream::Ticket Stream::record() {
+  void* event = events_[next_event_];
+  next_event_ = (next_event_ + 1) % kEvents;
+  CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(raw_)));
+  return {event};
+}
+
+void Stream::wait(Ticket ticket) {
+  CUDA_CHECK(cudaStreamWaitEvent(static_cast<cudaStream_t>(raw_),
+                                 static_cast<cudaEvent_t>(ticket.event), 0));
+}
+
+void Stream::finish() { CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(raw_))); }
+
+int64_t Stream::device_memory_free() const {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
+int64_t Stream::device_memory_total() const {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total);
+}
+
+void* Stream::scratch(int64_t bytes) {
+  CHECK(bytes <= scratch_bytes_, "{} bytes of scratch memory, {} were planned", bytes,
+        scratch_bytes_);
+  return scratch_;
+}
+
+void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
+                        int64_t source_stride, int64_t row_bytes, int64_t n_rows) {
+  if (row_bytes == 0 || n_rows == 0) return;
+  const auto stream = static_cast<cudaStream_t>(raw_);
+  const auto bytes = static_cast<size_t>(row_bytes);
+  if (n_rows == 1) {
+    CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, stream));
+    return;
+  }
+  // The pitch of a 2D copy is limited; beyond it, row by row.
+  constexpr int64_t kMaxPitch = (int64_t{1} << 31) - 1;
+  if (target_stride <= kMaxPitch && source_stride <= kMaxPitch) {
+    CUDA_CHECK(cudaMemcpy2DAsync(target, static_cast<size_t>(target_stride), source,
+                                 static_cast<size_t>(source_stride), bytes,
+                                 static_cast<size_t>(n_rows), cudaMemcpyDefault, stream));
+    return;
+  }
+  for (int64_t row = 0; row < n_rows; ++row) {
+    CUDA_CHECK(cudaMemcpyAsync(static_cast<char*>(target) + row * target_stride,
+                               static_cast<const char*>(source) + row * source_stride, bytes,
+                               cudaMemcpyDefault, stream));
+  }
+}
+
+void Stream::fill_bytes(void* target, int value, int64_t bytes) {
+  if (bytes == 0) return;
+  CUDA_CHECK(cudaMemsetAsync(target, value, static_cast<size_t>(bytes),
+                             static_cast<cudaStream_t>(raw_)));
+}
+
+void* allocate(Stream& stream, int64_t bytes) {
+  void* address = nullptr;
+  const cudaError_t error = cudaMalloc(&address, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(ErrorKind::kDoesNotFit,
+         "{}: {} bytes of device memory wanted, {} are free; lower --device-memory or shorten the "
+         "context (-c, -n, the prompt)",
+         stream.device_name(), bytes, stream.device_memory_free());
+  }
+  CUDA_CHECK(error);
+  stream.fill_bytes(address, 0, bytes);
+  return address;
+}
+
+void release(Stream& stream, void* address, int64_t) {
+  stream.finish();
+  CUDA_CHECK(cudaFree(address));
+}
+
+void PinnedMemory::wait(Stream::Ticket ticket) {
+  CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(ticket.event)));
+}
+
+void* allocate(PinnedMemory&, int64_t bytes) {
+  void* address = nullptr;
+  const cudaError_t error = cudaHostAlloc(&address, static_cast<size_t>(bytes),
+                                          cudaHostAllocPortable | cudaHostAllocMapped);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    fail(ErrorKind::kDoesNotFit,
+         "{} bytes of pinned host memory: {}; lower --host-memory or shorten the context (-c, -n, the "
+         "prompt)",
+         bytes, cudaGetErrorString(error));
+  }
+  std::memset(address, 0, static_cast<size_t>(bytes));
+  return address;
+}
+
+void release(PinnedMemory& memory, void* address, int64_t) {
+  memory.stream().finish();
+  CUDA_CHECK(cudaFreeHost(address));
+}
+
+}  // namespace tiercel::cuda

@@ -1,0 +1,101 @@
+// cuda::Stream: the GPU's queue type, and cuda::PinnedMemory: the host tier beside it.
+//
+// Ops are enqueued on the stream and return at once; order between streams is expressed by tickets.
+// No CUDA type appears here, so that everything above kernels/ compiles without the toolkit. Under the
+// SIMT emulator of the tests the same classes run kernels on the CPU, synchronously.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace tiercel::cuda {
+
+// What a machine offers. n_devices is 0 where there is no driver or no device; reason says why.
+struct Devices {
+  int n_devices = 0;
+  std::string reason;
+};
+Devices find_devices();
+
+struct StreamOptions {
+  int device = 0;
+  bool urgent = false;         // its blocks are scheduled before those of other streams
+  int64_t scratch_bytes = 0;   // device memory for the ops' own use, see scratch()
+  int architecture = 0;        // 80, 90, ..; 0: the device's. A test runs an older path with it
+};
+
+class Stream {
+ public:
+  // Memory that kernels of this queue write is not readable by the host without a copy.
+  static constexpr bool kHostReadable = false;
+
+  struct Ticket {
+    void* event = nullptr;
+  };
+
+  explicit Stream(const StreamOptions& options = {});
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Ticket record();
+  void wait(Ticket ticket);
+  // Blocks the host until everything enqueued so far is done. Throws Error for a device fault.
+  void finish();
+
+  int architecture() const { return architecture_; }  // 10 * major + minor
+  int n_processors() const { return n_processors_; }
+  const std::string& device_name() const { return device_name_; }
+  int64_t device_memory_free() const;
+  int64_t device_memory_total() const;
+
+  // The stream's own device memory, for one op at a time; CHECKs that it was planned large enough.
+  void* scratch(int64_t bytes);
+
+  void copy_bytes(void* target, int64_t target_stride, const void* source, int64_t source_stride,
+                  int64_t row_bytes, int64_t n_rows);
+  void fill_bytes(void* target, int value, int64_t bytes);
+
+  // cudaStream_t, for kernels/*.cu.
+  void* raw() const { return raw_; }
+  // cublasLtHandle_t and friends of this stream; kernels/*.cu know its fields.
+  struct Libraries;
+  Libraries& libraries();
+
+ private:
+  static constexpr int kEvents = 256;
+  int device_ = 0;
+  int architecture_ = 0;
+  int n_processors_ = 0;
+  std::string device_name_;
+  void* raw_ = nullptr;
+  void* events_[kEvents] = {};
+  int next_event_ = 0;
+  void* scratch_ = nullptr;
+  int64_t scratch_bytes_ = 0;
+  std::unique_ptr<Libraries> libraries_;
+};
+
+// Zeroed device memory. Throws Error(kDoesNotFit) when the device has no more.
+void* allocate(Stream& stream, int64_t bytes);
+void release(Stream& stream, void* address, int64_t bytes);
+
+// Host memory that the device reads and writes directly.
+class PinnedMemory {
+ public:
+  using Ticket = int64_t;
+  explicit PinnedMemory(Stream& stream) : stream_(stream) {}
+  Ticket record() { return 0; }
+  void wait(Ticket) {}
+  void wait(Stream::Ticket ticket);  // blocks the host
+  Stream& stream() { return stream_; }
+
+ private:
+  Stream& stream_;
+};
+// Zeroed, and spread over the memory nearest to the device.
+void* allocate(PinnedMemory& memory, int64_t bytes);
+void release(PinnedMemory& memory, void* address, int64_t bytes);
+
+}  // namespace tiercel::cuda

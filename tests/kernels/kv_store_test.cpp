@@ -1,0 +1,31 @@
+// KvStore with a GPU (or its emulation) as the device tier and pinned memory as the host tier.
+#include "kernels/ops.h"
+#include "tests/kernels/device_vector.h"
+#include "tests/offload/kv_store_suite.h"
+
+namespace tiercel::test {
+namespace {
+
+struct CudaTiers {
+  using Device = cuda::Stream;
+  using Host = cuda::PinnedMemory;
+  template <typename T>
+  using Vector = DeviceVector<T>;
+#if defined(TIERCEL_ON_DEVICE)
+  static constexpr bool kEmulated = false;
+#else
+  static constexpr bool kEmulated = true;
+#endif
+
+  explicit CudaTiers(int) : copy_stream({.urgent = true}) {}
+  cuda::Stream& device() { return stream(); }
+  cuda::Stream& copy() { return copy_stream; }
+  cuda::PinnedMemory& host() { return pinned(); }
+
+  cuda::Stream copy_stream;
+};
+
+INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, KvStoreSuite, CudaTiers);
+
+}  // namespace
+}  // namespace tiercel::test

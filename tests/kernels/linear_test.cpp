@@ -1,0 +1,305 @@
+// The GPU's linear layers against fp64, and against themselves: rows alone and together, fused and
+// in steps.
+#include "kernels/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "kernels/elementwise.h"
+#include "tests/kernels/device_vector.h"
+#include "tests/oracle/elementwise.h"
+#include "tests/oracle/linear.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+using test::DeviceVector;
+using test::Expected;
+using test::value_of;
+
+DeviceVector<bf16> random_bf16(int64_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
+  std::normal_distribution<float> normal(mean, sigma);
+  DeviceVector<bf16> values(static_cast<size_t>(n));
+  for (bf16& value : values) value = bf16(normal(random));
+  return values;
+}
+
+struct Case {
+  int64_t m, k, n;
+  bool bias = false, accumulate = false, f32 = false;
+};
+
+constexpr int64_t kBehind = 64;  // elements after the output that nobody may touch
+
+struct Problem {
+  explicit Problem(const Case& c)
+      : shape(c), random(static_cast<std::mt19937::result_type>(test::seed())) {
+    x = random_bf16(c.m * c.k, random);
+    weight = random_bf16(c.n * c.k, random);
+    bias = random_bf16(c.n, random);
+    before = random_bf16(c.m * c.n + kBehind, random, 0, 10);
+    reset();
+  }
+  // Without accumulate the output is poisoned.
+  void reset() {
+    out = before;
+    out_f32.resize(before.size());
+    for (size_t i = 0; i < before.size(); ++i) {
+      if (!shape.accumulate && i < size()) out[i] = bf16(std::numeric_limits<float>::quiet_NaN());
+      out_f32[i] = static_cast<float>(out[i]);
+    }
+  }
+  size_t size() const { return static_cast<size_t>(shape.m * shape.n); }
+  LinearParams params() {
+    return {.x = x.data(),
+            .weight = weight.data(),
+            .bias = shape.bias ? bias.data() : nullptr,
+            .out = shape.f32 ? static_cast<void*>(out_f32.data()) : out.data(),
+            .m = shape.m,
+            .k = shape.k,
+            .n = shape.n,
+            .out_type = shape.f32 ? DType::kF32 : DType::kBf16,
+            .accumulate = shape.accumulate};
+  }
+  double got(size_t i) const {
+    return shape.f32 ? static_cast<double>(out_f32[i]) : value_of(out[i]);
+  }
+  std::vector<Expected> expected() {
+    std::vector<double> old(before.size());
+    for (size_t i = 0; i < old.size(); ++i) old[i] = value_of(before[i]);
+    return test::linear_oracle(params(), old);
+  }
+  void expect_close(const std::vector<Expected>& expected) const {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(got(i), expected[i].value, expected[i].tolerance)
+          << "m " << shape.m << " k " << shape.k << " n " << shape.n << " at " << i;
+    }
+    for (size_t i = size(); i < before.size(); ++i) {
+      ASSERT_EQ(got(i), value_of(before[i])) << "behind the output, at " << i - size();
+    }
+  }
+
+  Case shape;
+  std::mt19937 random;
+  DeviceVector<bf16> x, weight, bias, before, out;
+  DeviceVector<float> out_f32;
+};
+
+const Case kCases[] = {
+    {1, 256, 1024},
+    {2, 256, 96, true},
+    {3, 40, 65, true, true},
+    {7, 130, 33},
+    {8, 256, 131, true},
+    {8, 512, 64, false, true, true},
+    {1, 64, 2048, false, false, true},
+    {5, 34, 17, true, true, true},
+    {4, 2, 3},
+    {1, 33, 5, true},
+    {8, 1, 9},
+    {1, 4104, 9},
+    {2, 4096, 24, true, true},
+    {8, 6152, 17, true, false, true},
+    {3, 2048, 200},
+    {17, 256, 96, true, true},
+    {17, 30, 61},
+    {33, 130, 131, true, false, true},
+    {33, 256, 64, false, true, true},
+    {513, 66, 33, true, true},
+    {9, 2050, 70, true, true},
+    // The layers of the models in tests/golden.
+    {1, 64, 256, true},
+    {1, 256, 64, false, true},
+    {1, 64, 48},
+    {1, 48, 64, false, true},
+    {6, 64, 32},
+    {6, 32, 64, false, true},
+    {1, 128, 64},
+    {5, 192, 64, false, true},
+    {1, 64, 256, false, false, true},
+    {20, 64, 48},
+    {20, 48, 64, false, true},
+#if defined(TIERCEL_ON_DEVICE)
+    {1, 4096, 1024},
+    {1, 4096, 4096, true},
+    {3, 2048, 32064, false, false, true},
+    {1, 14336, 4096, false, true},
+    {8, 14336, 1024, false, true},
+    {4, 4096, 14336},
+    {1000, 64, 65, true},
+    {300, 4096, 1024, true},
+    {19, 4096, 4097, false, false, true},
+    {257, 1024, 1000, false, true},
+#endif
+};
+
+TEST(KernelLinear, MatchesOracle) {
+  for (const Case& c : kCases) {
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) {
+      problem.reset();
+      cuda::linear(*stream, problem.params());
+      stream->finish();
+      problem.expect_close(expected);
+    }
+  }
+}
+
+// Addresses that are multiples of 2 bytes only.
+TEST(KernelLinear, RowsAtAnyAddress) {
+  for (int64_t m : {3, 19}) {
+    for (bool move_x : {false, true}) {
+      Problem problem({.m = m, .k = 64, .n = 48, .bias = true});
+      const std::vector<Expected> expected = problem.expected();
+      DeviceVector<bf16>& moved = move_x ? problem.x : problem.weight;
+      moved.insert(moved.begin(), bf16(std::numeric_limits<float>::quiet_NaN()));
+      LinearParams p = problem.params();
+      (move_x ? p.x : p.weight) += 1;
+      cuda::linear(test::stream(), p);
+      test::stream().finish();
+      problem.expect_close(expected);
+    }
+  }
+}
+
+// Up to eight rows; also where x passes through shared memory in panels, and for every number of
+// octets a block.
+TEST(KernelLinear, BitsDependNotOnOtherRows) {
+#if defined(TIERCEL_ON_DEVICE)
+  const std::vector<int64_t> widths = {90, 4000, 20000};
+#else
+  const std::vector<int64_t> widths = {90, 200, 1000};
+#endif
+  for (int64_t n : widths) {
+    const int64_t k = n == 90 ? 4360 : 552;
+    Problem all({.m = 8, .k = k, .n = n, .bias = true, .f32 = true});
+    cuda::linear(test::stream(), all.params());
+    test::stream().finish();
+    const DeviceVector<float> together = all.out_f32;
+    for (int64_t row = 0; row < 8; ++row) {
+      all.reset();
+      LinearParams part = all.params();
+      part.x += row * k;
+      part.m = std::min<int64_t>(1 + row % 3, 8 - row);
+      cuda::linear(test::stream(), part);
+      test::stream().finish();
+      const auto bytes = static_cast<size_t>(part.m * n) * sizeof(float);
+      ASSERT_EQ(std::memcmp(together.data() + row * n, all.out_f32.data(), bytes), 0) << row;
+    }
+  }
+}
+
+TEST(KernelLinear, NanAndInfReachExactlyTheirOutputs) {
+  for (int64_t m : {1, 8, 40}) {
+    for (int64_t k : {98, 104}) {
+      Problem problem({.m = m, .k = k, .n = 70});
+      problem.x[static_cast<size_t>((m - 1) * k + k - 1)] =
+          bf16(std::numeric_limits<float>::quiet_NaN());
+      problem.weight[static_cast<size_t>(k * 3 + 5)] = bf16(std::numeric_limits<float>::infinity());
+      cuda::linear(test::stream(), problem.params());
+      test::stream().finish();
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < 70; ++j) {
+          const double value = problem.got(static_cast<size_t>(i * 70 + j));
+          EXPECT_EQ(std::isnan(value), i == m - 1) << i << " " << j;
+          if (i != m - 1) {
+            EXPECT_EQ(std::isinf(value), j == 3) << i << " " << j;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(KernelLinear, NothingToDo) {
+  Problem problem({.m = 1, .k = 8, .n = 8});
+  LinearParams p = problem.params();
+  p.m = 0;
+  cuda::linear(test::stream(), p);
+  test::stream().finish();
+  EXPECT_TRUE(std::isnan(problem.got(0)));
+}
+
+// Sums of squares of small integers are exact in any order; so the norms agree, and all bits with
+// them.
+TEST(KernelLinear, NormFoldedInIsNormThenLinear) {
+  for (const Case& c : {Case{1, 256, 72, true}, Case{3, 2056, 40, false, true},
+                        Case{8, 4360, 250, false, false, true}, Case{1, 64, 1000}}) {
+    Problem problem(c);
+    const DeviceVector<bf16> norm = random_bf16(c.k, problem.random, 1, 0.1f);
+    for (bf16& x : problem.x) x = bf16(std::rint(4 * static_cast<float>(x)));
+    const DeviceVector<bf16> x = problem.x;
+    const cuda::NormLinearParams fused{
+        .linear = problem.params(), .norm_weight = norm.data(), .eps = 1e-5f};
+    ASSERT_TRUE(cuda::can_fuse(fused));
+    cuda::norm_linear(test::stream(), fused);
+    test::stream().finish();
+    const DeviceVector<bf16> out = problem.out;
+    const DeviceVector<float> out_f32 = problem.out_f32;
+    problem.reset();
+    cuda::rms_norm(test::stream(), {.x = x.data(),
+                                    .weight = norm.data(),
+                                    .out = problem.x.data(),
+                                    .n_rows = c.m,
+                                    .width = c.k,
+                                    .eps = 1e-5f});
+    cuda::linear(test::stream(), problem.params());
+    test::stream().finish();
+    problem.expect_close(problem.expected());
+    EXPECT_EQ(std::memcmp(out.data(), problem.out.data(), out.size() * sizeof(bf16)), 0) << c.k;
+    EXPECT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), out_f32.size() * sizeof(float)),
+              0)
+        << c.k;
+  }
+}
+
+TEST(KernelLinear, GateFoldedInIsLinearThenSwiglu) {
+  for (const Case& c : {Case{1, 256, 72}, Case{4, 2056, 41}, Case{8, 4360, 48}, Case{2, 64, 3}}) {
+    Problem gate(c), up(c);
+    up.weight = random_bf16(c.n * c.k, gate.random, 0, 0.1f);
+    up.x = gate.x;
+    DeviceVector<bf16> want = gate.out, got = gate.out;
+    const cuda::GatedLinearParams fused{.x = gate.x.data(),
+                                        .gate = gate.weight.data(),
+                                        .up = up.weight.data(),
+                                        .out = got.data(),
+                                        .m = c.m,
+                                        .k = c.k,
+                                        .n = c.n};
+    ASSERT_TRUE(cuda::can_fuse(fused));
+    cuda::gated_linear(test::stream(), fused);
+    cuda::linear(test::stream(), gate.params());
+    cuda::linear(test::stream(), up.params());
+    cuda::swiglu(
+        test::stream(),
+        {.gate = gate.out.data(), .up = up.out.data(), .out = want.data(), .n = c.m * c.n});
+    test::stream().finish();
+    EXPECT_EQ(got, want) << c.k;
+
+    // With the norm: as gated_linear of what norm_linear's rows are.
+    const DeviceVector<bf16> norm = random_bf16(c.k, gate.random, 1, 0.1f);
+    cuda::GatedLinearParams normed = fused;
+    normed.norm_weight = norm.data();
+    normed.eps = 1e-5f;
+    cuda::gated_linear(test::stream(), normed);
+    for (Problem* problem : {&gate, &up}) {
+      cuda::norm_linear(test::stream(),
+                        {.linear = problem->params(), .norm_weight = norm.data(), .eps = 1e-5f});
+    }
+    cuda::swiglu(
+        test::stream(),
+        {.gate = gate.out.data(), .up = up.out.data(), .out = want.data(), .n = c.m * c.n});
+    test::stream().finish();
+    EXPECT_EQ(got, want) << c.k;
+  }
+}
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,198 @@
+// Copies and fetches of the CUDA half: every byte where it belongs, and nothing besides.
+#include "kernels/movement.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "tests/kernels/device_vector.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+using cuda::FetchPlan;
+using test::DeviceVector;
+
+// Vectors of the device, back as ordinary ones that gtest compares.
+template <typename T>
+std::vector<T> host(const DeviceVector<T>& x) {
+  return {x.begin(), x.end()};
+}
+
+TEST(CudaCopy, RowsOfAnyStrideAndNothingBesides) {
+  std::mt19937_64 rng(test::seed());
+  for (int round = 0; round < 60; ++round) {
+    const int64_t n_rows = static_cast<int64_t>(rng() % 300);
+    const int64_t row_bytes = static_cast<int64_t>(rng() % (round % 6 == 0 ? 20000 : 500));
+    const int64_t source_stride =
+        row_bytes + (round % 3 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    const int64_t target_stride =
+        row_bytes + (round % 2 == 0 ? 0 : static_cast<int64_t>(rng() % 50));
+    DeviceVector<unsigned char> source(static_cast<size_t>(n_rows * source_stride + 1)),
+        target(static_cast<size_t>(n_rows * target_stride + 1));
+    for (auto& x : source) x = static_cast<unsigned char>(rng());
+    for (auto& x : target) x = static_cast<unsigned char>(rng());
+    std::vector<unsigned char> expected = host(target);
+    for (int64_t r = 0; r < n_rows; ++r) {
+      std::copy_n(source.begin() + r * source_stride, row_bytes,
+                  expected.begin() + r * target_stride);
+    }
+    cuda::copy(test::stream(),
+               {source.data(), target.data(), n_rows, row_bytes, source_stride, target_stride});
+    test::stream().finish();
+    ASSERT_EQ(host(target), expected) << n_rows << " rows of " << row_bytes;
+  }
+}
+
+struct FetchCase {
+  int32_t n_kv_heads, chunk, d;
+  int64_t n_chunks, n_slots, stride;
+};
+
+// Random planes, lists and slots, and what the slots must hold afterwards. The rows of a list
+// beyond its count name no chunk: whoever reads them leaves the planes.
+struct Fetched {
+  Fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng)
+      : values(static_cast<size_t>(f.n_kv_heads * f.n_chunks * f.chunk * f.d)),
+        keys(values.size()),
+        slots(static_cast<size_t>(f.n_kv_heads * f.n_slots * 2 * f.chunk * f.d)),
+        chunks(static_cast<size_t>(f.n_kv_heads * f.stride), 1 << 30),
+        targets(chunks.size(), 1 << 30) {
+    const int64_t size = int64_t{f.chunk} * f.d;
+    for (bf16& x : values) x.bits = static_cast<uint16_t>(rng());
+    for (bf16& x : keys) x.bits = static_cast<uint16_t>(rng());
+    for (bf16& x : slots) x.bits = 0x7fc1;
+    expected = host(slots);
+    for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+      std::vector<int32_t> free(static_cast<size_t>(f.n_slots));
+      for (size_t s = 0; s < free.size(); ++s) free[s] = static_cast<int32_t>(s);
+      std::shuffle(free.begin(), free.end(), rng);
+      counts.push_back(j == 1 ? 0 : static_cast<int32_t>(rng() % uint64_t(f.stride + 1)));
+      for (int64_t i = 0; i < counts.back(); ++i) {
+        const size_t at = static_cast<size_t>(j * f.stride + i);
+        chunks[at] = static_cast<int32_t>(rng() % uint64_t(f.n_chunks));
+        targets[at] = free[static_cast<size_t>(i)];
+        const int64_t from = (j * f.n_chunks + chunks[at]) * size;
+        const int64_t to = (j * f.n_slots + targets[at]) * 2 * size;
+        if (with_keys) std::copy_n(keys.begin() + from, size, expected.begin() + to);
+        std::copy_n(values.begin() + from, size, expected.begin() + to + size);
+      }
+    }
+    params.host_values = values.data();
+    params.host_keys = with_keys ? keys.data() : nullptr;
+    params.host_head_stride = f.n_chunks * size;
+    params.miss_chunks = chunks.data();
+    params.miss_slots = targets.data();
+    params.miss_counts = counts.data();
+    params.stride = f.stride;
+    params.slots = slots.data();
+    params.slot_head_stride = f.n_slots * 2 * size;
+    params.chunk_tokens = f.chunk;
+    params.n_kv_heads = f.n_kv_heads;
+    params.head_dim = f.d;
+  }
+  DeviceVector<bf16> values, keys, slots;
+  DeviceVector<int32_t> chunks, targets, counts;
+  std::vector<bf16> expected;
+  FetchParams params;
+};
+
+std::vector<FetchCase> fetch_cases() {
+  return {
+    {2, 8, 64, 100, 20, 12},      // the chunks of small models
+        {3, 5, 80, 50, 10, 10},   // not a power of two
+        {3, 8, 128, 40, 30, 25},  // a stage of the default ring
+        {2, 64, 128, 9, 6, 5},    // longer than a stage
+        {2, 3, 104, 20, 9, 8},    // 624 bytes: a line and a rest
+        {3, 1, 2, 300, 40, 40},   // no multiple of 16 bytes
+        {2, 3, 10, 30, 12, 11}, {1, 8, 16, 5, 3, 3},
+#if defined(TIERCEL_ON_DEVICE)
+        {8, 8, 128, 20000, 3000, 2500}, {4, 8, 256, 5000, 900, 900},
+#endif
+  };
+}
+
+TEST(CudaFetch, MissedChunksAndNothingBesides) {
+  std::mt19937_64 rng(test::seed());
+  for (const FetchCase& f : fetch_cases()) {
+    for (const bool with_keys : {false, true}) {
+      for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) {
+        Fetched fetched(f, with_keys, rng);
+        cuda::fetch(*stream, fetched.params);
+        stream->finish();
+        ASSERT_EQ(host(fetched.slots), fetched.expected)
+            << f.chunk << " x " << f.d << (with_keys ? " with keys" : "");
+      }
+    }
+  }
+}
+
+TEST(CudaFetch, EveryPlanMovesTheSame) {
+  std::mt19937_64 rng(test::seed());
+  std::vector<FetchPlan> plans;
+  for (const int32_t depth : {4, 8, 16}) {
+    plans.push_back({.kind = FetchPlan::Kind::kDirect, .blocks = depth / 4, .depth = depth});
+  }
+  if (test::stream().architecture() == 90) {
+    for (const int32_t depth : {2, 3, 8}) {
+      for (const int32_t bytes : {512, 1536, 2048, 6144}) {
+        plans.push_back({.kind = FetchPlan::Kind::kBulk,
+                         .blocks = depth,
+                         .depth = depth,
+                         .stage_bytes = bytes});
+      }
+    }
+  }
+  for (const FetchPlan& plan : plans) {
+    for (const FetchCase& f : {FetchCase{3, 8, 128, 40, 30, 25}, FetchCase{2, 3, 104, 20, 9, 8}}) {
+      Fetched fetched(f, true, rng);
+      cuda::fetch_with(test::stream(), fetched.params, plan);
+      test::stream().finish();
+      ASSERT_EQ(host(fetched.slots), fetched.expected)
+          << "depth " << plan.depth << ", " << plan.stage_bytes << " bytes";
+    }
+  }
+}
+
+// Planes and slots whose heads lie more than 2^31 elements apart. Memory that nobody touches is not
+// there in the emulator; a device would pin all of it.
+#if !defined(TIERCEL_ON_DEVICE)
+TEST(CudaFetch, OffsetsBeyond32Bits) {
+  std::mt19937_64 rng(test::seed());
+  Fetched fetched({2, 8, 64, 10, 6, 6}, false, rng);
+  fetched.counts[1] = 1;
+  fetched.chunks[6] = (1 << 22) + 3;  // element 2^31 and more of head 1
+  fetched.targets[6] = (1 << 21) + 1;
+  const int64_t stride = int64_t{5} << 30;
+  FetchParams& p = fetched.params;
+  p.host_head_stride = p.slot_head_stride = stride;
+  const size_t bytes = static_cast<size_t>(2 * stride) * sizeof(bf16);
+  const auto map = [&] {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED, "{} bytes", bytes);
+    return static_cast<bf16*>(memory);
+  };
+  bf16 *plane = map(), *slots = map();
+  p.host_values = plane;
+  p.slots = slots;
+  p.miss_counts = fetched.counts.data();
+  fetched.counts[0] = 0;
+  bf16* source = plane + stride + int64_t{fetched.chunks[6]} * 512;
+  for (int i = 0; i < 512; ++i) source[i].bits = static_cast<uint16_t>(rng());
+  cuda::fetch(test::stream(), p);
+  cuda::fetch(test::older_stream(), p);
+  const bf16* target = slots + stride + (2 * int64_t{fetched.targets[6]} + 1) * 512;
+  EXPECT_TRUE(std::equal(source, source + 512, target));
+  munmap(plane, bytes);
+  munmap(slots, bytes);
+}
+#endif
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,312 @@
+// KvStore against a store that keeps everything, on any pair of tiers.
+//
+// Tiers: device(), copy(), host(); Vector<T>, whose memory the device reads and writes; kEmulated,
+// where every thread of a kernel is a fiber and only small cases are affordable.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "engine/base/rope.h"
+#include "offload/kv_store.h"
+#include "tests/seed.h"
+
+namespace tiercel::test {
+
+template <typename Tiers>
+using StoreOf = KvStore<typename Tiers::Device, typename Tiers::Host>;
+
+struct Model {
+  int64_t n_layers = 2;
+  int32_t n_heads = 4, n_kv_heads = 2, head_dim = 64;
+  std::vector<int64_t> window{0, 0};
+};
+
+inline KvShape shape_of(const Model& m) {
+  return {m.n_layers, m.n_heads, m.n_kv_heads, m.head_dim, m.window};
+}
+
+inline std::vector<double> frequencies(int head_dim) {
+  std::vector<double> f(static_cast<size_t>(head_dim) / 2);
+  for (size_t i = 0; i < f.size(); ++i) {
+    f[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / head_dim);
+  }
+  return f;
+}
+
+// Random projections of a whole sequence, the same for every store. Keys share a mean and live near
+// a subspace of `key_rank` directions, as keys of real models do.
+struct Sequence {
+  Sequence(const Model& m, int64_t n, uint64_t seed, int key_rank = 1 << 20)
+      : model(m), n_tokens(n) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    const int64_t kv_width = int64_t{m.n_kv_heads} * m.head_dim;
+    const int64_t q_width = int64_t{m.n_heads} * m.head_dim;
+    q.resize(static_cast<size_t>(m.n_layers * n * q_width));
+    k.resize(static_cast<size_t>(m.n_layers * n * kv_width));
+    v.resize(k.size());
+    for (bf16& x : q) x = bf16(normal(random));
+    for (bf16& x : v) x = bf16(normal(random));
+    if (key_rank >= kv_width) {
+      for (bf16& x : k) x = bf16(normal(random) + 0.5f);
+      return;
+    }
+    std::vector<float> basis(static_cast<size_t>(key_rank * kv_width));
+    for (float& x : basis) x = normal(random) / std::sqrt(static_cast<float>(key_rank));
+    for (int64_t row = 0; row < m.n_layers * n; ++row) {
+      std::vector<float> coefficient(static_cast<size_t>(key_rank));
+      for (float& x : coefficient) x = normal(random);
+      for (int64_t c = 0; c < kv_width; ++c) {
+        float sum = 2.0f;
+        for (int r = 0; r < key_rank; ++r) {
+          sum += coefficient[static_cast<size_t>(r)] * basis[static_cast<size_t>(r * kv_width + c)];
+        }
+        k[static_cast<size_t>(row * kv_width + c)] = bf16(sum);
+      }
+    }
+  }
+
+  Model model;
+  int64_t n_tokens;
+  std::vector<bf16> q, k, v;
+};
+
+// Tokens of a sequence where the device can read them. q is turned in place by the store, so each
+// use gets a copy.
+template <typename Tiers>
+struct Inputs {
+  typename Tiers::template Vector<bf16> q, k, v;
+
+  Projections at(const Sequence& s, int64_t layer, int64_t first, int64_t n) {
+    const int64_t row = layer * s.n_tokens + first;
+    const auto take = [&](auto& target, const std::vector<bf16>& source, int64_t width) {
+      target.assign(source.begin() + row * width, source.begin() + (row + n) * width);
+    };
+    const int64_t kv_width = int64_t{s.model.n_kv_heads} * s.model.head_dim;
+    take(q, s.q, int64_t{s.model.n_heads} * s.model.head_dim);
+    take(k, s.k, kv_width);
+    take(v, s.v, kv_width);
+    Projections p;
+    p.q = q.data();
+    p.k = k.data();
+    p.v = v.data();
+    p.n_tokens = n;
+    return p;
+  }
+};
+
+struct Outcome {
+  std::vector<float> outputs;  // decode outputs of all layers and steps
+  SelectionCounters counters;
+  MassHistogram mass;
+  std::vector<double> residual;
+};
+
+// The tables behind a RopeTable, copied into `tables`.
+template <typename Vector>
+RopeView rope_on_device(const RopeTable& table, Vector& tables) {
+  const RopeView source = table.view();
+  tables.assign(source.coarse_cos, source.coarse_cos + table.bytes() / sizeof(float));
+  RopeView view = source;
+  view.coarse_cos = tables.data();
+  view.coarse_sin = tables.data() + (source.coarse_sin - source.coarse_cos);
+  view.fine_cos = tables.data() + (source.fine_cos - source.coarse_cos);
+  view.fine_sin = tables.data() + (source.fine_sin - source.coarse_cos);
+  return view;
+}
+
+template <typename Tiers>
+Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int n_threads = 2) {
+  const Model& m = sequence.model;
+  Tiers tiers(n_threads);
+  settings.capacity = sequence.n_tokens;
+  settings.prompt = n_prompt;
+  const KvLayout layout(shape_of(m), settings);
+  Arena<typename Tiers::Device> device(tiers.device(), "device", sum(layout.device_bytes()));
+  Arena<typename Tiers::Host> host(tiers.host(), "host", sum(layout.host_bytes()));
+  const RopeTable table(frequencies(m.head_dim), sequence.n_tokens);
+  typename Tiers::template Vector<float> tables;
+  const RopeView rope = rope_on_device(table, tables);
+  StoreOf<Tiers> store(tiers.device(), tiers.copy(), tiers.host(), device, host, layout, rope,
+                       1.0f / std::sqrt(static_cast<float>(m.head_dim)), true);
+  EXPECT_EQ(sum(device.used()), sum(layout.device_bytes())) << "the plan and the store disagree";
+  EXPECT_EQ(sum(host.used()), sum(layout.host_bytes()));
+
+  Inputs<Tiers> inputs;
+  typename Tiers::template Vector<bf16> out(static_cast<size_t>(n_prompt * m.n_heads * m.head_dim));
+  for (int64_t layer = 0; layer < m.n_layers; ++layer) {
+    const int64_t piece = 160;  // a multiple of every chunk size used here
+    for (int64_t first = 0; first < n_prompt; first += piece) {
+      const int64_t n = std::min(piece, n_prompt - first);
+      store.append_prompt(layer, inputs.at(sequence, layer, first, n), first);
+      store.attend_prompt(layer, inputs.q.data(), first, n, true, out.data());
+      tiers.device().finish();
+    }
+    store.finish_layer(layer, n_prompt);
+  }
+  store.end_prefill(n_prompt);
+
+  Outcome result;
+  store.set_audit(settings.audit);
+  for (int64_t t = n_prompt; t < sequence.n_tokens; ++t) {
+    for (int64_t layer = 0; layer < m.n_layers; ++layer) {
+      store.append(layer, inputs.at(sequence, layer, t, 1));
+      store.attend(layer, inputs.q.data(), out.data());
+      tiers.device().finish();
+      for (int64_t i = 0; i < m.n_heads * m.head_dim; ++i) {
+        result.outputs.push_back(static_cast<float>(out[static_cast<size_t>(i)]));
+      }
+    }
+    store.advance();
+  }
+  result.counters = store.selection();
+  result.mass = store.audit();
+  result.residual = store.residual_energy();
+  return result;
+}
+
+inline KvSettings dense() {
+  KvSettings s;
+  s.kind = StoreKind::kDense;
+  return s;
+}
+
+inline KvSettings tiered() {
+  KvSettings s;
+  s.kind = StoreKind::kTiered;
+  s.exact_keys = true;
+  s.budget = 1 << 20;
+  s.prefill_budget = 64;
+  s.chunk_tokens = 8;
+  s.sinks = 16;
+  s.recent = 40;
+  s.outliers = 3;
+  s.rank = 128;
+  s.slots = 1;
+  return s;
+}
+
+// Largest difference over the rms of the reference.
+inline double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double worst = 0, square = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_FALSE(std::isnan(a[i])) << i;
+    worst = std::max(worst, std::abs(static_cast<double>(a[i]) - b[i]));
+    square += static_cast<double>(b[i]) * b[i];
+  }
+  return worst / std::sqrt(square / static_cast<double>(b.size()));
+}
+
+// Outputs are stored as bf16: two results that agree in fp32 may round to neighbours, one bf16 ulp
+// apart: 2^-8 of the value, and the largest of some thousand normal values is about 5 rms.
+inline constexpr double kOneUlp = 5.0 / 256;
+
+template <typename Tiers>
+class KvStoreSuite : public testing::Test {};
+TYPED_TEST_SUITE_P(KvStoreSuite);
+
+TYPED_TEST_P(KvStoreSuite, EverythingSelectedEqualsDense) {
+  const std::vector<int64_t> lengths = TypeParam::kEmulated
+                                           ? std::vector<int64_t>{17, 200}
+                                           : std::vector<int64_t>{1, 17, 64, 65, 200, 331};
+  for (const int64_t n_prompt : lengths) {
+    const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 60 : 150), seed());
+    const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+    for (int32_t chunk : {8, 16, 5}) {
+      KvSettings settings = tiered();
+      settings.chunk_tokens = chunk;
+      settings.sinks = 4 * chunk;
+      const Outcome result = run<TypeParam>(sequence, settings, n_prompt);
+      EXPECT_LT(relative_error(result.outputs, reference.outputs), kOneUlp)
+          << "prompt " << n_prompt << " chunk " << chunk;
+    }
+  }
+}
+
+TYPED_TEST_P(KvStoreSuite, LowRankOfFullRankEqualsDenseToCodecPrecision) {
+  const Sequence sequence(Model{}, 420, seed() + 1);
+  const Outcome reference = run<TypeParam>(sequence, dense(), 350);
+  KvSettings settings = tiered();
+  settings.exact_keys = false;
+  const Outcome result = run<TypeParam>(sequence, settings, 350);
+  // Coefficients, basis and rebuilt keys are bf16: three roundings of 2^-9 relative on keys of norm
+  // about 9 against queries of norm 8, over sqrt(64): score errors near 0.03 rms, so outputs of
+  // softmax-weighted normal values move by a few percent of their rms at most.
+  EXPECT_LT(relative_error(result.outputs, reference.outputs), 0.15);
+  for (double residual : result.residual) EXPECT_LT(residual, 1e-9);
+}
+
+TYPED_TEST_P(KvStoreSuite, PlantedRankIsRebuilt) {
+  const Sequence sequence(Model{}, 420, seed() + 2, 12);
+  const Outcome reference = run<TypeParam>(sequence, dense(), 350);
+  KvSettings settings = tiered();
+  settings.exact_keys = false;
+  settings.rank = 16;
+  const Outcome result = run<TypeParam>(sequence, settings, 350);
+  EXPECT_LT(relative_error(result.outputs, reference.outputs), 0.15);
+  for (double residual : result.residual) EXPECT_LT(residual, 1e-4);
+  // Far fewer directions than the keys have must show: the test can fail.
+  settings.rank = 2;
+  EXPECT_GT(relative_error(run<TypeParam>(sequence, settings, 350).outputs, reference.outputs),
+            0.3);
+}
+
+TYPED_TEST_P(KvStoreSuite, SlidingWindowLayersKeepTheirWindow) {
+  Model model;
+  model.window = {24, 0};
+  const std::vector<int64_t> lengths =
+      TypeParam::kEmulated ? std::vector<int64_t>{25} : std::vector<int64_t>{10, 24, 25, 200};
+  for (const int64_t n_prompt : lengths) {
+    const Sequence sequence(model, n_prompt + (TypeParam::kEmulated ? 60 : 120), seed() + 3);
+    const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+    const Outcome result = run<TypeParam>(sequence, tiered(), n_prompt);
+    EXPECT_LT(relative_error(result.outputs, reference.outputs), kOneUlp) << n_prompt;
+  }
+}
+
+TYPED_TEST_P(KvStoreSuite, TheBudgetBoundsWhatIsFetched) {
+  const int64_t n_prompt = 600, n_new = TypeParam::kEmulated ? 20 : 100;
+  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 4);
+  KvSettings settings = tiered();
+  settings.budget = 64;
+  for (double slots : {1.0, 2.0, 4.0}) {
+    settings.slots = slots;
+    const Outcome result = run<TypeParam>(sequence, settings, n_prompt);
+    const SelectionCounters& c = result.counters;
+    EXPECT_EQ(c.steps, 2 * n_new);
+    EXPECT_EQ(c.selected_chunks, c.steps * 2 * (64 / 8));
+    EXPECT_LE(c.hit_chunks, c.selected_chunks);
+    EXPECT_EQ(c.fetched_bytes, (c.selected_chunks - c.hit_chunks) * 8 * 64 * 2 * 2);
+    // The size of the selection cache changes what is fetched, never the answer.
+    KvSettings one = settings;
+    one.slots = 1;
+    EXPECT_LT(relative_error(result.outputs, run<TypeParam>(sequence, one, n_prompt).outputs),
+              kOneUlp);
+  }
+}
+
+TYPED_TEST_P(KvStoreSuite, AuditOfEverythingIsOne) {
+  const Sequence sequence(Model{}, 330, seed() + 5);
+  KvSettings settings = tiered();
+  settings.audit = true;
+  const Outcome all = run<TypeParam>(sequence, settings, 300);
+  EXPECT_EQ(all.mass.steps(), 30);
+  EXPECT_NEAR(all.mass.mean(), 1.0, 1e-5);
+  settings.budget = 16;
+  const Outcome some = run<TypeParam>(sequence, settings, 300);
+  EXPECT_LT(some.mass.mean(), 0.9);
+  EXPECT_GT(some.mass.mean(), 0.2);
+  EXPECT_LE(some.mass.percentile(0.05), some.mass.mean());
+}
+
+REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EverythingSelectedEqualsDense,
+                            LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
+                            SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
+                            AuditOfEverythingIsOne);
+
+}  // namespace tiercel::test

@@ -1,0 +1,435 @@
+// The host half of kernels/gpu.cuh: plain definitions of every name, for the SIMT emulator.
+//
+// A collective is identified by its place in the source (std::source_location), not by its return
+// address: compilers clone code paths. Instruction layouts follow the PTX ISA; a micro-test on a
+// device compares them with the hardware.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+#include <type_traits>
+
+#include "engine/base/dtype.h"
+#include "tests/simt/simt.h"
+
+#define GPU inline
+#define GPU_AND_HOST inline
+#define KERNEL(threads, blocks) inline void
+#define GRID_CONST
+#define SHARED(name) uint8_t* name = simt::g.b->smem
+#define TIERCEL_HOPPER_BODY 1
+#define threadIdx (simt::g.cur->tid)
+#define blockIdx (simt::g.b->block_idx)
+#define blockDim (simt::g.b->block_dim)
+#define gridDim (simt::g.b->grid_dim)
+#define __restrict__
+
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct uint2 {
+  uint32_t x, y;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace tiercel::gpu {
+
+// What cuTensorMapEncodeTiled is told; innermost dimension first; bf16 only.
+struct TensorMap {
+  const bf16* base;
+  int rank;
+  uint64_t dim[5];
+  uint64_t stride_bytes[5];
+  uint32_t box[5];
+  int swizzle;  // 0, 32, 64, 128
+};
+
+inline float bits_to_float(uint32_t u) { return std::bit_cast<float>(u); }
+inline uint32_t float_to_bits(float x) { return std::bit_cast<uint32_t>(x); }
+inline float bf16_value(bf16 x) { return static_cast<float>(x); }
+
+using Site = std::source_location;
+#define HERE Site at = Site::current()
+#define SITE()                                               \
+  (uint64_t(at.line()) << 32 ^ uint64_t(at.column()) << 48 ^ \
+   reinterpret_cast<uintptr_t>(at.file_name()))
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - simt::g.b->smem);
+}
+inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+inline float mul_rn(float a, float b) { return a * b; }
+inline float add_rn(float a, float b) { return a + b; }
+inline double mul_rn(double a, double b) { return a * b; }
+inline double add_rn(double a, double b) { return a + b; }
+inline double bits_to_double(uint64_t u) { return std::bit_cast<double>(u); }
+inline float reciprocal_fast(float x) { return 1.0f / x; }
+inline uint32_t pack_bf16(float lo, float hi) {
+  return bf16(lo).bits | uint32_t(bf16(hi).bits) << 16;
+}
+inline float bf(uint32_t u, int hi) {
+  return bf16_value(bf16::from_bits(uint16_t(hi ? u >> 16 : u & 0xffff)));
+}
+inline void bar_sync(int id, int n) { simt::bar_sync(id, n, true); }
+inline void bar_arrive(int id, int n) { simt::bar_sync(id, n, false); }
+inline void sync_threads() { simt::bar_sync(0, static_cast<int>(simt::g.b->fibers.size()), true); }
+struct Shuffle {
+  uint32_t in, out;
+  int src;
+};
+__attribute__((noinline)) inline uint32_t exchange(uint32_t v, int src, Site at) {
+  Shuffle s{v, 0, src};
+  simt::warp_all(SITE(), &s, [](void** a) {
+    for (int i = 0; i < 32; ++i) {
+      auto* t = static_cast<Shuffle*>(a[i]);
+      t->out = static_cast<Shuffle*>(a[t->src & 31])->in;
+    }
+  });
+  return s.out;
+}
+#define HOT __attribute__((always_inline)) inline
+HOT uint32_t shuffle(uint32_t v, int src, HERE) { return exchange(v, src, at); }
+HOT float shuffle_xor(float v, int m, HERE) {
+  uint32_t u;
+  std::memcpy(&u, &v, 4);
+  u = exchange(u, simt::lane() ^ m, at);
+  std::memcpy(&v, &u, 4);
+  return v;
+}
+HOT uint32_t shuffle_xor(uint32_t v, int m, HERE) { return exchange(v, simt::lane() ^ m, at); }
+HOT uint32_t shuffle_up(uint32_t v, int d, HERE) {
+  return exchange(v, simt::lane() >= d ? simt::lane() - d : simt::lane(), at);
+}
+struct Vote {
+  bool p;
+  uint32_t out;
+};
+__attribute__((noinline)) inline uint32_t ballot_(bool p, Site at) {
+  Vote v{p, 0};
+  simt::warp_all(SITE(), &v, [](void** a) {
+    uint32_t m = 0;
+    for (int i = 0; i < 32; ++i) m |= uint32_t(static_cast<Vote*>(a[i])->p) << i;
+    for (int i = 0; i < 32; ++i) static_cast<Vote*>(a[i])->out = m;
+  });
+  return v.out;
+}
+HOT uint32_t ballot(bool p, HERE) { return ballot_(p, at); }
+__attribute__((noinline)) inline void sync_warp(HERE) {
+  simt::warp_all(SITE(), nullptr, [](void**) {});
+}
+inline int popcount(uint32_t x) { return __builtin_popcount(x); }
+inline uint32_t atomic_add(uint32_t* p, uint32_t v) {
+  const uint32_t r = *p;
+  *p += v;
+  return r;
+}
+inline uint64_t atomic_add(uint64_t* p, uint64_t v) {
+  const uint64_t r = *p;
+  *p += v;
+  return r;
+}
+inline void atomic_or(uint32_t* p, uint32_t v) { *p |= v; }
+inline void atomic_and(uint32_t* p, uint32_t v) { *p &= v; }
+// mbarrier: 64 bits of shared memory, ours to lay out
+struct MBar {
+  int32_t tx;
+  uint16_t pending;
+  uint16_t expected_phase;
+};  // top bit of the last: phase
+static_assert(sizeof(MBar) == 8);
+inline MBar& mb(uint64_t* b) { return *reinterpret_cast<MBar*>(b); }
+inline void mb_check(MBar& m) {
+  if (m.pending == 0 && m.tx == 0) {
+    m.pending = m.expected_phase & 0x7fff;
+    m.expected_phase ^= 0x8000;
+    ++simt::g.b->progress;
+  }
+}
+inline void mbar_init(uint64_t* b, int count) { mb(b) = {0, uint16_t(count), uint16_t(count)}; }
+inline void mbar_fence_init() {}
+inline void mbar_arrive(uint64_t* b) {
+  auto& m = mb(b);
+  if (m.pending == 0) simt::die("mbarrier: too many arrivals");
+  --m.pending;
+  mb_check(m);
+  ++simt::g.b->progress;
+  if (simt::g.rng() % 4 == 0) simt::yield();  // whatever follows must not rely on coming at once
+}
+inline void mbar_expect_bytes(uint64_t* b, uint32_t bytes) {
+  mb(b).tx += int32_t(bytes);
+  mbar_arrive(b);
+}
+inline void mbar_complete(uint64_t* b, uint32_t bytes) {
+  auto& m = mb(b);
+  m.tx -= int32_t(bytes);
+  mb_check(m);
+}
+inline void mbar_wait(uint64_t* b, uint32_t parity) {
+  simt::wait_until("mbarrier", [&] { return (mb(b).expected_phase >> 15) != parity; });
+}
+inline uint32_t swizzle(uint32_t a,
+                        int mode) {  // byte offset from a 1024-aligned shared memory base
+  return mode == 128  ? a ^ ((a >> 7 & 7) << 4)
+         : mode == 64 ? a ^ ((a >> 7 & 3) << 4)
+         : mode == 32 ? a ^ ((a >> 7 & 1) << 4)
+                      : a;
+}
+inline void prefetch_map(const TensorMap*) {}
+inline void issue_bulk(std::function<void()> f) {
+  if (simt::g.bulk == simt::Async::kEager)
+    f();
+  else
+    simt::g.b->engine.push_back({std::move(f)});
+}
+inline void copy_box_3d(void* dst, const TensorMap* m, int x, int y, int z, uint64_t* bar) {
+  uint32_t base = shared_address(dst);
+  if (base % (m->swizzle ? 8 * m->swizzle : 128))
+    simt::die("TMA destination not aligned to its swizzle atom");
+  issue_bulk([=] {
+    uint32_t off = base;
+    for (uint32_t k = 0; k < m->box[2]; ++k)
+      for (uint32_t j = 0; j < m->box[1]; ++j)
+        for (uint32_t i = 0; i < m->box[0]; ++i, off += 2) {
+          int64_t cx = int64_t(x) + i, cy = int64_t(y) + j, cz = int64_t(z) + k;
+          bool in = cx >= 0 && cy >= 0 && cz >= 0 && uint64_t(cx) < m->dim[0] &&
+                    uint64_t(cy) < m->dim[1] && uint64_t(cz) < m->dim[2];
+          bf16 v{0};
+          if (in)
+            v = *reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(m->base) + cx * 2 +
+                                               cy * m->stride_bytes[1] + cz * m->stride_bytes[2]);
+          *reinterpret_cast<bf16*>(simt::g.b->smem + swizzle(off, m->swizzle)) = v;
+        }
+    mbar_complete(bar, m->box[0] * m->box[1] * m->box[2] * 2);
+  });
+}
+inline void copy_bulk(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
+  if ((shared_address(dst) | reinterpret_cast<uintptr_t>(src) | bytes) & 15)
+    simt::die("bulk copy needs 16-byte alignment");
+  issue_bulk([=] {
+    std::memcpy(dst, src, bytes);
+    mbar_complete(bar, bytes);
+  });
+}
+inline void fence_async_shared() {}
+template <int>
+inline void grow_registers() {}
+template <int>
+inline void shrink_registers() {}
+// wgmma: operations are recorded per warpgroup and executed when waited for (late) or when
+// committed (eager)
+inline float smem_bf16(uint32_t addr) {
+  return bf16_value(*reinterpret_cast<bf16*>(simt::g.b->smem + addr));
+}
+inline uint32_t desc_addr(uint64_t d, int mn, int k, bool mn_major) {
+  uint32_t start = (d & 0x3fff) << 4, lbo = (d >> 16 & 0x3fff) << 4, sbo = (d >> 32 & 0x3fff) << 4;
+  int mode = d >> 62;  // 0 none, 1 128B, 2 64B, 3 32B
+  int bytes = mode == 0 ? 16 : mode == 1 ? 128 : mode == 2 ? 64 : 32;
+  int el = bytes / 2;
+  uint32_t a;
+  if (!mn_major)
+    a = mode == 0 ? start + (mn % 8) * 16 + (mn / 8) * sbo + (k / 8) * lbo + (k % 8) * 2
+                  : start + (mn % 8) * bytes + (mn / 8) * sbo + k * 2;
+  else
+    a = mode == 0 ? start + (mn % 8) * 2 + (mn / 8) * sbo + (k % 8) * 16 + (k / 8) * lbo
+                  : start + (mn % el) * 2 + (mn / el) * lbo + (k % 8) * bytes + (k / 8) * sbo;
+  return mode == 0 ? a : swizzle(a, bytes);
+}
+struct WgArg {
+  float* d;
+  const uint32_t* a;
+  uint64_t da, db;
+  int acc;
+};
+template <int kN>
+inline void wg_execute(const WgArg (&arg)[128], bool rs, bool trans_b) {
+  static thread_local float A[64][16], B[16][kN];
+  for (int k = 0; k < 16; ++k)
+    for (int n = 0; n < kN; ++n) B[k][n] = smem_bf16(desc_addr(arg[0].db, n, k, trans_b));
+  if (!rs) {
+    for (int m = 0; m < 64; ++m)
+      for (int k = 0; k < 16; ++k) A[m][k] = smem_bf16(desc_addr(arg[0].da, m, k, false));
+  } else {
+    for (int t = 0; t < 128; ++t)
+      for (int r = 0; r < 4; ++r)
+        for (int h = 0; h < 2; ++h)
+          A[t / 32 * 16 + t % 32 / 4 + 8 * (r & 1)][2 * (t & 3) + 8 * (r >> 1) + h] =
+              bf(arg[t].a[r], h);
+  }
+  for (int t = 0; t < 128; ++t)
+    for (int i = 0; i < kN / 2; ++i) {
+      int m = t / 32 * 16 + t % 32 / 4 + 8 * (i >> 1 & 1), n = i / 4 * 8 + 2 * (t & 3) + (i & 1);
+      float s = arg[t].acc ? arg[t].d[i] : 0.f;
+      for (int k = 0; k < 16; ++k) s += A[m][k] * B[k][n];
+      arg[t].d[i] = s;
+    }
+}
+template <int kN>
+struct Wgmma {
+  static constexpr int kRegs = kN / 2;
+  static void issue(WgArg w, bool rs, bool trans, uint64_t site) {
+    simt::warpgroup_all(site, &w, [=](void** a) {
+      std::array<WgArg, 128> all;
+      for (int i = 0; i < 128; ++i) {
+        all[i] = *static_cast<WgArg*>(a[i]);
+        if (all[i].db != all[0].db || all[i].da != all[0].da || all[i].acc != all[0].acc)
+          simt::die("wgmma operands differ in the warpgroup");
+      }
+      auto& groups = simt::g.b->mma_groups[simt::g.cur->linear >> 7];
+      groups.back().push_back(
+          {[=] { wg_execute<kN>(*reinterpret_cast<const WgArg(*)[128]>(all.data()), rs, trans); }});
+    });
+  }
+  template <int kT>
+  __attribute__((noinline)) static void ss(float (&d)[kRegs], uint64_t a, uint64_t b, int acc,
+                                           HERE) {
+    issue({d, nullptr, a, b, acc}, false, kT, SITE());
+  }
+  template <int kT>
+  __attribute__((noinline)) static void rs(float (&d)[kRegs], const uint32_t (&a)[4], uint64_t b,
+                                           int acc, HERE) {
+    issue({d, a, 0, b, acc}, true, kT, SITE());
+  }
+};
+inline void run_group(std::vector<simt::AsyncOp>& grp) {
+  for (auto& o : grp) o.run();
+  grp.clear();
+}
+inline void wgmma_fence() {}
+__attribute__((noinline)) inline void wgmma_commit(HERE) {
+  simt::warpgroup_all(SITE(), nullptr, [](void**) {
+    auto& q = simt::g.b->mma_groups[simt::g.cur->linear >> 7];
+    q.emplace_back();
+    if (simt::g.mma == simt::Async::kEager)
+      while (simt::run_mma_one()) {
+      }
+  });
+}
+template <int kN>
+__attribute__((noinline)) inline void wgmma_wait(HERE) {
+  simt::warpgroup_all(SITE(), nullptr, [](void**) {});
+  auto& q = simt::g.b->mma_groups[simt::g.cur->linear >> 7];
+  simt::wait_until("wgmma", [&] { return q.size() <= size_t(kN) + 1; });
+}
+template <int kN>
+inline void pin(float (&)[kN]) {}
+template <int kN>
+inline void pin(uint32_t (&)[kN]) {}
+// sm_80
+inline void copy_async16(void* dst, const void* src, bool valid) {
+  if ((shared_address(dst) | reinterpret_cast<uintptr_t>(src)) & 15)
+    simt::die("cp.async needs 16-byte alignment");
+  auto f = [=] {
+    if (valid)
+      std::memcpy(dst, src, 16);
+    else
+      std::memset(dst, 0, 16);
+  };
+  if (simt::g.bulk == simt::Async::kEager ||
+      (simt::g.bulk == simt::Async::kRandom && simt::g.rng() % 2))
+    f();
+  else
+    simt::g.b->cp_groups[simt::g.cur->linear].back().push_back({f});
+}
+inline void copy_commit() { simt::g.b->cp_groups[simt::g.cur->linear].emplace_back(); }
+template <int kN>
+inline void copy_wait() {
+  auto& q = simt::g.b->cp_groups[simt::g.cur->linear];
+  while (q.size() > size_t(kN) + 1) {
+    run_group(q.front());
+    q.erase(q.begin());
+  }
+}
+struct Ldm {
+  const uint8_t* p;
+  uint32_t r[4];
+};
+inline void ldm_all(void** a, bool trans) {
+  for (int m = 0; m < 4; ++m) {
+    uint32_t groups = 0;
+    int conflicts = 0;
+    for (int i = 0; i < 8; ++i) {
+      uint32_t addr = shared_address(static_cast<Ldm*>(a[8 * m + i])->p);
+      if (addr & 15) simt::die("ldmatrix row not 16-byte aligned");
+      uint32_t bit = 1u << (addr >> 4 & 7);
+      conflicts += (groups & bit) != 0;
+      groups |= bit;
+    }
+    simt::g.ldmatrix_conflicts += conflicts;
+    ++simt::g.ldmatrix_count;
+    for (int t = 0; t < 32; ++t) {
+      auto* l = static_cast<Ldm*>(a[t]);
+      uint16_t v[2];
+      for (int h = 0; h < 2; ++h) {
+        int row = trans ? 2 * (t & 3) + h : t >> 2, col = trans ? t >> 2 : 2 * (t & 3) + h;
+        std::memcpy(&v[h], static_cast<Ldm*>(a[8 * m + row])->p + 2 * col, 2);
+      }
+      l->r[m] = v[0] | uint32_t(v[1]) << 16;
+    }
+  }
+}
+__attribute__((noinline)) inline void load_matrix(uint32_t (&r)[4], const void* p, HERE) {
+  Ldm l{static_cast<const uint8_t*>(p), {}};
+  simt::warp_all(SITE(), &l, [](void** a) { ldm_all(a, false); });
+  std::memcpy(r, l.r, 16);
+}
+__attribute__((noinline)) inline void load_matrix_transposed(uint32_t (&r)[4], const void* p,
+                                                             HERE) {
+  Ldm l{static_cast<const uint8_t*>(p), {}};
+  simt::warp_all(SITE(), &l, [](void** a) { ldm_all(a, true); });
+  std::memcpy(r, l.r, 16);
+}
+struct Mma {
+  float* d;
+  const uint32_t* a;
+  uint32_t b0, b1;
+};
+__attribute__((noinline)) inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1, HERE) {
+  Mma m{d, a, b0, b1};
+  simt::warp_all(SITE(), &m, [](void** p) {
+    float A[16][16], B[16][8];
+    for (int t = 0; t < 32; ++t) {
+      auto* x = static_cast<Mma*>(p[t]);
+      for (int h = 0; h < 2; ++h) {
+        for (int r = 0; r < 4; ++r)
+          A[(t >> 2) + 8 * (r & 1)][2 * (t & 3) + 8 * (r >> 1) + h] = bf(x->a[r], h);
+        B[2 * (t & 3) + h][t >> 2] = bf(x->b0, h);
+        B[2 * (t & 3) + 8 + h][t >> 2] = bf(x->b1, h);
+      }
+    }
+    for (int t = 0; t < 32; ++t)
+      for (int i = 0; i < 4; ++i) {
+        float s = static_cast<Mma*>(p[t])->d[i];
+        for (int k = 0; k < 16; ++k)
+          s += A[(t >> 2) + 8 * (i >> 1)][k] * B[k][2 * (t & 3) + (i & 1)];
+        static_cast<Mma*>(p[t])->d[i] = s;
+      }
+  });
+}
+inline uint64_t atomic_max(uint64_t* p, uint64_t v) {
+  const uint64_t r = *p;
+  *p = std::max(r, v);
+  return r;
+}
+inline void thread_fence() {}
+inline float load_uncached(const float* p) { return *p; }
+inline uint32_t load_uncached(const uint32_t* p) { return *p; }
+inline float2 load_uncached(const float2* p) { return *p; }
+inline float4 load_uncached(const float4* p) { return *p; }
+inline uint4 load_stream(const void* p) {
+  uint4 v;
+  std::memcpy(&v, p, 16);
+  return v;
+}
+inline uint4 load_host(const void* p) { return load_stream(p); }
+
+}  // namespace tiercel::gpu

@@ -1,0 +1,310 @@
+// Runs CUDA-style kernels on the host: one fiber per CUDA thread, one block at a time per OS
+// thread.
+//
+// Owns fibers, block, warp and named barriers, warp collectives, and deferred (adversarial)
+// asynchronous copies and matrix products. Every launch visits blocks and threads in a new random
+// order, poisons shared memory, and reports deadlocks and divergent collectives with their place.
+// It cannot show missing fences, missing warp barriers before reads of other lanes' data, bank
+// conflicts of plain loads, register use or time.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <vector>
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+
+// Saves the callee-saved registers and the stack pointer to *save, and continues at load.
+extern "C" void simt_switch(void** save, void* load);
+
+namespace simt {
+
+[[noreturn]] inline void die(const char* what);
+
+struct Fiber {
+  void* sp = nullptr;
+  char* stack = nullptr;
+  dim3 tid{0, 0, 0};
+  int linear = 0;
+  bool done = true;
+  const char* waiting = nullptr;  // what this fiber waits for; for the deadlock report
+};
+
+struct Collective {         // rendezvous of a set of lanes; the last arriver computes for all
+  uint64_t arrived_lo = 0;  // bit per participant (<= 64) or count for warpgroups
+  int count = 0;
+  uint32_t generation = 0;
+  uint64_t site = 0;
+  void* args[128] = {};
+};
+
+struct AsyncOp {
+  std::function<void()> run;
+};
+
+struct Block {
+  dim3 block_dim, block_idx, grid_dim;
+  std::vector<Fiber> fibers;
+  std::vector<char*> spare_stacks;  // of fibers that a smaller launch did not need
+  std::vector<uint8_t> smem_storage;
+  uint8_t* smem = nullptr;
+  size_t smem_bytes = 0;
+  std::vector<Collective> warp, warpgroup;
+  struct Named {
+    int arrived = 0, expected = 0;
+    uint32_t generation = 0;
+  } named[16];
+  std::vector<AsyncOp> engine;  // bulk copies in flight
+  // per thread: cp.async groups; per warpgroup: wgmma groups
+  std::vector<std::vector<std::vector<AsyncOp>>> cp_groups;
+  std::vector<std::vector<std::vector<AsyncOp>>> mma_groups;
+  std::vector<int> frozen;  // per warp: rounds it still has to sit out
+  int live = 0;
+  uint64_t progress = 0;
+};
+
+enum class Async { kLate, kEager, kRandom };
+
+struct State {
+  Block* b = nullptr;
+  Fiber* cur = nullptr;
+  void* main_sp = nullptr;
+  const std::function<void()>* body = nullptr;
+  std::mt19937 rng{1};  // test_main seeds it
+  Async bulk = Async::kLate,
+        mma = Async::kLate;  // when copies land, when wgmma executes; independent on purpose
+  uint64_t switches = 0, ldmatrix_conflicts = 0, ldmatrix_count = 0;
+};
+inline thread_local State g;
+
+inline void yield() {
+  ++g.switches;
+  simt_switch(&g.cur->sp, g.main_sp);
+}
+
+template <class P>
+inline void wait_until(const char* what, P pred) {
+  while (!pred()) {
+    g.cur->waiting = what;
+    yield();
+  }
+  g.cur->waiting = nullptr;
+  ++g.b->progress;
+}
+
+inline void die(const char* what) {
+  std::fprintf(stderr, "simt: %s; block (%u,%u,%u)\n", what, g.b->block_idx.x, g.b->block_idx.y,
+               g.b->block_idx.z);
+  int shown = 0;
+  for (auto& f : g.b->fibers)
+    if (!f.done && shown++ < 16)
+      std::fprintf(stderr, "  thread %d waits for %s\n", f.linear,
+                   f.waiting ? f.waiting : "(running)");
+  std::abort();
+}
+
+inline void fiber_main() {
+  (*g.body)();
+  g.cur->done = true;
+  --g.b->live;
+  ++g.b->progress;
+  yield();
+  std::abort();
+}
+
+inline constexpr size_t kStack = 256 << 10;
+
+inline void prepare(Fiber& f) {
+  if (!f.stack && !g.b->spare_stacks.empty()) {
+    f.stack = g.b->spare_stacks.back();
+    g.b->spare_stacks.pop_back();
+  }
+  if (!f.stack) {
+    f.stack = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    mprotect(f.stack, 4096, PROT_NONE);  // guard page
+  }
+  auto top = reinterpret_cast<uintptr_t>(f.stack + kStack) & ~uintptr_t(15);
+  auto* sp = reinterpret_cast<void**>(top);
+  *--sp = nullptr;                               // alignment: return address slot of fiber_main
+  *--sp = reinterpret_cast<void*>(&fiber_main);  // popped by ret
+  for (int i = 0; i < 6; ++i) *--sp = nullptr;   // rbp rbx r12-r15
+  f.sp = sp;
+  f.done = false;
+  f.waiting = nullptr;
+}
+
+inline bool run_bulk_one() {  // one bulk copy completes
+  if (g.b->engine.empty()) return false;
+  size_t i = g.rng() % g.b->engine.size();
+  auto op = std::move(g.b->engine[i]);
+  g.b->engine.erase(g.b->engine.begin() + i);
+  op.run();
+  ++g.b->progress;
+  return true;
+}
+
+inline bool run_mma_one() {  // the oldest committed wgmma group of some warpgroup executes
+  size_t n = g.b->mma_groups.size(), first = g.rng() % n;
+  for (size_t i = 0; i < n; ++i) {
+    auto& q = g.b->mma_groups[(first + i) % n];
+    if (q.size() < 2) continue;
+    for (auto& op : q.front()) op.run();
+    q.erase(q.begin());
+    ++g.b->progress;
+    return true;
+  }
+  return false;
+}
+
+inline bool run_async_one() {
+  return g.rng() % 2 ? run_bulk_one() || run_mma_one() : run_mma_one() || run_bulk_one();
+}
+
+inline void run_block(Block& b, const std::function<void()>& body) {
+  g.b = &b;
+  g.body = &body;
+  std::memset(b.smem_storage.data(), 0xFF,
+              b.smem_storage.size());  // poison: NaN in every float format
+  for (auto& w : b.warp) w = {};
+  for (auto& w : b.warpgroup) w = {};
+  for (auto& n : b.named) n = {};
+  b.engine.clear();
+  for (auto& c : b.cp_groups) {
+    c.clear();
+    c.emplace_back();
+  }
+  for (auto& c : b.mma_groups) {
+    c.clear();
+    c.emplace_back();
+  }
+  for (auto& f : b.fibers) prepare(f);
+  b.live = static_cast<int>(b.fibers.size());
+  std::vector<int> order(b.fibers.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  b.frozen.assign((b.fibers.size() + 31) / 32, 0);
+  while (b.live > 0) {
+    uint64_t before = b.progress;
+    if (g.rng() % 4 == 0)
+      b.frozen[g.rng() % b.frozen.size()] =
+          static_cast<int>(g.rng() % 64);             // a slow warp: exposes early releases
+    std::shuffle(order.begin(), order.end(), g.rng);  // a new interleaving every round
+    for (int i : order) {
+      if (b.fibers[i].done || b.frozen[i / 32] > 0) continue;
+      g.cur = &b.fibers[i];
+      simt_switch(&g.main_sp, g.cur->sp);
+      if (g.bulk == Async::kRandom && (g.rng() & 7) == 0) run_bulk_one();
+      if (g.mma == Async::kRandom && (g.rng() & 31) == 0) run_mma_one();
+    }
+    bool thaw = false;
+    for (int& f : b.frozen)
+      if (f > 0) {
+        --f;
+        thaw = true;
+      }
+    if (b.progress != before) continue;
+    if (thaw)
+      for (int& f : b.frozen) f = 0;
+    else if (!run_async_one())
+      die("deadlock");
+  }
+  if (!b.engine.empty()) die("block ended with bulk copies in flight");
+}
+
+inline void launch(dim3 grid, dim3 block, size_t smem_bytes, const std::function<void()>& body) {
+  static thread_local Block b;
+  b.block_dim = block;
+  b.grid_dim = grid;
+  int n = block.x * block.y * block.z;
+  for (size_t i = n; i < b.fibers.size(); ++i) {
+    if (b.fibers[i].stack) b.spare_stacks.push_back(b.fibers[i].stack);
+  }
+  b.fibers.resize(n);
+  for (int i = 0; i < n; ++i) {
+    b.fibers[i].linear = i;
+    b.fibers[i].tid = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+  }
+  b.smem_bytes = smem_bytes;
+  b.smem_storage.resize(smem_bytes + 2048);
+  b.smem = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(b.smem_storage.data()) + 1023) &
+                                      ~uintptr_t(1023));
+  b.warp.resize((n + 31) / 32);
+  b.warpgroup.resize((n + 127) / 128);
+  b.cp_groups.resize(n);
+  b.mma_groups.resize((n + 127) / 128);
+  // Blocks may run in any order; a grid whose result depends on it is wrong.
+  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
+  for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
+  std::shuffle(blocks.begin(), blocks.end(), g.rng);
+  for (const uint64_t i : blocks) {
+    b.block_idx =
+        dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+             static_cast<unsigned>(i / grid.x / grid.y));
+    run_block(b, body);
+  }
+}
+
+// How late copies and products of the next launch are: every combination of them finds other bugs.
+inline void choose_timing() {
+  constexpr Async kModes[] = {Async::kLate, Async::kEager, Async::kRandom};
+  g.bulk = kModes[g.rng() % 3];
+  g.mma = kModes[g.rng() % 3];
+}
+
+// --- rendezvous: every participant deposits `arg`; the last one runs `all(args)`; all continue
+// afterwards.
+template <class F>
+inline void rendezvous(Collective& c, int slot, int expected, uint64_t site, void* arg,
+                       const char* what, F all) {
+  if (c.count == 0) c.site = site;
+  if (c.site != site) die("divergent collective: lanes meet at different instructions");
+  c.args[slot] = arg;
+  uint32_t gen = c.generation;
+  if (++c.count == expected) {
+    all(c.args);
+    c.count = 0;
+    ++c.generation;
+    ++g.b->progress;
+    return;
+  }
+  wait_until(what, [&] { return c.generation != gen; });
+}
+
+inline int lane() { return g.cur->linear & 31; }
+inline int warp_id() { return g.cur->linear >> 5; }
+
+template <class F>
+inline void warp_all(uint64_t site, void* arg, F f) {
+  rendezvous(g.b->warp[warp_id()], lane(), 32, site, arg, "warp collective", f);
+}
+template <class F>
+inline void warpgroup_all(uint64_t site, void* arg, F f) {
+  rendezvous(g.b->warpgroup[g.cur->linear >> 7], g.cur->linear & 127, 128, site, arg,
+             "warpgroup collective", f);
+}
+
+inline void bar_sync(int id, int threads, bool wait) {
+  auto& n = g.b->named[id];
+  if (n.arrived == 0) n.expected = threads;
+  if (n.expected != threads) die("named barrier used with two thread counts");
+  uint32_t gen = n.generation;
+  ++g.b->progress;
+  if (++n.arrived == threads) {
+    n.arrived = 0;
+    ++n.generation;
+    return;
+  }
+  if (wait) wait_until("named barrier", [&] { return n.generation != gen; });
+}
+
+}  // namespace simt

@@ -1,0 +1,90 @@
+// Linear layers of Llama-3.1-8B from one row to a prefill chunk, and those that a decode step
+// fuses.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kernels/linear.h"
+#include "tools/bench/device_harness.h"
+
+namespace tiercel::bench {
+namespace {
+
+struct Layer {
+  int64_t n, k;
+};
+constexpr Layer kLayers[] = {
+    {4096, 4096}, {1024, 4096}, {14336, 4096}, {4096, 14336}, {128256, 4096}};
+
+// Weights come cold; x and out lie in the cache, as they do in a model.
+void linear(Device& device, ColdNoise& weights, const Noise& x, const Noise& out, int64_t m,
+            const Layer& layer) {
+  const int64_t n = device.size(layer.n, 64), k = device.size(layer.k, 128);
+  const double us = device.time_us([&](int64_t) {
+    cuda::linear(
+        device.stream(),
+        {.x = x.data(), .weight = weights.next(n * k), .out = out.data(), .m = m, .k = k, .n = n});
+  });
+  const std::string shape = fmt::format("m {} n {} k {}", m, n, k);
+  device.report({.name = "linear",
+                 .shape = shape,
+                 .us = us,
+                 .bytes = 2 * static_cast<double>(n * k),
+                 .flops = 2 * static_cast<double>(m * n) * static_cast<double>(k)});
+  device.expect_finite("linear " + shape, out.data(), std::min<int64_t>(m * n, 4096));
+}
+
+// Norm and product in one, and the gated pair of products: what a decode step launches.
+void fused(Device& device, ColdNoise& weights, const Noise& x, const Noise& out, int64_t m) {
+  const int64_t k = device.size(4096, 128), n_qkv = device.size(6144, 64);
+  const int64_t n_gate = device.size(14336, 64);
+  const Noise norm(device, k);
+  const auto row = [&](const char* name, int64_t n, double products, const Device::Call& call) {
+    const double values = products * static_cast<double>(n * k);
+    device.report({.name = name,
+                   .shape = fmt::format("m {} n {} k {}", m, n, k),
+                   .us = device.time_us(call),
+                   .bytes = 2 * values,
+                   .flops = 2 * static_cast<double>(m) * values});
+  };
+  row("norm_linear", n_qkv, 1, [&](int64_t) {
+    cuda::norm_linear(device.stream(), {.linear = {.x = x.data(),
+                                                   .weight = weights.next(n_qkv * k),
+                                                   .out = out.data(),
+                                                   .m = m,
+                                                   .k = k,
+                                                   .n = n_qkv},
+                                        .norm_weight = norm.data(),
+                                        .eps = 1e-5f});
+  });
+  row("gated_linear", n_gate, 2, [&](int64_t) {
+    cuda::gated_linear(device.stream(), {.x = x.data(),
+                                         .norm_weight = norm.data(),
+                                         .gate = weights.next(n_gate * k),
+                                         .up = weights.next(n_gate * k),
+                                         .out = out.data(),
+                                         .m = m,
+                                         .k = k,
+                                         .n = n_gate,
+                                         .eps = 1e-5f});
+  });
+}
+
+}  // namespace
+
+void run_linear(Device& device) {
+  const int64_t largest = device.size(int64_t{128256} * 4096, 1 << 16);
+  ColdNoise weights(device, largest);
+  const int64_t max_rows = device.size(4096, 16);
+  const Noise x(device, max_rows * device.size(14336, 128));
+  const Noise out(device, max_rows * device.size(128256, 64));
+  for (const Layer& layer : kLayers) {
+    for (const int64_t m : {1, 2, 4, 8, 16, 64, 512, 4096}) {
+      if (m <= max_rows) linear(device, weights, x, out, m, layer);
+    }
+    if (device.smoke()) break;
+  }
+  for (const int64_t m : {1, 4, 8}) fused(device, weights, x, out, m);
+}
+
+}  // namespace tiercel::bench

@@ -1,0 +1,178 @@
+#include "tools/bench_report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "tools/report.h"
+#include "tools/session_flags.h"
+#include "tools/units.h"
+
+namespace tiercel {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::vector<double> rates(const BenchRow& row) {
+  std::vector<double> values;
+  for (const double seconds : row.seconds) {
+    values.push_back(static_cast<double>(row.n_tokens()) / seconds);
+  }
+  return values;
+}
+
+std::string test_name(const BenchRow& row) {
+  if (row.n_gen == 0) return fmt::format("pp{}", row.n_prompt);
+  return fmt::format("tg{} @ d{}", row.n_gen, row.n_depth);
+}
+
+double fetch_rate(const BenchRow& row) {
+  return row.step_fetch_seconds > 0
+             ? static_cast<double>(row.selection.fetched_bytes) / row.step_fetch_seconds
+             : 0;
+}
+
+Json to_json(const BenchSetup& setup, const BenchRow& row) {
+  const SessionOptions& o = row.plan.options;
+  std::vector<double> samples_ns;
+  for (const double seconds : row.seconds) samples_ns.push_back(1e9 * seconds);
+  const Spread ns = spread_of(samples_ns), ts = spread_of(rates(row));
+  return {{"build_commit", commit()},
+          {"version", version()},
+          {"backend", setup.backend},
+          {"model_filename", setup.model},
+          {"model_size", setup.weight_bytes},
+          {"model_n_params", setup.n_parameters},
+          {"synthetic", setup.synthetic},
+          {"random_tokens", setup.random_tokens},
+          {"imposed_hit_rate", o.imposed_hit_rate >= 0 ? Json(o.imposed_hit_rate) : Json(nullptr)},
+          {"n_prompt", row.n_gen > 0 ? 0 : row.n_prompt},
+          {"n_gen", row.n_gen},
+          {"n_depth", row.n_depth},
+          {"attention", name_of(o.attention)},
+          {"prefill", name_of(o.prefill)},
+          {"budget", o.budget == kBudgetAll ? Json("all") : Json(o.budget)},
+          {"avg_ns", ns.mean},
+          {"stddev_ns", ns.deviation},
+          {"avg_ts", ts.mean},
+          {"stddev_ts", ts.deviation},
+          {"samples_ns", samples_ns},
+          {"samples_ts", rates(row)},
+          {"device_bytes", row.plan.memory.device.total()},
+          {"host_bytes", row.plan.memory.host.total()},
+          {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
+          {"fetched_bytes_per_second", fetch_rate(row)},
+          {"time_to_first_token_seconds", row.time_to_first_token},
+          {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
+          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}};
+}
+
+// The cells of the table, header first.
+std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
+                                            const std::vector<BenchRow>& rows) {
+  std::vector<std::vector<std::string>> table = {
+      {"model", "size", "params", "backend", "test", "t/s", "device GiB", "host GiB", "attention",
+       "budget", "hit rate", "fetch GB/s", "ttft s", "p50 ms", "p95 ms"}};
+  const auto gib = [](int64_t bytes) {
+    return fmt::format("{:.2f}", static_cast<double>(bytes) / (1 << 30));
+  };
+  for (const BenchRow& row : rows) {
+    const SessionOptions& o = row.plan.options;
+    const Spread ts = spread_of(rates(row));
+    const bool decode = row.n_gen > 0, selects = row.selection.steps > 0;
+    const bool imposed = o.imposed_hit_rate >= 0;
+    table.push_back(
+        {setup.model, format_bytes(setup.weight_bytes),
+         fmt::format("{:.2f} B", static_cast<double>(setup.n_parameters) * 1e-9), setup.backend,
+         test_name(row), fmt::format("{:.2f} ± {:.2f}", ts.mean, ts.deviation),
+         gib(row.plan.memory.device.total()), gib(row.plan.memory.host.total()),
+         decode ? name_of(o.attention) : name_of(o.prefill),
+         o.attention == AttentionMode::kDense ? "-"
+         : o.budget == kBudgetAll             ? "all"
+                                              : std::to_string(o.budget),
+         selects ? fmt::format("{:.3f}{}", row.selection.hit_rate(), imposed ? " (imposed)" : "")
+                 : "-",
+         selects ? fmt::format("{:.2f}", 1e-9 * fetch_rate(row)) : "-",
+         fmt::format("{:.3f}", row.time_to_first_token),
+         decode ? fmt::format("{:.3f}", 1e3 * percentile_of(row.token_seconds, 0.5)) : "-",
+         decode ? fmt::format("{:.3f}", 1e3 * percentile_of(row.token_seconds, 0.95)) : "-"});
+  }
+  return table;
+}
+
+std::string markdown(const std::vector<std::vector<std::string>>& table) {
+  std::vector<size_t> width(table[0].size(), 0);
+  for (const auto& row : table) {
+    for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
+  }
+  std::string text;
+  for (size_t r = 0; r < table.size(); ++r) {
+    for (size_t i = 0; i < width.size(); ++i) {
+      text += fmt::format("| {:<{}} ", table[r][i], width[i]);
+    }
+    text += "|\n";
+    if (r > 0) continue;
+    for (const size_t w : width) text += "| " + std::string(w, '-') + " ";
+    text += "|\n";
+  }
+  return text;
+}
+
+std::string csv(const std::vector<std::vector<std::string>>& table) {
+  std::string text;
+  for (const auto& row : table) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      std::string cell = row[i];
+      for (size_t at = 0; (at = cell.find('"', at)) != std::string::npos; at += 2) {
+        cell.insert(at, 1, '"');
+      }
+      text += fmt::format("{}\"{}\"", i > 0 ? "," : "", cell);
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace
+
+Spread spread_of(const std::vector<double>& values) {
+  if (values.empty()) return {};
+  const auto n = static_cast<double>(values.size());
+  Spread spread;
+  spread.mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
+  for (const double v : values) spread.deviation += (v - spread.mean) * (v - spread.mean);
+  spread.deviation = values.size() > 1 ? std::sqrt(spread.deviation / (n - 1)) : 0;
+  return spread;
+}
+
+double percentile_of(std::vector<double> values, double share) {
+  if (values.empty()) return 0;
+  const auto rank = std::ceil(share * static_cast<double>(values.size()));
+  const auto at = static_cast<size_t>(std::max(rank, 1.0)) - 1;
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
+  return values[at];
+}
+
+std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
+                       BenchFormat format) {
+  switch (format) {
+    case BenchFormat::kMarkdown: return markdown(cells(setup, rows));
+    case BenchFormat::kCsv: return csv(cells(setup, rows));
+    case BenchFormat::kJson: {
+      Json all = Json::array();
+      for (const BenchRow& row : rows) all.push_back(to_json(setup, row));
+      return all.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+    case BenchFormat::kJsonLines: {
+      std::string text;
+      for (const BenchRow& row : rows) {
+        text += to_json(setup, row).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+      }
+      return text;
+    }
+  }
+  return {};
+}
+
+}  // namespace tiercel

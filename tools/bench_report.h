@@ -1,0 +1,45 @@
+// What tiercel bench measured, and the formats it is written in.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/session.h"
+
+namespace tiercel {
+
+enum class BenchFormat : uint8_t { kMarkdown, kCsv, kJson, kJsonLines };
+
+// One line of the table: a prefill of n_prompt tokens, or n_gen steps behind a prompt of n_depth.
+struct BenchRow {
+  int64_t n_prompt = 0, n_gen = 0, n_depth = 0;
+  std::vector<double> seconds;        // per repetition
+  std::vector<double> token_seconds;  // of decode steps, all repetitions
+  double time_to_first_token = 0;     // seconds, mean over repetitions
+  SelectionReport selection;          // of the last repetition
+  double step_fetch_seconds = 0;      // time of the steps that selection counted
+  SessionPlan plan;
+
+  int64_t n_tokens() const { return n_gen > 0 ? n_gen : n_prompt; }
+};
+
+// What all rows share.
+struct BenchSetup {
+  std::string model, backend;
+  int64_t n_parameters = 0, weight_bytes = 0;
+  bool synthetic = false, random_tokens = true;
+};
+
+// Mean and sample standard deviation.
+struct Spread {
+  double mean = 0, deviation = 0;
+};
+Spread spread_of(const std::vector<double>& values);
+// The smallest value that at least this share of the values does not exceed; 0 without values.
+double percentile_of(std::vector<double> values, double share);
+
+std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
+                       BenchFormat format);
+
+}  // namespace tiercel
