@@ -101,6 +101,18 @@ extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx512Bf16Kernel;
 extern const Kernel kAmxKernel;
 extern const Kernel kAmxEmulatedKernel;  // the same code on tiles in plain memory, bit for bit
+
+// The AMX kernel in parts and variants, for the benchmark, which has to explain what bounds it.
+// Head dims 64 and 128 only; where no exp2 is named the lookup is used, whatever exact_exp says.
+struct AmxBenchKernels {
+  Kernel one_row_tile;           // 16 rows per task instead of 32: twice the bytes from L2
+  Kernel one_row_tile_products;  // no weights: P is what the buffer holds
+  Kernel products;
+  Kernel weights;  // no tile instruction: S is what the buffer holds
+  Kernel exact_weights;
+};
+extern const AmxBenchKernels kAmxBenchKernels;
+extern const Kernel kAmxOneRowTileEmulatedKernel;
 #endif
 
 const Kernel& kernel_of(Isa isa);

@@ -135,7 +135,7 @@ float row_max(const float* s, int n_keys, int begin, int end) {
 // free, as additions run beside the dot products. -inf of masked keys is harmless there.
 template <bool kMasked, typename Exp>
 void row_weights(Buffers& buffers, int r, int n_keys, int begin, int end, float reference) {
-  const Exp exp(reference);
+  const Exp exp(Exp::prepared(reference));
   const __m512i ones = _mm512_set1_epi16(0x3f80);
   __m512 sum = _mm512_load_ps(buffers.sums[r]);
   __m512 watch = _mm512_load_ps(buffers.watch[r]);

@@ -30,18 +30,31 @@ __m512 exp2_polynomial(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// 32 weights, packed as packusdw does, from two vectors of scores.
+// 32 weights, packed as packusdw does, from two vectors of scores. Made from what prepared() makes
+// of a row's reference. With a third argument every score also leaves a trace in it, so that it
+// turns NaN where a NaN would pass for a weight of 0.
 struct Lookup {
+  static constexpr bool kNone = false;  // true: makes no weights, to see what they cost
+
   __m512 shift;  // magic - reference
   __m512i table = _mm512_load_si512(kLookupTable);
 
-  explicit Lookup(float reference) : shift(_mm512_set1_ps(kRoundMagic - reference)) {}
+  static float prepared(float reference) { return kRoundMagic - reference; }
+  explicit Lookup(float prepared) : shift(_mm512_set1_ps(prepared)) {}
+  __m512i operator()(__m512 a, __m512 b) const {
+    return words(_mm512_add_ps(a, shift), _mm512_add_ps(b, shift));
+  }
+  __m512i operator()(__m512 a, __m512 b, __m512& watch) const {
+    const __m512 x = _mm512_add_ps(a, shift), y = _mm512_add_ps(b, shift);
+    watch = _mm512_add_ps(watch, _mm512_add_ps(x, y));
+    return words(x, y);
+  }
   // A weight that no word can hold (the score is not finite, or the sum wrapped) becomes NaN or 0;
   // the row's sum or its watch tells.
-  __m512i operator()(__m512 a, __m512 b) const {
+  __m512i words(__m512 a, __m512 b) const {
     const __m512i bias = _mm512_set1_epi32(kLookupBias);
-    const __m512i x = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(a, shift)), bias);
-    const __m512i y = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(b, shift)), bias);
+    const __m512i x = _mm512_sub_epi32(_mm512_castps_si512(a), bias);
+    const __m512i y = _mm512_sub_epi32(_mm512_castps_si512(b), bias);
     const __m512i word = _mm512_packus_epi32(x, y);
     const __m512i correction =
         _mm512_maskz_permutexvar_epi8(0x5555555555555555ull, _mm512_srli_epi16(word, 1), table);
@@ -50,8 +63,11 @@ struct Lookup {
 };
 
 struct Polynomial {
+  static constexpr bool kNone = false;
+
   __m512 reference;
 
+  static float prepared(float r) { return r; }
   explicit Polynomial(float r) : reference(_mm512_set1_ps(r)) {}
   __m512i operator()(__m512 a, __m512 b) const {
     const __m512 unit = _mm512_set1_ps(1.0f / kUnitsPerOctave);
@@ -60,6 +76,10 @@ struct Polynomial {
     // vcvtne2ps2bf16 leaves a's words below b's; packusdw's order takes four of each in turn.
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     return _mm512_permutexvar_epi64(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(y, x)));
+  }
+  __m512i operator()(__m512 a, __m512 b, __m512& watch) const {
+    watch = _mm512_add_ps(watch, _mm512_add_ps(a, b));
+    return (*this)(a, b);
   }
 };
 

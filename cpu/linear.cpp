@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/elementwise.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
@@ -124,6 +125,24 @@ void linear(Queue& queue, const LinearParams& p) {
   } else {
     linear_blocks(queue, p, gemm_level(queue.isa()));
   }
+}
+
+void norm_linear(Queue& queue, const NormLinearParams& p) {
+  rms_norm(queue, {p.linear.x, p.norm_weight, p.normed, p.linear.m, p.linear.k, p.eps});
+  LinearParams product = p.linear;
+  product.x = p.normed;
+  linear(queue, product);
+}
+
+void gated_linear(Queue& queue, const GatedLinearParams& p) {
+  const bf16* x = p.x;
+  if (p.norm_weight != nullptr) {
+    rms_norm(queue, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps});
+    x = p.normed;
+  }
+  linear(queue, {x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n});
+  linear(queue, {x, p.up, p.up_bias, p.up_result, p.m, p.k, p.n});
+  swiglu(queue, {p.out, p.up_result, p.out, p.m * p.n});
 }
 
 }  // namespace tiercel::cpu

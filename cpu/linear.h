@@ -20,6 +20,10 @@ namespace tiercel::cpu {
 // k must be even.
 void linear(Queue& queue, const LinearParams& p);
 
+// In steps: the norm, the products, SwiGLU.
+void norm_linear(Queue& queue, const NormLinearParams& p);
+void gated_linear(Queue& queue, const GatedLinearParams& p);
+
 // The kernels of a level.
 const GemmLevel& gemm_level(Isa isa);
 

@@ -40,6 +40,8 @@ class Queue {
   using Ticket = int64_t;
   // The host reads what ops of this queue have written, without a copy.
   static constexpr bool kHostReadable = true;
+  // FLOPs of a piece of work that nothing interrupts: about two seconds of two cores.
+  static constexpr double kRunFlops = 2e12;
 
   explicit Queue(const QueueOptions& options = {});
   ~Queue();

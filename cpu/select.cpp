@@ -7,6 +7,7 @@
 
 #include "cpu/levels.h"
 #include "cpu/query.h"
+#include "cpu/slots.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
@@ -310,6 +311,11 @@ void select_chunks(Queue& queue, const SelectParams& p) {
   queue.for_each(p.n_kv_heads, [&](int64_t kv_head, const Worker& worker) {
     rank(p, work, kernel, n_ranges, kv_head, worker);
   });
+}
+
+void select_and_map(Queue& queue, const SelectParams& select, const MapSlotsParams& map) {
+  select_chunks(queue, select);
+  map_slots(queue, map);
 }
 
 }  // namespace tiercel::cpu

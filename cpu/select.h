@@ -11,6 +11,9 @@ namespace tiercel::cpu {
 
 void select_chunks(Queue& queue, const SelectParams& params);
 
+// One after the other.
+void select_and_map(Queue& queue, const SelectParams& select, const MapSlotsParams& map);
+
 // The mean query of a block is rounded to bf16 before it scores; its softmax is over the chunks
 // that compete (sinks do not). k is at most max_prefill_chunks(n_heads / n_kv_heads).
 void select_prefill_chunks(Queue& queue, const PrefillSelectParams& params);

@@ -76,8 +76,9 @@ class EmulatedTiles {
   void zero() {
     __builtin_memset(tiles_[kTile], 0, kTileBytes);
   }
+  // Out of line, as kernels unroll their products: inlined they take minutes to compile.
   template <int kTile>
-  void load(const void* from, int64_t stride) {
+  __attribute__((noinline)) void load(const void* from, int64_t stride) {
     const char* row = static_cast<const char*>(from);
     for (int i = 0; i < 16; ++i) __builtin_memcpy(tiles_[kTile][i], row + i * stride, 64);
   }
@@ -86,7 +87,7 @@ class EmulatedTiles {
     load<kTile>(from, stride);
   }
   template <int kTile>
-  void store(void* to, int64_t stride) {
+  __attribute__((noinline)) void store(void* to, int64_t stride) {
     char* row = static_cast<char*>(to);
     for (int i = 0; i < 16; ++i) __builtin_memcpy(row + i * stride, tiles_[kTile][i], 64);
   }

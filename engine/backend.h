@@ -36,6 +36,8 @@ concept Transforms = requires(Q& queue) {
   rms_norm(queue, NormParams{});
   linear(queue, LinearParams{});
   swiglu(queue, SwigluParams{});
+  norm_linear(queue, NormLinearParams{});
+  gated_linear(queue, GatedLinearParams{});
   rope_append(queue, RopeAppendParams{});
   token_logprobs(queue, LogprobParams{});
 };
@@ -55,6 +57,7 @@ concept Selects = requires(Q& queue) {
   select_prefill_chunks(queue, PrefillSelectParams{});
   reset_slots(queue, SlotState{}, int32_t{});
   map_slots(queue, MapSlotsParams{});
+  select_and_map(queue, SelectParams{}, MapSlotsParams{});
   gather_chunks(queue, GatherParams{});
   fit_basis(queue, FitBasisParams{});
   project_keys(queue, ProjectParams{});
@@ -76,6 +79,7 @@ template <typename Q>
 concept Finishes = requires(Q& queue) {
   queue.finish();
   { Q::kHostReadable } -> std::convertible_to<bool>;
+  { Q::kRunFlops } -> std::convertible_to<double>;
 };
 
 // A tier that computes.

@@ -16,6 +16,7 @@ template <typename Device, typename Host>
 struct SessionBackend {
   Device& device;
   Device& copy;  // moves bytes beside the device queue
+  Device& side;  // makes low-rank keys beside it
   Host& host;
   const Weights& weights;
   RopeView rope;
@@ -36,7 +37,8 @@ class BackendSession : public Session {
         device_arena_(backend_.device, "device",
                       limit_without(plan.options.device_memory, plan.memory.device.weights)),
         host_arena_(backend_.host, "host", plan.options.host_memory),
-        store_(backend_.device, backend_.copy, backend_.host, device_arena_, host_arena_,
+        store_({backend_.device, backend_.copy, backend_.side, backend_.host}, device_arena_,
+               host_arena_,
                KvLayout(kv_shape(model_->config()), kv_settings(plan, model_->config())),
                backend_.rope, model_->attention_scale(), plan.options.exact_exp),
         decoder_(

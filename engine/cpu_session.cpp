@@ -48,7 +48,7 @@ class CpuSession final : private RopeOwner, public CpuTiers {
       : RopeOwner{RopeTable(model->rope().inv_freq, plan.context)},
         CpuTiers(
             std::move(model), plan,
-            {queue, queue, queue, weights, rope.view(),
+            {queue, queue, queue, queue, weights, rope.view(),
              fmt::format("cpu: {}, {} threads", cpu::name_of(queue.isa()), queue.n_workers())}) {}
 };
 

@@ -37,6 +37,7 @@ class DeviceWeights {
       next += aligned(tensor.n_elements());
     }
     if (config.tie_word_embeddings) weights_.head = weights_.embedding;
+    join_projections(config, weights_);
   }
   ~DeviceWeights() { cuda::release(stream_, block_, bytes()); }
   DeviceWeights(const DeviceWeights&) = delete;
@@ -108,11 +109,40 @@ class CudaModel final : public LoadedModel {
   DeviceWeights weights_;
 };
 
+// Device memory for the ops' own use, of the two streams that have ops which need it.
+struct Scratch {
+  int64_t device = 0, side = 0;
+};
+
+Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
+  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  Scratch bytes{.device = cuda::linear_scratch_bytes(), .side = 0};
+  if (layout.any_low_rank()) {
+    bytes.side = cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank);
+  }
+  if (layout.settings.select_prefill) {
+    PrefillSelectParams widest;
+    widest.n_tokens = kPrefillChunk;
+    widest.first_position = layout.chunks * layout.settings.chunk_tokens;
+    widest.block_tokens = kPrefillBlock;
+    widest.local_tokens = kPrefillLocal;
+    widest.sink_chunks = layout.settings.sinks / layout.settings.chunk_tokens;
+    widest.k = layout.prefill_ids - widest.sink_chunks;
+    widest.chunk_tokens = layout.settings.chunk_tokens;
+    widest.n_heads = layout.shape.n_heads;
+    widest.n_kv_heads = layout.shape.n_kv_heads;
+    widest.head_dim = layout.shape.head_dim;
+    bytes.device = std::max(bytes.device, cuda::select_prefill_scratch_bytes(widest));
+  }
+  return bytes;
+}
+
 // What a session must own before its stores are made.
 struct CudaQueues {
-  CudaQueues(int device, int64_t scratch_bytes, std::span<const double> inv_freq, int64_t context)
-      : stream({.device = device, .scratch_bytes = scratch_bytes}),
+  CudaQueues(int device, const Scratch& scratch, std::span<const double> inv_freq, int64_t context)
+      : stream({.device = device, .scratch_bytes = scratch.device}),
         copy({.device = device, .urgent = true}),
+        side({.device = device, .urgent = true, .scratch_bytes = scratch.side}),
         host(stream),
         table(inv_freq, context) {
     tables = static_cast<float*>(cuda::allocate(stream, static_cast<int64_t>(table.bytes())));
@@ -129,7 +159,7 @@ struct CudaQueues {
   }
   ~CudaQueues() { cuda::release(stream, tables, static_cast<int64_t>(table.bytes())); }
 
-  cuda::Stream stream, copy;
+  cuda::Stream stream, copy, side;
   cuda::PinnedMemory host;
   RopeTable table;
   float* tables = nullptr;
@@ -142,15 +172,19 @@ class CudaSession final : private CudaQueues, public CudaTiers {
  public:
   CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device,
               const Weights& weights)
-      : CudaQueues(device, cuda_scratch_bytes(model->config(), plan), model->rope().inv_freq,
-                   plan.context),
+      : CudaQueues(device, scratch_of(model->config(), plan), model->rope().inv_freq, plan.context),
         CudaTiers(std::move(model), plan,
-                  {CudaQueues::stream, CudaQueues::copy, CudaQueues::host, weights,
-                   CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}) {}
+                  {CudaQueues::stream, CudaQueues::copy, CudaQueues::side, CudaQueues::host,
+                   weights, CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}) {}
   ~CudaSession() override {
     // Nothing may still run when the stores give their memory back.
-    CudaQueues::copy.finish();
-    CudaQueues::stream.finish();
+    for (cuda::Stream* queue : {&(CudaQueues::copy), &(CudaQueues::side), &(CudaQueues::stream)}) {
+      try {
+        queue->finish();
+      } catch (const Error&) {
+        // A device fault has been reported already, or will be by the next session.
+      }
+    }
   }
 };
 
@@ -164,26 +198,8 @@ std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> se
 std::string why_no_cuda() { return cuda::find_devices().reason; }
 
 int64_t cuda_scratch_bytes(const ModelConfig& config, const SessionPlan& plan) {
-  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
-  int64_t bytes = cuda::linear_scratch_bytes();
-  if (layout.any_low_rank()) {
-    bytes = std::max(bytes, cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank));
-  }
-  if (layout.settings.select_prefill) {
-    PrefillSelectParams widest;
-    widest.n_tokens = kPrefillChunk;
-    widest.first_position = layout.chunks * layout.settings.chunk_tokens;
-    widest.block_tokens = kPrefillBlock;
-    widest.local_tokens = kPrefillLocal;
-    widest.sink_chunks = layout.settings.sinks / layout.settings.chunk_tokens;
-    widest.k = layout.prefill_ids - widest.sink_chunks;
-    widest.chunk_tokens = layout.settings.chunk_tokens;
-    widest.n_heads = layout.shape.n_heads;
-    widest.n_kv_heads = layout.shape.n_kv_heads;
-    widest.head_dim = layout.shape.head_dim;
-    bytes = std::max(bytes, cuda::select_prefill_scratch_bytes(widest));
-  }
-  return bytes;
+  const Scratch scratch = scratch_of(config, plan);
+  return scratch.device + scratch.side;
 }
 
 std::shared_ptr<LoadedModel> open_cuda_model(const WeightSource& source, ModelConfig config,

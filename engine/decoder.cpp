@@ -9,6 +9,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
   normed = std::max(rows, logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.hidden;
   q = rows * c.q_width();
   kv = rows * c.kv_width();
+  qkv = c.q_width() + 2 * c.kv_width();
   ffn = rows * c.intermediate;
   logits = (logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.vocab_size;
   if (!staged) return;
@@ -18,7 +19,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
 }
 
 int64_t DecoderLayout::bytes() const {
-  return (hidden + normed + 2 * q + 2 * kv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
+  return (hidden + normed + 2 * q + 2 * kv + qkv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
          (logits + ids) * static_cast<int64_t>(sizeof(float)) +
          logprobs * static_cast<int64_t>(sizeof(double));
 }
@@ -45,9 +46,8 @@ double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t win
 }
 
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
-                                  int64_t n_tokens) {
-  // About two seconds of two cores; never so few tokens that staged keys serve too few queries.
-  constexpr double kRunFlops = 2e12;
+                                  int64_t n_tokens, double run_flops) {
+  // Never so few tokens that staged keys serve too few queries.
   constexpr int64_t kShortestRun = 1024;
   const bool select = settings.select_prefill;
   const int64_t chunk = settings.chunk_tokens;
@@ -56,7 +56,7 @@ std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& s
   std::vector<PromptRun> runs;
   for (int64_t first = 0; first < tail;) {
     const PromptRun token{first + kPrefillChunk, 1, !select};
-    const double affordable = kRunFlops / layer_flops(config, settings, 0, token);
+    const double affordable = run_flops / layer_flops(config, settings, 0, token);
     int64_t length = kPrefillChunk;
     while (length > kShortestRun && static_cast<double>(length) > affordable) length /= 2;
     length = std::min(length / chunk * chunk, tail - first);

@@ -35,6 +35,7 @@ struct DecoderLayout {
   int64_t hidden = 0;       // [n_prompt][hidden]
   int64_t normed = 0;       // [rows][hidden]
   int64_t q = 0, kv = 0;    // [rows][q width], [rows][kv width]
+  int64_t qkv = 0;          // q, k and v of one row, side by side
   int64_t ffn = 0;          // [rows][intermediate]
   int64_t logits = 0;       // fp32
   int64_t ids = 0;          // int32, staged only
@@ -55,7 +56,7 @@ double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_
 // long (progress and Ctrl-C act between runs), and with selection a dense tail of its own that
 // starts on a chunk boundary. The cut depends on shapes only.
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
-                                  int64_t n_tokens);
+                                  int64_t n_tokens, double run_flops);
 
 template <Backend Device, HostTier Host>
 class Decoder {
@@ -76,6 +77,7 @@ class Decoder {
     q_ = take(layout_.q);
     k_ = take(layout_.kv);
     v_ = take(layout_.kv);
+    qkv_ = take(layout_.qkv);
     attended_ = take(layout_.q);
     gate_ = take(layout_.ffn);
     up_ = take(layout_.ffn);
@@ -107,6 +109,7 @@ class Decoder {
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate = false);
   Projections attention_inputs(const LayerWeights& w, const bf16* x, int64_t n);
+  Projections joined_inputs(const LayerWeights& w, const bf16* x);
   void attention_output(const LayerWeights& w, bf16* x, int64_t n);
   void mlp(const LayerWeights& w, bf16* x, int64_t n);
   void run_layer(int64_t layer, const PromptRun& run);
@@ -120,6 +123,7 @@ class Decoder {
   KvStore<Device, Host>& store_;
   DecoderLayout layout_;
   bf16 *hidden_ = nullptr, *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;
+  bf16* qkv_ = nullptr;
   bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
   float* logits_ = nullptr;
   int32_t* ids_ = nullptr;          // [n_prompt] on the device
@@ -196,11 +200,31 @@ void Decoder<Device, Host>::project(const bf16* x, const bf16* weight, const bf1
 template <Backend Device, HostTier Host>
 Projections Decoder<Device, Host>::attention_inputs(const LayerWeights& w, const bf16* x,
                                                     int64_t n) {
+  if (n == 1 && w.qkv != nullptr) return joined_inputs(w, x);
   norm(x, w.attention_norm, n);
   project(normed_, w.q, w.q_bias, q_, n, config_.hidden, config_.q_width());
   project(normed_, w.k, w.k_bias, k_, n, config_.hidden, config_.kv_width());
   project(normed_, w.v, w.v_bias, v_, n, config_.hidden, config_.kv_width());
   return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n};
+}
+
+// One product for q, k and v of a single row.
+template <Backend Device, HostTier Host>
+Projections Decoder<Device, Host>::joined_inputs(const LayerWeights& w, const bf16* x) {
+  const int64_t q = config_.q_width(), kv = config_.kv_width();
+  NormLinearParams params;
+  params.linear.x = x;
+  params.linear.weight = w.qkv;
+  params.linear.bias = w.qkv_bias;
+  params.linear.out = qkv_;
+  params.linear.m = 1;
+  params.linear.k = config_.hidden;
+  params.linear.n = q + 2 * kv;
+  params.norm_weight = w.attention_norm;
+  params.eps = static_cast<float>(config_.rms_eps);
+  params.normed = normed_;
+  norm_linear(device_, params);
+  return {qkv_, qkv_ + q, qkv_ + q + kv, w.q_norm, w.k_norm, params.eps, 1};
 }
 
 template <Backend Device, HostTier Host>
@@ -210,10 +234,21 @@ void Decoder<Device, Host>::attention_output(const LayerWeights& w, bf16* x, int
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::mlp(const LayerWeights& w, bf16* x, int64_t n) {
-  norm(x, w.mlp_norm, n);
-  project(normed_, w.gate, w.gate_bias, gate_, n, config_.hidden, config_.intermediate);
-  project(normed_, w.up, w.up_bias, up_, n, config_.hidden, config_.intermediate);
-  swiglu(device_, SwigluParams{gate_, up_, gate_, n * config_.intermediate});
+  GatedLinearParams params;
+  params.x = x;
+  params.norm_weight = w.mlp_norm;
+  params.gate = w.gate;
+  params.up = w.up;
+  params.gate_bias = w.gate_bias;
+  params.up_bias = w.up_bias;
+  params.out = gate_;
+  params.m = n;
+  params.k = config_.hidden;
+  params.n = config_.intermediate;
+  params.eps = static_cast<float>(config_.rms_eps);
+  params.normed = normed_;
+  params.up_result = up_;
+  gated_linear(device_, params);
   project(gate_, w.down, w.down_bias, x, n, config_.intermediate, config_.hidden, true);
 }
 
@@ -233,7 +268,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   using Clock = std::chrono::steady_clock;
   const auto n = static_cast<int64_t>(ids.size());
   const KvSettings& settings = store_.layout().settings;
-  const std::vector<PromptRun> runs = cut_prompt(config_, settings, n);
+  const std::vector<PromptRun> runs = cut_prompt(config_, settings, n, Device::kRunFlops);
   double total = 0, done = 0;
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     for (const PromptRun& run : runs) {
@@ -308,8 +343,9 @@ void Decoder<Device, Host>::step(int32_t token) {
   embed_tokens(upload_ids({&token, 1}), 1);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-    store_.append(layer, attention_inputs(w, hidden_, 1));
-    store_.attend(layer, q_, attended_);
+    const Projections inputs = attention_inputs(w, hidden_, 1);
+    store_.append(layer, inputs);
+    store_.attend(layer, inputs.q, attended_);
     attention_output(w, hidden_, 1);
     mlp(w, hidden_, 1);
   }

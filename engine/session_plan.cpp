@@ -154,6 +154,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.rank = std::min(o.rank, config.kv_width());
   s.slots = o.slots;
   s.imposed_hit_rate = o.imposed_hit_rate;
+  s.overlap = plan.backend == BackendKind::kCuda;
   return s;
 }
 
@@ -219,6 +220,7 @@ SessionPlan make_plan(const PlanRequest& r) {
   plan.options = r.options;
   plan.n_prompt = r.n_prompt;
   plan.logprobs = r.logprobs;
+  plan.backend = r.backend;
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);

@@ -72,6 +72,16 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   return tensors;
 }
 
+void join_projections(const ModelConfig& c, Weights& weights) {
+  for (LayerWeights& w : weights.layers) {
+    const int64_t q = c.q_width(), kv = c.kv_width();
+    if (w.k != w.q + q * c.hidden || w.v != w.k + kv * c.hidden) continue;
+    if (w.q_bias != nullptr && (w.k_bias != w.q_bias + q || w.v_bias != w.k_bias + kv)) continue;
+    w.qkv = w.q;
+    w.qkv_bias = w.q_bias;
+  }
+}
+
 std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& tensors) {
   std::vector<RandomParams> fills;
   uint64_t seed = 1;

@@ -22,6 +22,8 @@ namespace tiercel {
 struct LayerWeights {
   const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;           // [hidden]
   const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                 // [width][hidden]
+  const bf16* qkv = nullptr;       // the three as one matrix, where they lie behind each other
+  const bf16* qkv_bias = nullptr;  // likewise, or null
   const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;  // [width] or null
   const bf16 *q_norm = nullptr, *k_norm = nullptr;                     // [head_dim] or null
   const bf16 *o = nullptr, *o_bias = nullptr;                          // [hidden][q width]
@@ -50,6 +52,9 @@ struct WeightTensor {
 // Every tensor of a model of this configuration, in a fixed order; the targets lie in `weights`,
 // whose layers are made. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
+
+// Sets qkv of every layer whose q, k and v (and biases) lie behind each other.
+void join_projections(const ModelConfig& config, Weights& weights);
 
 // What fills these tensors for a synthetic model: matrices of standard deviation 1 / sqrt(inputs), so
 // that activations keep their size, norms of one, biases of a tenth.

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/elementwise.h"
 #include "kernels/launch.cuh"
 #include "kernels/linear.cuh"
 #include "kernels/linear.h"
@@ -87,8 +88,15 @@ bool can_fuse(const NormLinearParams& p) {
 }
 
 void norm_linear(Stream& stream, const NormLinearParams& p) {
-  CHECK(can_fuse(p) && p.norm_weight != nullptr, "m {} k {}", p.linear.m, p.linear.k);
   if (p.linear.m == 0 || p.linear.n == 0) return;
+  if (!can_fuse(p)) {
+    CHECK(p.normed != nullptr, "m {} k {}", p.linear.m, p.linear.k);
+    rms_norm(stream, {p.linear.x, p.norm_weight, p.normed, p.linear.m, p.linear.k, p.eps});
+    LinearParams product = p.linear;
+    product.x = p.normed;
+    linear(stream, product);
+    return;
+  }
   SkinnyParams params = skinny_params(p.linear);
   params.norm_weight = p.norm_weight;
   params.eps = p.eps;
@@ -96,13 +104,23 @@ void norm_linear(Stream& stream, const NormLinearParams& p) {
 }
 
 bool can_fuse(const GatedLinearParams& p) {
-  return is_skinny(p.m, p.k) && aligned(p.x) && aligned(p.gate) && aligned(p.up) &&
-         aligned(p.norm_weight);
+  return p.gate_bias == nullptr && p.up_bias == nullptr && is_skinny(p.m, p.k) && aligned(p.x) &&
+         aligned(p.gate) && aligned(p.up) && aligned(p.norm_weight);
 }
 
 void gated_linear(Stream& stream, const GatedLinearParams& p) {
-  CHECK(can_fuse(p), "m {} k {}", p.m, p.k);
   if (p.m == 0 || p.n == 0) return;
+  if (!can_fuse(p)) {
+    const bf16* x = p.x;
+    if (p.norm_weight != nullptr) {
+      rms_norm(stream, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps});
+      x = p.normed;
+    }
+    linear(stream, {x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n});
+    linear(stream, {x, p.up, p.up_bias, p.up_result, p.m, p.k, p.n});
+    swiglu(stream, {p.out, p.up_result, p.out, p.m * p.n});
+    return;
+  }
   const SkinnyParams params{.x = p.x,
                             .weight = p.gate,
                             .up = p.up,

@@ -153,9 +153,10 @@ void* allocate(Stream& stream, int64_t bytes) {
   return address;
 }
 
+// Releases run in destructors, also after a device fault has been thrown: nothing is checked here.
 void release(Stream& stream, void* address, int64_t) {
-  stream.finish();
-  CUDA_CHECK(cudaFree(address));
+  cudaStreamSynchronize(static_cast<cudaStream_t>(stream.raw()));
+  cudaFree(address);
 }
 
 void PinnedMemory::wait(Stream::Ticket ticket) {
@@ -178,8 +179,8 @@ void* allocate(PinnedMemory&, int64_t bytes) {
 }
 
 void release(PinnedMemory& memory, void* address, int64_t) {
-  memory.stream().finish();
-  CUDA_CHECK(cudaFreeHost(address));
+  cudaStreamSynchronize(static_cast<cudaStream_t>(memory.stream().raw()));
+  cudaFreeHost(address);
 }
 
 }  // namespace tiercel::cuda

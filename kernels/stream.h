@@ -29,6 +29,8 @@ class Stream {
  public:
   // Memory that kernels of this queue write is not readable by the host without a copy.
   static constexpr bool kHostReadable = false;
+  // FLOPs of a piece of work that nothing interrupts: under a second.
+  static constexpr double kRunFlops = 2e14;
 
   struct Ticket {
     void* event = nullptr;

@@ -33,7 +33,7 @@ struct RankRow {
   Binning binning;
 };
 
-struct RankShared {
+struct alignas(16) RankShared {  // what follows it in shared memory holds float4
   uint32_t bins[kBins];
   uint32_t tied[kMaxTied];
   uint32_t sums[2 * kRankWarps];

@@ -47,10 +47,17 @@ struct SelectionCounters {
 template <typename Device, typename Host>
 class KvStore {
  public:
+  // The queues may be one and the same where nothing overlaps. side makes the low-rank keys of a layer
+  // while the device computes the next one.
+  struct Queues {
+    Device& device;
+    Device& copy;
+    Device& side;
+    Host& host;
+  };
   // Takes all memory from the two arenas. scale multiplies q . k before softmax.
-  KvStore(Device& device, Device& copy, Host& host, Arena<Device>& device_arena,
-          Arena<Host>& host_arena, const KvLayout& layout, RopeView rope, float scale,
-          bool exact_exp);
+  KvStore(Queues queues, Arena<Device>& device_arena, Arena<Host>& host_arena,
+          const KvLayout& layout, RopeView rope, float scale, bool exact_exp);
 
   // ---- prefill ----
   void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
@@ -123,12 +130,14 @@ class KvStore {
   void copy_rows(const bf16* source, int64_t source_stride, bf16* target, int64_t target_stride,
                  int64_t n_rows);
   void index_layer(int64_t layer, int64_t n_tokens);
+  void make_low_rank_keys(int64_t layer, int64_t n_tokens);
+  void change_key_plane();
   void keep_outliers(Layer& layer, int64_t n_outliers);
   void retire_chunks(int64_t layer);
   void make_room(Layer& layer);
 
   int64_t selected_per_head(const Layer& layer) const;
-  void select_and_map(const Layer& layer, const bf16* q, int64_t k);
+  void choose_chunks(const Layer& layer, const bf16* q, int64_t k);
   int exact_sources(const Layer& layer, int64_t n_rows, KvSource* sources) const;
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out);
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
@@ -140,6 +149,7 @@ class KvStore {
 
   Device& device_;
   Device& copy_;
+  Device& side_;
   Host& host_;
   Arena<Device>& device_arena_;
   KvLayout layout_;
@@ -162,6 +172,9 @@ class KvStore {
   // a piece when its copy has ended. offloading_ tells how many there are.
   std::vector<typename Device::Ticket> offloads_;
   int64_t offloading_ = 0;
+  // The key plane that the side queue may still read, and until when.
+  bf16* other_keys_ = nullptr;
+  std::optional<typename Device::Ticket> other_keys_read_;
 
   int64_t n_tokens_ = 0;
   int64_t steps_ = 0;  // (layer, step) pairs that selected

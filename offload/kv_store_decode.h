@@ -96,7 +96,7 @@ int64_t KvStore<Device, Host>::selected_per_head(const Layer& layer) const {
 }
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, int64_t k) {
+void KvStore<Device, Host>::choose_chunks(const Layer& layer, const bf16* q, int64_t k) {
   SelectParams select;
   select.q = q;
   select.landmarks = layer.landmarks;
@@ -113,20 +113,6 @@ void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, in
   select.ids = lists_.ids;
   select.counts = lists_.counts;
   select.workspace = lists_.select_workspace;
-  select_chunks(device_, select);
-  if (layout_.settings.imposed_hit_rate >= 0) {
-    ImposeParams impose;
-    impose.ids = lists_.ids;
-    impose.counts = lists_.counts;
-    impose.k = k;
-    impose.first_chunk = layer.first_chunk;
-    impose.end_chunk = layer.end_chunk;
-    impose.step = n_tokens_;
-    impose.n_kv_heads = layout_.shape.n_kv_heads;
-    impose.hit_rate = static_cast<float>(layout_.settings.imposed_hit_rate);
-    impose_selection(device_, impose);
-  }
-
   MapSlotsParams map;
   map.state = layer.slot_state;
   map.n_kv_heads = layout_.shape.n_kv_heads;
@@ -140,6 +126,21 @@ void KvStore<Device, Host>::select_and_map(const Layer& layer, const bf16* q, in
   map.miss_counts = lists_.miss_counts;
   map.scratch = lists_.scratch;
   map.totals = lists_.totals;
+  if (layout_.settings.imposed_hit_rate < 0) {
+    select_and_map(device_, select, map);
+    return;
+  }
+  select_chunks(device_, select);
+  ImposeParams impose;
+  impose.ids = lists_.ids;
+  impose.counts = lists_.counts;
+  impose.k = k;
+  impose.first_chunk = layer.first_chunk;
+  impose.end_chunk = layer.end_chunk;
+  impose.step = n_tokens_;
+  impose.n_kv_heads = layout_.shape.n_kv_heads;
+  impose.hit_rate = static_cast<float>(layout_.settings.imposed_hit_rate);
+  impose_selection(device_, impose);
   map_slots(device_, map);
 }
 
@@ -211,7 +212,7 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   int n_partials = 1;
   const int64_t k = selected_per_head(layer);
   if (k > 0) {
-    select_and_map(layer, q, k);
+    choose_chunks(layer, q, k);
     copy_.wait(device_.record());
     FetchParams fetch_misses;
     fetch_misses.host_values = layer.host_values;

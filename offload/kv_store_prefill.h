@@ -6,12 +6,13 @@
 namespace tiercel {
 
 template <typename Device, typename Host>
-KvStore<Device, Host>::KvStore(Device& device, Device& copy, Host& host,
-                               Arena<Device>& device_arena, Arena<Host>& host_arena,
-                               const KvLayout& layout, RopeView rope, float scale, bool exact_exp)
-    : device_(device),
-      copy_(copy),
-      host_(host),
+KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena,
+                               Arena<Host>& host_arena, const KvLayout& layout, RopeView rope,
+                               float scale, bool exact_exp)
+    : device_(queues.device),
+      copy_(queues.copy),
+      side_(queues.side),
+      host_(queues.host),
       device_arena_(device_arena),
       layout_(layout),
       rope_(rope),
@@ -105,6 +106,9 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
   if (layout_.layer_planes) {
     plane_keys_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
     plane_values_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
+    if (layout_.spare_key_plane) {
+      other_keys_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
+    }
     offloads_.resize(static_cast<size_t>((o.prompt + kPrefillChunk - 1) / kPrefillChunk));
   }
   for (PartialView& partial : partials_) partial = take_partial(arena);
@@ -264,6 +268,7 @@ void KvStore<Device, Host>::finish_layer(int64_t index, int64_t n_tokens) {
   copy_rows(plane_values_ + layer.recent.first * d(), plane, layer.recent.values,
             layer.recent.capacity * d(), n_recent);
   offload_planes(layer, layout_.tiered(index) ? layer.end_chunk * chunk() : 0);
+  change_key_plane();
 }
 
 // Starts moving the middle's values (and keys, where they are kept) to the host, in pieces, so that
@@ -308,35 +313,54 @@ void KvStore<Device, Host>::index_layer(int64_t index, int64_t n_tokens) {
   Layer& layer = layers_[index];
   const KvSettings& o = layout_.settings;
   const int64_t plane = o.prompt * d();
-  const int64_t middle_end = layer.end_chunk * chunk();
   copy_rows(plane_keys_, plane, layer.sink_keys, o.sinks * d(), layer.n_sinks);
   copy_rows(plane_values_, plane, layer.sink_values, o.sinks * d(), layer.n_sinks);
 
-  if (!o.exact_keys) {
-    FitBasisParams fit;
-    fit.keys = plane_keys_;
-    fit.head_stride = plane;
-    fit.n_tokens = n_tokens;
-    fit.n_kv_heads = layout_.shape.n_kv_heads;
-    fit.head_dim = layout_.shape.head_dim;
-    fit.rope = rope_;
-    fit.lowrank = layer.lowrank;
-    fit.residual_energy = residual_energy_ + index;
-    fit_basis(device_, fit);
-
-    ProjectParams project;
-    project.keys = plane_keys_;
-    project.head_stride = plane;
-    project.n_tokens = middle_end;
-    project.n_kv_heads = fit.n_kv_heads;
-    project.head_dim = fit.head_dim;
-    project.rope = rope_;
-    project.lowrank = layer.lowrank;
-    project.coefficients = layer.coefficients;
-    if (middle_end > 0) project_keys(device_, project);
-  }
+  if (!o.exact_keys) make_low_rank_keys(index, n_tokens);
   // No more outliers than half of the middle: the rest must be worth selecting from.
   keep_outliers(layer, std::min(o.outliers, (layer.end_chunk - layer.first_chunk) / 2));
+}
+
+// On the side queue, from a key plane that the next layer leaves alone.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::make_low_rank_keys(int64_t index, int64_t n_tokens) {
+  Layer& layer = layers_[index];
+  const int64_t plane = layout_.settings.prompt * d();
+  const int64_t middle_end = layer.end_chunk * chunk();
+  side_.wait(device_.record());
+  FitBasisParams fit;
+  fit.keys = plane_keys_;
+  fit.head_stride = plane;
+  fit.n_tokens = n_tokens;
+  fit.n_kv_heads = layout_.shape.n_kv_heads;
+  fit.head_dim = layout_.shape.head_dim;
+  fit.rope = rope_;
+  fit.lowrank = layer.lowrank;
+  fit.residual_energy = residual_energy_ + index;
+  fit_basis(side_, fit);
+
+  ProjectParams project;
+  project.keys = plane_keys_;
+  project.head_stride = plane;
+  project.n_tokens = middle_end;
+  project.n_kv_heads = fit.n_kv_heads;
+  project.head_dim = fit.head_dim;
+  project.rope = rope_;
+  project.lowrank = layer.lowrank;
+  project.coefficients = layer.coefficients;
+  if (middle_end > 0) project_keys(side_, project);
+}
+
+// The next layer writes the other plane, once the side queue has read what the layer before left there.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::change_key_plane() {
+  if (other_keys_ == nullptr) {
+    device_.wait(side_.record());
+    return;
+  }
+  std::swap(plane_keys_, other_keys_);
+  if (other_keys_read_) device_.wait(*other_keys_read_);
+  other_keys_read_ = side_.record();
 }
 
 template <typename Device, typename Host>
@@ -379,8 +403,10 @@ void KvStore<Device, Host>::keep_outliers(Layer& layer, int64_t n_outliers) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::end_prefill(int64_t n_tokens) {
   n_tokens_ = n_tokens;
+  device_.wait(side_.record());
+  copy_.wait(device_.record());
   host_.wait(copy_.record());
-  for (bf16** block : {&plane_keys_, &plane_values_, &plane_landmarks_}) {
+  for (bf16** block : {&plane_keys_, &other_keys_, &plane_values_, &plane_landmarks_}) {
     device_arena_.give_back(*block);
     *block = nullptr;
   }

@@ -30,6 +30,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   for (int64_t layer = 0; layer < s.n_layers; ++layer) any_tiered |= tiered(layer);
   // A windowed layer of a tiered store keeps only its window, so it prefills through planes too.
   layer_planes = o.kind == StoreKind::kTiered;
+  spare_key_plane = o.overlap && any_low_rank();
   select_floats = any_tiered ? std::max(select_workspace_floats(s.n_heads, s.n_kv_heads, chunks),
                                         s.n_kv_heads * chunks)
                              : 0;
@@ -74,7 +75,9 @@ PurposeBytes KvLayout::device_bytes() const {
     const int64_t blocks = ceil_div(kPrefillChunk, kPrefillBlock);
     add(Purpose::kActivations, blocks * shape.n_kv_heads * (prefill_ids + 1) * 4 + blocks * 8);
   }
-  if (layer_planes) add(Purpose::kActivations, 2 * settings.prompt * width * kBf16);
+  if (layer_planes) {
+    add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * settings.prompt * width * kBf16);
+  }
   const int64_t partial = shape.n_heads * (int64_t{shape.head_dim} + 2);
   add(Purpose::kActivations, 4 * partial * 4 +
                                  decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);

@@ -44,6 +44,7 @@ struct KvSettings {
   int64_t outliers = 0;
   int64_t rank = 0;
   double slots = 1;  // in budgets
+  bool overlap = false;  // the queues run beside each other
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 };
 
@@ -83,6 +84,7 @@ struct KvLayout {
   int64_t record = 0;        // elements of a slot: K and V of one chunk
   int64_t prefill_ids = 0;   // chunk ids of one block and KV head: sinks and selection
   int64_t select_floats = 0; // workspace of scoring
+  bool spare_key_plane = false;  // a second key plane, so that low-rank keys are made beside prefill
   bool layer_planes = false; // prefill needs its own planes (freed at its end)
   bool any_tiered = false;
 };

@@ -53,7 +53,9 @@ struct NormParams {
   float eps = 0;
 };
 
-// out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end.
+// out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end. On a
+// GPU, more than eight rows and a bf16 out: the product is rounded to bf16 before bias and old out are
+// added, as PyTorch does (cuBLASLt's epilogue).
 // out_type is kBf16 or kF32.
 struct LinearParams {
   const bf16* x = nullptr;       // [m][k]
@@ -63,6 +65,30 @@ struct LinearParams {
   int64_t m = 0, k = 0, n = 0;
   DType out_type = DType::kBf16;
   bool accumulate = false;
+};
+
+// out = RMSNorm(x) weight^T (+ bias). The normalised rows are rounded to bf16, as rms_norm rounds them.
+struct NormLinearParams {
+  LinearParams linear;
+  const bf16* norm_weight = nullptr;  // [k]
+  float eps = 0;
+  bf16* normed = nullptr;  // [m][k] for backends, or shapes, that are done in steps
+};
+
+// out = silu(y gate^T + gate_bias) * (y up^T + up_bias) with y = RMSNorm(x), or x
+// itself without a norm weight. The two products are rounded to bf16 before, as linear rounds them.
+struct GatedLinearParams {
+  const bf16* x = nullptr;            // [m][k]
+  const bf16* norm_weight = nullptr;  // [k] or null
+  const bf16* gate = nullptr;         // [n][k]
+  const bf16* up = nullptr;           // [n][k]
+  const bf16* gate_bias = nullptr;    // [n] or null
+  const bf16* up_bias = nullptr;      // [n] or null
+  bf16* out = nullptr;                // [m][n]
+  int64_t m = 0, k = 0, n = 0;
+  float eps = 0;
+  bf16* normed = nullptr;    // [m][k], as above
+  bf16* up_result = nullptr;  // [m][n], likewise
 };
 
 // out = silu(gate) * up, fp32 inside. out may be gate.

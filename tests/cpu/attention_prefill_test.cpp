@@ -448,5 +448,42 @@ TEST(AttendPrefillDispatch, EveryLevelOfTheQueue) {
   }
 }
 
+#if defined(__x86_64__)
+// How many rows share a tile of K or V changes no bit.
+TEST(AttendPrefillAmx, OneRowTileSameBitsAsTwo) {
+  if (cpu::detected_isa() < cpu::Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16";
+  cpu::Queue queue({.n_threads = 1});
+  for (int head_dim : {64, 128}) {
+    for (int group : {1, 3}) {
+      for (int64_t window : {0, 300}) {
+        Problem p({.n_tokens = 180, .head_dim = head_dim, .group = group, .first_position = 900});
+        p.params.window = window;
+        cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxEmulatedKernel);
+        const std::vector<bf16> two = p.out;
+        cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxOneRowTileEmulatedKernel);
+        EXPECT_EQ(std::memcmp(two.data(), p.out.data(), two.size() * 2), 0)
+            << "d " << head_dim << " G " << group << " window " << window;
+      }
+    }
+  }
+}
+
+TEST(AttendPrefillAmx, SameBitsAsEmulated) {
+  if (cpu::detected_isa() < cpu::Isa::kAmx) GTEST_SKIP() << "no AMX on this machine";
+  cpu::Queue queue({.n_threads = 1});
+  for (int head_dim : {64, 96, 128, 192, 256}) {
+    for (bool exact : {false, true}) {
+      Problem p({.n_tokens = 180, .head_dim = head_dim, .group = 3, .first_position = 900});
+      p.params.exact_exp = exact;
+      cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxEmulatedKernel);
+      const std::vector<bf16> emulated = p.out;
+      cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxKernel);
+      EXPECT_EQ(std::memcmp(emulated.data(), p.out.data(), emulated.size() * 2), 0)
+          << "d " << head_dim << " exact " << exact;
+    }
+  }
+}
+#endif
+
 }  // namespace
 }  // namespace tiercel::test

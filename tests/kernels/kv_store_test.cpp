@@ -17,12 +17,16 @@ struct CudaTiers {
   static constexpr bool kEmulated = true;
 #endif
 
-  explicit CudaTiers(int) : copy_stream({.urgent = true}) {}
+  static constexpr bool kOverlaps = true, kRoundsWeights = true;
+
+  explicit CudaTiers(int)
+      : copy_stream({.urgent = true}), side_stream({.scratch_bytes = int64_t{64} << 20}) {}
   cuda::Stream& device() { return stream(); }
   cuda::Stream& copy() { return copy_stream; }
+  cuda::Stream& side() { return side_stream; }
   cuda::PinnedMemory& host() { return pinned(); }
 
-  cuda::Stream copy_stream;
+  cuda::Stream copy_stream, side_stream;
 };
 
 INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, KvStoreSuite, CudaTiers);

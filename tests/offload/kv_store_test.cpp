@@ -10,11 +10,12 @@ struct CpuTiers {
   using Host = cpu::Queue;
   template <typename T>
   using Vector = std::vector<T>;
-  static constexpr bool kEmulated = false;
+  static constexpr bool kEmulated = false, kOverlaps = false, kRoundsWeights = false;
 
   explicit CpuTiers(int n_threads) : queue({.n_threads = n_threads}) {}
   cpu::Queue& device() { return queue; }
   cpu::Queue& copy() { return queue; }
+  cpu::Queue& side() { return queue; }
   cpu::Queue& host() { return queue; }
 
   cpu::Queue queue;

@@ -28,16 +28,17 @@
 #define gridDim (simt::g.b->grid_dim)
 #define __restrict__
 
-struct float2 {
+// As strictly aligned as on a device, so that a sanitizer sees what would be a fault there.
+struct alignas(8) float2 {
   float x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
