@@ -1,6 +1,7 @@
 #include "cpu/attention_decode.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -27,7 +28,7 @@ struct Range {
 // only.
 int64_t tokens_of(const KvSource& source, int32_t kv_head) {
   return source.ids != nullptr ? int64_t{source.counts[kv_head]} * source.chunk_tokens
-                               : source.n_tokens;
+                               : source.n_tokens + (source.later != nullptr ? *source.later : 0);
 }
 int64_t range_tokens(int64_t n_tokens) {
   const int64_t share = (n_tokens + kMaxDecodeRanges - 1) / kMaxDecodeRanges;
@@ -185,12 +186,11 @@ void check_params(const DecodeAttendParams& p) {
     CHECK(p.sources[s].chunk_tokens > 0 && p.sources[s].n_tokens >= 0, "source {}", s);
     CHECK(p.sources[s].ids == nullptr || p.sources[s].counts != nullptr, "source {}", s);
   }
+  CHECK(p.n_merge >= 0 && p.n_merge <= (p.final_out != nullptr ? kMaxMergeWith : 0),
+        "{} partials to merge with", p.n_merge);
 }
 
-}  // namespace
-
-void attend_decode(Queue& queue, const DecodeAttendParams& p) {
-  check_params(p);
+void write_partial(Queue& queue, const DecodeAttendParams& p) {
   const DecodeKernel& kernel = decode_kernel(queue.isa());
   int64_t n_ranges = 0;
   int64_t n_tokens = 0;
@@ -217,6 +217,24 @@ void attend_decode(Queue& queue, const DecodeAttendParams& p) {
     attend_range(p, kernel, find_range(p, item), worker);
   });
   queue.for_each(p.n_kv_heads, [&](int64_t j, const Worker&) { merge_group(j); });
+}
+
+}  // namespace
+
+void attend_decode(Queue& queue, const DecodeAttendParams& p) {
+  check_params(p);
+  write_partial(queue, p);
+  if (p.final_out == nullptr) return;
+  std::array<PartialView, kMaxMergeWith + 1> partials;
+  std::copy(p.merge_with, p.merge_with + p.n_merge, partials.begin());
+  partials[p.n_merge] = p.out;
+  MergeParams merge;
+  merge.partials = partials.data();
+  merge.n_partials = p.n_merge + 1;
+  merge.n_heads = p.n_heads;
+  merge.head_dim = p.head_dim;
+  merge.out = p.final_out;
+  merge_partials(queue, merge);
 }
 
 }  // namespace tiercel::cpu

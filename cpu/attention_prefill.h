@@ -105,9 +105,11 @@ extern const Kernel kAmxEmulatedKernel;  // the same code on tiles in plain memo
 // The AMX kernel in parts and variants, for the benchmark, which has to explain what bounds it.
 // Head dims 64 and 128 only; where no exp2 is named the lookup is used, whatever exact_exp says.
 struct AmxBenchKernels {
-  Kernel one_row_tile;           // 16 rows per task instead of 32: twice the bytes from L2
-  Kernel one_row_tile_products;  // no weights: P is what the buffer holds
-  Kernel products;
+  Kernel long_blocks;   // 256 keys between loading and storing O instead of 128; P fills L1
+  Kernel one_row_tile;  // 16 rows per task instead of 32, O stays in tiles at d 64: twice the bytes
+                        // from L2
+  Kernel products;      // no weights: P is what the buffer holds
+  Kernel one_row_tile_products;
   Kernel weights;  // no tile instruction: S is what the buffer holds
   Kernel exact_weights;
 };

@@ -65,6 +65,7 @@ void swiglu(Queue& queue, const SwigluParams& p) {
 }
 
 void rope_append(Queue& queue, const RopeAppendParams& p) {
+  const int64_t later = p.later != nullptr ? *p.later : 0;
   CHECK(p.head_dim == 2 * p.rope.half, "head dimension {}, table for {}", p.head_dim,
         2 * p.rope.half);
   CHECK(p.first_position >= 0 && p.first_position + p.n_tokens <= kRopeFine * p.rope.n_coarse,
@@ -77,7 +78,7 @@ void rope_append(Queue& queue, const RopeAppendParams& p) {
     alignas(64) float cosines[kMaxRopeHalf];
     alignas(64) float sines[kMaxRopeHalf];
     for (int64_t t = first; t < end; ++t) {
-      rope_angles(level, p.rope, p.first_position + t, cosines, sines);
+      rope_angles(level, p.rope, p.first_position + later + t, cosines, sines);
       uint16_t* q = bits(p.q) + t * p.n_heads * d;
       for (int64_t h = 0; h < p.n_heads; ++h) {
         level.rotate(q + h * d, bits(p.q_norm), p.eps, cosines, sines, half, q + h * d);
@@ -85,7 +86,7 @@ void rope_append(Queue& queue, const RopeAppendParams& p) {
       const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
       const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;
       for (int64_t j = 0; j < p.n_kv_heads; ++j) {
-        const int64_t row = j * p.head_stride + (p.first_row + t) * d;
+        const int64_t row = j * p.head_stride + (p.first_row + later + t) * d;
         level.rotate(k + j * d, bits(p.k_norm), p.eps, cosines, sines, half, bits(p.keys) + row);
         std::memcpy(bits(p.values) + row, v + j * d, static_cast<size_t>(d) * sizeof(uint16_t));
       }

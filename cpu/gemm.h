@@ -9,7 +9,8 @@
 // The left-hand matrix is read where it is, one pair at a time. Every output element is one chain
 // of additions over the pairs in ascending order, so its bits depend neither on the block that it
 // is computed in nor on the number of rows. The fp32 levels multiply and add (FMA on AVX2 and
-// AVX-512); vdpbf16ps adds the odd product, then the even one, and flushes denormals.
+// AVX-512); vdpbf16ps adds the odd product, then the even one, and flushes denormals; AMX tiles add
+// 16 pairs at a time (cpu/tile.h).
 #pragma once
 
 #include <cstdint>
@@ -84,8 +85,10 @@ void multiply_avx512(const PanelProduct& p);
 void multiply_skinny_avx512(const SkinnyProduct& p);
 void multiply_avx512bf16(const PanelProduct& p);
 void multiply_skinny_avx512bf16(const SkinnyProduct& p);
+void multiply_amx(const PanelProduct& p);
 void multiply_skinny_amx(const SkinnyProduct& p);
 // The same on emulated tiles: for tests on machines with AVX-512 but without AMX.
+void multiply_amx_emulated(const PanelProduct& p);
 void multiply_skinny_amx_emulated(const SkinnyProduct& p);
 #endif
 

@@ -23,7 +23,7 @@ constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_a
                                multiply_skinny_avx512};
 constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
                                    multiply_skinny_avx512bf16};
-constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
+constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
                             multiply_skinny_amx};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
@@ -120,8 +120,6 @@ void linear(Queue& queue, const LinearParams& p) {
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
   if (p.m <= kMaxSkinnyRows) {
     linear_skinny(queue, p, gemm_level(queue.isa()));
-  } else if (queue.isa() == Isa::kAmx) {
-    linear_onednn(queue, p);
   } else {
     linear_blocks(queue, p, gemm_level(queue.isa()));
   }

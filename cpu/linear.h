@@ -2,13 +2,11 @@
 //
 // Up to 16 rows the weights are streamed as they lie (gemv_*.cpp): the op is as fast as memory.
 // More rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x,
-// which costs about a hundredth of multiplying them. On AMX machines blocks of rows go to oneDNN
-// instead.
+// which costs about a hundredth of multiplying them (on AMX three hundredths).
 //
-// Promises: nothing is allocated (oneDNN: nothing of ours after a shape's first use); the bits of
-// a row depend on the level and on whether there are more than 16 rows, and neither on the number
-// of threads nor on the other rows. With accumulate, and with bias, the sum is rounded once:
-// round((x weight^T + bias) + out).
+// Promises: nothing is allocated; the bits of a row depend on the level and on whether there are
+// more than 16 rows, and neither on the number of threads nor on the other rows. With accumulate,
+// and with bias, the sum is rounded once: round((x weight^T + bias) + out).
 #pragma once
 
 #include "cpu/gemm.h"
@@ -28,7 +26,8 @@ void gated_linear(Queue& queue, const GatedLinearParams& p);
 const GemmLevel& gemm_level(Isa isa);
 
 // The same op by oneDNN on any machine (single-threaded calls from our workers, fixed row blocks);
-// for AMX, for tests, and as the measure of our own kernels.
+// for tests, and as the measure of our own kernels. Nothing of ours is allocated after a shape's
+// first use.
 void linear_onednn(Queue& queue, const LinearParams& p);
 
 }  // namespace tiercel::cpu

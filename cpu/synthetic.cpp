@@ -33,13 +33,14 @@ void fill_random(Queue& queue, const RandomParams& p) {
 void impose_selection(Queue&, const ImposeParams& p) {
   const int64_t n = p.end_chunk - p.first_chunk;
   CHECK(p.k >= 0 && p.k <= n, "{} of {} chunks", p.k, n);
+  const int64_t step = p.step + (p.later != nullptr ? *p.later : 0);
   for (int64_t j = 0; j < p.n_kv_heads; ++j) {
     for (int64_t i = 0; i < p.k; ++i) {
-      const int64_t begin = n * i / p.k, size = n * (i + 1) / p.k - begin;
+      const int64_t size = n / p.k, begin = i * size;
       // Strata change at different steps.
       const float phase = static_cast<float>(i) / static_cast<float>(p.k);
       const auto epoch = static_cast<uint64_t>(
-          std::floor(std::fmaf(static_cast<float>(p.step), 1.0f - p.hit_rate, phase)));
+          std::floor(std::fmaf(static_cast<float>(step), 1.0f - p.hit_rate, phase)));
       const uint64_t bits =
           splitmix(kSplitmixStep * (epoch + 1) + static_cast<uint64_t>(j * p.k + i));
       p.ids[j * p.k + i] = static_cast<int32_t>(

@@ -44,21 +44,29 @@ class HardwareTiles {
   void zero() {
     asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
   }
-  template <int kTile>
+  // Rows of 64 bytes, `stride` bytes apart, kOffset bytes on from `from`: part of the instruction,
+  // so that many tiles need one register.
+  template <int kTile, int kOffset = 0>
   void load(const void* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-  }
-  // For operands that come from L2 and are not needed in L1 again: 20 % faster there.
-  template <int kTile>
-  void load_streaming(const void* from, int64_t stride) {
-    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2"
+    asm volatile("tileloadd %c3(%0,%1,1), %%tmm%c2"
                  :
-                 : "r"(from), "r"(stride), "i"(kTile)
+                 : "r"(from), "r"(stride), "i"(kTile), "i"(kOffset)
                  : "memory");
   }
-  template <int kTile>
+  // For operands that come from L2 and are not needed in L1 again: 20 % faster there.
+  template <int kTile, int kOffset = 0>
+  void load_streaming(const void* from, int64_t stride) {
+    asm volatile("tileloaddt1 %c3(%0,%1,1), %%tmm%c2"
+                 :
+                 : "r"(from), "r"(stride), "i"(kTile), "i"(kOffset)
+                 : "memory");
+  }
+  template <int kTile, int kOffset = 0>
   void store(void* to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+    asm volatile("tilestored %%tmm%c2, %c3(%0,%1,1)"
+                 :
+                 : "r"(to), "r"(stride), "i"(kTile), "i"(kOffset)
+                 : "memory");
   }
   template <int kC, int kA, int kB>
   void multiply() {
@@ -76,44 +84,55 @@ class EmulatedTiles {
   void zero() {
     __builtin_memset(tiles_[kTile], 0, kTileBytes);
   }
-  // Out of line, as kernels unroll their products: inlined they take minutes to compile.
-  template <int kTile>
-  __attribute__((noinline)) void load(const void* from, int64_t stride) {
-    const char* row = static_cast<const char*>(from);
-    for (int i = 0; i < 16; ++i) __builtin_memcpy(tiles_[kTile][i], row + i * stride, 64);
+  template <int kTile, int kOffset = 0>
+  void load(const void* from, int64_t stride) {
+    load_tile(tiles_[kTile], static_cast<const char*>(from) + kOffset, stride);
   }
-  template <int kTile>
+  template <int kTile, int kOffset = 0>
   void load_streaming(const void* from, int64_t stride) {
-    load<kTile>(from, stride);
+    load<kTile, kOffset>(from, stride);
   }
-  template <int kTile>
-  __attribute__((noinline)) void store(void* to, int64_t stride) {
-    char* row = static_cast<char*>(to);
-    for (int i = 0; i < 16; ++i) __builtin_memcpy(row + i * stride, tiles_[kTile][i], 64);
+  template <int kTile, int kOffset = 0>
+  void store(void* to, int64_t stride) {
+    store_tile(tiles_[kTile], static_cast<char*>(to) + kOffset, stride);
   }
   template <int kC, int kA, int kB>
-  __attribute__((noinline)) void multiply() {
+  void multiply() {
+    multiply_tiles(tiles_[kC], tiles_[kA], tiles_[kB]);
+  }
+
+ private:
+  static constexpr int kTileBytes = 1024;
+  using Tile = uint32_t[16][16];
+
+  // Out of line, and once for all tiles, as kernels unroll their products: inlined they take
+  // minutes to compile.
+  __attribute__((noinline)) static void load_tile(Tile& tile, const char* from, int64_t stride) {
+    for (int i = 0; i < 16; ++i) __builtin_memcpy(tile[i], from + i * stride, 64);
+  }
+  __attribute__((noinline)) static void store_tile(const Tile& tile, char* to, int64_t stride) {
+    for (int i = 0; i < 16; ++i) __builtin_memcpy(to + i * stride, tile[i], 64);
+  }
+  __attribute__((noinline)) static void multiply_tiles(Tile& c_tile, const Tile& a_tile,
+                                                       const Tile& b_tile) {
     for (int row = 0; row < 16; ++row) {
       float even[16] = {}, odd[16] = {};
       for (int pair = 0; pair < 16; ++pair) {
-        const uint32_t a = tiles_[kA][row][pair];
+        const uint32_t a = a_tile[row][pair];
         const float a_even = value(a << 16), a_odd = value(a & 0xffff0000u);
         for (int n = 0; n < 16; ++n) {
-          const uint32_t b = tiles_[kB][pair][n];
+          const uint32_t b = b_tile[pair][n];
           even[n] = flushed(__builtin_fmaf(a_even, value(b << 16), even[n]));
           odd[n] = flushed(__builtin_fmaf(a_odd, value(b & 0xffff0000u), odd[n]));
         }
       }
       for (int n = 0; n < 16; ++n) {
         const float sum = flushed(even[n] + odd[n]);
-        const float c = flushed(value(tiles_[kC][row][n]) + sum);
-        __builtin_memcpy(&tiles_[kC][row][n], &c, 4);
+        const float c = flushed(value(c_tile[row][n]) + sum);
+        __builtin_memcpy(&c_tile[row][n], &c, 4);
       }
     }
   }
-
- private:
-  static constexpr int kTileBytes = 1024;
 
   static float flushed(float x) {
     uint32_t bits;
@@ -128,7 +147,7 @@ class EmulatedTiles {
     return flushed(x);
   }
 
-  alignas(64) uint32_t tiles_[8][16][16] = {};
+  alignas(64) Tile tiles_[8] = {};
 };
 
 }  // namespace

@@ -82,6 +82,15 @@ concept Finishes = requires(Q& queue) {
   { Q::kRunFlops } -> std::convertible_to<double>;
 };
 
+// Records what is enqueued and replays it. What a queue that runs ops when they are called has no use for.
+template <typename Q>
+concept Replays = requires(Q& queue, typename Q::Graph& graph) {
+  begin_capture(queue);
+  end_capture(queue, graph);
+  replay(queue, graph);
+  move_clock(queue, ClockParams{});
+};
+
 // A tier that computes.
 template <typename Q>
 concept Backend =

@@ -83,6 +83,7 @@ class CudaModel final : public LoadedModel {
       : LoadedModel(std::move(config)),
         options_(options),
         stream_({.device = options.device}),
+        free_before_(stream_.device_memory_free()),
         weights_(stream_, this->config()) {
     if (source.synthetic()) {
       weights_.fill_with_noise();
@@ -106,6 +107,7 @@ class CudaModel final : public LoadedModel {
  private:
   ModelOptions options_;
   cuda::Stream stream_;
+  int64_t free_before_;  // of the device, without anything of this model's
   DeviceWeights weights_;
 };
 
@@ -171,11 +173,13 @@ using CudaTiers = BackendSession<cuda::Stream, cuda::PinnedMemory>;
 class CudaSession final : private CudaQueues, public CudaTiers {
  public:
   CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device,
-              const Weights& weights)
+              const Weights& weights, int64_t free_before)
       : CudaQueues(device, scratch_of(model->config(), plan), model->rope().inv_freq, plan.context),
         CudaTiers(std::move(model), plan,
                   {CudaQueues::stream, CudaQueues::copy, CudaQueues::side, CudaQueues::host,
-                   weights, CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}) {}
+                   weights, CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}),
+        in_use_(free_before - CudaQueues::stream.device_memory_free()) {}
+  int64_t device_bytes_in_use() const override { return in_use_; }
   ~CudaSession() override {
     // Nothing may still run when the stores give their memory back.
     for (cuda::Stream* queue : {&(CudaQueues::copy), &(CudaQueues::side), &(CudaQueues::stream)}) {
@@ -186,11 +190,15 @@ class CudaSession final : private CudaQueues, public CudaTiers {
       }
     }
   }
+
+ private:
+  int64_t in_use_;
 };
 
 std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> self,
                                                  const SessionPlan& plan) {
-  return std::make_unique<CudaSession>(std::move(self), plan, options_.device, weights_.weights());
+  return std::make_unique<CudaSession>(std::move(self), plan, options_.device, weights_.weights(),
+                                       free_before_);
 }
 
 }  // namespace

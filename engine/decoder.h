@@ -58,6 +58,19 @@ double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
                                   int64_t n_tokens, double run_flops);
 
+// After so many replays a step is recorded again: attention is cut for the length at the recording.
+inline constexpr int64_t kMaxReplays = kMaxLater;
+
+template <typename Q>
+struct GraphOf {
+  struct None {};
+  using Type = None;
+};
+template <Replays Q>
+struct GraphOf<Q> {
+  using Type = typename Q::Graph;
+};
+
 template <Backend Device, HostTier Host>
 class Decoder {
  public:
@@ -105,6 +118,8 @@ class Decoder {
   void embed_tokens(const int32_t* ids, int64_t n);
   void move(const void* source, void* target, int64_t bytes);
   void publish_logits();
+  void enqueue_step(const int32_t* id);
+  bool step_by_graph(const int32_t* id);
   void norm(const bf16* x, const bf16* weight, int64_t n);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate = false);
@@ -131,6 +146,8 @@ class Decoder {
   float* host_logits_ = nullptr;    // [vocab]
   int32_t* host_tokens_ = nullptr;  // [kTokenRing]
   int64_t n_steps_ = 0;
+  typename GraphOf<Device>::Type graph_;
+  int64_t n_replays_ = kMaxReplays;  // of what graph_ holds; kMaxReplays: it is not to be replayed
 };
 
 template <Backend Device, HostTier Host>
@@ -148,7 +165,7 @@ const int32_t* Decoder<Device, Host>::upload_ids(std::span<const int32_t> ids) {
   if (!kStaged) return ids.data();
   const auto bytes = static_cast<int64_t>(ids.size_bytes());
   if (ids.size() == 1) {
-    const int64_t at = n_steps_++ % kTokenRing;
+    const int64_t at = n_steps_ % kTokenRing;
     if (at == 0) device_.finish();  // its copies have ended before the ring is written again
     host_tokens_[at] = ids[0];
     move(host_tokens_ + at, ids_, bytes);
@@ -340,7 +357,14 @@ void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids, std::span
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::step(int32_t token) {
-  embed_tokens(upload_ids({&token, 1}), 1);
+  const int32_t* id = upload_ids({&token, 1});
+  ++n_steps_;
+  if (!step_by_graph(id)) enqueue_step(id);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
+  embed_tokens(id, 1);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     const Projections inputs = attention_inputs(w, hidden_, 1);
@@ -352,6 +376,36 @@ void Decoder<Device, Host>::step(int32_t token) {
   store_.advance();
   make_logits(hidden_, 1);
   publish_logits();
+}
+
+// Replays the recorded step, or records this one. False: this step is of another kind, or comes
+// first (kernels are loaded by a step that is not recorded).
+template <Backend Device, HostTier Host>
+bool Decoder<Device, Host>::step_by_graph(const int32_t* id) {
+  if constexpr (Replays<Device>) {
+    if (store_.clock() == nullptr || n_steps_ == 1) return false;
+    if (!store_.next_step_is_plain()) {
+      n_replays_ = kMaxReplays;
+      return false;
+    }
+    if (n_replays_ < kMaxReplays) {
+      store_.count_replayed_step();
+    } else {
+      move_clock(device_, {.clock = store_.clock(), .reset = true});
+      begin_capture(device_);
+      store_.set_recording(true);
+      enqueue_step(id);
+      move_clock(device_, {.clock = store_.clock()});
+      store_.set_recording(false);
+      end_capture(device_, graph_);
+      n_replays_ = 0;
+    }
+    ++n_replays_;
+    replay(device_, graph_);
+    return true;
+  } else {
+    return false;
+  }
 }
 
 }  // namespace tiercel

@@ -41,6 +41,7 @@ struct SessionOptions {
   int64_t host_memory = 0;                   // bytes; 0: no limit of its own
   int n_threads = 0;                         // 0: all cores
   bool exact_exp = false;                    // fp32 exp2 in prefill instead of the 16-bit lookup
+  bool no_graphs = false;                    // decode steps are not recorded and replayed (CUDA)
   bool strict = false;                       // refuse what is otherwise a warning
   double imposed_hit_rate = -1;              // 0..1: selections are made up (synthetic models); -1: real
 };

@@ -74,6 +74,9 @@ class Session {
   virtual const SessionPlan& plan() const = 0;
   virtual SelectionReport selection() const = 0;
   virtual AuditReport audit() const = 0;
+  // Device memory that this model and session were seen to take when the session had taken all of its
+  // own; 0 where both tiers are main memory. To compare with plan().memory.device.
+  virtual int64_t device_bytes_in_use() const { return 0; }
   virtual std::vector<double> residual_energy()
       const = 0;                                        // per layer; empty without low-rank keys
   virtual std::string backend_description() const = 0;  // e.g. "cpu: amx, 2 threads"

@@ -155,6 +155,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.slots = o.slots;
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
+  s.replay = s.overlap && !o.no_graphs;
   return s;
 }
 

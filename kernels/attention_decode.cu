@@ -4,6 +4,7 @@
 #include "engine/base/check.h"
 #include "kernels/attention_decode.cuh"
 #include "kernels/attention_decode.h"
+#include "kernels/attention_decode_few.cuh"
 #include "kernels/attention_decode_tiles.cuh"
 #include "kernels/launch.cuh"
 
@@ -27,6 +28,8 @@ void check_params(const DecodeAttendParams& p) {
         p.head_dim);
   CHECK(p.n_sources >= 0 && p.n_sources <= kMaxDecodeSources, "{} sources", p.n_sources);
   CHECK(is_aligned(p.workspace), "workspace");
+  CHECK(p.n_merge >= 0 && p.n_merge <= (p.final_out != nullptr ? kMaxMergeWith : 0),
+        "{} partials to merge with", p.n_merge);
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
     CHECK(source.chunk_tokens > 0 && source.n_tokens >= 0 && source.n_tokens <= kMaxTokens,
@@ -49,12 +52,22 @@ bool takes_tiles(const DecodeAttendParams& p) {
   return true;
 }
 
+// Shared memory does not hold two tiles per warp at head_dim 256.
+bool takes_few(const DecodeAttendParams& p) { return takes_tiles(p) && p.head_dim <= 128; }
+
 int64_t max_tokens(const KvSource& source) {
-  return source.ids != nullptr ? source.ids_stride * source.chunk_tokens : source.n_tokens;
+  return source.ids != nullptr ? source.ids_stride * source.chunk_tokens
+                               : source.n_tokens + (source.later != nullptr ? kMaxLater : 0);
 }
 
 int64_t row_blocks(const DecodeAttendParams& p) {
   return (p.n_heads / p.n_kv_heads + kMaxRows - 1) / kMaxRows;
+}
+
+int64_t max_tiles(const DecodeAttendParams& p) {
+  int64_t n = 0;
+  for (int32_t s = 0; s < p.n_sources; ++s) n += (max_tokens(p.sources[s]) + kTile - 1) / kTile;
+  return n;
 }
 
 int32_t blocks_per_processor(int32_t head_dim) {
@@ -87,7 +100,9 @@ Source make_source(const KvSource& from) {
   to.ids = from.ids;
   to.counts = from.counts;
   to.ids_stride = from.ids_stride;
+  to.later = from.later;
   to.n_tokens = static_cast<int32_t>(from.n_tokens);
+  to.max_tokens = static_cast<int32_t>(max_tokens(from));
   to.chunk_tokens = from.chunk_tokens;
   // With l = ceil(log2 c) and m = ceil(2^(31+l) / c): m c < 2^(31+l) + 2^l, so that the error of
   // t m / 2^(31+l) is below t / (2^31 c) < 1/c for every t < 2^31, and the quotient exact.
@@ -112,14 +127,41 @@ Params make_params(const DecodeAttendParams& p, int64_t n_splits) {
   to.n_kv_heads = p.n_kv_heads;
   to.head_dim = p.head_dim;
   to.n_splits = static_cast<int32_t>(n_splits);
+  std::copy(p.merge_with, p.merge_with + p.n_merge, to.others);
+  to.n_others = p.n_merge;
+  to.final_out = p.final_out;
   return to;
+}
+
+template <int kHeadDim>
+void launch_few(Stream& stream, Params params, const DecodeAttendParams& p) {
+  // Dead tiles of sources that could grow belong at the end, where whole blocks have nothing to do.
+  std::partition(params.sources, params.sources + params.n_sources,
+                 [](const Source& source) { return source.later == nullptr; });
+  int32_t n_tiles = 0;
+  for (int32_t s = 0; s < params.n_sources; ++s) {
+    params.first_tile[s] = n_tiles;
+    n_tiles += (params.sources[s].max_tokens + kTile - 1) / kTile;
+  }
+  params.tiles_per_split = std::max(1, (n_tiles + params.n_splits - 1) / params.n_splits);
+  CHECK(params.n_splits <= kFewSplits && params.tiles_per_split <= kFewTilesPerSplit,
+        "{} tiles in {} splits", n_tiles, params.n_splits);
+  using L = Layout<kHeadDim>;
+  const int stages = (params.tiles_per_split + kFewWarps - 1) / kFewWarps;
+  const auto record_bytes = static_cast<int>(block_rows(p, true)) * L::kRecord * 4;
+  params.warp_bytes = (std::max(stages * L::kStageBytes, record_bytes) + 127) / 128 * 128;
+  const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
+                  static_cast<unsigned>(row_blocks(p)));
+  const auto shared_bytes = static_cast<size_t>(kFewWarps * params.warp_bytes + kNotesBytes);
+  launch_dependent<attend_few<kHeadDim>>(stream, grid, kFewThreads, shared_bytes, params);
 }
 
 template <int kHeadDim>
 void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks) {
   const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
                   n_row_blocks);
-  launch<attend_tiles<kHeadDim>>(stream, grid, kThreads, Layout<kHeadDim>::kSharedBytes, params);
+  launch_dependent<attend_tiles<kHeadDim>>(stream, grid, kThreads, Layout<kHeadDim>::kSharedBytes,
+                                           params);
 }
 
 template <int kMaxPartials>
@@ -129,23 +171,29 @@ void launch_merge(Stream& stream, const MergeParams& p) {
   all.n_partials = p.n_partials;
   all.head_dim = p.head_dim;
   all.out = p.out;
-  launch<merge_normalised<kMaxPartials>>(stream, dim3(static_cast<unsigned>(p.n_heads)), kThreads,
-                                         0, all);
+  launch_dependent<merge_normalised<kMaxPartials>>(stream, dim3(static_cast<unsigned>(p.n_heads)),
+                                                   kThreads, 0, all);
 }
 
 }  // namespace
 
-// Enough blocks to fill the device once, but none with less than kTilesPerSplit tiles.
+// Few tokens: a tile per warp, or two, on processors that have one block each. Otherwise enough
+// blocks to fill the device once, but none with less than kTilesPerSplit tiles.
 DecodePlan plan_decode(const Stream& stream, const DecodeAttendParams& p) {
   check_params(p);
   const bool tiles = takes_tiles(p);
-  int64_t n_tiles = 0;
-  for (int32_t s = 0; s < p.n_sources; ++s) {
-    n_tiles += (max_tokens(p.sources[s]) + kTile - 1) / kTile;
-  }
+  const int64_t n_tiles = max_tiles(p);
   const int64_t resident =
       int64_t{stream.n_processors()} * (tiles ? blocks_per_processor(p.head_dim) : 8);
   const int64_t shares = tiles ? p.n_kv_heads * row_blocks(p) : p.n_heads;
+  if (takes_few(p)) {
+    const int64_t most = std::max<int64_t>(
+        1, std::min({int64_t{kFewSplits}, stream.n_processors() / shares, max_splits(p)}));
+    if (n_tiles <= most * kFewTilesPerSplit) {
+      const int64_t wanted = std::max<int64_t>(1, (n_tiles + kFewWarps - 1) / kFewWarps);
+      return {static_cast<int32_t>(std::min(wanted, most)), true, true};
+    }
+  }
   const int64_t useful = (n_tiles + kTilesPerSplit - 1) / kTilesPerSplit;
   const int64_t n_splits =
       std::max<int64_t>(1, std::min({resident / shares, useful, max_splits(p)}));
@@ -161,11 +209,19 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
   CHECK(plan.n_splits >= 1 && plan.n_splits <= max_splits(p), "{} splits", plan.n_splits);
   const bool tiles = takes_tiles(p);
   Params params = make_params(p, plan.n_splits);
-  params.merge_at_once = plan.merge_at_once;
+  params.merge_at_once = plan.merge_at_once || plan.few;
   const auto n_row_blocks = static_cast<unsigned>(row_blocks(p));
+  if (plan.few) {
+    CHECK(takes_few(p), "head_dim {}", p.head_dim);
+    switch (p.head_dim) {
+      case 64: return launch_few<64>(stream, params, p);
+      case 96: return launch_few<96>(stream, params, p);
+      default: return launch_few<128>(stream, params, p);
+    }
+  }
   if (!tiles) {
     const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(p.n_heads));
-    launch<attend_plain>(stream, grid, kThreads, kPlainShared, params);
+    launch_dependent<attend_plain>(stream, grid, kThreads, kPlainShared, params);
   } else {
     switch (p.head_dim) {
       case 64: launch_tiles<64>(stream, params, n_row_blocks); break;
@@ -175,12 +231,13 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
     }
   }
   if (params.merge_at_once) return;
-  const size_t shared_bytes = kNotesBytes + static_cast<size_t>(params.n_splits) * sizeof(float2);
+  const size_t shared_bytes =
+      kNotesBytes + static_cast<size_t>(params.n_splits + 1) * sizeof(float2);
   const dim3 heads(static_cast<unsigned>(p.n_heads));
   if (tiles) {
-    launch<merge_splits<4>>(stream, heads, kThreads, shared_bytes, params);
+    launch_dependent<merge_splits<4>>(stream, heads, kThreads, shared_bytes, params);
   } else {
-    launch<merge_splits<1>>(stream, heads, kThreads, shared_bytes, params);
+    launch_dependent<merge_splits<1>>(stream, heads, kThreads, shared_bytes, params);
   }
 }
 

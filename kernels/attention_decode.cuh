@@ -16,6 +16,7 @@
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
 
 namespace tiercel::cuda::decode {
@@ -36,7 +37,9 @@ struct Source {
   const int32_t* ids = nullptr;
   const int32_t* counts = nullptr;
   int64_t ids_stride = 0;
-  int32_t n_tokens = 0;
+  const int64_t* later = nullptr;  // added to n_tokens
+  int32_t n_tokens = 0;            // without ids
+  int32_t max_tokens = 0;          // what the host knows: whatever counts and later are
   int32_t chunk_tokens = 1;
   uint32_t reciprocal = 0;
   int32_t shift = 0;
@@ -52,7 +55,14 @@ struct Params {
   float scale = 0;               // from q . k to log2
   int32_t n_sources = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
   int32_t n_splits = 0;
-  bool merge_at_once = false;  // the last block merges; otherwise merge_splits does
+  bool merge_at_once = false;         // the last block merges; otherwise merge_splits does
+  PartialView others[kMaxMergeWith];  // merged with out into final_out, if that is given
+  int32_t n_others = 0;
+  bf16* final_out = nullptr;
+  // attend_few: tiles by the bounds of the sources, how many of them a block takes, and the bytes
+  // of shared memory that a warp has for its tiles and, later, for its partial.
+  int32_t first_tile[kMaxDecodeSources] = {};
+  int32_t tiles_per_split = 0, warp_bytes = 0;
 };
 
 // Shared memory beside the rings.
@@ -73,6 +83,8 @@ struct Work {
 
 GPU int tiles_of(int n_tokens) { return (n_tokens + kTile - 1) / kTile; }
 GPU float weight_base(float max) { return max == -gpu::kInf ? 0.0f : max; }
+// Only the empty merge has sum 0 (a key with the largest score weighs 1); NaN stays NaN.
+GPU float inverse_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 GPU int64_t shuffle_offset(int64_t offset, int lane) {
   const auto bits = static_cast<uint64_t>(offset);
   const uint32_t low = gpu::shuffle(static_cast<uint32_t>(bits), lane);
@@ -82,13 +94,21 @@ GPU int64_t shuffle_offset(int64_t offset, int lane) {
 
 // ---- dealing out --------------------------------------------------------------------------------
 
+// What the device adds to what the host knows of a source, and the tokens that a KV head sees then.
+GPU int load_variable(const Source& source, int kv_head) {
+  if (source.ids != nullptr) return source.counts[kv_head];
+  return static_cast<int>(steps_later(source.later));
+}
+GPU int tokens_of(const Source& source, int variable) {
+  return source.ids != nullptr ? variable * source.chunk_tokens : source.n_tokens + variable;
+}
+
 // The tiles of a KV head; every block of the head finds the same. Contains a barrier.
 GPU int count_tiles(const Params& p, int kv_head, Notes& notes) {
   const int tid = static_cast<int>(threadIdx.x);
   if (tid < kMaxDecodeSources) {
     const Source& source = p.sources[tid];  // past n_sources: of no tokens
-    notes.n_tokens[tid] =
-        source.ids != nullptr ? source.counts[kv_head] * source.chunk_tokens : source.n_tokens;
+    notes.n_tokens[tid] = tokens_of(source, load_variable(source, kv_head));
   }
   gpu::sync_threads();
   int n = 0;
@@ -150,26 +170,99 @@ GPU void load_row(float (&x)[kWidth], const float* p) {
   }
 }
 
-// out, max and sum of n_rows heads from the partials of all splits, in the order of the splits;
-// shared holds n_rows * n_splits pairs.
-template <int kHeadDim, int kWidth>
+template <int kWidth>
+GPU void store_row(float* p, const float (&x)[kWidth]) {
+  if constexpr (kWidth == 4) {
+    *reinterpret_cast<float4*>(p) = {x[0], x[1], x[2], x[3]};
+  } else {
+    *p = x[0];
+  }
+}
+
+// Some columns of a head of Params::others, loaded early: write() then need not wait for them.
+template <int kWidth>
+struct Others {
+  float max[kMaxMergeWith], sum[kMaxMergeWith], x[kMaxMergeWith][kWidth];
+
+  GPU void load(const Params& p, int64_t head, int column) {
+    const int d = p.head_dim;
+#pragma unroll
+    for (int i = 0; i < kMaxMergeWith; ++i) {
+      if (i >= p.n_others) break;
+      max[i] = p.others[i].max[head];
+      sum[i] = p.others[i].sum[head];
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) x[i][k] = p.others[i].out[head * d + column + k];
+    }
+  }
+  // final_out of these columns: merge_normalised of the others and ours, to the bit.
+  GPU void write(const Params& p, int64_t head, int column, float our_max, float our_sum,
+                 const float (&ours)[kWidth]) const {
+    using namespace gpu;
+    float top = our_max, total = 0.0f, acc[kWidth] = {};
+#pragma unroll
+    for (int i = 0; i < kMaxMergeWith; ++i) {
+      if (i < p.n_others) top = fmaxf(top, max[i]);
+    }
+    auto add = [&](float its_max, float its_sum, const float(&its)[kWidth]) {
+      const float weight = exp2_fast(its_max - weight_base(top));
+      total = fmaf(weight, its_sum, total);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(weight, its[k], acc[k]);
+    };
+#pragma unroll
+    for (int i = 0; i < kMaxMergeWith; ++i) {
+      if (i < p.n_others) add(max[i], sum[i], x[i]);
+    }
+    add(our_max, our_sum, ours);
+    const float inverse = inverse_of(total);
+    bf16* target = p.final_out + head * p.head_dim + column;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) target[k] = to_bf16(mul_rn(acc[k], inverse));
+  }
+};
+
+// out, max and sum of n_rows heads (and their final_out) from the partials of all splits, in the
+// order of the splits; shared holds n_rows * (n_splits + 1) pairs.
+template <int kHeadDim, int kWidth, int kBlockWarps>
 GPU void merge_rows(const Params& p, const Work& work, float2* shared) {
   using namespace gpu;
+  constexpr int kStep = 32 * kBlockWarps * kWidth;
+  constexpr int kBatch = 16;
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int d = kHeadDim > 0 ? kHeadDim : p.head_dim;
+  const int n = work.n_rows * d;
+  float2* totals = shared + work.n_rows * work.n_splits;  // max and sum of every row
 
-  // Weights: a warp per head, a lane per split.
-  for (int row = warp; row < work.n_rows; row += kWarps) {
+  // As many values in flight as registers allow; the first of them while the weights are made.
+  float x[kBatch][kWidth];
+  Others<kWidth> others;
+  auto load = [&](int i, int s0) {
+    const int row = i / d, column = i % d;
+    const float* source = p.rows + (int64_t{work.first_head + row} * p.n_splits + s0) * d + column;
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b, source += d) {
+      if (s0 + b < work.n_splits) load_row(x[b], source);
+    }
+    if (s0 == 0 && p.final_out != nullptr) others.load(p, work.first_head + row, column);
+  };
+  int i = tid * kWidth;
+  if (i < n) load(i, 0);
+
+#pragma unroll 1
+  for (int row = warp; row < work.n_rows; row += kBlockWarps) {  // weights: a lane per split
     const int head = work.first_head + row;
     const float* stats = p.stats + int64_t{head} * p.n_splits * 2;
     float2* pairs = shared + row * work.n_splits;
     float max = -kInf, sum = 0.0f;
+#pragma unroll 1
     for (int s = lane; s < work.n_splits; s += 32) {
       pairs[s] = load_uncached(reinterpret_cast<const float2*>(stats) + s);
       max = fmaxf(max, pairs[s].x);
     }
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) max = fmaxf(max, shuffle_xor(max, mask));
+#pragma unroll 1
     for (int s = lane; s < work.n_splits; s += 32) {
       pairs[s].x = exp2_fast(pairs[s].x - weight_base(max));
       sum = fmaf(pairs[s].x, pairs[s].y, sum);
@@ -177,35 +270,40 @@ GPU void merge_rows(const Params& p, const Work& work, float2* shared) {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     if (lane == 0) {
+      totals[row] = {max, sum};
       p.out.max[head] = max;
       p.out.sum[head] = sum;
     }
   }
   sync_threads();
 
-  // Values: as many loads in flight as registers allow, sums in the order of the splits.
-  constexpr int kBatch = 8;
-  for (int i = tid * kWidth; i < work.n_rows * d; i += kThreads * kWidth) {
+  // Values: sums in the order of the splits.
+  float acc[kWidth] = {};
+#pragma unroll 1
+  for (int s0 = 0; i < n;) {
     const int row = i / d, column = i % d;
     const float2* pairs = shared + row * work.n_splits;
-    const float* source = p.rows + int64_t{work.first_head + row} * p.n_splits * d + column;
-    float acc[kWidth] = {};
-    for (int s0 = 0; s0 < work.n_splits; s0 += kBatch) {
-      float x[kBatch][kWidth];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (s0 + b < work.n_splits) load_row(x[b], source + int64_t{s0 + b} * d);
-      }
+    for (int b = 0; b < kBatch; ++b) {
+      if (s0 + b >= work.n_splits) break;
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (s0 + b >= work.n_splits) break;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(pairs[s0 + b].x, x[b][k], acc[k]);
-      }
+      for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(pairs[s0 + b].x, x[b][k], acc[k]);
     }
-    float* target = p.out.out + int64_t{work.first_head + row} * d + column;
+    s0 += kBatch;
+    if (s0 >= work.n_splits) {
+      const int64_t head = work.first_head + row;
+      float* target = p.out.out + head * d + column;
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) target[k] = acc[k];
+      for (int k = 0; k < kWidth; ++k) target[k] = acc[k];
+      if (p.final_out != nullptr) {
+        others.write(p, head, column, totals[row].x, totals[row].y, acc);
+      }
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) acc[k] = 0.0f;
+      s0 = 0;
+      i += kStep;
+    }
+    if (i < n) load(i, s0);
   }
 }
 
@@ -213,21 +311,21 @@ GPU void merge_rows(const Params& p, const Work& work, float2* shared) {
 // when it says so.
 GPU bool is_last_block(uint32_t* counter, int n_blocks, Notes& notes) {
   using namespace gpu;
-  sync_threads();  // every thread has written; the fence below covers what the barrier ordered
+  sync_threads();  // every thread has written; the release below covers what the barrier ordered
   if (threadIdx.x == 0) {
-    thread_fence();
-    notes.is_last = atomic_add(counter, 1u) == static_cast<uint32_t>(n_blocks) - 1;
+    notes.is_last = atomic_add_ordered(counter, 1u) == static_cast<uint32_t>(n_blocks) - 1;
     if (notes.is_last) *counter = 0;
-    thread_fence();
   }
   sync_threads();
   return notes.is_last != 0;
 }
 
-// Merges the warps' partials, [kWarps][kRows] records of kStride floats (values, max, sum) in
-// shared memory, and passes the block's partial on. Begins after a barrier.
-template <int kHeadDim, int kWidth, int kRows, int kStride>
-GPU void finish_block(const Params& p, const Work& work, uint8_t* shared, Notes& notes) {
+// Merges the warps' partials, records of kStride floats (values, max, sum) in shared memory, row
+// after row and warp_stride floats from warp to warp, and passes the block's partial on. Begins
+// after a barrier.
+template <int kHeadDim, int kWidth, int kStride, int kBlockWarps>
+GPU void finish_block(const Params& p, const Work& work, uint8_t* shared, int warp_stride,
+                      Notes& notes) {
   using namespace gpu;
   const int tid = static_cast<int>(threadIdx.x);
   const int d = kHeadDim > 0 ? kHeadDim : p.head_dim;
@@ -235,41 +333,51 @@ GPU void finish_block(const Params& p, const Work& work, uint8_t* shared, Notes&
   const auto* records = reinterpret_cast<const float*>(shared);
   const bool alone = work.n_splits == 1;
 
-  for (int i = tid * kWidth; i < work.n_rows * d; i += kThreads * kWidth) {
+#pragma unroll 1
+  for (int i = tid * kWidth; i < work.n_rows * d; i += 32 * kBlockWarps * kWidth) {
     const int row = i / d, column = i % d;
-    const float* record[kWarps];
+    Others<kWidth> others;
+    if (alone && p.final_out != nullptr) others.load(p, work.first_head + row, column);
+    const float* record[kBlockWarps];
     float max = -kInf, sum = 0.0f, acc[kWidth] = {};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      record[w] = records + (w * kRows + row) * kStride;
+    for (int w = 0; w < kBlockWarps; ++w) {
+      record[w] = records + w * warp_stride + row * kStride;
       max = fmaxf(max, record[w][stats_at]);
     }
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < kBlockWarps; ++w) {
       const float weight = exp2_fast(record[w][stats_at] - weight_base(max));
       sum = fmaf(weight, record[w][stats_at + 1], sum);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) acc[k] = fmaf(weight, record[w][column + k], acc[k]);
     }
-    const int64_t head = work.first_head + row, at = alone ? head : head * p.n_splits + work.split;
-    float* target = (alone ? p.out.out : p.rows) + at * d + column;
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) target[k] = acc[k];
-    if (column == 0) {
-      *(alone ? p.out.max + at : p.stats + 2 * at) = max;
-      *(alone ? p.out.sum + at : p.stats + 2 * at + 1) = sum;
+    const int64_t head = work.first_head + row;
+    if (!alone) {
+      const int64_t at = head * p.n_splits + work.split;
+      store_row(p.rows + at * d + column, acc);
+      if (column == 0) reinterpret_cast<float2*>(p.stats)[at] = {max, sum};
+      continue;
     }
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) p.out.out[head * d + column + k] = acc[k];
+    if (column == 0) {
+      p.out.max[head] = max;
+      p.out.sum[head] = sum;
+    }
+    if (p.final_out != nullptr) others.write(p, head, column, max, sum, acc);
   }
   if (alone || !p.merge_at_once) return;
   if (!is_last_block(p.counters + work.counter, work.n_splits, notes)) return;
-  merge_rows<kHeadDim, kWidth>(p, work, reinterpret_cast<float2*>(shared));
+  merge_rows<kHeadDim, kWidth, kBlockWarps>(p, work, reinterpret_cast<float2*>(shared));
 }
 
 // Where the splits are too many for one block to merge: one block per query head.
 template <int kWidth>
-KERNEL(kThreads, 4)
+KERNEL(kThreads, 2)
 merge_splits(const GRID_CONST Params p) {
   SHARED(shared);
+  gpu::begin_dependent();
   Notes& notes = *reinterpret_cast<Notes*>(shared);
   Work work;
   work.first_head = static_cast<int>(blockIdx.x);
@@ -277,7 +385,7 @@ merge_splits(const GRID_CONST Params p) {
   work.n_rows = 1;
   work.n_splits = splits_with_work(count_tiles(p, work.kv_head, notes), p.n_splits);
   if (work.n_splits == 1) return;  // its only block has written the result
-  merge_rows<0, kWidth>(p, work, reinterpret_cast<float2*>(shared + kNotesBytes));
+  merge_rows<0, kWidth, kWarps>(p, work, reinterpret_cast<float2*>(shared + kNotesBytes));
 }
 
 // ---- any shape ----------------------------------------------------------------------------------
@@ -290,6 +398,7 @@ inline constexpr int kPlainShared = kWarps * kPlainRecord * 4 + kNotesBytes;
 KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
   using namespace gpu;
   SHARED(shared);
+  begin_dependent();
   Notes& notes = *reinterpret_cast<Notes*>(shared + kPlainShared - kNotesBytes);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int d = p.head_dim;
@@ -355,7 +464,7 @@ KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
     record[kMaxHeadDim + 1] = sum;
   }
   sync_threads();
-  finish_block<0, 1, 1, kPlainRecord>(p, work, shared, notes);
+  finish_block<0, 1, kPlainRecord, kWarps>(p, work, shared, kPlainRecord, notes);
 }
 
 // ---- merge_partials -----------------------------------------------------------------------------
@@ -372,6 +481,7 @@ template <int kMaxPartials>
 KERNEL(kThreads, 8)
 merge_normalised(const GRID_CONST MergeAll<kMaxPartials> p) {
   using namespace gpu;
+  begin_dependent();
   const int64_t head = blockIdx.x;
   float max = -kInf;
   for (int i = 0; i < p.n_partials; ++i) max = fmaxf(max, p.partials[i].max[head]);
@@ -383,8 +493,7 @@ merge_normalised(const GRID_CONST MergeAll<kMaxPartials> p) {
       sum = fmaf(weight, partial.sum[head], sum);
       acc = fmaf(weight, partial.out[head * p.head_dim + column], acc);
     }
-    // Only the empty merge has sum 0 (a key with the largest score weighs 1); NaN stays NaN.
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float inverse = inverse_of(sum);
     p.out[head * p.head_dim + column] = to_bf16(mul_rn(acc, inverse));
   }
 }

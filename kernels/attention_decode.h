@@ -9,9 +9,9 @@ namespace tiercel::cuda {
 
 // One partial (max, sum, out) over everything in params.sources; queries, keys, values, ids and
 // counts are read by the device. The keys of a KV head are dealt out to several blocks, whose
-// partials are merged in order: the bits depend on token counts, shapes and the plan, not on
-// timing. values may alias keys. A NaN or +inf score makes its head NaN; a -inf score weighs
-// nothing.
+// partials are merged in order: the bits depend on token counts and their bounds, shapes and the
+// plan, not on timing. values may alias keys. A NaN or +inf score makes its head NaN; a -inf score
+// weighs nothing. Whichever block writes the result writes final_out.
 //
 // Weights are rounded to bf16 before they meet the values (2^-8 of each weight; their sum is fp32),
 // except where head_dim is not 64, 96, 128 or 256 or a row does not begin at a multiple of 16
@@ -26,6 +26,7 @@ void attend_decode(Stream& stream, const DecodeAttendParams& params);
 struct DecodePlan {
   int32_t n_splits = 1;       // at most this many blocks share the keys of one KV head
   bool merge_at_once = true;  // the last of them merges; false: a second kernel does
+  bool few = false;           // all keys are asked for at once: less latency for few tokens
 };
 DecodePlan plan_decode(const Stream& stream, const DecodeAttendParams& params);
 // With another plan than plan_decode's: the same answer up to rounding.

@@ -72,15 +72,17 @@ struct Queries {
   }
 };
 
-// One tile to a stage. Lane first_lane + r holds row r's offset; rows past the last are zeros.
+// One tile to a stage, and how many of its keys are live: none are copied if none is. Lane
+// first_lane + r holds row r's offset; rows past the last are zeros.
 template <int kHeadDim>
-GPU void copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane, uint8_t* stage,
-                   int32_t& live_of_stage, int lane) {
+GPU int copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane, uint8_t* stage,
+                  int lane) {
   using namespace gpu;
   const uint32_t packed = shuffle(
       static_cast<uint32_t>(mine.live) << 3 | static_cast<uint32_t>(mine.source), first_lane);
   const Source& source = p.sources[packed & 7];
-  const int live = static_cast<int>(packed >> 3);
+  const int live = static_cast<int>(packed) >> 3;
+  if (live <= 0) return 0;
   const bf16* keys = source.keys + kv_head * source.head_stride;
   const bf16* values = source.values + kv_head * source.head_stride;
   constexpr int kUnits = kHeadDim / 8;
@@ -92,7 +94,7 @@ GPU void copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane
     copy_async16(target, keys + at, row < live);
     copy_async16(target + Layout<kHeadDim>::kTileBytes, values + at, row < live);
   }
-  if (lane == 0) live_of_stage = live;
+  return live;
 }
 
 // s = Q K^T: s[j] are keys 8j .. 8j+7.
@@ -162,6 +164,38 @@ GPU void add_values(float (&o)[kHeadDim / 8][4], const float (&alpha)[2], const 
   }
 }
 
+// The warp's partial as records for finish_block. The lane's shares of sum become one.
+template <int kHeadDim>
+GPU void store_partial(float* records, const float (&o)[kHeadDim / 8][4], const float (&max)[2],
+                       float (&sum)[2], int n_rows, int lane) {
+  using namespace gpu;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum[r] += shuffle_xor(sum[r], 1);
+    sum[r] += shuffle_xor(sum[r], 2);
+    const int row = lane / 4 + 8 * r;
+    float* record = records + row * Layout<kHeadDim>::kRecord;
+    if (row >= n_rows) continue;
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+      *reinterpret_cast<float2*>(record + j * 8 + 2 * (lane % 4)) = {o[j][2 * r], o[j][2 * r + 1]};
+    }
+    if (lane % 4 == 0) *reinterpret_cast<float2*>(record + kHeadDim) = {max[r], sum[r]};
+  }
+}
+
+// The query heads that a block of a grid of (splits, KV heads, blocks of 16 heads) has.
+GPU Work work_of_block(const Params& p) {
+  const int group = p.n_heads / p.n_kv_heads, row_block = static_cast<int>(blockIdx.z);
+  Work work;
+  work.kv_head = static_cast<int>(blockIdx.y);
+  work.first_head = work.kv_head * group + row_block * kMaxRows;
+  work.n_rows = group - row_block * kMaxRows < kMaxRows ? group - row_block * kMaxRows : kMaxRows;
+  work.split = static_cast<int>(blockIdx.x);
+  work.counter = work.kv_head * static_cast<int>(gridDim.z) + row_block;
+  return work;
+}
+
 // Grid: splits, KV heads, blocks of 16 heads of the group.
 template <int kHeadDim>
 KERNEL(kThreads, Layout<kHeadDim>::kBlocksPerProcessor)
@@ -174,13 +208,8 @@ attend_tiles(const GRID_CONST Params p) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
 
   // What is ours.
-  const int group = p.n_heads / p.n_kv_heads, row_block = static_cast<int>(blockIdx.z);
-  Work work;
-  work.kv_head = static_cast<int>(blockIdx.y);
-  work.first_head = work.kv_head * group + row_block * kMaxRows;
-  work.n_rows = group - row_block * kMaxRows < kMaxRows ? group - row_block * kMaxRows : kMaxRows;
-  work.split = static_cast<int>(blockIdx.x);
-  work.counter = work.kv_head * static_cast<int>(gridDim.z) + row_block;
+  begin_dependent();
+  Work work = work_of_block(p);
   const int n_tiles = count_tiles(p, work.kv_head, notes);
   work.n_splits = splits_with_work(n_tiles, p.n_splits);
   if (work.split >= work.n_splits) return;
@@ -192,8 +221,9 @@ attend_tiles(const GRID_CONST Params p) {
   Row row = find_row(p, notes, work.kv_head, share.first + lane / 16, lane % 16);
   auto issue = [&](int i) {
     if (i < share.count) {
-      copy_tile<kHeadDim>(p, work.kv_head, row, (i & 1) * 16, ring + i % kStages * L::kStageBytes,
-                          notes.live[warp][i % kStages], lane);
+      const int live = copy_tile<kHeadDim>(p, work.kv_head, row, (i & 1) * 16,
+                                           ring + i % kStages * L::kStageBytes, lane);
+      if (lane == 0) notes.live[warp][i % kStages] = live;
       if (i & 1) {
         row = find_row(p, notes, work.kv_head, share.first + i + 1 + lane / 16, lane % 16);
       }
@@ -221,24 +251,12 @@ attend_tiles(const GRID_CONST Params p) {
   copy_wait<0>();
 
   // The warp's partial, over the rings.
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    sum[r] += shuffle_xor(sum[r], 1);
-    sum[r] += shuffle_xor(sum[r], 2);
-  }
   sync_threads();
-  auto* records = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float* record = records + (warp * kMaxRows + lane / 4 + 8 * r) * L::kRecord;
-#pragma unroll
-    for (int j = 0; j < kHeadDim / 8; ++j) {
-      *reinterpret_cast<float2*>(record + j * 8 + 2 * (lane % 4)) = {o[j][2 * r], o[j][2 * r + 1]};
-    }
-    if (lane % 4 == 0) *reinterpret_cast<float2*>(record + kHeadDim) = {max[r], sum[r]};
-  }
+  constexpr int kWarpRecords = kMaxRows * L::kRecord;
+  store_partial<kHeadDim>(reinterpret_cast<float*>(shared) + warp * kWarpRecords, o, max, sum,
+                          work.n_rows, lane);
   sync_threads();
-  finish_block<kHeadDim, 4, kMaxRows, L::kRecord>(p, work, shared, notes);
+  finish_block<kHeadDim, 4, L::kRecord, kWarps>(p, work, shared, kWarpRecords, notes);
 }
 
 }  // namespace tiercel::cuda::decode

@@ -141,6 +141,10 @@ void attend_hopper(Stream& stream, const PrefillAttendParams& p, PrefillVariant 
     return launch_hopper_variant<HopperShape<96, 128, 128, 3>>(stream, p, variant);
   }
   if (p.head_dim <= 128) {
+    // Wide key tiles: 95 instead of 85 % of the matrix rate (journal, "Prefill attention").
+    if (variant != PrefillVariant::kPlain && variant != PrefillVariant::kPingPong) {
+      return launch_hopper<HopperShape<128, 128, 176, 2>, PrefillVariant::kOverlap>(stream, p);
+    }
     return launch_hopper_variant<HopperShape<128, 128, 128, 2>>(stream, p, variant);
   }
   launch_hopper_variant<HopperShape<256, 128, 80, 2>>(stream, p, variant);

@@ -24,9 +24,9 @@ void embed(Stream& stream, const EmbedParams& p) {
   const EmbedKernelParams params{p, threads};
   const unsigned blocks = blocks_for(p.n_tokens, kThreads / threads);
   if (pieces) {
-    launch<embed_kernel<true>>(stream, blocks, kThreads, 0, params);
+    launch_dependent<embed_kernel<true>>(stream, blocks, kThreads, 0, params);
   } else {
-    launch<embed_kernel<false>>(stream, blocks, kThreads, 0, params);
+    launch_dependent<embed_kernel<false>>(stream, blocks, kThreads, 0, params);
   }
 }
 
@@ -36,7 +36,7 @@ void rms_norm(Stream& stream, const NormParams& p) {
   constexpr size_t kSums = kThreads / 32 * sizeof(float);
   const bool pieces = p.width % kPiece == 0 && aligned(p.x, p.weight, p.out);
   const auto start = [&]<auto kKernel>(int64_t rows_per_block) {
-    launch<kKernel>(stream, blocks_for(p.n_rows, rows_per_block), kThreads, kSums, p);
+    launch_dependent<kKernel>(stream, blocks_for(p.n_rows, rows_per_block), kThreads, kSums, p);
   };
   if (!pieces || p.width > 4 * kBlockPiece) {
     start.template operator()<norm_any_kernel>(1);
@@ -57,9 +57,9 @@ void swiglu(Stream& stream, const SwigluParams& p) {
   if (p.n == 0) return;
   if (aligned(p.gate, p.up, p.out)) {
     const unsigned blocks = blocks_for(p.n / kPiece + p.n % kPiece, kThreads);
-    launch<swiglu_kernel<true>>(stream, blocks, kThreads, 0, p);
+    launch_dependent<swiglu_kernel<true>>(stream, blocks, kThreads, 0, p);
   } else {
-    launch<swiglu_kernel<false>>(stream, blocks_for(p.n, kThreads), kThreads, 0, p);
+    launch_dependent<swiglu_kernel<false>>(stream, blocks_for(p.n, kThreads), kThreads, 0, p);
   }
 }
 
@@ -85,9 +85,9 @@ void rope_append(Stream& stream, const RopeAppendParams& p) {
   const auto shared = static_cast<size_t>(2 * tokens * p.rope.half) * sizeof(float);
   const dim3 blocks(blocks_for(p.n_tokens, tokens), parts);
   if (pieces) {
-    launch<rope_append_kernel<true>>(stream, blocks, kThreads, shared, params);
+    launch_dependent<rope_append_kernel<true>>(stream, blocks, kThreads, shared, params);
   } else {
-    launch<rope_append_kernel<false>>(stream, blocks, kThreads, shared, params);
+    launch_dependent<rope_append_kernel<false>>(stream, blocks, kThreads, shared, params);
   }
 }
 

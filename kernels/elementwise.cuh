@@ -18,6 +18,7 @@ struct EmbedKernelParams {
 template <bool kPieces>
 KERNEL(256, 4)
 embed_kernel(const GRID_CONST EmbedKernelParams p) {
+  gpu::begin_dependent();
   const int row_threads = p.threads_per_row;
   const int64_t token =
       int64_t{blockIdx.x} * (256 / row_threads) + static_cast<int>(threadIdx.x) / row_threads;
@@ -61,6 +62,7 @@ template <int kWarps, int kHeld>
 KERNEL(256, 4)
 norm_held_kernel(const GRID_CONST NormParams p) {
   SHARED(smem);
+  gpu::begin_dependent();
   constexpr int kRowThreads = 32 * kWarps;
   static_assert(kWarps == 1 || kWarps == 8);
   const int lane = static_cast<int>(threadIdx.x) % kRowThreads;
@@ -104,6 +106,7 @@ norm_held_kernel(const GRID_CONST NormParams p) {
 // Any width, any address: a row per block, read twice.
 KERNEL(256, 4) norm_any_kernel(const GRID_CONST NormParams p) {
   SHARED(smem);
+  gpu::begin_dependent();
   const bf16* x = p.x + int64_t{blockIdx.x} * p.width;
   bf16* out = p.out + int64_t{blockIdx.x} * p.width;
   float sum = 0;
@@ -124,6 +127,7 @@ template <bool kPieces>
 KERNEL(256, 4)
 swiglu_kernel(const GRID_CONST SwigluParams p) {
   using namespace gpu;
+  begin_dependent();
   int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x;
   if constexpr (kPieces) {
     const int64_t n_pieces = p.n / kPiece;

@@ -37,6 +37,12 @@ GPU bf16 to_bf16(float x) {
   return value;
 }
 
+// What most kernels of launch_dependent begin with: they end soon after all blocks have begun.
+GPU void begin_dependent() {
+  wait_for_predecessors();
+  launch_dependents();
+}
+
 // A wgmma operand in shared memory (PTX ISA, "matrix descriptor"): offsets in bytes.
 template <int kSwizzle>
 GPU uint64_t wgmma_descriptor(uint32_t shared_address, uint32_t leading, uint32_t stride) {

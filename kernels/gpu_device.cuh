@@ -85,6 +85,16 @@ GPU uint32_t atomic_add(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }
 GPU uint64_t atomic_add(uint64_t* p, uint64_t v) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
 }
+// An addition in global memory that also is a release of what this thread, and others before a barrier
+// with it, have written, and an acquire of what others released: cheaper than two fences around it.
+GPU uint32_t atomic_add_ordered(uint32_t* p, uint32_t v) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(p)), "r"(v)
+               : "memory");
+  return before;
+}
 GPU void atomic_or(uint32_t* p, uint32_t v) { atomicOr(p, v); }
 GPU void atomic_and(uint32_t* p, uint32_t v) { atomicAnd(p, v); }
 GPU uint64_t atomic_max(uint64_t* p, uint64_t v) {
@@ -97,11 +107,20 @@ GPU float load_uncached(const float* p) { return __ldcg(p); }
 GPU uint32_t load_uncached(const uint32_t* p) { return __ldcg(p); }
 GPU float2 load_uncached(const float2* p) { return __ldcg(p); }
 GPU float4 load_uncached(const float4* p) { return __ldcg(p); }
-// 16 bytes read once: not kept in L1. The address is a multiple of 16. Not for memory that this
-// kernel writes.
+// 16 bytes read once: not kept in L1. The address is a multiple of 16. For what no kernel writes
+// between the start of this kernel's predecessor and the end of this kernel.
 GPU uint4 load_stream(const void* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// The same of what predecessors may have written.
+GPU uint4 load_once(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
@@ -115,6 +134,26 @@ GPU uint4 load_host(const void* p) {
                : "l"(p));
   return v;
 }
+
+// Starts to bring the line of 128 bytes around p into L2: a hint.
+GPU void prefetch_line(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)) : "memory");
+}
+
+// ---- overlap with the kernels before and after --------------------------------------------------
+// The rules: kernels/launch.cuh. Before Hopper kernels follow one another, and these do nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+GPU void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+GPU void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// Starts to bring memory into L2: a hint. Address and bytes are multiples of 16.
+GPU void prefetch_l2(const void* p, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+}
+#else
+GPU void wait_for_predecessors() {}
+GPU void launch_dependents() {}
+GPU void prefetch_l2(const void*, uint32_t) {}
+#endif
 
 // ---- mbarrier -----------------------------------------------------------------------------------
 GPU void mbar_init(uint64_t* b, int count) {

@@ -23,9 +23,9 @@ void build_landmarks(Stream& stream, const LandmarkParams& p) {
   const dim3 grid(blocks_for(p.n_chunks * per_row, kMeanThreads),
                   static_cast<unsigned>(p.n_kv_heads));
   if (is_wide) {
-    launch<mean_chunks<4>>(stream, grid, kMeanThreads, 0, p);
+    launch_dependent<mean_chunks<4>>(stream, grid, kMeanThreads, 0, p);
   } else {
-    launch<mean_chunks<1>>(stream, grid, kMeanThreads, 0, p);
+    launch_dependent<mean_chunks<1>>(stream, grid, kMeanThreads, 0, p);
   }
 }
 

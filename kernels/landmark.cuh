@@ -15,6 +15,7 @@ template <int kWords>
 KERNEL(kMeanThreads, 4)
 mean_chunks(const GRID_CONST LandmarkParams p) {
   using namespace gpu;
+  begin_dependent();
   const int32_t per_row = p.head_dim / (2 * kWords);
   const int64_t item = int64_t{blockIdx.x} * kMeanThreads + threadIdx.x;
   if (item >= p.n_chunks * per_row) return;
@@ -100,10 +101,10 @@ KERNEL(kRankThreads, 1) rank_outliers(const GRID_CONST OutlierParams p) {
   SHARED(smem);
   RankShared& s = *reinterpret_cast<RankShared*>(smem);
   const int64_t head = blockIdx.x, n = p.end_chunk - p.first_chunk;
-  const RankRow row{p.workspace + head * n, nullptr, static_cast<int32_t>(n),
+  const RankRow row{p.workspace + head * n, static_cast<int32_t>(n),
                     static_cast<int32_t>(p.n_outliers), Binning::kCosine};
   clear_bins(s);
-  fill_bins(row, nullptr, s);
+  fill_bins(row, s);
   const Threshold threshold = find_threshold(row, s);
   int32_t* ids = p.ids + head * p.n_outliers;
   // Little-endian: bit c of the map is bit c % 32 of its 32-bit word c / 32.

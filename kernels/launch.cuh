@@ -1,4 +1,23 @@
 // Starts kernels: on a device, or in the SIMT emulator.
+//
+// launch: the kernel begins when everything before it in the stream has ended.
+//
+// launch_dependent: its blocks may begin while the last blocks of its predecessor run, so that the
+// start of a kernel, and what it can fetch early, costs nothing. The kernel owes for it:
+//
+//   - Every thread executes wait_for_predecessors(), which returns when everything before it in the
+//     stream has ended and its writes can be seen: before the first read of what another kernel may
+//     write, and before the first write of its own. A kernel that skipped it would end before its
+//     predecessor, and the next one, which waits for this one only, would come too early.
+//   - Before that it reads nothing but its parameters, weights, and tables that were complete
+//     before the stream's last kernel began. prefetch_l2 of other memory is fine: L2 sees later writes.
+//   - launch_dependents() lets the next kernel's blocks begin once all blocks of this one have
+//     called it or ended. Only after wait_for_predecessors(): so at most two kernels overlap.
+//   - load_stream may bypass coherence: it is for those constants, load_once for the rest.
+//
+// The emulator dies where a thread of such a kernel does not wait, or lets others begin before.
+// A kernel overlaps only with one that was launched alike: after copies, events and plain kernels
+// nothing is relaxed.
 #pragma once
 
 #include <cstddef>
@@ -20,27 +39,77 @@ void throw_cuda_error(int code, const char* call, const char* file, int line);
     if (code_ != 0) ::tiercel::cuda::throw_cuda_error(code_, #call, __FILE__, __LINE__);      \
   } while (false)
 
+template <auto kKernel>
+void allow_shared(size_t bytes) {
+  if (bytes <= (48u << 10)) return;
+  static size_t allowed = 0;  // one kernel, one attribute; a race would set it twice
+  if (allowed >= bytes) return;
+  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)));
+  allowed = bytes;
+}
+
 template <auto kKernel, typename Params>
 void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
-  if (shared_bytes > (48u << 10)) {
-    static size_t allowed = 0;  // one kernel, one attribute; a race would set it twice
-    if (allowed < shared_bytes) {
-      CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)));
-      allowed = shared_bytes;
-    }
-  }
+  allow_shared<kKernel>(shared_bytes);
   kKernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream.raw())>>>(params);
   CUDA_CHECK(cudaGetLastError());
+}
+
+// A kernel with another division of the multiprocessor between shared memory and L1 can begin on it
+// only when it is empty, so all that may overlap ask for the same.
+template <auto kKernel>
+void prefer_shared() {
+  static bool is_set = false;  // as in allow_shared
+  if (is_set) return;
+  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
+  is_set = true;
+}
+
+template <auto kKernel, typename Params>
+void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_bytes,
+                      const Params& params) {
+  if (!stream.programmatic()) {
+    launch<kKernel>(stream, grid, threads, shared_bytes, params);
+    return;
+  }
+  allow_shared<kKernel>(shared_bytes);
+  prefer_shared<kKernel>();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = stream.is_last_dependent() ? 1 : 0;
+  config.stream = static_cast<cudaStream_t>(stream.raw());
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kKernel, params));
+  stream.mark_last_dependent();
 }
 
 #else
 
 template <auto kKernel, typename Params>
 void launch(Stream&, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
-  const Params copy = params;
-  simt::choose_timing();
-  simt::launch(grid, dim3(static_cast<unsigned>(threads)), shared_bytes, [&] { kKernel(copy); });
+  const bool must_wait = simt::g.must_wait;
+  simt::run_or_record([=] {
+    simt::g.must_wait = must_wait;
+    simt::choose_timing();
+    simt::launch(grid, dim3(static_cast<unsigned>(threads)), shared_bytes,
+                 [&] { kKernel(params); });
+    simt::g.must_wait = false;
+  });
+}
+
+template <auto kKernel, typename Params>
+void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_bytes,
+                      const Params& params) {
+  simt::g.must_wait = true;
+  launch<kKernel>(stream, grid, threads, shared_bytes, params);
+  simt::g.must_wait = false;
 }
 
 #endif

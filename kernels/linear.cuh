@@ -37,6 +37,10 @@ struct SkinnyParams {
   int32_t panel = 0;  // elements of k of x that fit in shared memory, a multiple of kPanelUnit
   float eps = 0;
   bool out_f32 = false, accumulate = false;
+  // Blocks that may begin before their predecessor's end, and how much of each of its rows such a
+  // block brings to L2 then, behind what it loads anyway.
+  int32_t early_blocks = 0;
+  int32_t early_bytes = 0;  // a multiple of 16
 };
 
 // Bytes of shared memory, see SkinnyShared.
@@ -58,16 +62,31 @@ struct SkinnyShared {
   float* squares;  // [row][warp]
 };
 
+inline constexpr int kTurn = 32 * kSkinnyWarps * kPiece;  // elements of a row that a block reads
+
+GPU uint4 piece_of(const bf16* row, int at, int k) {
+  return at < k ? load_piece(row + at) : uint4{0, 0, 0, 0};
+}
+
 // Sums of squares of every row of x, a part per warp.
 GPU void sum_squares(const SkinnyParams& p, float* squares) {
+  constexpr int kBatch = 2;
   const int tid = threadIdx.x;
 #pragma unroll 1
   for (int row = 0; row < p.m; ++row) {
+    const bf16* x = p.x + int64_t{row} * p.k;
     float sum = 0;
-    for (int i = tid * kPiece; i < p.k; i += 32 * kSkinnyWarps * kPiece) {
-      float values[kPiece];
-      unpack(load_piece(p.x + int64_t{row} * p.k + i), values);
-      sum = square_sum(values, sum);
+#pragma unroll 1
+    for (int i = tid * kPiece; i < p.k; i += kBatch * kTurn) {
+      uint4 pieces[kBatch];  // in flight together; zeros add nothing
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) pieces[b] = piece_of(x, i + b * kTurn, p.k);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        float values[kPiece];
+        unpack(pieces[b], values);
+        sum = square_sum(values, sum);
+      }
     }
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
@@ -79,6 +98,7 @@ GPU void sum_squares(const SkinnyParams& p, float* squares) {
 template <bool kNorm>
 GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squares,
                      uint2* staged) {
+  constexpr int kBatch = kNorm ? 1 : 2;  // what registers allow
 #pragma unroll 1
   for (int row = 0; row < p.m; ++row) {
     const bf16* x = p.x + int64_t{row} * p.k;
@@ -89,22 +109,49 @@ GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squ
       for (int i = 0; i < kSkinnyWarps; ++i) sum += squares[row * kSkinnyWarps + i];
       scale = norm_scale(sum, p.k, p.eps);
     }
-    int piece = threadIdx.x;
-    for (int at = first + piece * kPiece; at < end; at += 32 * kSkinnyWarps * kPiece) {
-      uint4 v = at < p.k ? load_piece(x + at) : uint4{0, 0, 0, 0};
-      if (kNorm && at < p.k) {
-        float values[kPiece], weights[kPiece];
-        unpack(v, values);
-        unpack(load_piece(p.norm_weight + at), weights);
+#pragma unroll 1
+    for (int at = first + static_cast<int>(threadIdx.x) * kPiece; at < end; at += kBatch * kTurn) {
+      uint4 pieces[kBatch], norms[kNorm ? kBatch : 1];  // in flight together
 #pragma unroll
-        for (int i = 0; i < kPiece; ++i) values[i] = values[i] * scale * weights[i];
-        v = pack(values);
+      for (int b = 0; b < kBatch; ++b) {
+        pieces[b] = piece_of(x, at + b * kTurn, p.k);
+        if constexpr (kNorm) norms[b] = piece_of(p.norm_weight, at + b * kTurn, p.k);
       }
-      uint2* target = staged + (piece / 4 * 2 * p.m + row) * 4 + piece % 4;
-      target[0] = {v.x, v.y};
-      target[4 * p.m] = {v.z, v.w};
-      piece += 32 * kSkinnyWarps;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        if (at + b * kTurn >= end) break;
+        uint4 v = pieces[b];
+        if constexpr (kNorm) {
+          float values[kPiece], weights[kPiece];
+          unpack(v, values);
+          unpack(norms[b], weights);
+#pragma unroll
+          for (int i = 0; i < kPiece; ++i) values[i] = values[i] * scale * weights[i];
+          v = at + b * kTurn < p.k ? pack(values) : uint4{0, 0, 0, 0};
+        }
+        const int piece = (at + b * kTurn - first) / kPiece;
+        uint2* target = staged + (piece / 4 * 2 * p.m + row) * 4 + piece % 4;
+        target[0] = {v.x, v.y};
+        target[4 * p.m] = {v.z, v.w};
+      }
     }
+  }
+}
+
+// What this block needs next of the weights, and all of the norm's, on their way to L2. A thread
+// per row: kRows rows of weight, and as many of up.
+template <int kRows, bool kNorm, bool kGated>
+GPU void prefetch_rows(const SkinnyParams& p, int64_t first_row, int n_rows, int loaded) {
+  const int tid = threadIdx.x, row = tid % kRows;
+  if (static_cast<int64_t>(blockIdx.x) >= p.early_blocks) return;
+  const int left = (p.k - loaded) * static_cast<int>(sizeof(bf16));
+  if (tid < (kGated ? 2 : 1) * kRows && row < n_rows && left > 0) {
+    const bf16* matrix = kGated && tid >= kRows ? p.up : p.weight;
+    gpu::prefetch_l2(matrix + (first_row + row) * p.k + loaded,
+                     static_cast<uint32_t>(left < p.early_bytes ? left : p.early_bytes));
+  }
+  if (kNorm && tid == 32 * kSkinnyWarps - 1 && blockIdx.x == 0) {
+    gpu::prefetch_l2(p.norm_weight, static_cast<uint32_t>(p.k) * sizeof(bf16));
   }
 }
 
@@ -157,18 +204,19 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
   const SkinnyShared<kOctets> shared(smem, p);
 
-  // The weights of the first steps, before anything that makes us wait.
+  // The weights of the first steps, before anything that makes us wait: no kernel writes them.
   const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
   const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
   const bf16* weight = p.weight + (first_row + g) * p.k + t * kPiece;
   const bf16* up = kGated ? p.up + (first_row + g) * p.k + t * kPiece : nullptr;
+  const int k_left = p.k - t * kPiece, rows_left = n_rows - g;
   uint4 w[kAhead][kOctets];
   const auto load_step = [&](uint4(&target)[kOctets], int offset) {
 #pragma unroll
     for (int o = 0; o < kOctets; ++o) {
       const int below = (kGated ? o / 2 : o) * 8;
       const bf16* source = (kGated && o % 2 == 1 ? up : weight) + below * p.k + offset;
-      const bool inside = offset + t * kPiece < p.k && below + g < n_rows;
+      const bool inside = offset < k_left && below < rows_left;
       target[o] = inside ? load_stream(source) : uint4{0, 0, 0, 0};
     }
   };
@@ -177,13 +225,16 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) load_step(w[a], offset + step_of(a));
 
-  const int64_t place = skinny_place(p, kColumns);
-  if (place >= 0 && p.bias != nullptr) {
+  prefetch_rows<8 * kColumns, kNorm, kGated>(p, first_row, n_rows, kStride);
+  if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
     shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
   }
-  if (place >= 0 && p.accumulate) {
-    shared.added[kOctets * 64 + tid] = p.out_f32 ? static_cast<const float*>(p.out)[place]
-                                                 : to_float(static_cast<const bf16*>(p.out)[place]);
+  wait_for_predecessors();
+
+  float old = 0;  // asked for now, and kept in shared memory when it has come with x
+  if (const int64_t place = skinny_place(p, kColumns); p.accumulate && place >= 0) {
+    old = p.out_f32 ? static_cast<const float*>(p.out)[place]
+                    : to_float(static_cast<const bf16*>(p.out)[place]);
   }
   if constexpr (kNorm) sum_squares(p, shared.squares);
 
@@ -193,10 +244,12 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
     const int end = panel + (rest < p.panel ? rest : p.panel);
     sync_threads();
     stage_panel<kNorm>(p, panel, end, shared.squares, shared.x);
+    if (panel == 0 && tid < kColumns * 64) shared.added[kOctets * 64 + tid] = old;
     sync_threads();
     const uint2* x = shared.x + lane - panel / kGroup * 8 * p.m;
 #pragma unroll 1
     for (; offset < end; offset += kStride) {
+      if (offset + 2 * kStride >= p.k) launch_dependents();  // the last weights are asked for
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const uint2* xs = x + (offset + step_of(a)) / kGroup * 8 * p.m;

@@ -56,8 +56,8 @@ void launch_rebuild(Stream& stream, const RebuildParams& p) {
   const int64_t parallel = std::max<int64_t>(1, 2 * stream.n_processors() / p.n_kv_heads);
   const dim3 grid(blocks_for(std::min(tiles, parallel), 1), static_cast<unsigned>(p.n_kv_heads),
                   blocks_for(p.rope.half, 32 * kPairs));
-  launch<rebuild_kernel<kPairs>>(stream, grid, kThreads,
-                                 static_cast<size_t>(rebuild_shared_bytes(kPairs, k.panel)), k);
+  launch_dependent<rebuild_kernel<kPairs>>(
+      stream, grid, kThreads, static_cast<size_t>(rebuild_shared_bytes(kPairs, k.panel)), k);
 }
 
 // ---- project ----
@@ -66,7 +66,7 @@ template <int kTiles>
 void launch_project(Stream& stream, const ProjectKernelParams& k) {
   const dim3 grid(blocks_for(k.op.n_tokens, kTileTokens),
                   blocks_for(k.op.lowrank.rank, 32 * kTiles));
-  launch<project_kernel<kTiles>>(
+  launch_dependent<project_kernel<kTiles>>(
       stream, grid, kThreads, static_cast<size_t>(project_shared_bytes(kTiles, k.range_pairs)), k);
 }
 

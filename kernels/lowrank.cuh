@@ -257,6 +257,7 @@ rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
   uint8_t* basis = smem;
   uint8_t* coefficients = basis + kBasisRows * pitch;
   auto* rows = reinterpret_cast<RebuildRow*>(coefficients + kTileTokens * pitch);
+  begin_dependent();
   const int head = blockIdx.y, first_pair = blockIdx.z * (32 * kPairs);
   const int64_t n_rows = int64_t{p.op.miss_counts[head]} * p.op.chunk_tokens;
   int64_t tile = int64_t{blockIdx.x} * kTileTokens;

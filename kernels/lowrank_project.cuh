@@ -175,6 +175,7 @@ KERNEL(kThreads, 2)
 project_kernel(const GRID_CONST ProjectKernelParams p) {
   using namespace gpu;
   SHARED(smem);
+  begin_dependent();
   uint8_t* keys = smem;
   uint8_t* basis = smem + kTileTokens * (4 * p.range_pairs + 16);
   auto* angles =

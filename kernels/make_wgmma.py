@@ -5,7 +5,7 @@ An asm statement must name every register of its accumulator, so the text is mad
 """
 import pathlib
 
-WIDTHS = (64, 80, 96, 128, 256)
+WIDTHS = (64, 80, 96, 128, 176, 256)
 out = ["// Made by kernels/make_wgmma.py; do not edit.",
        "//",
        "// Wgmma<N>: d[64][N] (+)= A[64][16] B[16][N] by one warpgroup; bf16 operands, fp32 sums.",

@@ -3,8 +3,10 @@
 
 #include "kernels/attention_decode.h"
 #include "kernels/attention_prefill.h"
+#include "kernels/clock.h"
 #include "kernels/elementwise.h"
 #include "kernels/gather.h"
+#include "kernels/graph.h"
 #include "kernels/landmark.h"
 #include "kernels/linear.h"
 #include "kernels/lowrank.h"

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
 #include "kernels/piece.cuh"
 
@@ -41,7 +42,7 @@ struct HeadPlace {
   const bf16* norm = nullptr;
   bool turns = false;
 };
-GPU HeadPlace place_of(const RopeAppendParams& p, int64_t token, int head) {
+GPU HeadPlace place_of(const RopeAppendParams& p, int64_t token, int head, int64_t later) {
   const int64_t d = p.head_dim;
   if (head < p.n_heads) {
     bf16* q = p.q + (token * p.n_heads + head) * d;
@@ -50,7 +51,7 @@ GPU HeadPlace place_of(const RopeAppendParams& p, int64_t token, int head) {
   const bool is_key = head < p.n_heads + p.n_kv_heads;
   const int j = head - p.n_heads - (is_key ? 0 : p.n_kv_heads);
   const int64_t in = (token * p.n_kv_heads + j) * d;
-  const int64_t out = j * p.head_stride + (p.first_row + token) * d;
+  const int64_t out = j * p.head_stride + (p.first_row + later + token) * d;
   if (is_key) return {p.k + in, p.keys + out, p.k_norm, true};
   return {p.v + in, p.values + out, nullptr, false};
 }
@@ -140,11 +141,14 @@ rope_append_kernel(const GRID_CONST RopeKernelParams p) {
   const int n_tokens = left < p.tokens_per_block ? static_cast<int>(left) : p.tokens_per_block;
   auto* cosines = reinterpret_cast<float*>(smem);  // [n_tokens][half]
   float* sines = cosines + p.tokens_per_block * half;
+  // The clock moves between steps; the layer's projection is what precedes this kernel.
+  const int64_t later = steps_later(p.op.later);
   for (int i = tid; i < n_tokens * half; i += 256) {
-    const Angle a = rope_angle(p.op.rope, p.op.first_position + first + i / half, i % half);
+    const Angle a = rope_angle(p.op.rope, p.op.first_position + later + first + i / half, i % half);
     cosines[i] = a.cos;
     sines[i] = a.sin;
   }
+  gpu::begin_dependent();
   gpu::sync_threads();
 
   const int lanes = p.lanes_per_head, lane = tid % lanes;
@@ -155,7 +159,7 @@ rope_append_kernel(const GRID_CONST RopeKernelParams p) {
     const int place = base + tid / lanes;
     const int token = place < n_places ? place / n_heads : 0;
     HeadPlace head;
-    if (place < n_places) head = place_of(p.op, first + token, place % n_heads);
+    if (place < n_places) head = place_of(p.op, first + token, place % n_heads, later);
     if constexpr (kPieces) {
       move_pieces(p, head, lane, cosines + token * half, sines + token * half);
     } else {

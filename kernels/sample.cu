@@ -22,14 +22,15 @@ void find_best(Stream& stream, SampleKernelParams params, bool is_last) {
   constexpr int64_t kMaxBlocks = 64;
   const int64_t blocks = (params.op.vocab + kThreads - 1) / kThreads;
   params.is_last = is_last;
-  launch<best_kernel>(stream, blocks_for(std::min(blocks, kMaxBlocks), 1), kThreads,
-                      kThreads * sizeof(uint64_t), params);
+  launch_dependent<best_kernel>(stream, blocks_for(std::min(blocks, kMaxBlocks), 1), kThreads,
+                                kThreads * sizeof(uint64_t), params);
 }
 
 void mark_recent(Stream& stream, SampleKernelParams params, bool set) {
   if (params.op.n_recent == 0) return;
   params.set = set;
-  launch<mark_kernel>(stream, blocks_for(params.op.n_recent, kThreads), kThreads, 0, params);
+  launch_dependent<mark_kernel>(stream, blocks_for(params.op.n_recent, kThreads), kThreads, 0,
+                                params);
 }
 
 }  // namespace
@@ -53,8 +54,8 @@ void sample(Stream& stream, const SampleParams& p) {
   mark_recent(stream, params, true);
   find_best(stream, params, op.temperature == 0);
   if (op.temperature != 0) {
-    launch<collect_kernel>(stream, blocks_for(op.vocab, kThreads), kThreads, 0, params);
-    launch<draw_kernel>(stream, 1, kThreads, sizeof(DrawShared), params);
+    launch_dependent<collect_kernel>(stream, blocks_for(op.vocab, kThreads), kThreads, 0, params);
+    launch_dependent<draw_kernel>(stream, 1, kThreads, sizeof(DrawShared), params);
   }
   mark_recent(stream, params, false);
 }

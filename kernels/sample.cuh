@@ -91,6 +91,7 @@ GPU float penalised(const SampleKernelParams& p, int64_t token) {
 }
 
 KERNEL(kSampleThreads, 1) mark_kernel(const GRID_CONST SampleKernelParams p) {
+  gpu::begin_dependent();
   const int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
   if (i >= p.op.n_recent) return;
   const int64_t token = p.op.recent[i];
@@ -109,6 +110,7 @@ KERNEL(kSampleThreads, 1) mark_kernel(const GRID_CONST SampleKernelParams p) {
 KERNEL(kSampleThreads, 1) best_kernel(const GRID_CONST SampleKernelParams p) {
   using namespace gpu;
   SHARED(smem);
+  begin_dependent();
   auto* keys = reinterpret_cast<uint64_t*>(smem);
   const int tid = threadIdx.x;
   const int64_t stride = int64_t{gridDim.x} * kSampleThreads;
@@ -158,6 +160,7 @@ GPU uint32_t append(uint32_t* n, bool wanted) {
 
 KERNEL(kSampleThreads, 1) collect_kernel(const GRID_CONST SampleKernelParams p) {
   using namespace gpu;
+  begin_dependent();
   const uint64_t best_key = p.state->best;
   if (token_of(best_key) < 0) return;
   const float best = logit_of(best_key);
@@ -346,6 +349,7 @@ GPU CandidateList filter(const SampleKernelParams& p, DrawShared& shared, Candid
 KERNEL(kSampleThreads, 1) draw_kernel(const GRID_CONST SampleKernelParams p) {
   using namespace gpu;
   SHARED(smem);
+  begin_dependent();
   auto& shared = *reinterpret_cast<DrawShared*>(smem);
   int32_t token = -1;
   if (p.state->n_candidates > 0) {

@@ -1,89 +1,16 @@
 // Scores of queries against landmarks: what decode and prefill selection share.
 //
-// score = (query . landmark) * scale in log2 units, clamped to +-2^126, NaN to -2^126. One block
-// takes up to 16 * kTiles queries of one KV head (the rows of mma tiles) and a share of the
-// landmarks. Landmarks go from global memory straight into fragments: a product does not change
-// when the same permutation of the head dimension is applied to both sides, so a lane's 16 bytes
-// (elements 8t .. 8t + 7 of 32) serve as two steps of 16, and queries are permuted alike when they
-// are packed.
-//
-//   step s, register pair r of lane (g, t)    elements 32 (s / 2) + 8 t + 4 (s % 2) + 2 r, + 1
-//
-// Octets of 8 landmarks are dealt out in turn: every warp takes kOctets, and then the next ones
-// that nobody has. Positions count chunks from a multiple of 8 on; -inf marks what is no candidate.
-//
-//   chunk      origin .. first | first .. end - 1 | ..
-//   position   0 .. lead - 1   | lead .. n - 1    |
+// score = (query . landmark) * scale in log2 units, clamped to +-2^126, NaN to -2^126; -inf marks
+// what is no candidate. One block takes up to 16 * kTiles queries of one KV head (the rows of mma
+// tiles) and a share of the landmarks, as score_tile.cuh brings them.
 #pragma once
 
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/launch.cuh"
+#include "kernels/score_tile.cuh"
 
 namespace tiercel::cuda {
-
-inline constexpr int kScoreThreads = 128;
-inline constexpr int kScoreWarps = kScoreThreads / 32;
-inline constexpr int kMaxTiles = 4;
-// Blocks that a processor holds: one tile of queries in 128 registers, more in 168.
-constexpr int score_residency(int n_tiles) { return n_tiles == 1 ? 4 : 3; }
-inline constexpr float kScoreLimit = 0x1p126f;
-
-// What becomes of scores: kept, with their sums (decode); sums only, then the best of each group
-// of heads (prefill, which scores twice rather than keep 4 bytes per head and chunk).
-enum class ScoreMode : uint8_t { kKeep, kSum, kGroup };
-
-// (maximum, sum of exp2(score - maximum)) of some scores. No score: (-inf, 0).
-struct ScoreSum {
-  float max, sum;
-};
-
-// Blocks of prefill queries; see PrefillSelectParams.
-struct PrefillBlocks {
-  int64_t first_position, block_tokens, local_tokens;
-  int64_t sink_chunks, k;
-  int32_t chunk_tokens;
-
-  // Chunks before the local window of a block.
-  GPU_AND_HOST int64_t chunks_before(int64_t block) const {
-    const int64_t position = first_position + block * block_tokens - local_tokens;
-    return position > 0 ? position / chunk_tokens : 0;
-  }
-  GPU_AND_HOST bool takes_all(int64_t block) const {
-    return k == 0 || chunks_before(block) <= sink_chunks + k;
-  }
-};
-
-struct ScoreParams {
-  const bf16* queries;    // [n_kv_heads][n_rows][head_dim]
-  const bf16* landmarks;  // [n_kv_heads][capacity][head_dim]
-  int64_t landmark_head_stride;
-  int64_t origin;    // chunk of position 0, a multiple of 8
-  int32_t lead, n;   // candidates: positions lead .. n - 1
-  int32_t n_rows;    // per KV head
-  int32_t n_groups;  // of 16 * kTiles rows
-  int32_t n_splits;  // blocks per group of rows
-  int32_t head_dim;
-  float scale;     // log2 units
-  bool is_wide;    // landmark rows are multiples of 16 bytes
-  ScoreSum* sums;  // [n_kv_heads][n_rows] records of n_splits, sum_stride apart
-  int64_t sum_stride;
-  float* scores;         // kKeep: [n_kv_heads][n_rows], score_stride apart;
-  int64_t score_stride;  // kGroup: [n_blocks][n_kv_heads]
-  // kKeep
-  const uint8_t* excluded;  // bit maps over chunks, or null
-  int64_t excluded_stride;  // in bytes
-  uint32_t* bins;           // [n_kv_heads], cleared for a later kernel, or null
-  int64_t bin_stride;
-  int32_t n_bins;
-  // kSum, kGroup: row r is head r % padded_group of block first_block + r / padded_group
-  PrefillBlocks blocks;
-  int64_t first_block;
-  int32_t n_kv_heads;
-  int32_t padded_group;  // 1, 2, 4, 8 or 16
-  int32_t group;         // heads that count, at most padded_group
-  bool is_first;         // else scores already holds the best of other heads
-};
 
 GPU void merge_sum(ScoreSum& a, ScoreSum b) {
   const float max = fmaxf(a.max, b.max), base = max == -gpu::kInf ? 0.0f : max;
@@ -94,7 +21,15 @@ GPU void merge_sum(ScoreSum& a, ScoreSum b) {
 // log2 of the sum over all records of a row, by one warp; the same bits in all lanes. Nothing: 0.
 GPU float log_sum(const ScoreSum* sums, int32_t n) {
   ScoreSum all{-gpu::kInf, 0.0f};
-  for (int32_t i = static_cast<int32_t>(threadIdx.x) % 32; i < n; i += 32) merge_sum(all, sums[i]);
+  for (int32_t first = static_cast<int32_t>(threadIdx.x) % 32; first < n; first += 4 * 32) {
+    ScoreSum some[4];  // in flight together; an empty one changes nothing
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      some[i] = first + 32 * i < n ? sums[first + 32 * i] : ScoreSum{-gpu::kInf, 0.0f};
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) merge_sum(all, some[i]);
+  }
   for (int mask = 1; mask < 32; mask *= 2) {
     // Merged alike on both sides: a + b of fp32 is b + a.
     const ScoreSum other{gpu::shuffle_xor(all.max, mask), gpu::shuffle_xor(all.sum, mask)};
@@ -104,56 +39,6 @@ GPU float log_sum(const ScoreSum* sums, int32_t n) {
     all = {max, mine + theirs};
   }
   return all.max == -gpu::kInf ? 0.0f : all.max + gpu::log2_fast(all.sum);
-}
-
-// One lane's fragments of kOctets octets: 64 registers, fewer where addresses need them.
-template <int kLoads, bool kWhole>
-struct LandmarkTile {
-  static constexpr int kSteps = 2 * kLoads;
-  static constexpr int kOctets = kLoads == 1 ? 4 : (kLoads <= 4 ? 4 : 2) / (kWhole ? 1 : 2);
-  uint4 words[kOctets][kLoads];
-  uint32_t dead;  // bit 2u + e: position 2t + e of octet u is no candidate
-};
-
-// 8 elements at a column, zeros behind the row.
-template <bool kWhole>
-GPU uint4 load_columns(const bf16* row, int column, int32_t head_dim, bool is_wide) {
-  if (kWhole || (is_wide && column < head_dim)) return gpu::load_stream(row + column);
-  uint4 v{0, 0, 0, 0};
-  if (is_wide) return v;
-  const uint32_t* words = reinterpret_cast<const uint32_t*>(row + column);
-  if (column < head_dim) v.x = words[0];
-  if (column + 2 < head_dim) v.y = words[1];
-  if (column + 4 < head_dim) v.z = words[2];
-  if (column + 6 < head_dim) v.w = words[3];
-  return v;
-}
-
-template <int kLoads, bool kWhole>
-GPU void load_octets(const ScoreParams& p, int32_t octet, LandmarkTile<kLoads, kWhole>& tile) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int64_t kv_head = blockIdx.y;
-  const bf16* base = p.landmarks + kv_head * p.landmark_head_stride;
-  tile.dead = 0;
-#pragma unroll
-  for (int u = 0; u < LandmarkTile<kLoads, kWhole>::kOctets; ++u) {
-    const int32_t position = (octet + u) * 8;
-    const bf16* row = base + (p.origin + position + g) * p.head_dim;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      tile.words[u][i] = position + g < p.n
-                             ? load_columns<kWhole>(row, 32 * i + 8 * t, p.head_dim, p.is_wide)
-                             : uint4{0, 0, 0, 0};
-    }
-    uint32_t dead = 0;
-    if (p.excluded != nullptr && position < p.n) {
-      dead = p.excluded[kv_head * p.excluded_stride + (p.origin + position) / 8] >> (2 * t) & 3;
-    }
-    const int32_t mine = position + 2 * t;
-    if (mine < p.lead || mine >= p.n) dead |= 1;
-    if (mine + 1 < p.lead || mine + 1 >= p.n) dead |= 2;
-    tile.dead |= dead << 2 * u;
-  }
 }
 
 // Queries of a group of rows in the order of fragments: [tile][step][lane] of 16 bytes.
@@ -178,9 +63,10 @@ GPU void pack_queries(const ScoreParams& p, int32_t first_row, int n_tiles, int 
 }
 
 // z[u]: scores of rows (g, g + 8) and positions (2t, 2t + 1) of octet u: mma's own layout.
-template <int kLoads, bool kWhole, int kOctets>
-GPU void score_tile(const ScoreParams& p, const LandmarkTile<kLoads, kWhole>& landmarks,
-                    const uint4* fragments, float (&z)[kOctets][4]) {
+template <typename Tile>
+GPU void score_tile(const ScoreParams& p, const Tile& landmarks, const uint4* fragments,
+                    float (&z)[Tile::kOctets][4]) {
+  constexpr int kOctets = Tile::kOctets;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int u = 0; u < kOctets; ++u) {
@@ -188,7 +74,7 @@ GPU void score_tile(const ScoreParams& p, const LandmarkTile<kLoads, kWhole>& la
     for (int e = 0; e < 4; ++e) z[u][e] = 0.0f;
   }
 #pragma unroll
-  for (int step = 0; step < 2 * kLoads; ++step) {
+  for (int step = 0; step < Tile::kSteps; ++step) {
     const uint4 q = fragments[step * 32 + lane];
     const uint32_t a[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
@@ -336,10 +222,11 @@ struct ScoreShared {
 // Grid: (n_groups * n_splits, n_kv_heads); groups of rows that read the same landmarks are
 // neighbours. kWhole: head_dim is 32 * kLoads and landmark rows are multiples of 16 bytes.
 template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole>
-KERNEL(kScoreThreads, score_residency(kTiles))
+KERNEL(kScoreThreads, kScoreResidency)
 score_landmarks(const GRID_CONST ScoreParams p) {
   using namespace gpu;
-  using Tile = LandmarkTile<kLoads, kWhole>;
+  constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
+  using Tile = LandmarkTile<kLoads, kWhole, kRing>;
   SHARED(smem);
   auto& shared = *reinterpret_cast<ScoreShared<kTiles>*>(smem);
   auto* fragments = reinterpret_cast<uint4*>(smem + sizeof(ScoreShared<kTiles>));
@@ -349,29 +236,38 @@ score_landmarks(const GRID_CONST ScoreParams p) {
   const int32_t rows_left = p.n_rows - first_row;
   const int n_tiles = rows_left < 16 * kTiles ? (rows_left + 15) / 16 : kTiles;
 
-  // ---- queries
-  // -----------------------------------------------------------------------------------
+  const int32_t first = (split * kScoreWarps + warp) * Tile::kOctets;
+  const int32_t stride = p.n_splits * kScoreWarps * Tile::kOctets;
+
+  // ---- before the queries are known
+  if constexpr (kRing) prefetch_landmarks<kLoads>(p, split);
+  begin_dependent();
+
+  // ---- queries, while the first landmarks are on their way
+  constexpr int kRingLoads = kRing ? kLoads : 1;
+  auto* ring = reinterpret_cast<LandmarkRing<kRingLoads>*>(fragments + kTiles * Tile::kSteps * 32);
+  RingReader<kRingLoads> reader{p, *ring, first, stride, 0};
+  if constexpr (kRing) reader.start();
   pack_queries(p, first_row, n_tiles, Tile::kSteps, fragments);
   prepare_rows<kMode>(p, first_row, n_tiles * 16, shared.facts);
   if constexpr (kMode == ScoreMode::kKeep) {
-    if (p.bins != nullptr && blockIdx.x == 0) {
-      for (int i = static_cast<int>(threadIdx.x); i < p.n_bins; i += kScoreThreads) {
-        p.bins[int64_t{blockIdx.y} * p.bin_stride + i] = 0;
-      }
-    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) p.arrivals[blockIdx.y * p.arrival_stride] = 0;
   }
   sync_threads();
 
   // ---- landmarks
-  // ---------------------------------------------------------------------------------
   ScoreSum sums[kTiles][2];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) sums[tile][0] = sums[tile][1] = {-kInf, 0.0f};
-  const int32_t n_octets = (p.n + 7) / 8, stride = p.n_splits * kScoreWarps * Tile::kOctets;
-  for (int32_t octet = (split * kScoreWarps + warp) * Tile::kOctets; octet < n_octets;
-       octet += stride) {
+  const int32_t n_octets = (p.n + 7) / 8;
+  int32_t turn = 0;
+  for (int32_t octet = first; octet < n_octets; octet += stride, ++turn) {
     Tile landmarks;
-    load_octets(p, octet, landmarks);
+    if constexpr (kRing) {
+      reader.read(turn, landmarks);
+    } else {
+      load_octets(p, octet, landmarks);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       if (tile >= n_tiles) break;
@@ -396,7 +292,7 @@ score_landmarks(const GRID_CONST ScoreParams p) {
             z[u][2 * half] -= base;
             z[u][2 * half + 1] -= base;
           }
-        } else {
+        } else if (first_row + tile * 16 + 8 * half < p.n_rows) {
           add_scores(z, half, sums[tile][half]);
         }
       }
@@ -406,7 +302,6 @@ score_landmarks(const GRID_CONST ScoreParams p) {
   }
 
   // ---- sums
-  // --------------------------------------------------------------------------------------
   if constexpr (kMode != ScoreMode::kGroup) {
     store_sums<kTiles>(p, first_row, split, sums, shared.of_warps);
   }
@@ -416,10 +311,10 @@ score_landmarks(const GRID_CONST ScoreParams p) {
 // in their order. All blocks of 132 processors at once.
 inline int32_t score_splits(int64_t n_positions, int32_t head_dim, int64_t n_kv_heads,
                             int64_t n_rows, int n_tiles, int32_t most) {
-  const int64_t octets_per_block = kScoreWarps * (head_dim <= 128 ? 4 : 2);
+  const int64_t octets_per_block = kScoreWarps * (head_dim <= 128 ? 4 : 2) / (n_tiles == 1 ? 2 : 1);
   const int64_t useful = ((n_positions + 7) / 8 + octets_per_block - 1) / octets_per_block;
   const int64_t n_groups = (n_rows + 16 * n_tiles - 1) / (16 * n_tiles);
-  int64_t n = 132 * score_residency(n_tiles) / (n_kv_heads * n_groups);
+  int64_t n = 132 * kScoreResidency / (n_kv_heads * n_groups);
   if (n > useful) n = useful;
   if (n > most) n = most;
   return n < 1 ? 1 : static_cast<int32_t>(n);
@@ -427,9 +322,11 @@ inline int32_t score_splits(int64_t n_positions, int32_t head_dim, int64_t n_kv_
 
 template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole>
 void launch_score_instance(Stream& stream, const ScoreParams& p) {
-  const size_t bytes =
-      sizeof(ScoreShared<kTiles>) + size_t{kTiles} * 2 * kLoads * 32 * sizeof(uint4);
-  launch<score_landmarks<kMode, kTiles, kLoads, kWhole>>(
+  constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
+  const size_t bytes = sizeof(ScoreShared<kTiles>) +
+                       size_t{kTiles} * 2 * kLoads * 32 * sizeof(uint4) +
+                       (kRing ? sizeof(LandmarkRing<kLoads>) : 0);
+  launch_dependent<score_landmarks<kMode, kTiles, kLoads, kWhole>>(
       stream,
       dim3(static_cast<unsigned>(p.n_groups * p.n_splits), static_cast<unsigned>(p.n_kv_heads)),
       kScoreThreads, bytes, p);

@@ -9,9 +9,9 @@
 namespace tiercel::cuda {
 namespace {
 
-constexpr int64_t kPartFloats = 4096;  // per query head, behind scores: sums, then bins
+constexpr int64_t kPartFloats = 4096;  // per query head, behind scores: sums, then arrivals
 constexpr int32_t kMaxSplits = 512;
-static_assert(2 * kMaxSplits + kBins <= kPartFloats);
+static_assert(2 * kMaxSplits + 1 <= kPartFloats);
 
 // Where things are in the workspace. A row of scores has room for a lead of up to 7 positions and
 // for the rest of the last octet; rows are multiples of 8 floats.
@@ -26,11 +26,11 @@ SelectWork work_of(const SelectParams& p) {
   w.maxima = p.workspace + p.n_heads * w.stride;
   w.sums = reinterpret_cast<ScoreSum*>(parts);
   w.sum_stride = kPartFloats / 2;
-  w.bins = reinterpret_cast<uint32_t*>(parts + 2 * kMaxSplits);
-  w.bin_stride = kPartFloats;
+  w.arrivals = reinterpret_cast<uint32_t*>(parts + 2 * kMaxSplits);
   w.origin = p.first_chunk / 8 * 8;
   w.n = static_cast<int32_t>(p.end_chunk - w.origin);
   w.group = p.n_heads / p.n_kv_heads;
+  w.arrival_stride = w.group * kPartFloats;
   w.n_splits = score_splits(w.n, p.head_dim, p.n_kv_heads, w.group, 1, kMaxSplits);
   w.k = static_cast<int32_t>(std::min(p.k, n));
   w.is_mean = p.group == GroupScore::kMean;
@@ -40,7 +40,7 @@ SelectWork work_of(const SelectParams& p) {
   return w;
 }
 
-// Scores of all candidates and their sums; clears the bins.
+// Scores of all candidates and their sums; zeroes arrivals.
 void score(Stream& stream, const SelectParams& p, const SelectWork& w) {
   ScoreParams s{};
   s.queries = p.q;
@@ -59,9 +59,8 @@ void score(Stream& stream, const SelectParams& p, const SelectWork& w) {
   s.score_stride = w.stride;
   s.excluded = reinterpret_cast<const uint8_t*>(p.excluded);
   s.excluded_stride = p.excluded_stride * 8;
-  s.bins = w.n > kSmallSelect ? w.bins : nullptr;
-  s.bin_stride = w.group * w.bin_stride;
-  s.n_bins = kBins;
+  s.arrivals = w.arrivals;
+  s.arrival_stride = w.arrival_stride;
   s.n_kv_heads = p.n_kv_heads;
   launch_scores<ScoreMode::kKeep, 1>(stream, s);
 }
@@ -89,23 +88,20 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
                               p.counts,
                               p.k,
                               map};
-    launch<select_all<kMap>>(stream, heads, kRankThreads, sizeof(MapShared), all);
+    launch_dependent<select_all<kMap>>(stream, heads, kRankThreads, sizeof(MapShared), all);
     return;
   }
   SelectWork w = work_of(p);
   w.map = map;
   score(stream, p, w);
-  const size_t log_sum_bytes = static_cast<size_t>(w.group) * sizeof(float);
-  if (w.n <= kSmallSelect) {
-    const size_t score_bytes = static_cast<size_t>((w.n + 3) / 4) * 16;
-    launch<select_small<kMap>>(stream, heads, kRankThreads,
-                               sizeof(RankShared) + score_bytes + log_sum_bytes, w);
-    return;
-  }
-  launch<aggregate_group>(
-      stream, dim3(blocks_for(w.n, kGroupPositions), static_cast<unsigned>(p.n_kv_heads)),
-      kGroupThreads, kBins * sizeof(uint32_t) + log_sum_bytes, w);
-  launch<select_large<kMap>>(stream, heads, kRankThreads, sizeof(RankShared), w);
+  // A multiple of 16: the compiler reads the sums of up to four heads at once.
+  const size_t log_sum_bytes = static_cast<size_t>((w.group + 3) / 4) * 16;
+  // One block on each of 132 processors.
+  const unsigned most = std::max(132u / static_cast<unsigned>(p.n_kv_heads), 1u);
+  const dim3 grid(std::min(blocks_for(w.n, kGroupPositions), most),
+                  static_cast<unsigned>(p.n_kv_heads));
+  launch_dependent<select_group<kMap>>(stream, grid, kPieceThreads,
+                                       sizeof(GroupShared) + log_sum_bytes, w);
 }
 
 }  // namespace

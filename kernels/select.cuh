@@ -1,8 +1,7 @@
 // Selection after scoring: one score per chunk over a group of heads, then the best k.
 //
-// Up to kSmallSelect positions one block per KV head does both, scores in shared memory. Beyond,
-// many blocks aggregate and leave a histogram, and the maximum of every 256 scores, so that one
-// block per KV head finds the threshold and looks at those segments only that reach it.
+// Many blocks aggregate and leave the maximum of every 16 scores; the last of a KV head's blocks
+// finds the best k of its row from these, and maps them to slots.
 #pragma once
 
 #include "engine/base/ops.h"
@@ -10,22 +9,20 @@
 #include "kernels/score.cuh"
 #include "kernels/slots.cuh"
 #include "kernels/top_k.cuh"
+#include "kernels/top_k_pieces.cuh"
 
 namespace tiercel::cuda {
 
-inline constexpr int32_t kSmallSelect = 16384 + 8;
-inline constexpr int kGroupThreads = 256;
-inline constexpr int kGroupPositions = 8192;  // of one block: whole segments
-static_assert(kGroupPositions % (kSegment * kGroupThreads / 32) == 0);
+inline constexpr int kGroupPositions = kPieceThreads * 4;  // of one block
 
 // SelectParams::workspace and what all kernels of a selection know. The group's scores take the
 // place of its first head's.
 struct SelectWork {
-  float* scores;   // [n_heads][stride]
-  float* maxima;   // [n_kv_heads][stride], ceil(n / kSegment) are used
-  ScoreSum* sums;  // [n_heads], sum_stride apart: one per split
-  uint32_t* bins;  // [n_kv_heads], group * bin_stride apart
-  int64_t stride, sum_stride, bin_stride;
+  float* scores;       // [n_heads][stride]
+  float* maxima;       // [n_kv_heads][stride], of pieces; then room for a list of pieces
+  ScoreSum* sums;      // [n_heads], sum_stride apart: one per split
+  uint32_t* arrivals;  // [n_kv_heads], arrival_stride apart: zeroed by scoring
+  int64_t stride, sum_stride, arrival_stride;
   int64_t origin;  // chunk of position 0
   int32_t n, n_splits;
   int32_t group, k;
@@ -41,31 +38,45 @@ GPU Binning binning_of(const SelectWork& w) {
 }
 
 // log_sums[h] of the heads of a group, by the block's warps.
-GPU void group_log_sums(const SelectWork& w, int64_t kv_head, int n_warps, float* log_sums) {
-  for (int h = static_cast<int>(threadIdx.x) / 32; h < w.group; h += n_warps) {
+GPU void group_log_sums(const SelectWork& w, int64_t kv_head, float* log_sums) {
+  for (int h = static_cast<int>(threadIdx.x) / 32; h < w.group; h += kPieceWarps) {
     const float sum = log_sum(w.sums + (kv_head * w.group + h) * w.sum_stride, w.n_splits);
     if (threadIdx.x % 32 == 0) log_sums[h] = sum;
   }
   gpu::sync_threads();
 }
 
-// The group's scores at four positions; max: log2 of the largest weight, mean: the mean weight.
-GPU float4 group_scores(const SelectWork& w, int64_t kv_head, int32_t position,
-                        const float* log_sums) {
+inline constexpr int kHeadsAtOnce = 4;
+
+GPU void load_heads(const SelectWork& w, const float* scores, int first_head,
+                    float4 (&v)[kHeadsAtOnce]) {
+#pragma unroll
+  for (int i = 0; i < kHeadsAtOnce; ++i) {
+    if (first_head + i >= w.group) break;
+    v[i] = *reinterpret_cast<const float4*>(scores + (first_head + i) * w.stride);
+  }
+}
+
+// The group's scores at four positions; max: log2 of the largest weight, mean: the mean weight. v:
+// the first heads' scores, loaded before.
+GPU float4 group_scores(const SelectWork& w, const float* scores, const float* log_sums,
+                        float4 (&v)[kHeadsAtOnce]) {
   using namespace gpu;
-  const float* scores = w.scores + kv_head * w.group * w.stride + position;
   const float empty = w.is_mean ? 0.0f : -kInf;
   float all[4] = {empty, empty, empty, empty};
   bool is_live[4] = {};
-#pragma unroll 4
-  for (int h = 0; h < w.group; ++h) {
-    const float4 v = *reinterpret_cast<const float4*>(scores + h * w.stride);
-    const float of_head[4] = {v.x, v.y, v.z, v.w};
+  for (int first = 0; first < w.group; first += kHeadsAtOnce) {
+    if (first > 0) load_heads(w, scores, first, v);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float x = of_head[e] - log_sums[h];
-      is_live[e] = of_head[e] > -kInf;
-      all[e] = w.is_mean ? all[e] + exp2_fast(x) : fmaxf(all[e], x);
+    for (int i = 0; i < kHeadsAtOnce; ++i) {
+      if (first + i >= w.group) break;
+      const float of_head[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float x = of_head[e] - log_sums[first + i];
+        is_live[e] = of_head[e] > -kInf;
+        all[e] = w.is_mean ? all[e] + exp2_fast(x) : fmaxf(all[e], x);
+      }
     }
   }
   if (w.is_mean) {
@@ -76,102 +87,104 @@ GPU float4 group_scores(const SelectWork& w, int64_t kv_head, int32_t position,
   return float4{all[0], all[1], all[2], all[3]};
 }
 
-// Finds, emits and counts the best k of a row whose bins are filled.
-GPU void emit_selection(const SelectWork& w, int64_t kv_head, const RankRow& row, RankShared& s) {
-  const Threshold threshold = find_threshold(row, s);
-  int32_t* ids = w.ids + kv_head * w.id_stride;
-  const int32_t origin = static_cast<int32_t>(w.origin);
-  emit_chosen(row, s, threshold, [&](uint32_t i, int32_t index) { ids[i] = origin + index; });
-  if (threadIdx.x == 0) w.counts[kv_head] = static_cast<int32_t>(threshold.n);
-}
-
-// The slot map by the block that has just written its KV head's ids.
-GPU void map_selection(const SelectWork& w, int64_t kv_head, uint8_t* smem) {
-  gpu::sync_threads();
-  map_head(w.map, kv_head, *reinterpret_cast<MapShared*>(smem));
-}
-static_assert(sizeof(MapShared) <= sizeof(RankShared));
-
-// Shared memory: RankShared, log sums [group], scores [n up to a multiple of 4].
-template <bool kMap>
-KERNEL(kRankThreads, 1)
-select_small(const GRID_CONST SelectWork w) {
-  SHARED(smem);
-  RankShared& s = *reinterpret_cast<RankShared*>(smem);
-  float* scores = reinterpret_cast<float*>(smem + sizeof(RankShared));
-  float* log_sums = scores + (w.n + 3) / 4 * 4;
-  const int64_t kv_head = blockIdx.x;
-  clear_bins(s);
-  group_log_sums(w, kv_head, kRankWarps, log_sums);
-  for (int32_t i = static_cast<int32_t>(threadIdx.x) * 4; i < w.n; i += kRankThreads * 4) {
-    const float4 v = group_scores(w, kv_head, i, log_sums);
-    *reinterpret_cast<float4*>(scores + i) = v;
-    const float of_four[4] = {v.x, v.y, v.z, v.w};
+// The group's scores and their maxima, all that is this block's: four positions of each thread at a
+// time, while the next are on their way.
+GPU void aggregate(const SelectWork& w, int64_t kv_head, float* log_sums) {
+  using namespace gpu;
+  const int64_t step = int64_t{gridDim.x} * kGroupPositions;
+  const int32_t n_maxima = (w.n + 4 * kPiece - 1) / (4 * kPiece) * 4;
+  float* scores = w.scores + kv_head * w.group * w.stride;
+  float* maxima = w.maxima + kv_head * w.stride;
+  int64_t begin = int64_t{blockIdx.x} * kGroupPositions;
+  float4 v[kHeadsAtOnce], next[kHeadsAtOnce] = {};
+  // Scoring wrote whole octets: four positions are in or out.
+  if (begin + threadIdx.x * 4 < w.n) load_heads(w, scores + begin + threadIdx.x * 4, 0, v);
+  group_log_sums(w, kv_head, log_sums);
+  for (; begin < w.n; begin += step) {
+    const int64_t position = begin + threadIdx.x * 4;
+    if (position + step < w.n) load_heads(w, scores + position + step, 0, next);
+    float4 score{-kInf, -kInf, -kInf, -kInf};
+    if (position < w.n) score = group_scores(w, scores + position, log_sums, v);
+    if (position < w.n) *reinterpret_cast<float4*>(scores + position) = score;
+    const float top = piece_maximum(score);
+    if (threadIdx.x % 4 == 0 && position / kPiece < n_maxima) maxima[position / kPiece] = top;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (of_four[e] > -gpu::kInf) gpu::atomic_add(s.bins + bin_of(of_four[e], binning_of(w)), 1u);
-    }
+    for (int i = 0; i < kHeadsAtOnce; ++i) v[i] = next[i];
   }
-  gpu::sync_threads();
-  emit_selection(w, kv_head, RankRow{scores, nullptr, w.n, w.k, binning_of(w)}, s);
-  if constexpr (kMap) map_selection(w, kv_head, smem);
 }
 
-// Grid: (ceil(n / kGroupPositions), n_kv_heads). Shared memory: bins, log sums [group].
-KERNEL(kGroupThreads, 4) aggregate_group(const GRID_CONST SelectWork w) {
+struct GroupShared {
+  PieceShared pieces;
+  MapShared map;
+  int32_t ids[kListed];
+  uint32_t is_last;
+};
+
+// What the slot map will read, on its way to L2.
+GPU void prefetch_slots(const MapSlotsParams& map, int64_t kv_head) {
+  constexpr int64_t kLine = 32;  // slots
+  const int64_t slot = static_cast<int64_t>(threadIdx.x) * kLine;
+  if (slot >= map.state.n_slots) return;
+  gpu::prefetch_line(map.state.order + kv_head * map.state.n_slots + slot);
+  gpu::prefetch_line(map.state.chunk_of_slot + kv_head * map.state.n_slots + slot);
+}
+
+// The best k of a KV head whose scores are complete: to ids and, the first kListed of them, to
+// shared memory. Returns how many.
+template <bool kMap>
+GPU int32_t choose_chunks(const SelectWork& w, int64_t kv_head, GroupShared& s) {
+  float* maxima = w.maxima + kv_head * w.stride;
+  PieceRow row{};
+  row.scores = w.scores + kv_head * w.group * w.stride;
+  row.maxima = maxima;
+  row.n = w.n;
+  row.k = w.k;
+  row.listed = reinterpret_cast<int32_t*>(maxima + (row.n_pieces() + 3) / 4 * 4);
+  row.binning = binning_of(w);
+  const int32_t origin = static_cast<int32_t>(w.origin);
+  const int32_t* slots = w.map.state.slot_of_chunk + kv_head * w.map.state.chunk_capacity + origin;
+  int32_t* ids = w.ids + kv_head * w.id_stride;
+  const auto touch = [&](int32_t index) {
+    if (kMap && index < w.n) gpu::prefetch_line(slots + index);  // will be looked up if chosen
+  };
+  const auto emit = [&](uint32_t i, int32_t index) {
+    ids[i] = origin + index;
+    if (kMap && i < kListed) s.ids[i] = origin + index;
+  };
+  return choose_best(row, s.pieces, touch, emit);
+}
+
+// Grid: (up to ceil(n / kGroupPositions), n_kv_heads). Shared memory: GroupShared, log sums
+// [group].
+template <bool kMap>
+KERNEL(kPieceThreads, 1)
+select_group(const GRID_CONST SelectWork w) {
   using namespace gpu;
   SHARED(smem);
-  uint32_t* bins = reinterpret_cast<uint32_t*>(smem);
-  float* log_sums = reinterpret_cast<float*>(bins + kBins);
+  GroupShared& s = *reinterpret_cast<GroupShared*>(smem);
+  float* log_sums = reinterpret_cast<float*>(smem + sizeof(GroupShared));
   const int64_t kv_head = blockIdx.y;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kGroupThreads) bins[i] = 0;
-  group_log_sums(w, kv_head, kGroupThreads / 32, log_sums);
+  reinterpret_cast<uint4*>(s.pieces.bins)[threadIdx.x] = uint4{0, 0, 0, 0};
+  if (kMap && blockIdx.x == 0) prefetch_slots(w.map, kv_head);
+  begin_dependent();
 
-  const int32_t begin = static_cast<int32_t>(blockIdx.x) * kGroupPositions;
-  for (int32_t segment = begin + warp * kSegment;
-       segment < begin + kGroupPositions && segment < w.n;
-       segment += kGroupThreads / 32 * kSegment) {
-    float top = -kInf;
-#pragma unroll
-    for (int i = 0; i < kSegment / 128; ++i) {
-      const int32_t position = segment + i * 128 + lane * 4;
-      if (position >= w.n) continue;  // scoring wrote whole octets: four are in or out
-      const float4 v = group_scores(w, kv_head, position, log_sums);
-      *reinterpret_cast<float4*>(w.scores + kv_head * w.group * w.stride + position) = v;
-      const float of_four[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (of_four[e] == -kInf) continue;
-        atomic_add(bins + bin_of(of_four[e], binning_of(w)), 1u);
-        top = fmaxf(top, of_four[e]);
-      }
-    }
-    for (int mask = 1; mask < 32; mask *= 2) top = fmaxf(top, shuffle_xor(top, mask));
-    if (lane == 0) w.maxima[kv_head * w.stride + segment / kSegment] = top;
+  // ---- scores of the group
+  aggregate(w, kv_head, log_sums);
+  sync_threads();  // all have written: thread 0 passes that on
+  if (threadIdx.x == 0) {
+    s.is_last = atomic_add_ordered(w.arrivals + kv_head * w.arrival_stride, 1u) == gridDim.x - 1;
   }
   sync_threads();
-  uint32_t* all = w.bins + kv_head * w.group * w.bin_stride;
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kGroupThreads) {
-    if (bins[i] != 0) atomic_add(all + i, bins[i]);
-  }
-}
+  if (s.is_last == 0) return;
 
-// One block per KV head, after aggregate_group.
-template <bool kMap>
-KERNEL(kRankThreads, 1)
-select_large(const GRID_CONST SelectWork w) {
-  SHARED(smem);
-  RankShared& s = *reinterpret_cast<RankShared*>(smem);
-  const int64_t kv_head = blockIdx.x;
-  const uint32_t* bins = w.bins + kv_head * w.group * w.bin_stride;
-  s.bins[threadIdx.x] = bins[threadIdx.x];
-  s.bins[threadIdx.x + kRankThreads] = bins[threadIdx.x + kRankThreads];
-  gpu::sync_threads();
-  const RankRow row{w.scores + kv_head * w.group * w.stride, w.maxima + kv_head * w.stride, w.n,
-                    w.k, binning_of(w)};
-  emit_selection(w, kv_head, row, s);
-  if constexpr (kMap) map_selection(w, kv_head, smem);
+  // ---- the best k, and their slots
+  const int32_t n = choose_chunks<kMap>(w, kv_head, s);
+  if (threadIdx.x == 0) w.counts[kv_head] = n;
+  if constexpr (kMap) {
+    sync_threads();
+    map_head<kPieceThreads>(w.map, kv_head, n <= kListed ? s.ids : w.ids + kv_head * w.id_stride, n,
+                            s.map);
+  }
 }
 
 // ---- everything ---------------------------------------------------------------------------------
@@ -205,6 +218,7 @@ select_all(const GRID_CONST SelectAllParams p) {
   using namespace gpu;
   SHARED(smem);
   uint32_t* sums = reinterpret_cast<uint32_t*>(smem);
+  begin_dependent();
   const int64_t kv_head = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int32_t first_word = p.first / 32, end_word = (p.end - 1) / 32 + 1;
@@ -232,7 +246,8 @@ select_all(const GRID_CONST SelectAllParams p) {
   if (threadIdx.x == 0) p.counts[kv_head] = static_cast<int32_t>(total);
   if constexpr (kMap) {
     sync_threads();
-    map_head(p.map, kv_head, *reinterpret_cast<MapShared*>(smem));
+    map_head<kRankThreads>(p.map, kv_head, ids, static_cast<int32_t>(total),
+                           *reinterpret_cast<MapShared*>(smem));
   }
 }
 

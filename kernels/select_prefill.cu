@@ -47,7 +47,8 @@ struct Plan {
     maxima_at = scores_at + round_up(score_bytes, 256);
     bytes = maxima_at + round_up(n_blocks * p.n_kv_heads * maximum_stride() * 4, 256);
   }
-  int64_t maximum_stride() const { return stride / kSegment + 1; }
+  // Maxima of pieces, then a list of as many.
+  int64_t maximum_stride() const { return 2 * round_up(stride / kPiece + 1, 4); }
 };
 
 // Group scores of blocks first_block .. + n_blocks - 1.
@@ -102,7 +103,7 @@ void select_prefill_chunks(Stream& stream, const PrefillSelectParams& p) {
   CHECK(p.k >= 0 && p.sink_chunks >= 0 && p.local_tokens >= 0, "k {}, {} sinks, {} local tokens",
         p.k, p.sink_chunks, p.local_tokens);
   const Plan plan(p);
-  CHECK(plan.origin + plan.stride <= std::numeric_limits<int32_t>::max() - kSegment &&
+  CHECK(plan.origin + plan.stride <= std::numeric_limits<int32_t>::max() - 4 * kPiece &&
             p.sink_chunks + p.k <= std::numeric_limits<int32_t>::max(),
         "{} chunks, k {}", plan.origin + plan.stride, p.k);
   auto* scratch = static_cast<std::byte*>(stream.scratch(plan.bytes));
@@ -121,8 +122,8 @@ void select_prefill_chunks(Stream& stream, const PrefillSelectParams& p) {
     const int64_t n = std::min(plan.most_blocks, plan.n_blocks - first);
     if (!plan.blocks.takes_all(first + n - 1)) score_blocks(stream, p, plan, scratch, first, n);
     rank.first_block = first;
-    launch<rank_prefill>(stream, dim3(static_cast<unsigned>(n * p.n_kv_heads)), kRankThreads,
-                         sizeof(RankShared), rank);
+    launch<rank_prefill>(stream, dim3(static_cast<unsigned>(n * p.n_kv_heads)), kPieceThreads,
+                         sizeof(PieceShared), rank);
   }
 }
 

@@ -5,7 +5,7 @@
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/score.cuh"
-#include "kernels/top_k.cuh"
+#include "kernels/top_k_pieces.cuh"
 
 namespace tiercel::cuda {
 
@@ -48,7 +48,7 @@ KERNEL(kQueryThreads, 8) mean_queries(const GRID_CONST MeanQueryParams p) {
 
 struct PrefillRankParams {
   const float* scores;  // [n_blocks][n_kv_heads][stride], of chunks from origin on
-  float* maxima;        // [n_blocks][n_kv_heads][stride / kSegment]
+  float* maxima;        // [n_blocks][n_kv_heads]: of pieces, then room for a list of pieces
   int64_t stride, maximum_stride;
   int64_t origin;
   PrefillBlocks blocks;
@@ -60,9 +60,9 @@ struct PrefillRankParams {
 };
 
 // One block per (block of queries, KV head).
-KERNEL(kRankThreads, 1) rank_prefill(const GRID_CONST PrefillRankParams p) {
+KERNEL(kPieceThreads, 1) rank_prefill(const GRID_CONST PrefillRankParams p) {
   SHARED(smem);
-  RankShared& s = *reinterpret_cast<RankShared*>(smem);
+  PieceShared& s = *reinterpret_cast<PieceShared*>(smem);
   const int64_t block = p.first_block + blockIdx.x / p.n_kv_heads;
   const int64_t list = p.first_block * p.n_kv_heads + blockIdx.x;
   const int64_t n_before = p.blocks.chunks_before(block);
@@ -71,23 +71,27 @@ KERNEL(kRankThreads, 1) rank_prefill(const GRID_CONST PrefillRankParams p) {
   int32_t* ids = p.chunk_ids + list * width;
   const int64_t most = takes_all ? width : p.blocks.sink_chunks;
   const int64_t n_first = n_before < most ? n_before : most;
-  for (int64_t i = threadIdx.x; i < n_first; i += kRankThreads) ids[i] = static_cast<int32_t>(i);
+  for (int64_t i = threadIdx.x; i < n_first; i += kPieceThreads) ids[i] = static_cast<int32_t>(i);
   if (threadIdx.x == 0 && blockIdx.x % p.n_kv_heads == 0) {
     p.local_begin[block] = n_before * p.blocks.chunk_tokens;
   }
   int64_t n_best = 0;
   if (!takes_all) {
     float* maxima = p.maxima + blockIdx.x * p.maximum_stride;
-    const RankRow row{p.scores + blockIdx.x * p.stride, maxima,
-                      static_cast<int32_t>(n_before - p.origin), static_cast<int32_t>(p.blocks.k),
-                      Binning::kLog2};
-    clear_bins(s);
-    fill_bins(row, maxima, s);
-    const Threshold threshold = find_threshold(row, s);
+    PieceRow row{};
+    row.scores = p.scores + blockIdx.x * p.stride;
+    row.maxima = maxima;
+    row.n = static_cast<int32_t>(n_before - p.origin);
+    row.k = static_cast<int32_t>(p.blocks.k);
+    row.listed = reinterpret_cast<int32_t*>(maxima + p.maximum_stride / 2);
+    row.binning = Binning::kLog2;
+    reinterpret_cast<uint4*>(s.bins)[threadIdx.x] = uint4{0, 0, 0, 0};
+    fill_maxima(row, maxima);
     const int32_t origin = static_cast<int32_t>(p.origin);
     int32_t* best = ids + n_first;
-    emit_chosen(row, s, threshold, [&](uint32_t i, int32_t index) { best[i] = origin + index; });
-    n_best = threshold.n;
+    const auto emit = [&](uint32_t i, int32_t index) { best[i] = origin + index; };
+    n_best = choose_best(
+        row, s, [](int32_t) {}, emit);
   }
   if (threadIdx.x == 0) p.chunk_counts[list] = static_cast<int32_t>(n_first + n_best);
 }

@@ -8,7 +8,10 @@ namespace tiercel::cuda {
 
 KERNEL(kMapThreads, 1) map_heads(const GRID_CONST MapSlotsParams p) {
   SHARED(smem);
-  map_head(p, blockIdx.x, *reinterpret_cast<MapShared*>(smem));
+  gpu::begin_dependent();
+  const int64_t j = blockIdx.x;
+  map_head<kMapThreads>(p, j, p.ids + j * p.stride, p.counts[j],
+                        *reinterpret_cast<MapShared*>(smem));
 }
 
 void map_slots(Stream& stream, const MapSlotsParams& p) {
@@ -16,8 +19,8 @@ void map_slots(Stream& stream, const MapSlotsParams& p) {
             p.stride <= std::numeric_limits<int32_t>::max() - kMapStrip,
         "{} slots, lists of {}", p.state.n_slots, p.stride);
   if (p.n_kv_heads == 0) return;
-  launch<map_heads>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)), kMapThreads,
-                    sizeof(MapShared), p);
+  launch_dependent<map_heads>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)), kMapThreads,
+                              sizeof(MapShared), p);
 }
 
 }  // namespace tiercel::cuda

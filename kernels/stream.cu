@@ -1,4 +1,4 @@
-// The real cuda::Stream and cuda::PinnedMemory. tests/simt/stream.cpp has the emulated ones.
+// The real cuda::Stream. tests/simt/stream.cpp has the emulated one.
 #include "kernels/stream.h"
 
 #include <cuda_runtime.h>
@@ -44,7 +44,17 @@ Stream::Stream(const StreamOptions& options) : device_(options.device) {
          device_, properties.name, properties.major, properties.minor);
   }
   CHECK(options.architecture <= own, "architecture {} on a device of {}", options.architecture, own);
+  int host_pointers = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&host_pointers, cudaDevAttrCanUseHostPointerForRegisteredMem,
+                                    device_));
+  if (host_pointers == 0) {
+    fail(ErrorKind::kRuntime,
+         "device {} ({}): it cannot read host memory by the host's addresses, which every fetch does; "
+         "use --backend cpu",
+         device_, properties.name);
+  }
   architecture_ = options.architecture > 0 ? options.architecture : own;
+  programmatic_ = options.programmatic && architecture_ >= 90;
   n_processors_ = properties.multiProcessorCount;
   device_name_ = properties.name;
   int least = 0, greatest = 0;
@@ -84,11 +94,12 @@ Stream::Ticket Stream::record() {
 }
 
 void Stream::wait(Ticket ticket) {
+  is_last_dependent_ = false;
   CUDA_CHECK(cudaStreamWaitEvent(static_cast<cudaStream_t>(raw_),
                                  static_cast<cudaEvent_t>(ticket.event), 0));
 }
 
-void Stream::finish() { CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(raw_))); }
+void Stream::finish() { CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(raw()))); }
 
 int64_t Stream::device_memory_free() const {
   size_t free = 0, total = 0;
@@ -111,7 +122,7 @@ void* Stream::scratch(int64_t bytes) {
 void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
                         int64_t source_stride, int64_t row_bytes, int64_t n_rows) {
   if (row_bytes == 0 || n_rows == 0) return;
-  const auto stream = static_cast<cudaStream_t>(raw_);
+  const auto stream = static_cast<cudaStream_t>(raw());
   const auto bytes = static_cast<size_t>(row_bytes);
   if (n_rows == 1) {
     CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, stream));
@@ -135,7 +146,7 @@ void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
 void Stream::fill_bytes(void* target, int value, int64_t bytes) {
   if (bytes == 0) return;
   CUDA_CHECK(cudaMemsetAsync(target, value, static_cast<size_t>(bytes),
-                             static_cast<cudaStream_t>(raw_)));
+                             static_cast<cudaStream_t>(raw())));
 }
 
 void* allocate(Stream& stream, int64_t bytes) {
@@ -157,30 +168,6 @@ void* allocate(Stream& stream, int64_t bytes) {
 void release(Stream& stream, void* address, int64_t) {
   cudaStreamSynchronize(static_cast<cudaStream_t>(stream.raw()));
   cudaFree(address);
-}
-
-void PinnedMemory::wait(Stream::Ticket ticket) {
-  CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(ticket.event)));
-}
-
-void* allocate(PinnedMemory&, int64_t bytes) {
-  void* address = nullptr;
-  const cudaError_t error = cudaHostAlloc(&address, static_cast<size_t>(bytes),
-                                          cudaHostAllocPortable | cudaHostAllocMapped);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    fail(ErrorKind::kDoesNotFit,
-         "{} bytes of pinned host memory: {}; lower --host-memory or shorten the context (-c, -n, the "
-         "prompt)",
-         bytes, cudaGetErrorString(error));
-  }
-  std::memset(address, 0, static_cast<size_t>(bytes));
-  return address;
-}
-
-void release(PinnedMemory& memory, void* address, int64_t) {
-  cudaStreamSynchronize(static_cast<cudaStream_t>(memory.stream().raw()));
-  cudaFreeHost(address);
 }
 
 }  // namespace tiercel::cuda

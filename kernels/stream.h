@@ -23,10 +23,15 @@ struct StreamOptions {
   bool urgent = false;         // its blocks are scheduled before those of other streams
   int64_t scratch_bytes = 0;   // device memory for the ops' own use, see scratch()
   int architecture = 0;        // 80, 90, ..; 0: the device's. A test runs an older path with it
+  // Kernels of launch_dependent may begin before their predecessor has ended, from Hopper on.
+  bool programmatic = true;
 };
+
+class Graph;  // kernels/graph.h
 
 class Stream {
  public:
+  using Graph = cuda::Graph;
   // Memory that kernels of this queue write is not readable by the host without a copy.
   static constexpr bool kHostReadable = false;
   // FLOPs of a piece of work that nothing interrupts: under a second.
@@ -46,6 +51,7 @@ class Stream {
   // Blocks the host until everything enqueued so far is done. Throws Error for a device fault.
   void finish();
 
+  int device() const { return device_; }
   int architecture() const { return architecture_; }  // 10 * major + minor
   int n_processors() const { return n_processors_; }
   const std::string& device_name() const { return device_name_; }
@@ -59,8 +65,15 @@ class Stream {
                   int64_t row_bytes, int64_t n_rows);
   void fill_bytes(void* target, int value, int64_t bytes);
 
-  // cudaStream_t, for kernels/*.cu.
-  void* raw() const { return raw_; }
+  // cudaStream_t, for kernels/*.cu. Whoever asks for it may enqueue anything.
+  void* raw() {
+    is_last_dependent_ = false;
+    return raw_;
+  }
+  // Whether the last thing enqueued is a kernel of launch_dependent (kernels/launch.cuh).
+  bool programmatic() const { return programmatic_; }
+  bool is_last_dependent() const { return is_last_dependent_; }
+  void mark_last_dependent() { is_last_dependent_ = true; }
   // cublasLtHandle_t and friends of this stream; kernels/*.cu know its fields.
   struct Libraries;
   Libraries& libraries();
@@ -72,6 +85,8 @@ class Stream {
   int n_processors_ = 0;
   std::string device_name_;
   void* raw_ = nullptr;
+  bool programmatic_ = false;
+  bool is_last_dependent_ = false;
   void* events_[kEvents] = {};
   int next_event_ = 0;
   void* scratch_ = nullptr;

@@ -14,8 +14,8 @@ void fill_random(Stream& stream, const RandomParams& p) {
 void impose_selection(Stream& stream, const ImposeParams& p) {
   CHECK(p.k >= 0 && p.k <= p.end_chunk - p.first_chunk, "{} of {} chunks", p.k,
         p.end_chunk - p.first_chunk);
-  launch<impose_selection_kernel>(stream, static_cast<unsigned>(p.n_kv_heads), kSyntheticThreads,
-                                  0, p);
+  launch_dependent<impose_selection_kernel>(stream, static_cast<unsigned>(p.n_kv_heads),
+                                            kSyntheticThreads, 0, p);
 }
 
 }  // namespace tiercel::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
 
 namespace tiercel::cuda {
@@ -29,12 +30,14 @@ KERNEL(kSyntheticThreads, 1) fill_random_kernel(const GRID_CONST RandomParams p)
 
 // One block per KV head.
 KERNEL(kSyntheticThreads, 1) impose_selection_kernel(const GRID_CONST ImposeParams p) {
+  gpu::begin_dependent();
   const int64_t j = blockIdx.x, n = p.end_chunk - p.first_chunk;
+  const int64_t step = p.step + steps_later(p.later);
   for (int64_t i = threadIdx.x; i < p.k; i += kSyntheticThreads) {
-    const int64_t begin = n * i / p.k, size = n * (i + 1) / p.k - begin;
+    const int64_t size = n / p.k, begin = i * size;
     const float phase = static_cast<float>(i) / static_cast<float>(p.k);
     const uint64_t epoch = static_cast<uint64_t>(
-        floorf(fmaf(static_cast<float>(p.step), 1.0f - p.hit_rate, phase)));
+        floorf(fmaf(static_cast<float>(step), 1.0f - p.hit_rate, phase)));
     const uint64_t bits =
         splitmix(kSplitmixStep * (epoch + 1) + static_cast<uint64_t>(j * p.k + i));
     p.ids[j * p.k + i] = static_cast<int32_t>(

@@ -19,7 +19,7 @@ namespace tiercel::cuda {
 inline constexpr int kRankThreads = kScanThreads;
 inline constexpr int kRankWarps = kRankThreads / 32;
 inline constexpr int kBins = 2 * kRankThreads;
-inline constexpr int kSegment = 256;  // scores per maximum
+inline constexpr int kSegment = 256;  // scores that a warp takes at a time
 inline constexpr int kMaxTied = kRankThreads;
 
 // How scores fall into bins. kLog2: steps of 1/64 down from 0. kWeight: the same for 2^score, in
@@ -28,7 +28,6 @@ enum class Binning : uint8_t { kLog2, kWeight, kCosine };
 
 struct RankRow {
   const float* scores;  // [n]
-  const float* maxima;  // [ceil(n / kSegment)] of scores, or null
   int32_t n, k;
   Binning binning;
 };
@@ -61,29 +60,24 @@ GPU int bin_of(float score, Binning binning) {
   return steps < 0.0f ? 0 : steps < kBins - 1 ? static_cast<int>(steps) : kBins - 1;
 }
 
-// visit(first, scores): scores of first, first + 32, .. of the row, -inf behind its end, for every
-// segment whose maximum is wanted. A warp visits consecutive segments in order.
+// visit(first, scores): scores of first, first + 32, .. of the row, -inf behind its end. A warp
+// visits consecutive segments in order.
 inline constexpr int kVisited = kSegment / 32;
-template <typename Wanted, typename Visit>
-GPU void visit_segments(const RankRow& row, Wanted wanted, Visit visit) {
+template <typename Visit>
+GPU void visit_segments(const RankRow& row, Visit visit) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int n_segments = (row.n + kSegment - 1) / kSegment;
   const int per_warp = (n_segments + kRankWarps - 1) / kRankWarps;
   const int begin = warp * per_warp;
   const int end = begin + per_warp < n_segments ? begin + per_warp : n_segments;
-  for (int at = begin; at < end; at += 32) {
-    const int mine = at + lane;
-    const bool is_wanted = mine < end && (row.maxima == nullptr || wanted(row.maxima[mine]));
-    for (uint32_t bits = gpu::ballot(is_wanted); bits != 0; bits &= bits - 1) {
-      const int segment = at + gpu::popcount((bits & (0u - bits)) - 1);
-      const int first = segment * kSegment + lane;
-      float scores[kVisited];
+  for (int segment = begin; segment < end; ++segment) {
+    const int first = segment * kSegment + lane;
+    float scores[kVisited];
 #pragma unroll
-      for (int i = 0; i < kVisited; ++i) {
-        scores[i] = first + 32 * i < row.n ? row.scores[first + 32 * i] : -gpu::kInf;
-      }
-      visit(first, scores);
+    for (int i = 0; i < kVisited; ++i) {
+      scores[i] = first + 32 * i < row.n ? row.scores[first + 32 * i] : -gpu::kInf;
     }
+    visit(first, scores);
   }
 }
 
@@ -93,23 +87,14 @@ GPU void clear_bins(RankShared& s) {
   gpu::sync_threads();
 }
 
-// Fills bins (cleared before), and maxima unless null, from row.scores.
-GPU void fill_bins(const RankRow& row, float* maxima, RankShared& s) {
-  RankRow all = row;
-  all.maxima = nullptr;
-  visit_segments(
-      all, [](float) { return true; },
-      [&](int first, const float(&scores)[kVisited]) {
-        float top = -gpu::kInf;
+// Fills bins (cleared before).
+GPU void fill_bins(const RankRow& row, RankShared& s) {
+  visit_segments(row, [&](int, const float(&scores)[kVisited]) {
 #pragma unroll
-        for (int i = 0; i < kVisited; ++i) {
-          if (scores[i] > -gpu::kInf) gpu::atomic_add(s.bins + bin_of(scores[i], row.binning), 1u);
-          top = fmaxf(top, scores[i]);
-        }
-        if (maxima == nullptr) return;
-        for (int mask = 1; mask < 32; mask *= 2) top = fmaxf(top, gpu::shuffle_xor(top, mask));
-        if (threadIdx.x % 32 == 0) maxima[first / kSegment] = top;
-      });
+    for (int i = 0; i < kVisited; ++i) {
+      if (scores[i] > -gpu::kInf) gpu::atomic_add(s.bins + bin_of(scores[i], row.binning), 1u);
+    }
+  });
   gpu::sync_threads();
 }
 
@@ -130,15 +115,13 @@ GPU uint32_t find_bin(RankShared& s, uint32_t k) {
 
 // The n-th score of one bin that holds no more than kMaxTied.
 GPU void rank_tied(const RankRow& row, RankShared& s, int bin, uint32_t n) {
-  visit_segments(
-      row, [&](float top) { return top > -gpu::kInf && bin_of(top, row.binning) <= bin; },
-      [&](int, const float(&scores)[kVisited]) {
+  visit_segments(row, [&](int, const float(&scores)[kVisited]) {
 #pragma unroll
-        for (int i = 0; i < kVisited; ++i) {
-          if (scores[i] == -gpu::kInf || bin_of(scores[i], row.binning) != bin) continue;
-          s.tied[gpu::atomic_add(&s.n_tied, 1u)] = ordered(scores[i]);
-        }
-      });
+    for (int i = 0; i < kVisited; ++i) {
+      if (scores[i] == -gpu::kInf || bin_of(scores[i], row.binning) != bin) continue;
+      s.tied[gpu::atomic_add(&s.n_tied, 1u)] = ordered(scores[i]);
+    }
+  });
   gpu::sync_threads();
   const uint32_t n_tied = s.n_tied;
   if (threadIdx.x < n_tied) {
@@ -164,18 +147,16 @@ GPU void rank_digits(const RankRow& row, RankShared& s, int bin, uint32_t n) {
     const uint32_t last = digit == 2 ? 1023u : 2047u;
     const uint32_t known = digit == 0 ? 0u : ~0u << (digit == 1 ? 21 : 10);
     clear_bins(s);
-    visit_segments(
-        row, [&](float top) { return top > -gpu::kInf && bin_of(top, row.binning) <= bin; },
-        [&](int, const float(&scores)[kVisited]) {
+    visit_segments(row, [&](int, const float(&scores)[kVisited]) {
 #pragma unroll
-          for (int i = 0; i < kVisited; ++i) {
-            if (scores[i] == -gpu::kInf || bin_of(scores[i], row.binning) != bin) continue;
-            const uint32_t other = ordered(scores[i]);
-            if (((other ^ key) & known) == 0) {
-              gpu::atomic_add(s.bins + (last - (other >> shift & last)), 1u);
-            }
-          }
-        });
+      for (int i = 0; i < kVisited; ++i) {
+        if (scores[i] == -gpu::kInf || bin_of(scores[i], row.binning) != bin) continue;
+        const uint32_t other = ordered(scores[i]);
+        if (((other ^ key) & known) == 0) {
+          gpu::atomic_add(s.bins + (last - (other >> shift & last)), 1u);
+        }
+      }
+    });
     gpu::sync_threads();
     find_bin(s, n);
     key |= (last - s.bin) << shift;
@@ -209,10 +190,9 @@ GPU Threshold find_threshold(const RankRow& row, RankShared& s) {
 template <typename Emit>
 GPU void emit_chosen(const RankRow& row, RankShared& s, const Threshold& t, Emit emit) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const auto wanted = [&](float top) { return ordered(top) >= t.key; };
   // How many of each kind every warp finds.
   uint32_t above = 0, equal = 0;
-  visit_segments(row, wanted, [&](int, const float(&scores)[kVisited]) {
+  visit_segments(row, [&](int, const float(&scores)[kVisited]) {
 #pragma unroll
     for (int i = 0; i < kVisited; ++i) {
       above += ordered(scores[i]) > t.key;
@@ -236,7 +216,7 @@ GPU void emit_chosen(const RankRow& row, RankShared& s, const Threshold& t, Emit
   uint32_t at = (warp == 0 ? 0 : above_before) + (n_equal < t.n_equal ? n_equal : t.n_equal);
 
   const uint32_t lanes_before = (1u << lane) - 1;
-  visit_segments(row, wanted, [&](int first, const float(&scores)[kVisited]) {
+  visit_segments(row, [&](int first, const float(&scores)[kVisited]) {
 #pragma unroll
     for (int i = 0; i < kVisited; ++i) {
       const uint32_t key = ordered(scores[i]);

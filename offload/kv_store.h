@@ -72,6 +72,16 @@ class KvStore {
   void attend(int64_t layer, const bf16* q, bf16* out);
   void advance();
 
+  // ---- recorded steps (ClockParams in engine/base/ops.h) ----
+  // Whether the next step enqueues the same kinds of ops as any other such step: nothing retires, no
+  // room is made, nothing is audited, no window moves.
+  bool next_step_is_plain() const;
+  // While recording, what depends on the step points at the clock: steps since the recording.
+  void set_recording(bool on) { recording_ = on; }
+  int64_t* clock() const { return clock_; }
+  // The host's side of a step that was replayed: append, attend and advance of every layer.
+  void count_replayed_step();
+
   int64_t n_tokens() const { return n_tokens_; }
   const KvLayout& layout() const { return layout_; }
   // These two wait for the device.
@@ -138,10 +148,15 @@ class KvStore {
 
   int64_t selected_per_head(const Layer& layer) const;
   void choose_chunks(const Layer& layer, const bf16* q, int64_t k);
+  void fetch_misses(const Layer& layer, int64_t k);
+  void rebuild_misses(const Layer& layer, int64_t k);
   int exact_sources(const Layer& layer, int64_t n_rows, KvSource* sources) const;
-  void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out);
+  // Also what merge_with, if any, and out make together, where final_out is given.
+  void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
+                      const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
   void audit_layer(const Layer& layer, const bf16* q, int64_t n_rows);
+  const int64_t* later() const { return recording_ ? clock_ : nullptr; }
   int64_t chunk_bytes() const;
   void read_back(const void* source, void* target, int64_t bytes) const;
   void offload_planes(const Layer& layer, int64_t n_tokens);
@@ -179,6 +194,8 @@ class KvStore {
   int64_t n_tokens_ = 0;
   int64_t steps_ = 0;  // (layer, step) pairs that selected
   bool auditing_ = false;
+  bool recording_ = false;
+  int64_t* clock_ = nullptr;  // [1]
   MassHistogram mass_;
 };
 

@@ -18,6 +18,7 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p) {
   append.head_stride = recent.capacity * d();
   append.first_row = n_tokens_ - recent.base;
   append.first_position = n_tokens_;
+  append.later = later();
   rope_append(device_, append);
   const int64_t window = layout_.shape.window[index];
   if (window > 0) recent.first = std::max(recent.first, n_tokens_ + 1 - window);
@@ -33,6 +34,7 @@ void KvStore<Device, Host>::make_room(Layer& layer) {
   const int64_t shift = recent.first - recent.base;
   CHECK(n <= shift, "{} rows would overlap after a shift of {}", n, shift);
   copy_.wait(device_.record());
+  copy_.wait(side_.record());
   const int64_t stride = recent.capacity * d();
   copy_rows(recent.keys + shift * d(), stride, recent.keys, stride, n);
   copy_rows(recent.values + shift * d(), stride, recent.values, stride, n);
@@ -76,8 +78,11 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
     project.rope = rope_;
     project.lowrank = layer.lowrank;
     project.coefficients = layer.coefficients;
-    project_keys(device_, project);
+    side_.wait(device_.record());
+    project_keys(side_, project);
   }
+  // Whoever reads these rows on the host or the coefficients does so on the queue that writes them; the
+  // device goes on.
   copy_.wait(device_.record());
   copy_rows(recent.values + row * d(), stride, layer.host_values + recent.first * d(),
             o.capacity * d(), chunk());
@@ -85,7 +90,6 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
     copy_rows(recent.keys + row * d(), stride, layer.host_keys + recent.first * d(),
               o.capacity * d(), chunk());
   }
-  device_.wait(copy_.record());
   recent.first += chunk();
   layer.end_chunk = recent.first / chunk();
 }
@@ -138,6 +142,7 @@ void KvStore<Device, Host>::choose_chunks(const Layer& layer, const bf16* q, int
   impose.first_chunk = layer.first_chunk;
   impose.end_chunk = layer.end_chunk;
   impose.step = n_tokens_;
+  impose.later = later();
   impose.n_kv_heads = layout_.shape.n_kv_heads;
   impose.hit_rate = static_cast<float>(layout_.settings.imposed_hit_rate);
   impose_selection(device_, impose);
@@ -163,6 +168,7 @@ int KvStore<Device, Host>::exact_sources(const Layer& layer, int64_t n_rows,
   const Recent& recent = layer.recent;
   const int64_t row = (recent.first - recent.base) * d();
   plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
+  sources[0].later = later();  // never empty: the newest token is in it
   plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
   plane(layer.outlier_keys, layer.outlier_values, layout_.outlier_rows * d(),
         layer.n_outliers * chunk());
@@ -187,7 +193,8 @@ KvSource KvStore<Device, Host>::slot_source(const Layer& layer, const int32_t* s
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* sources, int n_sources,
-                                           PartialView out) {
+                                           PartialView out, const PartialView* merge_with,
+                                           bf16* final_out) {
   DecodeAttendParams attend;
   attend.q = q;
   attend.sources = sources;
@@ -198,72 +205,82 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend.scale = scale_;
   attend.out = out;
   attend.workspace = decode_workspace_;
+  attend.merge_with = merge_with;
+  attend.n_merge = merge_with != nullptr ? 1 : 0;
+  attend.final_out = final_out;
   attend_decode(device_, attend);
 }
 
-// 2-5 select and map; 6 fetch the misses on the copy queue, meanwhile attend the exact regions and
-// the hits and rebuild the missed keys; 7 attend the misses and merge (DESIGN, "Decode").
+// On the copy queue: values (and exact keys) of the missed chunks into their slots.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
+  FetchParams params;
+  params.host_values = layer.host_values;
+  params.host_keys = layout_.settings.exact_keys ? layer.host_keys : nullptr;
+  params.host_head_stride = layout_.settings.capacity * d();
+  params.miss_chunks = lists_.miss_chunks;
+  params.miss_slots = lists_.miss_slots;
+  params.miss_counts = lists_.miss_counts;
+  params.stride = k;
+  params.slots = layer.slots;
+  params.slot_head_stride = layout_.n_slots * layout_.record;
+  params.chunk_tokens = chunk();
+  params.n_kv_heads = layout_.shape.n_kv_heads;
+  params.head_dim = layout_.shape.head_dim;
+  fetch(copy_, params);
+}
+
+// On the side queue: keys of the missed chunks into their slots.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
+  RebuildParams params;
+  params.coefficients = layer.coefficients;
+  params.lowrank = layer.lowrank;
+  params.rope = rope_;
+  params.miss_chunks = lists_.miss_chunks;
+  params.miss_slots = lists_.miss_slots;
+  params.miss_counts = lists_.miss_counts;
+  params.stride = k;
+  params.slots = layer.slots;
+  params.slot_head_stride = layout_.n_slots * layout_.record;
+  params.chunk_tokens = chunk();
+  params.n_kv_heads = layout_.shape.n_kv_heads;
+  params.head_dim = layout_.shape.head_dim;
+  rebuild_keys(side_, params);
+}
+
+// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side queue,
+// meanwhile attend the exact regions and the hits; 7 attend the misses and merge (DESIGN, "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
   const int64_t n_rows = n_tokens_ + 1;
   std::array<KvSource, 4> sources;
   int n_sources = exact_sources(layer, n_rows, sources.data());
-  int n_partials = 1;
   const int64_t k = selected_per_head(layer);
-  if (k > 0) {
-    choose_chunks(layer, q, k);
-    copy_.wait(device_.record());
-    FetchParams fetch_misses;
-    fetch_misses.host_values = layer.host_values;
-    fetch_misses.host_keys = layout_.settings.exact_keys ? layer.host_keys : nullptr;
-    fetch_misses.host_head_stride = layout_.settings.capacity * d();
-    fetch_misses.miss_chunks = lists_.miss_chunks;
-    fetch_misses.miss_slots = lists_.miss_slots;
-    fetch_misses.miss_counts = lists_.miss_counts;
-    fetch_misses.stride = k;
-    fetch_misses.slots = layer.slots;
-    fetch_misses.slot_head_stride = layout_.n_slots * layout_.record;
-    fetch_misses.chunk_tokens = chunk();
-    fetch_misses.n_kv_heads = layout_.shape.n_kv_heads;
-    fetch_misses.head_dim = layout_.shape.head_dim;
-    fetch(copy_, fetch_misses);
-    const auto fetched = copy_.record();
-
-    sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
-    attend_sources(q, sources.data(), n_sources, partials_[0]);
-    if (!layout_.settings.exact_keys) {
-      RebuildParams rebuild;
-      rebuild.coefficients = layer.coefficients;
-      rebuild.lowrank = layer.lowrank;
-      rebuild.rope = rope_;
-      rebuild.miss_chunks = lists_.miss_chunks;
-      rebuild.miss_slots = lists_.miss_slots;
-      rebuild.miss_counts = lists_.miss_counts;
-      rebuild.stride = k;
-      rebuild.slots = layer.slots;
-      rebuild.slot_head_stride = fetch_misses.slot_head_stride;
-      rebuild.chunk_tokens = chunk();
-      rebuild.n_kv_heads = fetch_misses.n_kv_heads;
-      rebuild.head_dim = fetch_misses.head_dim;
-      rebuild_keys(device_, rebuild);
-    }
-    device_.wait(fetched);
-    const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
-    attend_sources(q, &misses, 1, partials_[1]);
-    n_partials = 2;
-    ++steps_;
-  } else {
-    attend_sources(q, sources.data(), n_sources, partials_[0]);
+  if (k == 0) {
+    attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+    return;
   }
-  MergeParams merge;
-  merge.partials = partials_.data();
-  merge.n_partials = n_partials;
-  merge.n_heads = layout_.shape.n_heads;
-  merge.head_dim = layout_.shape.head_dim;
-  merge.out = out;
-  merge_partials(device_, merge);
-  if (auditing_ && k > 0) audit_layer(layer, q, n_rows);
+  choose_chunks(layer, q, k);
+  const auto chosen = device_.record();
+  copy_.wait(chosen);
+  fetch_misses(layer, k);
+  const auto fetched = copy_.record();
+  std::optional<typename Device::Ticket> rebuilt;
+  if (!layout_.settings.exact_keys) {
+    side_.wait(chosen);
+    rebuild_misses(layer, k);
+    rebuilt = side_.record();
+  }
+  sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
+  attend_sources(q, sources.data(), n_sources, partials_[0]);
+  device_.wait(fetched);
+  if (rebuilt) device_.wait(*rebuilt);
+  const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
+  attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
+  ++steps_;
+  if (auditing_) audit_layer(layer, q, n_rows);
 }
 
 template <typename Device, typename Host>
@@ -301,6 +318,7 @@ SelectionCounters KvStore<Device, Host>::selection() const {
 // do not matter here, so the keys stand in for them.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64_t n_rows) {
+  device_.wait(copy_.record());  // keys of the newest chunks may be on their way to the host
   std::array<KvSource, 4> sources;
   int n = exact_sources(layer, n_rows, sources.data());
   KvSource& selected = sources[n];
@@ -335,6 +353,25 @@ void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64
     mass_.add(static_cast<double>(part[heads + head]) / whole[heads + head] *
               std::exp2(static_cast<double>(part[head]) - whole[head]));
   }
+}
+
+template <typename Device, typename Host>
+bool KvStore<Device, Host>::next_step_is_plain() const {
+  const KvSettings& o = layout_.settings;
+  if (auditing_) return false;
+  for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
+    const Recent& recent = layers_[index].recent;
+    if (layout_.shape.window[index] > 0) return false;
+    if (n_tokens_ - recent.base == recent.capacity) return false;
+    if (layout_.tiered(index) && n_tokens_ + 1 - recent.first >= o.recent + chunk()) return false;
+  }
+  return true;
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::count_replayed_step() {
+  for (const Layer& layer : layers_) steps_ += selected_per_head(layer) > 0;
+  advance();
 }
 
 template <typename Device, typename Host>

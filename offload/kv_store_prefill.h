@@ -103,6 +103,7 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
     block_counts_ = arena.template take<int32_t>(Purpose::kActivations, blocks * kv());
     block_local_ = arena.template take<int64_t>(Purpose::kActivations, blocks);
   }
+  if (o.replay) clock_ = arena.template take<int64_t>(Purpose::kActivations, 1);
   if (layout_.layer_planes) {
     plane_keys_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);
     plane_values_ = arena.template take<bf16>(Purpose::kActivations, o.prompt * width);

@@ -75,6 +75,7 @@ PurposeBytes KvLayout::device_bytes() const {
     const int64_t blocks = ceil_div(kPrefillChunk, kPrefillBlock);
     add(Purpose::kActivations, blocks * shape.n_kv_heads * (prefill_ids + 1) * 4 + blocks * 8);
   }
+  if (settings.replay) add(Purpose::kActivations, 8);
   if (layer_planes) {
     add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * settings.prompt * width * kBf16);
   }

@@ -45,6 +45,7 @@ struct KvSettings {
   int64_t rank = 0;
   double slots = 1;  // in budgets
   bool overlap = false;  // the queues run beside each other
+  bool replay = false;   // decode steps are recorded and replayed
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 };
 

@@ -38,10 +38,14 @@ if [[ -n ${TIERCEL_BINARY:-} ]]; then
   tiercel=$TIERCEL_BINARY
 else
   tools/setup.sh
-  echo "building (build/cpu) ..." >&2
-  cmake --preset cpu -G Ninja >/dev/null
-  cmake --build --preset cpu --target tiercel_command >/dev/null
-  tiercel=build/cpu/tiercel
+  preset=cpu
+  if command -v nvcc >/dev/null; then preset=cuda; fi
+  echo "building (build/$preset) ..." >&2
+  generator=()
+  [[ -e build/$preset/CMakeCache.txt ]] || generator=(-G Ninja)
+  cmake --preset "$preset" "${generator[@]}" >/dev/null
+  cmake --build --preset "$preset" --target tiercel_command >/dev/null
+  tiercel=build/$preset/tiercel
 fi
 
 work=$(mktemp -d)

@@ -16,7 +16,7 @@ int command_estimate(int argc, char** argv) {
   int64_t n_prompt = 0, n_predict = 128;
   Flags flags("estimate", "The memory that a run would take. Reads config.json only.",
               "The table goes to stderr, as with run. Exit code 3: it does not fit.\n");
-  model_flags.add_to(flags);
+  model_flags.add_to(flags, /*with_synthetic=*/true);
   flags.section("Prompt");
   flags.integer("--tokens", n_prompt, 0, int64_t{1} << 40,
                 "Tokens of the prompt; 0: all of the model's positions");
@@ -24,15 +24,15 @@ int command_estimate(int argc, char** argv) {
                 "Tokens to generate");
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
-  model_flags.check();
-  const ModelConfig config = load_config(model_flags.directory);
+  model_flags.check(/*needs_backend=*/false);
+  const ModelConfig config = model_flags.config();
   if (n_prompt == 0) {
     n_prompt = options.context > 0 ? options.context : config.max_position_embeddings;
     n_prompt -= n_predict;
   }
   if (n_prompt <= 0) fail(ErrorKind::kUsage, "--tokens: expected more than 0, found {}", n_prompt);
 
-  PlanRequest request{.config = config, .options = options};
+  PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
   request.weight_bytes = parameter_count(config) * static_cast<int64_t>(sizeof(bf16));
   request.weights_resident = false;
   request.n_prompt = n_prompt;

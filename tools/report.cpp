@@ -57,6 +57,7 @@ Json memory_json(const RunReport& report) {
         {"keys", m.host.keys},
         {"staging", m.host.staging},
         {"total", m.host.total()}}},
+      {"device_bytes_in_use", m.one_memory ? Json(nullptr) : Json(report.device_bytes_in_use)},
       {"process_bytes", m.process},
       {"planned_bytes", m.resident()},
       {"peak_rss_bytes", report.peak_rss_bytes}};
@@ -186,6 +187,11 @@ void print_summary(const RunReport& report, const Console& console) {
   console.info("{:>17}: {} ({} generated)", "finish", g.finish_reason, format_count(n_generated));
   console.info("{:>17}: {} planned, {} peak resident", "memory",
                format_bytes(report.plan.memory.resident()), format_bytes(report.peak_rss_bytes));
+  if (report.device_bytes_in_use > 0) {
+    console.info("{:>17}: {} planned, {} in use", "device memory",
+                 format_bytes(report.plan.memory.device.total()),
+                 format_bytes(report.device_bytes_in_use));
+  }
   if (report.selection.steps > 0) {
     console.info("{:>17}: {} layer steps, hit rate {:.1f} %, {} fetched", "selection",
                  format_count(report.selection.steps), 100 * report.selection.hit_rate(),

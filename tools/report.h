@@ -24,6 +24,7 @@ struct RunReport {
   Generation generation;
   SelectionReport selection;
   AuditReport audit;
+  int64_t device_bytes_in_use = 0;      // Session::device_bytes_in_use
   std::vector<double> residual_energy;  // per layer
   int64_t peak_rss_bytes = 0;
 };

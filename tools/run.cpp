@@ -134,6 +134,7 @@ int command_run(int argc, char** argv) {
   const auto session = Session::open(model, report.plan);
   report.load_seconds = seconds_since(start);
   report.backend = session->backend_description();
+  report.device_bytes_in_use = session->device_bytes_in_use();
   console.info("backend: {}", report.backend);
 
   report.generation = generate(*session, sampler, tokenizer, std::move(request), console);

@@ -73,8 +73,13 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
   flags.integer("-t,--threads", n_threads, 0, cpu::kMaxThreads, "Threads; 0: all cores");
 }
 
-void ModelFlags::check() const {
-  if (backend_ == BackendKind::kCuda) {
+BackendKind ModelFlags::backend() const {
+  if (backend_ != BackendKind::kAuto) return backend_;
+  return why_no_cuda().empty() ? BackendKind::kCuda : BackendKind::kCpu;
+}
+
+void ModelFlags::check(bool needs_backend) const {
+  if (needs_backend && backend_ == BackendKind::kCuda) {
     const std::string reason = why_no_cuda();
     if (!reason.empty()) {
       fail(ErrorKind::kUsage, "--backend: expected auto or cpu, found cuda; {}", reason);
@@ -129,6 +134,8 @@ void add_session_flags(Flags& flags, SessionOptions& options) {
   flags.integer("--audit", options.audit, 0, kMaxTokens,
                 "Every N steps measure the attention mass that the selection covered; 0: off");
   flags.flag("--exact-exp", options.exact_exp, "Prefill with fp32 exponentials (slower)");
+
+  flags.flag("--no-graphs", options.no_graphs, "Enqueue every decode step anew (CUDA; slower)");
 
   flags.section("Memory");
   flags.integer("-c,--ctx-size", options.context, 0, kMaxTokens,

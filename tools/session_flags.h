@@ -21,8 +21,11 @@ struct ModelFlags {
   int64_t n_threads = 0;
   // with_synthetic: for measurements, where a known shape with random weights will do.
   void add_to(Flags& flags, bool with_synthetic = false);
-  // Throws Error(kUsage) when no model is given or --backend asks for what this build lacks.
-  void check() const;
+  // Throws Error(kUsage) when no model is given, or when --backend asks for what this build or this
+  // machine lacks. An estimate needs no device.
+  void check(bool needs_backend = true) const;
+  // The backend that --backend means here.
+  BackendKind backend() const;
   ModelOptions options() const;
   std::shared_ptr<Model> open() const;
   ModelConfig config() const;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and tests everything. The last line is "N passed, N failed", counted in test cases.
 #
-#   tools/test.sh                 the cpu preset
+#   tools/test.sh                 the cuda preset where nvcc is found, else the cpu preset
 #   tools/test.sh --sanitizers    also cpu-asan and cpu-tsan
 #   tools/test.sh --fuzz SECONDS  also every fuzzer for SECONDS (each fuzzer counts as one case)
 #   tools/test.sh --no-setup      install nothing
@@ -106,7 +106,9 @@ run_fuzzers() {
   done
 }
 
+# With a CUDA toolkit the CUDA build is the one to test; the sanitizer builds are without it.
 presets=(cpu)
+if command -v nvcc >/dev/null; then presets=(cuda); fi
 if ((sanitizers)); then presets+=(cpu-asan cpu-tsan); fi
 for preset in "${presets[@]}"; do
   if build "$preset"; then run_tests "$preset"; else failed_step "$preset does not build"; fi

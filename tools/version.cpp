@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/topology.h"
+#include "engine/model.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/flags.h"
@@ -53,7 +54,9 @@ int command_version(int argc, char** argv) {
   std::string text = fmt::format("tiercel {} (commit {})\n", version(), commit());
   text +=
       fmt::format("build:     {}, {}, C++{}\n", compiler(), build_type(), __cplusplus / 100 % 100);
-  text += "backends:  cpu\n";
+  const std::string no_cuda = why_no_cuda();
+  text += no_cuda.empty() ? "backends:  cpu, cuda\n"
+                          : fmt::format("backends:  cpu (cuda: {})\n", no_cuda);
   std::string runnable;
   for (const cpu::Isa isa : cpu::runnable_isas()) {
     runnable += (runnable.empty() ? "" : ", ") + std::string(cpu::name_of(isa));

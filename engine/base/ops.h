@@ -35,6 +35,17 @@ struct RopeView {
 };
 inline constexpr int64_t kRopeFine = 1024;
 
+// ---- recorded steps -----------------------------------------------------------------------------
+
+// A decode step that has been recorded is replayed some steps later. What differs then is read from
+// a clock, one int64 in device memory: the number of steps since the recording. Params that depend on
+// the step point at it with `later`.
+inline constexpr int64_t kMaxLater = 256;
+struct ClockParams {
+  int64_t* clock = nullptr;  // [1]
+  bool reset = false;        // to zero; else one step on
+};
+
 // ---- embedding, norms, linear layers ------------------------------------------------------------
 
 struct EmbedParams {
@@ -112,6 +123,7 @@ struct RopeAppendParams {
   int64_t head_stride = 0;       // of both planes
   int64_t first_row = 0;
   int64_t first_position = 0;  // token t has position first_position + t
+  const int64_t* later = nullptr;  // added to first_row and first_position; null: 0
   int64_t n_tokens = 0;
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float eps = 0;
@@ -172,6 +184,7 @@ struct KvSource {
   const int32_t* counts = nullptr;  // [n_kv_heads]
   int64_t ids_stride = 0;
   int64_t n_tokens = 0;
+  const int64_t* later = nullptr;  // added to n_tokens, without ids: at most kMaxLater; null: 0
 };
 
 // A partial result of attention for n_heads queries: a value of the algebra in partial.h.
@@ -187,15 +200,21 @@ struct PartialView {
 // without knowing its length.
 inline constexpr int64_t kMaxDecodeRanges = 64;
 inline constexpr int32_t kMaxDecodeSources = 8;
+inline constexpr int32_t kMaxMergeWith = 2;
 
+// With final_out, also what merge_partials would make of merge_with, in its order, and then out:
+// the same bits in one step less.
 struct DecodeAttendParams {
   const bf16* q = nullptr;  // [n_heads][head_dim], after RoPE
   const KvSource* sources = nullptr;
   int32_t n_sources = 0;  // at most kMaxDecodeSources
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float scale = 0;
-  PartialView out;
+  PartialView out;             // written in any case
   float* workspace = nullptr;  // decode_workspace_floats(n_heads, head_dim)
+  const PartialView* merge_with = nullptr;  // [n_merge], read at call time; what they view: later
+  int32_t n_merge = 0;                      // at most kMaxMergeWith; 0 without final_out
+  bf16* final_out = nullptr;                // [n_heads][head_dim] or null
 };
 constexpr int64_t decode_workspace_floats(int64_t n_heads, int64_t head_dim) {
   return n_heads * kMaxDecodeRanges * kMaxDecodeSources * (head_dim + 2);
@@ -420,6 +439,7 @@ struct ImposeParams {
   int64_t k = 0;
   int64_t first_chunk = 0, end_chunk = 0;  // at least k
   int64_t step = 0;
+  const int64_t* later = nullptr;  // added to step; null: 0
   int32_t n_kv_heads = 0;
   float hit_rate = 0;
 };

@@ -218,6 +218,41 @@ TEST_P(DecodeTest, AnyPartitionGivesTheSameAnswer) {
   }
 }
 
+// final_out is merge_partials of the others and of out, to the bit.
+TEST_P(DecodeTest, FinalOutIsTheMerge) {
+  const int32_t d = 80, n_kv = 2, group = 3;
+  for (const int64_t n : {int64_t{0}, int64_t{9}, int64_t{1400}}) {
+    Case c(rng_, n_kv, group, d);
+    const auto keys = random_rows(rng_, n_kv * (n + 50) * d),
+               values = random_rows(rng_, n_kv * (n + 50) * d);
+    std::vector<Partial> others;
+    std::vector<PartialView> views;
+    for (const int64_t tokens : {30, 0}) {
+      c.sources = {plane(keys, values, n_kv, d, tokens)};
+      others.push_back(attend(c));
+    }
+    for (Partial& p : others) views.push_back(p.view());
+    c.sources = {plane(keys, values, n_kv, d, n)};
+    const Partial alone = attend(c);
+    for (int32_t n_merge = 0; n_merge <= kMaxMergeWith; ++n_merge) {
+      Partial result(c.n_heads(), d);
+      std::vector<bf16> out(c.n_heads() * d, bf16(3.0f)), expected(out);
+      DecodeAttendParams p = c.params(result.view());
+      p.merge_with = views.data();
+      p.n_merge = n_merge;
+      p.final_out = out.data();
+      cpu::attend_decode(queue_, p);
+      EXPECT_EQ(result.max, alone.max);
+      EXPECT_EQ(result.sum, alone.sum);
+      EXPECT_EQ(result.out, alone.out);
+      std::vector<PartialView> all(views.begin(), views.begin() + n_merge);
+      all.push_back(result.view());
+      cpu::merge_partials(queue_, {all.data(), n_merge + 1, c.n_heads(), d, expected.data()});
+      for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, expected[i].bits) << i;
+    }
+  }
+}
+
 TEST_P(DecodeTest, MergeOfNothingIsZero) {
   std::vector<bf16> out(2 * 64, bf16(3.0f));
   Partial empty(2, 64);

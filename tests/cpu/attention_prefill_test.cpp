@@ -228,6 +228,20 @@ TEST_P(AttendPrefill, Window) {
   expect_right(p, 7);
 }
 
+// Rows that share a tile begin in different inner blocks, and go on in the next superblock.
+TEST_P(AttendPrefill, WindowAcrossSuperblocks) {
+  for (int64_t window : {200, 300, 700}) {
+    SCOPED_TRACE(window);
+    Problem p({.n_tokens = 260, .head_dim = 256, .n_kv_heads = 1, .first_position = 900});
+    p.params.window = window;
+    for (int64_t i = 0; i < p.params.head_stride; ++i) {  // scores far from 0
+      if (i % 256 == 0) p.keys[static_cast<size_t>(i)] = bf16(100.0f);
+    }
+    for (size_t i = 0; i < p.q.size(); i += 256) p.q[i] = bf16(3.0f);
+    expect_right(p);
+  }
+}
+
 TEST_P(AttendPrefill, Blocks) {
   struct Case {
     int64_t first_position;
@@ -458,6 +472,7 @@ TEST(AttendPrefillAmx, OneRowTileSameBitsAsTwo) {
       for (int64_t window : {0, 300}) {
         Problem p({.n_tokens = 180, .head_dim = head_dim, .group = group, .first_position = 900});
         p.params.window = window;
+        if (group == 3) add_octaves(p, [](int64_t r) { return 0.3 * static_cast<double>(r); });
         cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxEmulatedKernel);
         const std::vector<bf16> two = p.out;
         cpu::prefill::attend(queue, p.params, cpu::prefill::kAmxOneRowTileEmulatedKernel);

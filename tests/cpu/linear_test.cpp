@@ -130,8 +130,6 @@ TEST_P(Linear, BitsDependNeitherOnThreadsNorOnOtherRows) {
         EXPECT_EQ(std::memcmp(out.data(), all.out.data(), out.size() * sizeof(bf16)), 0);
         EXPECT_EQ(std::memcmp(out_f32.data(), all.out_f32.data(), out_f32.size() * 4), 0);
       }
-      // oneDNN, which AMX machines use for more than 16 rows, does not promise the rest.
-      if (many > kMaxSkinnyRows && GetParam() == Isa::kAmx) continue;
       for (int64_t row = 0; row + few <= many; row += few) {
         LinearParams part = all.params();
         part.x += row * part.k;
@@ -178,6 +176,53 @@ TEST_P(Linear, NothingBesideTheOutputIsWritten) {
         ASSERT_EQ(problem.out[i], bf16(42.0f)) << m << " x " << n << " at " << i;
       }
     }
+  }
+}
+
+// The AMX kernel of many rows on emulated tiles, panel by panel as linear() would run it, with k in
+// two parts.
+TEST(LinearAmx, EmulatedPanelsMatchOracle) {
+  if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
+  for (const Case& c : kCases) {
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    const LinearParams p = problem.params();
+    const auto bits = [](const bf16* values) { return reinterpret_cast<const uint16_t*>(values); };
+    std::vector<uint16_t> panel(static_cast<size_t>(c.k * kPanelColumns), 0x7fff);
+    std::vector<float> partial(static_cast<size_t>(c.m * kPanelColumns));
+    for (int64_t column = 0; column < c.n; column += kPanelColumns) {
+      const int64_t n_columns = std::min(kPanelColumns, c.n - column);
+      float bias[kPanelColumns];
+      for (int64_t i = 0; c.bias && i < n_columns; ++i)
+        bias[i] = static_cast<float>(p.bias[column + i]);
+      const int64_t half = c.k / 4 * 2;
+      for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, c.k}}) {
+        const int64_t depth = end - first;
+        if (depth == 0) continue;
+        gemm_level(Isa::kAvx512)
+            .pack_rows(bits(p.weight) + column * c.k + first, c.k, n_columns, depth, panel.data());
+        PanelProduct product{.a = bits(p.x) + first,
+                             .row_stride = c.k,
+                             .panel = panel.data(),
+                             .n_rows = c.m,
+                             .n_pairs = depth / 2,
+                             .n_columns = n_columns,
+                             .start = first > 0 ? partial.data() : nullptr,
+                             .start_stride = kPanelColumns,
+                             .out = partial.data(),
+                             .out_stride = kPanelColumns,
+                             .out_f32 = true};
+        if (end == c.k) {
+          product.bias = c.bias ? bias : nullptr;
+          product.out = static_cast<std::byte*>(p.out) + column * (c.f32 ? 4 : 2);
+          product.out_stride = c.n;
+          product.out_f32 = c.f32;
+          product.accumulate = c.accumulate;
+        }
+        multiply_amx_emulated(product);
+      }
+    }
+    problem.expect_close(expected, "AMX panels");
   }
 }
 

@@ -137,7 +137,10 @@ class DecodeKernelTest : public testing::Test {
   }
   Partial attend(Case& c, const cuda::DecodePlan& plan) {
     Partial result(c.n_heads(), c.d);
-    const DecodeAttendParams p = c.params(result.view());
+    attend(c.params(result.view()), plan);
+    return result;
+  }
+  void attend(const DecodeAttendParams& p, const cuda::DecodePlan& plan) {
     // No partial of an earlier call may be read; the counters before them belong to the op.
     float* memory = workspace(0).data();
     constexpr int64_t kCounters = 512;
@@ -147,7 +150,23 @@ class DecodeKernelTest : public testing::Test {
     for (int64_t i = 0; i < kCounters; ++i) {
       EXPECT_EQ(std::bit_cast<uint32_t>(memory[i]), 0u) << "counter " << i;
     }
-    return result;
+  }
+  // The plan of the op, and others that the shape allows.
+  std::vector<cuda::DecodePlan> plans(Case& c) {
+    std::vector<cuda::DecodePlan> all = {
+        cuda::plan_decode(stream(), c.params(Partial(1, 1).view()))};
+    if (all[0].few) all.push_back({all[0].n_splits, true, false});
+    if (c.d != 64 && c.d != 96 && c.d != 128) return all;
+    int64_t n_tiles = 0;
+    for (const KvSource& s : c.sources) {
+      n_tiles += ((s.ids != nullptr ? s.ids_stride * s.chunk_tokens : s.n_tokens) + 15) / 16;
+    }
+    for (const int64_t tiles_per_split : {16, 11, 8, 3}) {
+      const int64_t n_splits =
+          std::max<int64_t>(1, (n_tiles + tiles_per_split - 1) / tiles_per_split);
+      if (n_splits <= 32) all.push_back({static_cast<int32_t>(n_splits), true, true});
+    }
+    return all;
   }
 
   void expect_near_oracle(Case& c, Partial& result, bool plain = false) {
@@ -177,8 +196,14 @@ class DecodeKernelTest : public testing::Test {
     const auto keys = random_rows(rng_, n_kv_heads * (n + 3) * d),
                values = random_rows(rng_, n_kv_heads * (n + 3) * d);
     c.sources = {plane(keys, values, n_kv_heads, d, n)};
-    Partial result = attend(c);
-    expect_near_oracle(c, result, plain);
+    check_plans(c, plain);
+  }
+  void check_plans(Case& c, bool plain) {
+    for (const cuda::DecodePlan& plan : plans(c)) {
+      SCOPED_TRACE(testing::Message() << plan.n_splits << " splits, few " << plan.few);
+      Partial result = attend(c, plan);
+      expect_near_oracle(c, result, plain);
+    }
   }
 };
 
@@ -259,9 +284,8 @@ TEST_F(DecodeKernelTest, SourcesOfEveryKindTogether) {
                    gathered, plane(keys, values, n_kv, d, 73),
                    records,  aliased,
                    absent,   gathered};
-      Partial result = attend(c);
       SCOPED_TRACE(testing::Message() << "d " << d << " chunk " << chunk);
-      expect_near_oracle(c, result, d == 80);
+      check_plans(c, d == 80);
     }
   }
 }
@@ -281,8 +305,7 @@ TEST_F(DecodeKernelTest, NothingToAttendIsTheNeutralElement) {
     s.counts = counts.data();
     s.ids_stride = 100;
     c.sources = {s, s};
-    result = attend(c);
-    expect_near_oracle(c, result);
+    check_plans(c, d == 80);
   }
 }
 
@@ -528,8 +551,8 @@ TEST_F(DecodeKernelTest, RowsNobodySeesDoNotMatter) {
       if (i / d % capacity >= n) keys[i] = values[i] = bf16(kNan);
     }
     c.sources = {plane(keys, values, 2, d, n)};
+    check_plans(c, d == 80);
     Partial result = attend(c);
-    expect_near_oracle(c, result, d == 80);
     // A NaN value poisons its own column only.
     values[11 * d + 9] = bf16(kNan);
     result = attend(c);
@@ -567,7 +590,7 @@ TEST_F(DecodeKernelTest, SlotsNobodyListsDoNotMatter) {
       if (i / d / chunk != 3 && i / d / chunk != 5) keys[i] = values[i] = bf16(kNan);
     }
     DeviceVector<int32_t> ids(4), counts(1, 2);
-    ids[0] = 5, ids[1] = 3, ids[2] = ids[3] = -1;  // ids past the count are not read
+    ids[0] = 5, ids[1] = 3, ids[2] = ids[3] = -1;  // ids past the count may be anything
     KvSource s = plane(keys, values, 1, d, 0);
     s.chunk_tokens = chunk;
     s.chunk_stride = chunk * d;
@@ -575,8 +598,123 @@ TEST_F(DecodeKernelTest, SlotsNobodyListsDoNotMatter) {
     s.counts = counts.data();
     s.ids_stride = 4;
     c.sources = {s};
-    Partial result = attend(c);
-    expect_near_oracle(c, result, d == 80);
+    check_plans(c, d == 80);
+  }
+}
+
+// What the bounds promise and the counts withhold, anywhere among the sources.
+TEST_F(DecodeKernelTest, FewTokensWhereManyCouldBe) {
+  const int32_t d = 64, n_kv = 3, chunk = 8;
+  const int64_t n_slots = 9, stride = 40, record = 2 * chunk * d;
+  const auto slots = random_rows(rng_, n_kv * n_slots * record);
+  const auto keys = random_rows(rng_, n_kv * 20 * d);
+  DeviceVector<int32_t> ids(n_kv * stride, 1 << 30);
+  Case c(rng_, n_kv, 4, d);
+  for (int repeat = 0; repeat < 6; ++repeat) {
+    std::vector<DeviceVector<int32_t>> counts;
+    c.sources.clear();
+    for (int i = 0; i < 3; ++i) {
+      DeviceVector<int32_t>& count = counts.emplace_back(n_kv);
+      for (int32_t& n : count) n = up_to(2) == 0 ? 0 : static_cast<int32_t>(up_to(20));
+      for (int32_t j = 0; j < n_kv; ++j) {
+        for (int32_t k = 0; k < count[j]; ++k) {
+          ids[j * stride + k] = static_cast<int32_t>(up_to(n_slots));
+        }
+      }
+      KvSource s;
+      s.keys = slots.data();
+      s.values = slots.data() + chunk * d;
+      s.head_stride = n_slots * record;
+      s.chunk_stride = record;
+      s.token_stride = d;
+      s.chunk_tokens = chunk;
+      s.ids = ids.data();
+      s.counts = count.data();
+      s.ids_stride = stride;
+      c.sources.push_back(s);
+      if (up_to(2) == 0) c.sources.push_back(plane(keys, keys, n_kv, d, up_to(21)));
+    }
+    check_plans(c, false);
+  }
+}
+
+// A recorded step sees what the clock has added since.
+TEST_F(DecodeKernelTest, TokensThatCameLater) {
+  for (const int32_t d : {64, 80}) {
+    const int32_t n_kv = 2;
+    const int64_t n = 21, capacity = n + kMaxLater;
+    Case c(rng_, n_kv, 3, d);
+    const auto keys = random_rows(rng_, n_kv * capacity * d),
+               values = random_rows(rng_, n_kv * capacity * d);
+    DeviceVector<int64_t> clock(1);
+    for (const int64_t steps : {int64_t{0}, int64_t{1}, int64_t{40}, kMaxLater}) {
+      const auto sources = [&](int64_t n_tokens, const int64_t* later) {
+        KvSource growing = plane(keys, values, n_kv, d, n_tokens);
+        growing.later = later;
+        return std::vector{growing, plane(values, keys, n_kv, d, 35)};
+      };
+      clock[0] = steps;
+      c.sources = sources(n, clock.data());
+      for (const cuda::DecodePlan& plan :
+           {cuda::plan_decode(stream(), c.params({})), cuda::DecodePlan{5, true, d == 64}}) {
+        SCOPED_TRACE(testing::Message() << "d " << d << " steps " << steps << " few " << plan.few);
+        c.sources = sources(n, clock.data());
+        Partial result = attend(c, plan);
+        c.sources = sources(n + steps, nullptr);
+        expect_near_oracle(c, result, d == 80);
+      }
+    }
+  }
+}
+
+// final_out is merge_partials of the others and of out, to the bit, whoever writes it.
+TEST_F(DecodeKernelTest, FinalOutIsTheMerge) {
+  std::normal_distribution<float> normal;
+  for (const int32_t d : {64, 128, 256, 80}) {
+    for (const int64_t n : {int64_t{0}, int64_t{9}, int64_t{470}}) {
+      const int32_t n_kv = 2, group = 3;
+      Case c(rng_, n_kv, group, d);
+      const auto keys = random_rows(rng_, n_kv * (n + 1) * d),
+                 values = random_rows(rng_, n_kv * (n + 1) * d);
+      c.sources = {plane(keys, values, n_kv, d, n)};
+      std::vector<Partial> others;
+      std::vector<PartialView> views;
+      for (int i = 0; i < kMaxMergeWith; ++i) {
+        Partial& p = others.emplace_back(c.n_heads(), d);
+        for (float& x : p.max) x = 3 * normal(rng_);
+        for (float& x : p.sum) x = 1 + std::abs(normal(rng_));
+        for (float& x : p.out) x = normal(rng_);
+        p.max[i + 1] = kEmptyMax;
+        p.sum[i + 1] = 0;
+        std::fill_n(p.out.begin() + (i + 1) * d, d, 0.0f);
+      }
+      for (Partial& p : others) views.push_back(p.view());
+      views.emplace_back();
+      std::vector<cuda::DecodePlan> ways = plans(c);
+      ways.insert(ways.end(), {{1, true}, {3, true}, {3, false}});
+      for (const cuda::DecodePlan& plan : ways) {
+        for (int32_t n_merge = 0; n_merge <= kMaxMergeWith; ++n_merge) {
+          SCOPED_TRACE(testing::Message()
+                       << "d " << d << " tokens " << n << " splits " << plan.n_splits << " at once "
+                       << plan.merge_at_once << " few " << plan.few << " merge " << n_merge);
+          const size_t size = static_cast<size_t>(c.n_heads() * d);
+          DeviceVector<bf16> out(size, bf16(kNan)), expected(size, bf16(kNan));
+          Partial result(c.n_heads(), d);
+          DecodeAttendParams p = c.params(result.view());
+          p.merge_with = views.data();
+          p.n_merge = n_merge;
+          p.final_out = out.data();
+          attend(p, plan);
+          if (n_merge == 0) expect_near_oracle(c, result, d == 80);
+          std::vector<PartialView> all(views.begin(), views.begin() + n_merge);
+          all.push_back(result.view());
+          cuda::merge_partials(stream(),
+                               {all.data(), n_merge + 1, c.n_heads(), d, expected.data()});
+          stream().finish();
+          EXPECT_EQ(std::memcmp(out.data(), expected.data(), size * sizeof(bf16)), 0);
+        }
+      }
+    }
   }
 }
 
@@ -598,6 +736,7 @@ TEST_F(DecodeKernelTest, SameInputsSameBits) {
 }
 
 TEST_F(DecodeKernelTest, PlansFollowShapesAndBounds) {
+  bool is_few = false;
   const auto splits = [&](std::vector<KvSource> sources, int32_t n_kv_heads, int32_t n_heads) {
     DecodeAttendParams p;
     p.sources = sources.data();
@@ -605,7 +744,9 @@ TEST_F(DecodeKernelTest, PlansFollowShapesAndBounds) {
     p.n_heads = n_heads;
     p.n_kv_heads = n_kv_heads;
     p.head_dim = 128;
-    return cuda::plan_decode(stream(), p).n_splits;
+    const cuda::DecodePlan plan = cuda::plan_decode(stream(), p);
+    is_few = plan.few;
+    return plan.n_splits;
   };
   KvSource long_plane;
   long_plane.n_tokens = 1 << 22;
@@ -615,12 +756,22 @@ TEST_F(DecodeKernelTest, PlansFollowShapesAndBounds) {
   EXPECT_EQ(splits({long_plane}, 2, 8), resident / 2);
   EXPECT_EQ(splits({long_plane}, 1, 17), resident / 2);
   EXPECT_EQ(splits({long_plane}, 512, 512), std::max(1, resident / 512));
+  EXPECT_FALSE(is_few);
   KvSource short_list;
   DeviceVector<int32_t> ids(1);
   short_list.ids = short_list.counts = ids.data();
   short_list.ids_stride = 30;
   short_list.chunk_tokens = 8;
   EXPECT_EQ(splits({short_list}, 1, 1), 2);  // 240 tokens at most: 15 tiles
+  EXPECT_TRUE(is_few);
+  // Where heads fill the processors, a block has two tiles per warp, and no more.
+  short_list.ids_stride = 32;
+  const int32_t n_heads = stream().n_processors();
+  EXPECT_EQ(splits({short_list}, n_heads, n_heads), 1);
+  EXPECT_TRUE(is_few);
+  short_list.ids_stride = 33;
+  splits({short_list}, n_heads, n_heads);
+  EXPECT_FALSE(is_few);
 }
 
 #if !defined(TIERCEL_ON_DEVICE)

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "kernels/elementwise.h"
+#include "kernels/synthetic.h"
 #include "tests/kernels/device_vector.h"
 #include "tests/oracle/elementwise.h"
 #include "tests/oracle/linear.h"
@@ -312,6 +313,80 @@ TEST(KernelLinear, GateFoldedInIsLinearThenSwiglu) {
         {.gate = gate.out.data(), .up = up.out.data(), .out = want.data(), .n = c.m * c.n});
     test::stream().finish();
     EXPECT_EQ(got, want) << c.k;
+  }
+}
+
+// n elements of device memory, which a chain of kernels is fast enough in for its links to overlap.
+struct Memory {
+  Memory(cuda::Stream& s, int64_t n)
+      : stream(s), bytes(n * 2), data(static_cast<bf16*>(cuda::allocate(s, bytes))) {}
+  ~Memory() { cuda::release(stream, data, bytes); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  cuda::Stream& stream;
+  int64_t bytes;
+  bf16* data;
+};
+
+// Layers as a decode step has them, and what is left in the residual stream.
+std::vector<bf16> run_layers(cuda::Stream& stream, int64_t m) {
+#if defined(TIERCEL_ON_DEVICE)
+  constexpr int64_t kWidth = 2048, kInner = 5632, kLayers = 64;
+#else
+  constexpr int64_t kWidth = 64, kInner = 160, kLayers = 2;
+#endif
+  constexpr int64_t kProducts = kWidth * kWidth, kGates = kWidth * kInner;
+  Memory x(stream, m * kWidth), y(stream, m * kWidth), h(stream, m * kInner), norm(stream, kWidth);
+  Memory weights(stream, 2 * kProducts + 3 * kGates);
+  cuda::fill_random(stream, {.out = x.data, .n = m * kWidth, .seed = 1});
+  cuda::fill_random(stream, {.out = norm.data, .n = kWidth, .seed = 2, .scale = 0.1f, .offset = 1});
+  cuda::fill_random(stream, {.out = weights.data,
+                             .n = 2 * kProducts + 3 * kGates,
+                             .seed = 3,
+                             .scale = 1 / std::sqrt(static_cast<float>(kWidth))});
+  const bf16* products = weights.data;
+  const bf16* gates = products + 2 * kProducts;
+  for (int64_t layer = 0; layer < kLayers; ++layer) {
+    const auto product = [&](const bf16* from, const bf16* weight, const Memory& to, int64_t k,
+                             bool accumulate) {
+      return LinearParams{.x = from,
+                          .weight = weight,
+                          .out = to.data,
+                          .m = m,
+                          .k = k,
+                          .n = kWidth,
+                          .accumulate = accumulate};
+    };
+    cuda::norm_linear(stream, {.linear = product(x.data, products, y, kWidth, false),
+                               .norm_weight = norm.data,
+                               .eps = 1e-5f});
+    cuda::rms_norm(stream, {y.data, norm.data, y.data, m, kWidth, 1e-5f});
+    cuda::linear(stream, product(y.data, products + kProducts, x, kWidth, true));
+    cuda::gated_linear(stream, {.x = x.data,
+                                .norm_weight = norm.data,
+                                .gate = gates,
+                                .up = gates + kGates,
+                                .out = h.data,
+                                .m = m,
+                                .k = kWidth,
+                                .n = kInner,
+                                .eps = 1e-5f});
+    cuda::linear(stream, product(h.data, gates + 2 * kGates, x, kInner, true));
+  }
+  std::vector<bf16> result(static_cast<size_t>(m * kWidth));
+  stream.copy_bytes(result.data(), x.bytes, x.data, x.bytes, x.bytes, 1);
+  stream.finish();
+  return result;
+}
+
+// Kernels that begin before their predecessors have ended read nothing too early.
+TEST(KernelLinear, OverlapOfKernelsChangesNoBits) {
+  cuda::Stream overlapped({.programmatic = true}), ordered({.programmatic = false});
+  for (const int64_t m : {1, 3}) {
+    const std::vector<bf16> want = run_layers(ordered, m);
+    for (const bf16 value : want) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
+    for (int repeat = 0; repeat < 3; ++repeat) EXPECT_EQ(run_layers(overlapped, m), want) << m;
   }
 }
 

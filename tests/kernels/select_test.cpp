@@ -171,6 +171,23 @@ TEST_F(CudaSelect, TiesGoToTheLowerChunk) {
   }
 }
 
+// More maxima than a block holds in registers, longer lists of pieces than its shared memory has
+// room for, and a batch that ends within a piece.
+TEST_F(CudaSelect, MoreThanABlockHolds) {
+  const int32_t d = 8;
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{132'000, 10}, {36'001, 34'000}}) {
+    const Shape s{1, 1, d, 5, 5 + n, k};
+    Selection c(s, integer_rows(d, 3), integer_rows(s.end * d, 3));
+    c.exclude(rng_, 40);
+    c.run();
+    const auto ids = c.ids, counts = c.counts;
+    c.poison();
+    cpu::select_chunks(cpu_, c.p);
+    ASSERT_EQ(c.counts, counts);
+    ASSERT_EQ(c.ids, ids) << n;
+  }
+}
+
 // Rising: every one beats those before it. Equal: one bin holds all, more than are ranked in pairs.
 // Far: all scores but the best are behind the last bin.
 TEST_F(CudaSelect, RisingEqualAndFarScores) {
@@ -277,8 +294,8 @@ TEST_F(CudaSelect, SelectAndMapIsBothOps) {
   struct Case {
     int64_t first, end, k, n_slots;
   };
-  for (const Case& t :
-       {Case{5, 700, 60, 100}, Case{5, 60, 90, 130}, Case{3, 17000, 200, 300}, Case{9, 9, 4, 8}}) {
+  for (const Case& t : {Case{5, 700, 60, 100}, Case{5, 60, 90, 130}, Case{3, 17000, 200, 300},
+                        Case{3, 17000, 2500, 3000}, Case{9, 9, 4, 8}}) {
     const Shape s{2, 2, 32, t.first, t.end, t.k};
     Selection c(s, normal_rows(4 * 32), normal_rows(2 * (t.end + 1) * 32));
     c.exclude(rng_, 9);
@@ -329,6 +346,12 @@ TEST_F(CudaSelect, SelectAndMapIsBothOps) {
       test::stream().finish();
       ASSERT_EQ(c.ids, ids);
       ASSERT_EQ(c.counts, counts);
+      for (Slots* x : {&fused, &apart}) {  // what is behind the misses is anything
+        for (int64_t j = 0; j < 2; ++j) {
+          std::fill(x->miss_slots.begin() + j * t.k + x->miss_counts[j],
+                    x->miss_slots.begin() + (j + 1) * t.k, -9);
+        }
+      }
       for (const auto list :
            {&Slots::slot_of_chunk, &Slots::chunk_of_slot, &Slots::order, &Slots::hit_slots,
             &Slots::hit_counts, &Slots::miss_chunks, &Slots::miss_slots, &Slots::miss_counts}) {

@@ -138,6 +138,7 @@ inline uint64_t atomic_add(uint64_t* p, uint64_t v) {
   *p += v;
   return r;
 }
+inline uint32_t atomic_add_ordered(uint32_t* p, uint32_t v) { return atomic_add(p, v); }
 inline void atomic_or(uint32_t* p, uint32_t v) { *p |= v; }
 inline void atomic_and(uint32_t* p, uint32_t v) { *p &= v; }
 // mbarrier: 64 bits of shared memory, ours to lay out
@@ -422,6 +423,19 @@ inline uint64_t atomic_max(uint64_t* p, uint64_t v) {
   return r;
 }
 inline void thread_fence() {}
+inline void wait_for_predecessors() { simt::g.cur->has_waited = true; }
+inline void launch_dependents() {
+  if (!simt::g.cur->has_waited) simt::die("launch_dependents before wait_for_predecessors");
+}
+inline void prefetch_line(const void* p) {  // a sanitizer sees what is no memory
+  static_cast<void>(*static_cast<const volatile uint8_t*>(p));
+}
+inline void prefetch_l2(const void* p, uint32_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0 || bytes % 16 != 0) simt::die("unaligned prefetch");
+  for (uint32_t i = 0; i < bytes; i += 16) {  // so that a sanitizer sees what is no memory
+    static_cast<void>(static_cast<const volatile uint8_t*>(p)[i]);
+  }
+}
 inline float load_uncached(const float* p) { return *p; }
 inline uint32_t load_uncached(const uint32_t* p) { return *p; }
 inline float2 load_uncached(const float2* p) { return *p; }
@@ -431,6 +445,7 @@ inline uint4 load_stream(const void* p) {
   std::memcpy(&v, p, 16);
   return v;
 }
+inline uint4 load_once(const void* p) { return load_stream(p); }
 inline uint4 load_host(const void* p) { return load_stream(p); }
 
 }  // namespace tiercel::gpu

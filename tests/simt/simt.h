@@ -37,6 +37,7 @@ struct Fiber {
   dim3 tid{0, 0, 0};
   int linear = 0;
   bool done = true;
+  bool has_waited = false;        // for the kernels before its own
   const char* waiting = nullptr;  // what this fiber waits for; for the deadlock report
 };
 
@@ -80,6 +81,7 @@ struct State {
   Fiber* cur = nullptr;
   void* main_sp = nullptr;
   const std::function<void()>* body = nullptr;
+  bool must_wait = false;  // the kernel was launched as a dependent one
   std::mt19937 rng{1};  // test_main seeds it
   Async bulk = Async::kLate,
         mma = Async::kLate;  // when copies land, when wgmma executes; independent on purpose
@@ -115,6 +117,7 @@ inline void die(const char* what) {
 
 inline void fiber_main() {
   (*g.body)();
+  if (g.must_wait && !g.cur->has_waited) die("a dependent kernel did not wait_for_predecessors");
   g.cur->done = true;
   --g.b->live;
   ++g.b->progress;
@@ -141,6 +144,7 @@ inline void prepare(Fiber& f) {
   for (int i = 0; i < 6; ++i) *--sp = nullptr;   // rbp rbx r12-r15
   f.sp = sp;
   f.done = false;
+  f.has_waited = false;
   f.waiting = nullptr;
 }
 
@@ -251,6 +255,17 @@ inline void launch(dim3 grid, dim3 block, size_t smem_bytes, const std::function
         dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
              static_cast<unsigned>(i / grid.x / grid.y));
     run_block(b, body);
+  }
+}
+
+// Where work goes instead of running, while a graph is recorded.
+inline thread_local std::vector<std::function<void()>>* recording = nullptr;
+
+inline void run_or_record(std::function<void()> work) {
+  if (recording != nullptr) {
+    recording->push_back(std::move(work));
+  } else {
+    work();
   }
 }
 

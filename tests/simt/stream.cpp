@@ -18,6 +18,7 @@ Stream::Stream(const StreamOptions& options)
     : architecture_(options.architecture > 0 ? options.architecture : 90),
       n_processors_(4),
       device_name_("emulated device"),
+      programmatic_(options.programmatic && architecture_ >= 90),
       scratch_bytes_(options.scratch_bytes) {
   simt::g.rng.seed(static_cast<uint32_t>(test::seed()));
   scratch_ = std::malloc(static_cast<size_t>(scratch_bytes_) + 64);
@@ -40,15 +41,17 @@ void* Stream::scratch(int64_t bytes) {
 
 void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
                         int64_t source_stride, int64_t row_bytes, int64_t n_rows) {
-  for (int64_t row = 0; row < n_rows; ++row) {
-    std::memcpy(static_cast<char*>(target) + row * target_stride,
-                static_cast<const char*>(source) + row * source_stride,
-                static_cast<size_t>(row_bytes));
-  }
+  simt::run_or_record([=] {
+    for (int64_t row = 0; row < n_rows; ++row) {
+      std::memcpy(static_cast<char*>(target) + row * target_stride,
+                  static_cast<const char*>(source) + row * source_stride,
+                  static_cast<size_t>(row_bytes));
+    }
+  });
 }
 
 void Stream::fill_bytes(void* target, int value, int64_t bytes) {
-  std::memset(target, value, static_cast<size_t>(bytes));
+  simt::run_or_record([=] { std::memset(target, value, static_cast<size_t>(bytes)); });
 }
 
 namespace {

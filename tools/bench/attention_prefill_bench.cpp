@@ -5,7 +5,14 @@
 //   dense    causal, all included
 //   select   blocks of queries x chosen chunks + local range, all included
 //
+// and, on AMX machines, what the first of them is made of:
+//
+//   peak     tile instructions alone, and the clock: what no kernel can beat
+//   part     staged, without its weights (products), or without its tiles (weights)
+//   variant  staged, by schedules that were not chosen
+//
 // Data are random: zeros draw less power and read a fifth too fast. `exact` is the fp32 exp2.
+// `best` is the rate of the best call: on a machine that others use too, an average measures them.
 #include <benchmark/benchmark.h>
 #include <time.h>
 
@@ -19,8 +26,10 @@
 #include "cpu/attention_prefill.h"
 #include "cpu/isa.h"
 #include "cpu/queue.h"
+#include "cpu/tile.h"
 #include "cpu/topology.h"
 #include "engine/base/ops.h"
+#include "tools/bench/best.h"
 
 namespace tiercel {
 namespace {
@@ -67,7 +76,8 @@ double cpu_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-void report(benchmark::State& state, double flop, double cpu_began) {
+void report(benchmark::State& state, double flop, double cpu_began, const bench::Best& best) {
+  state.counters["best"] = best.rate(flop * 1e-12);
   state.counters["TFLOP/cpu_s"] =
       flop * 1e-12 * static_cast<double>(state.iterations()) / (cpu_seconds() - cpu_began);
   state.counters["TFLOP/s"] = benchmark::Counter(
@@ -82,6 +92,10 @@ void staged(benchmark::State& state, const Kernel* kernel, int32_t d, int32_t n_
   const int64_t row_bytes = int64_t{d} * kernel->element_bytes;
   Pages q(n_rows * row_bytes), keys(n_keys * row_bytes), values(n_keys * row_bytes);
   Pages out(int64_t{n_rows} * d * 4), buffer(kernel->buffer_bytes);
+  // Parts of a kernel read what the others would have left there.
+  for (int32_t i = 0; i < kernel->buffer_bytes / 2; ++i) {
+    buffer.as<bf16>()[i] = random.some[static_cast<size_t>(i % 65521)];
+  }
   kernel->pack({bits, d, q.as<void>(), n_rows, d, d, 1.4427f / std::sqrt(static_cast<float>(d))});
   std::vector<int64_t> rows(static_cast<size_t>(n_keys));
   for (int32_t i = 0; i < n_keys; ++i) rows[static_cast<size_t>(i)] = int64_t{i} * d;
@@ -89,14 +103,17 @@ void staged(benchmark::State& state, const Kernel* kernel, int32_t d, int32_t n_
   const auto n = static_cast<size_t>(n_rows);
   std::vector<float> sum(n), reference(n, -INFINITY);
   const std::vector<int32_t> begin(n, 0), end(n, n_keys);
+  bench::Best best;
   const double began = cpu_seconds();
   for (auto _ : state) {
-    kernel->attend({q.as<void>(), keys.as<void>(), values.as<void>(), out.as<float>(), sum.data(),
-                    reference.data(), begin.data(), end.data(), n_rows, n_keys, d, exact,
-                    buffer.as<void>()});
+    best.time([&] {
+      kernel->attend({q.as<void>(), keys.as<void>(), values.as<void>(), out.as<float>(), sum.data(),
+                      reference.data(), begin.data(), end.data(), n_rows, n_keys, d, exact,
+                      buffer.as<void>()});
+    });
     std::fill(sum.begin(), sum.end(), 0.0f);
   }
-  report(state, 4.0 * d * n_rows * n_keys, began);
+  report(state, 4.0 * d * n_rows * n_keys, began, best);
 }
 
 void stage_only(benchmark::State& state, const Kernel* kernel, int32_t d, int64_t n_pool) {
@@ -109,6 +126,7 @@ void stage_only(benchmark::State& state, const Kernel* kernel, int32_t d, int64_
   Pages staged_keys(int64_t{kKeys} * d * kernel->element_bytes);
   Pages staged_values(int64_t{kKeys} * d * kernel->element_bytes);
   std::vector<int64_t> rows(kKeys);
+  bench::Best best;
   for (auto _ : state) {
     state.PauseTiming();
     for (size_t i = 0; i < rows.size(); i += kChunk) {
@@ -118,9 +136,12 @@ void stage_only(benchmark::State& state, const Kernel* kernel, int32_t d, int64_
         rows[i + static_cast<size_t>(t)] = (chunk * kChunk + t) * d;
     }
     state.ResumeTiming();
-    kernel->stage({keys.as<uint16_t>(), values.as<uint16_t>(), rows.data(), kKeys, d, d,
-                   staged_keys.as<void>(), staged_values.as<void>()});
+    best.time([&] {
+      kernel->stage({keys.as<uint16_t>(), values.as<uint16_t>(), rows.data(), kKeys, d, d,
+                     staged_keys.as<void>(), staged_values.as<void>()});
+    });
   }
+  state.counters["best_us"] = best.us();
   state.SetBytesProcessed(state.iterations() * kKeys * d * 4);
 }
 
@@ -155,8 +176,9 @@ void dense(benchmark::State& state, cpu::Isa isa, int64_t n, int n_threads, bool
   Layer layer(n, n);
   layer.p.exact_exp = exact;
   const double began = cpu_seconds();
-  for (auto _ : state) cpu::attend_prefill(queue, layer.p);
-  report(state, 4.0 * 64 * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n), began);
+  bench::Best best;
+  for (auto _ : state) best.time([&] { cpu::attend_prefill(queue, layer.p); });
+  report(state, 4.0 * 64 * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n), began, best);
 }
 
 void select(benchmark::State& state, cpu::Isa isa, int64_t block_tokens, int n_threads) {
@@ -189,9 +211,157 @@ void select(benchmark::State& state, cpu::Isa isa, int64_t block_tokens, int n_t
   p.chunk_counts = counts.data();
   p.local_begin = local_begin.data();
   const double began = cpu_seconds();
-  for (auto _ : state) cpu::attend_prefill(queue, p);
-  report(state, 4.0 * 64 * 8 * pairs, began);
+  bench::Best best;
+  for (auto _ : state) best.time([&] { cpu::attend_prefill(queue, p); });
+  report(state, 4.0 * 64 * 8 * pairs, began, best);
 }
+
+#if defined(__x86_64__)
+// ---- tile instructions alone ----
+
+constexpr int64_t kTileBytes = 1024;
+
+// Calls `body(tiles, memory, tile)` for tiles 0, 4, 8 ... below n_tiles, round and round, and
+// counts what `units_per_four` it does in each. Memory is random bf16.
+template <typename Body>
+void tiles(benchmark::State& state, int64_t n_tiles, double units_per_four, const char* unit,
+           Body body) {
+  constexpr int64_t kFours = 4096;
+  Random random;
+  Pages memory(n_tiles * kTileBytes);
+  for (int64_t i = 0; i < n_tiles * kTileBytes / 2; ++i) {
+    memory.as<bf16>()[i] = random.some[static_cast<size_t>(i % 65521)];
+  }
+  auto* bytes = memory.as<char>();
+  cpu::HardwareTiles hardware;
+  hardware.configure();
+  hardware.load<0>(bytes, 64), hardware.load<1>(bytes, 64), hardware.load<2>(bytes, 64);
+  hardware.load<3>(bytes, 64), hardware.load<4>(bytes, 64), hardware.load<5>(bytes, 64);
+  hardware.load<6>(bytes, 64), hardware.load<7>(bytes, 64);
+  bench::Best best;
+  for (auto _ : state) {
+    best.time([&] {
+      for (int64_t i = 0, tile = 0; i < kFours; ++i, tile = (tile + 4) % n_tiles) {
+        body(hardware, bytes + tile * kTileBytes);
+      }
+    });
+  }
+  hardware.release();
+  state.counters[unit] = best.rate(units_per_four * static_cast<double>(kFours));
+  state.counters["ns"] = best.us() * 1e3 / (4.0 * static_cast<double>(kFours));
+}
+
+using Tiles = cpu::HardwareTiles;
+
+void four_products(Tiles& t, char*) {
+  t.multiply<0, 4, 6>();
+  t.multiply<1, 4, 7>();
+  t.multiply<2, 5, 6>();
+  t.multiply<3, 5, 7>();
+}
+// As a matrix product loads them: one tile per product.
+void four_products_four_loads(Tiles& t, char* from) {
+  t.load<4, 0>(from, 64);
+  t.load<6, 1024>(from, 64);
+  t.multiply<0, 4, 6>();
+  t.load<7, 2048>(from, 64);
+  t.multiply<1, 4, 7>();
+  t.load<5, 3072>(from, 64);
+  t.multiply<2, 5, 6>();
+  t.multiply<3, 5, 7>();
+}
+// As attention loads them: six tiles per four products, through one register per operand.
+void four_products_six_loads(Tiles& t, char* from) {
+  t.load<7, 0>(from, 64);
+  t.load<6, 1024>(from, 64);
+  t.multiply<0, 6, 7>();
+  t.load<6, 2048>(from, 64);
+  t.multiply<1, 6, 7>();
+  t.load<7, 3072>(from, 64);
+  t.load<6, 1024>(from, 64);
+  t.multiply<2, 6, 7>();
+  t.load<6, 2048>(from, 64);
+  t.multiply<3, 6, 7>();
+}
+void four_loads(Tiles& t, char* from) {
+  t.load<4, 0>(from, 64);
+  t.load<5, 1024>(from, 64);
+  t.load<6, 2048>(from, 64);
+  t.load<7, 3072>(from, 64);
+}
+void four_streaming_loads(Tiles& t, char* from) {
+  t.load_streaming<4, 0>(from, 64);
+  t.load_streaming<5, 1024>(from, 64);
+  t.load_streaming<6, 2048>(from, 64);
+  t.load_streaming<7, 3072>(from, 64);
+}
+void four_stores(Tiles& t, char* to) {
+  t.store<4, 0>(to, 64);
+  t.store<5, 1024>(to, 64);
+  t.store<6, 2048>(to, 64);
+  t.store<7, 3072>(to, 64);
+}
+
+// A chain of additions, one per cycle, right after some thousand products: the clock that they run
+// at.
+void clock_beside_products(benchmark::State& state) {
+  constexpr int64_t kAdditions = 1 << 16;
+  Tiles t;
+  t.configure();
+  bench::Best best;
+  int64_t sum = 0;
+  for (auto _ : state) {
+    for (int i = 0; i < 4096; ++i) four_products(t, nullptr);
+    best.time([&] {
+      for (int64_t i = 0; i < kAdditions / 8; ++i) {
+        asm volatile(
+            "add $1, %0\n add $1, %0\n add $1, %0\n add $1, %0\n"
+            "add $1, %0\n add $1, %0\n add $1, %0\n add $1, %0"
+            : "+r"(sum));
+      }
+    });
+  }
+  t.release();
+  state.counters["GHz"] = best.rate(static_cast<double>(kAdditions) * 1e-9);
+}
+
+template <typename Add>
+void add_tile_cases(Add add) {
+  constexpr double kTflop = 4 * 16384e-12, kGb = 4 * 1024e-9;
+  constexpr int64_t kL1 = 16, kL2 = 512, kL3 = 16384;  // tiles
+  add("peak/clock", clock_beside_products);
+  const auto tile_case = [&](const char* name, int64_t n_tiles, bool products, auto body) {
+    add(name, [=](benchmark::State& s) {
+      tiles(s, n_tiles, products ? kTflop : kGb, products ? "TFLOP/s" : "GB/s", body);
+    });
+  };
+  tile_case("peak/products/registers", 4, true, four_products);
+  tile_case("peak/products/4_loads/L1", kL1, true, four_products_four_loads);
+  tile_case("peak/products/4_loads/L2", kL2, true, four_products_four_loads);
+  tile_case("peak/products/6_loads/L1", kL1, true, four_products_six_loads);
+  tile_case("peak/loads/L1", kL1, false, four_loads);
+  tile_case("peak/loads/L2", kL2, false, four_loads);
+  tile_case("peak/loads/L3", kL3, false, four_loads);
+  tile_case("peak/streaming_loads/L1", kL1, false, four_streaming_loads);
+  tile_case("peak/streaming_loads/L2", kL2, false, four_streaming_loads);
+  tile_case("peak/stores/L1", kL1, false, four_stores);
+  tile_case("peak/stores/L2", kL2, false, four_stores);
+
+  const cpu::prefill::AmxBenchKernels& kernels = cpu::prefill::kAmxBenchKernels;
+  const auto kernel_case = [&](const std::string& name, const Kernel* kernel) {
+    for (int32_t d : {64, 128}) {
+      add(name + "/d:" + std::to_string(d),
+          [=](benchmark::State& s) { staged(s, kernel, d, 2304 * 64 / d, false); });
+    }
+  };
+  kernel_case("part/products", &kernels.products);
+  kernel_case("part/products_one_row_tile", &kernels.one_row_tile_products);
+  kernel_case("part/weights", &kernels.weights);
+  kernel_case("part/weights_exact", &kernels.exact_weights);
+  kernel_case("variant/one_row_tile", &kernels.one_row_tile);
+  kernel_case("variant/long_blocks", &kernels.long_blocks);
+}
+#endif
 
 const bool kRegistered = [] {
   const auto add = [](const std::string& name, auto body) {
@@ -200,6 +370,9 @@ const bool kRegistered = [] {
         ->UseRealTime()
         ->MinTime(0.2);
   };
+#if defined(__x86_64__)
+  if (cpu::runnable_isas().back() == cpu::Isa::kAmx) add_tile_cases(add);
+#endif
   for (cpu::Isa isa : cpu::runnable_isas()) {
     const std::string level(cpu::name_of(isa));
     const Kernel* kernel = &cpu::prefill::kernel_of(isa);

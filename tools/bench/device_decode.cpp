@@ -26,6 +26,7 @@ class Step {
         n_heads_(n_kv_heads_ * kGroup),
         q_(device, n_heads_ * kHeadDim),
         partial_(device, n_heads_ * (kHeadDim + 2)),
+        second_(device, partial_.size()),
         workspace_(device, decode_workspace_floats(n_heads_, kHeadDim)),
         out_(device, n_heads_ * kHeadDim) {
     params.q = q_.data();
@@ -51,6 +52,17 @@ class Step {
     p.n_sources = static_cast<int32_t>(sources.size());
     return p;
   }
+  // With the partial that is there already, to the end.
+  void attend_and_merge(cuda::Stream& stream, std::span<const KvSource> sources) {
+    DecodeAttendParams p = of(sources);
+    p.merge_with = &params.out;
+    p.n_merge = 1;
+    p.out = {.max = second_.data(),
+             .sum = second_.data() + n_heads_,
+             .out = second_.data() + 2 * n_heads_};
+    p.final_out = out_.data();
+    cuda::attend_decode(stream, p);
+  }
   void merge(cuda::Stream& stream, int32_t n_partials) {
     const std::vector<PartialView> partials(static_cast<size_t>(n_partials), params.out);
     cuda::merge_partials(stream, {.partials = partials.data(),
@@ -70,7 +82,7 @@ class Step {
  private:
   int64_t n_kv_heads_, n_heads_;
   Noise q_;
-  Array<float> partial_, workspace_;
+  Array<float> partial_, second_, workspace_;
   Array<bf16> out_;
 };
 
@@ -90,6 +102,7 @@ KvSource plane(const bf16* keys, const bf16* values, int64_t head_stride, int64_
 // What one layer attends besides its planes' recent end: all of it scattered by earlier steps.
 struct SparseSizes {
   int64_t recent, sinks, outliers, chunks, slots;
+  int64_t listed;  // of the chunks: how many the counts say
 };
 constexpr int32_t kChunkTokens = 8;
 
@@ -104,7 +117,7 @@ class SparseLayers {
         keys_(device, n_layers_ * n_kv_heads * rows_ * kHeadDim),
         values_(device, keys_.size()),
         slots_(device, n_layers_ * n_kv_heads * sizes.slots * kRecord),
-        counts_(device, std::vector<int32_t>(n_kv_heads, static_cast<int32_t>(sizes.chunks))),
+        counts_(device, std::vector<int32_t>(n_kv_heads, static_cast<int32_t>(sizes.listed))),
         ids_(device, lists(device)) {}
 
   std::vector<KvSource> layer(int64_t turn) const {
@@ -129,7 +142,7 @@ class SparseLayers {
                        .ids_stride = sizes_.chunks});
     return sources;
   }
-  int64_t n_tokens() const { return rows_ + sizes_.chunks * kChunkTokens; }
+  int64_t n_tokens() const { return rows_ + sizes_.listed * kChunkTokens; }
 
  private:
   static constexpr int64_t kRecord = 2 * kChunkTokens * kHeadDim;
@@ -154,16 +167,20 @@ class SparseLayers {
 void plans(Device& device, Step& step, double bytes,
            const std::function<std::vector<KvSource>(int64_t)>& sources) {
   const cuda::DecodePlan own = cuda::plan_decode(device.stream(), step.of(sources(0)));
-  for (const cuda::DecodePlan& plan : {own, cuda::DecodePlan{own.n_splits, !own.merge_at_once},
-                                       cuda::DecodePlan{own.n_splits / 2, own.merge_at_once},
-                                       cuda::DecodePlan{own.n_splits * 2, own.merge_at_once}}) {
+  std::vector<cuda::DecodePlan> all = {own,
+                                       {own.n_splits, true},
+                                       {own.n_splits, false},
+                                       {own.n_splits / 2, true},
+                                       {own.n_splits * 2, true}};
+  for (const cuda::DecodePlan& plan : all) {
     if (plan.n_splits < 1) continue;
-    device.report({.name = "decode plan",
-                   .shape = fmt::format("{} splits, merge {}", plan.n_splits,
-                                        plan.merge_at_once ? "at once" : "apart"),
-                   .us = device.time_us(
-                       [&](int64_t turn) { step.attend(device.stream(), sources(turn), plan); }),
-                   .bytes = bytes});
+    device.report(
+        {.name = "decode plan",
+         .shape = fmt::format("{} splits, merge {}{}", plan.n_splits,
+                              plan.merge_at_once ? "at once" : "apart", plan.few ? ", few" : ""),
+         .us = device.time_us(
+             [&](int64_t turn) { step.attend(device.stream(), sources(turn), plan); }),
+         .bytes = bytes});
     step.expect_finite(device, "decode plan");
   }
 }
@@ -198,7 +215,7 @@ void run_decode_dense(Device& device) {
 void run_decode_sparse(Device& device) {
   Step step(device);
   const SparseSizes sizes =
-      device.smoke() ? SparseSizes{32, 16, 24, 8, 16} : SparseSizes{256, 16, 384, 256, 512};
+      device.smoke() ? SparseSizes{32, 16, 24, 8, 16, 8} : SparseSizes{256, 16, 384, 256, 512, 256};
   const SparseLayers layers(device, step.n_kv_heads(), sizes);
   device.report({.name = "decode sparse",
                  .shape = fmt::format("{} tokens, {} in slots", layers.n_tokens(),
@@ -211,14 +228,24 @@ void run_decode_sparse(Device& device) {
         [&](int64_t turn) { return layers.layer(turn); });
   // As a step does it: what is resident first, then what had to be fetched, then the merge.
   device.report({.name = "decode sparse",
-                 .shape = "planes, slots, merge of 2",
+                 .shape = "planes, slots and merge",
                  .us = device.time_us([&](int64_t turn) {
                    const std::vector<KvSource> all = layers.layer(turn);
                    step.attend(device.stream(), std::span(all).first(3));
-                   step.attend(device.stream(), std::span(all).last(1));
-                   step.merge(device.stream(), 2);
+                   step.attend_and_merge(device.stream(), std::span(all).last(1));
                  }),
                  .bytes = attended_bytes(step.n_kv_heads(), layers.n_tokens())});
+  SparseSizes missed = sizes;
+  missed.listed = sizes.chunks / 4;
+  const SparseLayers misses(device, step.n_kv_heads(), missed);
+  device.report(
+      {.name = "decode sparse",
+       .shape = fmt::format("{} chunks of at most {} and merge", missed.listed, missed.chunks),
+       .us = device.time_us([&](int64_t turn) {
+         const std::vector<KvSource> all = misses.layer(turn);
+         step.attend_and_merge(device.stream(), std::span(all).last(1));
+       }),
+       .bytes = attended_bytes(step.n_kv_heads(), missed.listed * kChunkTokens)});
   device.report({.name = "merge",
                  .shape = fmt::format("2 of {} heads", step.params.n_heads),
                  .us = device.time_us([&](int64_t) { step.merge(device.stream(), 2); })});
