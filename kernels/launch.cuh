@@ -56,17 +56,6 @@ void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const P
   CUDA_CHECK(cudaGetLastError());
 }
 
-// A kernel with another division of the multiprocessor between shared memory and L1 can begin on it
-// only when it is empty, so all that may overlap ask for the same.
-template <auto kKernel>
-void prefer_shared() {
-  static bool is_set = false;  // as in allow_shared
-  if (is_set) return;
-  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared));
-  is_set = true;
-}
-
 template <auto kKernel, typename Params>
 void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_bytes,
                       const Params& params) {
@@ -75,7 +64,6 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
     return;
   }
   allow_shared<kKernel>(shared_bytes);
-  prefer_shared<kKernel>();
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

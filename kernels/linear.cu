@@ -12,10 +12,6 @@ namespace {
 // Three blocks of at most 75 KiB share the 228 KiB of a Hopper multiprocessor.
 constexpr int64_t kPanelBytes = 64 << 10;
 constexpr int64_t kResidentBlocks = 3;
-// What waiting blocks bring to L2: all together, of 50 MiB in which the predecessor works too, and
-// one of them, so that a few blocks do not ask for more than the wait lasts.
-constexpr int64_t kEarlyBytes = 24 << 20;
-constexpr int64_t kEarlyBlockBytes = 64 << 10;
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
@@ -24,17 +20,11 @@ bool is_skinny(int64_t m, int64_t k) {
 }
 
 template <int kOctets, bool kNorm, bool kGated>
-void launch_skinny(Stream& stream, SkinnyParams p) {
-  constexpr int kColumns = 8 * (kGated ? kOctets / 2 : kOctets), kRows = 8 * kOctets;
-  const unsigned blocks = blocks_for(p.n, kColumns);
-  if (stream.programmatic()) {
-    const int64_t early = std::min<int64_t>(blocks, kResidentBlocks * stream.n_processors());
-    p.early_blocks = static_cast<int32_t>(early);
-    p.early_bytes =
-        static_cast<int32_t>(std::min(kEarlyBlockBytes, kEarlyBytes / early) / kRows / 128 * 128);
-  }
+void launch_skinny(Stream& stream, const SkinnyParams& p) {
+  constexpr int kColumns = 8 * (kGated ? kOctets / 2 : kOctets);
   launch_dependent<skinny_kernel<kOctets, kNorm, kGated>>(
-      stream, blocks, 32 * kSkinnyWarps, skinny_shared_bytes(p.m, p.panel, kOctets), p);
+      stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
+      skinny_shared_bytes(p.m, p.panel, kOctets), p);
 }
 
 // One octet a block while all blocks are resident at once: 32 KiB of weights in flight in each.

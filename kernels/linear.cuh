@@ -37,10 +37,6 @@ struct SkinnyParams {
   int32_t panel = 0;  // elements of k of x that fit in shared memory, a multiple of kPanelUnit
   float eps = 0;
   bool out_f32 = false, accumulate = false;
-  // Blocks that may begin before their predecessor's end, and how much of each of its rows such a
-  // block brings to L2 then, behind what it loads anyway.
-  int32_t early_blocks = 0;
-  int32_t early_bytes = 0;  // a multiple of 16
 };
 
 // Bytes of shared memory, see SkinnyShared.
@@ -138,23 +134,6 @@ GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squ
   }
 }
 
-// What this block needs next of the weights, and all of the norm's, on their way to L2. A thread
-// per row: kRows rows of weight, and as many of up.
-template <int kRows, bool kNorm, bool kGated>
-GPU void prefetch_rows(const SkinnyParams& p, int64_t first_row, int n_rows, int loaded) {
-  const int tid = threadIdx.x, row = tid % kRows;
-  if (static_cast<int64_t>(blockIdx.x) >= p.early_blocks) return;
-  const int left = (p.k - loaded) * static_cast<int>(sizeof(bf16));
-  if (tid < (kGated ? 2 : 1) * kRows && row < n_rows && left > 0) {
-    const bf16* matrix = kGated && tid >= kRows ? p.up : p.weight;
-    gpu::prefetch_l2(matrix + (first_row + row) * p.k + loaded,
-                     static_cast<uint32_t>(left < p.early_bytes ? left : p.early_bytes));
-  }
-  if (kNorm && tid == 32 * kSkinnyWarps - 1 && blockIdx.x == 0) {
-    gpu::prefetch_l2(p.norm_weight, static_cast<uint32_t>(p.k) * sizeof(bf16));
-  }
-}
-
 // The place in out of this thread's result, of those of the block's `octets`; -1: it has none.
 GPU int64_t skinny_place(const SkinnyParams& p, int octets) {
   const int tid = threadIdx.x, row = tid / 8 % 8;
@@ -225,7 +204,6 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) load_step(w[a], offset + step_of(a));
 
-  prefetch_rows<8 * kColumns, kNorm, kGated>(p, first_row, n_rows, kStride);
   if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
     shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
   }
