@@ -82,6 +82,13 @@ concept Finishes = requires(Q& queue) {
   { Q::kRunFlops } -> std::convertible_to<double>;
 };
 
+// Names the most likely token without bringing the logits to the host; the host does so itself where it
+// can read them.
+template <typename Q>
+concept Picks = Q::kHostReadable || requires(Q& queue, const float* logits, int32_t* token) {
+  argmax(queue, logits, int64_t{}, token, static_cast<void*>(nullptr));
+};
+
 // Records what is enqueued and replays it. What a queue that runs ops when they are called has no use for.
 template <typename Q>
 concept Replays = requires(Q& queue, typename Q::Graph& graph) {
@@ -95,6 +102,6 @@ concept Replays = requires(Q& queue, typename Q::Graph& graph) {
 template <typename Q>
 concept Backend =
     HostTier<Q> && Finishes<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q> &&
-    Synthesises<Q>;
+    Synthesises<Q> && Picks<Q>;
 
 }  // namespace tiercel

@@ -67,7 +67,13 @@ class BackendSession : public Session {
     decoder_.step(token);
   }
 
-  std::span<const float> logits() const override { return decoder_.logits(); }
+  std::span<const float> logits() override { return decoder_.logits(); }
+  int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
+    if (sampler.is_argmax()) {
+      if (const std::optional<int32_t> best = decoder_.best_token()) return *best;
+    }
+    return sampler.sample(logits(), history);
+  }
   int64_t n_tokens() const override { return store_.n_tokens(); }
   const SessionPlan& plan() const override { return plan_; }
 

@@ -21,11 +21,12 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
 int64_t DecoderLayout::bytes() const {
   return (hidden + normed + 2 * q + 2 * kv + qkv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
          (logits + ids) * static_cast<int64_t>(sizeof(float)) +
-         logprobs * static_cast<int64_t>(sizeof(double));
+         logprobs * static_cast<int64_t>(sizeof(double)) +
+         (host_logits > 0 ? kBestWorkspaceBytes : 0);
 }
 
 int64_t DecoderLayout::host_bytes() const {
-  return host_logits > 0 ? (host_logits + kTokenRing) * static_cast<int64_t>(sizeof(float)) : 0;
+  return host_logits > 0 ? (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) : 0;
 }
 
 double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,

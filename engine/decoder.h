@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,6 +23,8 @@ namespace tiercel {
 
 // Rows of logits that are made at once when every position's log-probability is wanted.
 inline constexpr int64_t kLogprobRows = 128;
+// Device memory in which the most likely token is found.
+inline constexpr int64_t kBestWorkspaceBytes = 256;
 // Tokens of decode steps that may be on their way to the device at once.
 inline constexpr int64_t kTokenRing = 64;
 
@@ -99,7 +103,9 @@ class Decoder {
     logprobs_ = arena_.template take<double>(Purpose::kActivations, layout_.logprobs);
     host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout_.host_logits);
     if (kStaged) {
-      host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing);
+      host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
+      host_best_ = host_tokens_ + kTokenRing;
+      best_workspace_ = arena_.template take<std::byte>(Purpose::kActivations, kBestWorkspaceBytes);
     }
   }
 
@@ -108,16 +114,27 @@ class Decoder {
                const ProgressCallback& progress);
   void step(int32_t token);
   // Waits for them.
-  std::span<const float> logits() const {
+  std::span<const float> logits() {
+    if (kStaged && !logits_are_here_) {
+      move(logits_, host_logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+    }
+    logits_are_here_ = true;
     device_.finish();
     return {kStaged ? host_logits_ : logits_, static_cast<size_t>(config_.vocab_size)};
+  }
+  // The most likely token, found where the logits are; nothing where the host reads them anyway, or
+  // where no token can be named (NaN). Waits for it.
+  std::optional<int32_t> best_token() {
+    if (!kStaged) return std::nullopt;
+    device_.finish();
+    return *host_best_ >= 0 ? std::optional(*host_best_) : std::nullopt;
   }
 
  private:
   const int32_t* upload_ids(std::span<const int32_t> ids);
   void embed_tokens(const int32_t* ids, int64_t n);
   void move(const void* source, void* target, int64_t bytes);
-  void publish_logits();
+  void find_best();
   void enqueue_step(const int32_t* id);
   bool step_by_graph(const int32_t* id);
   void norm(const bf16* x, const bf16* weight, int64_t n);
@@ -145,6 +162,9 @@ class Decoder {
   double* logprobs_ = nullptr;      // [kLogprobRows] on the device
   float* host_logits_ = nullptr;    // [vocab]
   int32_t* host_tokens_ = nullptr;  // [kTokenRing]
+  int32_t* host_best_ = nullptr;    // written by the device
+  std::byte* best_workspace_ = nullptr;
+  bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
   typename GraphOf<Device>::Type graph_;
   int64_t n_replays_ = kMaxReplays;  // of what graph_ holds; kMaxReplays: it is not to be replayed
@@ -312,7 +332,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   store_.end_prefill(n);
   if (!logprobs.empty()) score_prompt(ids, logprobs);
   make_logits(hidden_ + (n - 1) * config_.hidden, 1);
-  publish_logits();
+  find_best();
   arena_.give_back(hidden_);
   hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
   return true;
@@ -333,9 +353,9 @@ void Decoder<Device, Host>::make_logits(const bf16* x, int64_t n) {
 }
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::publish_logits() {
-  if (kStaged) {
-    move(logits_, host_logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+void Decoder<Device, Host>::find_best() {
+  if constexpr (kStaged) {
+    argmax(device_, logits_, config_.vocab_size, host_best_, best_workspace_);
   }
 }
 
@@ -359,6 +379,7 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::step(int32_t token) {
   const int32_t* id = upload_ids({&token, 1});
   ++n_steps_;
+  logits_are_here_ = false;
   if (!step_by_graph(id)) enqueue_step(id);
 }
 
@@ -375,7 +396,7 @@ void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
   }
   store_.advance();
   make_logits(hidden_, 1);
-  publish_logits();
+  find_best();
 }
 
 // Replays the recorded step, or records this one. False: this step is of another kind, or comes

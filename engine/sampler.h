@@ -17,6 +17,9 @@ class Sampler {
   // Throws Error(kUsage) for an option out of range.
   Sampler(const SamplingOptions& options, int64_t vocab_size);
 
+  // Whether the most likely token is what sample gives, whatever came before.
+  bool is_argmax() const { return options_.temperature == 0 && options_.repeat_penalty == 1; }
+
   // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
   // is.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);

@@ -3,7 +3,7 @@
 //   auto model = Model::open(directory, {});
 //   const SessionPlan plan = Session::plan(*model, options, n_prompt, n_new);  // throws: does not
 //   fit auto session = Session::open(model, plan); session->prefill(ids, progress); while (...)
-//   session->step(sampler.sample(session->logits(), history));
+//   session->step(session->sample(sampler, history));
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 
 #include "engine/config.h"
 #include "engine/options.h"
+#include "engine/sampler.h"
 
 namespace tiercel {
 
@@ -23,8 +24,8 @@ class Model {
   // type, shape and finiteness. Throws Error naming file and tensor, or the backend that this build
   // or this machine lacks.
   static std::shared_ptr<Model> open(const std::string& directory, const ModelOptions& options);
-  // A model of a known shape (engine/known_models.h) with random weights, made where they are used: for
-  // measurements of speed. Its text is noise. Throws Error(kUsage) for an unknown name.
+  // A model of a known shape (engine/known_models.h) with random weights, made where they are used:
+  // for measurements of speed. Its text is noise. Throws Error(kUsage) for an unknown name.
   static std::shared_ptr<Model> synthetic(const std::string& name, const ModelOptions& options);
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
@@ -38,9 +39,9 @@ class Model {
 struct SessionPlan {
   SessionOptions options;  // with every auto decided
   MemoryReport memory;
-  int64_t n_prompt = 0;            // tokens that prefill may be given
-  int64_t context = 0;             // tokens that the sequence can hold
-  bool logprobs = false;           // prefill_logprobs may be called
+  int64_t n_prompt = 0;   // tokens that prefill may be given
+  int64_t context = 0;    // tokens that the sequence can hold
+  bool logprobs = false;  // prefill_logprobs may be called
   BackendKind backend = BackendKind::kCpu;
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };
@@ -68,14 +69,17 @@ class Session {
   virtual void step(int32_t token) = 0;
 
   // fp32 logits [vocab_size] after the last token. Valid until the next call.
-  virtual std::span<const float> logits() const = 0;
+  virtual std::span<const float> logits() = 0;
+
+  // sampler.sample(logits(), history), which need not bring the logits to the host.
+  virtual int32_t sample(Sampler& sampler, std::span<const int32_t> history) = 0;
 
   virtual int64_t n_tokens() const = 0;  // in the cache
   virtual const SessionPlan& plan() const = 0;
   virtual SelectionReport selection() const = 0;
   virtual AuditReport audit() const = 0;
-  // Device memory that this model and session were seen to take when the session had taken all of its
-  // own; 0 where both tiers are main memory. To compare with plan().memory.device.
+  // Device memory that this model and session were seen to take when the session had taken all of
+  // its own; 0 where both tiers are main memory. To compare with plan().memory.device.
   virtual int64_t device_bytes_in_use() const { return 0; }
   virtual std::vector<double> residual_energy()
       const = 0;                                        // per layer; empty without low-rank keys

@@ -11,6 +11,7 @@
 #include "kernels/linear.h"
 #include "kernels/lowrank.h"
 #include "kernels/movement.h"
+#include "kernels/sample.h"
 #include "kernels/select.h"
 #include "kernels/slots.h"
 #include "kernels/synthetic.h"

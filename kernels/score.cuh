@@ -12,32 +12,45 @@
 
 namespace tiercel::cuda {
 
-GPU void merge_sum(ScoreSum& a, ScoreSum b) {
-  const float max = fmaxf(a.max, b.max), base = max == -gpu::kInf ? 0.0f : max;
-  a.sum = a.sum * gpu::exp2_fast(a.max - base) + b.sum * gpu::exp2_fast(b.max - base);
-  a.max = max;
+// The maximum first, so that no sum waits for the one before.
+template <int kMany>
+GPU ScoreSum merge_sums(const ScoreSum (&some)[kMany]) {
+  float max = some[0].max;
+#pragma unroll
+  for (int i = 1; i < kMany; ++i) max = fmaxf(max, some[i].max);
+  const float base = max == -gpu::kInf ? 0.0f : max;
+  float sum = some[0].sum * gpu::exp2_fast(some[0].max - base);
+#pragma unroll
+  for (int i = 1; i < kMany; ++i) sum += some[i].sum * gpu::exp2_fast(some[i].max - base);
+  return {max, sum};
+}
+
+// The same of kLanes neighbouring lanes: the same bits in all of them, as a + b of fp32 is b + a.
+template <int kLanes>
+GPU ScoreSum merge_lanes(const ScoreSum& of_lane) {
+  float max = of_lane.max;
+#pragma unroll
+  for (int mask = 1; mask < kLanes; mask *= 2) max = fmaxf(max, gpu::shuffle_xor(max, mask));
+  const float base = max == -gpu::kInf ? 0.0f : max;
+  float sum = of_lane.sum * gpu::exp2_fast(of_lane.max - base);
+#pragma unroll
+  for (int mask = 1; mask < kLanes; mask *= 2) sum += gpu::shuffle_xor(sum, mask);
+  return {max, sum};
 }
 
 // log2 of the sum over all records of a row, by one warp; the same bits in all lanes. Nothing: 0.
 GPU float log_sum(const ScoreSum* sums, int32_t n) {
   ScoreSum all{-gpu::kInf, 0.0f};
   for (int32_t first = static_cast<int32_t>(threadIdx.x) % 32; first < n; first += 4 * 32) {
-    ScoreSum some[4];  // in flight together; an empty one changes nothing
+    ScoreSum some[5];  // in flight together; an empty one changes nothing
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       some[i] = first + 32 * i < n ? sums[first + 32 * i] : ScoreSum{-gpu::kInf, 0.0f};
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) merge_sum(all, some[i]);
+    some[4] = all;
+    all = merge_sums(some);
   }
-  for (int mask = 1; mask < 32; mask *= 2) {
-    // Merged alike on both sides: a + b of fp32 is b + a.
-    const ScoreSum other{gpu::shuffle_xor(all.max, mask), gpu::shuffle_xor(all.sum, mask)};
-    const float max = fmaxf(all.max, other.max), base = max == -gpu::kInf ? 0.0f : max;
-    const float mine = all.sum * gpu::exp2_fast(all.max - base);
-    const float theirs = other.sum * gpu::exp2_fast(other.max - base);
-    all = {max, mine + theirs};
-  }
+  all = merge_lanes<32>(all);
   return all.max == -gpu::kInf ? 0.0f : all.max + gpu::log2_fast(all.sum);
 }
 
@@ -189,27 +202,25 @@ GPU void prepare_rows(const ScoreParams& p, int32_t first_row, int n_rows, RowFa
 // Sums of lanes that share a row, then of warps in their order.
 template <int kTiles>
 GPU void store_sums(const ScoreParams& p, int32_t first_row, int32_t split,
-                    ScoreSum (&sums)[kTiles][2], ScoreSum* of_warps) {
+                    const ScoreSum (&sums)[kTiles][2], ScoreSum* of_warps) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      ScoreSum& s = sums[tile][half];
-#pragma unroll
-      for (int mask = 1; mask < 4; mask *= 2) {
-        merge_sum(s, {gpu::shuffle_xor(s.max, mask), gpu::shuffle_xor(s.sum, mask)});
-      }
+      if (first_row + tile * 16 + 8 * half >= p.n_rows) continue;
+      const ScoreSum s = merge_lanes<4>(sums[tile][half]);
       if (lane % 4 == 0) of_warps[(warp * kTiles + tile) * 16 + lane / 4 + 8 * half] = s;
     }
   }
   gpu::sync_threads();
   const int row = static_cast<int>(threadIdx.x);
   if (row >= 16 * kTiles || first_row + row >= p.n_rows) return;
-  ScoreSum all = of_warps[row];
+  ScoreSum of_row[kScoreWarps];
 #pragma unroll
-  for (int w = 1; w < kScoreWarps; ++w) merge_sum(all, of_warps[w * kTiles * 16 + row]);
-  p.sums[(int64_t{blockIdx.y} * p.n_rows + first_row + row) * p.sum_stride + split] = all;
+  for (int w = 0; w < kScoreWarps; ++w) of_row[w] = of_warps[w * kTiles * 16 + row];
+  p.sums[(int64_t{blockIdx.y} * p.n_rows + first_row + row) * p.sum_stride + split] =
+      merge_sums(of_row);
 }
 
 // Shared memory: facts and sums of rows, then packed queries.

@@ -178,12 +178,14 @@ select_group(const GRID_CONST SelectWork w) {
   if (s.is_last == 0) return;
 
   // ---- the best k, and their slots
+  OrderItems items;
+  if constexpr (kMap) items = begin_map<kPieceThreads>(w.map, kv_head, s.map);
   const int32_t n = choose_chunks<kMap>(w, kv_head, s);
   if (threadIdx.x == 0) w.counts[kv_head] = n;
   if constexpr (kMap) {
     sync_threads();
-    map_head<kPieceThreads>(w.map, kv_head, n <= kListed ? s.ids : w.ids + kv_head * w.id_stride, n,
-                            s.map);
+    finish_map<kPieceThreads>(w.map, kv_head, n <= kListed ? s.ids : w.ids + kv_head * w.id_stride,
+                              n, items, s.map);
   }
 }
 

@@ -150,18 +150,31 @@ GPU void assign_slots(const MapSlotsParams& p, int64_t j, int32_t count, int32_t
   }
 }
 
-// By a block of kThreads. ids: p's of this KV head, or a copy of them.
+// A bit for every slot of a KV head.
+GPU uint32_t* hit_bits(const MapSlotsParams& p, int64_t j, MapShared& s) {
+  return p.state.n_slots <= kMapWords * 32
+             ? s.hit
+             : reinterpret_cast<uint32_t*>(p.scratch + j * p.state.n_slots);
+}
+
+// What can be done before ids are known; a barrier comes before finish_map.
 template <int kThreads>
-GPU void map_head(const MapSlotsParams& p, int64_t j, const int32_t* ids, int32_t count,
-                  MapShared& s) {
-  const int64_t n_words = (p.state.n_slots + 31) / 32;
-  uint32_t* hit =
-      n_words <= kMapWords ? s.hit : reinterpret_cast<uint32_t*>(p.scratch + j * p.state.n_slots);
-  const bool is_only = p.state.n_slots <= kThreads * kMapItems;
+GPU OrderItems begin_map(const MapSlotsParams& p, int64_t j, MapShared& s) {
   OrderItems items;
-  items.load(p, j, static_cast<int32_t>(threadIdx.x) * kMapItems, is_only);
+  items.load(p, j, static_cast<int32_t>(threadIdx.x) * kMapItems,
+             p.state.n_slots <= kThreads * kMapItems);
+  uint32_t* hit = hit_bits(p, j, s);
+  const int64_t n_words = (p.state.n_slots + 31) / 32;
   for (int64_t i = threadIdx.x; i < n_words; i += kThreads) hit[i] = 0;
-  gpu::sync_threads();
+  return items;
+}
+
+// ids: p's of this KV head, or a copy of them.
+template <int kThreads>
+GPU void finish_map(const MapSlotsParams& p, int64_t j, const int32_t* ids, int32_t count,
+                    OrderItems& items, MapShared& s) {
+  uint32_t* hit = hit_bits(p, j, s);
+  const bool is_only = p.state.n_slots <= kThreads * kMapItems;
   const int32_t n_misses = look_up<kThreads>(p, j, ids, count, hit, s.sums);
   renew_order<kThreads>(p, j, count, n_misses, items, hit, s.sums + 2);
   if (!is_only) {
@@ -177,6 +190,15 @@ GPU void map_head(const MapSlotsParams& p, int64_t j, const int32_t* ids, int32_
     p.totals[j * 3 + 1] += n_hits;
     p.totals[j * 3 + 2] += n_misses;
   }
+}
+
+// By a block of kThreads.
+template <int kThreads>
+GPU void map_head(const MapSlotsParams& p, int64_t j, const int32_t* ids, int32_t count,
+                  MapShared& s) {
+  OrderItems items = begin_map<kThreads>(p, j, s);
+  gpu::sync_threads();
+  finish_map<kThreads>(p, j, ids, count, items, s);
 }
 
 }  // namespace tiercel::cuda

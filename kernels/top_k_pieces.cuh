@@ -48,7 +48,7 @@ struct PieceRow {
 struct alignas(16) PieceShared {
   uint32_t bins[kBins];  // zeros between counts
   int32_t listed[kListed];
-  uint32_t tied[kPieceThreads];
+  alignas(16) uint32_t tied[kPieceThreads];
   uint32_t sums[2][kPieceWarps];
   uint32_t bin, above, in_bin, n_tied, key, n_equal;
 };
@@ -57,6 +57,11 @@ struct alignas(16) PieceShared {
 // from a multiple of four on.
 struct QuadBatch {
   int32_t first, end;
+
+  // Quad j of some lane is inside; the same for all lanes, and false for later ones if for j.
+  GPU bool has(int j) const {
+    return first - static_cast<int32_t>(threadIdx.x % 32) + 32 * j < end;
+  }
 };
 
 GPU QuadBatch quads_of(int32_t begin, int32_t n_quads) {
@@ -91,12 +96,13 @@ struct QuadRow {
       visit_batch(batch);
     }
   }
-  // visit(score) for every score.
+  // visit(score) for every score, and for -inf as often as it takes.
   template <typename Visit>
   GPU void visit_scores(Visit visit_score) {
-    visit([&](const QuadBatch&) {
+    visit([&](const QuadBatch& batch) {
 #pragma unroll
       for (int j = 0; j < kQuads; ++j) {
+        if (!batch.has(j)) break;
         visit_score(v[j].x);
         visit_score(v[j].y);
         visit_score(v[j].z);
@@ -119,7 +125,7 @@ struct FoundBin {
 };
 
 // The bin in which the k-th entry lies; the last one if there are fewer, and then above is all of
-// them. Leaves the bins zero.
+// them. Leaves bins and tied zero.
 GPU FoundBin find_bin(PieceShared& s, uint32_t k) {
   gpu::sync_threads();  // all have counted
   uint4* bins = reinterpret_cast<uint4*>(s.bins) + threadIdx.x;
@@ -138,6 +144,7 @@ GPU FoundBin find_bin(PieceShared& s, uint32_t k) {
     }
     before += of_four[i];
   }
+  s.tied[threadIdx.x] = 0;
   if (threadIdx.x == 0) s.n_tied = 0;
   gpu::sync_threads();
   if (k > total) return {kBins - 1, total, 0};
@@ -194,13 +201,17 @@ GPU int32_t list_pieces(const PieceRow& row, Row& maxima, int bin, const PieceLi
   maxima.visit([&](const QuadBatch& batch) {
     uint32_t counts = 0;
 #pragma unroll
-    for (int j = 0; j < kQuads; ++j) counts |= count_quad(maxima.v[j], is_wanted) << 8 * j;
+    for (int j = 0; j < kQuads; ++j) {
+      if (!batch.has(j)) break;
+      counts |= count_quad(maxima.v[j], is_wanted) << 8 * j;
+    }
     const WarpCounts scan(counts);
     uint32_t total;
     const int32_t base =
         n + static_cast<int32_t>(warps_before<kPieceWarps>(scan.total(), s.sums[turn], total));
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
+      if (!batch.has(j)) break;
       int32_t at = base + static_cast<int32_t>(scan.before(j));
       const int32_t piece = (batch.first + 32 * j) * 4;
       if (is_wanted(maxima.v[j].x)) listed[at++] = piece;
@@ -227,9 +238,14 @@ GPU void rank_tied(Row& scores, const FoundBin& found, Binning binning, uint32_t
   if (threadIdx.x < found.in_bin) {
     const uint32_t mine = s.tied[threadIdx.x];
     uint32_t above = 0, equal = 0;
-    for (uint32_t i = 0; i < found.in_bin; ++i) {
-      above += s.tied[i] > mine;
-      equal += s.tied[i] == mine;
+    for (uint32_t i = 0; i < found.in_bin; i += 4) {  // behind the last are zeros, below any key
+      const uint4 of_four = *reinterpret_cast<const uint4*>(s.tied + i);
+      const uint32_t others[4] = {of_four.x, of_four.y, of_four.z, of_four.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        above += others[e] > mine;
+        equal += others[e] == mine;
+      }
     }
     if (above < n && n <= above + equal) {  // all threads with this score write the same
       s.key = mine;
@@ -293,6 +309,7 @@ GPU void emit_chosen(Row& scores, const PieceList& listed, const Threshold& t, P
     uint32_t counts[2] = {0, 0};
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
+      if (!batch.has(j)) break;
       const float4& v = scores.v[j];
       counts[0] |= count_quad(v, [&](float x) { return ordered(x) > t.key; }) << 8 * j;
       counts[1] |= count_quad(v, [&](float x) { return ordered(x) == t.key; }) << 8 * j;
@@ -303,6 +320,7 @@ GPU void emit_chosen(Row& scores, const PieceList& listed, const Threshold& t, P
         warps_before<kPieceWarps>(of_above.total() | of_equal.total() << 16, s.sums[turn], total);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
+      if (!batch.has(j)) break;
       const int32_t quad = batch.first + 32 * j;
       const bool has_any = ((of_above.mine | of_equal.mine) >> 8 * j & 0xff) != 0;
       if (!has_any || quad >= batch.end) continue;

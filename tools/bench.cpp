@@ -16,9 +16,11 @@ namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
-    "The table goes to stdout. Prompts are random tokens unless -f gives a text; selection finds no\n"
+    "The table goes to stdout. Prompts are random tokens unless -f gives a text; selection finds "
+    "no\n"
     "locality in random tokens, so its hit rate means nothing then.\n"
-    "--imposed-hit-rate makes the selections up, with a given share of chunks kept from step to step:\n"
+    "--imposed-hit-rate makes the selections up, with a given share of chunks kept from step to "
+    "step:\n"
     "for --synthetic only, and marked as imposed in the output.\n";
 
 struct BenchFlags {
@@ -116,10 +118,8 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
       stop_if_requested();
     }
   }
-  const auto best = [&] {
-    const auto logits = session->logits();
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  };
+  Sampler greedy({}, model->config().vocab_size);
+  const auto best = [&] { return session->sample(greedy, {}); };
   int32_t token = best();
   const double first = seconds_since(start);
   prefill.seconds.push_back(first);
@@ -147,7 +147,8 @@ int command_bench(int argc, char** argv) {
   const std::vector<int64_t> prompts = parse_list("-p", flags.prompts, 1);
   const std::vector<int64_t> steps = parse_list("-n", flags.steps, 0);
   if (flags.session.imposed_hit_rate >= 0 && flags.model.synthetic.empty()) {
-    fail(ErrorKind::kUsage, "--imposed-hit-rate: expected --synthetic, found a model; its own "
+    fail(ErrorKind::kUsage,
+         "--imposed-hit-rate: expected --synthetic, found a model; its own "
          "selections can be measured");
   }
   const Console console(false);
@@ -181,7 +182,8 @@ int command_bench(int argc, char** argv) {
     }
   }
   if (setup.synthetic) {
-    console.warning("synthetic: random weights, so the text is noise; only the times mean something");
+    console.warning(
+        "synthetic: random weights, so the text is noise; only the times mean something");
   }
   print_result(bench_text(setup, rows, flags.format));
   return 0;

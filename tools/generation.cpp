@@ -46,7 +46,7 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
       session.step(request.prompt.back());
       ++result.n_steps;
     }
-    const int32_t token = sampler.sample(session.logits(), request.prompt);
+    const int32_t token = session.sample(sampler, request.prompt);
     if (i == 0) {
       result.time_to_first_token_seconds = seconds_since(start);
       decode_start = Clock::now();

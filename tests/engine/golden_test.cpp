@@ -97,9 +97,11 @@ void compare(const fs::path& directory, const SessionOptions& options) {
   std::vector<float> ours(logprobs.begin(), logprobs.end());
   EXPECT_LT(rms_error(ours, golden.logprobs), 2 * allowed);
 
+  Sampler greedy({}, model->config().vocab_size);
   for (size_t step = 0; step < golden.greedy.size(); ++step) {
     const auto logits = session->logits();
     const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    EXPECT_EQ(session->sample(greedy, {}), best);
     if (golden.margins[step] > 6 * allowed) {
       EXPECT_EQ(best, golden.greedy[step]) << "step " << step;
     }
