@@ -135,6 +135,7 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   if (decode.n_gen > 0) decode.seconds.push_back(total);
   decode.selection = session->selection();
   decode.step_fetch_seconds = total;
+  prefill.device_bytes_in_use = decode.device_bytes_in_use = session->device_bytes_in_use();
   return session->backend_description();
 }
 

@@ -60,6 +60,7 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"samples_ns", samples_ns},
           {"samples_ts", rates(row)},
           {"device_bytes", row.plan.memory.device.total()},
+          {"device_bytes_in_use", row.device_bytes_in_use},
           {"host_bytes", row.plan.memory.host.total()},
           {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
           {"fetched_bytes_per_second", fetch_rate(row)},

@@ -19,6 +19,7 @@ struct BenchRow {
   double time_to_first_token = 0;     // seconds, mean over repetitions
   SelectionReport selection;          // of the last repetition
   double step_fetch_seconds = 0;      // time of the steps that selection counted
+  int64_t device_bytes_in_use = 0;    // Session::device_bytes_in_use
   SessionPlan plan;
 
   int64_t n_tokens() const { return n_gen > 0 ? n_gen : n_prompt; }
