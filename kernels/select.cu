@@ -33,7 +33,6 @@ SelectWork work_of(const SelectParams& p) {
   w.arrival_stride = w.group * kPartFloats;
   w.n_splits = score_splits(w.n, p.head_dim, p.n_kv_heads, w.group, 1, kMaxSplits);
   w.k = static_cast<int32_t>(std::min(p.k, n));
-  w.is_mean = p.group == GroupScore::kMean;
   w.ids = p.ids;
   w.counts = p.counts;
   w.id_stride = p.k;
@@ -100,8 +99,12 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
   const unsigned most = std::max(132u / static_cast<unsigned>(p.n_kv_heads), 1u);
   const dim3 grid(std::min(blocks_for(w.n, kGroupPositions), most),
                   static_cast<unsigned>(p.n_kv_heads));
-  launch_dependent<select_group<kMap>>(stream, grid, kPieceThreads,
-                                       sizeof(GroupShared) + log_sum_bytes, w);
+  const size_t bytes = sizeof(GroupShared) + log_sum_bytes;
+  if (p.group == GroupScore::kMean) {
+    launch_dependent<select_group<kMap, GroupScore::kMean>>(stream, grid, kPieceThreads, bytes, w);
+  } else {
+    launch_dependent<select_group<kMap, GroupScore::kMax>>(stream, grid, kPieceThreads, bytes, w);
+  }
 }
 
 }  // namespace

@@ -26,16 +26,11 @@ struct SelectWork {
   int64_t origin;  // chunk of position 0
   int32_t n, n_splits;
   int32_t group, k;
-  bool is_mean;
   int32_t* ids;  // [n_kv_heads][id_stride]
   int32_t* counts;
   int64_t id_stride;
   MapSlotsParams map;  // used by kernels that also map
 };
-
-GPU Binning binning_of(const SelectWork& w) {
-  return w.is_mean ? Binning::kWeight : Binning::kLog2;
-}
 
 // log_sums[h] of the heads of a group, by the block's warps.
 GPU void group_log_sums(const SelectWork& w, int64_t kv_head, float* log_sums) {
@@ -59,10 +54,12 @@ GPU void load_heads(const SelectWork& w, const float* scores, int first_head,
 
 // The group's scores at four positions; max: log2 of the largest weight, mean: the mean weight. v:
 // the first heads' scores, loaded before.
+template <GroupScore kScore>
 GPU float4 group_scores(const SelectWork& w, const float* scores, const float* log_sums,
                         float4 (&v)[kHeadsAtOnce]) {
   using namespace gpu;
-  const float empty = w.is_mean ? 0.0f : -kInf;
+  constexpr bool kMean = kScore == GroupScore::kMean;
+  const float empty = kMean ? 0.0f : -kInf;
   float all[4] = {empty, empty, empty, empty};
   bool is_live[4] = {};
   for (int first = 0; first < w.group; first += kHeadsAtOnce) {
@@ -75,11 +72,11 @@ GPU float4 group_scores(const SelectWork& w, const float* scores, const float* l
       for (int e = 0; e < 4; ++e) {
         const float x = of_head[e] - log_sums[first + i];
         is_live[e] = of_head[e] > -kInf;
-        all[e] = w.is_mean ? all[e] + exp2_fast(x) : fmaxf(all[e], x);
+        all[e] = kMean ? all[e] + exp2_fast(x) : fmaxf(all[e], x);
       }
     }
   }
-  if (w.is_mean) {
+  if constexpr (kMean) {
     const float share = 1.0f / static_cast<float>(w.group);
 #pragma unroll
     for (int e = 0; e < 4; ++e) all[e] = is_live[e] ? all[e] * share : -kInf;
@@ -89,6 +86,7 @@ GPU float4 group_scores(const SelectWork& w, const float* scores, const float* l
 
 // The group's scores and their maxima, all that is this block's: four positions of each thread at a
 // time, while the next are on their way.
+template <GroupScore kScore>
 GPU void aggregate(const SelectWork& w, int64_t kv_head, float* log_sums) {
   using namespace gpu;
   const int64_t step = int64_t{gridDim.x} * kGroupPositions;
@@ -104,7 +102,7 @@ GPU void aggregate(const SelectWork& w, int64_t kv_head, float* log_sums) {
     const int64_t position = begin + threadIdx.x * 4;
     if (position + step < w.n) load_heads(w, scores + position + step, 0, next);
     float4 score{-kInf, -kInf, -kInf, -kInf};
-    if (position < w.n) score = group_scores(w, scores + position, log_sums, v);
+    if (position < w.n) score = group_scores<kScore>(w, scores + position, log_sums, v);
     if (position < w.n) *reinterpret_cast<float4*>(scores + position) = score;
     const float top = piece_maximum(score);
     if (threadIdx.x % 4 == 0 && position / kPiece < n_maxima) maxima[position / kPiece] = top;
@@ -131,7 +129,7 @@ GPU void prefetch_slots(const MapSlotsParams& map, int64_t kv_head) {
 
 // The best k of a KV head whose scores are complete: to ids and, the first kListed of them, to
 // shared memory. Returns how many.
-template <bool kMap>
+template <bool kMap, GroupScore kScore>
 GPU int32_t choose_chunks(const SelectWork& w, int64_t kv_head, GroupShared& s) {
   float* maxima = w.maxima + kv_head * w.stride;
   PieceRow row{};
@@ -140,7 +138,7 @@ GPU int32_t choose_chunks(const SelectWork& w, int64_t kv_head, GroupShared& s) 
   row.n = w.n;
   row.k = w.k;
   row.listed = reinterpret_cast<int32_t*>(maxima + (row.n_pieces() + 3) / 4 * 4);
-  row.binning = binning_of(w);
+  row.binning = kScore == GroupScore::kMean ? Binning::kWeight : Binning::kLog2;
   const int32_t origin = static_cast<int32_t>(w.origin);
   const int32_t* slots = w.map.state.slot_of_chunk + kv_head * w.map.state.chunk_capacity + origin;
   int32_t* ids = w.ids + kv_head * w.id_stride;
@@ -156,7 +154,7 @@ GPU int32_t choose_chunks(const SelectWork& w, int64_t kv_head, GroupShared& s) 
 
 // Grid: (up to ceil(n / kGroupPositions), n_kv_heads). Shared memory: GroupShared, log sums
 // [group].
-template <bool kMap>
+template <bool kMap, GroupScore kScore>
 KERNEL(kPieceThreads, 1)
 select_group(const GRID_CONST SelectWork w) {
   using namespace gpu;
@@ -169,7 +167,7 @@ select_group(const GRID_CONST SelectWork w) {
   begin_dependent();
 
   // ---- scores of the group
-  aggregate(w, kv_head, log_sums);
+  aggregate<kScore>(w, kv_head, log_sums);
   sync_threads();  // all have written: thread 0 passes that on
   if (threadIdx.x == 0) {
     s.is_last = atomic_add_ordered(w.arrivals + kv_head * w.arrival_stride, 1u) == gridDim.x - 1;
@@ -180,7 +178,7 @@ select_group(const GRID_CONST SelectWork w) {
   // ---- the best k, and their slots
   OrderItems items;
   if constexpr (kMap) items = begin_map<kPieceThreads>(w.map, kv_head, s.map);
-  const int32_t n = choose_chunks<kMap>(w, kv_head, s);
+  const int32_t n = choose_chunks<kMap, kScore>(w, kv_head, s);
   if (threadIdx.x == 0) w.counts[kv_head] = n;
   if constexpr (kMap) {
     sync_threads();

@@ -57,7 +57,9 @@ GPU int bin_of(float score, Binning binning) {
     return below < 0 ? 0 : below >> 17 < kBins - 1 ? below >> 17 : kBins - 1;
   }
   const float steps = binning == Binning::kLog2 ? score * -64.0f : (1.0f - score) * 1024.0f;
-  return steps < 0.0f ? 0 : steps < kBins - 1 ? static_cast<int>(steps) : kBins - 1;
+  // The low bits of a float from 2^23 on are its integer.
+  const float nearest = fminf(fmaxf(steps, 0.0f), static_cast<float>(kBins - 1)) + 0x1p23f;
+  return static_cast<int>(gpu::float_to_bits(nearest) & (kBins - 1));
 }
 
 // visit(first, scores): scores of first, first + 32, .. of the row, -inf behind its end. A warp

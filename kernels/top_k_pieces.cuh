@@ -6,7 +6,9 @@
 // thread looks at stays in registers as long as one batch holds all.
 //
 //   maxima     all of them, to find the bin; those that reach it make a list, in their order
-//   scores     of the listed pieces: a histogram finds the bin of the k-th score, ranking its key
+//   scores     of the listed pieces: few reach the bin, and unless they are many two of these,
+//              the survivors, are a thread's from here on
+//   survivors  a histogram finds the bin of the k-th score, ranking its key
 //   chosen     emitted in ascending order
 //
 // Four neighbouring scores or maxima are a quad. Rows may have been written by other blocks of this
@@ -25,6 +27,7 @@ inline constexpr int kPiece = 16;
 inline constexpr int kQuads = 4;  // of a thread in a batch
 inline constexpr int kBatchQuads = kPieceThreads * kQuads;
 inline constexpr int kListed = 2048;  // pieces listed in shared memory
+inline constexpr int kSurvivors = 2 * kPieceThreads;
 static_assert(kBins == 4 * kPieceThreads);
 
 struct PieceRow {
@@ -49,6 +52,8 @@ struct alignas(16) PieceShared {
   uint32_t bins[kBins];  // zeros between counts
   int32_t listed[kListed];
   alignas(16) uint32_t tied[kPieceThreads];
+  float survivors[kSurvivors];
+  int32_t survivor_indices[kSurvivors];
   uint32_t sums[2][kPieceWarps];
   uint32_t bin, above, in_bin, n_tied, key, n_equal;
 };
@@ -343,6 +348,79 @@ GPU void emit_chosen(Row& scores, const PieceList& listed, const Threshold& t, P
   });
 }
 
+// A thread's two of the scores that reach a bin, in the order of indices. No score: -inf.
+struct Survivors {
+  float scores[2];
+  int32_t indices[2];
+
+  template <typename Visit>
+  GPU void visit_scores(Visit visit_score) {
+    visit_score(scores[0]);
+    visit_score(scores[1]);
+  }
+};
+
+// Deals out the survivors of a row of one batch, if they are no more than kSurvivors. Returns how
+// many there are.
+template <typename Row>
+GPU uint32_t collect_survivors(const PieceRow& row, const Row& scores, const PieceList& listed,
+                               int bin, PieceShared& s, Survivors& mine) {
+  const auto is_wanted = [&](float score) { return is_within(score, bin, row.binning); };
+  const QuadBatch batch = quads_of(0, scores.n_quads);
+  uint32_t counts = 0;
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) {
+    if (!batch.has(j)) break;
+    counts |= count_quad(scores.v[j], is_wanted) << 8 * j;
+  }
+  const WarpCounts scan(counts);
+  uint32_t total;
+  const uint32_t base = warps_before<kPieceWarps>(scan.total(), s.sums[0], total);
+  if (total > kSurvivors) return total;
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) {
+    if (!batch.has(j)) break;
+    if ((counts >> 8 * j & 0xff) == 0) continue;
+    const int32_t quad = batch.first + 32 * j;
+    const int32_t index = listed[quad / 4] * kPiece + quad % 4 * 4;
+    const float of_quad[4] = {scores.v[j].x, scores.v[j].y, scores.v[j].z, scores.v[j].w};
+    uint32_t at = base + scan.before(j);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!is_wanted(of_quad[e])) continue;
+      s.survivors[at] = of_quad[e];
+      s.survivor_indices[at++] = index + e;
+    }
+  }
+  gpu::sync_threads();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t at = threadIdx.x * 2 + i;
+    mine.scores[i] = at < total ? s.survivors[at] : -gpu::kInf;
+    mine.indices[i] = at < total ? s.survivor_indices[at] : 0;
+  }
+  return total;
+}
+
+// As emit_chosen.
+template <typename Emit>
+GPU void emit_survivors(const Survivors& mine, const Threshold& t, PieceShared& s, Emit emit) {
+  const uint32_t keys[2] = {ordered(mine.scores[0]), ordered(mine.scores[1])};
+  const uint32_t above = uint32_t{keys[0] > t.key} + uint32_t{keys[1] > t.key};
+  const uint32_t equal = uint32_t{keys[0] == t.key} + uint32_t{keys[1] == t.key};
+  uint32_t total;  // half words
+  const uint32_t before = threads_before<kPieceThreads>(above | equal << 16, s.sums[0], total);
+  uint32_t n_above = before & 0xffff, n_equal = before >> 16;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t at = n_above + (n_equal < t.n_equal ? n_equal : t.n_equal);
+    const bool is_equal = keys[i] == t.key;
+    if (keys[i] > t.key || (is_equal && n_equal < t.n_equal)) emit(at, mine.indices[i]);
+    n_above += keys[i] > t.key;
+    n_equal += is_equal;
+  }
+}
+
 // The maximum of a lane's quad and of its three neighbours: their piece's, as warps have them.
 GPU float piece_maximum(const float4& quad) {
   static_assert(kPiece == 16);
@@ -384,6 +462,13 @@ GPU int32_t choose_best(const PieceRow& row, PieceShared& s, Touch touch, Emit e
     touch(index);
     return row.quad_at(index);
   });
+  Survivors survivors;
+  if (row.k <= kSurvivors && scores.n_quads <= kBatchQuads &&
+      collect_survivors(row, scores, listed, bin, s, survivors) <= kSurvivors) {
+    const Threshold threshold = find_threshold(row, survivors, bin, s);
+    emit_survivors(survivors, threshold, s, emit);
+    return static_cast<int32_t>(threshold.n);
+  }
   const Threshold threshold = find_threshold(row, scores, bin, s);
   emit_chosen(scores, listed, threshold, s, emit);
   return static_cast<int32_t>(threshold.n);

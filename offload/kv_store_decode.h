@@ -42,14 +42,15 @@ void KvStore<Device, Host>::make_room(Layer& layer) {
   recent.base = recent.first;
 }
 
-// Growth: the oldest chunk of the window becomes an ordinary chunk of the middle once the window is
-// full without it. Its coefficients use the basis of the prompt; its values go home.
+// Growth: the oldest chunks of the window become ordinary chunks of the middle once the window is
+// full without them. Their coefficients use the basis of the prompt; their values go home.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::retire_chunks(int64_t index) {
   Layer& layer = layers_[index];
   Recent& recent = layer.recent;
   const KvSettings& o = layout_.settings;
-  if (n_tokens_ + 1 - recent.first < o.recent + chunk()) return;
+  const int64_t n = layout_.retire_tokens;
+  if (n_tokens_ + 1 - recent.first < o.recent + n) return;
   const int64_t row = recent.first - recent.base;
   const int64_t stride = recent.capacity * d();
 
@@ -60,7 +61,7 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
   landmark.landmarks = layer.landmarks;
   landmark.landmark_head_stride = layout_.chunks * d();
   landmark.first_chunk = recent.first / chunk();
-  landmark.n_chunks = 1;
+  landmark.n_chunks = n / chunk();
   landmark.chunk_tokens = chunk();
   landmark.n_kv_heads = layout_.shape.n_kv_heads;
   landmark.head_dim = layout_.shape.head_dim;
@@ -72,7 +73,7 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
     project.head_stride = stride;
     project.first_row = recent.base;
     project.first_token = recent.first;
-    project.n_tokens = chunk();
+    project.n_tokens = n;
     project.n_kv_heads = landmark.n_kv_heads;
     project.head_dim = landmark.head_dim;
     project.rope = rope_;
@@ -81,16 +82,16 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
     side_.wait(device_.record());
     project_keys(side_, project);
   }
-  // Whoever reads these rows on the host or the coefficients does so on the queue that writes them; the
-  // device goes on.
+  // Whoever reads these rows on the host or the coefficients does so on the queue that writes them;
+  // the device goes on.
   copy_.wait(device_.record());
   copy_rows(recent.values + row * d(), stride, layer.host_values + recent.first * d(),
-            o.capacity * d(), chunk());
+            o.capacity * d(), n);
   if (layer.host_keys != nullptr) {
     copy_rows(recent.keys + row * d(), stride, layer.host_keys + recent.first * d(),
-              o.capacity * d(), chunk());
+              o.capacity * d(), n);
   }
-  recent.first += chunk();
+  recent.first += n;
   layer.end_chunk = recent.first / chunk();
 }
 
@@ -249,8 +250,9 @@ void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
   rebuild_keys(side_, params);
 }
 
-// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side queue,
-// meanwhile attend the exact regions and the hits; 7 attend the misses and merge (DESIGN, "Decode").
+// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side
+// queue, meanwhile attend the exact regions and the hits; 7 attend the misses and merge (DESIGN,
+// "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
@@ -363,7 +365,9 @@ bool KvStore<Device, Host>::next_step_is_plain() const {
     const Recent& recent = layers_[index].recent;
     if (layout_.shape.window[index] > 0) return false;
     if (n_tokens_ - recent.base == recent.capacity) return false;
-    if (layout_.tiered(index) && n_tokens_ + 1 - recent.first >= o.recent + chunk()) return false;
+    if (layout_.tiered(index) && n_tokens_ + 1 - recent.first >= o.recent + layout_.retire_tokens) {
+      return false;
+    }
   }
   return true;
 }

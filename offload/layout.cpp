@@ -25,11 +25,14 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   n_slots = std::clamp(static_cast<int64_t>(std::ceil(o.slots * static_cast<double>(select))),
                        select, std::max(chunks, select));
   outlier_rows = o.outliers * o.chunk_tokens;
-  prefill_ids = o.sinks / o.chunk_tokens +
-                std::min(ceil_div(o.prefill_budget, o.chunk_tokens), chunks);
+  prefill_ids =
+      o.sinks / o.chunk_tokens + std::min(ceil_div(o.prefill_budget, o.chunk_tokens), chunks);
   for (int64_t layer = 0; layer < s.n_layers; ++layer) any_tiered |= tiered(layer);
   // A windowed layer of a tiered store keeps only its window, so it prefills through planes too.
   layer_planes = o.kind == StoreKind::kTiered;
+  // Where steps are replayed, one that retires chunks is out of the ordinary and should be rare.
+  const int64_t at_once = o.overlap ? kRetireTokens / o.chunk_tokens : 1;
+  retire_tokens = std::max<int64_t>(at_once, 1) * o.chunk_tokens;
   spare_key_plane = o.overlap && any_low_rank();
   select_floats = any_tiered ? std::max(select_workspace_floats(s.n_heads, s.n_kv_heads, chunks),
                                         s.n_kv_heads * chunks)
@@ -42,9 +45,10 @@ int64_t KvLayout::recent_tokens(int64_t layer) const {
 
 int64_t KvLayout::exact_capacity(int64_t layer) const {
   if (settings.kind == StoreKind::kDense) return settings.capacity;
-  // Twice what must stay, so that moving the window down happens once per window and never overlaps.
-  const int64_t keep = recent_tokens(layer) + int64_t{2} * settings.chunk_tokens;
-  return std::min(2 * keep, settings.capacity + int64_t{2} * settings.chunk_tokens);
+  // Twice what must stay, so that moving the window down happens once per window and never
+  // overlaps.
+  const int64_t slack = retire_tokens + settings.chunk_tokens;
+  return std::min(2 * (recent_tokens(layer) + slack), settings.capacity + slack);
 }
 
 PurposeBytes KvLayout::device_bytes() const {
@@ -80,8 +84,8 @@ PurposeBytes KvLayout::device_bytes() const {
     add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * settings.prompt * width * kBf16);
   }
   const int64_t partial = shape.n_heads * (int64_t{shape.head_dim} + 2);
-  add(Purpose::kActivations, 4 * partial * 4 +
-                                 decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);
+  add(Purpose::kActivations,
+      4 * partial * 4 + decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);
   return bytes;
 }
 

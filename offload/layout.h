@@ -54,6 +54,8 @@ inline constexpr int64_t kPrefillBlock = 256;
 inline constexpr int64_t kPrefillLocal = 256;
 // The last tokens of a prompt always attend densely, so that the question sees everything.
 inline constexpr int64_t kDenseTail = 256;
+// Tokens that leave the recent window together where decode steps may be replayed.
+inline constexpr int64_t kRetireTokens = 64;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
 
@@ -78,6 +80,7 @@ struct KvLayout {
   KvShape shape;
   KvSettings settings;
   int64_t chunks = 0;        // chunk slots of the index: capacity / chunk_tokens
+  int64_t retire_tokens = 0;  // that leave the recent window together: whole chunks
   int64_t select = 0;        // chunks selected per KV head and step, at most
   int64_t n_slots = 0;       // per KV head
   int64_t outlier_rows = 0;  // tokens in outlier chunks

@@ -125,7 +125,7 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   const Model& m = sequence.model;
   Tiers tiers(n_threads);
   settings.capacity = sequence.n_tokens;
-  settings.overlap = Tiers::kOverlaps;
+  settings.overlap = settings.replay = Tiers::kOverlaps;
   settings.prompt = n_prompt;
   const KvLayout layout(shape_of(m), settings);
   Arena<typename Tiers::Device> device(tiers.device(), "device", sum(layout.device_bytes()));
@@ -220,7 +220,7 @@ TYPED_TEST_P(KvStoreSuite, EverythingSelectedEqualsDense) {
                                            ? std::vector<int64_t>{17, 200}
                                            : std::vector<int64_t>{1, 17, 64, 65, 200, 331};
   for (const int64_t n_prompt : lengths) {
-    const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 60 : 150), seed());
+    const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 80 : 150), seed());
     const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
     for (int32_t chunk : {8, 16, 5}) {
       KvSettings settings = tiered();

@@ -1,0 +1,85 @@
+// Recorded and replayed decode steps give what steps that are enqueued anew give: across recordings,
+// chunks that retire from the window, and tokens whose logits nobody asks for.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "engine/base/ops.h"
+#include "engine/session.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+// Logits after every seventh of n_new forced tokens.
+std::vector<float> run(const char* name, SessionOptions options, int64_t n_prompt, int64_t n_new) {
+  auto model = Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + name,
+                           {.backend = BackendKind::kCuda});
+  std::mt19937_64 random(test::seed());
+  std::vector<int32_t> ids(static_cast<size_t>(n_prompt + n_new));
+  for (int32_t& id : ids) {
+    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model->config().vocab_size));
+  }
+  auto session = Session::open(model, Session::plan(*model, options, n_prompt, n_new));
+  EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+  std::vector<float> all;
+  for (int64_t i = 0; i < n_new; ++i) {
+    session->step(ids[static_cast<size_t>(n_prompt + i)]);
+    if (i % 7 != 0) continue;
+    const auto logits = session->logits();
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+// A recorded step cuts its attention for the longest sequence it may be replayed at, so sums are added
+// in another order and a bf16 activation here and there rounds to its neighbour: 2^-8 of it, in some
+// of the logits' addends. A step at a wrong place differs by more than the logits' own spread.
+void expect_same(const char* name, SessionOptions options, int64_t n_prompt, int64_t n_new) {
+  const std::vector<float> replayed = run(name, options, n_prompt, n_new);
+  options.no_graphs = true;
+  const std::vector<float> anew = run(name, options, n_prompt, n_new);
+  ASSERT_EQ(replayed.size(), anew.size());
+  double difference = 0, square = 0;
+  for (size_t i = 0; i < anew.size(); ++i) {
+    difference += std::pow(static_cast<double>(replayed[i]) - anew[i], 2);
+    square += std::pow(static_cast<double>(anew[i]), 2);
+  }
+  EXPECT_GT(square, 0);
+  EXPECT_LT(std::sqrt(difference / square), 0x1p-6);
+}
+
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kShort = 12, kLong = 75;
+#else
+constexpr int64_t kShort = 100, kLong = 3 * kMaxLater;
+#endif
+
+TEST(Replay, SelectedAttention) {
+  SessionOptions options;
+  options.budget = 32;
+  options.recent = 16;
+  options.outliers = 1;
+  options.rank = 16;
+  options.key_codec = KeyCodec::kLowRank;
+  expect_same("llama", options, 150, kLong);  // chunks retire at least once
+  options.key_codec = KeyCodec::kExact;
+  expect_same("qwen3", options, 150, kShort);
+}
+
+TEST(Replay, DenseAttention) {
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  expect_same("llama", options, 40, kShort);
+}
+
+// A window moves with every step: such steps are never replayed.
+TEST(Replay, SlidingWindow) {
+  SessionOptions options;
+  expect_same("mistral_window", options, 60, kShort);
+}
+
+}  // namespace
+}  // namespace tiercel
