@@ -25,10 +25,13 @@ Devices find_devices() {
   const cudaError_t error = cudaGetDeviceCount(&devices.n_devices);
   if (error != cudaSuccess) {
     devices.n_devices = 0;
-    devices.reason = cudaGetErrorString(error);
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    devices.reason = driver == 0 ? "this machine has no NVIDIA driver"
+                                 : std::string("CUDA: ") + cudaGetErrorString(error);
     cudaGetLastError();  // not sticky for what comes later
   } else if (devices.n_devices == 0) {
-    devices.reason = "no CUDA device";
+    devices.reason = "this machine has no CUDA device";
   }
   return devices;
 }
