@@ -1,5 +1,8 @@
-// Skips, loudly, every test of a program that needs a GPU where there is none.
+// Where there is no GPU, a program that needs one runs no test, says so, and counts none as passed.
 #include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
 
 #include "kernels/stream.h"
 
@@ -10,7 +13,10 @@ class NeedsDevice : public testing::Environment {
  public:
   void SetUp() override {
     const cuda::Devices devices = cuda::find_devices();
-    if (devices.n_devices == 0) GTEST_SKIP() << "NOT RUN ON A GPU: " << devices.reason;
+    if (devices.n_devices > 0) return;
+    std::printf("[  SKIPPED ] every test: NOT RUN ON A GPU: %s\n", devices.reason.c_str());
+    std::fflush(stdout);
+    std::exit(0);
   }
 };
 
