@@ -141,7 +141,7 @@ void attend_hopper(Stream& stream, const PrefillAttendParams& p, PrefillVariant 
     return launch_hopper_variant<HopperShape<96, 128, 128, 3>>(stream, p, variant);
   }
   if (p.head_dim <= 128) {
-    // Wide key tiles: 95 instead of 85 % of the matrix rate (journal, "Prefill attention").
+    // Wide key tiles: 9 % faster on selected blocks, level on dense (journal, "Prefill attention").
     if (variant != PrefillVariant::kPlain && variant != PrefillVariant::kPingPong) {
       return launch_hopper<HopperShape<128, 128, 176, 2>, PrefillVariant::kOverlap>(stream, p);
     }
