@@ -45,7 +45,7 @@ class DeviceWeights {
 
   // `host` has the same configuration; it is not needed any more on return.
   void upload_from(Weights host) {
-    const std::vector<WeightTensor> sources = named_like(host);
+    const std::vector<WeightTensor> sources = weight_tensors(config_, host);
     for (size_t i = 0; i < tensors_.size(); ++i) {
       upload(stream_, *sources[i].target, const_cast<bf16*>(*tensors_[i].target),
              tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16)));
@@ -64,9 +64,6 @@ class DeviceWeights {
  private:
   static int64_t aligned(int64_t n) {
     return (n + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-  }
-  std::vector<WeightTensor> named_like(Weights& host) const {
-    return weight_tensors(config_, host);
   }
 
   cuda::Stream& stream_;

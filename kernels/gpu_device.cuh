@@ -180,9 +180,6 @@ GPU void mbar_wait(uint64_t* b, uint32_t parity) {
 }
 
 // ---- bulk copies (sm_90) ------------------------------------------------------------------------
-GPU void prefetch_map(const TensorMap* m) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(m) : "memory");
-}
 // The box of the map at (x, y, z), innermost first, to shared memory; announces its bytes to bar.
 GPU void copy_box_3d(void* target, const TensorMap* m, int x, int y, int z, uint64_t* bar) {
   asm volatile(
@@ -199,8 +196,6 @@ GPU void copy_bulk(void* target, const void* source, uint32_t bytes, uint64_t* b
       "l"(source), "r"(bytes), "r"(shared_address(bar))
       : "memory");
 }
-// After ordinary writes to shared memory that an asynchronous unit reads next.
-GPU void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 template <int kRegs>
 GPU void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegs));

@@ -185,7 +185,6 @@ inline uint32_t swizzle(uint32_t a,
          : mode == 32 ? a ^ ((a >> 7 & 1) << 4)
                       : a;
 }
-inline void prefetch_map(const TensorMap*) {}
 inline void issue_bulk(std::function<void()> f) {
   if (simt::g.bulk == simt::Async::kEager)
     f();
@@ -221,7 +220,6 @@ inline void copy_bulk(void* dst, const void* src, uint32_t bytes, uint64_t* bar)
     mbar_complete(bar, bytes);
   });
 }
-inline void fence_async_shared() {}
 template <int>
 inline void grow_registers() {}
 template <int>
