@@ -22,8 +22,8 @@ void prefetch(const void* address, int64_t n_bytes) {
 void fetch_chunks(const FetchParams& p, int64_t kv_head, int64_t first, int64_t end) {
   const int64_t chunk_elements = int64_t{p.chunk_tokens} * p.head_dim;
   const size_t chunk_bytes = static_cast<size_t>(chunk_elements) * sizeof(bf16);
-  const bf16* values = p.host_values + kv_head * p.host_head_stride;
-  const bf16* keys = p.host_keys == nullptr ? nullptr : p.host_keys + kv_head * p.host_head_stride;
+  const bf16* values = p.values + kv_head * p.value_head_stride;
+  const bf16* keys = p.keys == nullptr ? nullptr : p.keys + kv_head * p.key_head_stride;
   bf16* slots = p.slots + kv_head * p.slot_head_stride;
   const int32_t* chunks = p.miss_chunks + kv_head * p.stride;
   const int32_t* targets = p.miss_slots + kv_head * p.stride;
@@ -76,7 +76,7 @@ void copy(Queue& queue, const CopyParams& p) {
 
 void fetch(Queue& queue, const FetchParams& p) {
   CHECK(p.chunk_tokens > 0 && p.head_dim > 0, "chunks of {} x {}", p.chunk_tokens, p.head_dim);
-  const int64_t chunk_bytes = int64_t{2} * p.chunk_tokens * p.head_dim * (p.host_keys ? 2 : 1);
+  const int64_t chunk_bytes = int64_t{2} * p.chunk_tokens * p.head_dim * (p.keys ? 2 : 1);
   int64_t total = 0, longest = 0;
   for (int32_t j = 0; j < p.n_kv_heads; ++j) {
     total += p.miss_counts[j];

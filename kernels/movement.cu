@@ -11,8 +11,8 @@ constexpr int kThreads = kFetchWarps * 32;
 
 bool in_units_of_16(const FetchParams& p, int64_t piece_bytes) {
   const auto address = [](const bf16* x) { return reinterpret_cast<uintptr_t>(x); };
-  const uintptr_t any = address(p.host_values) | address(p.host_keys) | address(p.slots) |
-                        static_cast<uintptr_t>(p.host_head_stride * 2) |
+  const uintptr_t any = address(p.values) | address(p.keys) | address(p.slots) |
+                        static_cast<uintptr_t>((p.value_head_stride | p.key_head_stride) * 2) |
                         static_cast<uintptr_t>(p.slot_head_stride * 2) |
                         static_cast<uintptr_t>(piece_bytes);
   return any % 16 == 0;
@@ -24,7 +24,7 @@ FetchKernelParams kernel_params(const FetchParams& p, int64_t piece_bytes, int64
   k.piece_bytes = piece_bytes;
   k.part_bytes = static_cast<int32_t>(part_bytes);
   k.n_parts = static_cast<int32_t>((piece_bytes + part_bytes - 1) / part_bytes);
-  k.n_kinds = p.host_keys != nullptr ? 2 : 1;
+  k.n_kinds = p.keys != nullptr ? 2 : 1;
   CHECK(p.n_kv_heads * p.stride * k.n_kinds * k.n_parts < int64_t{1} << 31,
         "{} heads x {} misses x {} parts", p.n_kv_heads, p.stride, k.n_parts);
   return k;

@@ -55,9 +55,10 @@ GPU FetchPart locate_part(const FetchKernelParams& p, const int32_t* first, int3
   const bool is_value = piece - miss * p.n_kinds == p.n_kinds - 1;
   const int64_t at = low * p.op.stride + miss;
   const int64_t begin = int64_t{n} * p.part_bytes, left = p.piece_bytes - begin;
-  const bf16* plane = is_value ? p.op.host_values : p.op.host_keys;
+  const bf16* plane = is_value ? p.op.values : p.op.keys;
   const int64_t chunk = p.op.miss_chunks[at], slot = p.op.miss_slots[at];
-  return {reinterpret_cast<const uint8_t*>(plane + low * p.op.host_head_stride) +
+  const int64_t head_stride = is_value ? p.op.value_head_stride : p.op.key_head_stride;
+  return {reinterpret_cast<const uint8_t*>(plane + low * head_stride) +
               chunk * p.piece_bytes + begin,
           reinterpret_cast<uint8_t*>(p.op.slots + low * p.op.slot_head_stride) +
               (2 * slot + (is_value ? 1 : 0)) * p.piece_bytes + begin,

@@ -216,9 +216,9 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
 template <typename Device, typename Host>
 void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
   FetchParams params;
-  params.host_values = layer.host_values;
-  params.host_keys = layout_.settings.exact_keys ? layer.host_keys : nullptr;
-  params.host_head_stride = layout_.settings.capacity * d();
+  params.values = layer.host_values;
+  params.keys = layout_.settings.exact_keys ? layer.host_keys : nullptr;
+  params.value_head_stride = params.key_head_stride = layout_.settings.capacity * d();
   params.miss_chunks = lists_.miss_chunks;
   params.miss_slots = lists_.miss_slots;
   params.miss_counts = lists_.miss_counts;

@@ -7,11 +7,13 @@
 //
 // Conventions
 //   G          query heads per KV head: n_heads / n_kv_heads; query head h reads KV head h / G
-//   plane      [n_kv_heads][capacity][head_dim] bf16, one KV head after the other (head_stride apart)
+//   plane      [n_kv_heads][capacity][head_dim] bf16, one KV head after the other (head_stride
+//              apart)
 //   chunk c    tokens c*chunk_tokens .. (c+1)*chunk_tokens - 1 of a sequence
 //   scores     in units of log2: s = (q . k) * scale * log2(e), so that weights are exp2(s - max)
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "engine/base/dtype.h"
@@ -38,12 +40,66 @@ inline constexpr int64_t kRopeFine = 1024;
 // ---- recorded steps -----------------------------------------------------------------------------
 
 // A decode step that has been recorded is replayed some steps later. What differs then is read from
-// a clock, one int64 in device memory: the number of steps since the recording. Params that depend on
-// the step point at it with `later`.
+// a clock, one int64 in device memory: the number of steps since the recording. Params that depend
+// on the step point at it with `later`.
 inline constexpr int64_t kMaxLater = 256;
 struct ClockParams {
   int64_t* clock = nullptr;  // [1]
   bool reset = false;        // to zero; else one step on
+};
+
+// ---- coded rows ---------------------------------------------------------------------------------
+
+// A row of `width` elements in few bits. Groups of code_group(width) elements share a step and a
+// least value; a row is one run of row_bytes(codec, width) bytes:
+//
+//   | codes: width * bits / 8 bytes | step, least of group 0 | step, least of group 1 | ..   (bf16)
+//
+//   x ~ least + step * code, code 0 .. 2^bits - 1; int4: element i in byte i / 2, even i in its low
+//   half
+//
+// least is the largest bf16 that is not above the group's minimum, step the smallest that is not
+// below (max - least) / (2^bits - 1), both in fp32; code = rint((x - least) / step), at most 2^bits
+// - 1; a step of 0 has codes of 0. So |error| <= step / 2 but for fp32 rounding, and every backend
+// makes the same bits from the same x. A group with a NaN, an infinity or a range that is not
+// finite has NaN for both: all of it decodes to NaN. Decoding is fmaf(step, code, least) in fp32,
+// then one rounding to bf16.
+enum class RowCodec : uint8_t { kBf16, kInt8, kInt4 };
+constexpr int64_t code_group(int64_t width) { return width % 64 == 0 ? 64 : 32; }
+constexpr int64_t code_bits(RowCodec codec) {
+  return codec == RowCodec::kBf16 ? 16 : codec == RowCodec::kInt8 ? 8 : 4;
+}
+constexpr bool can_code(int64_t width) { return width > 0 && width % 32 == 0; }
+constexpr int64_t row_bytes(RowCodec codec, int64_t width) {
+  if (codec == RowCodec::kBf16) return 2 * width;
+  return width * code_bits(codec) / 8 + width / code_group(width) * 4;
+}
+
+// Codes of rows first_token .. first_token + n_tokens - 1. Plane row of token t: t - first_row.
+// With a mean the rows are keys: they are turned back (fp32) and mean is subtracted before.
+struct EncodeParams {
+  const bf16* rows = nullptr;  // plane [n_kv_heads][capacity][width]
+  int64_t head_stride = 0;
+  int64_t first_row = 0;
+  int64_t first_token = 0, n_tokens = 0;
+  int32_t n_kv_heads = 0;
+  int64_t width = 0;           // head_dim; or the rank of coefficients, with n_kv_heads = 1
+  RowCodec codec = RowCodec::kInt8;
+  const float* mean = nullptr;  // [n_kv_heads][width] or null
+  RopeView rope;                // with a mean
+  std::byte* codes = nullptr;   // [n_kv_heads][capacity][row_bytes(codec, width)]; token t at row t
+  int64_t code_head_stride = 0;  // in bytes, a multiple of 16; codes is aligned to 16
+};
+
+// mean[j][i] = mean over n_tokens of key channel i of KV head j, turned back in fp32, summed in
+// fp64. The same bits for any number of threads.
+struct MeanKeysParams {
+  const bf16* keys = nullptr;  // plane, after RoPE; row r at position r
+  int64_t head_stride = 0;
+  int64_t n_tokens = 0;
+  int32_t n_kv_heads = 0, head_dim = 0;
+  RopeView rope;
+  float* mean = nullptr;  // [n_kv_heads][head_dim]
 };
 
 // ---- embedding, norms, linear layers ------------------------------------------------------------
@@ -64,9 +120,9 @@ struct NormParams {
   float eps = 0;
 };
 
-// out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end. On a
-// GPU, more than eight rows and a bf16 out: the product is rounded to bf16 before bias and old out are
-// added, as PyTorch does (cuBLASLt's epilogue).
+// out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end. On
+// a GPU, more than eight rows and a bf16 out: the product is rounded to bf16 before bias and old
+// out are added, as PyTorch does (cuBLASLt's epilogue).
 // out_type is kBf16 or kF32.
 struct LinearParams {
   const bf16* x = nullptr;       // [m][k]
@@ -78,7 +134,8 @@ struct LinearParams {
   bool accumulate = false;
 };
 
-// out = RMSNorm(x) weight^T (+ bias). The normalised rows are rounded to bf16, as rms_norm rounds them.
+// out = RMSNorm(x) weight^T (+ bias). The normalised rows are rounded to bf16, as rms_norm rounds
+// them.
 struct NormLinearParams {
   LinearParams linear;
   const bf16* norm_weight = nullptr;  // [k]
@@ -141,7 +198,8 @@ struct LogprobParams {
 // ---- attention ----------------------------------------------------------------------------------
 
 // Causal attention of n_tokens consecutive queries over one layer's exact planes. Row r of the
-// planes holds position r. Query t (position p = first_position + t) sees keys max(0, p-window+1)..p.
+// planes holds position r. Query t (position p = first_position + t) sees keys max(0,
+// p-window+1)..p.
 //
 // With block_tokens > 0 the queries are cut into blocks of block_tokens (the first block starts at
 // query 0) and block b, KV head j sees only
@@ -185,6 +243,7 @@ struct KvSource {
   int64_t ids_stride = 0;
   int64_t n_tokens = 0;
   const int64_t* later = nullptr;  // added to n_tokens, without ids: at most kMaxLater; null: 0
+  float bias = 0;  // added to every score, log2 units: log2(n) for a row that stands for n tokens
 };
 
 // A partial result of attention for n_heads queries: a value of the algebra in partial.h.
@@ -230,17 +289,80 @@ struct MergeParams {
 
 // ---- index and selection ------------------------------------------------------------------------
 
-// landmark[c] = mean of the keys of chunk c (fp32 sum, one rounding), for chunks
-// first_chunk .. first_chunk + n_chunks - 1. Rows of the key plane: chunk c starts at row
-// c*chunk_tokens - first_row.
+// What the index keeps of a chunk, its landmark: width(kind, head_dim) elements.
+//   kMean    the mean of its keys (ShadowKV). A chunk of one token: the key itself (TokenSelect)
+//   kMinMax  per channel the least, then per channel the greatest of its keys (Quest)
+enum class IndexKind : uint8_t { kMean, kMinMax };
+constexpr int32_t landmark_width(IndexKind kind, int32_t head_dim) {
+  return kind == IndexKind::kMinMax ? 2 * head_dim : head_dim;
+}
+
+// Landmarks of chunks first_chunk .. first_chunk + n_chunks - 1 (means: fp32 sum, one rounding;
+// least and greatest are exact, a NaN among the keys makes both NaN). Rows of the key plane: chunk
+// c starts at row c*chunk_tokens - first_row. Also means of values, from a value plane.
 struct LandmarkParams {
   const bf16* keys = nullptr;  // plane, after RoPE
   int64_t key_head_stride = 0;
   int64_t first_row = 0;
-  bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim]; chunk c at row c
+  IndexKind kind = IndexKind::kMean;
+  // [n_kv_heads][capacity][landmark_width(kind, head_dim)]; chunk c at row c - first_landmark
+  bf16* landmarks = nullptr;
   int64_t landmark_head_stride = 0;
+  int64_t first_landmark = 0;
   int64_t first_chunk = 0, n_chunks = 0;
   int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// Landmarks in int8: code = rint(x / scale) within +-127, scale = max |x| (1 + 2^-20) / 127 over
+// the landmark (fp32). kMinMax rounds its first half down and its second up, so that bounds stay
+// bounds. A landmark of zeros has scale 0; one that is not finite has scale NaN and codes 0: its
+// score is NaN.
+struct EncodeLandmarksParams {
+  const bf16* landmarks = nullptr;  // [n_kv_heads][..][width]; chunk c at row c - first_landmark
+  int64_t landmark_head_stride = 0;
+  int64_t first_landmark = 0;
+  int64_t first_chunk = 0, n_chunks = 0;
+  int32_t n_kv_heads = 0, width = 0;
+  IndexKind kind = IndexKind::kMean;
+  int8_t* codes = nullptr;   // [n_kv_heads][capacity][width]; chunk c at row c
+  float* scales = nullptr;   // [n_kv_heads][capacity]
+  int64_t capacity = 0;      // chunks
+};
+
+// mass[j][c - first_chunk] = the sum, over n_tokens queries and the heads of the group of KV head
+// j, of softmax over chunks first_chunk .. end_chunk - 1 of (q . landmark) * scale: the attention
+// that chunks got, as far as landmarks tell. Scores as in SelectParams.
+struct MassParams {
+  const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE
+  const bf16* landmarks = nullptr;  // means, [n_kv_heads][capacity][head_dim]
+  int64_t landmark_head_stride = 0;
+  int64_t n_tokens = 0;  // at most kMaxMassTokens
+  int64_t first_chunk = 0, end_chunk = 0;
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  float* mass = nullptr;  // [n_kv_heads][mass_stride]
+  int64_t mass_stride = 0;
+  float* workspace = nullptr;  // mass_workspace_floats(n_heads, candidates)
+};
+inline constexpr int64_t kMaxMassTokens = 64;
+// Scores of every candidate for every query head of one token, plus per-range sums.
+constexpr int64_t mass_workspace_floats(int64_t n_heads, int64_t n_candidates) {
+  return n_heads * (n_candidates + 64) + n_heads * 4096;
+}
+
+// Per KV head the n chunks of [first_chunk, end_chunk) with the greatest (or the lowest) mass; ties
+// go to the lower chunk, NaN counts as the greatest. Their bits are set in excluded; ids, where
+// wanted, are ascending.
+struct PickParams {
+  const float* mass = nullptr;  // [n_kv_heads][mass_stride]; chunk c at c - first_chunk
+  int64_t mass_stride = 0;
+  int64_t first_chunk = 0, end_chunk = 0;
+  int64_t n = 0;  // at most end_chunk - first_chunk
+  bool greatest = true;
+  int32_t n_kv_heads = 0;
+  int32_t* ids = nullptr;        // [n_kv_heads][n] or null
+  uint64_t* excluded = nullptr;  // [n_kv_heads][excluded_stride] bit maps over chunks
+  int64_t excluded_stride = 0;   // in words
 };
 
 // Per KV head the n_outliers chunks of [first_chunk, end_chunk) with the lowest
@@ -260,23 +382,59 @@ struct OutlierParams {
   float* workspace = nullptr;    // [n_kv_heads][end_chunk - first_chunk]
 };
 
-enum class GroupScore : uint8_t { kMax, kMean };  // ShadowKV takes the max, FreeKV the mean
+// What the heads of a group make of their weights: ShadowKV takes the max, FreeKV the mean. The sum
+// ranks as the mean does; over a layer (SelectScope::kLayer) it is TokenSelect's soft vote.
+enum class GroupScore : uint8_t { kMax, kMean, kSum };
+enum class SelectScope : uint8_t {
+  kKvHead,  // a list for every KV head
+  kLayer    // one list: the sum of what the groups say. All KV heads get the same ids and counts
+};
 
 // Per KV head the k chunks with the highest score over candidates [first_chunk, end_chunk) that are
-// not excluded: p_h = softmax over the candidates of (q_h . landmark) * scale for each query head h
-// of the group, then max or mean over the group. Ties go to the lower chunk. Fewer candidates than
-// k: all of them. ids ascending. Scores are clamped to +-2^126 (log2 units), NaN counts as the lowest.
+// not excluded: p_h = softmax over the candidates of s_h * scale for each query head h of the
+// group, then max, mean or sum over the group. s_h = q_h . landmark; for kMinMax the bound
+// sum_i max(q_i least_i, q_i greatest_i) (Quest), which is [min(q,0) | max(q,0)] . [least |
+// greatest]. Ties go to the lower chunk. Fewer candidates than k: all of them. ids ascending.
+// Scores are clamped to +-2^126 (log2 units), NaN counts as the lowest.
+//
+// Three refinements, in this order:
+//   blocks      two levels: only chunks of these blocks compete, and those from first_loose_chunk
+//               on
+//   top_p       of the k best the fewest, best first, whose weights add up to top_p of all weight
+//               there is: 1 for kMean, the group for kSum, times n_kv_heads in scope kLayer. At
+//               least one. Not with kMax, whose weights have no known sum.
+//   max_misses  best first, chunks without a slot are kept while there are at most max_misses of
+//               them; the others are dropped: listed apart, ascending
+// With keep, and *keep != 0 on the device: ids, counts and the dropped lists stay what they are.
 struct SelectParams {
   const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE
-  const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim]
-  int64_t landmark_head_stride = 0;
-  const uint64_t* excluded = nullptr;  // [n_kv_heads][excluded_stride] or null
+  IndexKind index = IndexKind::kMean;
+  // Either landmarks or codes with scales (EncodeLandmarksParams); width = landmark_width(index,
+  // head_dim)
+  const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][width]
+  const int8_t* codes = nullptr;    // likewise
+  const float* scales = nullptr;    // [n_kv_heads][capacity]
+  int64_t landmark_head_stride = 0;  // capacity * width
+  const uint64_t* excluded = nullptr;  // [n_kv_heads][excluded_stride] or null; null in scope kLayer
   int64_t excluded_stride = 0;
   int64_t first_chunk = 0, end_chunk = 0;
   int64_t k = 0;
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float scale = 0;
   GroupScore group = GroupScore::kMax;
+  SelectScope scope = SelectScope::kKvHead;
+  const int32_t* blocks = nullptr;        // [n_kv_heads][block_stride], ascending, or null
+  const int32_t* block_counts = nullptr;  // [n_kv_heads]
+  int64_t block_stride = 0;
+  int32_t block_chunks = 0;         // block b: chunks b*block_chunks .. (b+1)*block_chunks - 1
+  int64_t first_loose_chunk = 0;    // behind every block
+  float top_p = 0;                  // 0: off
+  int64_t max_misses = -1;          // -1: off
+  const int32_t* slot_of_chunk = nullptr;  // SlotState's, with max_misses
+  int64_t chunk_capacity = 0;
+  int32_t* dropped_ids = nullptr;      // [n_kv_heads][k], with max_misses
+  int32_t* dropped_counts = nullptr;   // [n_kv_heads]
+  const int32_t* keep = nullptr;       // [1] or null
   int32_t* ids = nullptr;      // [n_kv_heads][k]
   int32_t* counts = nullptr;   // [n_kv_heads]
   float* workspace = nullptr;  // select_workspace_floats(n_heads, n_kv_heads, candidates)
@@ -287,11 +445,27 @@ constexpr int64_t select_workspace_floats(int64_t n_heads, int64_t n_kv_heads,
   return (n_heads + n_kv_heads) * (n_candidates + 64) + n_heads * 4096;
 }
 
+// Whether the selection of a layer may stay for another step (TokenSelect 2.4, FreeKV): the cosine
+// of q and the query that it was made for, over all heads as one vector (fp32 products, fp64 sums),
+// is at least min_cosine, and it served fewer than `every` steps. state: [0] = 1: keep; [1] = steps
+// that the selection has served, 0: there is none. Where the answer is no, q becomes the query of
+// record.
+struct ReuseParams {
+  const bf16* q = nullptr;  // [n]
+  bf16* previous = nullptr;  // [n]
+  int64_t n = 0;
+  float min_cosine = -1;   // -1: any; a NaN cosine keeps nothing
+  int32_t every = 0;       // 0: without end
+  int32_t* state = nullptr;   // [2], zero at first
+  int64_t* totals = nullptr;  // [2]: decisions and those that kept are added; or null
+};
+
 // Selection for prefill: queries in blocks of block_tokens; the mean query of a block (per query
 // head) scores all chunks that end before the block's local_begin, as in SelectParams with kMax.
 //   local_begin[b] = the chunk boundary at or below max(0, position of the block's first query -
 //                    local_tokens)
-//   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are few
+//   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are
+//   few
 // The mean is an fp32 sum in token order, rounded to bf16. Softmax is over the chunks that compete:
 // sinks do not.
 struct PrefillSelectParams {
@@ -355,9 +529,10 @@ struct SlotState {
   int64_t n_slots = 0;
 };
 
-// Finds a slot for every selected chunk: hits keep theirs, misses take the least recently used slots
-// that no selected chunk holds. Nothing is moved. n_slots >= counts[j] for every KV head j.
-// New order: untouched slots in their old order, hits in their old order, misses in the order of ids.
+// Finds a slot for every selected chunk: hits keep theirs, misses take the least recently used
+// slots that no selected chunk holds. Nothing is moved. n_slots >= counts[j] for every KV head j.
+// New order: untouched slots in their old order, hits in their old order, misses in the order of
+// ids.
 struct MapSlotsParams {
   SlotState state;
   int32_t n_kv_heads = 0;
@@ -374,12 +549,16 @@ struct MapSlotsParams {
   int64_t* totals = nullptr;        // [n_kv_heads][3]
 };
 
-// Copies the values (and, with host_keys, the keys) of the missed chunks from the host planes into
-// their slots. Runs on the copy queue.
+// Copies the values (and, with keys, the keys) of the missed chunks from planes on either tier into
+// their slots; coded values are decoded on the way. Runs on the copy queue.
 struct FetchParams {
-  const bf16* host_values = nullptr;  // plane in host memory, row r = token r
-  const bf16* host_keys = nullptr;    // the same after RoPE, or null
-  int64_t host_head_stride = 0;
+  const bf16* values = nullptr;  // plane, row r = token r; null where they are coded
+  int64_t value_head_stride = 0;
+  RowCodec value_codec = RowCodec::kBf16;
+  const std::byte* value_codes = nullptr;  // [n_kv_heads][capacity][row_bytes(value_codec, head_dim)]
+  int64_t value_code_head_stride = 0;      // in bytes
+  const bf16* keys = nullptr;  // plane after RoPE, or null
+  int64_t key_head_stride = 0;
   const int32_t* miss_chunks = nullptr;
   const int32_t* miss_slots = nullptr;
   const int32_t* miss_counts = nullptr;
@@ -402,10 +581,30 @@ struct GatherParams {
   int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
 };
 
-// Rebuilds the keys of the missed chunks into their slots: mean + U basis^T, then RoPE.
+// Rebuilds the keys of the missed chunks into their slots: mean + U basis^T, then RoPE. U is bf16,
+// or coded rows that are decoded to bf16 first.
 struct RebuildParams {
-  const bf16* coefficients = nullptr;  // [capacity][rank]
+  const bf16* coefficients = nullptr;      // [capacity][rank], or
+  const std::byte* coded = nullptr;        // [capacity][row_bytes(codec, rank)]
+  RowCodec codec = RowCodec::kBf16;
   LowRankView lowrank;
+  RopeView rope;
+  const int32_t* miss_chunks = nullptr;
+  const int32_t* miss_slots = nullptr;
+  const int32_t* miss_counts = nullptr;
+  int64_t stride = 0;
+  bf16* slots = nullptr;
+  int64_t slot_head_stride = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+};
+
+// Decodes the keys of the missed chunks into their slots: mean + x with x as coded (fp32, before
+// any rounding to bf16), then RoPE, one rounding.
+struct DecodeKeysParams {
+  const std::byte* codes = nullptr;  // [n_kv_heads][capacity][row_bytes(codec, head_dim)]
+  int64_t code_head_stride = 0;      // in bytes
+  RowCodec codec = RowCodec::kInt8;
+  const float* mean = nullptr;  // [n_kv_heads][head_dim]
   RopeView rope;
   const int32_t* miss_chunks = nullptr;
   const int32_t* miss_slots = nullptr;
@@ -419,8 +618,8 @@ struct RebuildParams {
 // ---- synthetic runs -----------------------------------------------------------------------------
 
 // out[i] = offset + scale * sqrt(3) * u_i with u_i uniform in [-1, 1), so scale is the standard
-// deviation. u_i depends on seed and i only (splitmix64 of their sum), so every backend makes the same
-// bits.
+// deviation. u_i depends on seed and i only (splitmix64 of their sum), so every backend makes the
+// same bits.
 struct RandomParams {
   bf16* out = nullptr;  // [n]
   int64_t n = 0;
@@ -431,8 +630,8 @@ inline constexpr uint64_t kSplitmixStep = 0x9e3779b97f4a7c15;
 
 // Replaces a selection by one of which a share of hit_rate was selected in the step before too: the
 // candidates are cut into k strata, stratum i gives one chunk, and keeps it for about
-// 1 / (1 - hit_rate) steps. For speed measurements on synthetic weights, where real locality is not to
-// be had; never part of an answer.
+// 1 / (1 - hit_rate) steps. For speed measurements on synthetic weights, where real locality is not
+// to be had; never part of an answer.
 struct ImposeParams {
   int32_t* ids = nullptr;     // [n_kv_heads][k], ascending
   int32_t* counts = nullptr;  // [n_kv_heads]

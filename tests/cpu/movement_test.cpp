@@ -95,9 +95,9 @@ void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
     }
   }
   FetchParams p;
-  p.host_values = values.data();
-  p.host_keys = with_keys ? keys.data() : nullptr;
-  p.host_head_stride = f.n_chunks * chunk_elements;
+  p.values = values.data();
+  p.keys = with_keys ? keys.data() : nullptr;
+  p.value_head_stride = p.key_head_stride = f.n_chunks * chunk_elements;
   p.miss_chunks = chunks.data();
   p.miss_slots = targets.data();
   p.miss_counts = counts.data();

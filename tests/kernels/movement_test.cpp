@@ -83,9 +83,9 @@ struct Fetched {
         std::copy_n(values.begin() + from, size, expected.begin() + to + size);
       }
     }
-    params.host_values = values.data();
-    params.host_keys = with_keys ? keys.data() : nullptr;
-    params.host_head_stride = f.n_chunks * size;
+    params.values = values.data();
+    params.keys = with_keys ? keys.data() : nullptr;
+    params.value_head_stride = params.key_head_stride = f.n_chunks * size;
     params.miss_chunks = chunks.data();
     params.miss_slots = targets.data();
     params.miss_counts = counts.data();
@@ -170,7 +170,7 @@ TEST(CudaFetch, OffsetsBeyond32Bits) {
   fetched.targets[6] = (1 << 21) + 1;
   const int64_t stride = int64_t{5} << 30;
   FetchParams& p = fetched.params;
-  p.host_head_stride = p.slot_head_stride = stride;
+  p.value_head_stride = p.key_head_stride = p.slot_head_stride = stride;
   const size_t bytes = static_cast<size_t>(2 * stride) * sizeof(bf16);
   const auto map = [&] {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -179,7 +179,7 @@ TEST(CudaFetch, OffsetsBeyond32Bits) {
     return static_cast<bf16*>(memory);
   };
   bf16 *plane = map(), *slots = map();
-  p.host_values = plane;
+  p.values = plane;
   p.slots = slots;
   p.miss_counts = fetched.counts.data();
   fetched.counts[0] = 0;

@@ -55,8 +55,8 @@ class Misses {
         records_(device, n_kv_heads_ * n_misses * 2 * piece_) {}
 
   FetchParams params(int64_t turn) const {
-    return {.host_values = plane_.data(),
-            .host_head_stride = head_stride_,
+    return {.values = plane_.data(),
+            .value_head_stride = head_stride_,
             .miss_chunks = chunks_.data() + turn % n_lists_ * n_kv_heads_ * n_misses_,
             .miss_slots = slots_.data(),
             .miss_counts = counts_.data(),
