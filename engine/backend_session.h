@@ -1,6 +1,8 @@
 // A session on one backend: the same code for every pair of tiers.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,6 +69,27 @@ class BackendSession : public Session {
     decoder_.step(token);
   }
 
+  void rewind() override {
+    if (store_.rewind()) {
+      decoder_.rewind();
+      return;
+    }
+    fail("rewind: {} tokens were generated, more than a session with --recent {} can take back",
+         n_tokens() - n_prompt_, plan_.options.recent);
+  }
+
+  void set_budget(int64_t tokens) override {
+    const KvLayout& layout = store_.layout();
+    const int64_t most = layout.settings.budget;
+    if (tokens == kBudgetAll) tokens = most;
+    if (tokens < 1 || tokens > most) {
+      fail(ErrorKind::kUsage, "budget: expected 1 to {} tokens, as planned, found {}", most, tokens);
+    }
+    const int64_t chunk = layout.settings.chunk_tokens;
+    store_.set_selected(std::min((tokens + chunk - 1) / chunk, layout.select));
+    decoder_.forget_recording();
+  }
+
   std::span<const float> logits() override { return decoder_.logits(); }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
     if (sampler.is_argmax()) {
@@ -79,11 +102,22 @@ class BackendSession : public Session {
 
   SelectionReport selection() const override {
     const SelectionCounters c = store_.selection();
-    return {c.steps, c.selected_chunks, c.hit_chunks, c.fetched_bytes};
+    SelectionReport report;
+    report.steps = c.steps;
+    report.selected_chunks = c.selected_chunks;
+    report.hit_chunks = c.hit_chunks;
+    report.fetched_bytes = c.fetched_bytes;
+    return report;
   }
   AuditReport audit() const override {
-    const MassHistogram& mass = store_.audit();
-    return {mass.steps(), mass.mean(), mass.percentile(0.05)};
+    const MassHistogram mass = store_.audit();
+    AuditReport report{mass.steps(), mass.mean(), mass.percentile(0.05), {}};
+    for (int64_t layer = 0; layer < model_->config().n_layers; ++layer) {
+      const MassHistogram& one = store_.audit(layer);
+      report.layer_mass.push_back(one.samples() > 0 ? one.mean()
+                                                    : std::numeric_limits<double>::quiet_NaN());
+    }
+    return report;
   }
   std::vector<double> residual_energy() const override { return store_.residual_energy(); }
   std::string backend_description() const override { return backend_.description; }
@@ -108,6 +142,7 @@ class BackendSession : public Session {
       fail(ErrorKind::kUsage, "the prompt has {} tokens, {} were planned", n, planned);
     }
     for (int64_t i = 0; i < n; ++i) check_token(ids[static_cast<size_t>(i)], i);
+    n_prompt_ = n;
     return decoder_.prefill(ids, logprobs, progress);
   }
 
@@ -119,6 +154,7 @@ class BackendSession : public Session {
   KvStore<Device, Host> store_;
   Decoder<Device, Host> decoder_;
   int64_t steps_ = 0;
+  int64_t n_prompt_ = 0;
 };
 
 }  // namespace tiercel

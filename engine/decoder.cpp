@@ -11,6 +11,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
   kv = rows * c.kv_width();
   qkv = c.q_width() + 2 * c.kv_width();
   ffn = rows * c.intermediate;
+  prompt_end = c.hidden;
   logits = (logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.vocab_size;
   if (!staged) return;
   ids = n_prompt;
@@ -19,7 +20,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logpro
 }
 
 int64_t DecoderLayout::bytes() const {
-  return (hidden + normed + 2 * q + 2 * kv + qkv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
+  return (hidden + normed + 2 * q + 2 * kv + qkv + 2 * ffn + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
          (logits + ids) * static_cast<int64_t>(sizeof(float)) +
          logprobs * static_cast<int64_t>(sizeof(double)) +
          (host_logits > 0 ? kBestWorkspaceBytes : 0);

@@ -41,6 +41,7 @@ struct DecoderLayout {
   int64_t q = 0, kv = 0;    // [rows][q width], [rows][kv width]
   int64_t qkv = 0;          // q, k and v of one row, side by side
   int64_t ffn = 0;          // [rows][intermediate]
+  int64_t prompt_end = 0;   // [hidden]
   int64_t logits = 0;       // fp32
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
@@ -95,6 +96,7 @@ class Decoder {
     k_ = take(layout_.kv);
     v_ = take(layout_.kv);
     qkv_ = take(layout_.qkv);
+    prompt_end_ = take(layout_.prompt_end);
     attended_ = take(layout_.q);
     gate_ = take(layout_.ffn);
     up_ = take(layout_.ffn);
@@ -113,6 +115,10 @@ class Decoder {
   bool prefill(std::span<const int32_t> ids, std::span<double> logprobs,
                const ProgressCallback& progress);
   void step(int32_t token);
+  // After the store went back to the end of the prompt: its logits again.
+  void rewind();
+  // The next steps are enqueued anew: what was recorded no longer describes them.
+  void forget_recording() { n_replays_ = kMaxReplays; }
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
@@ -156,6 +162,7 @@ class Decoder {
   DecoderLayout layout_;
   bf16 *hidden_ = nullptr, *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;
   bf16* qkv_ = nullptr;
+  bf16* prompt_end_ = nullptr;  // [hidden]: the last prompt token's
   bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
   float* logits_ = nullptr;
   int32_t* ids_ = nullptr;          // [n_prompt] on the device
@@ -331,7 +338,9 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   }
   store_.end_prefill(n);
   if (!logprobs.empty()) score_prompt(ids, logprobs);
-  make_logits(hidden_ + (n - 1) * config_.hidden, 1);
+  move(hidden_ + (n - 1) * config_.hidden, prompt_end_,
+       config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  make_logits(prompt_end_, 1);
   find_best();
   arena_.give_back(hidden_);
   hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
@@ -381,6 +390,14 @@ void Decoder<Device, Host>::step(int32_t token) {
   ++n_steps_;
   logits_are_here_ = false;
   if (!step_by_graph(id)) enqueue_step(id);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::rewind() {
+  forget_recording();
+  logits_are_here_ = false;
+  make_logits(prompt_end_, 1);
+  find_best();
 }
 
 template <Backend Device, HostTier Host>

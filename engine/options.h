@@ -89,6 +89,10 @@ struct SelectionReport {
   int64_t steps = 0;  // layer steps that selected
   int64_t selected_chunks = 0, hit_chunks = 0;
   int64_t fetched_bytes = 0;
+  int64_t decisions = 0, reused = 0;  // whether an earlier selection may stay, and how often it did
+  double reuse_rate() const {
+    return decisions > 0 ? static_cast<double>(reused) / static_cast<double>(decisions) : 0;
+  }
   double hit_rate() const {
     return selected_chunks > 0 ? static_cast<double>(hit_chunks) / selected_chunks : 0;
   }
@@ -98,7 +102,8 @@ struct SelectionReport {
 struct AuditReport {
   int64_t steps = 0;
   double mass_mean = 0;
-  double mass_p05 = 0;  // 5th percentile
+  double mass_p05 = 0;             // 5th percentile
+  std::vector<double> layer_mass;  // mean per layer; NaN where nothing was selected
 };
 
 }  // namespace tiercel

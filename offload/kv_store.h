@@ -82,13 +82,21 @@ class KvStore {
   // The host's side of a step that was replayed: append, attend and advance of every layer.
   void count_replayed_step();
 
+  // Back to the end of the prompt, with an empty selection cache and no statistics. False, and nothing
+  // done, where rows of the prompt's window have been moved.
+  bool rewind();
+  // Chunks selected per KV head from now on, at most layout().select.
+  void set_selected(int64_t chunks);
+
   int64_t n_tokens() const { return n_tokens_; }
   const KvLayout& layout() const { return layout_; }
   // These two wait for the device.
   SelectionCounters selection() const;
   // Per layer: the share of key energy that the low-rank basis leaves out; empty without one.
   std::vector<double> residual_energy() const;
-  const MassHistogram& audit() const { return mass_; }
+  // Of all layers; and of one.
+  MassHistogram audit() const;
+  const MassHistogram& audit(int64_t layer) const { return mass_[static_cast<size_t>(layer)]; }
   // Measures the selection against the exact keys in this step. Needs settings.audit.
   void set_audit(bool on) { auditing_ = on; }
 
@@ -101,6 +109,10 @@ class KvStore {
     int64_t capacity = 0;
     int64_t base = 0;   // position of row 0
     int64_t first = 0;  // oldest position still attended
+  };
+  // Where a layer stood at the end of the prompt.
+  struct PromptEnd {
+    int64_t base = 0, first = 0, end_chunk = 0;
   };
   struct Layer {
     Recent recent;
@@ -155,7 +167,7 @@ class KvStore {
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
                       const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
-  void audit_layer(const Layer& layer, const bf16* q, int64_t n_rows);
+  void audit_layer(int64_t index, const bf16* q, int64_t n_rows);
   const int64_t* later() const { return recording_ ? clock_ : nullptr; }
   int64_t chunk_bytes() const;
   void read_back(const void* source, void* target, int64_t bytes) const;
@@ -196,7 +208,10 @@ class KvStore {
   bool auditing_ = false;
   bool recording_ = false;
   int64_t* clock_ = nullptr;  // [1]
-  MassHistogram mass_;
+  std::vector<MassHistogram> mass_;     // per layer
+  std::vector<PromptEnd> prompt_end_;  // per layer
+  int64_t n_prompt_ = 0;
+  int64_t selected_ = 0;  // chunks per KV head and step, at most
 };
 
 }  // namespace tiercel

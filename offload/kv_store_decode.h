@@ -97,7 +97,7 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
 
 template <typename Device, typename Host>
 int64_t KvStore<Device, Host>::selected_per_head(const Layer& layer) const {
-  return std::min(layout_.select, layer.end_chunk - layer.first_chunk);
+  return std::min(selected_, layer.end_chunk - layer.first_chunk);
 }
 
 template <typename Device, typename Host>
@@ -282,7 +282,7 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
   attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
   ++steps_;
-  if (auditing_) audit_layer(layer, q, n_rows);
+  if (auditing_) audit_layer(index, q, n_rows);
 }
 
 template <typename Device, typename Host>
@@ -319,7 +319,8 @@ SelectionCounters KvStore<Device, Host>::selection() const {
 // attended, divided by the sum over everything, both with the exact keys kept on the host. Values
 // do not matter here, so the keys stand in for them.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64_t n_rows) {
+void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_rows) {
+  const Layer& layer = layers_[index];
   device_.wait(copy_.record());  // keys of the newest chunks may be on their way to the host
   std::array<KvSource, 4> sources;
   int n = exact_sources(layer, n_rows, sources.data());
@@ -352,7 +353,7 @@ void KvStore<Device, Host>::audit_layer(const Layer& layer, const bf16* q, int64
   read_back(audit_partials_[0].max, part, 2 * heads * static_cast<int64_t>(sizeof(float)));
   read_back(audit_partials_[1].max, whole, 2 * heads * static_cast<int64_t>(sizeof(float)));
   for (int64_t head = 0; head < heads; ++head) {
-    mass_.add(static_cast<double>(part[heads + head]) / whole[heads + head] *
+    mass_[static_cast<size_t>(index)].add(static_cast<double>(part[heads + head]) / whole[heads + head] *
               std::exp2(static_cast<double>(part[head]) - whole[head]));
   }
 }
@@ -381,7 +382,53 @@ void KvStore<Device, Host>::count_replayed_step() {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::advance() {
   ++n_tokens_;
-  if (auditing_) mass_.end_step();
+  if (auditing_) {
+    for (MassHistogram& mass : mass_) mass.end_step();
+  }
+}
+
+template <typename Device, typename Host>
+MassHistogram KvStore<Device, Host>::audit() const {
+  MassHistogram all;
+  for (const MassHistogram& mass : mass_) all.merge(mass);
+  return all;
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::set_selected(int64_t chunks) {
+  CHECK(chunks >= 0 && chunks <= layout_.select, "{} chunks of {}", chunks, layout_.select);
+  selected_ = chunks;
+}
+
+// Rows behind the prompt stay where they are and are written again. Retired chunks go back to the
+// window: their rows were left in place, unless make_room moved them.
+template <typename Device, typename Host>
+bool KvStore<Device, Host>::rewind() {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (layers_[i].recent.base != prompt_end_[i].base) return false;
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    layer.recent.first = prompt_end_[i].first;
+    layer.end_chunk = prompt_end_[i].end_chunk;
+    // A chunk that retires again may hold other tokens.
+    if (layer.slot_state.n_slots > 0) {
+      reset_slots(device_, layer.slot_state, layout_.shape.n_kv_heads);
+    }
+    mass_[i] = {};
+  }
+  n_tokens_ = n_prompt_;
+  steps_ = 0;
+  if (lists_.totals != nullptr) {
+    const std::vector<int64_t> zeros(static_cast<size_t>(3 * kv()));
+    CopyParams params;
+    params.source = zeros.data();
+    params.target = lists_.totals;
+    params.row_bytes = 3 * kv() * static_cast<int64_t>(sizeof(int64_t));
+    copy(device_, params);
+  }
+  device_.finish();
+  return true;
 }
 
 }  // namespace tiercel

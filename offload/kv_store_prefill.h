@@ -19,7 +19,10 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena,
       scale_(scale),
       exact_exp_(exact_exp),
       layers_(static_cast<size_t>(layout.shape.n_layers)),
-      audit_statistics_(static_cast<size_t>(4 * layout.shape.n_heads)) {
+      audit_statistics_(static_cast<size_t>(4 * layout.shape.n_heads)),
+      mass_(static_cast<size_t>(layout.shape.n_layers)),
+      prompt_end_(static_cast<size_t>(layout.shape.n_layers)),
+      selected_(layout.select) {
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
     take_layer(layer, device_arena, host_arena);
   }
@@ -403,7 +406,10 @@ void KvStore<Device, Host>::keep_outliers(Layer& layer, int64_t n_outliers) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::end_prefill(int64_t n_tokens) {
-  n_tokens_ = n_tokens;
+  n_tokens_ = n_prompt_ = n_tokens;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    prompt_end_[i] = {layers_[i].recent.base, layers_[i].recent.first, layers_[i].end_chunk};
+  }
   device_.wait(side_.record());
   copy_.wait(device_.record());
   host_.wait(copy_.record());

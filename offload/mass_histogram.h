@@ -17,6 +17,12 @@ class MassHistogram {
     ++n_;
   }
   void end_step() { ++steps_; }
+  void merge(const MassHistogram& other) {
+    for (size_t bin = 0; bin <= kBins; ++bin) bins_[bin] += other.bins_[bin];
+    sum_ += other.sum_;
+    n_ += other.n_;
+    steps_ = std::max(steps_, other.steps_);
+  }
 
   int64_t steps() const { return steps_; }
   int64_t samples() const { return n_; }
