@@ -148,7 +148,8 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
 
   for (int32_t h = 0; h < group; ++h) {
     float* partial = partial_at(p, int64_t{range.kv_head} * group + h, range.slot);
-    partial[0] = block.max[h];
+    // A bias on every score is one on their maximum: sum and out are relative to it.
+    partial[0] = block.max[h] + source.bias;
     partial[1] = block.sum[h];
     unpack_row(kernel, block.out + h * width, p.head_dim, partial + 2);
   }

@@ -41,7 +41,8 @@ Isa detect() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return Isa::kAvx2;
   }
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi")) {
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
+      !__builtin_cpu_supports("avx512vnni")) {
     return Isa::kAvx512;
   }
   return has_amx() && request_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;

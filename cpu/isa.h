@@ -16,7 +16,7 @@ enum class Isa : uint8_t {
   kPortable,    // plain C++ for the compiler's baseline
   kAvx2,        // AVX2, FMA, F16C
   kAvx512,      // F, BW, DQ, VL
-  kAvx512Bf16,  // + BF16, VBMI, on a core whose vdpbf16ps is fast (no AMX beside it)
+  kAvx512Bf16,  // + BF16, VBMI, VNNI, on a core whose vdpbf16ps is fast (no AMX beside it)
   kAmx          // + AMX-TILE, AMX-BF16, AMX-INT8
 };
 

@@ -48,23 +48,45 @@ void build_landmarks(Queue& queue, const LandmarkParams& p) {
         p.chunk_tokens, p.head_dim);
   CHECK(p.first_chunk * p.chunk_tokens >= p.first_row, "chunk {} starts before row {}",
         p.first_chunk, p.first_row);
+  CHECK(p.first_chunk >= p.first_landmark, "chunk {} before landmark {}", p.first_chunk,
+        p.first_landmark);
   const LandmarkKernel& kernel = landmark_kernel(queue.isa());
   const int64_t size = chunks_per_item(p.chunk_tokens, p.head_dim);
   const int64_t n_items = (p.n_chunks + size - 1) / size;
   queue.for_each(p.n_kv_heads * n_items, [&](int64_t item, const Worker&) {
     const int64_t kv_head = item / n_items;
     const int64_t chunk = p.first_chunk + item % n_items * size;
-    const int64_t end = std::min(chunk + size, p.first_chunk + p.n_chunks);
-    MeanRows rows{};
-    rows.rows = bits(p.keys + kv_head * p.key_head_stride +
-                     (chunk * p.chunk_tokens - p.first_row) * p.head_dim);
-    rows.means = reinterpret_cast<uint16_t*>(p.landmarks + kv_head * p.landmark_head_stride +
-                                             chunk * p.head_dim);
-    rows.n_chunks = end - chunk;
-    rows.chunk_tokens = p.chunk_tokens;
-    rows.head_dim = p.head_dim;
-    rows.row_stride = p.head_dim;
-    kernel.mean_rows(rows);
+    const int64_t n = std::min(chunk + size, p.first_chunk + p.n_chunks) - chunk;
+    const uint16_t* rows = bits(p.keys + kv_head * p.key_head_stride +
+                                (chunk * p.chunk_tokens - p.first_row) * p.head_dim);
+    auto* landmarks = reinterpret_cast<uint16_t*>(p.landmarks + kv_head * p.landmark_head_stride +
+                                                  (chunk - p.first_landmark) *
+                                                      landmark_width(p.kind, p.head_dim));
+    if (p.kind == IndexKind::kMinMax) {
+      kernel.bound_rows({rows, landmarks, n, p.chunk_tokens, p.head_dim});
+    } else {
+      kernel.mean_rows({rows, landmarks, n, p.head_dim, p.chunk_tokens, p.head_dim});
+    }
+  });
+}
+
+void encode_landmarks(Queue& queue, const EncodeLandmarksParams& p) {
+  CHECK(p.width > 0 && (p.kind != IndexKind::kMinMax || p.width % 2 == 0), "landmarks of {}",
+        p.width);
+  CHECK(p.first_chunk >= p.first_landmark && p.first_chunk + p.n_chunks <= p.capacity,
+        "chunks {} to {}, capacity {}", p.first_chunk, p.first_chunk + p.n_chunks, p.capacity);
+  const LandmarkKernel& kernel = landmark_kernel(queue.isa());
+  const int64_t size = chunks_per_item(1, p.width);
+  const int64_t n_items = (p.n_chunks + size - 1) / size;
+  queue.for_each(p.n_kv_heads * n_items, [&](int64_t item, const Worker&) {
+    const int64_t kv_head = item / n_items;
+    const int64_t chunk = p.first_chunk + item % n_items * size;
+    const int64_t row = kv_head * p.capacity + chunk;
+    kernel.encode_landmarks({bits(p.landmarks + kv_head * p.landmark_head_stride +
+                                  (chunk - p.first_landmark) * p.width),
+                             p.codes + row * p.width, p.scales + row,
+                             std::min(size, p.first_chunk + p.n_chunks - chunk), p.width,
+                             p.kind == IndexKind::kMinMax});
   });
 }
 

@@ -3,7 +3,7 @@
 
 namespace tiercel::cpu {
 
-const LandmarkKernel kLandmarkAvx512 = {mean_rows, min_cosine};
+const LandmarkKernel kLandmarkAvx512 = {mean_rows, min_cosine, bound_rows, encode_landmarks};
 
 }  // namespace tiercel::cpu
 #endif

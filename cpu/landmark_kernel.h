@@ -23,9 +23,27 @@ struct MinCosine {
   int32_t chunk_tokens, head_dim;
 };
 
+struct BoundRows {
+  const uint16_t* rows;  // [n_chunks][chunk_tokens][head_dim]
+  uint16_t* bounds;      // [n_chunks][least: head_dim | greatest: head_dim]
+  int64_t n_chunks;
+  int32_t chunk_tokens, head_dim;
+};
+
+struct LandmarkCodes {
+  const uint16_t* landmarks;  // [n][width]
+  int8_t* codes;              // likewise
+  float* scales;              // [n]
+  int64_t n;
+  int32_t width;
+  bool bounds;  // the first half is rounded down, the second up; else all to nearest
+};
+
 struct LandmarkKernel {
   void (*mean_rows)(const MeanRows&);
   void (*min_cosine)(const MinCosine&);
+  void (*bound_rows)(const BoundRows&);
+  void (*encode_landmarks)(const LandmarkCodes&);
 };
 extern const LandmarkKernel kLandmarkPortable, kLandmarkAvx2, kLandmarkAvx512;
 
@@ -76,6 +94,87 @@ inline void mean_rows(const MeanRows& p) {
       mean_columns<kStrands>(p, rows + i, mean + i, true);
     }
     for (; i < p.head_dim; ++i) mean_columns<1>(p, rows + i, mean + i, false);
+  }
+}
+
+// bf16 bits as integers in the order of their values, -0 below +0 and NaNs outside the infinities;
+// its own inverse.
+inline int16_t in_order(int16_t bits) {
+  return static_cast<int16_t>(bits ^ (static_cast<int16_t>(bits >> 15) & 0x7fff));
+}
+
+// Columns first .. first + kN - 1 of one chunk.
+template <int kN>
+void bound_columns(const BoundRows& p, const uint16_t* rows, uint16_t* least, uint16_t* greatest,
+                   bool ahead) {
+  constexpr int16_t kInfinity = 0x7f80;
+  int16_t low[kN], high[kN];
+  for (int i = 0; i < kN; ++i) low[i] = high[i] = in_order(static_cast<int16_t>(rows[i]));
+  for (int32_t t = 1; t < p.chunk_tokens; ++t) {
+    rows += p.head_dim;
+    if (ahead) __builtin_prefetch(rows + kAheadElements);
+    for (int i = 0; i < kN; ++i) {
+      const int16_t x = in_order(static_cast<int16_t>(rows[i]));
+      low[i] = x < low[i] ? x : low[i];
+      high[i] = x > high[i] ? x : high[i];
+    }
+  }
+  for (int i = 0; i < kN; ++i) {
+    const bool nan = high[i] > kInfinity || low[i] < ~kInfinity;
+    least[i] = nan ? 0x7fc0 : static_cast<uint16_t>(in_order(low[i]));
+    greatest[i] = nan ? 0x7fc0 : static_cast<uint16_t>(in_order(high[i]));
+  }
+}
+
+inline void bound_rows(const BoundRows& p) {
+  const int32_t d = p.head_dim;
+  for (int64_t c = 0; c < p.n_chunks; ++c) {
+    const uint16_t* rows = p.rows + c * p.chunk_tokens * d;
+    uint16_t* least = p.bounds + c * 2 * d;
+    int32_t i = 0;
+    for (; i + kStrands <= d; i += kStrands) {
+      bound_columns<kStrands>(p, rows + i, least + i, least + d + i, true);
+    }
+    for (; i < d; ++i) bound_columns<1>(p, rows + i, least + i, least + d + i, false);
+  }
+}
+
+enum class Rounding { kNearest, kDown, kUp };
+
+template <Rounding kRounding>
+void encode_channels(const uint16_t* x, int32_t n, float scale, int8_t* codes) {
+  for (int32_t i = 0; i < n; ++i) {
+    const float quotient = widen(x[i]) / scale;
+    float code = kRounding == Rounding::kNearest ? __builtin_rintf(quotient)
+                 : kRounding == Rounding::kDown  ? __builtin_floorf(quotient)
+                                                 : __builtin_ceilf(quotient);
+    code = code < 127.0f ? code : 127.0f;
+    code = code > -127.0f ? code : -127.0f;
+    codes[i] = static_cast<int8_t>(static_cast<int32_t>(code));
+  }
+}
+
+inline void encode_landmarks(const LandmarkCodes& p) {
+  for (int64_t c = 0; c < p.n; ++c) {
+    const uint16_t* x = p.landmarks + c * p.width;
+    int8_t* codes = p.codes + c * p.width;
+    uint16_t largest = 0;  // |x|, whose bits are in order; NaNs are above infinity
+    for (int32_t i = 0; i < p.width; ++i) {
+      const uint16_t size = x[i] & 0x7fff;
+      largest = size > largest ? size : largest;
+    }
+    const float scale =
+        largest >= 0x7f80 ? __builtin_nanf("") : widen(largest) * (1 + 0x1p-20f) / 127.0f;
+    p.scales[c] = scale;
+    if (!(scale > 0.0f)) {
+      __builtin_memset(codes, 0, static_cast<unsigned long>(p.width));
+    } else if (p.bounds) {
+      const int32_t half = p.width / 2;
+      encode_channels<Rounding::kDown>(x, half, scale, codes);
+      encode_channels<Rounding::kUp>(x + half, half, scale, codes + half);
+    } else {
+      encode_channels<Rounding::kNearest>(x, p.width, scale, codes);
+    }
   }
 }
 

@@ -2,6 +2,6 @@
 
 namespace tiercel::cpu {
 
-const LandmarkKernel kLandmarkPortable = {mean_rows, min_cosine};
+const LandmarkKernel kLandmarkPortable = {mean_rows, min_cosine, bound_rows, encode_landmarks};
 
 }  // namespace tiercel::cpu

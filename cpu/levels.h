@@ -1,11 +1,12 @@
-// The kernels of an instruction-set level: attention of a decode step, selection, landmarks.
-// Decode attention and landmarks are bound by memory wherever a core has AVX-512: there kAmx takes
-// the kernels of the level below it.
+// The kernels of an instruction-set level: attention of a decode step, selection, landmarks, coded
+// rows. All but selection are bound by memory wherever a core has AVX-512: there kAmx takes the
+// kernels of the level below it.
 #pragma once
 
 #include "cpu/decode_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/landmark_kernel.h"
+#include "cpu/row_codec.h"
 #include "cpu/select_kernel.h"
 
 namespace tiercel::cpu {
@@ -38,6 +39,15 @@ inline const LandmarkKernel& landmark_kernel(Isa isa) {
 #endif
   static_cast<void>(isa);
   return kLandmarkPortable;
+}
+
+inline const RowCodecKernel& row_codec_kernel(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512) return kRowCodecAvx512;
+  if (isa == Isa::kAvx2) return kRowCodecAvx2;
+#endif
+  static_cast<void>(isa);
+  return kRowCodecPortable;
 }
 
 }  // namespace tiercel::cpu

@@ -4,7 +4,9 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/codec.h"
 #include "cpu/eigen.h"
+#include "cpu/levels.h"
 #include "cpu/linear.h"
 #include "cpu/rotary.h"
 #include "engine/base/check.h"
@@ -257,9 +259,37 @@ constexpr int64_t kRebuildTokens = 512;  // of one item
 constexpr int64_t kRebuildRows = 24;     // gathered and multiplied at a time: 4 tiles of 6 rows
 constexpr int64_t kRebuildAhead = 24;    // rows between a prefetch and its use
 
+// Rows of coefficients as the caller keeps them.
+struct CoefficientRows {
+  const std::byte* rows;
+  int64_t bytes;                // of a row
+  const RowCodecKernel* codec;  // null: bf16
+  CodedRows shape;
+
+  const std::byte* row(int64_t token) const { return rows + token * bytes; }
+  // The coefficients of one token as bf16.
+  void read(int64_t token, uint16_t* out) const {
+    if (codec == nullptr) {
+      std::memcpy(out, row(token), static_cast<size_t>(bytes));
+    } else {
+      codec->decode_rows(reinterpret_cast<const uint8_t*>(row(token)), shape, out);
+    }
+  }
+};
+
+CoefficientRows coefficient_rows(const RebuildParams& p, const RowCodecKernel& codec) {
+  const int64_t rank = p.lowrank.rank;
+  const bool coded = p.coded != nullptr;
+  CHECK(coded == (p.codec != RowCodec::kBf16) && (!coded || can_code(rank)),
+        "coefficients of rank {} cannot be coded", rank);
+  return {coded ? p.coded : reinterpret_cast<const std::byte*>(p.coefficients),
+          row_bytes(p.codec, rank), coded ? &codec : nullptr, coded_rows(p.codec, rank, 1)};
+}
+
 // Rebuilds missed chunks [first, end) of the list of KV head j.
-void rebuild_range(const RebuildParams& p, const ElementwiseLevel& level, const GemmLevel& gemm,
-                   int64_t j, int64_t first, int64_t end, std::byte* scratch) {
+void rebuild_range(const RebuildParams& p, const CoefficientRows& coefficients,
+                   const ElementwiseLevel& level, const GemmLevel& gemm, int64_t j, int64_t first,
+                   int64_t end, std::byte* scratch) {
   const int64_t d = p.head_dim, rank = p.lowrank.rank, tokens = p.chunk_tokens;
   const int64_t n_panels = panels_of(d);
   const int64_t depth = (rank + 1) / 2 * 2;  // an odd rank is padded with a zero
@@ -297,13 +327,14 @@ void rebuild_range(const RebuildParams& p, const ElementwiseLevel& level, const 
     for (int64_t i = 0; i < n; ++i) {
       const int64_t chunk = chunks[first + (begin + i) / tokens];
       const int64_t token = chunk * tokens + (begin + i) % tokens;
-      std::memcpy(rows + i * depth, bits(p.coefficients) + token * rank,
-                  static_cast<size_t>(rank) * sizeof(uint16_t));
+      coefficients.read(token, rows + i * depth);
       const int64_t next = begin + i + kRebuildAhead;
       if (next < n_rows) {
         const int64_t ahead = chunks[first + next / tokens] * tokens + next % tokens;
-        const auto* line = reinterpret_cast<const char*>(p.coefficients + ahead * rank);
-        for (int64_t byte = 0; byte < 2 * rank; byte += 64) __builtin_prefetch(line + byte);
+        const std::byte* line = coefficients.row(ahead);
+        for (int64_t byte = 0; byte < coefficients.bytes; byte += 64) {
+          __builtin_prefetch(line + byte);
+        }
       }
     }
     // keys = mean + U basis^T
@@ -337,6 +368,7 @@ void rebuild_keys(Queue& queue, const RebuildParams& p) {
         p.head_dim, 2 * p.rope.half);
   const ElementwiseLevel& level = elementwise_level(queue.isa());
   const GemmLevel& gemm = gemm_level(queue.isa());
+  const CoefficientRows coefficients = coefficient_rows(p, row_codec_kernel(queue.isa()));
   const int64_t step = std::max<int64_t>(1, kRebuildTokens / p.chunk_tokens);
   int64_t most = 0;
   for (int64_t j = 0; j < p.n_kv_heads; ++j) most = std::max<int64_t>(most, p.miss_counts[j]);
@@ -344,7 +376,7 @@ void rebuild_keys(Queue& queue, const RebuildParams& p) {
   queue.for_each(n_ranges * p.n_kv_heads, [&](int64_t item, const Worker& worker) {
     const int64_t j = item % p.n_kv_heads, first = item / p.n_kv_heads * step;
     const int64_t end = std::min<int64_t>(p.miss_counts[j], first + step);
-    if (first < end) rebuild_range(p, level, gemm, j, first, end, worker.scratch);
+    if (first < end) rebuild_range(p, coefficients, level, gemm, j, first, end, worker.scratch);
   });
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/codec.h"
+#include "cpu/levels.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
@@ -37,6 +39,33 @@ void fetch_chunks(const FetchParams& p, int64_t kv_head, int64_t first, int64_t 
     bf16* record = slots + targets[i] * 2 * chunk_elements;
     if (keys != nullptr) std::memcpy(record, keys + source, chunk_bytes);
     std::memcpy(record + chunk_elements, values + source, chunk_bytes);
+  }
+}
+
+// The same with values to be decoded.
+void fetch_coded_chunks(const FetchParams& p, const RowCodecKernel& codec, int64_t kv_head,
+                        int64_t first, int64_t end) {
+  const int64_t chunk_elements = int64_t{p.chunk_tokens} * p.head_dim;
+  const size_t chunk_bytes = static_cast<size_t>(chunk_elements) * sizeof(bf16);
+  const int64_t code_bytes = p.chunk_tokens * row_bytes(p.value_codec, p.head_dim);
+  const CodedRows shape = coded_rows(p.value_codec, p.head_dim, p.chunk_tokens);
+  const auto* codes =
+      reinterpret_cast<const uint8_t*>(p.value_codes + kv_head * p.value_code_head_stride);
+  const bf16* keys = p.keys == nullptr ? nullptr : p.keys + kv_head * p.key_head_stride;
+  bf16* slots = p.slots + kv_head * p.slot_head_stride;
+  const int32_t* chunks = p.miss_chunks + kv_head * p.stride;
+  const int32_t* targets = p.miss_slots + kv_head * p.stride;
+  for (int64_t i = first; i < end; ++i) {
+    if (i + 1 < end) {
+      prefetch(codes + chunks[i + 1] * code_bytes, code_bytes + 63);
+      if (keys != nullptr) {
+        prefetch(keys + chunks[i + 1] * chunk_elements, static_cast<int64_t>(chunk_bytes));
+      }
+    }
+    bf16* record = slots + targets[i] * 2 * chunk_elements;
+    if (keys != nullptr) std::memcpy(record, keys + chunks[i] * chunk_elements, chunk_bytes);
+    codec.decode_rows(codes + chunks[i] * code_bytes, shape,
+                      reinterpret_cast<uint16_t*>(record + chunk_elements));
   }
 }
 
@@ -76,6 +105,13 @@ void copy(Queue& queue, const CopyParams& p) {
 
 void fetch(Queue& queue, const FetchParams& p) {
   CHECK(p.chunk_tokens > 0 && p.head_dim > 0, "chunks of {} x {}", p.chunk_tokens, p.head_dim);
+  const bool coded = p.value_codec != RowCodec::kBf16;
+  CHECK(!coded || can_code(p.head_dim), "rows of {} cannot be coded", p.head_dim);
+  const RowCodecKernel& codec = row_codec_kernel(queue.isa());
+  const auto fetch_some = [&](int64_t kv_head, int64_t first, int64_t end) {
+    if (coded) return fetch_coded_chunks(p, codec, kv_head, first, end);
+    fetch_chunks(p, kv_head, first, end);
+  };
   const int64_t chunk_bytes = int64_t{2} * p.chunk_tokens * p.head_dim * (p.keys ? 2 : 1);
   int64_t total = 0, longest = 0;
   for (int32_t j = 0; j < p.n_kv_heads; ++j) {
@@ -83,14 +119,14 @@ void fetch(Queue& queue, const FetchParams& p) {
     longest = std::max<int64_t>(longest, p.miss_counts[j]);
   }
   if (total * chunk_bytes < kMinParallelBytes) {
-    for (int32_t j = 0; j < p.n_kv_heads; ++j) fetch_chunks(p, j, 0, p.miss_counts[j]);
+    for (int32_t j = 0; j < p.n_kv_heads; ++j) fetch_some(j, 0, p.miss_counts[j]);
     return;
   }
   const int64_t pieces = (longest + kItemChunks - 1) / kItemChunks;
   queue.for_each(p.n_kv_heads * pieces, [&](int64_t item, const Worker&) {
     const int64_t kv_head = item / pieces;
     const int64_t first = item % pieces * kItemChunks;
-    fetch_chunks(p, kv_head, first, std::min<int64_t>(first + kItemChunks, p.miss_counts[kv_head]));
+    fetch_some(kv_head, first, std::min<int64_t>(first + kItemChunks, p.miss_counts[kv_head]));
   });
 }
 

@@ -1,7 +1,12 @@
 // Which chunks a decode step, or a block of prefill queries, attends: landmark scores, softmax per
-// query head, the best k per KV head. Scores are clamped to +-2^126 (log2 units); a NaN score
-// counts as the lowest. Both ops are exact: the same set as a full sort by (score descending, index
-// ascending), where scores are the fp32 values of the queue's instruction-set level.
+// query head, the best k per KV head or per layer. Scores are clamped to +-2^126 (log2 units); a
+// NaN score counts as the lowest. Both ops are exact: the same set as a full sort by (score
+// descending, index ascending), where scores are the fp32 values of the queue's instruction-set
+// level.
+//
+// int8 landmarks meet a query of 16 bits, q ~ step * integer with step = max |q| / 32639 per head
+// (cpu/select_codes.h); a query that is not finite scores NaN everywhere. In scope kLayer blocks
+// and slots are those of KV head 0. top_p adds fp32 weights in fp64.
 #pragma once
 
 #include "cpu/queue.h"

@@ -7,21 +7,26 @@
 
 #include <cstdint>
 
+#include "cpu/select_codes.h"
+
 namespace tiercel::cpu {
 
 inline constexpr float kScoreLimit = 0x1p126f;
 // Landmarks of one call of score_blocks and scan_blocks: a multiple of every tile's height.
 inline constexpr int32_t kPrefillRows = 48;
 
-// Scores of one group of heads over n candidates, to one score per candidate.
+// Scores of some heads over n candidates, to one score per candidate: the greatest log2 weight of
+// every max_of heads, and that is all, or share * the sum of their weights.
 struct CombineScores {
   const float* scores;  // [n_heads][score_stride]
   int64_t score_stride;
   int32_t n_heads;
   const float* log_sums;  // [n_heads], log2 of the sum of exp2(score); finite
-  bool mean;              // else max over the heads
-  int64_t n;              // out is written up to the next multiple of 16
-  float* out;             // may be the scores of the first head
+  int32_t max_of;         // divides n_heads; without add: n_heads
+  bool add;
+  float share;
+  int64_t n;   // out is written up to the next multiple of 16
+  float* out;  // may be the scores of the first head
 };
 
 // scores[row][query] = (landmark_row . query) * scale, clamped. queries are packed by the level's
@@ -67,6 +72,11 @@ struct SelectKernel {
   int64_t (*collect_above)(const float* scores, int64_t n, float threshold, int32_t* found);
   void (*score_blocks)(const PrefillScores&);
   int64_t (*scan_blocks)(const PrefillScan&);
+  bool byte_query;  // the layout of score_codes' queries
+  // Scores of int8 landmarks, but for the landmarks' scales; those multiply n scores in place,
+  // which clamps them too. Reads and writes whole groups of 16.
+  void (*score_codes)(const CodeRows&);
+  void (*scale_scores)(const float* scales, int64_t n, float* scores);
 };
 extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Bf16,
     kSelectAmx;
@@ -85,6 +95,13 @@ template <class V>
 void clamp_scores(float* scores, int64_t n) {
   for (int64_t i = 0; i < n; i += V::kLanes) {
     V::store(scores + i, clamp_score<V>(V::load(scores + i)));
+  }
+}
+
+template <class V>
+void scale_scores(const float* scales, int64_t n, float* scores) {
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    V::store(scores + i, clamp_score<V>(V::mul(V::load(scores + i), V::load(scales + i))));
   }
 }
 
@@ -132,22 +149,20 @@ void fold_max(const float* scores, int64_t n, float* columns) {
 
 template <class V>
 void combine_scores(const CombineScores& p) {
-  const typename V::F share = V::set1(1.0f / static_cast<float>(p.n_heads));
+  const typename V::F none = V::set1(-__builtin_inff());
+  const typename V::F share = V::set1(p.share);
   for (int64_t i = 0; i < p.n; i += V::kLanes) {
-    typename V::F all = p.mean ? V::zero() : V::set1(-__builtin_inff());
-    typename V::F live = V::zero();
-    for (int32_t h = 0; h < p.n_heads; ++h) {
-      const typename V::F s = V::load(p.scores + h * p.score_stride + i);
-      const typename V::F log_weight = V::sub(s, V::set1(p.log_sums[h]));
-      if (p.mean) {
-        all = V::add(all, V::exp2(log_weight));
-        live = s;  // -inf in one head is -inf in all: no candidate
-      } else {
-        all = V::max(log_weight, all);
+    typename V::F all = V::zero(), top = none;
+    for (int32_t h = 0; h < p.n_heads; h += p.max_of) {
+      top = none;
+      for (int32_t m = h; m < h + p.max_of; ++m) {
+        const typename V::F s = V::load(p.scores + m * p.score_stride + i);
+        top = V::max(V::sub(s, V::set1(p.log_sums[m])), top);
       }
+      if (p.add) all = V::add(all, V::exp2(top));
     }
-    if (p.mean) all = V::where_greater(live, V::set1(-__builtin_inff()), V::mul(all, share), live);
-    V::store(p.out + i, all);
+    // -inf in one head is -inf in all: no candidate.
+    V::store(p.out + i, p.add ? V::where_greater(top, none, V::mul(all, share), none) : top);
   }
 }
 

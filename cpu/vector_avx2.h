@@ -86,6 +86,34 @@ struct Vector {
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
+  using I = __m256i;
+  static I zero_sums() { return _mm256_setzero_si256(); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I subtract(I a, int32_t x) { return _mm256_sub_epi32(a, _mm256_set1_epi32(x)); }
+  static F to_float(I sums) { return _mm256_cvtepi32_ps(sums); }
+  static I load_blocks(const int8_t* const* rows, int64_t i) {
+    const __m128i r0 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + i));
+    const __m128i r4 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4] + i));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(r0), r4, 1);
+  }
+  static void transpose(I* x) {
+    const I a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
+    const I c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm256_unpacklo_epi64(a, c);
+    x[1] = _mm256_unpackhi_epi64(a, c);
+    x[2] = _mm256_unpacklo_epi64(b, d);
+    x[3] = _mm256_unpackhi_epi64(b, d);
+  }
+  static constexpr bool kByteQuery = false;
+  static I first_codes(I codes) { return _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8); }
+  static I second_codes(I codes) { return _mm256_srai_epi16(codes, 8); }
+  static I dot_codes(I acc, I codes, const char* query) {
+    int32_t q;
+    __builtin_memcpy(&q, query, sizeof q);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, _mm256_set1_epi32(q)));
+  }
+  static I join_sums(I first, I second) { return _mm256_add_epi32(first, second); }
+
   struct Piece {
     F even, odd;
   };

@@ -91,6 +91,39 @@ struct Avx512 {
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
+  using I = __m512i;
+  static I zero_sums() { return _mm512_setzero_si512(); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I subtract(I a, int32_t x) { return _mm512_sub_epi32(a, _mm512_set1_epi32(x)); }
+  static F to_float(I sums) { return _mm512_cvtepi32_ps(sums); }
+  static I load_blocks(const int8_t* const* rows, int64_t i) {
+    const auto block = [&](int r) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + i));
+    };
+    const I low = _mm512_inserti32x4(_mm512_castsi128_si512(block(0)), block(4), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(low, block(8), 2), block(12), 3);
+  }
+  static void transpose(I* x) {
+    const I a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const I c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c);
+    x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d);
+    x[3] = _mm512_unpackhi_epi64(b, d);
+  }
+  static constexpr bool kByteQuery = false;
+  static I first_codes(I codes) { return _mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 8); }
+  static I second_codes(I codes) { return _mm512_srai_epi16(codes, 8); }
+  static I broadcast4(const char* p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return _mm512_set1_epi32(x);
+  }
+  static I dot_codes(I acc, I codes, const char* query) {
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(codes, broadcast4(query)));
+  }
+  static I join_sums(I first, I second) { return _mm512_add_epi32(first, second); }
+
   struct Piece {
     F even, odd;
   };
@@ -140,6 +173,15 @@ struct Avx512Bf16 : Avx512 {
   static F dot(F acc, Piece row, const char* query, int64_t piece) {
     return _mm512_dpbf16_ps(acc, row, pairs(_mm512_loadu_si512(query + piece * 64)));
   }
+  // vpdpbusd multiplies all four codes of a lane, as code + 128, with four bytes of the query: its
+  // low ones, then its high ones.
+  static constexpr bool kByteQuery = true;
+  static I first_codes(I codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+  static I second_codes(I codes) { return first_codes(codes); }
+  static I dot_codes(I acc, I codes, const char* query) {
+    return _mm512_dpbusd_epi32(acc, codes, broadcast4(query));
+  }
+  static I join_sums(I low, I high) { return _mm512_add_epi32(low, _mm512_slli_epi32(high, 8)); }
 
   struct BroadcastPair {
     explicit BroadcastPair(const uint16_t* p) {

@@ -19,6 +19,7 @@ struct Vector {
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint32_t U __attribute__((vector_size(16)));
+  typedef int16_t S __attribute__((vector_size(16)));
 
   static F zero() { return F{}; }
   static F set1(float x) { return F{x, x, x, x}; }
@@ -94,6 +95,41 @@ struct Vector {
     load_pairs(whole, even, odd);
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+  // int8 codes against int16 queries; lanes are rows.
+  static I zero_sums() { return I{}; }
+  static I add(I a, I b) { return a + b; }
+  static I subtract(I a, int32_t x) { return (I)((U)a - static_cast<uint32_t>(x)); }
+  static F to_float(I sums) { return __builtin_convertvector(sums, F); }
+  // 16 codes of rows 0, 4, 8, .. : one row to every four lanes.
+  static I load_blocks(const int8_t* const* rows, int64_t i) {
+    I v;
+    __builtin_memcpy(&v, rows[0] + i, sizeof v);
+    return v;
+  }
+  // Four times four lanes: lane r of x[c] was lane c of x[r].
+  static void transpose(I* x) {
+    const I a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+    const I b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    const I c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+    const I d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    x[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+    x[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    x[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+    x[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  }
+  // The two halves of the work on four codes in a lane (CodeQuery): of the first and third, and of
+  // the second and fourth, as two int16.
+  static constexpr bool kByteQuery = false;
+  static I first_codes(I codes) { return (I)((S)codes << 8 >> 8); }
+  static I second_codes(I codes) { return (I)((S)codes >> 8); }
+  // Adds the products with four bytes of the query.
+  static I dot_codes(I acc, I codes, const char* query) {
+    int16_t q[2];
+    __builtin_memcpy(q, query, sizeof q);
+    return acc + (codes << 16 >> 16) * int32_t{q[0]} + (codes >> 16) * int32_t{q[1]};
+  }
+  static I join_sums(I first, I second) { return first + second; }
 
   // A piece of a row, multiplied by a piece of the query. The query is packed as fp32: the even
   // elements of the piece, then the odd ones.

@@ -62,6 +62,17 @@ concept Selects = requires(Q& queue) {
   fit_basis(queue, FitBasisParams{});
   project_keys(queue, ProjectParams{});
   rebuild_keys(queue, RebuildParams{});
+  encode_landmarks(queue, EncodeLandmarksParams{});
+  accumulate_mass(queue, MassParams{});
+  pick_chunks(queue, PickParams{});
+  decide_reuse(queue, ReuseParams{});
+};
+
+template <typename Q>
+concept Codes = requires(Q& queue) {
+  encode_rows(queue, EncodeParams{});
+  mean_keys(queue, MeanKeysParams{});
+  decode_keys(queue, DecodeKeysParams{});
 };
 
 template <typename Q>
@@ -102,6 +113,6 @@ concept Replays = requires(Q& queue, typename Q::Graph& graph) {
 template <typename Q>
 concept Backend =
     HostTier<Q> && Finishes<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q> &&
-    Synthesises<Q> && Picks<Q>;
+    Codes<Q> && Synthesises<Q> && Picks<Q>;
 
 }  // namespace tiercel

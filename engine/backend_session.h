@@ -75,7 +75,7 @@ class BackendSession : public Session {
       return;
     }
     fail("rewind: {} tokens were generated, more than a session with --recent {} can take back",
-         n_tokens() - n_prompt_, plan_.options.recent);
+         n_tokens() - n_prompt_, plan_.options.selection.recent);
   }
 
   void set_budget(int64_t tokens) override {
@@ -107,6 +107,8 @@ class BackendSession : public Session {
     report.selected_chunks = c.selected_chunks;
     report.hit_chunks = c.hit_chunks;
     report.fetched_bytes = c.fetched_bytes;
+    report.decisions = c.decisions;
+    report.reused = c.reused;
     return report;
   }
   AuditReport audit() const override {

@@ -7,12 +7,28 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/ops.h"
+
 namespace tiercel {
 
 enum class BackendKind : uint8_t { kAuto, kCpu, kCuda };
-enum class AttentionMode : uint8_t { kDense, kShadow };
+// Decode attends everything, or what a composition of settings selects; presets are named after the
+// systems whose method they are (engine/presets.h).
+enum class AttentionMode : uint8_t {
+  kDense,
+  kShadow,       // ShadowKV: mean landmarks, low-rank keys
+  kTokenSelect,  // TokenSelect: exact tokens, one soft vote per layer, reuse by query similarity
+  kNosa,         // NOSA: a static part by attention mass beside the query-aware one
+  kQuest,        // Quest: bounds by per-channel extremes
+  kDelta,        // DELTA: few layers select, the following ones attend the same
+  kMpcache       // MPCache: a look-once cut, two levels, layers in pairs
+};
 enum class PrefillMode : uint8_t { kAuto, kDense, kSelect };
-enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank };
+// kExact: beside the values, on their tier; or in the index, where chunks are exact tokens.
+enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank, kInt8, kInt4 };
+// Where values (and exact keys) live. kAuto: layer by layer on the device while they fit the device's
+// memory, where that is known; else on the host.
+enum class ValueHome : uint8_t { kAuto, kHost, kDevice };
 
 inline constexpr int64_t kBudgetAll = -1;
 
@@ -23,18 +39,57 @@ struct ModelOptions {
   int device = 0;                            // CUDA device
 };
 
+// The composition of selection: what a preset sets.
+//
+//   index      what stands for a chunk: mean or extremes of its keys; a chunk of one token is exact
+//   levels     with coarse_chunk, blocks of so many tokens are scored first, and only the chunks of the
+//              best coarse_share of them afterwards
+//   score      softmax over what competes, for every query head
+//   group      what the heads of a group make of it; scope: a list per KV head or one per layer
+//   budget     tokens, or a share of the prompt; top_p stops earlier, where so much weight is reached
+//   reuse      a list stays while the query has this cosine with the one it was made for, and for
+//              reuse_steps steps at most; share_layers: so many layers attend what the first selected
+//   cap        at most miss_cap chunks are fetched per KV head and step; estimate: those left out count
+//              as one key and value each, their means
+//   static     static_budget: tokens that stay exact on the device because the prompt's last queries
+//              attended them most; drop_share: chunks that they attended least never compete
+struct SelectionOptions {
+  IndexKind index = IndexKind::kMean;
+  int64_t chunk_size = 8;      // tokens per chunk
+  int64_t coarse_chunk = 0;    // tokens per block of the first level; 0: one level
+  double coarse_share = 0.125;  // of the blocks
+  GroupScore group = GroupScore::kMax;
+  SelectScope scope = SelectScope::kKvHead;
+  int64_t budget = 2048;      // selected tokens per KV head, or kBudgetAll
+  double budget_share = 0;    // of the prompt; 0: budget says
+  double top_p = 0;           // 0: off
+  double reuse = 0;           // cosine; 0: the query is not asked
+  int64_t reuse_steps = 0;    // steps that a list serves; 0: no limit. Both 0: every step selects
+  int64_t share_layers = 1;
+  int64_t miss_cap = -1;      // -1: off
+  bool estimate = false;
+  int64_t sinks = 16;         // tokens; rounded up to whole chunks
+  int64_t recent = 256;       // tokens
+  int64_t outliers = 48;      // chunks per KV head whose mean describes them worst: exact
+  int64_t static_budget = 0;  // tokens per KV head; rounded up to whole chunks
+  double drop_share = 0;      // of the chunks between sinks and window
+  double slots = 3.0;         // selection cache, in budgets
+
+  KeyCodec key_codec = KeyCodec::kAuto;  // auto: exact when budget is all or tokens are chunks
+  int64_t rank = 160;                    // of the low-rank keys; capped by the key width
+  RowCodec rank_codec = RowCodec::kBf16;  // of their coefficients: kBf16, kInt8
+  RowCodec landmark_codec = RowCodec::kBf16;  // kBf16, kInt8
+  RowCodec value_codec = RowCodec::kBf16;
+
+  bool reuses() const { return reuse > 0 || reuse_steps > 1; }
+};
+
 struct SessionOptions {
-  AttentionMode attention = AttentionMode::kShadow;
+  AttentionMode attention = AttentionMode::kShadow;  // names the preset that selection comes from
+  SelectionOptions selection;
   PrefillMode prefill = PrefillMode::kAuto;  // auto: dense where it is affordable
-  int64_t budget = 2048;                     // selected tokens per KV head, or kBudgetAll
-  int64_t prefill_budget = 2048;             // the same for prefill blocks, or kBudgetAll
-  int64_t chunk_size = 8;                    // tokens per chunk
-  int64_t sinks = 16;                        // tokens; rounded up to whole chunks
-  int64_t recent = 256;                      // tokens
-  int64_t outliers = 48;                     // chunks per KV head
-  int64_t rank = 160;                        // of the low-rank keys; capped by the key width
-  KeyCodec key_codec = KeyCodec::kAuto;      // auto: exact when budget is all, else low-rank
-  double slots = 3.0;                        // selection cache, in budgets
+  int64_t prefill_budget = 2048;             // selected tokens of prefill blocks, or kBudgetAll
+  ValueHome value_home = ValueHome::kAuto;
   int64_t audit = 0;                         // every N steps; 0: off
   int64_t context = 0;                       // tokens per sequence; 0: prompt plus generation
   int64_t device_memory = 0;                 // bytes; 0: no limit of its own
@@ -43,7 +98,7 @@ struct SessionOptions {
   bool exact_exp = false;                    // fp32 exp2 in prefill instead of the 16-bit lookup
   bool no_graphs = false;                    // decode steps are not recorded and replayed (CUDA)
   bool strict = false;                       // refuse what is otherwise a warning
-  double imposed_hit_rate = -1;              // 0..1: selections are made up (synthetic models); -1: real
+  double imposed_hit_rate = -1;  // 0..1: selections are made up (synthetic models); -1: real
 };
 
 struct SamplingOptions {
@@ -59,8 +114,10 @@ struct SamplingOptions {
 // Bytes per tier and purpose. The plan announces them before anything is allocated.
 struct MemoryReport {
   struct Device {
-    int64_t weights = 0, keys = 0, landmarks = 0, slots = 0, exact = 0, activations = 0;
-    int64_t total() const { return weights + keys + landmarks + slots + exact + activations; }
+    int64_t weights = 0, keys = 0, values = 0, landmarks = 0, slots = 0, exact = 0, activations = 0;
+    int64_t total() const {
+      return weights + keys + values + landmarks + slots + exact + activations;
+    }
   } device;
   struct Host {
     int64_t values = 0, keys = 0;

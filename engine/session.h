@@ -42,6 +42,7 @@ struct SessionPlan {
   int64_t n_prompt = 0;   // tokens that prefill may be given
   int64_t context = 0;    // tokens that the sequence can hold
   bool logprobs = false;  // prefill_logprobs may be called
+  int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };

@@ -1,6 +1,7 @@
 #include "engine/session_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/queue.h"
 #include "cpu/select.h"
@@ -21,22 +22,87 @@ void require(bool ok, const char* flag, const char* expected, int64_t found) {
   if (!ok) fail(ErrorKind::kUsage, "{}: expected {}, found {}", flag, expected, found);
 }
 
+void require_share(double share, const char* flag) {
+  if (!(share >= 0 && share <= 1)) {
+    fail(ErrorKind::kUsage, "{}: expected a share from 0 to 1, found {}", flag, share);
+  }
+}
+
 void check_ranges(const SessionOptions& o) {
-  require(o.chunk_size >= 1 && o.chunk_size <= 128, "--chunk-size", "1 to 128 tokens", o.chunk_size);
-  require(o.budget == kBudgetAll || o.budget >= o.chunk_size, "--budget",
-          "'all' or at least one chunk of tokens", o.budget);
-  require(o.prefill_budget == kBudgetAll || o.prefill_budget >= o.chunk_size, "--prefill-budget",
+  const SelectionOptions& s = o.selection;
+  require(s.chunk_size >= 1 && s.chunk_size <= 128, "--chunk-size", "1 to 128 tokens", s.chunk_size);
+  require(s.budget == kBudgetAll || s.budget >= s.chunk_size, "--budget",
+          "'all' or at least one chunk of tokens", s.budget);
+  require(o.prefill_budget == kBudgetAll || o.prefill_budget >= s.chunk_size, "--prefill-budget",
           "'all' or at least one chunk of tokens", o.prefill_budget);
-  require(o.sinks >= 0, "--sinks", "0 or more tokens", o.sinks);
-  require(o.recent >= 1, "--recent", "1 or more tokens", o.recent);
-  require(o.outliers >= 0, "--outliers", "0 or more chunks", o.outliers);
-  require(o.rank >= 1, "--rank", "1 or more", o.rank);
+  require(s.sinks >= 0, "--sinks", "0 or more tokens", s.sinks);
+  require(s.recent >= 1, "--recent", "1 or more tokens", s.recent);
+  require(s.outliers >= 0, "--outliers", "0 or more chunks", s.outliers);
+  require(s.static_budget >= 0, "--static-budget", "0 or more tokens", s.static_budget);
+  require(s.rank >= 1, "--rank", "1 or more", s.rank);
+  require(s.share_layers >= 1, "--share-layers", "1 or more layers", s.share_layers);
+  require(s.reuse_steps >= 0, "--reuse-steps", "0 or more steps", s.reuse_steps);
+  require(s.miss_cap >= -1, "--miss-cap", "-1 (no limit) or chunks", s.miss_cap);
+  require(s.coarse_chunk >= 0, "--coarse-chunk", "0 or more tokens", s.coarse_chunk);
   require(o.audit >= 0, "--audit", "0 or more steps", o.audit);
   require(o.context >= 0, "--ctx-size", "0 or more tokens", o.context);
   require(o.device_memory >= 0, "--device-memory", "0 or more bytes", o.device_memory);
   require(o.host_memory >= 0, "--host-memory", "0 or more bytes", o.host_memory);
-  if (!(o.slots >= 1 && o.slots <= 1e6)) {
-    fail(ErrorKind::kUsage, "--slots: expected 1 or more budgets, found {}", o.slots);
+  require_share(s.budget_share, "--budget");
+  require_share(s.top_p, "--top-p-mass");
+  require_share(s.reuse, "--reuse");
+  require_share(s.drop_share, "--drop-share");
+  require_share(s.coarse_share, "--coarse-share");
+  if (!(s.slots >= 1 && s.slots <= 1e6)) {
+    fail(ErrorKind::kUsage, "--slots: expected 1 or more budgets, found {}", s.slots);
+  }
+}
+
+// Settings that are fine by themselves, but not together.
+void check_composition(const SelectionOptions& s) {
+  const auto refuse_if = [](bool wrong, const char* what) {
+    if (wrong) fail(ErrorKind::kUsage, "{}", what);
+  };
+  const bool exact_tokens = s.chunk_size == 1 && s.index == IndexKind::kMean;
+  refuse_if(s.top_p > 0 && s.group == GroupScore::kMax,
+            "--top-p-mass: the weights of --group max have no sum; use --group mean or sum");
+  refuse_if(s.outliers > 0 && s.index != IndexKind::kMean,
+            "--outliers: extremes describe every chunk; use --index mean or --outliers 0");
+  refuse_if(s.outliers > 0 && s.static_budget > 0,
+            "--outliers and --static-budget: the chunks that stay exact are chosen by one of them");
+  refuse_if(s.scope == SelectScope::kLayer && (s.outliers > 0 || s.static_budget > 0 || s.drop_share > 0),
+            "--scope layer: --outliers, --static-budget and --drop-share choose per KV head; use "
+            "--scope head, or --outliers 0 without them");
+  refuse_if(s.coarse_chunk > 0 && (s.coarse_chunk % s.chunk_size != 0 || s.coarse_chunk == s.chunk_size),
+            "--coarse-chunk: expected a multiple of --chunk-size");
+  refuse_if(s.coarse_chunk > 0 && s.landmark_codec != RowCodec::kBf16,
+            "--coarse-chunk: blocks are made of landmarks in bf16; use --landmark-codec bf16");
+  refuse_if(s.coarse_chunk > 0 && s.coarse_share == 0, "--coarse-share: expected more than 0");
+  refuse_if(s.landmark_codec == RowCodec::kInt4 || s.rank_codec == RowCodec::kInt4,
+            "landmarks and coefficients are bf16 or int8");
+  refuse_if((s.static_budget > 0 || s.drop_share > 0) && s.index != IndexKind::kMean && s.chunk_size < 8,
+            "--static-budget, --drop-share: with --index minmax expected --chunk-size 8 or more");
+  refuse_if(s.estimate && s.miss_cap < 0, "--estimate: nothing is left out without --miss-cap");
+  refuse_if(s.estimate && (s.index != IndexKind::kMean || s.landmark_codec != RowCodec::kBf16 || exact_tokens),
+            "--estimate: chunks are estimated by their means; expected --index mean, "
+            "--landmark-codec bf16 and --chunk-size 2 or more");
+  refuse_if(s.miss_cap >= 0 && s.share_layers > 1,
+            "--miss-cap: layers that share a list have caches of their own; use --share-layers 1");
+}
+
+void check_codecs(const SelectionOptions& s, const ModelConfig& config) {
+  const auto require_groups = [](int64_t width, const char* flag, const char* what) {
+    if (!can_code(width)) {
+      fail(ErrorKind::kUsage, "{}: codes come in groups of 32, this {} is {}", flag, what, width);
+    }
+  };
+  const int64_t d = config.head_dim;
+  if (s.value_codec != RowCodec::kBf16) require_groups(d, "--value-codec", "model's head_dim");
+  if (s.key_codec == KeyCodec::kInt8 || s.key_codec == KeyCodec::kInt4) {
+    require_groups(d, "--key-codec", "model's head_dim");
+  }
+  if (s.key_codec == KeyCodec::kLowRank && s.rank_codec != RowCodec::kBf16) {
+    require_groups(std::min(s.rank, config.kv_width()), "--rank-codec", "rank");
   }
 }
 
@@ -80,7 +146,8 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
 void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
   if (plan.options.prefill != PrefillMode::kSelect) return;
   const int64_t most =
-      cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) * r.options.chunk_size;
+      cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) *
+      KvLayout(kv_shape(r.config), kv_settings(plan, r.config)).prefill_chunk;
   const int64_t wanted =
       std::min(r.options.prefill_budget == kBudgetAll ? r.n_prompt : r.options.prefill_budget,
                r.n_prompt);
@@ -90,22 +157,64 @@ void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
   }
 }
 
+void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
+  if (s.budget_share == 0) return;
+  s.budget = static_cast<int64_t>(std::ceil(s.budget_share * static_cast<double>(r.n_prompt)));
+  s.budget = std::max(s.budget, s.chunk_size);
+}
+
 void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
-  SessionOptions& o = plan.options;
+  SelectionOptions& s = plan.options.selection;
   const int64_t width = r.config.kv_width();
-  if (o.key_codec == KeyCodec::kAuto) {
+  if (s.key_codec == KeyCodec::kAuto) {
     // Too few keys say too little about the directions that later ones will take.
-    const bool few = r.n_prompt < 4 * std::min(o.rank, width);
-    o.key_codec = o.budget == kBudgetAll || few ? KeyCodec::kExact : KeyCodec::kLowRank;
+    const bool few = r.n_prompt < 4 * std::min(s.rank, width);
+    s.key_codec = s.budget == kBudgetAll || few || s.chunk_size == 1 ? KeyCodec::kExact
+                                                                     : KeyCodec::kLowRank;
   }
-  if (o.key_codec == KeyCodec::kLowRank && o.rank > width) {
-    if (r.options.rank != SessionOptions{}.rank) {
+  if (s.key_codec == KeyCodec::kLowRank && s.rank > width) {
+    if (r.options.selection.rank != SelectionOptions{}.rank) {
       plan.notes.push_back(
-          fmt::format("--rank {} is more than the {} key channels of a layer; {} is used.", o.rank,
+          fmt::format("--rank {} is more than the {} key channels of a layer; {} is used.", s.rank,
                       width, width));
     }
-    o.rank = width;
+    s.rank = width;
   }
+}
+
+// How many layers' values (and exact keys) live on the device. With room for everything, keys that
+// nobody chose are exact: then nothing is fetched, rebuilt or decoded, and nothing is lost.
+void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
+  if (plan.options.attention == AttentionMode::kDense) return;
+  const int64_t n_layers = r.config.n_layers;
+  if (r.options.value_home == ValueHome::kHost) return;
+  if (r.options.value_home == ValueHome::kDevice) {
+    plan.device_layers = n_layers;
+    return;
+  }
+  int64_t limit = r.options.device_memory;
+  if (r.device_free_bytes > 0) {
+    const int64_t has = r.weight_bytes + r.device_free_bytes;
+    limit = limit > 0 ? std::min(limit, has) : has;
+  }
+  if (limit == 0) return;
+  const auto fits = [&](const SessionPlan& candidate) {
+    return count_memory(r, candidate).device.total() <= limit;
+  };
+  SessionPlan whole = plan;
+  whole.device_layers = n_layers;
+  if (r.options.selection.key_codec == KeyCodec::kAuto) {
+    whole.options.selection.key_codec = KeyCodec::kExact;
+    if (fits(whole)) {
+      plan = whole;
+      return;
+    }
+    whole = plan;
+  }
+  for (whole.device_layers = n_layers; whole.device_layers > 0; --whole.device_layers) {
+    if (fits(whole)) break;
+  }
+  plan.device_layers = whole.device_layers;
 }
 
 // What to say when a tier is too small: the flag to raise, and what would need less.
@@ -114,8 +223,9 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   std::string help = fmt::format("raise {}", flag);
   if (plan.options.attention == AttentionMode::kDense && std::string_view(flag) != "--host-memory") {
     help += ", or use --attention shadow";
-  } else if (plan.options.attention == AttentionMode::kShadow) {
-    if (plan.options.key_codec == KeyCodec::kLowRank) help += ", lower --rank or --slots";
+  } else if (plan.options.attention != AttentionMode::kDense) {
+    if (plan.options.selection.key_codec == KeyCodec::kLowRank) help += ", lower --rank or --slots";
+    if (plan.options.selection.value_codec == RowCodec::kBf16) help += ", try --value-codec int8";
     if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
   }
   fail(ErrorKind::kDoesNotFit,
@@ -138,21 +248,55 @@ KvShape kv_shape(const ModelConfig& c) {
 
 KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   const SessionOptions& o = plan.options;
+  const SelectionOptions& from = o.selection;
+  const auto chunks = [&](int64_t tokens) {
+    return (tokens + from.chunk_size - 1) / from.chunk_size;
+  };
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
-  s.exact_keys = o.key_codec == KeyCodec::kExact;
   s.select_prefill = o.prefill == PrefillMode::kSelect;
   s.audit = o.audit > 0;
   s.capacity = plan.context;
   s.prompt = plan.n_prompt;
-  s.budget = o.budget == kBudgetAll ? plan.context : o.budget;
   s.prefill_budget = o.prefill_budget == kBudgetAll ? plan.n_prompt : o.prefill_budget;
-  s.chunk_tokens = static_cast<int32_t>(o.chunk_size);
-  s.sinks = (o.sinks + o.chunk_size - 1) / o.chunk_size * o.chunk_size;
-  s.recent = o.recent;
-  s.outliers = o.outliers;
-  s.rank = std::min(o.rank, config.kv_width());
-  s.slots = o.slots;
+
+  s.chunk_tokens = static_cast<int32_t>(from.chunk_size);
+  s.index = from.index;
+  s.landmark_codec = from.landmark_codec;
+  s.coarse_tokens = from.coarse_chunk;
+  s.coarse_share = from.coarse_share;
+  s.group = from.group;
+  s.scope = from.scope;
+  s.budget = from.budget == kBudgetAll ? plan.context : from.budget;
+  s.top_p = from.top_p;
+  s.reuse_cosine = from.reuse;
+  s.reuse_steps = from.reuse_steps;
+  s.share_layers = from.share_layers;
+  s.miss_cap = from.miss_cap;
+  s.estimate = from.estimate;
+  s.sinks = chunks(from.sinks) * from.chunk_size;
+  s.recent = from.recent;
+  s.outliers = from.outliers;
+  s.static_chunks = chunks(from.static_budget);
+  s.drop_share = from.drop_share;
+  s.slots = from.slots;
+
+  switch (from.key_codec) {
+    case KeyCodec::kAuto:
+    case KeyCodec::kExact: s.keys = KeyForm::kExact; break;
+    case KeyCodec::kLowRank:
+      s.keys = KeyForm::kLowRank;
+      s.key_codec = from.rank_codec;
+      break;
+    case KeyCodec::kInt8:
+    case KeyCodec::kInt4:
+      s.keys = KeyForm::kCoded;
+      s.key_codec = from.key_codec == KeyCodec::kInt8 ? RowCodec::kInt8 : RowCodec::kInt4;
+      break;
+  }
+  s.rank = std::min(from.rank, config.kv_width());
+  s.value_codec = from.value_codec;
+  s.device_layers = plan.device_layers;
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
@@ -171,6 +315,7 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   m.one_memory = !cuda;
   m.device.weights = r.weight_bytes;
   m.device.keys = of(device, Purpose::kKeys);
+  m.device.values = of(device, Purpose::kValues);
   m.device.landmarks = of(device, Purpose::kLandmarks);
   m.device.slots = of(device, Purpose::kSlots);
   m.device.exact = of(device, Purpose::kExact);
@@ -225,12 +370,16 @@ SessionPlan make_plan(const PlanRequest& r) {
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);
-  check_prefill_budget(r, plan);
+  resolve_budget(r, plan.options.selection);
   resolve_keys(r, plan);
+  check_composition(plan.options.selection);
+  check_codecs(plan.options.selection, r.config);
+  check_prefill_budget(r, plan);
   if (plan.options.audit > 0 && plan.options.attention == AttentionMode::kDense) {
     plan.notes.push_back("--audit measures selection; --attention dense selects nothing.");
     plan.options.audit = 0;
   }
+  resolve_homes(r, plan);
   plan.memory = count_memory(r, plan);
   return plan;
 }

@@ -109,6 +109,7 @@ Source make_source(const KvSource& from) {
   const auto c = static_cast<uint64_t>(from.chunk_tokens);
   to.shift = 31 + std::bit_width(c - 1);
   to.reciprocal = static_cast<uint32_t>(((uint64_t{1} << to.shift) + c - 1) / c);
+  to.bias = from.bias;
   return to;
 }
 

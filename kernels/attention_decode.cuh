@@ -43,6 +43,7 @@ struct Source {
   int32_t chunk_tokens = 1;
   uint32_t reciprocal = 0;
   int32_t shift = 0;
+  float bias = 0;  // of every score, log2 units
 };
 
 struct Params {
@@ -68,7 +69,7 @@ struct Params {
 // Shared memory beside the rings.
 struct Notes {
   int32_t n_tokens[kMaxDecodeSources];  // of this KV head
-  int32_t live[kWarps][4];              // keys of the tile in each stage
+  int32_t tiles[kWarps][4];             // of the tile in each stage: live << 3 | source
   uint32_t is_last;
 };
 inline constexpr int kNotesBytes = 128;
@@ -426,7 +427,7 @@ KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
       for (int e = lane / 16; e < d; e += 2) s = fmaf(to_float(q[e]), to_float(key[e]), s);
     }
     s += shuffle_xor(s, 16);
-    s = lane % 16 < live ? mul_rn(s, p.scale) : -kInf;
+    s = lane % 16 < live ? fmaf(s, p.scale, source.bias) : -kInf;
 
     // Weights.
     float top = fmaxf(max, s);

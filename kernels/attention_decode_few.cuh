@@ -104,7 +104,8 @@ attend_few(const GRID_CONST Params p) {
   float o[kHeadDim / 8][4] = {}, max[2] = {-kInf, -kInf}, sum[2] = {};
 #pragma unroll 1
   for (int i = 0; i < kFewStages; ++i) {
-    const int live = static_cast<int>(shuffle(static_cast<uint32_t>(row.live), i * 16));
+    const int tile = static_cast<int>(shuffle(pack_tile(row), i * 16)), live = live_of(tile);
+    const float bias = bias_of(p, tile);
     if (i == 0) {
       copy_wait<kFewStages - 1>();
     } else {
@@ -115,7 +116,7 @@ attend_few(const GRID_CONST Params p) {
     float s[2][4] = {}, alpha[2];
     uint32_t weights[4];
     score_tile<kHeadDim>(s, queries, stage(i), lane);
-    weigh_tile(weights, alpha, s, max, sum, live, p.scale, lane);
+    weigh_tile(weights, alpha, s, max, sum, live, p.scale, bias, lane);
     add_values<kHeadDim>(o, alpha, weights, stage(i) + L::kTileBytes, lane);
   }
 

@@ -72,17 +72,24 @@ struct Queries {
   }
 };
 
-// One tile to a stage, and how many of its keys are live: none are copied if none is. Lane
-// first_lane + r holds row r's offset; rows past the last are zeros.
+// What a warp knows of a tile in one word: live << 3 | source. No key is live: 7 or less.
+static_assert(kMaxDecodeSources <= 8);
+GPU uint32_t pack_tile(const Row& row) {
+  return static_cast<uint32_t>(row.live) << 3 | static_cast<uint32_t>(row.source);
+}
+GPU int live_of(int tile) { return tile >> 3; }
+GPU float bias_of(const Params& p, int tile) { return p.sources[tile & 7].bias; }
+
+// One tile to a stage, and what pack_tile says of it: none of its keys are copied if none is live.
+// Lane first_lane + r holds row r's offset; rows past the last are zeros.
 template <int kHeadDim>
 GPU int copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane, uint8_t* stage,
                   int lane) {
   using namespace gpu;
-  const uint32_t packed = shuffle(
-      static_cast<uint32_t>(mine.live) << 3 | static_cast<uint32_t>(mine.source), first_lane);
-  const Source& source = p.sources[packed & 7];
-  const int live = static_cast<int>(packed) >> 3;
-  if (live <= 0) return 0;
+  const int tile = static_cast<int>(shuffle(pack_tile(mine), first_lane));
+  const Source& source = p.sources[tile & 7];
+  const int live = live_of(tile);
+  if (live <= 0) return tile;
   const bf16* keys = source.keys + kv_head * source.head_stride;
   const bf16* values = source.values + kv_head * source.head_stride;
   constexpr int kUnits = kHeadDim / 8;
@@ -94,7 +101,7 @@ GPU int copy_tile(const Params& p, int kv_head, const Row& mine, int first_lane,
     copy_async16(target, keys + at, row < live);
     copy_async16(target + Layout<kHeadDim>::kTileBytes, values + at, row < live);
   }
-  return live;
+  return tile;
 }
 
 // s = Q K^T: s[j] are keys 8j .. 8j+7.
@@ -115,7 +122,7 @@ GPU void score_tile(float (&s)[2][4], const Queries<kHeadDim>& queries, const ui
 // p = exp2(s - max) as bf16, for the lane's rows lane/4 and lane/4 + 8; alpha rescales what was
 // summed under the old maximum. sum stays per lane until the end.
 GPU void weigh_tile(uint32_t (&p)[4], float (&alpha)[2], float (&s)[2][4], float (&max)[2],
-                    float (&sum)[2], int live, float scale, int lane) {
+                    float (&sum)[2], int live, float scale, float bias, int lane) {
   using namespace gpu;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -125,7 +132,7 @@ GPU void weigh_tile(uint32_t (&p)[4], float (&alpha)[2], float (&s)[2][4], float
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& x = s[j][2 * r + e];
-        x = j * 8 + 2 * (lane % 4) + e < live ? mul_rn(x, scale) : -kInf;
+        x = j * 8 + 2 * (lane % 4) + e < live ? fmaf(x, scale, bias) : -kInf;
         top = fmaxf(top, x);
       }
     }
@@ -221,9 +228,9 @@ attend_tiles(const GRID_CONST Params p) {
   Row row = find_row(p, notes, work.kv_head, share.first + lane / 16, lane % 16);
   auto issue = [&](int i) {
     if (i < share.count) {
-      const int live = copy_tile<kHeadDim>(p, work.kv_head, row, (i & 1) * 16,
+      const int tile = copy_tile<kHeadDim>(p, work.kv_head, row, (i & 1) * 16,
                                            ring + i % kStages * L::kStageBytes, lane);
-      if (lane == 0) notes.live[warp][i % kStages] = live;
+      if (lane == 0) notes.tiles[warp][i % kStages] = tile;
       if (i & 1) {
         row = find_row(p, notes, work.kv_head, share.first + i + 1 + lane / 16, lane % 16);
       }
@@ -242,10 +249,12 @@ attend_tiles(const GRID_CONST Params p) {
     sync_warp();  // all lanes' copies have landed, and all lanes have left the stage refilled next
     issue(i + kStages - 1);
     const uint8_t* keys = ring + i % kStages * L::kStageBytes;
+    const int tile = notes.tiles[warp][i % kStages];
+    const float bias = bias_of(p, tile);
     float s[2][4] = {}, alpha[2];
     uint32_t weights[4];
     score_tile<kHeadDim>(s, queries, keys, lane);
-    weigh_tile(weights, alpha, s, max, sum, notes.live[warp][i % kStages], p.scale, lane);
+    weigh_tile(weights, alpha, s, max, sum, live_of(tile), p.scale, bias, lane);
     add_values<kHeadDim>(o, alpha, weights, keys + L::kTileBytes, lane);
   }
   copy_wait<0>();

@@ -62,6 +62,20 @@ GPU uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// The four int8 of a word as two pairs of bf16, exactly: x = (128 + its low 7 bits) - (128, or 256 where
+// its sign is set), where each term is a bf16 that holds those bits as they are.
+GPU void int8_to_bf16(uint32_t four, uint32_t& first, uint32_t& second) {
+  const uint32_t pairs[2] = {__byte_perm(four, 0, 0x4140), __byte_perm(four, 0, 0x4342)};
+  uint32_t values[2];
+  for (int i = 0; i < 2; ++i) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(values[i])
+        : "r"((pairs[i] & 0x007f007fu) | 0x43004300u), "r"(0x3f803f80u),
+          "r"((pairs[i] & 0x00800080u) | 0xc300c300u));
+  }
+  first = values[0];
+  second = values[1];
+}
 
 // ---- barriers and warp collectives --------------------------------------------------------------
 GPU void sync_threads() { __syncthreads(); }

@@ -1,4 +1,4 @@
-// Means of chunks, minimum cosines, and the chunks of the lowest.
+// Landmarks of chunks and their codes, minimum cosines, and the chunks of the lowest.
 #pragma once
 
 #include "engine/base/ops.h"
@@ -9,6 +9,17 @@ namespace tiercel::cuda {
 
 inline constexpr int kMeanThreads = 256;
 inline constexpr int kCosineThreads = 128;
+
+template <int kWords>
+GPU void load_words(const bf16* row, uint32_t (&words)[kWords]) {
+  static_assert(kWords == 4 || kWords == 1);
+  if constexpr (kWords == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(row);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else {
+    words[0] = *reinterpret_cast<const uint32_t*>(row);
+  }
+}
 
 // A thread sums kWords 32-bit words of columns over the chunk's tokens, in their order.
 template <int kWords>
@@ -27,13 +38,7 @@ mean_chunks(const GRID_CONST LandmarkParams p) {
 #pragma unroll 8
   for (int32_t t = 0; t < p.chunk_tokens; ++t) {
     uint32_t words[kWords];
-    const bf16* row = keys + int64_t{t} * p.head_dim;
-    if constexpr (kWords == 4) {
-      const uint4 v = *reinterpret_cast<const uint4*>(row);
-      words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-    } else {
-      words[0] = *reinterpret_cast<const uint32_t*>(row);
-    }
+    load_words(keys + int64_t{t} * p.head_dim, words);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       sum[2 * w] += low_float(words[w]);
@@ -42,10 +47,133 @@ mean_chunks(const GRID_CONST LandmarkParams p) {
   }
   const float n = static_cast<float>(p.chunk_tokens);
   uint32_t* mean = reinterpret_cast<uint32_t*>(p.landmarks + head * p.landmark_head_stride +
-                                               chunk * p.head_dim + column);
+                                               (chunk - p.first_landmark) * p.head_dim + column);
 #pragma unroll
   for (int w = 0; w < kWords; ++w) mean[w] = pack_bf16(sum[2 * w] / n, sum[2 * w + 1] / n);
 }
+
+// fp32 bits as integers in the order of their values, -0 below +0 and NaNs outside the infinities;
+// its own inverse.
+GPU int32_t in_order(uint32_t bits) {
+  const auto x = static_cast<int32_t>(bits);
+  return x ^ (x >> 31 & 0x7fffffff);
+}
+GPU uint32_t bits_of_order(int32_t order, bool is_nan) {
+  return (is_nan ? 0x7fc00000u : in_order(static_cast<uint32_t>(order)) & 0xffff0000u) >> 16;
+}
+
+// The same of extremes.
+template <int kWords>
+KERNEL(kMeanThreads, 4)
+extremes_of_chunks(const GRID_CONST LandmarkParams p) {
+  using namespace gpu;
+  begin_dependent();
+  constexpr int32_t kInfinity = 0x7f800000;
+  const int32_t per_row = p.head_dim / (2 * kWords);
+  const int64_t item = int64_t{blockIdx.x} * kMeanThreads + threadIdx.x;
+  if (item >= p.n_chunks * per_row) return;
+  const int64_t head = blockIdx.y, chunk = p.first_chunk + item / per_row;
+  const int32_t column = static_cast<int32_t>(item % per_row) * 2 * kWords;
+  const bf16* keys = p.keys + head * p.key_head_stride +
+                     (chunk * p.chunk_tokens - p.first_row) * p.head_dim + column;
+  int32_t least[2 * kWords], greatest[2 * kWords];
+#pragma unroll
+  for (int i = 0; i < 2 * kWords; ++i) {
+    least[i] = 0x7fffffff;
+    greatest[i] = -0x7fffffff - 1;
+  }
+#pragma unroll 8
+  for (int32_t t = 0; t < p.chunk_tokens; ++t) {
+    uint32_t words[kWords];
+    load_words(keys + int64_t{t} * p.head_dim, words);
+#pragma unroll
+    for (int i = 0; i < 2 * kWords; ++i) {
+      const uint32_t word = words[i / 2];
+      const int32_t x = in_order(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+      least[i] = x < least[i] ? x : least[i];
+      greatest[i] = x > greatest[i] ? x : greatest[i];
+    }
+  }
+  auto* target = reinterpret_cast<uint32_t*>(p.landmarks + head * p.landmark_head_stride +
+                                             (chunk - p.first_landmark) * 2 * p.head_dim + column);
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    uint32_t low[2], high[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int i = 2 * w + e;
+      const bool is_nan = greatest[i] > kInfinity || least[i] < ~kInfinity;
+      low[e] = bits_of_order(least[i], is_nan);
+      high[e] = bits_of_order(greatest[i], is_nan);
+    }
+    target[w] = low[0] | low[1] << 16;
+    target[p.head_dim / 2 + w] = high[0] | high[1] << 16;
+  }
+}
+
+// ---- codes --------------------------------------------------------------------------------------
+
+GPU int8_t landmark_code(float x, float scale, int direction) {
+  const float ratio = x / scale;
+  const float code = direction == 0 ? rintf(ratio) : direction < 0 ? floorf(ratio) : ceilf(ratio);
+  return static_cast<int8_t>(fminf(fmaxf(code, -127.0f), 127.0f));
+}
+
+// A warp per landmark; a lane has 2 * kWords neighbouring elements of every 64 * kWords.
+template <int kWords>
+KERNEL(kMeanThreads, 4)
+encode_chunks(const GRID_CONST EncodeLandmarksParams p) {
+  using namespace gpu;
+  begin_dependent();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t at = (int64_t{blockIdx.x} * kMeanThreads + threadIdx.x) / 32;
+  if (at >= p.n_chunks) return;
+  const int64_t head = blockIdx.y, chunk = p.first_chunk + at;
+  const bf16* row =
+      p.landmarks + head * p.landmark_head_stride + (chunk - p.first_landmark) * p.width;
+  constexpr int kOfLane = 2 * kWords;
+
+  float largest = 0;
+  bool is_finite = true;
+  for (int i = lane * kOfLane; i < p.width; i += 32 * kOfLane) {
+    uint32_t words[kWords];
+    load_words(row + i, words);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const float low = fabsf(low_float(words[w])), high = fabsf(high_float(words[w]));
+      largest = fmaxf(largest, fmaxf(low, high));
+      is_finite = is_finite && low < kInf && high < kInf;
+    }
+  }
+  for (int mask = 1; mask < 32; mask *= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
+  is_finite = ballot(!is_finite) == 0;
+  const float scale = mul_rn(largest, 1.0f + 0x1p-20f) / 127.0f;
+  const bool has_codes = is_finite && scale > 0;
+
+  int8_t* codes = p.codes + (head * p.capacity + chunk) * p.width;
+  for (int i = lane * kOfLane; i < p.width; i += 32 * kOfLane) {
+    uint32_t words[kWords];
+    load_words(row + i, words);
+    const int direction = p.kind == IndexKind::kMean ? 0 : i < p.width / 2 ? -1 : 1;
+    uint32_t packed[(kWords + 1) / 2] = {};
+#pragma unroll
+    for (int e = 0; e < kOfLane; ++e) {
+      const float x = e % 2 == 0 ? low_float(words[e / 2]) : high_float(words[e / 2]);
+      const int8_t code = has_codes ? landmark_code(x, scale, direction) : int8_t{0};
+      packed[e / 4] |= uint32_t{static_cast<uint8_t>(code)} << (e % 4 * 8);
+    }
+    if constexpr (kWords == 4) {
+      *reinterpret_cast<uint2*>(codes + i) = uint2{packed[0], packed[1]};
+    } else {
+      *reinterpret_cast<uint16_t*>(codes + i) = static_cast<uint16_t>(packed[0]);
+    }
+  }
+  if (lane == 0) {
+    p.scales[head * p.capacity + chunk] = is_finite ? scale : bits_to_float(0x7fc00000);
+  }
+}
+
+// ---- outliers -----------------------------------------------------------------------------------
 
 struct Products {
   float dot, square;  // a . b, b . b

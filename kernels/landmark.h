@@ -1,6 +1,6 @@
 // Landmarks of chunks, and the chunks that a landmark describes worst (ShadowKV, arXiv 2410.21465).
-// Both give the bits of cpu/landmark.h (but for the payload of NaN): sums run in the same order,
-// and the product of two bf16 is exact in fp32, so that fused and separate rounding agree.
+// They give the bits of cpu/landmark.h (but for the payload of a mean's NaN): sums run in the same
+// order, and the product of two bf16 is exact in fp32, so that fused and separate rounding agree.
 #pragma once
 
 #include "engine/base/ops.h"
@@ -9,6 +9,7 @@
 namespace tiercel::cuda {
 
 void build_landmarks(Stream& stream, const LandmarkParams& params);
+void encode_landmarks(Stream& stream, const EncodeLandmarksParams& params);
 
 // A zero key or landmark has cosine 0 with everything. A NaN cosine counts as the lowest: such a
 // chunk is exact from then on. Bits of excluded are set, never cleared.

@@ -40,10 +40,11 @@ int64_t rebuild_budget(const Stream& stream) {
   return int64_t{large ? 110 : 96} << 10;
 }
 
-template <int kPairs>
+template <int kPairs, bool kCoded>
 void launch_rebuild(Stream& stream, const RebuildParams& p) {
   RebuildKernelParams k;
   k.op = p;
+  if (kCoded) k.format = row_format(p.codec, p.lowrank.rank);
   const int64_t rank = divide_up(p.lowrank.rank, 16) * 16;
   int64_t most = 16;
   while (rebuild_shared_bytes(kPairs, most + 16) <= rebuild_budget(stream)) most += 16;
@@ -56,8 +57,15 @@ void launch_rebuild(Stream& stream, const RebuildParams& p) {
   const int64_t parallel = std::max<int64_t>(1, 2 * stream.n_processors() / p.n_kv_heads);
   const dim3 grid(blocks_for(std::min(tiles, parallel), 1), static_cast<unsigned>(p.n_kv_heads),
                   blocks_for(p.rope.half, 32 * kPairs));
-  launch_dependent<rebuild_kernel<kPairs>>(
+  launch_dependent<rebuild_kernel<kPairs, kCoded>>(
       stream, grid, kThreads, static_cast<size_t>(rebuild_shared_bytes(kPairs, k.panel)), k);
+}
+
+template <bool kCoded>
+void rebuild_from(Stream& stream, const RebuildParams& p) {
+  if (p.rope.half <= 32) return launch_rebuild<1, kCoded>(stream, p);
+  if (p.rope.half <= 64) return launch_rebuild<2, kCoded>(stream, p);
+  launch_rebuild<4, kCoded>(stream, p);
 }
 
 // ---- project ----
@@ -227,9 +235,13 @@ void rebuild_keys(Stream& stream, const RebuildParams& p) {
   if (p.n_kv_heads == 0 || p.stride == 0) return;
   check_shape(p.head_dim, p.rope, p.lowrank, int64_t{p.n_kv_heads} * p.head_dim);
   CHECK(p.chunk_tokens > 0, "chunks of {} tokens", p.chunk_tokens);
-  if (p.rope.half <= 32) return launch_rebuild<1>(stream, p);
-  if (p.rope.half <= 64) return launch_rebuild<2>(stream, p);
-  launch_rebuild<4>(stream, p);
+  if (p.codec != RowCodec::kBf16) {
+    CHECK(can_code(p.lowrank.rank) && reinterpret_cast<uintptr_t>(p.coded) % 4 == 0,
+          "coded rows of {} elements", p.lowrank.rank);
+    rebuild_from<true>(stream, p);
+  } else {
+    rebuild_from<false>(stream, p);
+  }
 }
 
 }  // namespace tiercel::cuda

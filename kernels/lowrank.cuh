@@ -10,6 +10,7 @@
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/coded_row.cuh"
 #include "kernels/gpu.cuh"
 
 namespace tiercel::cuda::lowrank {
@@ -145,6 +146,7 @@ struct RebuildKernelParams {
   int32_t panel = 0;     // columns of the basis in shared memory at once, a multiple of 16
   int32_t n_panels = 0;  // 1: a block loads the basis of its head once
   bool units = false;    // rows of basis and coefficients are made of aligned units of 16 bytes
+  RowFormat format;      // of coded coefficients
 };
 constexpr int64_t rebuild_shared_bytes(int64_t pairs, int64_t panel) {
   return (64 * pairs + kTileTokens) * (2 * panel + 16) + kTileTokens * 16;
@@ -180,6 +182,32 @@ GPU void load_coefficients(const RebuildKernelParams& p, uint8_t* shared, const 
     const int64_t token = rows[row].token;
     load_unit(shared + row * pitch + unit * 16, p.op.coefficients + (token >= 0 ? token * rank : 0),
               rank, column + unit * 8, token >= 0, p.units);
+  }
+}
+
+// The same of coded rows. Units are asked for in batches, as their first use waits for them.
+GPU void load_coded_coefficients(const RebuildKernelParams& p, uint8_t* shared,
+                                 const RebuildRow* rows, int column) {
+  constexpr int kBatch = 4;
+  const int n_units = p.panel / 8, pitch = 2 * p.panel + 16, n = kTileTokens * n_units;
+  const auto* coded = reinterpret_cast<const uint8_t*>(p.op.coded);
+  for (int first = static_cast<int>(threadIdx.x); first < n; first += kBatch * kThreads) {
+    CodedEight codes[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = first + b * kThreads, row = i / n_units, at = column + (i - row * n_units) * 8;
+      codes[b] = {{0, 0}, 0};  // decodes to zeros
+      if (i >= n || at >= p.format.width || rows[row].token < 0) continue;
+      codes[b] = load_coded(p.format, coded + rows[row].token * p.format.bytes, at);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = first + b * kThreads, row = i / n_units;
+      if (i >= n) break;
+      float x[8];
+      decode_eight(p.format, codes[b], x);
+      *reinterpret_cast<uint4*>(shared + row * pitch + (i - row * n_units) * 16) = round_eight(x);
+    }
   }
 }
 
@@ -247,7 +275,7 @@ GPU void store_turned(const RebuildKernelParams& p, const RebuildRow& row, int h
 }
 
 // Grid: (tiles in parallel, KV heads, ranges of 32 * kPairs channel pairs).
-template <int kPairs>
+template <int kPairs, bool kCoded>
 KERNEL(kThreads, 2)
 rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
   using namespace gpu;
@@ -277,7 +305,11 @@ rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
       if (panel > 0) sync_threads();
       const int column = panel * p.panel;
       if (p.n_panels > 1) load_head_basis(p, basis, head, first_pair, kBasisRows, column);
-      load_coefficients(p, coefficients, rows, column);
+      if constexpr (kCoded) {
+        load_coded_coefficients(p, coefficients, rows, column);
+      } else {
+        load_coefficients(p, coefficients, rows, column);
+      }
       copy_commit();
       copy_wait<0>();
       sync_threads();

@@ -1,14 +1,16 @@
 // The kernels of fetch: gathers from mapped host memory into slots.
 //
 // The bus is 55 GB/s with a latency of 1.3 us or more: some 100 KiB must be on their way at any
-// time, in all blocks together. Both kernels are loops of warps over one list of parts:
+// time, in all blocks together. The kernels are loops of warps over one list of parts:
 //
 //   part = ((miss of head j, misses in order) * n_kinds + kind) * n_parts + n     kind: keys,
 //   values
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/coded_row.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/lowrank.cuh"
 
 namespace tiercel::cuda {
 
@@ -20,15 +22,16 @@ struct FetchKernelParams {
   int64_t piece_bytes = 0;  // one chunk of one head, keys or values
   int32_t part_bytes = 0;   // a piece is cut into parts of at most this
   int32_t n_parts = 0;      // of a piece
-  int32_t n_kinds = 0;      // 1: values, 2: keys and values
+  int32_t n_kinds = 0;      // 1: keys or values, 2: both
+  int32_t value_kind = 0;   // which kind values are, the last; 1 with one kind: there are none
   int32_t n_stages = 0;     // of a ring
 };
 
 // first[j] = parts before KV head j; first[n_kv_heads] = all of them. For the whole block.
-GPU void list_parts(const FetchKernelParams& p, int32_t* first) {
-  const int n = p.op.n_kv_heads;
+GPU void list_parts(const FetchParams& p, int32_t parts_per_miss, int32_t* first) {
+  const int n = p.n_kv_heads;
   for (int j = threadIdx.x; j < n; j += kFetchWarps * 32) {
-    first[j + 1] = p.op.miss_counts[j] * p.n_kinds * p.n_parts;
+    first[j + 1] = p.miss_counts[j] * parts_per_miss;
   }
   gpu::sync_threads();
   if (threadIdx.x == 0) {
@@ -38,21 +41,27 @@ GPU void list_parts(const FetchKernelParams& p, int32_t* first) {
   gpu::sync_threads();
 }
 
+// The KV head of a part.
+GPU int head_of_part(const int32_t* first, int n_kv_heads, int32_t part) {
+  int low = 0, high = n_kv_heads;  // first[low] <= part < first[high]
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (first[middle] <= part ? low : high) = middle;
+  }
+  return low;
+}
+
 struct FetchPart {
   const uint8_t* source;
   uint8_t* target;
   int32_t bytes;
 };
 GPU FetchPart locate_part(const FetchKernelParams& p, const int32_t* first, int32_t part) {
-  int low = 0, high = p.op.n_kv_heads;  // the head: first[low] <= part < first[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (first[middle] <= part ? low : high) = middle;
-  }
+  const int low = head_of_part(first, p.op.n_kv_heads, part);
   const int32_t in_head = part - first[low];
   const int32_t piece = in_head / p.n_parts, n = in_head - piece * p.n_parts;
   const int32_t miss = piece / p.n_kinds;
-  const bool is_value = piece - miss * p.n_kinds == p.n_kinds - 1;
+  const bool is_value = piece - miss * p.n_kinds == p.value_kind;
   const int64_t at = low * p.op.stride + miss;
   const int64_t begin = int64_t{n} * p.part_bytes, left = p.piece_bytes - begin;
   const bf16* plane = is_value ? p.op.values : p.op.keys;
@@ -72,7 +81,7 @@ fetch_direct_kernel(const GRID_CONST FetchKernelParams p) {
   using namespace gpu;
   SHARED(smem);
   auto* first = reinterpret_cast<int32_t*>(smem);
-  list_parts(p, first);
+  list_parts(p.op, p.n_kinds * p.n_parts, first);
   const int warp = threadIdx.x / 32, offset = threadIdx.x % 32 * 16;
   const int n_workers = gridDim.x * kFetchWarps, me = blockIdx.x * kFetchWarps + warp;
   const int32_t total = first[p.op.n_kv_heads];
@@ -103,7 +112,7 @@ fetch_direct_kernel(const GRID_CONST FetchKernelParams p) {
 KERNEL(kFetchWarps * 32, 1) fetch_elements_kernel(const GRID_CONST FetchKernelParams p) {
   SHARED(smem);
   auto* first = reinterpret_cast<int32_t*>(smem);
-  list_parts(p, first);
+  list_parts(p.op, p.n_kinds * p.n_parts, first);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int32_t total = first[p.op.n_kv_heads];
   for (int64_t i = blockIdx.x * kFetchWarps + warp; i < total; i += gridDim.x * kFetchWarps) {
@@ -128,7 +137,7 @@ KERNEL(kFetchWarps * 32, 1) fetch_bulk_kernel(const GRID_CONST FetchKernelParams
     for (int i = 0; i < n_stages; ++i) mbar_init(full + i, 1);
     mbar_fence_init();
   }
-  list_parts(p, first);
+  list_parts(p.op, p.n_kinds * p.n_parts, first);
 
   const int32_t total = first[p.op.n_kv_heads];
   const int64_t step = int64_t{gridDim.x} * kFetchWarps;
@@ -159,6 +168,96 @@ KERNEL(kFetchWarps * 32, 1) fetch_bulk_kernel(const GRID_CONST FetchKernelParams
     }
   }
 #endif
+}
+
+// ---- coded values -------------------------------------------------------------------------------
+
+inline constexpr int kCodedDepth = 8;  // units that a lane loads before it waits for the first
+
+// A part is part_rows rows of one missed chunk, made of whole units; a warp takes n_together parts
+// at a time.
+struct FetchCodesParams {
+  FetchParams op;
+  RowFormat format;
+  int32_t part_rows = 0;
+  int32_t n_parts = 0;     // of a chunk
+  int32_t n_together = 0;  // at most kCodedDepth * 32 units in all
+  int32_t part_units = 0;
+  bool slot_units = false;  // slots are made of aligned units of 16 bytes
+};
+
+struct CodedPart {
+  const uint8_t* source;
+  bf16* target;
+  int32_t n_rows;
+};
+GPU CodedPart locate_coded(const FetchCodesParams& p, const int32_t* first, int32_t part) {
+  const int head = head_of_part(first, p.op.n_kv_heads, part);
+  const int32_t in_head = part - first[head], miss = in_head / p.n_parts;
+  const int32_t row = (in_head - miss * p.n_parts) * p.part_rows;
+  const int64_t at = head * p.op.stride + miss, tokens = p.op.chunk_tokens;
+  const int64_t chunk = p.op.miss_chunks[at], slot = p.op.miss_slots[at];
+  const int32_t left = p.op.chunk_tokens - row;
+  return {
+      reinterpret_cast<const uint8_t*>(p.op.value_codes) + head * p.op.value_code_head_stride +
+          (chunk * tokens + row) * p.format.bytes,
+      p.op.slots + head * p.op.slot_head_stride + ((2 * slot + 1) * tokens + row) * p.format.width,
+      left < p.part_rows ? left : p.part_rows};
+}
+
+GPU void load_unit_of_host(const uint8_t* p, uint4& unit) { unit = gpu::load_host(p); }
+GPU void load_unit_of_host(const uint8_t* p, uint32_t& unit) {
+  unit = *reinterpret_cast<const uint32_t*>(p);
+}
+
+// A warp's next parts are on their way while those before are decoded from shared memory.
+// Shared memory: [warps][kCodedDepth * 32] units, the list of parts.
+template <typename Unit>
+KERNEL(kFetchWarps * 32, 1)
+fetch_codes_kernel(const GRID_CONST FetchCodesParams p) {
+  using namespace gpu;
+  SHARED(smem);
+  constexpr int kUnits = kCodedDepth * 32, kBytes = static_cast<int>(sizeof(Unit));
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  auto* stage = reinterpret_cast<Unit*>(smem) + warp * kUnits;
+  auto* first = reinterpret_cast<int32_t*>(smem + kFetchWarps * kUnits * kBytes);
+  list_parts(p.op, p.n_parts, first);
+  const int32_t total = first[p.op.n_kv_heads], n_units = p.n_together * p.part_units;
+
+  Unit data[kCodedDepth] = {};
+  const auto load = [&](int64_t batch) {
+#pragma unroll
+    for (int i = 0; i < kCodedDepth; ++i) {
+      const int at = i * 32 + lane, n = at / p.part_units, unit = at - n * p.part_units;
+      if (at >= n_units || batch + n >= total) continue;
+      const CodedPart part = locate_coded(p, first, static_cast<int32_t>(batch) + n);
+      if (unit * kBytes >= part.n_rows * p.format.bytes) continue;
+      load_unit_of_host(part.source + unit * kBytes, data[i]);
+    }
+  };
+  const int64_t step = int64_t{gridDim.x} * kFetchWarps * p.n_together;
+  int64_t batch = (int64_t{blockIdx.x} * kFetchWarps + warp) * p.n_together;
+  load(batch);
+  for (; batch < total; batch += step) {
+#pragma unroll
+    for (int i = 0; i < kCodedDepth; ++i) {
+      if (i * 32 + lane < n_units) stage[i * 32 + lane] = data[i];
+    }
+    sync_warp();
+    load(batch + step);
+    for (int n = 0; n < p.n_together && batch + n < total; ++n) {
+      const CodedPart part = locate_coded(p, first, static_cast<int32_t>(batch) + n);
+      const auto* codes = reinterpret_cast<const uint8_t*>(stage + n * p.part_units);
+      const int per_row = p.format.width / 8;
+      for (int i = lane; i < part.n_rows * per_row; i += 32) {
+        const int row = i / per_row, column = (i - row * per_row) * 8;
+        float x[8];
+        decode_eight(p.format, load_coded(p.format, codes + row * p.format.bytes, column), x);
+        lowrank::store_eight(part.target + i * 8, lowrank::round_eight(x), 8, p.slot_units);
+      }
+    }
+    sync_warp();  // the stage has been read
+  }
 }
 
 }  // namespace tiercel::cuda

@@ -26,8 +26,9 @@ struct FetchPlan {
 };
 FetchPlan default_fetch_plan(const Stream& stream);
 
-// The host planes are pinned memory. Chunks that are not a multiple of 16 bytes, or not aligned to
-// it, are copied element by element, whatever the plan.
+// Host planes are pinned memory. Chunks that are not a multiple of 16 bytes, or not aligned to it,
+// are copied element by element, whatever the plan. Coded values are decoded by a kernel of their
+// own, which takes only the number of blocks from the plan; keys then come in a second launch.
 void fetch(Stream& stream, const FetchParams& p);
 void fetch_with(Stream& stream, const FetchParams& p, const FetchPlan& plan);
 

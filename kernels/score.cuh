@@ -5,9 +5,12 @@
 // tiles) and a share of the landmarks, as score_tile.cuh brings them.
 #pragma once
 
+#include <type_traits>
+
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/launch.cuh"
+#include "kernels/score_any.cuh"
 #include "kernels/score_tile.cuh"
 
 namespace tiercel::cuda {
@@ -92,12 +95,32 @@ GPU void score_tile(const ScoreParams& p, const Tile& landmarks, const uint4* fr
     const uint32_t a[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
     for (int u = 0; u < kOctets; ++u) {
-      const uint4& x = landmarks.words[u][step / 2];
-      gpu::mma_16x8x16(z[u], a, step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
+      if constexpr (Tile::kForm == LandmarkForm::kCodes) {
+        const uint4& x = landmarks.words[u][step / 4];
+        uint32_t first, second;
+        gpu::int8_to_bf16(step % 4 == 0   ? x.x
+                          : step % 4 == 1 ? x.y
+                          : step % 4 == 2 ? x.z
+                                          : x.w,
+                          first, second);
+        gpu::mma_16x8x16(z[u], a, first, second);
+      } else {
+        const uint4& x = landmarks.words[u][step / 2];
+        gpu::mma_16x8x16(z[u], a, step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
+      }
     }
   }
 #pragma unroll
   for (int u = 0; u < kOctets; ++u) {
+    if constexpr (Tile::kForm == LandmarkForm::kCodes) {
+      const uint32_t of_row = gpu::float_to_bits(landmarks.scales.of_row[u]);
+      const float scale = gpu::bits_to_float(gpu::shuffle(of_row, lane % 4 * 8));
+      const float scale_after = gpu::bits_to_float(gpu::shuffle(of_row, lane % 4 * 8 + 4));
+      z[u][0] *= scale;
+      z[u][1] *= scale_after;
+      z[u][2] *= scale;
+      z[u][3] *= scale_after;
+    }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float score = fminf(fmaxf(z[u][e] * p.scale, -kScoreLimit), kScoreLimit);
@@ -231,13 +254,16 @@ struct ScoreShared {
 };
 
 // Grid: (n_groups * n_splits, n_kv_heads); groups of rows that read the same landmarks are
-// neighbours. kWhole: head_dim is 32 * kLoads and landmark rows are multiples of 16 bytes.
-template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole>
+// neighbours. kWhole: head_dim is columns_of(kForm) * kLoads and landmark rows are multiples of 16
+// bytes.
+template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole,
+          LandmarkForm kForm = LandmarkForm::kMeans>
 KERNEL(kScoreThreads, kScoreResidency)
 score_landmarks(const GRID_CONST ScoreParams p) {
   using namespace gpu;
   constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
-  using Tile = LandmarkTile<kLoads, kWhole, kRing>;
+  constexpr bool kIsPlain = kForm == LandmarkForm::kMeans;
+  using Tile = LandmarkTile<kLoads, kWhole, kRing, kForm>;
   SHARED(smem);
   auto& shared = *reinterpret_cast<ScoreShared<kTiles>*>(smem);
   auto* fragments = reinterpret_cast<uint4*>(smem + sizeof(ScoreShared<kTiles>));
@@ -251,15 +277,24 @@ score_landmarks(const GRID_CONST ScoreParams p) {
   const int32_t stride = p.n_splits * kScoreWarps * Tile::kOctets;
 
   // ---- before the queries are known
-  if constexpr (kRing) prefetch_landmarks<kLoads>(p, split);
+  if constexpr (kRing) {
+    if constexpr (kIsPlain) prefetch_landmarks<kLoads>(p, split);
+    if constexpr (!kIsPlain) prefetch_any_landmarks<kLoads, kForm>(p, split);
+  }
   begin_dependent();
+  if constexpr (!kIsPlain) {
+    if (is_kept(p.keep)) return;
+  }
 
   // ---- queries, while the first landmarks are on their way
   constexpr int kRingLoads = kRing ? kLoads : 1;
   auto* ring = reinterpret_cast<LandmarkRing<kRingLoads>*>(fragments + kTiles * Tile::kSteps * 32);
-  RingReader<kRingLoads> reader{p, *ring, first, stride, 0};
+  using Reader =
+      std::conditional_t<kIsPlain, RingReader<kRingLoads>, AnyRingReader<kRingLoads, kForm>>;
+  Reader reader{p, *ring, first, stride, {}};
   if constexpr (kRing) reader.start();
-  pack_queries(p, first_row, n_tiles, Tile::kSteps, fragments);
+  if constexpr (kIsPlain) pack_queries(p, first_row, n_tiles, Tile::kSteps, fragments);
+  if constexpr (!kIsPlain) pack_any_queries<kForm>(p, first_row, n_tiles, Tile::kSteps, fragments);
   prepare_rows<kMode>(p, first_row, n_tiles * 16, shared.facts);
   if constexpr (kMode == ScoreMode::kKeep) {
     if (blockIdx.x == 0 && threadIdx.x == 0) p.arrivals[blockIdx.y * p.arrival_stride] = 0;
@@ -276,6 +311,8 @@ score_landmarks(const GRID_CONST ScoreParams p) {
     Tile landmarks;
     if constexpr (kRing) {
       reader.read(turn, landmarks);
+    } else if constexpr (!kIsPlain) {
+      load_any_octets(p, octet, landmarks);
     } else {
       load_octets(p, octet, landmarks);
     }
@@ -331,13 +368,14 @@ inline int32_t score_splits(int64_t n_positions, int32_t head_dim, int64_t n_kv_
   return n < 1 ? 1 : static_cast<int32_t>(n);
 }
 
-template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole>
+template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole,
+          LandmarkForm kForm = LandmarkForm::kMeans>
 void launch_score_instance(Stream& stream, const ScoreParams& p) {
   constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
   const size_t bytes = sizeof(ScoreShared<kTiles>) +
-                       size_t{kTiles} * 2 * kLoads * 32 * sizeof(uint4) +
+                       size_t{kTiles} * steps_of(kForm) * kLoads * 32 * sizeof(uint4) +
                        (kRing ? sizeof(LandmarkRing<kLoads>) : 0);
-  launch_dependent<score_landmarks<kMode, kTiles, kLoads, kWhole>>(
+  launch_dependent<score_landmarks<kMode, kTiles, kLoads, kWhole, kForm>>(
       stream,
       dim3(static_cast<unsigned>(p.n_groups * p.n_splits), static_cast<unsigned>(p.n_kv_heads)),
       kScoreThreads, bytes, p);

@@ -15,9 +15,12 @@
 //
 //   chunk      origin .. first | first .. end - 1 | ..
 //   position   0 .. lead - 1   | lead .. n - 1    |
+//
+// Where only some blocks of chunks compete, positions are theirs: chunk_map.cuh.
 #pragma once
 
 #include "engine/base/ops.h"
+#include "kernels/chunk_map.cuh"
 #include "kernels/gpu.cuh"
 
 namespace tiercel::cuda {
@@ -31,6 +34,19 @@ inline constexpr float kScoreLimit = 0x1p126f;
 // What becomes of scores: kept, with their sums (decode); sums only, then the best of each group
 // of heads (prefill, which scores twice rather than keep 4 bytes per head and chunk).
 enum class ScoreMode : uint8_t { kKeep, kSum, kGroup };
+
+// What landmarks are, and which of them are scored.
+//   kMeans   bf16, multiplied by the query as it is, all of first .. end - 1: the plain case
+//   kAny     bf16 of either index, all of them or those of some blocks
+//   kCodes   likewise, in int8 with a scale each: 16 bytes of a lane, elements 16 t .. 16 t + 15 of
+//            64, serve as four steps
+enum class LandmarkForm : uint8_t { kMeans, kAny, kCodes };
+GPU_AND_HOST constexpr int columns_of(LandmarkForm form) {
+  return form == LandmarkForm::kCodes ? 64 : 32;
+}
+GPU_AND_HOST constexpr int steps_of(LandmarkForm form) {
+  return form == LandmarkForm::kCodes ? 4 : 2;
+}
 
 // (maximum, sum of exp2(score - maximum)) of some scores. No score: (-inf, 0).
 struct ScoreSum {
@@ -81,18 +97,42 @@ struct ScoreParams {
   int32_t padded_group;  // 1, 2, 4, 8 or 16
   int32_t group;         // heads that count, at most padded_group
   bool is_first;         // else scores already holds the best of other heads
+  // kAny, kCodes: head_dim is the width of a landmark
+  const int8_t* codes;  // kCodes, for landmarks
+  const float* scales;  // [n_kv_heads][scale_stride]
+  int64_t scale_stride;
+  int32_t query_dim;
+  bool is_min_max;      // the query counts as [min(q, 0) | max(q, 0)]
+  const int32_t* keep;  // [1] or null: nothing is done where it is not 0
+  ChunkMap map;
 };
+
+// Scales of the rows g of some octets.
+template <int kOctets, bool kHasScales>
+struct OctetScales {};
+template <int kOctets>
+struct OctetScales<kOctets, true> {
+  float of_row[kOctets];
+};
+
+// Octets that a warp takes at a time from a ring: 8 pieces of 16 bytes of each lane, at least one.
+GPU_AND_HOST constexpr int ring_octets(int loads) {
+  return loads == 1 ? 4 : loads <= 8 ? 8 / loads : 1;
+}
+GPU_AND_HOST constexpr int ring_stages(int loads) { return loads == 1 ? 8 : loads <= 8 ? 4 : 2; }
 
 // One lane's fragments of kOctets octets: 64 registers, fewer where addresses need them, and half
 // as many where a ring in shared memory is ahead of them.
-template <int kLoads, bool kWhole, bool kRing>
+template <int kLoads, bool kWhole, bool kRing, LandmarkForm kLandmarkForm = LandmarkForm::kMeans>
 struct LandmarkTile {
-  static constexpr int kSteps = 2 * kLoads;
-  static constexpr int kOctets = kRing         ? 8 / kLoads
+  static constexpr LandmarkForm kForm = kLandmarkForm;
+  static constexpr int kSteps = steps_of(kForm) * kLoads;
+  static constexpr int kOctets = kRing         ? ring_octets(kLoads)
                                  : kLoads == 1 ? 4
                                                : (kLoads <= 4 ? 4 : 2) / (kWhole ? 1 : 2);
   uint4 words[kOctets][kLoads];
   uint32_t dead;  // bit 2u + e: position 2t + e of octet u is no candidate
+  OctetScales<kOctets, kForm == LandmarkForm::kCodes> scales;
 };
 
 // 8 elements at a column, zeros behind the row.
@@ -148,7 +188,7 @@ GPU void load_octets(const ScoreParams& p, int32_t octet,
 // read itself to places of its own, so nobody else need be waited for.
 template <int kLoads>
 struct LandmarkRing {
-  static constexpr int kStages = 4, kOctets = 8 / kLoads;
+  static constexpr int kStages = ring_stages(kLoads), kOctets = ring_octets(kLoads);
   uint4 words[kScoreWarps][kStages][kOctets][kLoads][32];
 };
 

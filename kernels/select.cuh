@@ -4,6 +4,8 @@
 // finds the best k of its row from these, and maps them to slots.
 #pragma once
 
+#include <limits>
+
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/score.cuh"
@@ -14,6 +16,9 @@
 namespace tiercel::cuda {
 
 inline constexpr int kGroupPositions = kPieceThreads * 4;  // of one block
+inline constexpr int64_t kPartFloats = 4096;  // per query head, behind scores: sums, then arrivals
+inline constexpr int32_t kMaxSplits = 512;
+static_assert(2 * kMaxSplits + 1 <= kPartFloats);
 
 // SelectParams::workspace and what all kernels of a selection know. The group's scores take the
 // place of its first head's.
@@ -31,6 +36,66 @@ struct SelectWork {
   int64_t id_stride;
   MapSlotsParams map;  // used by kernels that also map
 };
+
+inline void check_selection(const SelectParams& p) {
+  CHECK(p.n_kv_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads", p.n_heads,
+        p.n_kv_heads);
+  CHECK(p.first_chunk >= 0 && p.k >= 0, "first chunk {}, k {}", p.first_chunk, p.k);
+  CHECK(p.end_chunk <= std::numeric_limits<int32_t>::max() - kGroupPositions, "{} chunks",
+        p.end_chunk);
+}
+
+// Where things are in the workspace. A row of scores has room for a lead of up to 7 positions and
+// for the rest of the last octet; rows are multiples of 8 floats. n_positions, and of them
+// n_candidates compete. width: of what is read of a landmark, in bf16.
+inline SelectWork lay_out(const SelectParams& p, int64_t origin, int64_t n_positions,
+                          int64_t n_candidates, int32_t width) {
+  const int64_t room = n_candidates + 64;
+  CHECK(reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0);
+  float* parts = p.workspace + (int64_t{p.n_heads} + p.n_kv_heads) * room / 4 * 4;
+  SelectWork w{};
+  w.stride = room / 8 * 8;
+  w.scores = p.workspace;
+  w.maxima = p.workspace + p.n_heads * w.stride;
+  w.sums = reinterpret_cast<ScoreSum*>(parts);
+  w.sum_stride = kPartFloats / 2;
+  w.arrivals = reinterpret_cast<uint32_t*>(parts + 2 * kMaxSplits);
+  w.origin = origin;
+  w.n = static_cast<int32_t>(n_positions);
+  w.group = p.n_heads / p.n_kv_heads;
+  w.arrival_stride = w.group * kPartFloats;
+  w.n_splits = score_splits(w.n, width, p.n_kv_heads, w.group, 1, kMaxSplits);
+  w.k = static_cast<int32_t>(p.k < n_candidates ? p.k : n_candidates);
+  w.ids = p.ids;
+  w.counts = p.counts;
+  w.id_stride = p.k;
+  return w;
+}
+
+// What scoring needs for it.
+inline ScoreParams score_params(const SelectParams& p, const SelectWork& w) {
+  ScoreParams s{};
+  s.queries = p.q;
+  s.landmarks = p.landmarks;
+  s.landmark_head_stride = p.landmark_head_stride;
+  s.origin = w.origin;
+  s.lead = static_cast<int32_t>(p.first_chunk - w.origin);
+  s.n = w.n;
+  s.n_rows = w.group;
+  s.n_splits = w.n_splits;
+  s.head_dim = p.head_dim;
+  s.scale = p.scale * gpu::kLog2e;
+  s.sums = w.sums;
+  s.sum_stride = w.sum_stride;
+  s.scores = w.scores;
+  s.score_stride = w.stride;
+  s.excluded = reinterpret_cast<const uint8_t*>(p.excluded);
+  s.excluded_stride = p.excluded_stride * 8;
+  s.arrivals = w.arrivals;
+  s.arrival_stride = w.arrival_stride;
+  s.n_kv_heads = p.n_kv_heads;
+  return s;
+}
 
 // log_sums[h] of the heads of a group, by the block's warps.
 GPU void group_log_sums(const SelectWork& w, int64_t kv_head, float* log_sums) {
@@ -197,6 +262,7 @@ struct SelectAllParams {
   int32_t* counts;
   int64_t id_stride;
   MapSlotsParams map;
+  const int32_t* keep;  // [1] or null, where nothing is mapped: as SelectParams has it
 };
 
 // Chunks 32 * word .. of a KV head that are candidates, a bit each.
@@ -219,6 +285,9 @@ select_all(const GRID_CONST SelectAllParams p) {
   SHARED(smem);
   uint32_t* sums = reinterpret_cast<uint32_t*>(smem);
   begin_dependent();
+  if constexpr (!kMap) {
+    if (is_kept(p.keep)) return;
+  }
   const int64_t kv_head = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int32_t first_word = p.first / 32, end_word = (p.end - 1) / 32 + 1;

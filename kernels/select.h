@@ -11,8 +11,8 @@ namespace tiercel::cuda {
 
 void select_chunks(Stream& stream, const SelectParams& params);
 
-// select_chunks, then map_slots, with one launch fewer. map.ids, map.counts and map.stride are
-// select's ids, counts and k.
+// select_chunks, then map_slots; in the plain case with one launch fewer. map.ids, map.counts and
+// map.stride are select's ids, counts and k.
 void select_and_map(Stream& stream, const SelectParams& select, const MapSlotsParams& map);
 
 // Takes select_prefill_scratch_bytes(params) of the stream's scratch memory. The mean query of a

@@ -15,6 +15,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -40,15 +41,17 @@ struct Projections {
 
 // What selection did so far. Counts are summed over layers and KV heads.
 struct SelectionCounters {
-  int64_t steps = 0;  // (layer, step) pairs that selected
+  int64_t steps = 0;  // (layer, step) pairs that attended a selection
+  // Of layers that have a selection cache; resident ones fetch nothing.
   int64_t selected_chunks = 0, hit_chunks = 0, fetched_bytes = 0;
+  int64_t decisions = 0, reused = 0;  // whether a list may stay; how often it did
 };
 
 template <typename Device, typename Host>
 class KvStore {
  public:
-  // The queues may be one and the same where nothing overlaps. side makes the low-rank keys of a layer
-  // while the device computes the next one.
+  // The queues may be one and the same where nothing overlaps. side codes the keys of a layer while the
+  // device computes the next one.
   struct Queues {
     Device& device;
     Device& copy;
@@ -114,28 +117,53 @@ class KvStore {
   struct PromptEnd {
     int64_t base = 0, first = 0, end_chunk = 0;
   };
+  // The chunks that a selection names. [kv][select] and [kv].
+  struct Lists {
+    int32_t *ids = nullptr, *counts = nullptr;
+    int32_t *dropped_ids = nullptr, *dropped_counts = nullptr;  // with a cap on misses
+  };
+  struct Index {
+    bf16* landmarks = nullptr;       // [kv][chunks][width], or
+    int8_t* codes = nullptr;         // the same in int8
+    float* scales = nullptr;         // [kv][chunks]
+    bf16* coarse = nullptr;          // [kv][blocks][width]
+    bf16* value_means = nullptr;     // [kv][chunks][d], where what is dropped is estimated
+    uint64_t* excluded = nullptr;    // [kv][mask_words]
+    int32_t* exact_ids = nullptr;    // [kv][exact chunks]: outliers, or the static part
+    bf16* previous_q = nullptr;      // [n_heads][d]
+    int32_t* reuse_state = nullptr;  // [2]
+    Lists lists;
+    int64_t list_chunks = -1;  // of the lists that reuse may keep; -1: there are none
+    int64_t n_exact = 0;       // chunks in use
+    bool excludes = false;
+  };
   struct Layer {
     Recent recent;
-    bf16 *sink_keys = nullptr, *sink_values = nullptr;        // [kv][sinks][d]
-    bf16 *outlier_keys = nullptr, *outlier_values = nullptr;  // [kv][outlier_rows][d]
-    int32_t* outlier_ids = nullptr;                           // [kv][outliers]
-    bf16* landmarks = nullptr;                                // [kv][chunks][d]
-    uint64_t* excluded = nullptr;                             // [kv][mask_words]
-    bf16* coefficients = nullptr;                             // [capacity][rank]
-    LowRankView lowrank;
-    bf16* slots = nullptr;  // [kv][n_slots][record]
+    bf16 *sink_keys = nullptr, *sink_values = nullptr;    // [kv][sinks][d]
+    bf16 *exact_keys = nullptr, *exact_values = nullptr;  // [kv][outlier_rows][d]
+    Index index;                                          // of leaders; see index_of
+    bf16* coefficients = nullptr;                         // [capacity][rank], or
+    std::byte* key_codes = nullptr;                       // coded coefficients or coded keys
+    LowRankView lowrank;                                  // the mean also of coded keys
+    // At home: planes of capacity rows, or rows of codes.
+    bf16 *home_keys = nullptr, *home_values = nullptr;
+    std::byte* value_codes = nullptr;
+    bf16* audit_keys = nullptr;  // a plane of exact keys, only where nothing else has them
+    bf16* slots = nullptr;       // [kv][n_slots][record]
     SlotState slot_state;
-    bf16 *host_values = nullptr, *host_keys = nullptr;  // planes of capacity rows
-    int64_t n_sinks = 0, n_outliers = 0;                // in use, tokens and chunks
-    int64_t first_chunk = 0, end_chunk = 0;             // the middle
+    int64_t n_sinks = 0;                     // tokens in use
+    int64_t first_chunk = 0, end_chunk = 0;  // the middle
   };
   // Lists of one step, shared by all layers. [kv][select] each.
   struct StepLists {
-    int32_t *ids = nullptr, *counts = nullptr;
+    Lists shared;  // where no list outlives its step
     int32_t *hit_slots = nullptr, *hit_counts = nullptr;
     int32_t *miss_chunks = nullptr, *miss_slots = nullptr, *miss_counts = nullptr;
     int32_t* scratch = nullptr;
-    int64_t* totals = nullptr;  // [kv][3]: chunks selected, hit and missed so far
+    int32_t *blocks = nullptr, *block_counts = nullptr;  // [kv][coarse_select]
+    // [layers][kv][3]: chunks selected, hit and missed so far; then decisions on reuse, and those that
+    // kept
+    int64_t* totals = nullptr;
     float* select_workspace = nullptr;
   };
 
@@ -143,36 +171,74 @@ class KvStore {
   int64_t kv() const { return layout_.shape.n_kv_heads; }
   int32_t chunk() const { return layout_.settings.chunk_tokens; }
 
+  // Whose index and selection this layer uses.
+  Index& index_of(int64_t layer) { return layers_[layout_.leader(layer)].index; }
+  const Index& index_of(int64_t layer) const { return layers_[layout_.leader(layer)].index; }
+
   void take_layer(int64_t layer, Arena<Device>& device_arena, Arena<Host>& host_arena);
+  void take_index(int64_t layer, Arena<Device>& device_arena);
+  void take_coded_keys(Layer& layer, Arena<Device>& device_arena);
+  template <typename Tier>
+  void take_home(int64_t layer, Arena<Tier>& arena);
+  void take_slots(Layer& layer, Arena<Device>& device_arena);
+  Lists take_lists(Arena<Device>& device_arena);
   void take_shared(Arena<Device>& device_arena);
+  void take_step_lists(Arena<Device>& device_arena);
+  void take_prefill_buffers(Arena<Device>& device_arena);
   PartialView take_partial(Arena<Device>& device_arena);
 
   RopeAppendParams rope_append_params(const Projections& p) const;
-  bf16* prefill_landmarks(int64_t layer);
+  LandmarkParams landmark_params(const bf16* rows, int64_t head_stride, int64_t first_row,
+                                 int64_t first_chunk, int64_t end_chunk) const;
   void copy_rows(const bf16* source, int64_t source_stride, bf16* target, int64_t target_stride,
                  int64_t n_rows);
+
+  // prefill
+  void append_landmarks(int64_t layer, const RopeAppendParams& append, int64_t first_token,
+                        int64_t n_tokens);
+  const bf16* prefill_landmarks(int64_t layer, int64_t* head_stride) const;
   void index_layer(int64_t layer, int64_t n_tokens);
-  void make_low_rank_keys(int64_t layer, int64_t n_tokens);
+  void encode_index(Index& index, const bf16* landmarks, int64_t first_landmark, int64_t first_chunk,
+                    int64_t end_chunk);
+  void build_blocks(Index& index, int64_t first_chunk, int64_t end_chunk);
+  void choose_exact_chunks(int64_t layer);
+  void weigh_chunks(int64_t layer);
+  void gather_exact_chunks(int64_t layer);
+  void code_keys(int64_t layer, int64_t n_tokens);
+  void project_rows(Layer& layer, const bf16* keys, int64_t head_stride, int64_t first_row,
+                    int64_t first_token, int64_t end_token);
+  void encode_key_rows(Layer& layer, const bf16* keys, int64_t head_stride, int64_t first_row,
+                       int64_t first_token, int64_t n_tokens);
   void change_key_plane();
-  void keep_outliers(Layer& layer, int64_t n_outliers);
+  void offload_planes(const Layer& layer, int64_t n_tokens);
+  void send_home(const Layer& layer, const bf16* keys, const bf16* values, int64_t head_stride,
+                 int64_t first_token, int64_t n_tokens);
+  void await_offload(int64_t end_token);
+
+  // decode
   void retire_chunks(int64_t layer);
   void make_room(Layer& layer);
-
   int64_t selected_per_head(const Layer& layer) const;
-  void choose_chunks(const Layer& layer, const bf16* q, int64_t k);
+  SelectParams select_params(int64_t layer, const bf16* q, int64_t k) const;
+  MapSlotsParams map_params(int64_t layer, int64_t k) const;
+  void choose_chunks(int64_t layer, const bf16* q, int64_t k);
+  const int32_t* decide_reuse_of(int64_t layer, const bf16* q);
+  void choose_blocks(SelectParams& fine, const bf16* landmarks);
+  void impose(int64_t layer, int64_t k);
   void fetch_misses(const Layer& layer, int64_t k);
   void rebuild_misses(const Layer& layer, int64_t k);
-  int exact_sources(const Layer& layer, int64_t n_rows, KvSource* sources) const;
+  int exact_sources(int64_t layer, int64_t n_rows, KvSource* sources) const;
   // Also what merge_with, if any, and out make together, where final_out is given.
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
                       const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
-  void audit_layer(int64_t index, const bf16* q, int64_t n_rows);
+  KvSource home_source(int64_t layer) const;
+  KvSource estimate_source(int64_t layer) const;
+  void attend_resident(int64_t layer, const bf16* q, KvSource* sources, int n_sources, bf16* out);
+  void audit_layer(int64_t layer, const bf16* q, int64_t n_rows);
   const int64_t* later() const { return recording_ ? clock_ : nullptr; }
-  int64_t chunk_bytes() const;
+  int64_t chunk_bytes(int64_t layer) const;
   void read_back(const void* source, void* target, int64_t bytes) const;
-  void offload_planes(const Layer& layer, int64_t n_tokens);
-  void await_offload(int64_t end_token);
 
   Device& device_;
   Device& copy_;
@@ -188,7 +254,13 @@ class KvStore {
   double* residual_energy_ = nullptr;  // [n_layers]
   StepLists lists_;
   bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
-  bf16* plane_landmarks_ = nullptr;                       // for select prefill of dense stores
+  bf16* plane_means_ = nullptr;  // [kv][mean_plane_chunks][d], of prefill_chunk tokens each
+  bf16* index_plane_ = nullptr;  // [kv][index_plane_chunks][width]: landmarks before they are coded
+  bf16* coefficient_piece_ = nullptr;     // [kPrefillChunk][rank], before they are coded
+  std::byte* value_piece_ = nullptr;      // coded values of kPrefillChunk tokens on their way home
+  float* chunk_mass_ = nullptr;           // [kv][chunks]
+  const bf16* last_q_ = nullptr;          // of the newest prompt tokens of the layer in hand
+  int64_t n_last_q_ = 0;
   int32_t *block_ids_ = nullptr, *block_counts_ = nullptr;
   int64_t* block_local_ = nullptr;
   std::array<PartialView, 2> partials_;
@@ -216,5 +288,9 @@ class KvStore {
 
 }  // namespace tiercel
 
+#include "offload/kv_store_audit.h"
 #include "offload/kv_store_decode.h"
+#include "offload/kv_store_index.h"
+#include "offload/kv_store_memory.h"
 #include "offload/kv_store_prefill.h"
+#include "offload/kv_store_select.h"

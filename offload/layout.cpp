@@ -11,32 +11,62 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kBf16 = sizeof(bf16);
+// Selection in prefill scores chunks of at least so many tokens: a block of queries gains nothing
+// from finer ones.
+constexpr int32_t kMinPrefillChunk = 8;
 
 }  // namespace
 
 KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o) {
   CHECK(o.chunk_tokens > 0 && o.sinks % o.chunk_tokens == 0, "sinks {} chunk {}", o.sinks,
         o.chunk_tokens);
+  CHECK(o.coarse_tokens % o.chunk_tokens == 0, "blocks of {}, chunks of {}", o.coarse_tokens,
+        o.chunk_tokens);
   CHECK(static_cast<int64_t>(s.window.size()) == s.n_layers);
+  CHECK(o.outliers == 0 || o.static_chunks == 0, "exact chunks are chosen by one criterion");
+  int64_t n_tiered = 0, leader_now = 0;
+  for (int64_t layer = 0; layer < s.n_layers; ++layer) {
+    tiered_rank.push_back(n_tiered);
+    if (tiered(layer) && n_tiered++ % o.share_layers == 0) leader_now = layer;
+    leaders.push_back(leader_now);
+  }
+  any_tiered = n_tiered > 0;
   chunks = ceil_div(o.capacity, o.chunk_tokens);
+  prompt_chunks = ceil_div(o.prompt, o.chunk_tokens);
   mask_words = ceil_div(chunks, 64);
   record = int64_t{2} * o.chunk_tokens * s.head_dim;
   select = std::min(ceil_div(o.budget, o.chunk_tokens), chunks);
   n_slots = std::clamp(static_cast<int64_t>(std::ceil(o.slots * static_cast<double>(select))),
                        select, std::max(chunks, select));
-  outlier_rows = o.outliers * o.chunk_tokens;
-  prefill_ids =
-      o.sinks / o.chunk_tokens + std::min(ceil_div(o.prefill_budget, o.chunk_tokens), chunks);
-  for (int64_t layer = 0; layer < s.n_layers; ++layer) any_tiered |= tiered(layer);
+  outlier_rows = o.exact_chunks() * o.chunk_tokens;
+  if (o.coarse_tokens > 0) {
+    blocks = ceil_div(chunks, block_chunks());
+    coarse_select = blocks_looked_into(blocks, select);
+  }
+  prefill_chunk = std::max(o.chunk_tokens, kMinPrefillChunk);
+  prefill_ids = o.sinks / prefill_chunk + std::min(ceil_div(o.prefill_budget, prefill_chunk),
+                                                   ceil_div(o.capacity, prefill_chunk));
+  const bool weighs = any_tiered && o.weighs_chunks() && o.index != IndexKind::kMean;
+  mean_plane = weighs;
+  for (int64_t layer = 0; layer < s.n_layers; ++layer) {
+    if (s.window[layer] == 0 && o.select_prefill) mean_plane |= !prefill_uses_index(layer);
+  }
   // A windowed layer of a tiered store keeps only its window, so it prefills through planes too.
   layer_planes = o.kind == StoreKind::kTiered;
   // Where steps are replayed, one that retires chunks is out of the ordinary and should be rare.
   const int64_t at_once = o.overlap ? kRetireTokens / o.chunk_tokens : 1;
   retire_tokens = std::max<int64_t>(at_once, 1) * o.chunk_tokens;
-  spare_key_plane = o.overlap && any_low_rank();
+  spare_key_plane = o.overlap && any_tiered && o.keys != KeyForm::kExact;
   select_floats = any_tiered ? std::max(select_workspace_floats(s.n_heads, s.n_kv_heads, chunks),
                                         s.n_kv_heads * chunks)
                              : 0;
+}
+
+int64_t KvLayout::blocks_looked_into(int64_t n_blocks, int64_t k) const {
+  const auto share =
+      static_cast<int64_t>(std::ceil(settings.coarse_share * static_cast<double>(n_blocks)));
+  // Enough of them to find k chunks in, whatever the share.
+  return std::min(std::max(share, k / block_chunks() + 1), n_blocks);
 }
 
 int64_t KvLayout::recent_tokens(int64_t layer) const {
@@ -51,37 +81,89 @@ int64_t KvLayout::exact_capacity(int64_t layer) const {
   return std::min(2 * (recent_tokens(layer) + slack), settings.capacity + slack);
 }
 
+int64_t KvLayout::index_bytes(int64_t layer) const {
+  const KvSettings& o = settings;
+  const int64_t n_kv = shape.n_kv_heads, width = landmark_elements();
+  if (!indexed(layer)) return 0;
+  int64_t bytes = n_kv * (mask_words * 8 + o.exact_chunks() * 4);
+  bytes += o.landmark_codec == RowCodec::kBf16 ? n_kv * chunks * width * kBf16
+                                               : n_kv * chunks * (width + 4);
+  bytes += n_kv * blocks * width * kBf16;
+  if (o.estimate) bytes += n_kv * chunks * shape.head_dim * kBf16;
+  if (o.reuses()) bytes += shape.n_heads * shape.head_dim * kBf16 + 2 * 4;
+  return bytes;
+}
+
+int64_t KvLayout::coded_key_bytes() const {
+  const KvSettings& o = settings;
+  const int64_t width = shape.key_width();
+  switch (o.keys) {
+    case KeyForm::kExact: return 0;
+    case KeyForm::kLowRank:
+      return o.capacity * row_bytes(o.key_codec, o.rank) + width * o.rank * kBf16 + width * 4;
+    case KeyForm::kCoded:
+      return o.capacity * shape.n_kv_heads * row_bytes(o.key_codec, shape.head_dim) + width * 4;
+  }
+  return 0;
+}
+
+int64_t KvLayout::slot_bytes(int64_t layer) const {
+  if (resident(layer)) return 0;
+  return shape.n_kv_heads * (n_slots * record * kBf16 + (chunks + 2 * n_slots) * 4);
+}
+
+int64_t KvLayout::home_value_bytes() const {
+  return settings.capacity * shape.n_kv_heads * row_bytes(settings.value_codec, shape.head_dim);
+}
+
+int64_t KvLayout::home_key_bytes(int64_t layer) const {
+  if (settings.keys != KeyForm::kExact || index_is_keys(layer)) return 0;
+  return settings.capacity * shape.key_width() * kBf16;
+}
+
 PurposeBytes KvLayout::device_bytes() const {
   PurposeBytes bytes{};
   auto add = [&](Purpose purpose, int64_t n) { bytes[static_cast<size_t>(purpose)] += n; };
-  const int64_t width = shape.key_width();
+  const KvSettings& o = settings;
+  const int64_t width = shape.key_width(), n_kv = shape.n_kv_heads;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     add(Purpose::kExact, 2 * exact_capacity(layer) * width * kBf16);
     if (!tiered(layer)) continue;
-    add(Purpose::kExact, 2 * (settings.sinks + outlier_rows) * width * kBf16);
-    add(Purpose::kLandmarks, chunks * width * kBf16);
-    add(Purpose::kLandmarks, shape.n_kv_heads * (mask_words * 8 + settings.outliers * 4));
-    if (!settings.exact_keys) {
-      add(Purpose::kKeys, settings.capacity * settings.rank * kBf16);
-      add(Purpose::kKeys, width * settings.rank * kBf16 + width * 4);
-    }
-    add(Purpose::kSlots, shape.n_kv_heads * n_slots * record * kBf16);
-    add(Purpose::kSlots, shape.n_kv_heads * (chunks + 2 * n_slots) * 4);
+    add(Purpose::kExact, 2 * (o.sinks + outlier_rows) * width * kBf16);
+    add(Purpose::kLandmarks, index_bytes(layer));
+    add(Purpose::kKeys, coded_key_bytes());
+    add(Purpose::kSlots, slot_bytes(layer));
+    if (indexed(layer) && o.reuses()) add(Purpose::kSlots, list_ints() * 4);
+    if (!at_home_on_device(layer)) continue;
+    add(Purpose::kValues, home_value_bytes());
+    add(Purpose::kKeys, home_key_bytes(layer));
   }
   if (any_tiered) {
-    add(Purpose::kSlots, shape.n_kv_heads * (4 * select + n_slots + 3) * 4);
+    if (!o.reuses()) add(Purpose::kSlots, list_ints() * 4);
+    add(Purpose::kSlots, n_kv * (3 * select + n_slots + 2) * 4);
+    add(Purpose::kSlots, n_kv * (coarse_select > 0 ? coarse_select + 1 : 0) * 4);
+    add(Purpose::kSlots, total_counts() * 8);
     add(Purpose::kLandmarks, select_floats * 4);
-    add(Purpose::kSlots, 3 * shape.n_kv_heads * 8);
+    if (o.weighs_chunks()) add(Purpose::kActivations, n_kv * chunks * 4);
     if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
+    if (any_low_rank() && o.key_codec != RowCodec::kBf16) {
+      add(Purpose::kActivations, kPrefillChunk * o.rank * kBf16);
+    }
+    if (o.landmark_codec != RowCodec::kBf16) {
+      add(Purpose::kActivations, n_kv * index_plane_chunks() * landmark_elements() * kBf16);
+    }
+    if (value_staging_bytes() > 0) add(Purpose::kActivations, value_staging_bytes());
   }
-  if (settings.select_prefill) {
-    if (settings.kind == StoreKind::kDense) add(Purpose::kActivations, chunks * width * kBf16);
-    const int64_t blocks = ceil_div(kPrefillChunk, kPrefillBlock);
-    add(Purpose::kActivations, blocks * shape.n_kv_heads * (prefill_ids + 1) * 4 + blocks * 8);
+  if (mean_plane) {
+    add(Purpose::kActivations, mean_plane_chunks() * width * kBf16);
   }
-  if (settings.replay) add(Purpose::kActivations, 8);
+  if (o.select_prefill) {
+    const int64_t n_blocks = ceil_div(kPrefillChunk, kPrefillBlock);
+    add(Purpose::kActivations, n_blocks * n_kv * (prefill_ids + 1) * 4 + n_blocks * 8);
+  }
+  if (o.replay) add(Purpose::kActivations, 8);
   if (layer_planes) {
-    add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * settings.prompt * width * kBf16);
+    add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * o.prompt * width * kBf16);
   }
   const int64_t partial = shape.n_heads * (int64_t{shape.head_dim} + 2);
   add(Purpose::kActivations,
@@ -93,11 +175,31 @@ PurposeBytes KvLayout::host_bytes() const {
   PurposeBytes bytes{};
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     if (!tiered(layer)) continue;
-    const int64_t plane = settings.capacity * shape.key_width() * kBf16;
-    bytes[static_cast<size_t>(Purpose::kValues)] += plane;
-    if (settings.exact_keys || settings.audit) bytes[static_cast<size_t>(Purpose::kKeys)] += plane;
+    if (!at_home_on_device(layer)) {
+      bytes[static_cast<size_t>(Purpose::kValues)] += home_value_bytes();
+      bytes[static_cast<size_t>(Purpose::kKeys)] += home_key_bytes(layer);
+    }
+    if (settings.audit && settings.keys != KeyForm::kExact) {
+      bytes[static_cast<size_t>(Purpose::kKeys)] += settings.capacity * shape.key_width() * kBf16;
+    }
   }
   return bytes;
+}
+
+int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, prefill_chunk); }
+
+int64_t KvLayout::index_plane_chunks() const {
+  return std::max(prompt_chunks, retire_tokens / settings.chunk_tokens);
+}
+
+int64_t KvLayout::value_staging_bytes() const {
+  if (settings.value_codec == RowCodec::kBf16 || !any_tiered) return 0;
+  return kPrefillChunk * shape.n_kv_heads * row_bytes(settings.value_codec, shape.head_dim);
+}
+
+int64_t KvLayout::list_ints() const {
+  const int64_t one = shape.n_kv_heads * (select + 1);
+  return settings.miss_cap >= 0 ? 2 * one : one;
 }
 
 }  // namespace tiercel

@@ -1,15 +1,17 @@
 // The extents of everything that the KV cache of one sequence consists of: the one place where the
 // sizes come from, for the memory plan (which allocates nothing) and for the store (which does).
 //
-//   position   0 .. sinks | ........... middle, in chunks ........... | recent window | next
-//              exact      |  outlier chunks: exact                     |  exact K, V   |
-//              K, V       |  ordinary: landmark + coded keys on device |               |
-//                         |  values (and exact-coded keys) on host     |               |
+//   position   0 .. sinks | ........... middle, in chunks ............ | recent window | next
+//              exact      |  outlier or static chunks: exact            |  exact K, V   |
+//              K, V       |  ordinary: landmark + coded keys on device  |               |
+//                         |  values (and exact keys) at home: on the    |               |
+//                         |  host, or on the device where they fit      |               |
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "engine/base/ops.h"
 #include "offload/arena.h"
 
 namespace tiercel {
@@ -25,28 +27,60 @@ struct KvShape {
 
 enum class StoreKind : uint8_t {
   kDense,    // exact K and V of every token on the device
-  kTiered    // sinks, outliers, recent window exact; the rest indexed on the device, values on host
+  kTiered    // sinks, outliers, recent window exact; the rest indexed on the device, values at home
 };
 
-// Options with every "auto" decided.
+// How keys of ordinary chunks are kept.
+enum class KeyForm : uint8_t {
+  kExact,    // beside the values, on their tier; or in the index, where chunks are exact tokens
+  kLowRank,  // on the device: coefficients of a basis, coded in key_codec
+  kCoded     // on the device: int8 or int4, as key_codec says
+};
+
+// Options with every "auto" decided. What selection means: SelectParams in engine/base/ops.h.
 struct KvSettings {
   StoreKind kind = StoreKind::kTiered;
-  bool exact_keys = false;      // coded keys are exact, and live on the host beside the values
   bool select_prefill = false;  // prefill attends selected chunks
   bool audit = false;           // exact keys are kept on the host to measure the selection by
   int64_t capacity = 0;         // tokens that the sequence may reach
   int64_t prompt = 0;           // tokens of the prompt
-  int64_t budget = 0;           // selected tokens per KV head; kBudgetAll has become capacity
   int64_t prefill_budget = 0;
+
   int32_t chunk_tokens = 8;
-  int64_t sinks = 0;   // a multiple of chunk_tokens
-  int64_t recent = 0;  // tokens
-  int64_t outliers = 0;
+  IndexKind index = IndexKind::kMean;
+  RowCodec landmark_codec = RowCodec::kBf16;  // or kInt8
+  int64_t coarse_tokens = 0;  // per block of the first level, a multiple of chunk_tokens; 0: one level
+  double coarse_share = 0;    // of the blocks
+  GroupScore group = GroupScore::kMax;
+  SelectScope scope = SelectScope::kKvHead;
+  int64_t budget = 0;  // selected tokens per KV head; kBudgetAll has become capacity
+  double top_p = 0;
+  double reuse_cosine = 0;    // 0: the query is not asked
+  int64_t reuse_steps = 0;    // that a list serves; 0: no limit. Both 0: every step selects
+  int64_t share_layers = 1;   // tiered layers that attend what the first of them selected
+  int64_t miss_cap = -1;      // chunks; -1: off
+  bool estimate = false;      // chunks beyond the cap count as their means
+
+  int64_t sinks = 0;          // a multiple of chunk_tokens
+  int64_t recent = 0;         // tokens
+  int64_t outliers = 0;       // chunks; not together with static_chunks
+  int64_t static_chunks = 0;
+  double drop_share = 0;      // of the middle's chunks
+  double slots = 1;           // in budgets
+
+  KeyForm keys = KeyForm::kLowRank;
+  RowCodec key_codec = RowCodec::kBf16;
   int64_t rank = 0;
-  double slots = 1;  // in budgets
+  RowCodec value_codec = RowCodec::kBf16;
+  int64_t device_layers = 0;  // so many tiered layers, the first ones, have their home on the device
+
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
+
+  bool reuses() const { return reuse_cosine > 0 || reuse_steps > 1; }
+  bool weighs_chunks() const { return static_chunks > 0 || drop_share > 0; }
+  int64_t exact_chunks() const { return outliers + static_chunks; }
 };
 
 // Queries per selection block of prefill, and how many tokens before a block it sees anyway.
@@ -66,11 +100,57 @@ struct KvLayout {
   bool tiered(int64_t layer) const {
     return settings.kind == StoreKind::kTiered && shape.window[layer] == 0;
   }
-  bool any_low_rank() const { return any_tiered && !settings.exact_keys; }
+  bool any_low_rank() const { return any_tiered && settings.keys == KeyForm::kLowRank; }
+  // Values and exact keys live on the device.
+  bool at_home_on_device(int64_t layer) const {
+    return tiered(layer) && tiered_rank[static_cast<size_t>(layer)] < settings.device_layers;
+  }
+  // Nothing need be fetched, rebuilt or decoded: selected chunks are attended where they are.
+  bool resident(int64_t layer) const {
+    return at_home_on_device(layer) && settings.keys == KeyForm::kExact &&
+           settings.value_codec == RowCodec::kBf16;
+  }
+  // The layer whose selection this one attends: the first of its group.
+  int64_t leader(int64_t layer) const { return leaders[static_cast<size_t>(layer)]; }
+  // Only leaders have an index.
+  bool indexed(int64_t layer) const { return tiered(layer) && leader(layer) == layer; }
+  // The index of this layer is its exact keys.
+  bool index_is_keys(int64_t layer) const {
+    return indexed(layer) && settings.keys == KeyForm::kExact && settings.chunk_tokens == 1 &&
+           settings.index == IndexKind::kMean && settings.landmark_codec == RowCodec::kBf16;
+  }
+  int32_t landmark_elements() const { return landmark_width(settings.index, shape.head_dim); }
+  // Chunks per block of the first level.
+  int32_t block_chunks() const {
+    return static_cast<int32_t>(settings.coarse_tokens / settings.chunk_tokens);
+  }
+  // Blocks that are looked into, of n_blocks, to select up to k chunks.
+  int64_t blocks_looked_into(int64_t n_blocks, int64_t k) const;
+  // Means of chunks of prefill_chunk tokens that no layer's index has: for selection in prefill, or for
+  // weighing chunks.
+  bool prefill_uses_index(int64_t layer) const {
+    return indexed(layer) && settings.index == IndexKind::kMean &&
+           prefill_chunk == settings.chunk_tokens;
+  }
   // Tokens that a layer keeps exactly on the device, besides sinks and outliers.
   int64_t exact_capacity(int64_t layer) const;
   // Exact tokens that stay behind the newest one.
   int64_t recent_tokens(int64_t layer) const;
+
+  // Of one layer, in bytes.
+  int64_t index_bytes(int64_t layer) const;
+  int64_t coded_key_bytes() const;
+  int64_t slot_bytes(int64_t layer) const;
+  int64_t home_value_bytes() const;
+  int64_t home_key_bytes(int64_t layer) const;
+  // Rows of the plane of means; of bf16 landmarks from which coded ones are made; coded values on their way home.
+  int64_t mean_plane_chunks() const;
+  int64_t index_plane_chunks() const;
+  int64_t value_staging_bytes() const;
+  // Counters of all layers and KV heads.
+  int64_t total_counts() const { return shape.n_layers * shape.n_kv_heads * 3 + 2; }
+  // Ids and counts of one selection, and of what the cap dropped.
+  int64_t list_ints() const;
 
   // Bytes of both tiers at their peak (the end of prefill), by purpose; weights and the decoder's own
   // activations are not in it.
@@ -79,11 +159,18 @@ struct KvLayout {
 
   KvShape shape;
   KvSettings settings;
+  std::vector<int64_t> tiered_rank;  // per layer: how many tiered ones come before it
+  std::vector<int64_t> leaders;      // per layer
   int64_t chunks = 0;        // chunk slots of the index: capacity / chunk_tokens
+  int64_t prompt_chunks = 0;  // of the prompt, rounded up
+  int64_t blocks = 0;        // of the first level; 0: one level
+  int64_t coarse_select = 0;  // blocks looked into, at most
+  int32_t prefill_chunk = 0;  // tokens per chunk of selection in prefill
+  bool mean_plane = false;    // prefill needs means of its own
   int64_t retire_tokens = 0;  // that leave the recent window together: whole chunks
   int64_t select = 0;        // chunks selected per KV head and step, at most
   int64_t n_slots = 0;       // per KV head
-  int64_t outlier_rows = 0;  // tokens in outlier chunks
+  int64_t outlier_rows = 0;  // tokens in outlier or static chunks
   int64_t mask_words = 0;    // of the bit map over chunks
   int64_t record = 0;        // elements of a slot: K and V of one chunk
   int64_t prefill_ids = 0;   // chunk ids of one block and KV head: sinks and selection

@@ -1,5 +1,4 @@
 // tiercel bench: how long prefill and decode take at given lengths, one sequence at a time.
-#include <chrono>
 #include <random>
 
 #include "engine/base/check.h"
@@ -11,6 +10,7 @@
 #include "tools/prompt.h"
 #include "tools/session_flags.h"
 #include "tools/signals.h"
+#include "tools/stopwatch.h"
 
 namespace tiercel {
 namespace {
@@ -52,20 +52,6 @@ struct BenchFlags {
   }
 };
 
-std::vector<int64_t> parse_list(const char* flag, const std::string& text, int64_t low) {
-  std::vector<int64_t> values;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    try {
-      values.push_back(parse_integer(text.substr(begin, end - begin), low, int64_t{1} << 40));
-    } catch (const Error& error) {
-      fail(ErrorKind::kUsage, "{}: {}", flag, error.what());
-    }
-    begin = end + 1;
-  }
-  return values;
-}
-
 // The first n tokens of a text, or random ones.
 class TokenSource {
  public:
@@ -102,16 +88,11 @@ class TokenSource {
   std::vector<int32_t> ids_;
 };
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 // One prompt and its continuation; adds to both rows. Returns what computed it.
 std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32_t>& ids,
                     const Console& console, BenchRow& prefill, BenchRow& decode) {
   const auto session = Session::open(model, prefill.plan);
-  auto start = Clock::now();
+  Stopwatch watch;
   {
     ProgressLine line(console);
     if (!session->prefill(ids, [&](const Progress& p) { return line.update(p); })) {
@@ -121,14 +102,14 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   Sampler greedy({}, model->config().vocab_size);
   const auto best = [&] { return session->sample(greedy, {}); };
   int32_t token = best();
-  const double first = seconds_since(start);
+  const double first = watch.seconds();
   prefill.seconds.push_back(first);
   double total = 0;
   for (int64_t i = 0; i < decode.n_gen; ++i) {
-    start = Clock::now();
+    watch = {};
     session->step(token);
     token = best();
-    decode.token_seconds.push_back(seconds_since(start));
+    decode.token_seconds.push_back(watch.seconds());
     total += decode.token_seconds.back();
     stop_if_requested();
   }
@@ -145,8 +126,11 @@ int command_bench(int argc, char** argv) {
   BenchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   flags.model.check();
-  const std::vector<int64_t> prompts = parse_list("-p", flags.prompts, 1);
-  const std::vector<int64_t> steps = parse_list("-n", flags.steps, 0);
+  const auto at_least = [](int64_t low) {
+    return [low](std::string_view text) { return parse_integer(text, low, int64_t{1} << 40); };
+  };
+  const std::vector<int64_t> prompts = parse_list<int64_t>("-p", flags.prompts, at_least(1));
+  const std::vector<int64_t> steps = parse_list<int64_t>("-n", flags.steps, at_least(0));
   if (flags.session.imposed_hit_rate >= 0 && flags.model.synthetic.empty()) {
     fail(ErrorKind::kUsage,
          "--imposed-hit-rate: expected --synthetic, found a model; its own "

@@ -7,6 +7,7 @@
 
 #include "tools/report.h"
 #include "tools/session_flags.h"
+#include "tools/table.h"
 #include "tools/units.h"
 
 namespace tiercel {
@@ -52,7 +53,7 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"n_depth", row.n_depth},
           {"attention", name_of(o.attention)},
           {"prefill", name_of(o.prefill)},
-          {"budget", o.budget == kBudgetAll ? Json("all") : Json(o.budget)},
+          {"budget", o.selection.budget == kBudgetAll ? Json("all") : Json(o.selection.budget)},
           {"avg_ns", ns.mean},
           {"stddev_ns", ns.deviation},
           {"avg_ts", ts.mean},
@@ -90,8 +91,8 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
          gib(row.plan.memory.device.total()), gib(row.plan.memory.host.total()),
          decode ? name_of(o.attention) : name_of(o.prefill),
          o.attention == AttentionMode::kDense ? "-"
-         : o.budget == kBudgetAll             ? "all"
-                                              : std::to_string(o.budget),
+         : o.selection.budget == kBudgetAll ? "all"
+                                            : std::to_string(o.selection.budget),
          selects ? fmt::format("{:.3f}{}", row.selection.hit_rate(), imposed ? " (imposed)" : "")
                  : "-",
          selects ? fmt::format("{:.2f}", 1e-9 * fetch_rate(row)) : "-",
@@ -100,24 +101,6 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
          decode ? fmt::format("{:.3f}", 1e3 * percentile_of(row.token_seconds, 0.95)) : "-"});
   }
   return table;
-}
-
-std::string markdown(const std::vector<std::vector<std::string>>& table) {
-  std::vector<size_t> width(table[0].size(), 0);
-  for (const auto& row : table) {
-    for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
-  }
-  std::string text;
-  for (size_t r = 0; r < table.size(); ++r) {
-    for (size_t i = 0; i < width.size(); ++i) {
-      text += fmt::format("| {:<{}} ", table[r][i], width[i]);
-    }
-    text += "|\n";
-    if (r > 0) continue;
-    for (const size_t w : width) text += "| " + std::string(w, '-') + " ";
-    text += "|\n";
-  }
-  return text;
 }
 
 std::string csv(const std::vector<std::vector<std::string>>& table) {
@@ -158,7 +141,7 @@ double percentile_of(std::vector<double> values, double share) {
 std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
                        BenchFormat format) {
   switch (format) {
-    case BenchFormat::kMarkdown: return markdown(cells(setup, rows));
+    case BenchFormat::kMarkdown: return markdown_table(cells(setup, rows));
     case BenchFormat::kCsv: return csv(cells(setup, rows));
     case BenchFormat::kJson: {
       Json all = Json::array();

@@ -8,6 +8,7 @@ int command_bench(int argc, char** argv);
 int command_tokenize(int argc, char** argv);
 int command_perplexity(int argc, char** argv);
 int command_estimate(int argc, char** argv);
+int command_eval(int argc, char** argv);
 int command_haystack(int argc, char** argv);
 int command_version(int argc, char** argv);
 

@@ -106,6 +106,19 @@ int64_t parse_size(std::string_view text) {
   return static_cast<int64_t>(bytes);
 }
 
+int64_t parse_tokens(std::string_view text) {
+  int64_t unit = 1;
+  if (text.ends_with('K')) unit = 1024;
+  if (text.ends_with('M')) unit = 1024 * 1024;
+  try {
+    const std::string_view digits = unit > 1 ? text.substr(0, text.size() - 1) : text;
+    return unit * parse_integer(digits, 1, (int64_t{1} << 40) / unit);
+  } catch (const Error&) {
+    fail(ErrorKind::kUsage, "expected a number of tokens such as 4096, 16K or 1M, found '{}'",
+         printable(text, 40));
+  }
+}
+
 void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal) {
   std::string list;
   for (size_t i = 0; i < legal.size(); ++i) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -16,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/check.h"
+
 namespace tiercel {
 
 // Values as text. Throw Error(kUsage) "expected ..., found '...'" without the flag's name, which
@@ -23,7 +26,24 @@ namespace tiercel {
 int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
 double parse_number(std::string_view text, double low, double high);
 int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
+int64_t parse_tokens(std::string_view text);  // "4096", "16K", "1M"; K: 1,024 tokens
 [[noreturn]] void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal);
+
+// The items between the commas of `text`, by a function that throws as those above do.
+template <typename T, typename F>
+std::vector<T> parse_list(const char* flag, std::string_view text, F parse) {
+  std::vector<T> values;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    try {
+      values.push_back(parse(text.substr(begin, end - begin)));
+    } catch (const Error& error) {
+      fail(error.kind(), "{}: {}", flag, error.what());
+    }
+    begin = end + 1;
+  }
+  return values;
+}
 
 class Flags {
  public:

@@ -4,22 +4,16 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <string_view>
 
 #include "engine/base/check.h"
 #include "tools/progress.h"
 #include "tools/signals.h"
+#include "tools/stopwatch.h"
 
 namespace tiercel {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 std::string hash_of(std::span<const float> logits) {
   return fmt::format("{:016x}", XXH64(logits.data(), logits.size_bytes(), 0));
@@ -27,7 +21,7 @@ std::string hash_of(std::span<const float> logits) {
 
 // Decodes until something ends it; returns what.
 const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
-                   GenerationRequest& request, Clock::time_point start, const Console& console,
+                   GenerationRequest& request, const Stopwatch& watch, const Console& console,
                    Generation& result) {
   const std::vector<int64_t>& ends = request.eos_token_ids;
   StreamDecoder decoder(tokenizer, /*skip_special=*/true);
@@ -39,7 +33,7 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     if (!text.empty()) result.output_errno = write_result(text);
     return result.output_errno == 0;
   };
-  Clock::time_point decode_start{};
+  Stopwatch decode_watch;
   const char* reason = "length";
   for (int64_t i = 0; i < request.max_new_tokens; ++i) {
     if (i > 0) {
@@ -48,10 +42,10 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     }
     const int32_t token = session.sample(sampler, request.prompt);
     if (i == 0) {
-      result.time_to_first_token_seconds = seconds_since(start);
-      decode_start = Clock::now();
+      result.time_to_first_token_seconds = watch.seconds();
+      decode_watch = {};
     } else {
-      result.decode_seconds = seconds_since(decode_start);
+      result.decode_seconds = decode_watch.seconds();
     }
     request.prompt.push_back(token);
     result.output_tokens.push_back(token);
@@ -86,20 +80,20 @@ Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokeniz
   request.prompt.reserve(request.prompt.size() + n_new);
   result.output_tokens.reserve(n_new);
   result.output.reserve(8 * n_new);
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   try {
     {
       ProgressLine line(console);
       result.prefilled =
           session.prefill(request.prompt, [&](const Progress& p) { return line.update(p); });
     }
-    result.prefill_seconds = seconds_since(start);
+    result.prefill_seconds = watch.seconds();
     result.finish_reason =
-        result.prefilled ? decode(session, sampler, tokenizer, request, start, console, result)
+        result.prefilled ? decode(session, sampler, tokenizer, request, watch, console, result)
                          : "interrupted";
     if (result.prefilled) result.logits_hash = hash_of(session.logits());
   } catch (const Error& error) {
-    if (result.prefill_seconds == 0) result.prefill_seconds = seconds_since(start);
+    if (result.prefill_seconds == 0) result.prefill_seconds = watch.seconds();
     result.finish_reason = error.kind() == ErrorKind::kInterrupted ? "interrupted" : "error";
     if (!result.interrupted()) result.error = error.what();
   }

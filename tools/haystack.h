@@ -8,11 +8,10 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
+
+#include "tools/hay.h"
 
 namespace tiercel {
 
@@ -30,15 +29,9 @@ struct Fact {
   std::string answer() const;    // " V"
 };
 
-struct HaystackRequest {
-  int64_t n_tokens = 0;  // of the prompt, the begin-of-text token included
+struct HaystackRequest : HayRequest {
   int64_t n_facts = 1;
-  uint64_t seed = 0;
   FactForm form = FactForm::kMagic;
-  std::optional<std::string> text;  // filler to use instead of our own; repeated when too short
-  // Tokens of a text without the begin-of-text token, and how many the tokenizer adds in front.
-  std::function<int64_t(std::string_view)> count;
-  int64_t n_lead = 0;
 };
 
 struct Haystack {
@@ -50,8 +43,5 @@ struct Haystack {
 
 // n_tokens is met to 0.5 %. Throws Error(kUsage) when the facts alone are longer.
 Haystack make_haystack(const HaystackRequest& request);
-
-// True for a line that could pass for a planted fact.
-bool looks_like_fact(std::string_view line);
 
 }  // namespace tiercel

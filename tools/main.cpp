@@ -24,6 +24,7 @@ constexpr Command kCommands[] = {
     {"tokenize", "Text to token ids and back", command_tokenize},
     {"perplexity", "How well the model predicts a text", command_perplexity},
     {"estimate", "The memory that a run would take", command_estimate},
+    {"eval", "What a composition loses, by tasks and against dense attention", command_eval},
     {"haystack", "Write a long prompt with planted facts, and its questions", command_haystack},
     {"version", "Version, compiler, libraries, instruction set", command_version},
 };

@@ -16,6 +16,8 @@ struct PromptFlags {
   // Error(kUsage) when nothing, two things or an empty text is given; Error(kRuntime) when a file
   // cannot be read.
   std::string read(const Console& console, bool strict) const;
+  // By a flag; a variable may be meant for another command.
+  bool given() const { return prompt_ || file_; }
 
  private:
   std::optional<std::string> prompt_, file_;

@@ -22,23 +22,48 @@ Json rate(double count, double seconds) {
 
 Json budget(int64_t tokens) { return tokens == kBudgetAll ? Json("all") : Json(tokens); }
 
+Json selection_options_json(const SelectionOptions& s) {
+  return {{"index", name_of(s.index)},
+          {"chunk_size", s.chunk_size},
+          {"coarse_chunk", s.coarse_chunk},
+          {"coarse_share", s.coarse_share},
+          {"group", name_of(s.group)},
+          {"scope", name_of(s.scope)},
+          {"budget", budget(s.budget)},
+          {"protected", protected_tokens(s)},
+          {"top_p_mass", s.top_p},
+          {"reuse", s.reuse},
+          {"reuse_steps", s.reuse_steps},
+          {"share_layers", s.share_layers},
+          {"miss_cap", s.miss_cap},
+          {"estimate", s.estimate},
+          {"sinks", s.sinks},
+          {"recent", s.recent},
+          {"outliers", s.outliers},
+          {"static_budget", s.static_budget},
+          {"drop_share", s.drop_share},
+          {"slots", s.slots},
+          {"key_codec", name_of(s.key_codec)},
+          {"rank", s.rank},
+          {"rank_codec", name_of(s.rank_codec)},
+          {"landmark_codec", name_of(s.landmark_codec)},
+          {"value_codec", name_of(s.value_codec)}};
+}
+
 Json attention_json(const SessionPlan& plan) {
   const SessionOptions& o = plan.options;
-  return {{"mode", name_of(o.attention)},
-          {"prefill", name_of(o.prefill)},
-          {"budget", budget(o.budget)},
-          {"prefill_budget", budget(o.prefill_budget)},
-          {"chunk_size", o.chunk_size},
-          {"rank", o.rank},
-          {"sinks", o.sinks},
-          {"recent", o.recent},
-          {"outliers", o.outliers},
-          {"key_codec", name_of(o.key_codec)},
-          {"slots", o.slots},
-          {"audit_interval", o.audit},
-          {"exact_exp", o.exact_exp},
-          {"context", plan.context},
-          {"threads", o.n_threads}};
+  Json json = {{"mode", name_of(o.attention)},
+               {"prefill", name_of(o.prefill)},
+               {"composition", composition(o)},
+               {"prefill_budget", budget(o.prefill_budget)},
+               {"value_home", name_of(o.value_home)},
+               {"device_layers", plan.device_layers},
+               {"audit_interval", o.audit},
+               {"exact_exp", o.exact_exp},
+               {"context", plan.context},
+               {"threads", o.n_threads}};
+  json.update(selection_options_json(o.selection));
+  return json;
 }
 
 Json memory_json(const RunReport& report) {
@@ -47,6 +72,7 @@ Json memory_json(const RunReport& report) {
       {"device_bytes",
        {{"weights", m.device.weights},
         {"keys", m.device.keys},
+        {"values", m.device.values},
         {"landmarks", m.device.landmarks},
         {"slots", m.device.slots},
         {"exact", m.device.exact},
@@ -128,7 +154,7 @@ std::string to_json(const RunReport& report) {
         {"selected_chunks", report.selection.selected_chunks},
         {"hit_chunks", report.selection.hit_chunks},
         {"hit_rate", report.selection.hit_rate()},
-        {"reuse_rate", 0},  // no step is skipped yet
+        {"reuse_rate", report.selection.reuse_rate()},
         {"fetched_bytes", report.selection.fetched_bytes}}},
       {"audit",
        {{"steps", report.audit.steps},
@@ -145,23 +171,19 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   const SessionOptions& o = plan.options;
   console.info("prompt: {} tokens; context: {} tokens", format_count(n_prompt),
                format_count(plan.context));
-  const auto name_budget = [](int64_t n) {
-    return n == kBudgetAll ? std::string("all") : format_count(n);
-  };
-  if (o.attention == AttentionMode::kDense) {
-    console.info("attention: dense, prefill {}", name_of(o.prefill));
-  } else {
-    console.info("attention: {}, prefill {}, budget {} + {} always attended, chunk {}, keys {}",
-                 name_of(o.attention), name_of(o.prefill), name_budget(o.budget),
-                 format_count(o.sinks + o.recent + o.outliers * o.chunk_size), o.chunk_size,
-                 o.key_codec == KeyCodec::kLowRank ? fmt::format("lowrank (rank {})", o.rank)
-                                                   : std::string(name_of(o.key_codec)));
+  console.info("attention: {}, prefill {}", name_of(o.attention), name_of(o.prefill));
+  if (o.attention != AttentionMode::kDense) {
+    console.info("selection: {}", composition(o));
+    if (plan.device_layers > 0) {
+      console.info("home: {} layers on the device, the others on the host", plan.device_layers);
+    }
   }
   const MemoryReport& m = plan.memory;
   row(console, "memory plan", "device", "host");
   row(console, "weights", format_bytes(m.device.weights), "");
   row(console, "keys", format_bytes(m.device.keys), format_bytes(m.host.keys));
-  row(console, "values", "", format_bytes(m.host.values));
+  row(console, "values", m.device.values > 0 ? format_bytes(m.device.values) : "",
+      format_bytes(m.host.values));
   row(console, "landmarks", format_bytes(m.device.landmarks), "");
   row(console, "slots", format_bytes(m.device.slots), "");
   row(console, "exact", format_bytes(m.device.exact), "");
@@ -196,6 +218,10 @@ void print_summary(const RunReport& report, const Console& console) {
     console.info("{:>17}: {} layer steps, hit rate {:.1f} %, {} fetched", "selection",
                  format_count(report.selection.steps), 100 * report.selection.hit_rate(),
                  format_bytes(report.selection.fetched_bytes));
+    if (report.selection.decisions > 0) {
+      console.info("{:>17}: {:.1f} % of the lists stayed", "reuse",
+                   100 * report.selection.reuse_rate());
+    }
   }
   if (report.audit.steps > 0) {
     console.info("{:>17}: {} steps, attention mass covered: mean {:.4f}, 5th percentile {:.4f}",

@@ -1,7 +1,6 @@
 // tiercel run: continue one prompt.
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 
 #include "cpu/topology.h"
@@ -15,6 +14,7 @@
 #include "tools/report.h"
 #include "tools/session_flags.h"
 #include "tools/signals.h"
+#include "tools/stopwatch.h"
 #include "tools/units.h"
 
 namespace tiercel {
@@ -53,10 +53,6 @@ struct RunFlags {
     return flags.parse(argc, argv);
   }
 };
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // How many tokens may be generated: what -n asks for, as far as the context has room.
 int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t n_prompt,
@@ -110,19 +106,19 @@ int command_run(int argc, char** argv) {
   RunReport report;
   report.model = flags.model.directory;
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
-  auto start = std::chrono::steady_clock::now();
+  Stopwatch watch;
   const Tokenizer tokenizer = Tokenizer::load(flags.model.directory);
   GenerationRequest request{.prompt = tokenizer.encode(prompt, {.add_special = !flags.no_bos,
                                                                 .parse_special = flags.special}),
                             .eos_token_ids = config.eos_token_ids,
                             .ignore_eos = flags.ignore_eos};
-  report.tokenize_seconds = seconds_since(start);
+  report.tokenize_seconds = watch.seconds();
   report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "the prompt has no tokens");
   warn_of_second_bos(request.prompt, config, console);
   stop_if_requested();
 
-  start = std::chrono::steady_clock::now();
+  watch = {};
   const auto model = flags.model.open();
   stop_if_requested();
   report.plan = Session::plan(*model, flags.session, report.prompt_tokens, flags.n_predict);
@@ -132,7 +128,7 @@ int command_run(int argc, char** argv) {
   report.sampling = flags.sampling.resolve(config, console);
   Sampler sampler(report.sampling, config.vocab_size);
   const auto session = Session::open(model, report.plan);
-  report.load_seconds = seconds_since(start);
+  report.load_seconds = watch.seconds();
   report.backend = session->backend_description();
   report.device_bytes_in_use = session->device_bytes_in_use();
   console.info("backend: {}", report.backend);

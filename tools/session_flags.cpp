@@ -4,6 +4,8 @@
 
 #include <limits>
 #include <random>
+#include <string_view>
+#include <vector>
 
 #include "cpu/queue.h"
 #include "engine/base/check.h"
@@ -32,28 +34,6 @@ void add_budget(Flags& flags, const char* name, int64_t& target, const char* hel
 }
 
 }  // namespace
-
-const char* name_of(AttentionMode mode) {
-  return mode == AttentionMode::kDense ? "dense" : "shadow";
-}
-
-const char* name_of(PrefillMode mode) {
-  switch (mode) {
-    case PrefillMode::kAuto: return "auto";
-    case PrefillMode::kDense: return "dense";
-    case PrefillMode::kSelect: return "select";
-  }
-  return "?";
-}
-
-const char* name_of(KeyCodec codec) {
-  switch (codec) {
-    case KeyCodec::kAuto: return "auto";
-    case KeyCodec::kExact: return "exact";
-    case KeyCodec::kLowRank: return "lowrank";
-  }
-  return "?";
-}
 
 void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
   flags.section("Model");
@@ -108,40 +88,128 @@ ModelOptions ModelFlags::options() const {
           .device = static_cast<int>(device_)};
 }
 
+namespace {
+
+// The preset comes first: a flag that is given beats it (flags act in the order in which they are added).
+void add_preset_flag(Flags& flags, SessionOptions& options) {
+  std::string legal;
+  for (const AttentionMode mode : attention_modes()) {
+    legal += (legal.empty() ? "" : "|") + std::string(name_of(mode));
+  }
+  flags.value("--attention", legal.c_str(), name_of(options.attention),
+              "Decode: every token, or what a preset selects; the flags below change a preset, their "
+              "defaults are those of shadow",
+              [&options](const std::string& text) {
+                std::vector<std::string_view> all;
+                for (const AttentionMode mode : attention_modes()) {
+                  all.emplace_back(name_of(mode));
+                  if (text == name_of(mode)) return apply_preset(mode, options);
+                }
+                refuse_choice(text, all);
+              });
+}
+
+void add_budget_flag(Flags& flags, SelectionOptions& s) {
+  flags.value("--budget", "N|X%|all", std::to_string(s.budget),
+              "Tokens selected per KV head and decode step, or a share of the prompt",
+              [&s](const std::string& text) {
+                s.budget_share = 0;
+                if (text == "all") {
+                  s.budget = kBudgetAll;
+                } else if (text.ends_with('%')) {
+                  s.budget_share = parse_number(text.substr(0, text.size() - 1), 0, 100) / 100;
+                } else {
+                  try {
+                    s.budget = parse_integer(text, 1, kMaxTokens);
+                  } catch (const Error&) {
+                    fail(ErrorKind::kUsage,
+                         "expected a number of tokens, a share such as 2% or all, found '{}'", text);
+                  }
+                }
+              });
+}
+
+void add_selection_flags(Flags& flags, SelectionOptions& s) {
+  flags.section("Selection");
+  add_budget_flag(flags, s);
+  flags.number("--top-p-mass", s.top_p, 0, 1,
+               "Stop below the budget where this share of the weight is selected; 0: off");
+  flags.choice("--index", s.index, {{"mean", IndexKind::kMean}, {"minmax", IndexKind::kMinMax}},
+               "What stands for a chunk: the mean of its keys or their extremes per channel");
+  flags.integer("--chunk-size", s.chunk_size, 1, 4096, "Tokens per chunk; 1: exact tokens");
+  flags.integer("--coarse-chunk", s.coarse_chunk, 0, 1 << 20,
+                "Tokens per block of a first level; 0: one level");
+  flags.number("--coarse-share", s.coarse_share, 0, 1,
+               "Share of the blocks whose chunks are looked at");
+  flags.choice("--group", s.group,
+               {{"max", GroupScore::kMax}, {"mean", GroupScore::kMean}, {"sum", GroupScore::kSum}},
+               "What the query heads of a group make of their weights");
+  flags.choice("--scope", s.scope,
+               {{"head", SelectScope::kKvHead}, {"layer", SelectScope::kLayer}},
+               "A list per KV head or one per layer");
+  flags.number("--reuse", s.reuse, 0, 1,
+               "Keep a list while the query's cosine with its own is this; 0: off");
+  flags.integer("--reuse-steps", s.reuse_steps, 0, INT32_MAX,
+                "Steps that a list serves at most; 0: no limit of its own");
+  flags.integer("--share-layers", s.share_layers, 1, 1 << 20,
+                "Layers that attend what the first of them selected");
+  flags.integer("--miss-cap", s.miss_cap, -1, INT32_MAX,
+                "Chunks fetched per KV head and step, at most; -1: no limit");
+  flags.flag("--estimate", s.estimate, "Chunks beyond --miss-cap count as their means");
+  flags.integer("--sinks", s.sinks, 0, kMaxTokens, "First tokens, always attended exactly");
+  flags.integer("--recent", s.recent, 0, kMaxTokens, "Last tokens, always attended exactly");
+  flags.integer("--outliers", s.outliers, 0, kMaxTokens,
+                "Chunks per KV head that stay exact: those whose mean describes them worst");
+  flags.integer("--static-budget", s.static_budget, 0, kMaxTokens,
+                "Tokens per KV head that stay exact: those that the prompt's end attended most");
+  flags.number("--drop-share", s.drop_share, 0, 1,
+               "Share of the chunks that never compete: those that the prompt's end attended least");
+  flags.number("--slots", s.slots, 0, 1e9, "Selection cache, in budgets");
+  flags.section("Codecs");
+  flags.choice("--key-codec", s.key_codec,
+               {{"auto", KeyCodec::kAuto},
+                {"exact", KeyCodec::kExact},
+                {"lowrank", KeyCodec::kLowRank},
+                {"int8", KeyCodec::kInt8},
+                {"int4", KeyCodec::kInt4}},
+               "Keys: exact beside the values, or coded on the device");
+  flags.integer("--rank", s.rank, 1, 1 << 20, "Rank of the low-rank keys");
+  flags.choice("--rank-codec", s.rank_codec,
+               {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}},
+               "Coefficients of the low-rank keys");
+  flags.choice("--landmark-codec", s.landmark_codec,
+               {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}}, "The index");
+  flags.choice("--value-codec", s.value_codec,
+               {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}, {"int4", RowCodec::kInt4}},
+               "Values");
+}
+
+}  // namespace
+
 void add_session_flags(Flags& flags, SessionOptions& options) {
   flags.section("Attention");
-  flags.choice("--attention", options.attention,
-               {{"dense", AttentionMode::kDense}, {"shadow", AttentionMode::kShadow}},
-               "Decode: every token, or the chunks that matter");
+  add_preset_flag(flags, options);
   flags.choice("--prefill", options.prefill,
                {{"auto", PrefillMode::kAuto},
                 {"dense", PrefillMode::kDense},
                 {"select", PrefillMode::kSelect}},
                "Prompt: dense, or selected chunks; auto: dense where it is affordable");
-  add_budget(flags, "--budget", options.budget, "Tokens selected per KV head and decode step");
-  add_budget(flags, "--prefill-budget", options.prefill_budget, "The same for prefill blocks");
-  flags.integer("--chunk-size", options.chunk_size, 1, 4096, "Tokens per chunk");
-  flags.integer("--rank", options.rank, 1, 1 << 20, "Rank of the low-rank keys");
-  flags.integer("--sinks", options.sinks, 0, kMaxTokens, "First tokens, always attended exactly");
-  flags.integer("--recent", options.recent, 0, kMaxTokens, "Last tokens, always attended exactly");
-  flags.integer("--outliers", options.outliers, 0, kMaxTokens,
-                "Chunks per KV head that stay exact");
-  flags.choice(
-      "--key-codec", options.key_codec,
-      {{"auto", KeyCodec::kAuto}, {"exact", KeyCodec::kExact}, {"lowrank", KeyCodec::kLowRank}},
-      "Keys on the device");
-  flags.number("--slots", options.slots, 0, 1e9, "Selection cache, in budgets");
+  add_budget(flags, "--prefill-budget", options.prefill_budget,
+             "Tokens selected for a block of prefill");
   flags.integer("--audit", options.audit, 0, kMaxTokens,
                 "Every N steps measure the attention mass that the selection covered; 0: off");
   flags.flag("--exact-exp", options.exact_exp, "Prefill with fp32 exponentials (slower)");
-
   flags.flag("--no-graphs", options.no_graphs, "Enqueue every decode step anew (CUDA; slower)");
+  add_selection_flags(flags, options.selection);
 
   flags.section("Memory");
   flags.integer("-c,--ctx-size", options.context, 0, kMaxTokens,
                 "Tokens that the sequence can hold; 0: prompt plus -n");
   flags.size("--device-memory", options.device_memory, "Limit of the device tier; default: none");
   flags.size("--host-memory", options.host_memory, "Limit of the host tier; default: none");
+  flags.choice("--value-home", options.value_home,
+               {{"auto", ValueHome::kAuto}, {"host", ValueHome::kHost}, {"device", ValueHome::kDevice}},
+               "Where values live; auto: on the device while they fit its memory");
   flags.flag("--strict", options.strict, "Refuse what is otherwise a warning");
 }
 

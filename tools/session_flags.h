@@ -9,6 +9,7 @@
 
 #include "engine/config.h"
 #include "engine/options.h"
+#include "engine/presets.h"
 #include "engine/session.h"
 #include "tools/console.h"
 #include "tools/flags.h"
@@ -49,9 +50,5 @@ struct SamplingFlags {
   std::optional<int64_t> top_k_, repeat_last_n_;
   int64_t seed_ = -1;
 };
-
-const char* name_of(AttentionMode mode);
-const char* name_of(PrefillMode mode);
-const char* name_of(KeyCodec codec);
 
 }  // namespace tiercel

@@ -62,8 +62,8 @@ struct ClockParams {
 // below (max - least) / (2^bits - 1), both in fp32; code = rint((x - least) / step), at most 2^bits
 // - 1; a step of 0 has codes of 0. So |error| <= step / 2 but for fp32 rounding, and every backend
 // makes the same bits from the same x. A group with a NaN, an infinity or a range that is not
-// finite has NaN for both: all of it decodes to NaN. Decoding is fmaf(step, code, least) in fp32,
-// then one rounding to bf16.
+// finite has NaN (0x7fc0) for both and codes of 0: all of it decodes to NaN; zeros in a header are
+// +0. Decoding is fmaf(step, code, least) in fp32, then one rounding to bf16.
 enum class RowCodec : uint8_t { kBf16, kInt8, kInt4 };
 constexpr int64_t code_group(int64_t width) { return width % 64 == 0 ? 64 : 32; }
 constexpr int64_t code_bits(RowCodec codec) {
@@ -87,7 +87,9 @@ struct EncodeParams {
   RowCodec codec = RowCodec::kInt8;
   const float* mean = nullptr;  // [n_kv_heads][width] or null
   RopeView rope;                // with a mean
-  std::byte* codes = nullptr;   // [n_kv_heads][capacity][row_bytes(codec, width)]; token t at row t
+  // [n_kv_heads][capacity][row_bytes(codec, width)]; token t at row t - first_code
+  std::byte* codes = nullptr;
+  int64_t first_code = 0;
   int64_t code_head_stride = 0;  // in bytes, a multiple of 16; codes is aligned to 16
 };
 
@@ -387,7 +389,9 @@ struct OutlierParams {
 enum class GroupScore : uint8_t { kMax, kMean, kSum };
 enum class SelectScope : uint8_t {
   kKvHead,  // a list for every KV head
-  kLayer    // one list: the sum of what the groups say. All KV heads get the same ids and counts
+  // One list: the sum of what the groups say. All KV heads get the same ids and counts; where lists
+  // are read (blocks, slot_of_chunk), KV head 0 speaks for all.
+  kLayer
 };
 
 // Per KV head the k chunks with the highest score over candidates [first_chunk, end_chunk) that are
@@ -398,8 +402,8 @@ enum class SelectScope : uint8_t {
 // Scores are clamped to +-2^126 (log2 units), NaN counts as the lowest.
 //
 // Three refinements, in this order:
-//   blocks      two levels: only chunks of these blocks compete, and those from first_loose_chunk
-//               on
+//   blocks      two levels: only chunks of these blocks (ascending, distinct; clipped to the
+//               candidates) compete, and those from first_loose_chunk on
 //   top_p       of the k best the fewest, best first, whose weights add up to top_p of all weight
 //               there is: 1 for kMean, the group for kSum, times n_kv_heads in scope kLayer. At
 //               least one. Not with kMax, whose weights have no known sum.
@@ -409,8 +413,8 @@ enum class SelectScope : uint8_t {
 struct SelectParams {
   const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE
   IndexKind index = IndexKind::kMean;
-  // Either landmarks or codes with scales (EncodeLandmarksParams); width = landmark_width(index,
-  // head_dim)
+  // Either landmarks or codes with scales (EncodeLandmarksParams), of landmark_width(index,
+  // head_dim). A backend may round the query to 16 bits for codes: step max |q| / 32639 per head.
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][width]
   const int8_t* codes = nullptr;    // likewise
   const float* scales = nullptr;    // [n_kv_heads][capacity]

@@ -103,7 +103,8 @@ TEST(Version, NamesWhatItIsMadeOf) {
 }
 
 TEST(Help, EveryCommandHasOne) {
-  for (const char* command : {"run", "tokenize", "perplexity", "estimate", "haystack", "version"}) {
+  for (const char* command : {"run", "tokenize", "perplexity", "estimate", "eval",
+                              "haystack", "version"}) {
     const Result result = run({.arguments = {command, "--help"}});
     EXPECT_EQ(result.code, 0) << command;
     EXPECT_TRUE(contains(result.out, "TIERCEL_ARG_")) << command;

@@ -7,9 +7,15 @@
 #include <random>
 #include <vector>
 
+#include "cpu/codec.h"
 #include "cpu/elementwise.h"
 #include "cpu/linear.h"
 #include "cpu/lowrank.h"
+#include "cpu/mass.h"
+#include "cpu/movement.h"
+#include "cpu/pick.h"
+#include "cpu/reuse.h"
+#include "cpu/select.h"
 #include "engine/base/rope.h"
 #include "tests/count_allocations.h"
 #include "tests/oracle/elementwise.h"
@@ -120,6 +126,133 @@ TEST_P(Allocation, RopeProjectRebuild) {
   const int64_t before = test::n_allocations;
   for (int i = 0; i < 20; ++i) step();
   EXPECT_EQ(test::n_allocations - before, 0);
+}
+
+TEST_P(Allocation, CodedRowsMassAndPick) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
+  const int64_t n = 64;
+  const int32_t d = 32, heads = 2;
+  const RopeTable table(test::rope_frequencies(d / 2, 1e4), n);
+  const int64_t size = row_bytes(RowCodec::kInt8, d);
+  struct alignas(16) Unit {
+    std::byte bytes[16];
+  };
+  std::vector<Unit> memory(heads * n * size / 16);
+  auto* codes = reinterpret_cast<std::byte*>(memory.data());
+  std::vector<bf16> keys(heads * n * d, bf16(1.0f)), slots(2 * keys.size()), basis(heads * d * d);
+  std::vector<float> mean(heads * d), mass(heads * n), workspace(mass_workspace_floats(heads, n));
+  std::vector<uint64_t> excluded(heads);
+  std::vector<int32_t> chunks(2 * 8), counts(2, 8);
+  const auto fill = [&](auto p) {
+    p.miss_chunks = p.miss_slots = chunks.data();
+    p.miss_counts = counts.data();
+    p.stride = 8;
+    p.slots = slots.data();
+    p.slot_head_stride = 2 * n * d;
+    p.chunk_tokens = 8;
+    p.n_kv_heads = heads;
+    p.head_dim = d;
+    return p;
+  };
+  const auto step = [&] {
+    encode_rows(queue_, {.rows = keys.data(),
+                         .head_stride = n * d,
+                         .n_tokens = n,
+                         .n_kv_heads = heads,
+                         .width = d,
+                         .mean = mean.data(),
+                         .rope = table.view(),
+                         .codes = codes,
+                         .code_head_stride = n * size});
+    fetch(queue_, fill(FetchParams{.value_codec = RowCodec::kInt8,
+                                   .value_codes = codes,
+                                   .value_code_head_stride = n * size}));
+    decode_keys(queue_, fill(DecodeKeysParams{.codes = codes,
+                                              .code_head_stride = n * size,
+                                              .mean = mean.data(),
+                                              .rope = table.view()}));
+    rebuild_keys(queue_, fill(RebuildParams{.coded = codes,
+                                            .codec = RowCodec::kInt8,
+                                            .lowrank = {basis.data(), mean.data(), d},
+                                            .rope = table.view()}));
+    accumulate_mass(queue_, {.q = keys.data(),
+                             .landmarks = keys.data(),
+                             .landmark_head_stride = n * d,
+                             .n_tokens = 20,
+                             .end_chunk = n,
+                             .n_heads = heads,
+                             .n_kv_heads = heads,
+                             .head_dim = d,
+                             .scale = 0.1f,
+                             .mass = mass.data(),
+                             .mass_stride = n,
+                             .workspace = workspace.data()});
+    pick_chunks(queue_, {.mass = mass.data(),
+                         .mass_stride = n,
+                         .end_chunk = n,
+                         .n = 10,
+                         .n_kv_heads = heads,
+                         .excluded = excluded.data(),
+                         .excluded_stride = 1});
+  };
+  step();
+  const int64_t before = test::n_allocations;
+  for (int i = 0; i < 20; ++i) step();
+  EXPECT_EQ(test::n_allocations - before, 0);
+}
+
+TEST_P(Allocation, SelectionWithEveryRefinement) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
+  const int64_t n = 20000, k = 50;
+  std::vector<bf16> q(4 * 64, bf16(0.5f)), previous(4 * 64);
+  std::vector<int8_t> codes(2 * n * 128, 3);
+  std::vector<float> scales(2 * n, 0.01f), workspace(select_workspace_floats(4, 2, n));
+  const std::vector<int32_t> blocks{3, 4, 9, 700, 3, 4, 9, 700}, block_counts{4, 4};
+  const std::vector<int32_t> slots(2 * n, -1);
+  std::vector<int32_t> ids(2 * k), counts(2), dropped(2 * k), dropped_counts(2), state(2);
+  SelectParams p{.q = q.data(),
+                 .index = IndexKind::kMinMax,
+                 .codes = codes.data(),
+                 .scales = scales.data(),
+                 .landmark_head_stride = n * 128,
+                 .end_chunk = n,
+                 .k = k,
+                 .n_heads = 4,
+                 .n_kv_heads = 2,
+                 .head_dim = 64,
+                 .scale = 0.125f,
+                 .group = GroupScore::kSum,
+                 .blocks = blocks.data(),
+                 .block_counts = block_counts.data(),
+                 .block_stride = 4,
+                 .block_chunks = 16,
+                 .first_loose_chunk = 15000,
+                 .top_p = 0.9f,
+                 .max_misses = 10,
+                 .slot_of_chunk = slots.data(),
+                 .chunk_capacity = n,
+                 .dropped_ids = dropped.data(),
+                 .dropped_counts = dropped_counts.data(),
+                 .keep = state.data(),
+                 .ids = ids.data(),
+                 .counts = counts.data(),
+                 .workspace = workspace.data()};
+  const auto step = [&] {
+    for (const SelectScope scope : {SelectScope::kKvHead, SelectScope::kLayer}) {
+      decide_reuse(queue_, {.q = q.data(),
+                            .previous = previous.data(),
+                            .n = 4 * 64,
+                            .every = 1,
+                            .state = state.data()});
+      p.scope = scope;
+      select_chunks(queue_, p);
+    }
+  };
+  step();
+  const int64_t before = test::n_allocations;
+  step();
+  EXPECT_EQ(test::n_allocations, before);
+  EXPECT_EQ(counts[1], 10);
 }
 
 }  // namespace

@@ -159,6 +159,39 @@ TEST_P(DecodeTest, SourcesOfEveryKindTogether) {
   }
 }
 
+// A row with bias log2(n) weighs as much as n of it; a source without one stays what it was.
+TEST_P(DecodeTest, BiasIsAddedToEveryScore) {
+  for (const int32_t d : {64, 80, 128}) {
+    const int32_t n_kv = 2;
+    Case c(rng_, n_kv, 3, d);
+    const auto keys = random_rows(rng_, n_kv * 900 * d), values = random_rows(rng_, n_kv * 900 * d);
+    c.sources = {plane(keys, values, n_kv, d, 700), plane(values, keys, n_kv, d, 0),
+                 plane(values, keys, n_kv, d, 90)};
+    const Partial without = attend(c);
+    for (const float bias : {3.0f, -40.0f, 40.0f, std::log2(1000.0f)}) {
+      c.sources[1].bias = bias;  // an empty source stays empty
+      EXPECT_EQ(attend(c).out, without.out);
+      c.sources[2].bias = bias;
+      Partial result = attend(c);
+      expect_near_oracle(c, result);
+      c.sources[2].bias = 0;
+    }
+  }
+  Case c(rng_, 1, 2, 64);
+  const auto row = random_rows(rng_, 64), value = random_rows(rng_, 64);
+  c.sources = {plane(row, value, 1, 64, 1)};
+  c.sources[0].bias = 5;  // 32 tokens
+  const Partial one = attend(c);
+  c.sources.assign(8, plane(row, value, 1, 64, 1));
+  for (KvSource& source : c.sources) source.bias = 2;  // 8 times 4
+  const Partial eight = attend(c);
+  for (int32_t h = 0; h < 2; ++h) {
+    EXPECT_EQ(one.sum[h], 1.0f);
+    EXPECT_EQ(eight.sum[h], 8.0f);
+    EXPECT_NEAR(one.max[h], eight.max[h] + 3, 1e-6f * std::abs(one.max[h]));
+  }
+}
+
 TEST_P(DecodeTest, NoSourcesIsTheNeutralElement) {
   Case c(rng_, 2, 4, 64);
   Partial result = attend(c);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -37,14 +38,21 @@ struct Plane {
   int64_t n_chunks;
   std::vector<bf16> keys, landmarks;
 
-  void build(Queue& queue, int64_t first, int64_t n, int64_t first_row = 0) {
-    landmarks.resize(n_kv_heads * n_chunks * d);
+  IndexKind kind = IndexKind::kMean;
+
+  int64_t width() const { return landmark_width(kind, d); }
+  // Landmarks of all chunks behind first_landmark have room; those that are not built are 99.
+  void build(Queue& queue, int64_t first, int64_t n, int64_t first_row = 0,
+             int64_t first_landmark = 0) {
+    landmarks.assign(n_kv_heads * (n_chunks - first_landmark) * width(), bf16(99.0f));
     LandmarkParams p;
+    p.kind = kind;
+    p.first_landmark = first_landmark;
     p.keys = keys.data();
     p.key_head_stride = static_cast<int64_t>(keys.size()) / n_kv_heads;
     p.first_row = first_row;
     p.landmarks = landmarks.data();
-    p.landmark_head_stride = n_chunks * d;
+    p.landmark_head_stride = (n_chunks - first_landmark) * width();
     p.first_chunk = first;
     p.n_chunks = n;
     p.chunk_tokens = chunk;
@@ -73,6 +81,166 @@ TEST_P(LandmarkTest, MeanOfTheChunkRoundedOnce) {
             const double mean = sum / chunk;
             ASSERT_NEAR(static_cast<float>(plane.landmarks[(j * 300 + c) * d + i]), mean,
                         std::abs(mean) * 0x1.01p-8 + chunk * test::kUnit * magnitude / chunk);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Exact, whatever the sign of zero; a NaN makes both NaN, infinities are values.
+TEST_P(LandmarkTest, LeastAndGreatestOfTheChunk) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float odd[] = {inf, -inf, nan, -nan, 0.0f, -0.0f, 1e-40f, -1e-40f};
+  for (const int32_t d : {32, 64, 80, 96, 128, 256, 2}) {
+    for (const int32_t chunk : {1, 5, 8, 16}) {
+      for (const int64_t first_landmark : {0, 33}) {
+        const int64_t rows = 300 * chunk - 32, left = 300 - first_landmark;
+        Plane plane{2, d, chunk, 300, normal_rows(2 * rows * d, 0.5f), {}, IndexKind::kMinMax};
+        for (int i = 0; i < 500; ++i) plane.keys[rng_() % plane.keys.size()] = bf16(odd[i % 8]);
+        for (int64_t i = 0; i < chunk * d; ++i) {  // a chunk of zeros of both signs
+          plane.keys[(200 * chunk - 32) * d + i] = bf16(rng_() % 2 == 0 ? 0.0f : -0.0f);
+        }
+        plane.build(queue_, 40, 255, 32, first_landmark);
+        for (int64_t j = 0; j < 2; ++j) {
+          for (int64_t c = first_landmark; c < 300; ++c) {
+            const bf16* got = plane.landmarks.data() + (j * left + c - first_landmark) * 2 * d;
+            for (int32_t i = 0; i < d; ++i) {
+              const float least = static_cast<float>(got[i]);
+              const float greatest = static_cast<float>(got[d + i]);
+              if (c < 40 || c >= 295) {
+                ASSERT_EQ(least + greatest, 198.0f) << "not asked for";
+                continue;
+              }
+              float low = inf, high = -inf;
+              bool has_nan = false;
+              for (int32_t t = 0; t < chunk; ++t) {
+                const auto x =
+                    static_cast<float>(plane.keys[(j * rows + c * chunk + t - 32) * d + i]);
+                low = std::min(low, x);
+                high = std::max(high, x);
+                has_nan = has_nan || std::isnan(x);
+              }
+              ASSERT_EQ(std::isnan(least), has_nan);
+              ASSERT_EQ(std::isnan(greatest), has_nan);
+              ASSERT_TRUE(has_nan || (least == low && greatest == high)) << "chunk " << c;
+            }
+          }
+        }
+        Plane other = plane;
+        for (const int threads : {1, 3, 5}) {
+          Queue portable({.n_threads = threads, .isa = Isa::kPortable});
+          other.build(portable, 40, 255, 32, first_landmark);
+          ASSERT_EQ(plane.landmarks, other.landmarks) << "every level, any threads: the same bits";
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LandmarkTest, MeansBehindTheFirstLandmark) {
+  Plane whole{2, 96, 8, 300, normal_rows(2 * 300 * 8 * 96), {}};
+  Plane part = whole;
+  whole.build(queue_, 0, 300);
+  part.build(queue_, 120, 180, 0, 100);
+  for (int64_t j = 0; j < 2; ++j) {
+    for (int64_t c = 100; c < 300; ++c) {
+      for (int64_t i = 0; i < 96; ++i) {
+        const bf16 expected = c < 120 ? bf16(99.0f) : whole.landmarks[(j * 300 + c) * 96 + i];
+        ASSERT_EQ(part.landmarks[(j * 200 + c - 100) * 96 + i], expected);
+      }
+    }
+  }
+}
+
+// Codes by their definition, and what they are for: |x - code scale| <= scale / 2, bounds stay
+// bounds. (With u = 2^-24: the quotient is rounded once, so both hold up to u |x|.)
+TEST_P(LandmarkTest, CodesOfLandmarks) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const IndexKind kind : {IndexKind::kMean, IndexKind::kMinMax}) {
+    for (const int32_t width : {16, 32, 96, 128, 160, 256, 512}) {
+      for (const int64_t first_landmark : {0, 21}) {
+        const int64_t first = 50, n = 400, capacity = 600, left = capacity - first_landmark;
+        auto rows = normal_rows(2 * left * width, 0.3f);
+        const auto row_of = [&](int64_t j, int64_t c) {
+          return rows.data() + (j * left + c - first_landmark) * width;
+        };
+        for (int64_t i = 0; i < width; ++i) {
+          row_of(0, 60)[i] = bf16(i % 2 == 0 ? 0.0f : -0.0f);
+          row_of(1, 61)[i] = bf16(normal_rows(1)[0].bits % 100 * 1e-40f);  // denormals
+          row_of(1, 62)[i] = bf16(static_cast<float>(row_of(1, 62)[i]) * 0x1p125f);
+          row_of(0, 63)[i] = bf16(-2.5f);
+        }
+        row_of(0, 64)[rng_() % width] = bf16(inf);
+        row_of(1, 64)[rng_() % width] = bf16(-inf);
+        row_of(0, 65)[rng_() % width] = bf16(nan);
+        std::vector<int8_t> codes(2 * capacity * width, 88), other(codes);
+        std::vector<float> scales(2 * capacity, 77.0f), other_scales(scales);
+        EncodeLandmarksParams p;
+        p.landmarks = rows.data();
+        p.landmark_head_stride = left * width;
+        p.first_landmark = first_landmark;
+        p.first_chunk = first;
+        p.n_chunks = n;
+        p.n_kv_heads = 2;
+        p.width = width;
+        p.kind = kind;
+        p.codes = codes.data();
+        p.scales = scales.data();
+        p.capacity = capacity;
+        cpu::encode_landmarks(queue_, p);
+        for (int64_t j = 0; j < 2; ++j) {
+          for (int64_t c = 0; c < capacity; ++c) {
+            const float scale = scales[j * capacity + c];
+            const int8_t* code = codes.data() + (j * capacity + c) * width;
+            if (c < first || c >= first + n) {
+              ASSERT_EQ(scale, 77.0f);
+              for (int32_t i = 0; i < width; ++i) ASSERT_EQ(code[i], 88);
+              continue;
+            }
+            float largest = 0;
+            bool finite = true;
+            for (int32_t i = 0; i < width; ++i) {
+              const float x = static_cast<float>(row_of(j, c)[i]);
+              finite = finite && std::isfinite(x);
+              largest = std::max(largest, std::abs(x));
+            }
+            if (!finite || largest == 0) {
+              ASSERT_TRUE(finite ? scale == 0 && !std::signbit(scale) : std::isnan(scale));
+              for (int32_t i = 0; i < width; ++i) ASSERT_EQ(code[i], 0);
+              continue;
+            }
+            ASSERT_EQ(scale, largest * (1 + 0x1p-20f) / 127.0f);
+            for (int32_t i = 0; i < width; ++i) {
+              const float x = static_cast<float>(row_of(j, c)[i]), q = x / scale;
+              const float rounded = kind == IndexKind::kMean ? std::nearbyint(q)
+                                    : i < width / 2          ? std::floor(q)
+                                                             : std::ceil(q);
+              ASSERT_EQ(code[i], static_cast<int>(std::clamp(rounded, -127.0f, 127.0f)));
+              // Below 2^-126 the scale has few bits: the ends are cut.
+              if (largest < 0x1p-100f) continue;
+              const double value = double{scale} * code[i], slack = test::kUnit * std::abs(x);
+              if (kind == IndexKind::kMean) {
+                ASSERT_LE(std::abs(value - x), scale / 2 + slack);
+              } else if (i < width / 2) {
+                ASSERT_TRUE(value <= x + slack && value > x - scale - slack);
+              } else {
+                ASSERT_TRUE(value >= x - slack && value < x + scale + slack);
+              }
+            }
+          }
+        }
+        p.codes = other.data();
+        p.scales = other_scales.data();
+        for (const int threads : {1, 3, 5}) {
+          Queue portable({.n_threads = threads, .isa = Isa::kPortable});
+          std::fill(other.begin(), other.end(), int8_t{88});
+          cpu::encode_landmarks(portable, p);
+          ASSERT_EQ(codes, other) << "every level, any threads: the same bits";
+          for (size_t i = 0; i < scales.size(); ++i) {
+            ASSERT_EQ(std::bit_cast<uint32_t>(scales[i]), std::bit_cast<uint32_t>(other_scales[i]));
           }
         }
       }

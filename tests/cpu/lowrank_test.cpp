@@ -7,8 +7,10 @@
 #include <numeric>
 #include <random>
 
+#include "cpu/codec.h"
 #include "cpu/eigen.h"
 #include "engine/base/rope.h"
+#include "tests/oracle/codec.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/lowrank.h"
 #include "tests/seed.h"
@@ -121,10 +123,16 @@ std::vector<bf16> project(Queue& queue, const Keys& keys, Basis& basis, int64_t 
   return result;
 }
 
+// Coded coefficients; none: bf16.
+struct Coded {
+  RowCodec codec = RowCodec::kBf16;
+  const std::byte* rows = nullptr;
+};
+
 // Rebuilds every chunk, in a scrambled order and into scrambled slots.
 struct Rebuilt {
   Rebuilt(Queue& queue, const Keys& keys, Basis& basis, const std::vector<bf16>& coefficients,
-          int32_t chunk_tokens)
+          int32_t chunk_tokens, const Coded& coded = {})
       : tokens(chunk_tokens), n_chunks(keys.n_tokens / chunk_tokens), d(keys.head_dim) {
     const size_t total = static_cast<size_t>(n_chunks * keys.n_kv_heads);
     std::vector<int32_t> counts(static_cast<size_t>(keys.n_kv_heads));
@@ -143,7 +151,9 @@ struct Rebuilt {
     }
     head_stride = n_chunks * 2 * tokens * d;
     memory.assign(static_cast<size_t>(head_stride * keys.n_kv_heads), bf16(55.0f));
-    rebuild_keys(queue, {.coefficients = coefficients.data(),
+    rebuild_keys(queue, {.coefficients = coded.rows ? nullptr : coefficients.data(),
+                         .coded = coded.rows,
+                         .codec = coded.codec,
                          .lowrank = basis.view(),
                          .rope = keys.table.view(),
                          .miss_chunks = chunks.data(),
@@ -323,6 +333,42 @@ TEST_P(LowRank, ProjectAndRebuildMatchTheirEquations) {
       for (int64_t i = 0; i < c.chunk_tokens * c.head_dim; ++i) {  // the chunk left out
         ASSERT_EQ(rebuilt.key(j, rebuilt.n_chunks - 1, 0)[i], bf16(55.0f));
       }
+    }
+  }
+}
+
+// Coded coefficients give the bits of those that they decode to.
+TEST_P(LowRank, CodedCoefficientsAreDecodedFirst) {
+  struct Shape {
+    int32_t n_kv_heads, head_dim, chunk_tokens;
+    int64_t rank;
+  };
+  for (const Shape& c : {Shape{2, 64, 8, 96}, Shape{1, 128, 5, 64}, Shape{3, 80, 1, 160}}) {
+    const Keys keys(600, c.n_kv_heads, c.head_dim, spectrum(c.n_kv_heads * c.head_dim, 2), 3);
+    Basis basis = fit(queue_, keys, c.rank);
+    const std::vector<bf16> coefficients = project(queue_, keys, basis, keys.n_tokens);
+    for (const RowCodec codec : {RowCodec::kInt8, RowCodec::kInt4}) {
+      const int64_t size = row_bytes(codec, c.rank);
+      std::vector<std::max_align_t> memory(
+          static_cast<size_t>(keys.n_tokens * size) / sizeof(std::max_align_t) + 1);
+      auto* rows = reinterpret_cast<std::byte*>(memory.data());
+      EncodeParams p;
+      p.rows = coefficients.data();
+      p.n_tokens = keys.n_tokens;
+      p.n_kv_heads = 1;
+      p.width = c.rank;
+      p.codec = codec;
+      p.codes = rows;
+      encode_rows(queue_, p);
+      std::vector<bf16> decoded;
+      for (int64_t t = 0; t < keys.n_tokens; ++t) {
+        for (const float x : test::decoded_row(rows + t * size, codec, c.rank)) {
+          decoded.push_back(bf16(x));
+        }
+      }
+      const Rebuilt expected(queue_, keys, basis, decoded, c.chunk_tokens);
+      const Rebuilt got(queue_, keys, basis, {}, c.chunk_tokens, {codec, rows});
+      ASSERT_EQ(expected.memory, got.memory);
     }
   }
 }

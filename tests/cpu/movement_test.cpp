@@ -7,6 +7,8 @@
 #include <random>
 #include <vector>
 
+#include "cpu/codec.h"
+#include "tests/oracle/codec.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -68,10 +70,45 @@ struct FetchCase {
   int64_t n_chunks, n_slots, stride;
 };
 
-void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
+// Codes of a plane of values, and what they decode to, in place.
+struct CodedValues {
+  CodedValues() = default;
+  CodedValues(Queue& queue, RowCodec codec, const FetchCase& f, std::vector<bf16>& values) {
+    const int64_t n_tokens = f.n_chunks * f.chunk, size = row_bytes(codec, f.d);
+    head_stride = (n_tokens * size + 15) / 16 * 16;
+    memory.resize(static_cast<size_t>(f.n_kv_heads * head_stride / 16));
+    EncodeParams p;
+    p.rows = values.data();
+    p.head_stride = n_tokens * f.d;
+    p.n_tokens = n_tokens;
+    p.n_kv_heads = f.n_kv_heads;
+    p.width = f.d;
+    p.codec = codec;
+    p.codes = reinterpret_cast<std::byte*>(memory.data());
+    p.code_head_stride = head_stride;
+    cpu::encode_rows(queue, p);
+    for (int64_t row = 0; row < f.n_kv_heads * n_tokens; ++row) {
+      const std::byte* codes = p.codes + row / n_tokens * head_stride + row % n_tokens * size;
+      const std::vector<float> x = test::decoded_row(codes, codec, f.d);
+      for (int64_t i = 0; i < f.d; ++i) values[row * f.d + i] = bf16(x[i]);
+    }
+  }
+  struct alignas(16) Unit {
+    std::byte bytes[16];
+  };
+  std::vector<Unit> memory;
+  int64_t head_stride = 0;
+};
+
+void expect_fetched(const FetchCase& f, bool with_keys, RowCodec codec, std::mt19937_64& rng,
+                    const cpu::QueueOptions& options = {.n_threads = 2}) {
+  Queue queue(options);
   const int64_t chunk_elements = int64_t{f.chunk} * f.d;
   std::vector<bf16> values(f.n_kv_heads * f.n_chunks * chunk_elements), keys(values.size());
-  for (bf16& x : values) x.bits = static_cast<uint16_t>(rng());
+  for (bf16& x : values) {
+    x.bits = static_cast<uint16_t>(rng());
+    if (codec != RowCodec::kBf16) x.bits &= 0xbfff;  // finite ranges; NaNs compare by their bits
+  }
   for (bf16& x : keys) x.bits = static_cast<uint16_t>(rng());
   std::vector<bf16> slots(f.n_kv_heads * f.n_slots * 2 * chunk_elements, bf16(7.0f));
   std::vector<int32_t> chunks(f.n_kv_heads * f.stride), targets(chunks.size()), counts;
@@ -85,6 +122,17 @@ void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
       targets[j * f.stride + i] = free[i];
     }
   }
+  FetchParams p;
+  p.values = values.data();
+  p.value_head_stride = f.n_chunks * chunk_elements;
+  CodedValues coded;
+  if (codec != RowCodec::kBf16) {
+    coded = CodedValues(queue, codec, f, values);
+    p.values = nullptr;
+    p.value_codec = codec;
+    p.value_codes = reinterpret_cast<const std::byte*>(coded.memory.data());
+    p.value_code_head_stride = coded.head_stride;
+  }
   auto expected = slots;
   for (int64_t j = 0; j < f.n_kv_heads; ++j) {
     for (int64_t i = 0; i < counts[j]; ++i) {
@@ -94,10 +142,8 @@ void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
       std::copy_n(values.begin() + from, chunk_elements, expected.begin() + to + chunk_elements);
     }
   }
-  FetchParams p;
-  p.values = values.data();
   p.keys = with_keys ? keys.data() : nullptr;
-  p.value_head_stride = p.key_head_stride = f.n_chunks * chunk_elements;
+  p.key_head_stride = f.n_chunks * chunk_elements;
   p.miss_chunks = chunks.data();
   p.miss_slots = targets.data();
   p.miss_counts = counts.data();
@@ -107,7 +153,6 @@ void expect_fetched(const FetchCase& f, bool with_keys, std::mt19937_64& rng) {
   p.chunk_tokens = f.chunk;
   p.n_kv_heads = f.n_kv_heads;
   p.head_dim = f.d;
-  Queue queue({.n_threads = 2});
   cpu::fetch(queue, p);
   ASSERT_EQ(slots, expected);
 }
@@ -116,9 +161,27 @@ TEST(Fetch, MissedChunksAndNothingBesides) {
   std::mt19937_64 rng(test::seed());
   for (const bool with_keys : {false, true}) {
     for (int round = 0; round < 5; ++round) {
-      expect_fetched({2, 8, 64, 100, 20, 12}, with_keys, rng);
-      expect_fetched({3, 5, 80, 50, 10, 10}, with_keys, rng);
-      expect_fetched({2, 8, 128, 600, 400, 300}, with_keys, rng);
+      expect_fetched({2, 8, 64, 100, 20, 12}, with_keys, RowCodec::kBf16, rng);
+      expect_fetched({3, 5, 80, 50, 10, 10}, with_keys, RowCodec::kBf16, rng);
+      expect_fetched({2, 8, 128, 600, 400, 300}, with_keys, RowCodec::kBf16, rng);
+    }
+  }
+}
+
+TEST(Fetch, CodedValuesAreDecodedOnTheWay) {
+  std::mt19937_64 rng(test::seed());
+  for (const cpu::Isa isa : cpu::runnable_isas()) {
+    for (const RowCodec codec : {RowCodec::kInt8, RowCodec::kInt4}) {
+      for (const bool with_keys : {false, true}) {
+        for (const int threads : {1, 3}) {
+          const cpu::QueueOptions options{.n_threads = threads, .isa = isa};
+          expect_fetched({2, 8, 64, 100, 20, 12}, with_keys, codec, rng, options);
+          expect_fetched({3, 5, 96, 50, 10, 10}, with_keys, codec, rng, options);
+          expect_fetched({3, 1, 32, 50, 10, 10}, with_keys, codec, rng, options);
+          expect_fetched({2, 16, 256, 40, 30, 25}, with_keys, codec, rng, options);
+          expect_fetched({2, 8, 128, 300, 250, 200}, with_keys, codec, rng, options);
+        }
+      }
     }
   }
 }

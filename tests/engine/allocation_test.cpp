@@ -37,10 +37,10 @@ TEST(DecodeLoop, DenseAllocatesNothing) {
 TEST(DecodeLoop, ShadowAllocatesNothing) {
   if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
   SessionOptions options;
-  options.budget = 256;
+  options.selection.budget = 256;
   options.audit = 7;
   EXPECT_EQ(allocations_while_decoding(options), 0);
-  options.key_codec = KeyCodec::kExact;
+  options.selection.key_codec = KeyCodec::kExact;
   EXPECT_EQ(allocations_while_decoding(options), 0);
 }
 

@@ -138,9 +138,9 @@ TEST_P(GoldenModel, ExactExp) {
 TEST_P(GoldenModel, ShadowWithWholeBudget) {
   SessionOptions options;
   options.attention = AttentionMode::kShadow;
-  options.budget = kBudgetAll;
-  options.recent = 24;
-  options.outliers = 2;
+  options.selection.budget = kBudgetAll;
+  options.selection.recent = 24;
+  options.selection.outliers = 2;
   compare(directory(), options);
 }
 

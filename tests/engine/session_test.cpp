@@ -79,7 +79,7 @@ TEST(Session, FindsAFact) {
   const std::vector<int32_t> ids = prompt(150);
   EXPECT_EQ(answer(ids, dense()).substr(0, 6), " 48213");
   SessionOptions shadow;
-  shadow.budget = 256;
+  shadow.selection.budget = 256;
   EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
   shadow.prefill = PrefillMode::kSelect;
   shadow.prefill_budget = 512;
@@ -113,7 +113,7 @@ TEST(Session, WholeBudgetEqualsDense) {
   const std::vector<int32_t> ids = prompt(100);
   const auto n = static_cast<int64_t>(ids.size());
   SessionOptions all;
-  all.budget = kBudgetAll;
+  all.selection.budget = kBudgetAll;
   all.prefill = PrefillMode::kDense;
   const std::vector<float> whole = logits_after(ids, n - 20, dense());
   EXPECT_LT(rms_difference(whole, logits_after(ids, n - 20, all)), 0.03 * rms(whole));
@@ -123,7 +123,7 @@ TEST(Session, SameBitsForAnyThreadCount) {
   const std::vector<int32_t> ids = prompt(120);
   const auto n = static_cast<int64_t>(ids.size());
   SessionOptions shadow;
-  shadow.budget = 256;
+  shadow.selection.budget = 256;
   shadow.prefill = PrefillMode::kSelect;
   shadow.prefill_budget = 256;
   for (const SessionOptions& options : {dense(), shadow}) {
@@ -139,11 +139,11 @@ TEST(Session, RewindsToTheEndOfItsPrompt) {
   const std::vector<int32_t> ids = prompt(150);
   const auto n = static_cast<int64_t>(ids.size());
   SessionOptions shadow;
-  shadow.budget = 512;
-  shadow.recent = 64;
+  shadow.selection.budget = 512;
+  shadow.selection.recent = 64;
   shadow.audit = 1;
   SessionOptions small = shadow;
-  small.budget = 64;
+  small.selection.budget = 64;
   auto m = model();
   const auto follow = [&](Session& session, int64_t n_steps) {
     std::vector<float> all(session.logits().begin(), session.logits().end());
@@ -184,8 +184,8 @@ TEST(Session, RewindsToTheEndOfItsPrompt) {
 
 TEST(Session, GrowsFarBeyondItsWindow) {
   SessionOptions shadow;
-  shadow.budget = 128;
-  shadow.recent = 64;
+  shadow.selection.budget = 128;
+  shadow.selection.recent = 64;
   const std::vector<int32_t> ids = prompt(150);
   auto m = model();
   auto session =
@@ -240,13 +240,13 @@ TEST(Session, RefusesContradictions) {
     change(options);
     return kind_of([&] { Session::plan(*m, options, 1000, 10); });
   };
-  EXPECT_EQ(usage([](auto& o) { o.chunk_size = 0; }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.budget = 3; }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.budget = -7; }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.slots = 0.5; }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.slots = std::nan(""); }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.rank = 0; }), ErrorKind::kUsage);
-  EXPECT_EQ(usage([](auto& o) { o.recent = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.chunk_size = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.budget = 3; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.budget = -7; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.slots = 0.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.slots = std::nan(""); }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.rank = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.recent = 0; }), ErrorKind::kUsage);
   EXPECT_EQ(usage([](auto& o) { o.context = 999; }), ErrorKind::kUsage);
   EXPECT_EQ(kind_of([&] { Session::plan(*m, {}, 0, 10); }), ErrorKind::kUsage);
   SessionOptions strict;

@@ -40,15 +40,20 @@ struct Plane {
   int32_t n_kv_heads, d, chunk;
   int64_t n_chunks;
   Memory<bf16> keys, landmarks;
+  IndexKind kind = IndexKind::kMean;
+  int64_t first_landmark = 0;
 
   LandmarkParams params(int64_t first, int64_t n, int64_t first_row) {
-    landmarks.assign(n_kv_heads * n_chunks * d, bf16::from_bits(0x7fc1));
+    const int32_t width = landmark_width(kind, d);
+    landmarks.assign(n_kv_heads * n_chunks * width, bf16::from_bits(0x7fc1));
     LandmarkParams p;
+    p.kind = kind;
+    p.first_landmark = first_landmark;
     p.keys = keys.data();
     p.key_head_stride = static_cast<int64_t>(keys.size()) / n_kv_heads;
     p.first_row = first_row;
     p.landmarks = landmarks.data();
-    p.landmark_head_stride = n_chunks * d;
+    p.landmark_head_stride = n_chunks * width;
     p.first_chunk = first;
     p.n_chunks = n;
     p.chunk_tokens = chunk;
@@ -80,6 +85,128 @@ TEST_F(CudaLandmark, SameBitsAsTheCpu) {
       const bf16 poison = bf16::from_bits(0x7fc1);
       for (int64_t i = 0; i < first * d; ++i) ASSERT_EQ(a.landmarks[i], poison);
       for (int64_t i = 57 * d; i < 60 * d; ++i) ASSERT_EQ(a.landmarks[i], poison);
+    }
+  }
+}
+
+// Least and greatest keys are exact: to the bit what the definition says, and what cpu:: makes.
+TEST_F(CudaLandmark, ExtremesOfChunks) {
+  for (const int32_t d : {2, 34, 64, 80, 128, 256}) {
+    for (const int32_t chunk : {1, 5, 16}) {
+      Plane a{2, d, chunk, 60, normal_rows(2 * (60 * chunk - 32) * d), {}};
+      for (int64_t i = 0; i < 40; ++i) a.keys[rng_() % a.keys.size()].bits = rng_() % 2 * 0x8000;
+      a.keys[3 * d] = bf16(std::numeric_limits<float>::infinity());
+      a.keys[5 * d + 1] = bf16(std::numeric_limits<float>::quiet_NaN());
+      a.kind = IndexKind::kMinMax;
+      a.first_landmark = 5;
+      Plane b = a;
+      const int64_t first = std::max<int64_t>((32 + chunk - 1) / chunk, 7), n = 58 - first;
+      a.build(first, n, 32);
+      cpu::Queue queue({.n_threads = 1, .isa = cpu::Isa::kPortable});
+      cpu::build_landmarks(queue, b.params(first, n, 32));
+      ASSERT_TRUE(a.landmarks == b.landmarks) << "d " << d << " chunk " << chunk;
+      const int64_t head_keys = static_cast<int64_t>(a.keys.size()) / 2;
+      for (int64_t j = 0; j < 2; ++j) {
+        for (int64_t c = 0; c < 60; ++c) {
+          const bf16* landmark = a.landmarks.data() + (j * 60 + c) * 2 * d;
+          for (int32_t i = 0; i < d; ++i) {
+            if (c + 5 < first || c + 5 >= first + n) {
+              ASSERT_TRUE(landmark[i].bits == 0x7fc1 && landmark[d + i].bits == 0x7fc1);
+              continue;
+            }
+            float least = 1e30f, greatest = -1e30f;
+            bool is_nan = false;
+            for (int64_t t = 0; t < chunk; ++t) {
+              const float x =
+                  static_cast<float>(a.keys[j * head_keys + ((c + 5) * chunk + t - 32) * d + i]);
+              least = t == 0 || x < least ? x : least;
+              greatest = t == 0 || x > greatest ? x : greatest;
+              is_nan = is_nan || std::isnan(x);
+            }
+            const float low = static_cast<float>(landmark[i]);
+            const float high = static_cast<float>(landmark[d + i]);
+            ASSERT_TRUE(is_nan ? std::isnan(low) && std::isnan(high)
+                               : low == least && high == greatest);
+          }
+        }
+      }
+    }
+  }
+}
+
+struct Codes {
+  Memory<int8_t> codes;
+  Memory<float> scales;
+
+  EncodeLandmarksParams params(const Plane& plane, int64_t first, int64_t n, int64_t capacity) {
+    const int32_t width = landmark_width(plane.kind, plane.d);
+    codes.assign(plane.n_kv_heads * capacity * width, 99);
+    scales.assign(plane.n_kv_heads * capacity, -7.0f);
+    EncodeLandmarksParams p;
+    p.landmarks = plane.landmarks.data();
+    p.landmark_head_stride = plane.n_chunks * width;
+    p.first_landmark = plane.first_landmark;
+    p.first_chunk = first;
+    p.n_chunks = n;
+    p.n_kv_heads = plane.n_kv_heads;
+    p.width = width;
+    p.kind = plane.kind;
+    p.codes = codes.data();
+    p.scales = scales.data();
+    p.capacity = capacity;
+    return p;
+  }
+};
+
+TEST_F(CudaLandmark, CodesByTheirDefinition) {
+  for (const IndexKind kind : {IndexKind::kMean, IndexKind::kMinMax}) {
+    for (const int32_t d : {2, 34, 64, 80, 128, 256}) {
+      Plane plane{2, d, 4, 40, normal_rows(2 * 45 * 4 * d, 0.3f), {}, kind, 5};
+      for (int64_t i = 0; i < 4 * d; ++i) plane.keys[9 * 4 * d + i] = bf16(0.0f);
+      for (int64_t i = 0; i < 4 * d; ++i) plane.keys[12 * 4 * d + i].bits = 1;  // denormal
+      plane.keys[20 * 4 * d + 1] = bf16(std::numeric_limits<float>::infinity());
+      plane.keys[22 * 4 * d + 1] = bf16(std::numeric_limits<float>::quiet_NaN());
+      plane.build(5, 40);
+      Codes a, b;
+      cuda::encode_landmarks(test::stream(), a.params(plane, 8, 35, 50));
+      test::stream().finish();
+      cpu::Queue queue({.n_threads = 1, .isa = cpu::Isa::kPortable});
+      cpu::encode_landmarks(queue, b.params(plane, 8, 35, 50));
+      ASSERT_TRUE(a.codes == b.codes) << "d " << d;
+      const int32_t width = landmark_width(kind, d);
+      for (int64_t j = 0; j < 2; ++j) {
+        for (int64_t c = 0; c < 50; ++c) {
+          const float scale = a.scales[j * 50 + c];
+          const int8_t* codes = a.codes.data() + (j * 50 + c) * width;
+          if (c < 8 || c >= 43) {
+            ASSERT_EQ(scale, -7.0f);
+            for (int32_t i = 0; i < width; ++i) ASSERT_EQ(codes[i], 99);
+            continue;
+          }
+          const bf16* landmark = plane.landmarks.data() + (j * 40 + c - 5) * width;
+          float largest = 0;
+          bool is_finite = true;
+          for (int32_t i = 0; i < width; ++i) {
+            largest = std::max(largest, std::abs(static_cast<float>(landmark[i])));
+            is_finite = is_finite && std::isfinite(static_cast<float>(landmark[i]));
+          }
+          const float want = largest * (1 + 0x1p-20f) / 127.0f;
+          ASSERT_TRUE(is_finite ? scale == want : std::isnan(scale));
+          for (int32_t i = 0; i < width; ++i) {
+            const float x = static_cast<float>(landmark[i]);
+            const double decoded = double{scale} * codes[i];
+            if (!is_finite || scale == 0) {
+              ASSERT_EQ(codes[i], 0);
+            } else if (kind == IndexKind::kMean) {  // the quotient is rounded once, too
+              ASSERT_LE(std::abs(decoded - x), scale * (0.5 + 127 * 0x1p-23));
+            } else {  // bounds, but for the quotient's rounding; denormal scales are not exact
+              const double over = i < d ? decoded - x : x - decoded;
+              ASSERT_LE(over, std::abs(x) * 0x1p-23 + (scale < 0x1p-120f ? largest : 0));
+              ASSERT_LE(-over, scale * 1.0001 + (scale < 0x1p-120f ? largest : 0));
+            }
+          }
+        }
+      }
     }
   }
 }

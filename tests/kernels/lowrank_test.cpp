@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "cpu/eigen.h"
-#include "engine/base/rope.h"
+#include "kernels/codec.h"
+#include "tests/kernels/device_rope.h"
 #include "tests/kernels/device_vector.h"
+#include "tests/oracle/codec.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/lowrank.h"
 #include "tests/seed.h"
@@ -20,28 +22,11 @@
 namespace tiercel {
 namespace {
 
+using test::DeviceRope;
 using test::DeviceVector;
 using test::kBf16Unit;
 using test::Matrix;
 using test::value_of;
-
-// A rotary table where the device can read it.
-struct DeviceRope {
-  DeviceRope(const std::vector<double>& inv_freq, int64_t n_positions)
-      : table(inv_freq, n_positions), rope(table.view()) {
-    rope.coarse_cos = copy(rope.coarse_cos, rope.n_coarse);
-    rope.coarse_sin = copy(rope.coarse_sin, rope.n_coarse);
-    rope.fine_cos = copy(rope.fine_cos, kRopeFine);
-    rope.fine_sin = copy(rope.fine_sin, kRopeFine);
-  }
-  const float* copy(const float* from, int64_t n_rows) {
-    copies.emplace_back(from, from + n_rows * rope.half);
-    return copies.back().data();
-  }
-  RopeTable table;
-  std::vector<DeviceVector<float>> copies;
-  RopeView rope;
-};
 
 // Keys with a given spectrum: mean + coefficients (sigma_i) times fixed random directions, turned
 // and rounded into a plane whose row 0 is token `first`. From token 4096 on the mean moves by
@@ -183,7 +168,8 @@ DeviceVector<bf16> project(const Keys& keys, Basis& basis, int64_t piece) {
 // of each list is left out.
 struct Rebuilt {
   Rebuilt(const Keys& keys, Basis& basis, const DeviceVector<bf16>& coefficients,
-          int32_t chunk_tokens)
+          int32_t chunk_tokens, RowCodec codec = RowCodec::kBf16,
+          const DeviceVector<std::byte>& coded = {})
       : tokens(chunk_tokens),
         n_chunks((keys.first + keys.n_tokens) / chunk_tokens -
                  (keys.first + chunk_tokens - 1) / chunk_tokens),
@@ -207,6 +193,8 @@ struct Rebuilt {
     head_stride = n_chunks * 2 * tokens * d;
     memory.assign(static_cast<size_t>(head_stride * keys.n_kv_heads), bf16(55.0f));
     cuda::rebuild_keys(test::stream(), {.coefficients = coefficients.data(),
+                                        .coded = coded.data(),
+                                        .codec = codec,
                                         .lowrank = basis.view(),
                                         .rope = keys.table.rope,
                                         .miss_chunks = chunks.data(),
@@ -370,6 +358,47 @@ TEST(CudaLowRank, PiecesGiveTheSameBits) {
   EXPECT_TRUE(whole == project(keys, basis, 100));
   const Rebuilt first(keys, basis, whole, 8), second(keys, basis, whole, 8);
   EXPECT_TRUE(first.memory == second.memory);
+}
+
+// Coded coefficients rebuild what the same rows do in bf16.
+TEST(CudaLowRank, CodedCoefficients) {
+  const std::vector<StepCase> cases = {
+      {{130, 2, 64, 900}, 8, 32},
+      {{90, 1, 128}, 5, 96},
+      {{70, 2, 128}, 8, 160},
+      {{70, 3, 256}, 8, 352},  // panels of the basis
+  };
+  for (const StepCase& c : cases) {
+    const Keys keys(c.keys, spectrum(32, 2), 1);
+    Basis basis = random_basis(keys, c.rank, 1);
+    const DeviceVector<bf16> exact = project(keys, basis, keys.n_tokens);
+    for (const RowCodec codec : {RowCodec::kInt8, RowCodec::kInt4}) {
+      SCOPED_TRACE(testing::Message() << "rank " << c.rank << ", " << code_bits(codec) << " bits");
+      const int64_t n = keys.first + keys.n_tokens, bytes = row_bytes(codec, c.rank);
+      DeviceVector<std::byte> coded(static_cast<size_t>(n * bytes));
+      EncodeParams p;
+      p.rows = exact.data() + keys.first * c.rank;
+      p.first_row = p.first_token = keys.first;
+      p.n_tokens = keys.n_tokens;
+      p.n_kv_heads = 1;
+      p.width = c.rank;
+      p.codec = codec;
+      p.codes = coded.data();
+      cuda::encode_rows(test::stream(), p);
+      test::stream().finish();
+      DeviceVector<bf16> decoded(exact);
+      for (int64_t t = keys.first; t < n; ++t) {
+        const std::vector<float> row = test::decoded_row(coded.data() + t * bytes, codec, c.rank);
+        std::transform(row.begin(), row.end(), decoded.begin() + t * c.rank,
+                       [](float x) { return bf16(x); });
+      }
+      const Rebuilt want(keys, basis, decoded, c.chunk_tokens);
+      const Rebuilt got(keys, basis, {}, c.chunk_tokens, codec, coded);
+      ASSERT_TRUE(got.memory == want.memory);
+      ASSERT_FALSE(std::all_of(got.memory.begin(), got.memory.end(),
+                               [](bf16 x) { return x == bf16(55.0f); }));
+    }
+  }
 }
 
 // Full rank: nothing is lost but roundings. Per token, with x = key - mean: 2^-8 |x| each for the

@@ -10,6 +10,7 @@
 
 #include "engine/base/check.h"
 #include "tests/kernels/device_vector.h"
+#include "tests/oracle/codec.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -155,6 +156,77 @@ TEST(CudaFetch, EveryPlanMovesTheSame) {
       test::stream().finish();
       ASSERT_EQ(host(fetched.slots), fetched.expected)
           << "depth " << plan.depth << ", " << plan.stage_bytes << " bytes";
+    }
+  }
+}
+
+// Values in few bits: any bytes are codes, any finite bf16 a step. Decoding is fmaf and one
+// rounding, so that there is one right answer.
+struct FetchCoded : Fetched {
+  FetchCoded(const FetchCase& f, RowCodec codec, bool with_keys, int64_t offset,
+             std::mt19937_64& rng)
+      : Fetched(f, with_keys, rng) {
+    const int64_t bytes = row_bytes(codec, f.d), n_tokens = f.n_chunks * f.chunk;
+    const int64_t head_stride = (n_tokens * bytes + 31) / 16 * 16;
+    codes.resize(static_cast<size_t>(f.n_kv_heads * head_stride + offset));
+    for (std::byte& b : codes) b = static_cast<std::byte>(rng());
+    params.values = nullptr;
+    params.value_head_stride = 0;
+    params.value_codec = codec;
+    params.value_codes = codes.data() + offset;
+    params.value_code_head_stride = head_stride;
+    for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+      for (int64_t t = 0; t < n_tokens; ++t) {
+        std::byte* row = codes.data() + offset + j * head_stride + t * bytes;
+        for (std::byte* scale = row + f.d * code_bits(codec) / 8; scale != row + bytes;
+             scale += 2) {
+          scale[1] &= std::byte{0xbf};  // the exponent's highest bit: below 2
+        }
+      }
+    }
+    const int64_t size = int64_t{f.chunk} * f.d;
+    for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+      for (int64_t i = 0; i < counts[static_cast<size_t>(j)]; ++i) {
+        const size_t at = static_cast<size_t>(j * f.stride + i);
+        bf16* target = expected.data() + (j * f.n_slots + targets[at]) * 2 * size + size;
+        for (int64_t t = 0; t < f.chunk; ++t) {
+          const std::byte* row =
+              codes.data() + offset + j * head_stride + (int64_t{chunks[at]} * f.chunk + t) * bytes;
+          for (const float x : test::decoded_row(row, codec, f.d)) *target++ = bf16(x);
+        }
+      }
+    }
+  }
+  DeviceVector<std::byte> codes;
+};
+
+TEST(CudaFetch, CodedValues) {
+  std::mt19937_64 rng(test::seed());
+  const std::vector<FetchCase> cases = {
+    {2, 8, 64, 100, 20, 12},
+    {3, 5, 96, 50, 10, 10},   // 540 or 300 bytes a chunk: no multiple of 16
+    {3, 8, 128, 40, 30, 25},  // three chunks, or seven, at a time
+    {2, 64, 128, 9, 6, 5},    // a chunk in parts
+    {2, 50, 32, 9, 6, 5},     // likewise, in parts of 4 bytes
+    {2, 16, 256, 12, 9, 8},
+    {3, 1, 32, 300, 40, 40},
+    {1, 2, 64, 30, 12, 11},
+#if defined(TIERCEL_ON_DEVICE)
+    {8, 8, 128, 20000, 3000, 2500},
+#endif
+  };
+  for (const FetchCase& f : cases) {
+    for (const RowCodec codec : {RowCodec::kInt8, RowCodec::kInt4}) {
+      for (const bool with_keys : {false, true}) {
+        for (const int64_t offset : {0, 4}) {
+          FetchCoded fetched(f, codec, with_keys, offset, rng);
+          cuda::fetch(test::stream(), fetched.params);
+          test::stream().finish();
+          ASSERT_EQ(host(fetched.slots), fetched.expected)
+              << f.chunk << " x " << f.d << ", " << code_bits(codec) << " bits"
+              << (with_keys ? ", with keys" : "");
+        }
+      }
     }
   }
 }

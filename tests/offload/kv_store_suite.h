@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
 
 #include "engine/base/rope.h"
@@ -180,7 +181,7 @@ inline KvSettings dense() {
 inline KvSettings tiered() {
   KvSettings s;
   s.kind = StoreKind::kTiered;
-  s.exact_keys = true;
+  s.keys = KeyForm::kExact;
   s.budget = 1 << 20;
   s.prefill_budget = 64;
   s.chunk_tokens = 8;
@@ -237,7 +238,7 @@ TYPED_TEST_P(KvStoreSuite, LowRankOfFullRankEqualsDenseToCodecPrecision) {
   const Sequence sequence(Model{}, 420, seed() + 1);
   const Outcome reference = run<TypeParam>(sequence, dense(), 350);
   KvSettings settings = tiered();
-  settings.exact_keys = false;
+  settings.keys = KeyForm::kLowRank;
   const Outcome result = run<TypeParam>(sequence, settings, 350);
   // Coefficients, basis and rebuilt keys are bf16: three roundings of 2^-9 relative on keys of norm
   // about 9 against queries of norm 8, over sqrt(64): score errors near 0.03 rms, so outputs of
@@ -250,7 +251,7 @@ TYPED_TEST_P(KvStoreSuite, PlantedRankIsRebuilt) {
   const Sequence sequence(Model{}, 420, seed() + 2, 12);
   const Outcome reference = run<TypeParam>(sequence, dense(), 350);
   KvSettings settings = tiered();
-  settings.exact_keys = false;
+  settings.keys = KeyForm::kLowRank;
   settings.rank = 16;
   const Outcome result = run<TypeParam>(sequence, settings, 350);
   EXPECT_LT(relative_error(result.outputs, reference.outputs), 0.15);
@@ -263,7 +264,8 @@ TYPED_TEST_P(KvStoreSuite, PlantedRankIsRebuilt) {
 
 TYPED_TEST_P(KvStoreSuite, SlidingWindowLayersKeepTheirWindow) {
   Model model;
-  model.window = {24, 0};
+  model.n_layers = 3;
+  model.window = {24, 0, 24};
   const std::vector<int64_t> lengths =
       TypeParam::kEmulated ? std::vector<int64_t>{25} : std::vector<int64_t>{10, 24, 25, 200};
   for (const int64_t n_prompt : lengths) {
@@ -310,7 +312,185 @@ TYPED_TEST_P(KvStoreSuite, AuditOfEverythingIsOne) {
   EXPECT_LE(some.mass.percentile(0.05), some.mass.mean());
 }
 
-REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EverythingSelectedEqualsDense,
+// Every composition of selection, given room for everything, attends everything.
+struct Composition {
+  const char* name;
+  std::function<void(KvSettings&)> apply;
+};
+inline std::vector<Composition> compositions() {
+  return {
+      {"extremes", [](KvSettings& s) { s.index = IndexKind::kMinMax; s.outliers = 0; }},
+      {"exact tokens",
+       [](KvSettings& s) { s.chunk_tokens = 1; s.outliers = 0; s.recent = 33; }},
+      {"soft vote",
+       [](KvSettings& s) {
+         s.scope = SelectScope::kLayer;
+         s.group = GroupScore::kSum;
+         s.outliers = 0;
+       }},
+      {"mean of weights, all of the mass",
+       [](KvSettings& s) { s.group = GroupScore::kMean; s.top_p = 2; }},
+      {"int8 landmarks", [](KvSettings& s) { s.landmark_codec = RowCodec::kInt8; }},
+      {"int8 extremes",
+       [](KvSettings& s) {
+         s.index = IndexKind::kMinMax;
+         s.landmark_codec = RowCodec::kInt8;
+         s.outliers = 0;
+       }},
+      {"two levels", [](KvSettings& s) { s.coarse_tokens = 32; s.coarse_share = 1; }},
+      {"two levels of extremes",
+       [](KvSettings& s) {
+         s.index = IndexKind::kMinMax;
+         s.coarse_tokens = 16;
+         s.coarse_share = 1;
+         s.outliers = 0;
+       }},
+      {"a static part", [](KvSettings& s) { s.outliers = 0; s.static_chunks = 5; }},
+      {"a static part beside extremes",
+       [](KvSettings& s) {
+         s.index = IndexKind::kMinMax;
+         s.outliers = 0;
+         s.static_chunks = 5;
+       }},
+      {"a generous cap",
+       [](KvSettings& s) { s.miss_cap = 1000; s.estimate = true; }},
+      {"at home on the device", [](KvSettings& s) { s.device_layers = 2; }},
+      {"half at home on the device", [](KvSettings& s) { s.device_layers = 1; }},
+      {"shared by two layers", [](KvSettings& s) { s.share_layers = 2; }},
+      {"tokens shared by two layers, at home on the device",
+       [](KvSettings& s) {
+         s.share_layers = 2;
+         s.chunk_tokens = 1;
+         s.outliers = 0;
+         s.device_layers = 2;
+       }},
+  };
+}
+
+TYPED_TEST_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 130 : 230;
+  const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 6 : 120), seed() + 7);
+  const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+  for (const Composition& composition : compositions()) {
+    KvSettings settings = tiered();
+    composition.apply(settings);
+    EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt).outputs,
+                             reference.outputs),
+              kSameUpToRounding<TypeParam>)
+        << composition.name;
+  }
+}
+
+// What is kept in few bits comes back with the error of its codec: q . k of normal keys of 64 channels
+// has an error of about |q| step / sqrt(12) sqrt(64) / 8 with steps of 1/255 or 1/15 of a range of 5, so
+// 0.006 and 0.1; values have step / sqrt(12) by themselves, averaged over what is attended.
+TYPED_TEST_P(KvStoreSuite, CodecsLoseWhatTheirBitsLose) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 150 : 350;
+  const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 4 : 70), seed() + 8);
+  const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+  const auto error_with = [&](const std::function<void(KvSettings&)>& apply) {
+    KvSettings settings = tiered();
+    apply(settings);
+    return relative_error(run<TypeParam>(sequence, settings, n_prompt).outputs, reference.outputs);
+  };
+  const auto values = [&](RowCodec codec) {
+    return error_with([&](KvSettings& s) { s.value_codec = codec; });
+  };
+  const auto keys = [&](RowCodec codec) {
+    return error_with([&](KvSettings& s) {
+      s.keys = KeyForm::kCoded;
+      s.key_codec = codec;
+    });
+  };
+  const double exact = kSameUpToRounding<TypeParam>;
+  EXPECT_LT(values(RowCodec::kInt8), exact + 0.05);
+  EXPECT_LT(values(RowCodec::kInt4), exact + 1.0);
+  EXPECT_GT(values(RowCodec::kInt4), 2 * values(RowCodec::kInt8));
+  EXPECT_LT(keys(RowCodec::kInt8), exact + 0.1);
+  EXPECT_LT(keys(RowCodec::kInt4), exact + 1.5);
+  EXPECT_GT(keys(RowCodec::kInt4), 2 * keys(RowCodec::kInt8));
+  const double lowrank = error_with([](KvSettings& s) {
+    s.keys = KeyForm::kLowRank;
+    s.key_codec = RowCodec::kInt8;
+  });
+  EXPECT_LT(lowrank, 0.25);
+  // Codes at home on the device are the same codes.
+  const auto home = [&](int64_t device_layers) {
+    KvSettings settings = tiered();
+    settings.value_codec = RowCodec::kInt8;
+    settings.keys = KeyForm::kCoded;
+    settings.key_codec = RowCodec::kInt8;
+    settings.device_layers = device_layers;
+    return run<TypeParam>(sequence, settings, n_prompt).outputs;
+  };
+  EXPECT_EQ(home(0), home(2));
+}
+
+// Fewer steps select, fewer chunks move, and every list stays within its budget.
+TYPED_TEST_P(KvStoreSuite, ReuseAndCapsBoundWhatMoves) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 300 : 600, n_new = TypeParam::kEmulated ? 8 : 60;
+  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 9);
+  KvSettings settings = tiered();
+  settings.budget = 64;
+  settings.outliers = 0;
+  const SelectionCounters plain = run<TypeParam>(sequence, settings, n_prompt).counters;
+  EXPECT_EQ(plain.decisions, 0);
+
+  KvSettings reuse = settings;
+  reuse.reuse_steps = 4;
+  const SelectionCounters reused = run<TypeParam>(sequence, reuse, n_prompt).counters;
+  EXPECT_EQ(reused.decisions, 2 * n_new);
+  EXPECT_EQ(reused.reused, 2 * (n_new - (n_new + 3) / 4));
+  EXPECT_EQ(reused.selected_chunks, plain.selected_chunks);
+  EXPECT_LT(reused.fetched_bytes, plain.fetched_bytes / 2);
+  // Random queries are not alike.
+  KvSettings cosine = settings;
+  cosine.reuse_cosine = 0.9;
+  EXPECT_EQ(run<TypeParam>(sequence, cosine, n_prompt).counters.reused, 0);
+
+  KvSettings cap = settings;
+  cap.miss_cap = 3;
+  const Outcome capped = run<TypeParam>(sequence, cap, n_prompt);
+  EXPECT_LE(capped.counters.selected_chunks - capped.counters.hit_chunks, 3 * 2 * 2 * n_new);
+  EXPECT_LT(capped.counters.selected_chunks, plain.selected_chunks);
+  cap.estimate = true;
+  const Outcome estimated = run<TypeParam>(sequence, cap, n_prompt);
+  EXPECT_EQ(estimated.counters.selected_chunks, capped.counters.selected_chunks);
+  EXPECT_NE(estimated.outputs, capped.outputs);
+
+  KvSettings little = settings;
+  little.group = GroupScore::kMean;
+  little.top_p = 0.2;
+  const SelectionCounters stopped = run<TypeParam>(sequence, little, n_prompt).counters;
+  EXPECT_LT(stopped.selected_chunks, plain.selected_chunks);
+  EXPECT_GE(stopped.selected_chunks, 2 * 2 * n_new);
+
+  KvSettings at_home = settings;
+  at_home.device_layers = 2;
+  EXPECT_EQ(run<TypeParam>(sequence, at_home, n_prompt).counters.fetched_bytes, 0);
+}
+
+// What never competes is not attended: with everything cut but the sinks and the window, dense attention
+// over a window.
+TYPED_TEST_P(KvStoreSuite, DroppedChunksAreNotAttended) {
+  const int64_t n_prompt = 330;
+  const Sequence sequence(Model{}, n_prompt + 8, seed() + 10);
+  KvSettings settings = tiered();
+  settings.outliers = 0;
+  settings.audit = true;
+  const double all = run<TypeParam>(sequence, settings, n_prompt).mass.mean();
+  settings.drop_share = 0.5;
+  const double half = run<TypeParam>(sequence, settings, n_prompt).mass.mean();
+  settings.drop_share = 1;
+  const double none = run<TypeParam>(sequence, settings, n_prompt).mass.mean();
+  EXPECT_NEAR(all, 1, 1e-5);
+  EXPECT_LT(half, 0.95);
+  EXPECT_LT(none, half - 0.1);
+}
+
+REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense,
+                            CodecsLoseWhatTheirBitsLose, ReuseAndCapsBoundWhatMoves,
+                            DroppedChunksAreNotAttended, EverythingSelectedEqualsDense,
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
                             SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
                             AuditOfEverythingIsOne);

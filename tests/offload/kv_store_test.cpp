@@ -26,7 +26,7 @@ INSTANTIATE_TYPED_TEST_SUITE_P(Cpu, KvStoreSuite, CpuTiers);
 TEST(KvStore, SameBitsForAnyThreadCount) {
   const Sequence sequence(Model{}, 420, seed() + 6);
   KvSettings settings = tiered();
-  settings.exact_keys = false;
+  settings.keys = KeyForm::kLowRank;
   settings.rank = 40;
   settings.budget = 96;
   settings.slots = 2;

@@ -37,6 +37,7 @@ struct DecodeExpected {
   double log_sum_tolerance = 0;
   std::vector<double> out;  // normalised; zeros where nothing was attended
   std::vector<double> tolerance;
+  std::vector<double> size;  // sum p |v| / sum p: how far relative errors of weights move out
 };
 
 inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head) {
@@ -56,20 +57,23 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
         dot += product;
         magnitude += std::abs(product);
       }
-      scores.push_back(dot * scale);
-      errors.push_back(scale * (d + 2) * kUnit * magnitude + 3 * kUnit * std::abs(dot * scale));
+      const double bias = static_cast<double>(source.bias);
+      scores.push_back(dot * scale + bias);
+      errors.push_back(scale * (d + 2) * kUnit * magnitude +
+                       3 * kUnit * (std::abs(dot * scale) + std::abs(bias)));
       values.push_back(source.values + kv_head * source.head_stride + row);
     }
   }
   DecodeExpected e;
   e.out.assign(static_cast<size_t>(d), 0.0);
   e.tolerance.assign(static_cast<size_t>(d), 0.0);
+  e.size.assign(static_cast<size_t>(d), 0.0);
   if (scores.empty()) return e;
 
   const double max = *std::max_element(scores.begin(), scores.end());
   const double gamma = (2.0 * static_cast<double>(scores.size()) + 100) * kUnit;
   double sum = 0, moved = 0;
-  std::vector<double> weight, delta, magnitude(static_cast<size_t>(d), 0.0);
+  std::vector<double> weight, delta;
   for (size_t i = 0; i < scores.size(); ++i) {
     weight.push_back(std::exp2(scores[i] - max));
     delta.push_back(std::log(2.0) *
@@ -84,6 +88,7 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
     double bound = moved * std::abs(e.out[c]);
     for (size_t i = 0; i < scores.size(); ++i) {
       const double v = std::abs(static_cast<float>(values[i][c]));
+      e.size[c] += weight[i] * v / sum;
       bound +=
           weight[i] * v * (delta[i] + gamma) + 0x1p-125 * v;  // weights below 2^-126 are dropped
     }

@@ -59,13 +59,13 @@ constexpr int64_t kShort = 100, kLong = 3 * kMaxLater;
 
 TEST(Replay, SelectedAttention) {
   SessionOptions options;
-  options.budget = 32;
-  options.recent = 16;
-  options.outliers = 1;
-  options.rank = 16;
-  options.key_codec = KeyCodec::kLowRank;
+  options.selection.budget = 32;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.selection.rank = 16;
+  options.selection.key_codec = KeyCodec::kLowRank;
   expect_same("llama", options, 150, kLong);  // chunks retire at least once
-  options.key_codec = KeyCodec::kExact;
+  options.selection.key_codec = KeyCodec::kExact;
   expect_same("qwen3", options, 150, kShort);
 }
 

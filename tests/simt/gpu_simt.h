@@ -77,6 +77,11 @@ inline float reciprocal_fast(float x) { return 1.0f / x; }
 inline uint32_t pack_bf16(float lo, float hi) {
   return bf16(lo).bits | uint32_t(bf16(hi).bits) << 16;
 }
+inline void int8_to_bf16(uint32_t four, uint32_t& first, uint32_t& second) {
+  const auto value = [&](int i) { return static_cast<float>(static_cast<int8_t>(four >> 8 * i)); };
+  first = pack_bf16(value(0), value(1));
+  second = pack_bf16(value(2), value(3));
+}
 inline float bf(uint32_t u, int hi) {
   return bf16_value(bf16::from_bits(uint16_t(hi ? u >> 16 : u & 0xffff)));
 }

@@ -1,4 +1,5 @@
-// Selection: ns per landmark (of one KV head) and GB/s of landmarks, beside the stream bandwidth;
+// Selection: ns per landmark (of one KV head) and GB/s of landmarks, beside the stream bandwidth
+// (scan/: int8 landmarks beside bf16, groups of 4);
 // prefill selection: ns per landmark, block and KV head.
 #include <benchmark/benchmark.h>
 
@@ -17,11 +18,14 @@ using cpu::Isa;
 using cpu::Queue;
 
 constexpr int64_t kLandmarks = 131072;  // a million tokens in chunks of 8
-constexpr int64_t kPlanes = 3;          // cycled, so that landmarks come from memory, not from L3
-constexpr size_t kBytes = size_t{kPlanes * 4 * kLandmarks * 64} * sizeof(bf16);
+constexpr size_t kBytes = size_t{3 * 4 * kLandmarks * 64} * sizeof(bf16);
+// One plane of the widest scan; of others several, in turn: landmarks come from memory, not from
+// L3.
+constexpr int64_t kPageBytes = 8 * kLandmarks * 128 * int64_t{sizeof(bf16)};
+static_assert(kPageBytes >= static_cast<int64_t>(kBytes));
 
 const bench::Pages& pages() {
-  static const bench::Pages all(kBytes);
+  static const bench::Pages all(kPageBytes);
   return all;
 }
 
@@ -33,34 +37,52 @@ std::vector<bf16> queries(int64_t n) {
   return q;
 }
 
-// group 2, head_dim 64, 4 KV heads. With k = 1 ranking costs next to
-// nothing, which shows the scan.
-void select(benchmark::State& state, Isa isa, int64_t k, GroupScore group) {
+// With k = 1 ranking costs next to nothing, which shows the scan.
+struct Scan {
+  int64_t k = 1;
+  GroupScore score = GroupScore::kMax;
+  bool int8 = false;
+  int32_t head_dim = 64, n_kv_heads = 4, group = 2;
+  SelectScope scope = SelectScope::kKvHead;
+};
+
+void select(benchmark::State& state, Isa isa, const Scan& scan) {
   Queue queue({.n_threads = static_cast<int>(state.range(0)), .isa = isa});
-  const auto q = queries(8 * 64);
-  std::vector<int32_t> ids(4 * k), counts(4);
-  std::vector<float> workspace(select_workspace_floats(8, 4, kLandmarks));
   SelectParams p;
-  p.q = q.data();
-  p.landmark_head_stride = kLandmarks * 64;
+  p.n_kv_heads = scan.n_kv_heads;
+  p.n_heads = scan.n_kv_heads * scan.group;
+  p.head_dim = scan.head_dim;
+  p.landmark_head_stride = kLandmarks * p.head_dim;
   p.end_chunk = kLandmarks;
-  p.k = k;
-  p.n_heads = 8;
-  p.n_kv_heads = 4;
-  p.head_dim = 64;
+  p.k = scan.k;
   p.scale = 0.125f;
-  p.group = group;
+  p.group = scan.score;
+  p.scope = scan.scope;
+  const auto q = queries(p.n_heads * p.head_dim);
+  const std::vector<float> scales(scan.int8 ? p.n_kv_heads * kLandmarks : 0, 0.01f);
+  std::vector<int32_t> ids(p.n_kv_heads * p.k), counts(p.n_kv_heads);
+  std::vector<float> workspace(select_workspace_floats(p.n_heads, p.n_kv_heads, kLandmarks));
+  p.q = q.data();
+  p.scales = scales.data();
   p.ids = ids.data();
   p.counts = counts.data();
   p.workspace = workspace.data();
+  const int64_t bytes = p.n_kv_heads * p.landmark_head_stride * (scan.int8 ? 1 : 2);
+  const int64_t n_planes = kPageBytes / bytes;
+  const char* planes = reinterpret_cast<const char*>(pages().rows());
   int64_t plane = 0;
   for (auto _ : state) {
-    p.landmarks = pages().rows() + plane++ % kPlanes * 4 * kLandmarks * 64;
+    const char* rows = planes + plane++ % n_planes * bytes;
+    if (scan.int8) {
+      p.codes = reinterpret_cast<const int8_t*>(rows);
+    } else {
+      p.landmarks = reinterpret_cast<const bf16*>(rows);
+    }
     cpu::select_chunks(queue, p);
   }
-  state.SetBytesProcessed(state.iterations() * 4 * kLandmarks * 128);
+  state.SetBytesProcessed(state.iterations() * bytes);
   state.counters["landmark"] =
-      benchmark::Counter(static_cast<double>(state.iterations() * 4 * kLandmarks),
+      benchmark::Counter(static_cast<double>(state.iterations() * p.n_kv_heads * kLandmarks),
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
@@ -152,9 +174,24 @@ const bool kRegistered = [] {
       ->Unit(benchmark::kMillisecond);
   for (const Isa isa : cpu::runnable_isas()) {
     using benchmark::State;
-    add("select/k1", isa, [=](State& s) { select(s, isa, 1, GroupScore::kMax); });
-    add("select/k256", isa, [=](State& s) { select(s, isa, 256, GroupScore::kMax); });
-    add("select/k256_mean", isa, [=](State& s) { select(s, isa, 256, GroupScore::kMean); });
+    add("select/k1", isa, [=](State& s) { select(s, isa, {}); });
+    add("select/k256", isa, [=](State& s) { select(s, isa, {.k = 256}); });
+    add("select/k256_mean", isa,
+        [=](State& s) { select(s, isa, {.k = 256, .score = GroupScore::kMean}); });
+    add("select/k256_layer_sum", isa, [=](State& s) {
+      select(s, isa, {.k = 256, .score = GroupScore::kSum, .scope = SelectScope::kLayer});
+    });
+    for (const int32_t d : {64, 128}) {
+      for (const int32_t n_kv_heads : {2, 4, 8}) {
+        for (const bool int8 : {false, true}) {
+          add("scan/" + std::string(int8 ? "int8" : "bf16") + "_d" + std::to_string(d) + "_kv" +
+                  std::to_string(n_kv_heads),
+              isa, [=](State& s) {
+                select(s, isa, {.int8 = int8, .head_dim = d, .n_kv_heads = n_kv_heads, .group = 4});
+              });
+        }
+      }
+    }
     add("prefill/4096_g2", isa, [=](State& s) { select_prefill(s, isa, 4096, 2); });
     add("prefill/16384_g2", isa, [=](State& s) { select_prefill(s, isa, 16384, 2); });
     add("prefill/4096_g4", isa, [=](State& s) { select_prefill(s, isa, 4096, 4); });

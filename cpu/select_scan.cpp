@@ -1,0 +1,294 @@
+#include "cpu/select_scan.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+
+#include "cpu/levels.h"
+#include "cpu/query.h"
+
+namespace tiercel::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// 64 bits of a bit map from any bit on.
+uint64_t bits_from(const uint64_t* map, int64_t bit, int64_t n_words) {
+  const int64_t word = bit >> 6;
+  const int shift = static_cast<int>(bit & 63);
+  uint64_t bits = map[word] >> shift;
+  if (shift != 0 && word + 1 < n_words) bits |= map[word + 1] << (64 - shift);
+  return bits;
+}
+
+// [min(q, 0) | max(q, 0)]: exact in bf16. NaN stays.
+void expand_query(const bf16* q, int32_t n_heads, int32_t head_dim, bf16* out) {
+  for (int32_t h = 0; h < n_heads; ++h, q += head_dim, out += 2 * head_dim) {
+    for (int32_t i = 0; i < head_dim; ++i) {
+      const float x = static_cast<float>(q[i]);
+      out[i] = x > 0 ? bf16(0.0f) : q[i];
+      out[head_dim + i] = x < 0 ? bf16(0.0f) : q[i];
+    }
+  }
+}
+
+// q ~ step * codes, step = max |q| / kMaxCode, so the error is step / 2. A query that is not finite
+// has step NaN: all its scores are NaN.
+float quantise_query(const bf16* q, int32_t n, int16_t* codes) {
+  float max = 0;
+  bool finite = true;
+  for (int32_t i = 0; i < n; ++i) {
+    const float x = std::abs(static_cast<float>(q[i]));
+    finite = finite && x < kInfinity;
+    max = std::max(max, x);
+  }
+  std::fill(codes, codes + n, int16_t{0});
+  if (!finite) return std::numeric_limits<float>::quiet_NaN();
+  if (max == 0) return 0;
+  const double per_unit = kMaxCode / static_cast<double>(max);
+  for (int32_t i = 0; i < n; ++i) {
+    codes[i] = static_cast<int16_t>(std::rint(static_cast<float>(q[i]) * per_unit));
+  }
+  return max / static_cast<float>(kMaxCode);
+}
+
+// The landmarks of one KV head against the queries of its group.
+class LandmarkScan {
+ public:
+  LandmarkScan(const SelectParams& p, const Candidates& candidates, Isa isa, int64_t kv_head,
+               const Worker& worker)
+      : p_(p),
+        candidates_(candidates),
+        dot_(decode_kernel(isa)),
+        kernel_(select_kernel(isa)),
+        kv_head_(kv_head),
+        group_(p.n_heads / p.n_kv_heads),
+        width_(landmark_width(p.index, p.head_dim)),
+        scratch_(worker.scratch) {
+    offsets_ = scratch_.take<int64_t>(2 * kDecodeBlock);
+    for (int64_t i = 0; i < 2 * kDecodeBlock; ++i) offsets_[i] = i * width_;
+    strip_ = scratch_.take<float>(padded_heads(group_) * kStripLandmarks);
+    const bf16* q = p.q + kv_head * group_ * int64_t{p.head_dim};
+    if (p.index == IndexKind::kMinMax) {
+      bf16* expanded = scratch_.take<bf16>(int64_t{group_} * width_);
+      expand_query(q, group_, p.head_dim, expanded);
+      q = expanded;
+    }
+    if (p.codes != nullptr) {
+      prepare_codes(q);
+    } else {
+      prepare_rows(q);
+    }
+  }
+
+  // [group][kStripLandmarks]
+  float* strip() const { return strip_; }
+
+  // Scores of candidates at .. at + n - 1 into the strip, clamped; the excluded get -inf. Strips
+  // are scored in ascending order.
+  void score_strip(int64_t at, int64_t n) {
+    for (int64_t i = 0; i < n; i += kDecodeBlock) {
+      const int32_t n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, n - i));
+      const int64_t base = place_rows(at + i, n_rows);
+      if (p_.codes != nullptr) {
+        codes_.n_rows = n_rows;
+        codes_.codes = p_.codes + kv_head_ * p_.landmark_head_stride + base;
+        codes_.scores = strip_ + i;
+        kernel_.score_codes(codes_);
+      } else {
+        rows_.n_rows = n_rows;
+        rows_.row_base = bits(p_.landmarks + kv_head_ * p_.landmark_head_stride + base);
+        rows_.scores = strip_ + i;
+        dot_.score_rows(rows_);
+      }
+    }
+    if (p_.codes != nullptr) take_scales(at, n);
+    for (int64_t h = 0; h < group_; ++h) {
+      float* scores = strip_ + h * kStripLandmarks;
+      if (p_.codes != nullptr) {
+        kernel_.scale_scores(scales_, n, scores);
+      } else {
+        kernel_.clamp_scores(scores, n);
+      }
+    }
+    exclude(at, n);
+  }
+
+ private:
+  void prepare_rows(const bf16* q) {
+    char* queries = scratch_.take<char>(padded_heads(group_) * packed_width(dot_, width_) * 4);
+    rows_.offsets = offsets_;
+    rows_.prefetch_rows = kDecodeBlock;
+    rows_.head_dim = width_;
+    rows_.n_heads = padded_heads(group_);
+    rows_.queries = queries;
+    rows_.query_bytes = pack_queries(dot_, q, group_, width_, queries);
+    rows_.scale = p_.scale * std::numbers::log2e_v<float>;
+    rows_.score_stride = kStripLandmarks;
+  }
+
+  void prepare_codes(const bf16* q) {
+    const int32_t n_heads = padded_heads(group_);
+    const int64_t bytes = (width_ + kCodeBlock - 1) / kCodeBlock * kCodeBlock * 2;
+    char* queries = scratch_.take<char>(n_heads * bytes);
+    int32_t* excess = scratch_.take<int32_t>(n_heads);
+    float* factors = scratch_.take<float>(n_heads);
+    int16_t* quantised = scratch_.take<int16_t>(width_);
+    std::memset(queries, 0, static_cast<size_t>(n_heads * bytes));
+    std::fill(excess, excess + n_heads, 0);
+    std::fill(factors, factors + n_heads, 0.0f);
+    for (int32_t h = 0; h < group_; ++h) {
+      factors[h] = quantise_query(q + int64_t{h} * width_, width_, quantised) *
+                   (p_.scale * std::numbers::log2e_v<float>);
+      excess[h] = pack_code_query(kernel_, quantised, width_, queries + h * bytes);
+    }
+    scales_ = scratch_.take<float>(kStripLandmarks);
+    codes_.offsets = offsets_;
+    codes_.prefetch_rows = kDecodeBlock;
+    codes_.width = width_;
+    codes_.n_heads = n_heads;
+    codes_.queries = queries;
+    codes_.query_bytes = bytes;
+    codes_.excess = excess;
+    codes_.factors = factors;
+    codes_.score_stride = kStripLandmarks;
+  }
+
+  // Offsets of the rows of candidates at .. at + n - 1 and of those to prefetch, from a base that
+  // is returned. What is behind the last row repeats it.
+  int64_t place_rows(int64_t at, int32_t n) {
+    if (candidates_.scattered()) {
+      for (int64_t r = 0; r < 2 * kDecodeBlock;) {
+        const int64_t i = std::min(at + r, candidates_.size() - 1);
+        const int64_t run = std::min(2 * kDecodeBlock - r, candidates_.run(i));
+        const int64_t row = candidates_.chunk(i) * width_;
+        for (int64_t t = 0; t < run; ++t) offsets_[r + t] = row + t * width_;
+        r += run;
+      }
+      return 0;
+    }
+    if (n < kDecodeBlock) {
+      for (int64_t r = n; r < 2 * kDecodeBlock; ++r) offsets_[r] = (n - 1) * int64_t{width_};
+    }
+    return candidates_.chunk(at) * width_;
+  }
+
+  void take_scales(int64_t at, int64_t n) {
+    const float* scales = p_.scales + kv_head_ * (p_.landmark_head_stride / width_);
+    for (int64_t i = 0; i < n;) {
+      const int64_t run = std::min(n - i, candidates_.run(at + i));
+      std::memcpy(scales_ + i, scales + candidates_.chunk(at + i),
+                  static_cast<size_t>(run) * sizeof(float));
+      i += run;
+    }
+  }
+
+  void exclude(int64_t at, int64_t n) {
+    if (p_.excluded == nullptr) return;
+    for (int64_t i = 0; i < n;) {
+      const int64_t run = std::min(n - i, candidates_.run(at + i));
+      exclude_run(candidates_.chunk(at + i), run, strip_ + i);
+      i += run;
+    }
+  }
+
+  // Of chunks first .. first + n - 1.
+  void exclude_run(int64_t first, int64_t n, float* scores) {
+    const uint64_t* map = p_.excluded + kv_head_ * p_.excluded_stride;
+    for (int64_t i = 0; i < n; i += 64) {
+      uint64_t bits = bits_from(map, first + i, p_.excluded_stride);
+      if (n - i < 64) bits &= (uint64_t{1} << (n - i)) - 1;
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t at = i + std::countr_zero(bits);
+        for (int64_t h = 0; h < group_; ++h) scores[h * kStripLandmarks + at] = -kInfinity;
+      }
+    }
+  }
+
+  const SelectParams& p_;
+  const Candidates& candidates_;
+  const DecodeKernel& dot_;
+  const SelectKernel& kernel_;
+  int64_t kv_head_;
+  int32_t group_, width_;
+  Carver scratch_;
+  ScoreRows rows_{};
+  CodeRows codes_{};
+  int64_t* offsets_;         // [2 * kDecodeBlock]
+  float* strip_;             // [padded heads][kStripLandmarks]
+  float* scales_ = nullptr;  // [kStripLandmarks]
+};
+
+}  // namespace
+
+int32_t pack_code_query(const SelectKernel& kernel, const int16_t* q, int32_t n, char* packed) {
+  int64_t sum = 0;
+  for (int32_t i = 0; i < n; ++i) {
+    char* four = packed + i / 4 * 8;
+    sum += q[i];
+    if (kernel.byte_query) {
+      const int8_t low = static_cast<int8_t>(q[i]);
+      four[i % 4] = static_cast<char>(low);
+      four[4 + i % 4] = static_cast<char>((q[i] - low) / 256);
+    } else {
+      std::memcpy(four + i % 2 * 4 + i % 4 / 2 * 2, q + i, sizeof *q);
+    }
+  }
+  return kernel.byte_query ? static_cast<int32_t>(128 * sum) : 0;
+}
+
+void clear_columns(const Columns& columns, int64_t at, int64_t n, float* maxima) {
+  if (!columns.usable()) return;
+  const int64_t first = at / columns.segment() * 16;
+  const int64_t last = (at + n + columns.segment() - 1) / columns.segment() * 16;
+  std::fill(maxima + first, maxima + last, -kInfinity);
+}
+
+void fold_columns(const Columns& columns, const SelectKernel& kernel, int64_t at, int64_t n,
+                  float* scores, float* maxima) {
+  if (!columns.usable()) return;
+  for (int64_t i = n; i % 16 != 0; ++i) scores[i] = -kInfinity;
+  for (int64_t i = 0; i < n;) {
+    const int64_t segment = (at + i) / columns.segment();
+    const int64_t end = std::min(n, (segment + 1) * columns.segment() - at);
+    kernel.fold_max(scores + i, (end - i + 15) / 16 * 16, maxima + segment * 16);
+    i = end;
+  }
+}
+
+void scan_range(const SelectParams& p, const SelectWorkspace& work, Isa isa, int64_t kv_head,
+                int64_t range, const Worker& worker) {
+  const Candidates candidates = candidates_of(p, kv_head);
+  const int64_t begin = range * kRangeLandmarks;
+  const int64_t end = std::min(begin + kRangeLandmarks, candidates.size());
+  const int64_t group = p.n_heads / p.n_kv_heads, first_head = kv_head * group;
+  for (int64_t h = first_head; h < first_head + group; ++h) {
+    work.sums(h, range)[0] = -kInfinity;
+    work.sums(h, range)[1] = 0;
+  }
+  if (begin >= end) return;  // few blocks
+
+  const SelectKernel& kernel = select_kernel(isa);
+  const Columns columns(candidates.size());
+  const bool fold = !adds_weights(p);
+  for (int64_t h = 0; fold && h < group; ++h) {
+    clear_columns(columns, begin, end - begin, work.columns(first_head + h));
+  }
+  LandmarkScan scan(p, candidates, isa, kv_head, worker);
+  for (int64_t at = begin; at < end; at += kStripLandmarks) {
+    const int64_t n = std::min(kStripLandmarks, end - at);
+    scan.score_strip(at, n);
+    for (int64_t h = 0; h < group; ++h) {
+      const float* strip = scan.strip() + h * kStripLandmarks;
+      float* sums = work.sums(first_head + h, range);
+      kernel.sum_scores(strip, n, sums, sums + 1);
+      float* target = work.scores(first_head + h) + at;
+      std::memcpy(target, strip, static_cast<size_t>(n) * sizeof(float));
+      if (fold) fold_columns(columns, kernel, at, n, target, work.columns(first_head + h));
+    }
+  }
+}
+
+}  // namespace tiercel::cpu
