@@ -52,7 +52,7 @@ void delta(SelectionOptions& s) {
   s.chunk_size = 1;
   s.group = GroupScore::kSum;
   s.outliers = 0;
-  s.share_layers = 4;
+  s.share_layers = 2;
   s.key_codec = KeyCodec::kExact;
 }
 

@@ -69,13 +69,13 @@ class Session {
   // context is full.
   virtual void step(int32_t token) = 0;
 
-  // Back to the end of the prompt: what was stepped since is forgotten, as are the selection cache and
-  // the statistics; a step after it computes what the first one did. Before the next step there are no
-  // logits. Throws Error(kUsage) where so much was generated that the prompt's window has moved on.
+  // Back to the end of the prompt: what was stepped since is forgotten, as are the selection cache
+  // and the statistics; logits are those after the prompt again. Throws Error(kRuntime) where so
+  // much was generated that the prompt's window moved on.
   virtual void rewind() = 0;
 
-  // Selected tokens per KV head from the next step on, at most what was planned; kBudgetAll: as planned.
-  // Throws Error(kUsage) outside of that.
+  // Selected tokens per KV head from the next step on, at most what was planned; kBudgetAll: as
+  // planned. Throws Error(kUsage) outside of that.
   virtual void set_budget(int64_t tokens) = 0;
 
   // fp32 logits [vocab_size] after the last token. Valid until the next call.

@@ -198,7 +198,7 @@ void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
   params.value_head_stride = params.key_head_stride = o.capacity * d();
   params.value_codec = o.value_codec;
   params.value_codes = layer.value_codes;
-  params.value_code_head_stride = o.capacity * row_bytes(o.value_codec, d());
+  params.value_code_head_stride = layout_.plane_bytes(o.value_codec);
   params.keys = layer.home_keys;
   params.miss_chunks = lists_.miss_chunks;
   params.miss_slots = lists_.miss_slots;
@@ -232,7 +232,7 @@ void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
     DecodeKeysParams params;
     fill(params);
     params.codes = layer.key_codes;
-    params.code_head_stride = layout_.settings.capacity * row_bytes(params.codec, d());
+    params.code_head_stride = layout_.plane_bytes(params.codec);
     params.mean = layer.lowrank.mean;
     decode_keys(side_, params);
     return;

@@ -312,7 +312,7 @@ void KvStore<Device, Host>::encode_key_rows(Layer& layer, const bf16* keys, int6
   encode.mean = layer.lowrank.mean;
   encode.rope = rope_;
   encode.codes = layer.key_codes;
-  encode.code_head_stride = layout_.settings.capacity * row_bytes(encode.codec, d());
+  encode.code_head_stride = layout_.plane_bytes(encode.codec);
   encode_rows(side_, encode);
 }
 

@@ -71,8 +71,7 @@ void KvStore<Device, Host>::take_index(int64_t layer, Arena<Device>& arena) {
   index.exact_ids = arena.template take<int32_t>(Purpose::kLandmarks, kv() * o.exact_chunks());
   index.lists = lists_.shared;
   if (!o.reuses()) return;
-  index.previous_q =
-      arena.template take<bf16>(Purpose::kLandmarks, layout_.shape.n_heads * d());
+  index.previous_q = arena.template take<bf16>(Purpose::kLandmarks, layout_.shape.n_heads * d());
   index.reuse_state = arena.template take<int32_t>(Purpose::kLandmarks, 2);
   index.lists = take_lists(arena);
 }
@@ -98,8 +97,8 @@ void KvStore<Device, Host>::take_coded_keys(Layer& layer, Arena<Device>& arena) 
   const int64_t width = kv() * d();
   layer.lowrank.mean = arena.template take<float>(Purpose::kKeys, width);
   if (o.keys == KeyForm::kCoded) {
-    layer.key_codes = arena.template take<std::byte>(
-        Purpose::kKeys, o.capacity * kv() * row_bytes(o.key_codec, d()));
+    layer.key_codes =
+        arena.template take<std::byte>(Purpose::kKeys, kv() * layout_.plane_bytes(o.key_codec));
     return;
   }
   layer.lowrank.basis = arena.template take<bf16>(Purpose::kKeys, width * o.rank);
@@ -120,7 +119,8 @@ void KvStore<Device, Host>::take_home(int64_t index, Arena<Tier>& arena) {
   if (o.value_codec == RowCodec::kBf16) {
     layer.home_values = arena.template take<bf16>(Purpose::kValues, o.capacity * kv() * d());
   } else {
-    layer.value_codes = arena.template take<std::byte>(Purpose::kValues, layout_.home_value_bytes());
+    layer.value_codes =
+        arena.template take<std::byte>(Purpose::kValues, layout_.home_value_bytes());
   }
   if (layout_.index_is_keys(index)) {
     layer.home_keys = layer.index.landmarks;
@@ -199,8 +199,7 @@ void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
     }
     if (o.landmark_codec != RowCodec::kBf16) {
       index_plane_ = arena.template take<bf16>(
-          Purpose::kActivations,
-          kv() * layout_.index_plane_chunks() * layout_.landmark_elements());
+          Purpose::kActivations, kv() * layout_.index_plane_chunks() * layout_.landmark_elements());
     }
     if (layout_.value_staging_bytes() > 0) {
       value_piece_ =

@@ -191,7 +191,7 @@ void KvStore<Device, Host>::send_home(const Layer& layer, const bf16* keys, cons
   params.n_rows = kv();
   params.row_bytes = n_tokens * bytes;
   params.source_stride = kPrefillChunk * bytes;
-  params.target_stride = o.capacity * bytes;
+  params.target_stride = layout_.plane_bytes(o.value_codec);
   copy(copy_, params);
 }
 

@@ -94,6 +94,10 @@ int64_t KvLayout::index_bytes(int64_t layer) const {
   return bytes;
 }
 
+int64_t KvLayout::plane_bytes(RowCodec codec) const {
+  return ceil_div(settings.capacity * row_bytes(codec, shape.head_dim), 16) * 16;
+}
+
 int64_t KvLayout::coded_key_bytes() const {
   const KvSettings& o = settings;
   const int64_t width = shape.key_width();
@@ -102,7 +106,7 @@ int64_t KvLayout::coded_key_bytes() const {
     case KeyForm::kLowRank:
       return o.capacity * row_bytes(o.key_codec, o.rank) + width * o.rank * kBf16 + width * 4;
     case KeyForm::kCoded:
-      return o.capacity * shape.n_kv_heads * row_bytes(o.key_codec, shape.head_dim) + width * 4;
+      return shape.n_kv_heads * plane_bytes(o.key_codec) + width * 4;
   }
   return 0;
 }
@@ -113,7 +117,8 @@ int64_t KvLayout::slot_bytes(int64_t layer) const {
 }
 
 int64_t KvLayout::home_value_bytes() const {
-  return settings.capacity * shape.n_kv_heads * row_bytes(settings.value_codec, shape.head_dim);
+  if (settings.value_codec == RowCodec::kBf16) return settings.capacity * shape.key_width() * kBf16;
+  return shape.n_kv_heads * plane_bytes(settings.value_codec);
 }
 
 int64_t KvLayout::home_key_bytes(int64_t layer) const {

@@ -137,6 +137,8 @@ struct KvLayout {
   // Exact tokens that stay behind the newest one.
   int64_t recent_tokens(int64_t layer) const;
 
+  // From one KV head's rows to the next one's, at home or on the device, in bytes.
+  int64_t plane_bytes(RowCodec codec) const;
   // Of one layer, in bytes.
   int64_t index_bytes(int64_t layer) const;
   int64_t coded_key_bytes() const;

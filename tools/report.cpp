@@ -153,7 +153,8 @@ std::string to_json(const RunReport& report) {
        {{"steps", report.selection.steps},
         {"selected_chunks", report.selection.selected_chunks},
         {"hit_chunks", report.selection.hit_chunks},
-        {"hit_rate", report.selection.hit_rate()},
+        {"hit_rate", report.selection.selected_chunks > 0 ? Json(report.selection.hit_rate())
+                                                           : Json(nullptr)},
         {"reuse_rate", report.selection.reuse_rate()},
         {"fetched_bytes", report.selection.fetched_bytes}}},
       {"audit",
@@ -215,9 +216,13 @@ void print_summary(const RunReport& report, const Console& console) {
                  format_bytes(report.device_bytes_in_use));
   }
   if (report.selection.steps > 0) {
-    console.info("{:>17}: {} layer steps, hit rate {:.1f} %, {} fetched", "selection",
-                 format_count(report.selection.steps), 100 * report.selection.hit_rate(),
-                 format_bytes(report.selection.fetched_bytes));
+    const std::string steps = fmt::format("{} layer steps", format_count(report.selection.steps));
+    if (report.selection.selected_chunks > 0) {
+      console.info("{:>17}: {}, hit rate {:.1f} %, {} fetched", "selection", steps,
+                   100 * report.selection.hit_rate(), format_bytes(report.selection.fetched_bytes));
+    } else {
+      console.info("{:>17}: {}, everything at home on the device", "selection", steps);
+    }
     if (report.selection.decisions > 0) {
       console.info("{:>17}: {:.1f} % of the lists stayed", "reuse",
                    100 * report.selection.reuse_rate());

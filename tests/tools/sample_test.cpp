@@ -71,6 +71,17 @@ TEST(Sample, IsAsLongAsWasAskedForAndHoldsItsAnswers) {
   }
 }
 
+// Keys get longer when many are taken: what the first ones cost says little about the last.
+TEST(Sample, LongOnesAreFittedToo) {
+  for (const EvalStyle style : {EvalStyle::kPlain, EvalStyle::kRecall}) {
+    for (const EvalTask task : all_tasks()) {
+      const EvalSample sample = make_samples(request_of(task, style, 400000))[0];
+      EXPECT_LE(sample.n_tokens, 400000) << name_of(style) << " " << name_of(task);
+      EXPECT_GE(sample.n_tokens, 396000) << name_of(style) << " " << name_of(task);
+    }
+  }
+}
+
 TEST(Sample, SeedDecides) {
   for (const EvalTask task : all_tasks()) {
     const auto make = [&](uint64_t seed) {

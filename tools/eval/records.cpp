@@ -95,10 +95,9 @@ EvalSample make_records(const SampleRequest& request) {
     if (tokens_before.back() > room + room / 50 + 64) break;
     records.push_back(source.next());
   }
-  const auto most = static_cast<int64_t>(records.size());
-  int64_t n = fit(room, 1, [&](int64_t wanted) {
-    return wanted > most ? room + wanted - most : tokens_before[static_cast<size_t>(wanted)];
-  });
+  // tokens_before[n]: of the first n records.
+  const auto past = std::upper_bound(tokens_before.begin(), tokens_before.end(), room);
+  int64_t n = std::max<int64_t>(past - tokens_before.begin() - 1, 1);
   // Questions differ in length: the first one stands for all but the last few tokens.
   constexpr int64_t kSlack = 16;
   for (int64_t over; n > 1 && (over = request.count(body(n)) + kSlack - room) > 0;) {
