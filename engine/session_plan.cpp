@@ -75,8 +75,6 @@ void check_composition(const SelectionOptions& s) {
             "--scope head, or --outliers 0 without them");
   refuse_if(s.coarse_chunk > 0 && (s.coarse_chunk % s.chunk_size != 0 || s.coarse_chunk == s.chunk_size),
             "--coarse-chunk: expected a multiple of --chunk-size");
-  refuse_if(s.coarse_chunk > 0 && s.landmark_codec != RowCodec::kBf16,
-            "--coarse-chunk: blocks are made of landmarks in bf16; use --landmark-codec bf16");
   refuse_if(s.coarse_chunk > 0 && s.coarse_share == 0, "--coarse-share: expected more than 0");
   refuse_if(s.landmark_codec == RowCodec::kInt4 || s.rank_codec == RowCodec::kInt4,
             "landmarks and coefficients are bf16 or int8");

@@ -115,7 +115,7 @@ class KvStore {
   };
   // Where a layer stood at the end of the prompt.
   struct PromptEnd {
-    int64_t base = 0, first = 0, end_chunk = 0;
+    int64_t base = 0, first = 0, end_chunk = 0, n_blocks = 0;
   };
   // The chunks that a selection names. [kv][select] and [kv].
   struct Lists {
@@ -135,6 +135,7 @@ class KvStore {
     Lists lists;
     int64_t list_chunks = -1;  // of the lists that reuse may keep; -1: there are none
     int64_t n_exact = 0;       // chunks in use
+    int64_t n_blocks = 0;      // of the first level; chunks behind them always compete
     bool excludes = false;
   };
   struct Layer {
@@ -200,7 +201,7 @@ class KvStore {
   void index_layer(int64_t layer, int64_t n_tokens);
   void encode_index(Index& index, const bf16* landmarks, int64_t first_landmark, int64_t first_chunk,
                     int64_t end_chunk);
-  void build_blocks(Index& index, int64_t first_chunk, int64_t end_chunk);
+  void build_blocks(Index& index, const bf16* landmarks, int64_t head_stride, int64_t end_chunk);
   void choose_exact_chunks(int64_t layer);
   void weigh_chunks(int64_t layer);
   void gather_exact_chunks(int64_t layer);
@@ -223,7 +224,7 @@ class KvStore {
   MapSlotsParams map_params(int64_t layer, int64_t k) const;
   void choose_chunks(int64_t layer, const bf16* q, int64_t k);
   const int32_t* decide_reuse_of(int64_t layer, const bf16* q);
-  void choose_blocks(SelectParams& fine, const bf16* landmarks);
+  void choose_blocks(SelectParams& fine, const Index& index);
   void impose(int64_t layer, int64_t k);
   void fetch_misses(const Layer& layer, int64_t k);
   void rebuild_misses(const Layer& layer, int64_t k);

@@ -54,8 +54,8 @@ std::vector<double> KvStore<Device, Host>::residual_energy() const {
 }
 
 // The share of exact attention mass that this step's selection covers: the sum of exp over what was
-// attended, divided by the sum over everything, both with exact keys. What is estimated does not count.
-// Values do not matter here, so the keys stand in for them.
+// attended, divided by the sum over everything, both with exact keys. What is estimated does not
+// count. Values do not matter here, so the keys stand in for them.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_rows) {
   const Layer& layer = layers_[index];
@@ -65,7 +65,8 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   int n = exact_sources(index, n_rows, sources.data());
   KvSource& selected = sources[n];
   selected = KvSource{};
-  selected.keys = selected.values = layer.audit_keys != nullptr ? layer.audit_keys : layer.home_keys;
+  selected.keys = selected.values =
+      layer.audit_keys != nullptr ? layer.audit_keys : layer.home_keys;
   selected.head_stride = layout_.settings.capacity * d();
   selected.chunk_stride = chunk() * d();
   selected.token_stride = d();
@@ -92,8 +93,9 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   read_back(audit_partials_[0].max, part, 2 * heads * static_cast<int64_t>(sizeof(float)));
   read_back(audit_partials_[1].max, whole, 2 * heads * static_cast<int64_t>(sizeof(float)));
   for (int64_t head = 0; head < heads; ++head) {
-    mass_[static_cast<size_t>(index)].add(static_cast<double>(part[heads + head]) / whole[heads + head] *
-              std::exp2(static_cast<double>(part[head]) - whole[head]));
+    mass_[static_cast<size_t>(index)].add(static_cast<double>(part[heads + head]) /
+                                          whole[heads + head] *
+                                          std::exp2(static_cast<double>(part[head]) - whole[head]));
   }
 }
 
@@ -126,6 +128,7 @@ bool KvStore<Device, Host>::rewind() {
       reset_slots(device_, layer.slot_state, layout_.shape.n_kv_heads);
     }
     layer.index.list_chunks = -1;
+    layer.index.n_blocks = prompt_end_[i].n_blocks;
     mass_[i] = {};
   }
   n_tokens_ = n_prompt_;

@@ -67,7 +67,10 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
     }
     build_landmarks(device_, params);
     encode_index(its, index_plane_, first, first, end);
-    build_blocks(its, first, end);
+    // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
+    if (its.codes == nullptr) {
+      build_blocks(its, its.landmarks, params.landmark_head_stride, end);
+    }
     if (its.value_means != nullptr) {
       params = landmark_params(recent.values, stride, recent.base, first, end);
       params.landmarks = its.value_means;

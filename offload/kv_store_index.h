@@ -49,8 +49,8 @@ void KvStore<Device, Host>::append_landmarks(int64_t layer, const RopeAppendPara
     }
   }
   const bool selects = o.select_prefill && layout_.shape.window[layer] == 0;
-  const bool needs_means = (selects && !layout_.prefill_uses_index(layer)) ||
-                           (layout_.indexed(layer) && weighs_means);
+  const bool needs_means =
+      (selects && !layout_.prefill_uses_index(layer)) || (layout_.indexed(layer) && weighs_means);
   const int64_t piece = layout_.prefill_chunk;
   LandmarkParams params = landmark_params(append.keys, append.head_stride, 0, first_token / piece,
                                           (first_token + n_tokens) / piece);
@@ -84,7 +84,11 @@ void KvStore<Device, Host>::index_layer(int64_t layer, int64_t n_tokens) {
   if (layout_.indexed(layer)) {
     choose_exact_chunks(layer);
     encode_index(l.index, index_plane_, 0, 0, n_tokens / chunk());
-    build_blocks(l.index, 0, l.end_chunk);
+    const bool coded = l.index.codes != nullptr;
+    build_blocks(
+        l.index, coded ? index_plane_ : l.index.landmarks,
+        (coded ? layout_.index_plane_chunks() : layout_.chunks) * layout_.landmark_elements(),
+        l.end_chunk);
   }
   gather_exact_chunks(layer);
 }
@@ -109,19 +113,20 @@ void KvStore<Device, Host>::encode_index(Index& index, const bf16* landmarks,
   encode_landmarks(device_, params);
 }
 
-// Blocks of the first level that chunks first .. end - 1 completed: the means of their landmarks.
+// Blocks of the first level that chunks up to end - 1 completed: the means of their landmarks.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::build_blocks(Index& index, int64_t first_chunk, int64_t end_chunk) {
+void KvStore<Device, Host>::build_blocks(Index& index, const bf16* landmarks, int64_t head_stride,
+                                         int64_t end_chunk) {
   if (index.coarse == nullptr) return;
-  const int32_t n = layout_.block_chunks(), width = layout_.landmark_elements();
-  LandmarkParams params = landmark_params(index.landmarks, layout_.chunks * width, 0,
-                                          first_chunk / n, end_chunk / n);
-  if (params.n_chunks == 0) return;
+  const int32_t n = layout_.block_chunks();
+  LandmarkParams params = landmark_params(landmarks, head_stride, 0, index.n_blocks, end_chunk / n);
+  if (params.n_chunks <= 0) return;
   params.landmarks = index.coarse;
-  params.landmark_head_stride = layout_.blocks * width;
+  params.landmark_head_stride = layout_.blocks * layout_.landmark_elements();
   params.chunk_tokens = n;
-  params.head_dim = width;
+  params.head_dim = layout_.landmark_elements();
   build_landmarks(device_, params);
+  index.n_blocks = end_chunk / n;
 }
 
 // Outliers, or the chunks that the prompt's end attended most; and those that never compete.
@@ -258,8 +263,8 @@ void KvStore<Device, Host>::code_keys(int64_t index, int64_t n_tokens) {
   project_rows(layer, plane_keys_, plane, 0, 0, middle_end);
 }
 
-// Coefficients of tokens first .. end - 1, from rows of a key plane, on the side queue. Coded ones pass
-// through a piece of bf16.
+// Coefficients of tokens first .. end - 1, from rows of a key plane, on the side queue. Coded ones
+// pass through a piece of bf16.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::project_rows(Layer& layer, const bf16* keys, int64_t head_stride,
                                          int64_t first_row, int64_t first_token,

@@ -218,7 +218,8 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::end_prefill(int64_t n_tokens) {
   n_tokens_ = n_prompt_ = n_tokens;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    prompt_end_[i] = {layers_[i].recent.base, layers_[i].recent.first, layers_[i].end_chunk};
+    prompt_end_[i] = {layers_[i].recent.base, layers_[i].recent.first, layers_[i].end_chunk,
+                      layers_[i].index.n_blocks};
   }
   device_.wait(side_.record());
   copy_.wait(device_.record());

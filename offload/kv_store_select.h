@@ -67,8 +67,8 @@ MapSlotsParams KvStore<Device, Host>::map_params(int64_t layer, int64_t k) const
   return map;
 }
 
-// Ids of the chunks to attend, and where they are in the selection cache. Layers behind their leader
-// attend what it selected.
+// Ids of the chunks to attend, and where they are in the selection cache. Layers behind their
+// leader attend what it selected.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t k) {
   const bool has_slots = !layout_.resident(layer);
@@ -78,7 +78,7 @@ void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t 
   }
   SelectParams select = select_params(layer, q, k);
   select.keep = decide_reuse_of(layer, q);
-  choose_blocks(select, layers_[layer].index.coarse);
+  choose_blocks(select, layers_[layer].index);
   if (layout_.settings.imposed_hit_rate >= 0) {
     select_chunks(device_, select);
     impose(layer, k);
@@ -113,13 +113,15 @@ const int32_t* KvStore<Device, Host>::decide_reuse_of(int64_t layer, const bf16*
 
 // Two levels: the best blocks first. Chunks behind the last whole block always compete.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::choose_blocks(SelectParams& fine, const bf16* landmarks) {
+void KvStore<Device, Host>::choose_blocks(SelectParams& fine, const Index& index) {
   if (layout_.coarse_select == 0) return;
   const int32_t n = layout_.block_chunks();
   SelectParams coarse = fine;
-  coarse.landmarks = landmarks;
+  coarse.landmarks = index.coarse;
+  coarse.codes = nullptr;
+  coarse.scales = nullptr;
   coarse.first_chunk = fine.first_chunk / n;
-  coarse.end_chunk = fine.end_chunk / n;
+  coarse.end_chunk = std::min(fine.end_chunk / n, index.n_blocks);
   const int64_t n_blocks = coarse.end_chunk - coarse.first_chunk;
   if (n_blocks <= 0) return;
   coarse.k = layout_.blocks_looked_into(n_blocks, fine.k);

@@ -348,6 +348,12 @@ inline std::vector<Composition> compositions() {
          s.coarse_share = 1;
          s.outliers = 0;
        }},
+      {"two levels, the second in int8",
+       [](KvSettings& s) {
+         s.coarse_tokens = 32;
+         s.coarse_share = 1;
+         s.landmark_codec = RowCodec::kInt8;
+       }},
       {"a static part", [](KvSettings& s) { s.outliers = 0; s.static_chunks = 5; }},
       {"a static part beside extremes",
        [](KvSettings& s) {
