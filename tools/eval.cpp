@@ -42,6 +42,7 @@ constexpr const char* kDetails =
     "--tune takes a prompt (-p, -f) instead of tasks and looks for the composition that loses "
     "least\n"
     "within --device-memory and --host-memory.\n"
+    "The reference prefills densely, unless --prefill select is given: then both do not.\n"
     "Scores are shares of the expected strings that occur in the answer, or of answers whose "
     "first\n"
     "line is exact (recall style). Tables go to stdout.\n";
@@ -51,7 +52,7 @@ struct EvalFlags {
   PromptFlags prompt;
   SessionOptions session;
   std::string tasks = "all", lengths = "4K", depths;
-  std::optional<std::string> text, presets, budgets, totals, bytes, json, svg;
+  std::optional<std::string> text, presets, sweep, budgets, totals, bytes, json, svg;
   std::optional<EvalStyle> style;
   int64_t samples = 1, seed = 0, steps = 32;
   ReferenceKind compare = ReferenceKind::kNone;
@@ -76,6 +77,8 @@ struct EvalFlags {
     flags.text("--text", text, "Prose to hide needles in: this file (-: stdin)");
     flags.section("Compositions and budgets");
     flags.text("--presets", presets, "Compositions, separated by commas");
+    flags.text("--sweep", sweep,
+               "Each of them with these values of a flag: slots=1,2,4,8; reuse=0.5,0.9");
     flags.text("--budgets", budgets, "Selected tokens, separated by commas; all: everything");
     flags.text("--totals", totals, "Selected and protected tokens together");
     flags.text("--bytes", bytes, "Device bytes of the sequence");
@@ -246,6 +249,32 @@ int run_tune(const EvalFlags& flags, const Tokenizer& tokenizer, const Console& 
   return 0;
 }
 
+// "slots=1,2,4": every composition once with each value.
+void sweep_compositions(const std::string& sweep, const SessionOptions& base,
+                        EvalRequest& request) {
+  const size_t equals = sweep.find('=');
+  if (equals == 0 || equals == std::string::npos) {
+    fail(ErrorKind::kUsage,
+         "--sweep: expected a flag and its values, as in slots=1,2,4, found '{}'", sweep);
+  }
+  request.swept_flag = sweep.substr(0, equals);
+  const std::vector<std::string> values =
+      parse_list<std::string>("--sweep", sweep.substr(equals + 1), [](std::string_view value) {
+        parse_number(value, -1e12, 1e12);
+        return std::string(value);
+      });
+  std::vector<EvalComposition> swept;
+  for (const EvalComposition& from : request.compositions) {
+    for (const std::string& value : values) {
+      swept.push_back(
+          parse_composition(fmt::format("{} --{} {}", from.name, request.swept_flag, value), base));
+      swept.back().swept_from = from.name;
+      swept.back().swept_to = parse_number(value, -1e12, 1e12);
+    }
+  }
+  request.compositions = swept;
+}
+
 int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console& console) {
   if (flags.prompt.given()) {
     fail(ErrorKind::kUsage,
@@ -272,6 +301,7 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
   } else {
     request.compositions = {{name_of(flags.session.attention), flags.session}};
   }
+  if (flags.sweep) sweep_compositions(*flags.sweep, flags.session, request);
   if (flags.text) {
     request.text = read_input(*flags.text, "--text");
     check_utf8(*request.text, *flags.text, console, flags.session.strict);

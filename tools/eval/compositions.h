@@ -13,6 +13,8 @@ namespace tiercel {
 struct EvalComposition {
   std::string name;  // as it was asked for: "quest --chunk-size 32"
   SessionOptions options;
+  std::string swept_from = {};          // what a sweep changed: "quest"
+  std::optional<double> swept_to = {};  // the value
 };
 
 // "quest", or a preset with flags that change it: "shadow --key-codec int8". What is no matter of

@@ -21,6 +21,7 @@ class Evaluation {
                .eos_token_ids = request.model->config().eos_token_ids,
                .compare_steps = request.compare_steps} {
     results_.style = name_of(request.style);
+    results_.swept_flag = request.swept_flag;
     results_.seed = request.seed;
     results_.depths = request.depths;
     if (comparing()) results_.reference = describe(request.reference);
@@ -63,6 +64,9 @@ class Evaluation {
       for (const BudgetWish& wish : wishes_of(c)) {
         results_.series.push_back(
             {c.name + describe(wish), c.name, composition(c.options), false, wish});
+        if (!c.swept_to) continue;
+        results_.series.back().line = c.swept_from + describe(wish);
+        results_.series.back().swept = c.swept_to;
       }
     }
   }
@@ -225,7 +229,9 @@ SessionOptions reference_options(ReferenceKind kind, const SessionOptions& base)
   SessionOptions options = base;
   apply_preset(kind == ReferenceKind::kDense ? AttentionMode::kDense : AttentionMode::kShadow,
                options);
-  options.prefill = PrefillMode::kDense;
+  // What decode loses is seen by itself where both prefill alike.
+  options.prefill =
+      base.prefill == PrefillMode::kSelect ? PrefillMode::kSelect : PrefillMode::kDense;
   options.audit = 0;
   if (kind == ReferenceKind::kExact) {
     options.selection.key_codec = KeyCodec::kExact;

@@ -36,6 +36,7 @@ struct EvalRequest {
   std::optional<std::string> text = {};  // prose to hide needles in
   SessionOptions base = {};              // of the reference
   std::vector<EvalComposition> compositions = {};
+  std::string swept_flag = {};
   std::vector<BudgetWish> wishes = {};
   ReferenceKind reference = ReferenceKind::kNone;
   int64_t compare_steps = 32;

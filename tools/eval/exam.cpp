@@ -170,6 +170,9 @@ std::vector<double> Traffic::layer_mass() const {
 
 double Traffic::hit_rate() const { return ratio(static_cast<double>(hit_chunks), selected_chunks); }
 
+double Traffic::reuse_rate() const {
+  return decisions > 0 ? static_cast<double>(reused) / static_cast<double>(decisions) : NAN;
+}
 double Traffic::fetched_per_step() const {
   return ratio(static_cast<double>(fetched_bytes), steps);
 }

@@ -37,6 +37,7 @@ struct Traffic {
   double mass() const;
   std::vector<double> layer_mass() const;
   double hit_rate() const;
+  double reuse_rate() const;
   double fetched_per_step() const;
 };
 

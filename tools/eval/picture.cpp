@@ -119,18 +119,22 @@ class Picture {
     svg_.text(x + 60 + 9 * (kSteps + 1), y + 26, "100", Svg::Anchor::kEnd, 10, "#555555");
   }
 
-  // Tokens attended per KV head, of the longest prompt; 0: all.
-  double tokens_of(size_t series) const {
+  // Where a series stands on the horizontal axis: the value that is swept, or the tokens attended
+  // per KV head of the longest prompt; 0: all.
+  double place_of(size_t series) const {
+    if (sweeps()) return results_.series[series].swept.value_or(0);
     const EvalPlan* plan = results_.plan_of(series, lengths_.back());
     return plan == nullptr || plan->selected == kBudgetAll
                ? 0
                : static_cast<double>(plan->selected + plan->always);
   }
 
+  bool sweeps() const { return !results_.swept_flag.empty(); }
+
   bool has_budgets() const {
     std::map<std::string, int> count;
     for (size_t s = 0; s < results_.series.size(); ++s) {
-      if (tokens_of(s) > 0 && ++count[results_.series[s].line] > 1) return true;
+      if (place_of(s) > 0 && ++count[results_.series[s].line] > 1) return true;
     }
     return false;
   }
@@ -148,6 +152,15 @@ class Picture {
             [](const EvalSummary& s) { return 100 * s.traffic.mass(); });
     }
     y += kChartHeight + 56;
+    if (sweeps()) {
+      chart(kMargin, y, "hit rate %", 100,
+            [](const EvalSummary& s) { return 100 * s.traffic.hit_rate(); });
+      chart(kMargin + kChartWidth + 80, y, "lists that stayed %", 100,
+            [](const EvalSummary& s) { return 100 * s.traffic.reuse_rate(); });
+      chart(kMargin + 2 * (kChartWidth + 80), y, "KiB fetched per step", 0,
+            [](const EvalSummary& s) { return s.traffic.fetched_per_step() / 1024; });
+      y += kChartHeight + 56;
+    }
     double x = kMargin;
     for (const auto& [line, index] : lines()) {
       svg_.line(x, y - 4, x + 20, y - 4, line_color(index), 3);
@@ -180,7 +193,7 @@ class Picture {
         if (results_.series[s].line != line) continue;
         const double v =
             value(summarize(results_, [&](const EvalRecord& r) { return r.series == s; }));
-        if (std::isfinite(v)) points.push_back({index, tokens_of(s), v});
+        if (std::isfinite(v)) points.push_back({index, place_of(s), v});
       }
     }
     std::stable_sort(points.begin(), points.end(), [](const Point& a, const Point& b) {
@@ -192,7 +205,10 @@ class Picture {
   // The vertical axis goes from 0 to `top`, or to the largest value where that is more.
   void chart(double x, double y, const std::string& title, double top, const Value& value) {
     const std::vector<Point> points = points_of(value);
-    svg_.text(x, y, fmt::format("{} by tokens attended", title), Svg::Anchor::kStart, 13);
+    svg_.text(x, y,
+              fmt::format("{} by {}", title,
+                          sweeps() ? "--" + results_.swept_flag : std::string("tokens attended")),
+              Svg::Anchor::kStart, 13);
     double low = INFINITY, high = 0;
     for (const Point& p : points) {
       top = std::max(top, p.value);
@@ -203,8 +219,11 @@ class Picture {
     if (top == 0) top = 1;
     const double left = x + 44, bottom = y + 14 + kChartHeight;
     const auto place_x = [&](double tokens) {
-      return high > low ? left + (kChartWidth - 44) * std::log(tokens / low) / std::log(high / low)
-                        : left;
+      if (high <= low) return left;
+      // Thresholds are linear; counts are not.
+      const double share = sweeps() && high <= 1 ? (tokens - low) / (high - low)
+                                                 : std::log(tokens / low) / std::log(high / low);
+      return left + (kChartWidth - 44) * share;
     };
     const auto place_y = [&](double v) { return bottom - kChartHeight * v / top; };
     for (int i = 0; i <= 4; ++i) {
@@ -231,8 +250,9 @@ class Picture {
       // Labels that would overlap are left out.
       if (std::all_of(marks.begin(), marks.end(),
                       [&](double m) { return std::abs(m - at) > 40; })) {
-        svg_.text(at, bottom + 16, format_count(std::llround(p.tokens)), Svg::Anchor::kMiddle, 10,
-                  "#555555");
+        svg_.text(at, bottom + 16,
+                  sweeps() ? fmt::format("{:.4g}", p.tokens) : format_count(std::llround(p.tokens)),
+                  Svg::Anchor::kMiddle, 10, "#555555");
         marks.push_back(at);
       }
     }

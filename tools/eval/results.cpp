@@ -27,9 +27,7 @@ Json summary_json(const EvalSummary& summary) {
           {"layer_mass", traffic.layer_mass()},
           {"steps", traffic.steps},
           {"hit_rate", traffic.hit_rate()},
-          {"reuse_rate", traffic.decisions > 0 ? Json(static_cast<double>(traffic.reused) /
-                                                      static_cast<double>(traffic.decisions))
-                                               : Json(nullptr)},
+          {"reuse_rate", traffic.reuse_rate()},
           {"fetched_bytes_per_step", traffic.fetched_per_step()}};
 }
 
@@ -98,8 +96,10 @@ std::vector<int64_t> EvalResults::lengths() const {
 std::string eval_json(const EvalResults& results) {
   Json series = Json::array(), plans = Json::array(), records = Json::array();
   for (const EvalSeries& one : results.series) {
-    series.push_back(
-        {{"name", one.name}, {"composition", one.composition}, {"reference", one.reference}});
+    series.push_back({{"name", one.name},
+                      {"composition", one.composition},
+                      {"reference", one.reference},
+                      {"swept", one.swept ? Json(*one.swept) : Json(nullptr)}});
   }
   for (const EvalPlan& plan : results.plans) {
     plans.push_back({{"series", plan.series},
@@ -118,6 +118,7 @@ std::string eval_json(const EvalResults& results) {
       {"style", results.style},
       {"seed", results.seed},
       {"shared_prefill", results.shared_prefill},
+      {"swept_flag", results.swept_flag.empty() ? Json(nullptr) : Json(results.swept_flag)},
       {"reference", results.reference.empty() ? Json(nullptr) : Json(results.reference)},
       {"series", series},
       {"plans", plans},

@@ -21,6 +21,7 @@ struct EvalSeries {
   std::string composition;  // all of it, in words
   bool reference = false;
   BudgetWish wish;
+  std::optional<double> swept = {};  // value of the flag that is swept
 };
 
 // What a series came to at one length.
@@ -46,7 +47,8 @@ struct EvalRecord {
 struct EvalResults {
   std::string model, backend, style;
   uint64_t seed = 0;
-  std::string reference;  // "dense", "exact keys, all selected"; empty: nothing is compared
+  std::string swept_flag;  // "slots"; empty: nothing is swept
+  std::string reference;   // "dense", "exact keys, all selected"; empty: nothing is compared
   std::vector<EvalSeries> series;
   std::vector<EvalPlan> plans;
   std::vector<EvalRecord> records;
