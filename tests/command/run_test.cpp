@@ -146,6 +146,9 @@ TEST(Run, UsageErrorsNameTheFlagAndWhatIsLegal) {
   expect_refused(run_demo({"-p", ""}), 2, {"empty"});
   expect_refused(run_demo({"-p", "x", "-f", "y"}), 2, {"--prompt", "--file"});
   expect_refused(run_demo({"-p", "x", "--attention", "h2o"}), 2, {"dense", "shadow", "quest", "h2o"});
+  expect_refused(run_demo({"-p", "x", "--budget", "5x"}), 2, {"--budget", "2%", "5x"});
+  expect_refused(run_demo({"-p", "x", "--attention", "quest", "--outliers", "4"}), 2,
+                 {"--outliers", "--index mean"});
   expect_refused(run_demo({"-p", "x", "--budget", "few"}), 2, {"--budget", "all", "few"});
   expect_refused(run_demo({"-p", "x", "--key-codec", "int3"}), 2, {"auto", "exact", "lowrank"});
   expect_refused(run_demo({"-p", "x", "--device-memory", "1.5GB"}), 2, {"GiB", "1.5GB"});

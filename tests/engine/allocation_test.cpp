@@ -1,6 +1,7 @@
 // The decode loop allocates nothing: every way to the heap is counted while tokens are generated.
 #include <gtest/gtest.h>
 
+#include "engine/presets.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
 #include "tests/count_allocations.h"
@@ -42,6 +43,22 @@ TEST(DecodeLoop, ShadowAllocatesNothing) {
   EXPECT_EQ(allocations_while_decoding(options), 0);
   options.selection.key_codec = KeyCodec::kExact;
   EXPECT_EQ(allocations_while_decoding(options), 0);
+}
+
+TEST(DecodeLoop, NoPresetAllocates) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
+  for (const AttentionMode mode : attention_modes()) {
+    SessionOptions options = preset(mode);
+    options.selection.recent = 64;
+    EXPECT_EQ(allocations_while_decoding(options), 0) << name_of(mode);
+  }
+  SessionOptions coded;
+  coded.selection.key_codec = KeyCodec::kInt8;
+  coded.selection.value_codec = RowCodec::kInt4;
+  coded.selection.landmark_codec = RowCodec::kInt8;
+  coded.selection.miss_cap = 8;
+  coded.selection.recent = 64;
+  EXPECT_EQ(allocations_while_decoding(coded), 0);
 }
 
 TEST(DecodeLoop, TheCounterCounts) {

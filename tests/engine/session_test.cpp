@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "engine/base/check.h"
+#include "engine/presets.h"
 #include "engine/tokenizer.h"
 
 namespace tiercel {
@@ -133,6 +134,54 @@ TEST(Session, SameBitsForAnyThreadCount) {
   }
 }
 
+// Every preset finds it with a quarter of the tokens, and with all of them equals dense attention.
+TEST(Session, EveryPresetFindsAFact) {
+  const std::vector<int32_t> ids = prompt(150);
+  const auto n = static_cast<int64_t>(ids.size());
+  const std::vector<float> whole = logits_after(ids, n - 20, dense());
+  for (const AttentionMode mode : attention_modes()) {
+    SessionOptions options = preset(mode);
+    options.prefill = PrefillMode::kDense;
+    options.selection.budget = 512;
+    options.selection.static_budget = std::min<int64_t>(options.selection.static_budget, 512);
+    EXPECT_EQ(answer(ids, options).substr(0, 6), " 48213") << name_of(mode);
+    options.selection.budget = kBudgetAll;
+    options.selection.key_codec = KeyCodec::kExact;
+    options.selection.drop_share = 0;
+    options.selection.coarse_share = 1;
+    EXPECT_LT(rms_difference(whole, logits_after(ids, n - 20, options)), 0.03 * rms(whole))
+        << name_of(mode);
+  }
+}
+
+// Memory that is enough for everything: exact keys and values stay on the device, nothing moves.
+TEST(Session, WhatFitsTheDeviceStaysThere) {
+  const std::vector<int32_t> ids = prompt(150);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto m = model();
+  SessionOptions options;
+  options.selection.budget = 256;
+  options.device_memory = int64_t{1} << 30;
+  const SessionPlan roomy = Session::plan(*m, options, n, 8);
+  EXPECT_EQ(roomy.device_layers, m->config().n_layers);
+  EXPECT_EQ(roomy.options.selection.key_codec, KeyCodec::kExact);
+  EXPECT_EQ(roomy.memory.host.total(), 0);
+  auto session = Session::open(m, roomy);
+  ASSERT_TRUE(session->prefill(ids, {}));
+  session->step(ids[0]);
+  EXPECT_GT(session->selection().steps, 0);
+  EXPECT_EQ(session->selection().fetched_bytes, 0);
+
+  // With less, some layers go to the host; with --value-home host, all.
+  options.selection.key_codec = KeyCodec::kExact;
+  options.device_memory = roomy.memory.device.total() - 1;
+  const SessionPlan tight = Session::plan(*m, options, n, 8);
+  EXPECT_LT(tight.device_layers, m->config().n_layers);
+  EXPECT_LE(tight.memory.device.total(), options.device_memory);
+  options.value_home = ValueHome::kHost;
+  EXPECT_EQ(Session::plan(*m, options, n, 8).device_layers, 0);
+}
+
 // After a rewind everything happens again, bit by bit, whatever was generated in between; and a budget
 // set later equals one that was planned.
 TEST(Session, RewindsToTheEndOfItsPrompt) {
@@ -248,6 +297,26 @@ TEST(Session, RefusesContradictions) {
   EXPECT_EQ(usage([](auto& o) { o.selection.rank = 0; }), ErrorKind::kUsage);
   EXPECT_EQ(usage([](auto& o) { o.selection.recent = 0; }), ErrorKind::kUsage);
   EXPECT_EQ(usage([](auto& o) { o.context = 999; }), ErrorKind::kUsage);
+  // Fine by themselves, not together.
+  EXPECT_EQ(usage([](auto& o) { o.selection.top_p = 0.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.index = IndexKind::kMinMax; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.static_budget = 64; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.scope = SelectScope::kLayer; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.coarse_chunk = 20; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.estimate = true; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.reuse = 1.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.drop_share = -0.1; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) {
+              o.selection.miss_cap = 4;
+              o.selection.share_layers = 2;
+            }),
+            ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) {
+              o.selection.rank = 40;
+              o.selection.rank_codec = RowCodec::kInt8;
+              o.selection.key_codec = KeyCodec::kLowRank;
+            }),
+            ErrorKind::kUsage);
   EXPECT_EQ(kind_of([&] { Session::plan(*m, {}, 0, 10); }), ErrorKind::kUsage);
   SessionOptions strict;
   strict.strict = true;

@@ -1,6 +1,7 @@
 // KvStore with a GPU (or its emulation) as the device tier and pinned memory as the host tier.
 #include "kernels/ops.h"
 #include "tests/kernels/device_vector.h"
+#include "tests/offload/cpu_tiers.h"
 #include "tests/offload/kv_store_suite.h"
 
 namespace tiercel::test {
@@ -30,6 +31,29 @@ struct CudaTiers {
 };
 
 INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, KvStoreSuite, CudaTiers);
+
+// Both backends select the same chunks, step by step: what was selected, what of it was resident, and
+// what was attended agree for every composition. (Six steps: the tiers retire chunks at other times.)
+TEST(KvStores, BothBackendsSelectTheSame) {
+  const int64_t n_prompt = 300, n_new = 6;
+  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 11);
+  for (const Composition& composition : compositions()) {
+    KvSettings settings = tiered();
+    settings.budget = 48;
+    settings.slots = 2;
+    composition.apply(settings);
+    if (settings.coarse_tokens > 0) settings.coarse_share = 0.5;
+    if (settings.top_p > 0) settings.top_p = 0.5;
+    if (settings.miss_cap > 0) settings.miss_cap = 2;
+    const Outcome device = run<CudaTiers>(sequence, settings, n_prompt);
+    const Outcome host = run<CpuTiers>(sequence, settings, n_prompt);
+    EXPECT_EQ(device.counters.selected_chunks, host.counters.selected_chunks) << composition.name;
+    EXPECT_EQ(device.counters.hit_chunks, host.counters.hit_chunks) << composition.name;
+    EXPECT_EQ(device.counters.fetched_bytes, host.counters.fetched_bytes) << composition.name;
+    EXPECT_LT(relative_error(device.outputs, host.outputs), kSameUpToRounding<CudaTiers>)
+        << composition.name;
+  }
+}
 
 }  // namespace
 }  // namespace tiercel::test

@@ -1,25 +1,9 @@
 // KvStore with main memory on both sides.
-#include "cpu/ops.h"
+#include "tests/offload/cpu_tiers.h"
 #include "tests/offload/kv_store_suite.h"
 
 namespace tiercel::test {
 namespace {
-
-struct CpuTiers {
-  using Device = cpu::Queue;
-  using Host = cpu::Queue;
-  template <typename T>
-  using Vector = std::vector<T>;
-  static constexpr bool kEmulated = false, kOverlaps = false, kRoundsWeights = false;
-
-  explicit CpuTiers(int n_threads) : queue({.n_threads = n_threads}) {}
-  cpu::Queue& device() { return queue; }
-  cpu::Queue& copy() { return queue; }
-  cpu::Queue& side() { return queue; }
-  cpu::Queue& host() { return queue; }
-
-  cpu::Queue queue;
-};
 
 INSTANTIATE_TYPED_TEST_SUITE_P(Cpu, KvStoreSuite, CpuTiers);
 
