@@ -126,7 +126,8 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   const Model& m = sequence.model;
   Tiers tiers(n_threads);
   settings.capacity = sequence.n_tokens;
-  settings.overlap = settings.replay = Tiers::kOverlaps;
+  settings.overlap |= Tiers::kOverlaps;
+  settings.replay = Tiers::kOverlaps;
   settings.prompt = n_prompt;
   const KvLayout layout(shape_of(m), settings);
   Arena<typename Tiers::Device> device(tiers.device(), "device", sum(layout.device_bytes()));
