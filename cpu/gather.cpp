@@ -1,5 +1,8 @@
 #include "cpu/gather.h"
 
+#include <sys/mman.h>
+
+#include <cerrno>
 #include <cstring>
 #include <numeric>
 
@@ -34,6 +37,16 @@ void reset_slots(Queue&, const SlotState& state, int32_t n_kv_heads) {
 void* allocate(Queue&, int64_t bytes) { return map_pages(static_cast<size_t>(bytes)); }
 void release(Queue&, void* address, int64_t bytes) noexcept {
   unmap_pages(address, static_cast<size_t>(bytes));
+}
+
+void map_file(Queue&, void* target, int64_t bytes, int descriptor, int64_t offset) {
+  const void* mapped =
+      ::mmap(target, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, descriptor, static_cast<off_t>(offset));
+  if (mapped == MAP_FAILED) {
+    fail(ErrorKind::kDoesNotFit, "the system refused to map {} bytes of a file: {}", bytes,
+         std::strerror(errno));
+  }
 }
 
 }  // namespace tiercel::cpu

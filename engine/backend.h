@@ -109,6 +109,13 @@ concept Replays = requires(Q& queue, typename Q::Graph& graph) {
   move_clock(queue, ClockParams{});
 };
 
+// Memory whose pages can be replaced by those of a file: [offset, offset + bytes) of it appear at
+// target, private to this process once they are written. Whole pages.
+template <typename Q>
+concept Maps = requires(Q& queue, void* target, int64_t bytes, int descriptor, int64_t offset) {
+  map_file(queue, target, bytes, descriptor, offset);
+};
+
 // A tier that computes.
 template <typename Q>
 concept Backend =

@@ -4,12 +4,15 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "engine/base/check.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
+#include "engine/saved_session.h"
+#include "engine/state_files.h"
 
 namespace tiercel {
 
@@ -90,6 +93,52 @@ class BackendSession : public Session {
     decoder_.forget_recording();
   }
 
+  void save(const std::string& path, std::span<const int32_t> ids,
+            const ProgressCallback& progress) override {
+    if (n_tokens() == 0 || static_cast<int64_t>(ids.size()) != n_tokens()) {
+      fail(ErrorKind::kUsage, "save: the session holds {} tokens, {} ids are given", n_tokens(),
+           ids.size());
+    }
+    store_.settle();
+    const ModelConfig& config = model_->config();
+    const SessionImage image =
+        session_image(config, model_->fingerprint(), plan_, store_.state());
+    SessionFileWriter file(path, image.meta, image.blocks);
+    std::vector<float> logits(static_cast<size_t>(config.vocab_size));
+    std::vector<bf16> prompt_end(static_cast<size_t>(config.hidden));
+    decoder_.read_end(logits.data(), prompt_end.data());
+    ByteProgress bytes("save", n_tokens(), image.file_bytes, progress);
+    file.append(std::as_bytes(ids));
+    file.append(std::as_bytes(std::span(logits)));
+    file.append(std::as_bytes(std::span(prompt_end)));
+    StateFiles<Device, Host>(backend_.device, store_).write(image.state_blocks, file, bytes);
+    file.commit();
+  }
+
+  void restore(const SavedSession& saved, const ProgressCallback& progress) override {
+    if (n_tokens() > 0) fail(ErrorKind::kUsage, "restore: the session holds tokens already");
+    const ModelConfig& config = model_->config();
+    saved.check_fits(config, model_->fingerprint(), plan_);
+    const SessionFile& file = saved.file();
+    const int n_threads = plan_.options.n_threads;
+    file.check_blocks(n_threads > 0 ? n_threads
+                                    : static_cast<int>(std::thread::hardware_concurrency()));
+    const std::vector<int32_t> ids = saved.ids();
+    for (size_t i = 0; i < ids.size(); ++i) check_token(ids[i], static_cast<int64_t>(i));
+    const std::span<const float> logits = ends_of<float>(file, kLogitsBlock, config.vocab_size);
+    const std::span<const bf16> prompt_end = ends_of<bf16>(file, kPromptEndBlock, config.hidden);
+    const KvState state = saved.state_for(store_.layout(), plan_.backend);
+    const std::vector<StateBlock> blocks = state_blocks(store_.layout(), state);
+    StateFiles<Device, Host> files(backend_.device, store_);
+    files.check(blocks, file);
+    ByteProgress bytes("restore", saved.n_tokens(), file.bytes(), progress);
+    bytes.add(0);  // the last moment to stop
+    store_.adopt(state);
+    files.read(blocks, file, bytes);
+    decoder_.write_end(logits.data(), prompt_end.data());
+    n_prompt_ = saved.n_prompt();
+  }
+
   std::span<const float> logits() override { return decoder_.logits(); }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
     if (sampler.is_argmax()) {
@@ -134,10 +183,23 @@ class BackendSession : public Session {
          model_->config().vocab_size);
   }
 
+  template <typename T>
+  static std::span<const T> ends_of(const SessionFile& file, const char* name, int64_t n) {
+    const FileBlock* block = file.find(name);
+    if (block == nullptr || block->n_rows != 1 ||
+        block->row_bytes != n * static_cast<int64_t>(sizeof(T))) {
+      fail("{}: expected a block '{}' of {} numbers", file.path(), name, n);
+    }
+    return {reinterpret_cast<const T*>(file.row(*block, 0).data()), static_cast<size_t>(n)};
+  }
+
   bool run_prompt(std::span<const int32_t> ids, std::span<double> logprobs,
                   const ProgressCallback& progress) {
     const auto n = static_cast<int64_t>(ids.size());
-    CHECK(n_tokens() == 0, "a session prefills once");
+    if (n_tokens() > 0) {
+      fail(ErrorKind::kUsage, "prefill: the session holds {} tokens already; step() appends",
+           n_tokens());
+    }
     if (n == 0) fail(ErrorKind::kUsage, "the prompt is empty");
     const int64_t planned = store_.layout().settings.prompt;
     if (n > planned) {

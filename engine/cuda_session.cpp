@@ -91,6 +91,7 @@ class CudaModel final : public LoadedModel {
   }
 
   int64_t weight_bytes() const override { return weights_.bytes(); }
+  void use_in_this_thread() const override { stream_.use_in_this_thread(); }
   PlanRequest plan_request() const override {
     PlanRequest request{.config = config(), .backend = BackendKind::kCuda, .options = {}};
     request.weight_bytes = weight_bytes();

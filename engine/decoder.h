@@ -117,6 +117,10 @@ class Decoder {
   void step(int32_t token);
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
+  // What is kept here from one step to the next: logits [vocab_size] of the last token, and the
+  // last prompt token's hidden state [hidden]. Reading waits for them; writing replaces a prefill.
+  void read_end(float* logits, bf16* prompt_end);
+  void write_end(const float* logits, const bf16* prompt_end);
   // The next steps are enqueued anew: what was recorded no longer describes them.
   void forget_recording() { n_replays_ = kMaxReplays; }
   // Waits for them.
@@ -398,6 +402,23 @@ void Decoder<Device, Host>::rewind() {
   logits_are_here_ = false;
   make_logits(prompt_end_, 1);
   find_best();
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::read_end(float* logits, bf16* prompt_end) {
+  move(logits_, logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  move(prompt_end_, prompt_end, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  device_.finish();
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::write_end(const float* logits, const bf16* prompt_end) {
+  forget_recording();
+  logits_are_here_ = false;
+  move(logits, logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  move(prompt_end, prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  find_best();
+  device_.finish();
 }
 
 template <Backend Device, HostTier Host>

@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "engine/base/check.h"
+#include "engine/fingerprint.h"
 #include "engine/known_models.h"
+#include "engine/saved_session.h"
 
 namespace tiercel {
 
@@ -18,8 +20,10 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
                                        const ModelOptions& options) {
   const bool cuda = options.backend == BackendKind::kCuda ||
                     (options.backend == BackendKind::kAuto && why_no_cuda().empty());
-  return cuda ? open_cuda_model(source, std::move(config), options)
-              : open_cpu_model(source, std::move(config), options);
+  std::shared_ptr<LoadedModel> model = cuda ? open_cuda_model(source, std::move(config), options)
+                                            : open_cpu_model(source, std::move(config), options);
+  model->set_fingerprint(fingerprint_of(model->config(), source.directory));
+  return model;
 }
 
 }  // namespace
@@ -44,6 +48,28 @@ SessionPlan Session::plan(const Model& model, const SessionOptions& options, int
   const SessionPlan plan = make_plan(request);
   check_limits(request, plan);
   return plan;
+}
+
+SessionPlan Session::plan(const Model& model, const SessionOptions& options,
+                          const SavedSession& saved, int64_t n_new) {
+  const auto& loaded = dynamic_cast<const LoadedModel&>(model);
+  PlanRequest request = loaded.plan_request();
+  request.options = options;
+  request.n_prompt = saved.n_tokens();
+  request.n_new = n_new;
+  request.restored = true;
+  const SessionPlan plan = make_plan(request);
+  saved.check_fits(loaded.config(), loaded.fingerprint(), plan);
+  check_limits(request, plan);
+  return plan;
+}
+
+int64_t Session::saved_bytes(const Model& model, const SessionPlan& plan, int64_t n_prompt) {
+  const auto& loaded = dynamic_cast<const LoadedModel&>(model);
+  const KvLayout layout(kv_shape(loaded.config()), kv_settings(plan, loaded.config()));
+  return session_image(loaded.config(), loaded.fingerprint(), plan,
+                       state_after_prompt(layout, n_prompt))
+      .file_bytes;
 }
 
 std::unique_ptr<Session> Session::open(std::shared_ptr<Model> model, const SessionPlan& plan) {

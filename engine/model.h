@@ -23,6 +23,10 @@ class LoadedModel : public Model {
   // lands on the scores, squared.
   float attention_scale() const;
 
+  // Of configuration and weights (engine/fingerprint.h).
+  const std::string& fingerprint() const { return fingerprint_; }
+  void set_fingerprint(std::string fingerprint) { fingerprint_ = std::move(fingerprint); }
+
   // A request with everything that the backend knows filled in.
   virtual PlanRequest plan_request() const = 0;
   virtual std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
@@ -31,6 +35,7 @@ class LoadedModel : public Model {
  private:
   ModelConfig config_;
   RopeFrequencies rope_;
+  std::string fingerprint_;
 };
 
 // Where weights come from: a directory, or nowhere: then they are random.

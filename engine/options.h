@@ -75,7 +75,9 @@ struct SelectionOptions {
   double drop_share = 0;      // of the chunks between sinks and window
   double slots = 3.0;         // selection cache, in budgets
 
-  KeyCodec key_codec = KeyCodec::kAuto;  // auto: exact when budget is all or tokens are chunks
+  // Auto: exact where budget is all, tokens are chunks or everything fits the device; else the first of
+  // int8, int4 and low-rank that fits.
+  KeyCodec key_codec = KeyCodec::kAuto;
   int64_t rank = 160;                    // of the low-rank keys; capped by the key width
   RowCodec rank_codec = RowCodec::kBf16;  // of their coefficients: kBf16, kInt8
   RowCodec landmark_codec = RowCodec::kBf16;  // kBf16, kInt8

@@ -18,6 +18,8 @@
 
 namespace tiercel {
 
+class SavedSession;  // engine/saved_session.h
+
 class Model {
  public:
   // Maps the checkpoint of a Hugging Face directory and checks it whole: every tensor's presence,
@@ -31,6 +33,9 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual int64_t parameter_count() const = 0;
   virtual int64_t weight_bytes() const = 0;
+  // A thread other than the one that opened the model calls this before it plans or uses a session:
+  // CUDA chooses its device per thread.
+  virtual void use_in_this_thread() const {}
 };
 
 // Bytes that a session would take; allocates nothing. Options are resolved first (rank capped, auto
@@ -42,6 +47,7 @@ struct SessionPlan {
   int64_t n_prompt = 0;   // tokens that prefill may be given
   int64_t context = 0;    // tokens that the sequence can hold
   bool logprobs = false;  // prefill_logprobs may be called
+  int64_t n_restored = 0;  // tokens from a saved session instead of a prefill; n_prompt is 1 then
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
@@ -54,7 +60,14 @@ class Session {
   // will be called.
   static SessionPlan plan(const Model& model, const SessionOptions& options, int64_t n_prompt,
                           int64_t n_new, bool logprobs = false);
+  // A session that will restore a saved one and hold at most n_new tokens more (-1: as above). What
+  // was decided when it was saved stays decided: start from saved.options(). Throws Error(kUsage)
+  // with the reason when it was saved with another model, or with options that its bytes depend on.
+  static SessionPlan plan(const Model& model, const SessionOptions& options,
+                          const SavedSession& saved, int64_t n_new);
   static std::unique_ptr<Session> open(std::shared_ptr<Model> model, const SessionPlan& plan);
+  // Bytes of the file that save() writes right after a prompt of n_prompt tokens, by this plan.
+  static int64_t saved_bytes(const Model& model, const SessionPlan& plan, int64_t n_prompt);
   virtual ~Session() = default;
 
   // Runs the prompt (not empty, at most the planned length). False: the callback asked to stop.
@@ -77,6 +90,19 @@ class Session {
   // Selected tokens per KV head from the next step on, at most what was planned; kBudgetAll: as
   // planned. Throws Error(kUsage) outside of that.
   virtual void set_budget(int64_t tokens) = 0;
+
+  // Writes everything that the next step depends on to a file (engine/session_file.h), complete or
+  // not at all; ids are the tokens in the session, [n_tokens()]. The session goes on as if nothing
+  // had happened. Throws Error(kRuntime) where it cannot be written, Error(kInterrupted) when the
+  // callback asks to stop; what stood under that name then still does.
+  virtual void save(const std::string& path, std::span<const int32_t> ids,
+                    const ProgressCallback& progress) = 0;
+
+  // Instead of prefill: the logits, and every step from here on, are those of the session that was
+  // saved, bit by bit where backend, cache size and homes are the same (else the selection cache
+  // starts empty) and no steps are replayed (a replay adds in another order). Every byte of the file is checked first; where that fails, Error says why and
+  // nothing has changed.
+  virtual void restore(const SavedSession& saved, const ProgressCallback& progress) = 0;
 
   // fp32 logits [vocab_size] after the last token. Valid until the next call.
   virtual std::span<const float> logits() = 0;

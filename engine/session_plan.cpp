@@ -142,7 +142,7 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
 
 // The scoring of prefill keeps its lists in a worker's scratch memory.
 void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
-  if (plan.options.prefill != PrefillMode::kSelect) return;
+  if (plan.options.prefill != PrefillMode::kSelect || r.restored) return;
   const int64_t most =
       cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) *
       KvLayout(kv_shape(r.config), kv_settings(plan, r.config)).prefill_chunk;
@@ -161,15 +161,41 @@ void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
   s.budget = std::max(s.budget, s.chunk_size);
 }
 
+// Bytes of the device as far as they are known; 0: they are not.
+int64_t device_limit(const PlanRequest& r) {
+  int64_t limit = r.options.device_memory;
+  if (r.device_free_bytes > 0) {
+    const int64_t has = r.weight_bytes + r.device_free_bytes;
+    limit = limit > 0 ? std::min(limit, has) : has;
+  }
+  return limit;
+}
+
+bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
+  const int64_t limit = device_limit(r);
+  return limit == 0 || count_memory(r, plan).device.total() <= limit;
+}
+
+// The best of the codecs that fit the device. At equal bytes codes lose less than low-rank keys (journal,
+// "Codecs of keys"); the latter are the smallest that there is.
+KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
+  SelectionOptions& s = plan.options.selection;
+  if (s.budget == kBudgetAll || s.chunk_size == 1) return KeyCodec::kExact;
+  if (can_code(r.config.head_dim)) {
+    for (const KeyCodec codec : {KeyCodec::kInt8, KeyCodec::kInt4}) {
+      s.key_codec = codec;
+      if (fits_device(r, plan)) return codec;
+    }
+  }
+  // Too few keys say too little about the directions that later ones will take.
+  const bool few = r.n_prompt < 4 * std::min(s.rank, r.config.kv_width());
+  return few ? KeyCodec::kExact : KeyCodec::kLowRank;
+}
+
 void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   SelectionOptions& s = plan.options.selection;
   const int64_t width = r.config.kv_width();
-  if (s.key_codec == KeyCodec::kAuto) {
-    // Too few keys say too little about the directions that later ones will take.
-    const bool few = r.n_prompt < 4 * std::min(s.rank, width);
-    s.key_codec = s.budget == kBudgetAll || few || s.chunk_size == 1 ? KeyCodec::kExact
-                                                                     : KeyCodec::kLowRank;
-  }
+  if (s.key_codec == KeyCodec::kAuto) s.key_codec = best_key_codec(r, plan);
   if (s.key_codec == KeyCodec::kLowRank && s.rank > width) {
     if (r.options.selection.rank != SelectionOptions{}.rank) {
       plan.notes.push_back(
@@ -190,27 +216,19 @@ void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
     plan.device_layers = n_layers;
     return;
   }
-  int64_t limit = r.options.device_memory;
-  if (r.device_free_bytes > 0) {
-    const int64_t has = r.weight_bytes + r.device_free_bytes;
-    limit = limit > 0 ? std::min(limit, has) : has;
-  }
-  if (limit == 0) return;
-  const auto fits = [&](const SessionPlan& candidate) {
-    return count_memory(r, candidate).device.total() <= limit;
-  };
+  if (device_limit(r) == 0) return;
   SessionPlan whole = plan;
   whole.device_layers = n_layers;
   if (r.options.selection.key_codec == KeyCodec::kAuto) {
     whole.options.selection.key_codec = KeyCodec::kExact;
-    if (fits(whole)) {
+    if (fits_device(r, whole)) {
       plan = whole;
       return;
     }
     whole = plan;
   }
   for (whole.device_layers = n_layers; whole.device_layers > 0; --whole.device_layers) {
-    if (fits(whole)) break;
+    if (fits_device(r, whole)) break;
   }
   plan.device_layers = whole.device_layers;
 }
@@ -252,9 +270,12 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   };
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
-  s.select_prefill = o.prefill == PrefillMode::kSelect;
+  s.select_prefill = o.prefill == PrefillMode::kSelect && plan.n_restored == 0;
   s.audit = o.audit > 0;
   s.capacity = plan.context;
+  if (plan.n_restored >= kMappedTokens && plan.backend == BackendKind::kCpu) {
+    s.capacity = (plan.context + kTokensPerPages - 1) / kTokensPerPages * kTokensPerPages;
+  }
   s.prompt = plan.n_prompt;
   s.prefill_budget = o.prefill_budget == kBudgetAll ? plan.n_prompt : o.prefill_budget;
 
@@ -308,7 +329,7 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
     return bytes[static_cast<size_t>(purpose)];
   };
   const bool cuda = r.backend == BackendKind::kCuda;
-  const DecoderLayout decoder(r.config, r.n_prompt, r.logprobs, cuda);
+  const DecoderLayout decoder(r.config, plan.n_prompt, r.logprobs, cuda);
   MemoryReport m;
   m.one_memory = !cuda;
   m.device.weights = r.weight_bytes;
@@ -362,7 +383,9 @@ SessionPlan make_plan(const PlanRequest& r) {
   }
   SessionPlan plan;
   plan.options = r.options;
-  plan.n_prompt = r.n_prompt;
+  // Room for one token's hidden state is what a step needs.
+  plan.n_prompt = r.restored ? 1 : r.n_prompt;
+  plan.n_restored = r.restored ? r.n_prompt : 0;
   plan.logprobs = r.logprobs;
   plan.backend = r.backend;
   plan.context = resolve_context(r, plan);

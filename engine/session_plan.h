@@ -13,6 +13,10 @@ namespace tiercel {
 inline constexpr int64_t kDensePrefillTokens = 32768;
 inline constexpr double kDensePrefillRatio = 8;
 
+// A restored session's planes are as far apart as lets a file's pages be mapped to them, where it
+// has so many tokens.
+inline constexpr int64_t kMappedTokens = 8192, kTokensPerPages = 2048;
+
 KvShape kv_shape(const ModelConfig& config);
 KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config);
 
@@ -25,6 +29,7 @@ struct PlanRequest {
   int64_t n_prompt = 0;
   int64_t n_new = 0;      // -1: as many as the context holds
   bool logprobs = false;  // perplexity needs logits for many rows
+  bool restored = false;  // the prompt comes from a saved session: nothing is prefilled
   int n_threads = 1;
   int64_t device_free_bytes = 0;  // of a CUDA device, beside the weights; 0: unknown
 };

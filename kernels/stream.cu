@@ -36,8 +36,10 @@ Devices find_devices() {
   return devices;
 }
 
+void Stream::use_in_this_thread() const { CUDA_CHECK(cudaSetDevice(device_)); }
+
 Stream::Stream(const StreamOptions& options) : device_(options.device) {
-  CUDA_CHECK(cudaSetDevice(device_));
+  use_in_this_thread();
   cudaDeviceProp properties{};
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   const int own = 10 * properties.major + properties.minor;

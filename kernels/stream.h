@@ -51,6 +51,8 @@ class Stream {
   // Blocks the host until everything enqueued so far is done. Throws Error for a device fault.
   void finish();
 
+  // The calling thread enqueues on this stream's device from now on; a new thread has device 0.
+  void use_in_this_thread() const;
   int device() const { return device_; }
   int architecture() const { return architecture_; }  // 10 * major + minor
   int n_processors() const { return n_processors_; }

@@ -23,6 +23,7 @@
 #include "engine/base/ops.h"
 #include "engine/base/partial.h"
 #include "offload/arena.h"
+#include "offload/kv_state.h"
 #include "offload/layout.h"
 #include "offload/mass_histogram.h"
 
@@ -90,6 +91,16 @@ class KvStore {
   bool rewind();
   // Chunks selected per KV head from now on, at most layout().select.
   void set_selected(int64_t chunks);
+
+  // ---- saved and restored between steps (kv_state.h) ----
+  KvState state() const;
+  // Instead of prefill: the counts; state_blocks(layout(), state) are then the caller's to fill.
+  void adopt(const KvState& state);
+  // Waits until every block is in memory as the steps so far left it.
+  void settle();
+  // Of a block of this store's layout; on the host tier or on the device.
+  void* address_of(const StateBlock& block);
+  bool on_host_tier(const StateBlock& block) const;
 
   int64_t n_tokens() const { return n_tokens_; }
   const KvLayout& layout() const { return layout_; }
@@ -202,7 +213,7 @@ class KvStore {
   void encode_index(Index& index, const bf16* landmarks, int64_t first_landmark, int64_t first_chunk,
                     int64_t end_chunk);
   void build_blocks(Index& index, const bf16* landmarks, int64_t head_stride, int64_t end_chunk);
-  void choose_exact_chunks(int64_t layer);
+  void choose_exact_chunks(int64_t layer, int64_t n_tokens);
   void weigh_chunks(int64_t layer);
   void gather_exact_chunks(int64_t layer);
   void code_keys(int64_t layer, int64_t n_tokens);
@@ -215,9 +226,10 @@ class KvStore {
   void send_home(const Layer& layer, const bf16* keys, const bf16* values, int64_t head_stride,
                  int64_t first_token, int64_t n_tokens);
   void await_offload(int64_t end_token);
+  void give_back_prefill_planes();
 
   // decode
-  void retire_chunks(int64_t layer);
+  bool retire_chunks(int64_t layer);
   void make_room(Layer& layer);
   int64_t selected_per_head(const Layer& layer) const;
   SelectParams select_params(int64_t layer, const bf16* q, int64_t k) const;
@@ -226,6 +238,8 @@ class KvStore {
   const int32_t* decide_reuse_of(int64_t layer, const bf16* q);
   void choose_blocks(SelectParams& fine, const Index& index);
   void impose(int64_t layer, int64_t k);
+  template <typename Params>
+  Params miss_params(const Layer& layer, int64_t k) const;
   void fetch_misses(const Layer& layer, int64_t k);
   void rebuild_misses(const Layer& layer, int64_t k);
   int exact_sources(int64_t layer, int64_t n_rows, KvSource* sources) const;
@@ -295,3 +309,4 @@ class KvStore {
 #include "offload/kv_store_memory.h"
 #include "offload/kv_store_prefill.h"
 #include "offload/kv_store_select.h"
+#include "offload/kv_store_state.h"

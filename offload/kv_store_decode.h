@@ -22,7 +22,9 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p) {
   rope_append(device_, append);
   const int64_t window = layout_.shape.window[index];
   if (window > 0) recent.first = std::max(recent.first, n_tokens_ + 1 - window);
-  if (layout_.tiered(index)) retire_chunks(index);
+  // Once at most, but for a window that was restored from a backend with longer ones.
+  while (layout_.tiered(index) && retire_chunks(index)) {
+  }
 }
 
 // Moves the rows still attended to the front. They are at most half of the capacity, so source and
@@ -44,13 +46,14 @@ void KvStore<Device, Host>::make_room(Layer& layer) {
 
 // Growth: the oldest chunks of the window become ordinary chunks of the middle once the window is
 // full without them. Their codes use the basis, or the mean, of the prompt; their values go home.
+// False: it is not full.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::retire_chunks(int64_t index) {
+bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   Layer& layer = layers_[index];
   Recent& recent = layer.recent;
   const KvSettings& o = layout_.settings;
   const int64_t n = layout_.retire_tokens;
-  if (n_tokens_ + 1 - recent.first < o.recent + n) return;
+  if (n_tokens_ + 1 - recent.first < o.recent + n) return false;
   const int64_t row = recent.first - recent.base;
   const int64_t stride = recent.capacity * d();
   const int64_t first = recent.first / chunk(), end = first + n / chunk();
@@ -93,6 +96,7 @@ void KvStore<Device, Host>::retire_chunks(int64_t index) {
   if (layout_.resident(index)) device_.wait(copy_.record());
   recent.first += n;
   layer.end_chunk = recent.first / chunk();
+  return true;
 }
 
 // The regions that are always attended: window, sinks, outliers.
@@ -192,17 +196,11 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend_decode(device_, attend);
 }
 
-// On the copy queue: values (and exact keys) of the missed chunks into their slots.
+// Which chunks are missed, and where they go.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
-  const KvSettings& o = layout_.settings;
-  FetchParams params;
-  params.values = layer.home_values;
-  params.value_head_stride = params.key_head_stride = o.capacity * d();
-  params.value_codec = o.value_codec;
-  params.value_codes = layer.value_codes;
-  params.value_code_head_stride = layout_.plane_bytes(o.value_codec);
-  params.keys = layer.home_keys;
+template <typename Params>
+Params KvStore<Device, Host>::miss_params(const Layer& layer, int64_t k) const {
+  Params params;
   params.miss_chunks = lists_.miss_chunks;
   params.miss_slots = lists_.miss_slots;
   params.miss_counts = lists_.miss_counts;
@@ -212,36 +210,39 @@ void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
   params.chunk_tokens = chunk();
   params.n_kv_heads = layout_.shape.n_kv_heads;
   params.head_dim = layout_.shape.head_dim;
+  return params;
+}
+
+// On the copy queue: values (and exact keys) of the missed chunks into their slots.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
+  const KvSettings& o = layout_.settings;
+  auto params = miss_params<FetchParams>(layer, k);
+  params.values = layer.home_values;
+  params.value_head_stride = params.key_head_stride = o.capacity * d();
+  params.value_codec = o.value_codec;
+  params.value_codes = layer.value_codes;
+  params.value_code_head_stride = layout_.plane_bytes(o.value_codec);
+  params.keys = layer.home_keys;
   fetch(copy_, params);
 }
 
 // On the side queue: coded keys of the missed chunks into their slots.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
-  const auto fill = [&](auto& params) {
+  if (layout_.settings.keys == KeyForm::kCoded) {
+    auto params = miss_params<DecodeKeysParams>(layer, k);
     params.codec = layout_.settings.key_codec;
     params.rope = rope_;
-    params.miss_chunks = lists_.miss_chunks;
-    params.miss_slots = lists_.miss_slots;
-    params.miss_counts = lists_.miss_counts;
-    params.stride = k;
-    params.slots = layer.slots;
-    params.slot_head_stride = layout_.n_slots * layout_.record;
-    params.chunk_tokens = chunk();
-    params.n_kv_heads = layout_.shape.n_kv_heads;
-    params.head_dim = layout_.shape.head_dim;
-  };
-  if (layout_.settings.keys == KeyForm::kCoded) {
-    DecodeKeysParams params;
-    fill(params);
     params.codes = layer.key_codes;
     params.code_head_stride = layout_.plane_bytes(params.codec);
     params.mean = layer.lowrank.mean;
     decode_keys(side_, params);
     return;
   }
-  RebuildParams params;
-  fill(params);
+  auto params = miss_params<RebuildParams>(layer, k);
+  params.codec = layout_.settings.key_codec;
+  params.rope = rope_;
   params.coefficients = layer.coefficients;
   params.coded = layer.key_codes;
   params.lowrank = layer.lowrank;

@@ -82,7 +82,7 @@ void KvStore<Device, Host>::index_layer(int64_t layer, int64_t n_tokens) {
   copy_rows(plane_values_, plane, l.sink_values, o.sinks * d(), l.n_sinks);
   if (o.keys != KeyForm::kExact) code_keys(layer, n_tokens);
   if (layout_.indexed(layer)) {
-    choose_exact_chunks(layer);
+    choose_exact_chunks(layer, n_tokens);
     encode_index(l.index, index_plane_, 0, 0, n_tokens / chunk());
     const bool coded = l.index.codes != nullptr;
     build_blocks(
@@ -131,15 +131,15 @@ void KvStore<Device, Host>::build_blocks(Index& index, const bf16* landmarks, in
 
 // Outliers, or the chunks that the prompt's end attended most; and those that never compete.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::choose_exact_chunks(int64_t layer) {
+void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens) {
   Layer& l = layers_[layer];
   Index& index = l.index;
   const KvSettings& o = layout_.settings;
   const int64_t n_middle = l.end_chunk - l.first_chunk;
-  // No more than half of the middle: the rest must be worth selecting from.
-  index.n_exact = std::min(o.exact_chunks(), n_middle / 2);
+  const LayerState end = layer_after_prompt(layout_, layer, n_tokens);
+  index.n_exact = end.n_exact;
+  index.excludes = end.excludes != 0;
   const auto n_dropped = static_cast<int64_t>(o.drop_share * static_cast<double>(n_middle));
-  index.excludes = index.n_exact > 0 || n_dropped > 0;
   if (o.outliers > 0 && index.n_exact > 0) {
     OutlierParams params;
     params.keys = plane_keys_;

@@ -116,18 +116,14 @@ void KvStore<Device, Host>::finish_layer(int64_t index, int64_t n_tokens) {
   const KvSettings& o = layout_.settings;
   const int64_t plane = o.prompt * d();
   copy_.wait(device_.record());
+  const LayerState end = layer_after_prompt(layout_, index, n_tokens);
+  layer.recent.base = layer.recent.first = end.first;
   if (layout_.tiered(index)) {
-    // A prompt too short to have a middle after sinks and window keeps everything in the window.
-    layer.n_sinks = n_tokens >= o.sinks + o.recent + chunk() ? o.sinks : 0;
-    const int64_t middle_end = layer.n_sinks > 0 ? (n_tokens - o.recent) / chunk() * chunk() : 0;
-    layer.first_chunk = layer.n_sinks / chunk();
-    layer.end_chunk = std::max(middle_end / chunk(), layer.first_chunk);
-    layer.recent.first = layer.end_chunk * chunk();
+    layer.n_sinks = end.n_sinks;
+    layer.first_chunk = end.first_chunk;
+    layer.end_chunk = end.end_chunk;
     index_layer(index, n_tokens);
-  } else {
-    layer.recent.first = std::max<int64_t>(0, n_tokens - layout_.recent_tokens(index));
   }
-  layer.recent.base = layer.recent.first;
   const int64_t n_recent = n_tokens - layer.recent.first;
   CHECK(n_recent <= layer.recent.capacity, "{} of {}", n_recent, layer.recent.capacity);
   copy_rows(plane_keys_ + layer.recent.first * d(), plane, layer.recent.keys,
@@ -225,6 +221,11 @@ void KvStore<Device, Host>::end_prefill(int64_t n_tokens) {
   copy_.wait(device_.record());
   device_.wait(copy_.record());  // what is at home on the device
   host_.wait(copy_.record());
+  give_back_prefill_planes();
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::give_back_prefill_planes() {
   for (bf16** block : {&plane_keys_, &other_keys_, &plane_values_, &plane_means_}) {
     device_arena_.give_back(*block);
     *block = nullptr;

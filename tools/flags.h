@@ -6,11 +6,11 @@
 // nothing of what the flags mean: session_flags.h does.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,16 +18,14 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/option_values.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
 
 namespace tiercel {
-
-// Values as text. Throw Error(kUsage) "expected ..., found '...'" without the flag's name, which
-// the parser puts in front.
-int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
-double parse_number(std::string_view text, double low, double high);
-int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
-int64_t parse_tokens(std::string_view text);  // "4096", "16K", "1M"; K: 1,024 tokens
-[[noreturn]] void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal);
 
 // The items between the commas of `text`, by a function that throws as those above do.
 template <typename T, typename F>
@@ -51,6 +49,7 @@ class Flags {
 
   // summary: one line; details: paragraphs below the list of flags.
   Flags(const char* command, const char* summary, std::string details = {});
+  ~Flags();
 
   // Heads the flags that follow in --help.
   void section(const char* name) { section_ = name; }
@@ -72,7 +71,8 @@ class Flags {
               const char* help) {
     std::string legal, current;
     for (const auto& [name, value] : choices) {
-      legal += (legal.empty() ? "" : "|") + std::string(name);
+      legal += legal.empty() ? "" : "|";
+      legal += name;
       if (value == target) current = name;
     }
     value(names, legal.c_str(), current, help, [&target, choices](const std::string& text) {
@@ -104,7 +104,7 @@ class Flags {
 
  private:
   CLI::Option* finish(CLI::Option* option, const char* help);
-  CLI::App app_;
+  std::unique_ptr<CLI::App> app_;
   std::string command_, section_ = "Options";
   bool twins_ = true;
 };

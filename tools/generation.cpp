@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <string_view>
 
 #include "engine/base/check.h"
@@ -68,6 +69,60 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
   return emit(decoder.finish()) ? reason : "output_closed";
 }
 
+// A saved session's tokens, and what follows them one by one: its keys join the cache as generated
+// ones do.
+bool restore(Session& session, GenerationRequest& request, const Console& console,
+             Generation& result) {
+  Stopwatch watch;
+  ProgressLine line(console);
+  const ProgressCallback progress = [&](const Progress& p) { return line.update(p); };
+  session.restore(*request.saved, progress);
+  const std::vector<int32_t> ids = request.saved->ids();
+  result.n_restored = static_cast<int64_t>(ids.size());
+  result.restore_seconds = watch.seconds();
+  request.saved.reset();  // what was mapped from it stays
+  watch = {};
+  const auto n = static_cast<int64_t>(request.prompt.size());
+  bool go_on = true;
+  for (int64_t i = 0; i < n && go_on; ++i) {
+    session.step(request.prompt[static_cast<size_t>(i)]);
+    session.logits();  // what is reported is done
+    go_on = line.update({.phase = "follow-up",
+                         .fraction = (i + 1.0) / static_cast<double>(n),
+                         .tokens_done = i + 1,
+                         .tokens_total = n,
+                         .seconds = watch.seconds()});
+  }
+  request.prompt.insert(request.prompt.begin(), ids.begin(), ids.end());
+  result.prefill_seconds = watch.seconds();
+  return go_on;
+}
+
+// The prompt into the session. False: the user asked to stop.
+bool take_prompt(Session& session, GenerationRequest& request, const Console& console,
+                 Generation& result) {
+  if (request.saved != nullptr) return restore(session, request, console, result);
+  const Stopwatch watch;
+  ProgressLine line(console);
+  const bool done =
+      session.prefill(request.prompt, [&](const Progress& p) { return line.update(p); });
+  result.prefill_seconds = watch.seconds();
+  return done;
+}
+
+void save(Session& session, const GenerationRequest& request, const Console& console,
+          Generation& result) {
+  if (request.save_path.empty()) return;
+  const Stopwatch watch;
+  ProgressLine line(console);
+  session.save(request.save_path, request.prompt,
+               [&](const Progress& p) { return line.update(p); });
+  result.save_seconds = watch.seconds();
+  std::error_code ignored;
+  result.saved_bytes =
+      static_cast<int64_t>(std::filesystem::file_size(request.save_path, ignored));
+}
+
 }  // namespace
 
 bool Generation::interrupted() const { return std::string_view(finish_reason) == "interrupted"; }
@@ -77,23 +132,20 @@ Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokeniz
   Generation result;
   // `prompt` grows into the sampler's history; nothing is allocated while decoding.
   const auto n_new = static_cast<size_t>(request.max_new_tokens);
-  request.prompt.reserve(request.prompt.size() + n_new);
+  const int64_t n_saved = request.saved != nullptr ? request.saved->n_tokens() : 0;
+  request.prompt.reserve(request.prompt.size() + static_cast<size_t>(n_saved) + n_new);
   result.output_tokens.reserve(n_new);
   result.output.reserve(8 * n_new);
   const Stopwatch watch;
   try {
-    {
-      ProgressLine line(console);
-      result.prefilled =
-          session.prefill(request.prompt, [&](const Progress& p) { return line.update(p); });
-    }
-    result.prefill_seconds = watch.seconds();
+    result.prefilled = take_prompt(session, request, console, result);
+    if (result.prefilled) save(session, request, console, result);
     result.finish_reason =
         result.prefilled ? decode(session, sampler, tokenizer, request, watch, console, result)
                          : "interrupted";
     if (result.prefilled) result.logits_hash = hash_of(session.logits());
   } catch (const Error& error) {
-    if (result.prefill_seconds == 0) result.prefill_seconds = watch.seconds();
+    if (!result.prefilled && result.prefill_seconds == 0) result.prefill_seconds = watch.seconds();
     result.finish_reason = error.kind() == ErrorKind::kInterrupted ? "interrupted" : "error";
     if (!result.interrupted()) result.error = error.what();
   }

@@ -1,11 +1,13 @@
-// Prefill one prompt, then decode token by token onto stdout.
+// Prefill one prompt, or restore it, then decode token by token onto stdout.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/sampler.h"
+#include "engine/saved_session.h"
 #include "engine/session.h"
 #include "engine/tokenizer.h"
 #include "tools/console.h"
@@ -13,7 +15,10 @@
 namespace tiercel {
 
 struct GenerationRequest {
-  std::vector<int32_t> prompt;
+  std::vector<int32_t>
+      prompt;  // behind a saved session: what follows its tokens; may be empty then
+  std::shared_ptr<const SavedSession> saved;  // restored instead of a prefill, or null
+  std::string save_path;               // the session is saved there before it generates; or empty
   std::vector<int64_t> eos_token_ids;  // generation stops at any of them
   int64_t max_new_tokens = 0;
   bool ignore_eos = false;
@@ -28,9 +33,12 @@ struct Generation {
   std::string error;
   int output_errno = 0;
   bool prefilled = false;  // the whole prompt
-  double prefill_seconds = 0;
+  double prefill_seconds = 0;  // a restored session: the steps through what follows it
+  int64_t n_restored = 0;      // tokens
+  double restore_seconds = 0, save_seconds = 0;
+  int64_t saved_bytes = 0;  // of the file that was written
   double decode_seconds = 0;               // of n_steps decode steps with their sampling
-  double time_to_first_token_seconds = 0;  // from the start of the prefill
+  double time_to_first_token_seconds = 0;  // from the start of the prefill, or of restoring
   int64_t n_steps = 0;                     // one less than the tokens, as the prefill yields one
   std::string logits_hash;                 // xxh64 of the last logits' bytes; empty without any
   bool interrupted() const;

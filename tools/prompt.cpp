@@ -111,7 +111,7 @@ void PromptFlags::add_to(Flags& flags, bool escapes) {
   if (escapes) flags.flag("-e,--escape", escape_, "Read \\n, \\t, \\r, \\\", \\' and \\\\ in -p");
 }
 
-std::string PromptFlags::read(const Console& console, bool strict) const {
+std::string PromptFlags::read(const Console& console, bool strict, bool required) const {
   std::optional<std::string> prompt = prompt_, file = file_;
   if (!prompt && !file) {
     prompt = from_environment("TIERCEL_ARG_PROMPT");
@@ -121,6 +121,7 @@ std::string PromptFlags::read(const Console& console, bool strict) const {
     fail(ErrorKind::kUsage, "--prompt and --file: expected one of them, found both");
   }
   if (!prompt && !file) {
+    if (!required) return {};
     fail(ErrorKind::kUsage, "expected a prompt, found none; add -p TEXT, -f FILE or -f - (stdin)");
   }
   std::string text;

@@ -15,7 +15,8 @@ struct PromptFlags {
   // The text. Invalid UTF-8 is a warning that counts it, or refused with strict. Throws
   // Error(kUsage) when nothing, two things or an empty text is given; Error(kRuntime) when a file
   // cannot be read.
-  std::string read(const Console& console, bool strict) const;
+  // required = false: nothing given is an empty text.
+  std::string read(const Console& console, bool strict, bool required = true) const;
   // By a flag; a variable may be meant for another command.
   bool given() const { return prompt_ || file_; }
 

@@ -123,13 +123,14 @@ const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknow
 std::string to_json(const RunReport& report) {
   const Generation& g = report.generation;
   const auto n_generated = static_cast<int64_t>(g.output_tokens.size());
-  const auto n_prompt = static_cast<double>(report.prompt_tokens);
+  const auto n_prompt = static_cast<double>(report.prompt_tokens - g.n_restored);
   Json json = {
       {"version", version()},
       {"commit", commit()},
       {"backend", report.backend},
       {"model", report.model},
       {"prompt_tokens", report.prompt_tokens},
+      {"restored_tokens", g.n_restored},
       {"generated_tokens", n_generated},
       {"finish_reason", g.finish_reason},
       {"interrupted", g.interrupted()},
@@ -137,7 +138,10 @@ std::string to_json(const RunReport& report) {
       {"output_tokens", g.output_tokens},
       {"load_seconds", report.load_seconds},
       {"tokenize_seconds", report.tokenize_seconds},
+      {"restore_seconds", g.restore_seconds},
       {"prefill_seconds", g.prefill_seconds},
+      {"save_seconds", g.save_seconds},
+      {"session_file_bytes", g.saved_bytes},
       {"decode_seconds", g.decode_seconds},
       {"time_to_first_token_seconds",
        n_generated > 0 ? Json(g.time_to_first_token_seconds) : Json(nullptr)},
@@ -201,11 +205,19 @@ void print_summary(const RunReport& report, const Console& console) {
   if (!console.quiet() || ::isatty(STDOUT_FILENO) == 1)
     console.line("");  // ends the text's last line
   print_timing(console, "load time", report.load_seconds, 0, "");
+  if (g.n_restored > 0) {
+    print_timing(console, "restore time", g.restore_seconds, g.n_restored, "tokens");
+  }
   print_timing(console, "prompt eval time", g.prefill_seconds,
-               g.prefilled ? report.prompt_tokens : 0, "tokens");
+               g.prefilled ? report.prompt_tokens - g.n_restored : 0, "tokens");
+  if (g.save_seconds > 0) {
+    print_timing(console, "save time", g.save_seconds, 0, "");
+    console.info("{:>17}: {}", "session file", format_bytes(g.saved_bytes));
+  }
   print_timing(console, "eval time", g.decode_seconds, g.n_steps, "runs");
   print_timing(console, "total time",
-               report.load_seconds + report.tokenize_seconds + g.prefill_seconds + g.decode_seconds,
+               report.load_seconds + report.tokenize_seconds + g.restore_seconds +
+                   g.prefill_seconds + g.save_seconds + g.decode_seconds,
                0, "");
   console.info("{:>17}: {} ({} generated)", "finish", g.finish_reason, format_count(n_generated));
   console.info("{:>17}: {} planned, {} peak resident", "memory",

@@ -6,6 +6,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/config.h"
+#include "engine/saved_session.h"
 #include "engine/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
@@ -33,7 +34,8 @@ struct RunFlags {
   SamplingFlags sampling;
   int64_t n_predict = 128;
   bool ignore_eos = false, no_bos = false, special = false, quiet = false;
-  std::optional<std::string> report;
+  std::optional<std::string> report, save_session;
+  std::shared_ptr<const SavedSession> saved;  // --session
 
   bool parse(int argc, char** argv) {
     Flags flags("run", "Continue a prompt, however long.", kDetails);
@@ -46,13 +48,47 @@ struct RunFlags {
                   "Tokens to generate; -1: until end of text or context");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     sampling.add_to(flags);
+    flags.section("Saved sessions");
+    flags.value(
+        "--session", "FILE", "",
+        "Restore this session instead of a prefill; a prompt given beside it follows its tokens",
+        [this](const std::string& file) { open_saved(file); });
+    flags.text(
+        "--save-session", save_session,
+        "Save the session to this file before generating: a prefill that need not be repeated");
+    // Behind --session: its options are the defaults of these.
     add_session_flags(flags, session);
     flags.section("Output");
     flags.text("--report", report, "Write a JSON report to this file");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
     return flags.parse(argc, argv);
   }
+
+  void open_saved(const std::string& file) {
+    saved = SavedSession::open(file);
+    session = saved->options();
+  }
 };
+
+// With a saved session the prompt is what follows it.
+SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_prompt) {
+  if (flags.saved == nullptr) {
+    return Session::plan(model, flags.session, n_prompt, flags.n_predict);
+  }
+  const int64_t n_new = flags.n_predict < 0 ? -1 : n_prompt + flags.n_predict;
+  return Session::plan(model, flags.session, *flags.saved, n_new);
+}
+
+// What the file will take, before anything is computed for it.
+void announce_file(const Model& model, const RunFlags& flags, const SessionPlan& plan,
+                   int64_t n_tokens, const Console& console) {
+  if (!flags.save_session) return;
+  const int64_t bytes = Session::saved_bytes(model, plan, n_tokens);
+  SessionFileWriter::check_path(*flags.save_session, bytes);
+  // Behind a restored session its window and cache may be a little longer.
+  console.info("session file: {}{} for {} tokens", flags.saved != nullptr ? "about " : "",
+               format_bytes(bytes), format_count(n_tokens));
+}
 
 // How many tokens may be generated: what -n asks for, as far as the context has room.
 int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t n_prompt,
@@ -101,30 +137,38 @@ int command_run(int argc, char** argv) {
   const OutputFile report_file =
       flags.report ? OutputFile(*flags.report, "--report") : OutputFile();
   const ModelConfig config = load_config(flags.model.directory);
-  const std::string prompt = flags.prompt.read(console, flags.session.strict);
+  const int64_t n_saved = flags.saved != nullptr ? flags.saved->n_tokens() : 0;
+  const std::string prompt =
+      flags.prompt.read(console, flags.session.strict, /*required=*/n_saved == 0);
+  if (flags.save_session) SessionFileWriter::check_path(*flags.save_session, 0);
 
   RunReport report;
   report.model = flags.model.directory;
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
   Stopwatch watch;
   const Tokenizer tokenizer = Tokenizer::load(flags.model.directory);
-  GenerationRequest request{.prompt = tokenizer.encode(prompt, {.add_special = !flags.no_bos,
-                                                                .parse_special = flags.special}),
-                            .eos_token_ids = config.eos_token_ids,
-                            .ignore_eos = flags.ignore_eos};
+  GenerationRequest request{
+      .prompt = tokenizer.encode(
+          prompt, {.add_special = !flags.no_bos && n_saved == 0, .parse_special = flags.special}),
+      .saved = flags.saved,
+      .save_path = flags.save_session.value_or(""),
+      .eos_token_ids = config.eos_token_ids,
+      .ignore_eos = flags.ignore_eos};
   report.tokenize_seconds = watch.seconds();
-  report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  if (request.prompt.empty()) fail(ErrorKind::kUsage, "the prompt has no tokens");
+  const auto n_prompt = static_cast<int64_t>(request.prompt.size());
+  report.prompt_tokens = n_saved + n_prompt;
+  if (report.prompt_tokens == 0) fail(ErrorKind::kUsage, "the prompt has no tokens");
   warn_of_second_bos(request.prompt, config, console);
   stop_if_requested();
 
   watch = {};
   const auto model = flags.model.open();
   stop_if_requested();
-  report.plan = Session::plan(*model, flags.session, report.prompt_tokens, flags.n_predict);
+  report.plan = plan_session(*model, flags, n_prompt);
   request.max_new_tokens =
       room_for_new_tokens(flags.n_predict, report.plan, report.prompt_tokens, console);
   print_plan(report.plan, report.prompt_tokens, console);
+  announce_file(*model, flags, report.plan, report.prompt_tokens, console);
   report.sampling = flags.sampling.resolve(config, console);
   Sampler sampler(report.sampling, config.vocab_size);
   const auto session = Session::open(model, report.plan);

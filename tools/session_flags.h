@@ -4,12 +4,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "engine/config.h"
 #include "engine/options.h"
 #include "engine/presets.h"
+#include "engine/sampling_request.h"
 #include "engine/session.h"
 #include "tools/console.h"
 #include "tools/flags.h"
@@ -46,9 +46,7 @@ struct SamplingFlags {
   SamplingOptions resolve(const ModelConfig& config, const Console& console) const;
 
  private:
-  std::optional<double> temperature_, top_p_, min_p_, repeat_penalty_;
-  std::optional<int64_t> top_k_, repeat_last_n_;
-  int64_t seed_ = -1;
+  SamplingRequest wish_;
 };
 
 }  // namespace tiercel

@@ -5,7 +5,8 @@
 
 namespace tiercel {
 
-// Also ignores SIGPIPE, so that writing to a closed pipe is an error that can be handled.
+// Also ignores SIGPIPE and SIGXFSZ, so that writing to a closed pipe, or more than a limit allows,
+// is an error that can be handled.
 void install_signal_handlers();
 
 // True after the first SIGINT or SIGTERM.

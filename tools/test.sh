@@ -28,6 +28,7 @@ while (($#)); do
 done
 
 n_passed=0 n_failed=0
+n_shards=$(($(nproc) < 4 ? $(nproc) : 4))
 finish() {
   echo "$n_passed passed, $n_failed failed"
   ((n_failed == 0)) || exit 1
@@ -68,22 +69,36 @@ count_cases() {
   if ((status != 0)) && [[ ${failed:-0} == 0 ]]; then n_failed=$((n_failed + 1)); fi
 }
 
-# ctest knows the tests, fast to slow; each runs by itself, so that its cases can be counted.
+# One share of a test program's cases; leaves its output and its status.
+run_shard() {
+  local directory=$1 name=$2 shard=$3 log=$1/test-$2.$3.log status=0
+  (cd "$directory" &&
+    GTEST_TOTAL_SHARDS=$n_shards GTEST_SHARD_INDEX=$shard \
+      ctest -R "^$name\$" --verbose --timeout 3000) >"$log.ctest" 2>&1 </dev/null || status=$?
+  sed 's/^[0-9]*: //' "$log.ctest" >"$log"
+  echo "$status" >"$log.status"
+}
+
+# ctest knows the tests, fast to slow. Each program runs by itself, so that its cases can be counted, in
+# as many shares as there are cores, up to four: most cases use one.
 run_tests() {
-  local preset=$1 directory=build/$1 name log status start
+  local preset=$1 directory=build/$1 name log status start failed shard
   while read -r name; do
-    log=$directory/test-$name.log status=0 start=$SECONDS
-    (cd "$directory" && ctest -R "^$name\$" --verbose --timeout 3000) >"$log.ctest" 2>&1 </dev/null || status=$?
-    sed 's/^[0-9]*: //' "$log.ctest" >"$log"
-    count_cases "$log" "$status"
-    if ((status == 0)); then
-      echo "== $preset: $name ok ($((SECONDS - start)) s)"
-    else
-      echo "== $preset: $name FAILED ($((SECONDS - start)) s)"
+    start=$SECONDS failed=0
+    for ((shard = 0; shard < n_shards; ++shard)); do
+      run_shard "$directory" "$name" "$shard" &
+    done
+    wait
+    for ((shard = 0; shard < n_shards; ++shard)); do
+      log=$directory/test-$name.$shard.log status=$(cat "$directory/test-$name.$shard.log.status")
+      count_cases "$log" "$status"
+      ((status == 0)) && continue
+      failed=1
       # What failed, not what passed.
       grep -v '^\[ RUN      \]\|^\[       OK \]' "$log" | tail -n 200
-    fi
-    grep -h '^\[  SKIPPED \]' "$log" | sort -u || true
+    done
+    echo "== $preset: $name $( ((failed)) && echo FAILED || echo ok) ($((SECONDS - start)) s)"
+    grep -h '^\[  SKIPPED \]' "$directory/test-$name".*.log | sort -u || true
   done < <(cd "$directory" && ctest -N | sed -n 's/^ *Test *#[0-9]*: //p')
 }
 

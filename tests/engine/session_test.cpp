@@ -108,6 +108,16 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   select.prefill_budget = 2 * n;
   const std::vector<float> whole = logits_after(ids, n, dense());
   EXPECT_LT(rms_difference(whole, logits_after(ids, n, select)), 0.03 * rms(whole));
+  // Whatever the index of decode is made of, prefill selects by means of chunks.
+  for (const AttentionMode mode : attention_modes()) {
+    SessionOptions options = preset(mode);
+    options.prefill = PrefillMode::kSelect;
+    options.prefill_budget = 2 * n;
+    EXPECT_LT(rms_difference(whole, logits_after(ids, n, options)), 0.03 * rms(whole))
+        << name_of(mode);
+    options.prefill_budget = 256;
+    EXPECT_GT(rms_difference(whole, logits_after(ids, n, options)), 0) << name_of(mode);
+  }
 }
 
 TEST(Session, WholeBudgetEqualsDense) {

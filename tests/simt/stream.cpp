@@ -14,6 +14,8 @@ struct Stream::Libraries {};
 
 Devices find_devices() { return {1, ""}; }
 
+void Stream::use_in_this_thread() const {}
+
 Stream::Stream(const StreamOptions& options)
     : architecture_(options.architecture > 0 ? options.architecture : 90),
       n_processors_(4),

@@ -1,0 +1,332 @@
+// The C interface: handles around the C++ classes, exceptions into error objects.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "engine/api/c_numbers.h"
+#include "engine/api/state.h"
+#include "engine/tiercel_c.h"
+
+using tiercel::v0::Error;
+using tiercel::v0::ErrorKind;
+
+struct tiercel_error {
+  tiercel_status status;
+  std::string message;
+};
+struct tiercel_options {
+  tiercel::v0::Options options;
+};
+struct tiercel_engine {
+  tiercel::v0::Engine engine;
+};
+struct tiercel_session {
+  tiercel::v0::Session session;
+};
+
+namespace {
+
+tiercel_error& out_of_memory() {
+  static tiercel_error error{TIERCEL_RUNTIME, "out of memory"};  // short: allocates nothing
+  return error;
+}
+
+tiercel_status report(tiercel_error** error, tiercel_status status, const char* message) noexcept {
+  if (error == nullptr) return status;
+  try {
+    *error = new tiercel_error{status, message};
+  } catch (const std::bad_alloc&) {
+    *error = &out_of_memory();
+  }
+  return status;
+}
+
+template <typename F>
+tiercel_status guarded(tiercel_error** error, F&& f) noexcept {
+  try {
+    return f();
+  } catch (const Error& e) {
+    return report(error, static_cast<tiercel_status>(e.kind()), e.what());
+  } catch (const std::bad_alloc&) {
+    return report(error, TIERCEL_RUNTIME, "out of memory");
+  } catch (const std::exception& e) {
+    return report(error, TIERCEL_RUNTIME, e.what());
+  }
+}
+
+// The object behind a pointer that must not be NULL.
+template <typename T>
+T& at(T* pointer, const char* what) {
+  if (pointer == nullptr) {
+    tiercel::detail::refuse(ErrorKind::kUsage, "{}: expected a pointer, found NULL", what);
+  }
+  return *pointer;
+}
+
+// A pointer with a length; NULL stands for no elements only.
+template <typename T>
+std::span<T> span_at(T* data, size_t n, const char* what) {
+  if (n > 0) at(data, what);
+  return {data, n};
+}
+
+std::string_view text_at(const char* text, size_t length) {
+  const auto span = span_at(text, length, "text");
+  return {span.data(), span.size()};
+}
+
+// A copy for the caller to free.
+template <typename T>
+T* copied(const T* data, size_t n) {
+  auto* copy = static_cast<T*>(std::malloc(n > 0 ? n * sizeof(T) : 1));
+  if (copy == nullptr) throw std::bad_alloc();
+  if (n > 0) std::memcpy(copy, data, n * sizeof(T));
+  return copy;
+}
+
+void give_text(const std::string& text, char** target, size_t* length) {
+  *target = copied(text.c_str(), text.size() + 1);
+  if (length != nullptr) *length = text.size();
+}
+
+void give_tokens(const std::vector<int32_t>& tokens, int32_t** target, size_t* n) {
+  *target = copied(tokens.data(), tokens.size());
+  *n = tokens.size();
+}
+
+const tiercel::v0::Options& or_none(const tiercel_options* options) {
+  static const tiercel::v0::Options none;
+  return options == nullptr ? none : options->options;
+}
+
+tiercel::v0::ProgressCallback wrapped(tiercel_progress_callback progress, void* user) {
+  if (progress == nullptr) return {};
+  return [progress, user](const tiercel::v0::Progress& p) {
+    const tiercel_progress c{p.total, p.cached, p.processed, p.elapsed};
+    return progress(user, &c) != 0;
+  };
+}
+
+const std::vector<tiercel::v0::OptionInfo>& option_list() {
+  static const std::vector<tiercel::v0::OptionInfo> list = tiercel::v0::Options::list();
+  return list;
+}
+
+const char* option_text(size_t index, std::string tiercel::v0::OptionInfo::*field) {
+  return index < option_list().size() ? (option_list()[index].*field).c_str() : nullptr;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* tiercel_version(void) { return tiercel::v0::version(); }
+const char* tiercel_commit(void) { return tiercel::v0::commit(); }
+
+tiercel_status tiercel_error_status(const tiercel_error* error) {
+  return error == nullptr ? TIERCEL_OK : error->status;
+}
+const char* tiercel_error_message(const tiercel_error* error) {
+  return error == nullptr ? "" : error->message.c_str();
+}
+void tiercel_error_free(tiercel_error* error) {
+  if (error != &out_of_memory()) delete error;
+}
+void tiercel_free(void* memory) { std::free(memory); }
+
+tiercel_options* tiercel_options_new(void) { return new (std::nothrow) tiercel_options; }
+void tiercel_options_free(tiercel_options* options) { delete options; }
+tiercel_status tiercel_options_set(tiercel_options* options, const char* name, const char* value,
+                                   tiercel_error** error) {
+  return guarded(error, [&] {
+    at(options, "options").options.set(&at(name, "name"), &at(value, "value"));
+    return TIERCEL_OK;
+  });
+}
+size_t tiercel_option_count(void) { return option_list().size(); }
+const char* tiercel_option_name(size_t i) { return option_text(i, &tiercel::v0::OptionInfo::name); }
+const char* tiercel_option_type(size_t i) { return option_text(i, &tiercel::v0::OptionInfo::type); }
+const char* tiercel_option_initial(size_t i) {
+  return option_text(i, &tiercel::v0::OptionInfo::initial);
+}
+const char* tiercel_option_help(size_t i) { return option_text(i, &tiercel::v0::OptionInfo::help); }
+
+tiercel_status tiercel_engine_open(const char* directory, const tiercel_options* options,
+                                   tiercel_engine** engine, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(engine, "engine");  // before anything is made for it
+    *engine =
+        new tiercel_engine{tiercel::v0::Engine(&at(directory, "directory"), or_none(options))};
+    return TIERCEL_OK;
+  });
+}
+void tiercel_engine_close(tiercel_engine* engine) { delete engine; }
+
+tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name, double* value,
+                                     tiercel_error** error) {
+  return guarded(error, [&] {
+    at(value, "value") =
+        tiercel::detail::number(at(engine, "engine").engine.info(), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_tokenize(const tiercel_engine* engine, const char* text, size_t length,
+                                const tiercel_options* options, int32_t** tokens, size_t* n_tokens,
+                                tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    give_tokens(at(engine, "engine").engine.tokenize(text_at(text, length), or_none(options)),
+                tokens, &at(n_tokens, "n_tokens"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_detokenize(const tiercel_engine* engine, const int32_t* tokens,
+                                  size_t n_tokens, int skip_special, char** text, size_t* length,
+                                  tiercel_error** error) {
+  return guarded(error, [&] {
+    give_text(at(engine, "engine")
+                  .engine.detokenize(span_at(tokens, n_tokens, "tokens"), skip_special != 0),
+              &at(text, "text"), length);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_engine_plan(const tiercel_engine* engine, int64_t n_prompt,
+                                   const tiercel_options* options, const char* name, double* value,
+                                   tiercel_error** error) {
+  return guarded(error, [&] {
+    at(value, "value") = tiercel::detail::number(
+        at(engine, "engine").engine.plan(n_prompt, or_none(options)), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_open(const tiercel_engine* engine, const tiercel_options* options,
+                                    tiercel_session** session, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session");
+    *session = new tiercel_session{at(engine, "engine").engine.open_session(or_none(options))};
+    return TIERCEL_OK;
+  });
+}
+void tiercel_session_close(tiercel_session* session) { delete session; }
+
+tiercel_status tiercel_session_prefill(tiercel_session* session, const char* text, size_t length,
+                                       tiercel_progress_callback progress, void* user,
+                                       tiercel_error** error) {
+  return guarded(error, [&] {
+    const bool done =
+        at(session, "session").session.prefill(text_at(text, length), wrapped(progress, user));
+    return done ? TIERCEL_OK : TIERCEL_STOPPED;
+  });
+}
+
+tiercel_status tiercel_session_prefill_tokens(tiercel_session* session, const int32_t* tokens,
+                                              size_t n_tokens, tiercel_progress_callback progress,
+                                              void* user, tiercel_error** error) {
+  return guarded(error, [&] {
+    const bool done =
+        at(session, "session")
+            .session.prefill(span_at(tokens, n_tokens, "tokens"), wrapped(progress, user));
+    return done ? TIERCEL_OK : TIERCEL_STOPPED;
+  });
+}
+
+tiercel_status tiercel_session_generate(tiercel_session* session, int64_t n,
+                                        tiercel_piece_callback callback, void* user,
+                                        tiercel_finish* finish, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::v0::PieceCallback wrapped_callback;
+    if (callback != nullptr) {
+      wrapped_callback = [callback, user](const tiercel::v0::Piece& piece) {
+        return callback(user, piece.token, piece.text.data(), piece.text.size()) != 0;
+      };
+    }
+    const auto result = at(session, "session").session.generate(n, wrapped_callback);
+    if (finish != nullptr) *finish = static_cast<tiercel_finish>(result.reason);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session").session.step(token);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits, size_t* n,
+                                      tiercel_error** error) {
+  return guarded(error, [&] {
+    at(logits, "logits");
+    at(n, "n");
+    const std::span<const float> found = at(session, "session").session.logits();
+    *logits = found.data();
+    *n = found.size();
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* tokens,
+                                     size_t n_tokens, double* logprobs,
+                                     tiercel_progress_callback progress, void* user,
+                                     tiercel_error** error) {
+  return guarded(error, [&] {
+    span_at(logprobs, n_tokens, "logprobs");
+    const std::vector<double> found =
+        at(session, "session")
+            .session.score(span_at(tokens, n_tokens, "tokens"), wrapped(progress, user));
+    if (found.size() < n_tokens) return TIERCEL_STOPPED;
+    std::copy(found.begin(), found.end(), logprobs);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_rewind(tiercel_session* session, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session").session.rewind();
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_reset(tiercel_session* session, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session").session.reset();
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_tokens(const tiercel_session* session, int32_t** tokens,
+                                      size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    give_tokens(at(session, "session").session.tokens(), tokens, &at(n_tokens, "n_tokens"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_number(const tiercel_session* session, const char* name,
+                                      double* value, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(value, "value") = tiercel::detail::number(at(session, "session").session, &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+size_t tiercel_number_count(void) { return tiercel::detail::session_number_count(); }
+const char* tiercel_number_name(size_t i) { return tiercel::detail::session_number_name(i); }
+
+tiercel_status tiercel_session_text(const tiercel_session* session, const char* name, char** text,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    give_text(tiercel::detail::text(at(session, "session").session, &at(name, "name")),
+              &at(text, "text"), nullptr);
+    return TIERCEL_OK;
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,21 @@
+// Statistics by name, for the C interface. All throw v0::Error(kUsage) listing the names that
+// exist.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "engine/tiercel.h"
+
+namespace tiercel::detail {
+
+double number(const v0::ModelInfo& info, std::string_view name);
+double number(const v0::MemoryPlan& plan, std::string_view name);
+// Statistics and plan.
+double number(const v0::Session& session, std::string_view name);
+size_t session_number_count();
+const char* session_number_name(size_t index);  // nullptr beyond
+std::string text(const v0::Session& session, std::string_view name);
+
+}  // namespace tiercel::detail

@@ -1,0 +1,144 @@
+// tiercel::Engine, versions and errors.
+#include <algorithm>
+
+#include "engine/api/state.h"
+#include "engine/presets.h"
+
+namespace tiercel {
+namespace detail {
+
+void TurnLock::lock() {
+  std::unique_lock lock(mutex_);
+  if (owner_ == std::this_thread::get_id()) {
+    refuse(v0::ErrorKind::kBusy,
+           "a progress callback called an engine that waits for it; return first");
+  }
+  const uint64_t ticket = next_ticket_++;
+  changed_.wait(lock, [&] { return serving_ == ticket; });
+  owner_ = std::this_thread::get_id();
+}
+
+void TurnLock::unlock() {
+  {
+    const std::lock_guard lock(mutex_);
+    owner_ = {};
+    ++serving_;
+  }
+  changed_.notify_all();
+}
+
+v0::MemoryPlan to_public(const SessionPlan& plan) {
+  const MemoryReport& m = plan.memory;
+  v0::MemoryPlan p;
+  p.weights = m.device.weights;
+  p.keys = m.device.keys;
+  p.values = m.device.values;
+  p.landmarks = m.device.landmarks;
+  p.slots = m.device.slots;
+  p.exact = m.device.exact;
+  p.activations = m.device.activations;
+  p.device_total = m.device.total();
+  p.host_keys = m.host.keys;
+  p.host_values = m.host.values;
+  p.host_staging = m.host.staging;
+  p.host_total = m.host.total();
+  p.process = m.process;
+  p.resident = m.resident();
+  p.context = plan.context;
+  p.composition = composition(plan.options);
+  p.notes = plan.notes;
+  return p;
+}
+
+}  // namespace detail
+
+namespace v0 {
+
+const char* version() { return TIERCEL_VERSION; }
+const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknown"; }
+
+Error::Error(ErrorKind kind, const std::string& what) : std::runtime_error(what), kind_(kind) {}
+Error::~Error() = default;
+
+Engine::Engine(const std::string& directory, const Options& options) {
+  state_ = detail::translated([&] {
+    const detail::Settings settings = detail::resolve(options, {});
+    // The model first: its configuration has the cheapest errors.
+    auto model = Model::open(directory, {.backend = settings.backend,
+                                         .n_threads = static_cast<int>(settings.n_threads),
+                                         .device = static_cast<int>(settings.device)});
+    return std::make_shared<detail::EngineState>(options, std::move(model),
+                                                 Tokenizer::load(directory));
+  });
+}
+
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+Engine::~Engine() = default;
+
+namespace {
+
+detail::EngineState& opened(const std::shared_ptr<detail::EngineState>& state) {
+  if (state == nullptr) detail::refuse(ErrorKind::kState, "this engine was moved away");
+  return *state;
+}
+
+}  // namespace
+
+Session Engine::open_session(const Options& options) const {
+  detail::EngineState& engine = opened(state_);
+  detail::require_session_options(options);
+  return detail::translated([&] {
+    auto state =
+        std::make_unique<detail::SessionState>(state_, detail::resolve(engine.options, options));
+    state->restart_sampling();
+    return Session(std::move(state));
+  });
+}
+
+MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
+  detail::EngineState& engine = opened(state_);
+  detail::require_session_options(options);
+  const detail::Turn turn(engine);
+  return detail::translated([&] {
+    const detail::Settings settings = detail::resolve(engine.options, options);
+    return detail::to_public(
+        tiercel::Session::plan(*engine.model, settings.session, n_prompt, settings.n_predict));
+  });
+}
+
+std::vector<int32_t> Engine::tokenize(std::string_view text, const Options& options) const {
+  const detail::EngineState& engine = opened(state_);
+  return detail::translated([&] {
+    const detail::Settings settings = detail::resolve(engine.options, options);
+    return engine.tokenizer.encode(
+        text, {.add_special = !settings.no_bos, .parse_special = settings.special});
+  });
+}
+
+std::string Engine::detokenize(std::span<const int32_t> tokens, bool skip_special) const {
+  const detail::EngineState& engine = opened(state_);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < engine.tokenizer.vocab_size()) continue;
+    detail::refuse(ErrorKind::kUsage, "token {} at index {}: the tokenizer has ids 0 to {}",
+                   tokens[i], i, engine.tokenizer.vocab_size() - 1);
+  }
+  return detail::translated([&] { return engine.tokenizer.decode(tokens, skip_special); });
+}
+
+ModelInfo Engine::info() const {
+  const detail::EngineState& engine = opened(state_);
+  const ModelConfig& config = engine.model->config();
+  ModelInfo info;
+  info.n_layers = config.n_layers;
+  info.vocab_size = config.vocab_size;
+  info.max_positions = config.max_position_embeddings;
+  info.parameters = engine.model->parameter_count();
+  info.weight_bytes = engine.model->weight_bytes();
+  info.bos_token = config.bos_token_id.value_or(-1);
+  info.end_tokens = config.eos_token_ids;
+  return info;
+}
+
+}  // namespace v0
+}  // namespace tiercel

@@ -1,0 +1,373 @@
+// tiercel::Session: what is legal when, and a sequence whose last token may still be on its way.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "engine/api/state.h"
+
+namespace tiercel {
+namespace detail {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// One call on a session, or kBusy. Blocking instead would let two callbacks wait for each other.
+class Call {
+ public:
+  explicit Call(const std::unique_ptr<SessionState>& state) : state_(state.get()) {
+    if (state_ == nullptr) refuse(v0::ErrorKind::kState, "this session was moved away");
+    if (state_->busy.exchange(true, std::memory_order_acquire)) {
+      refuse(v0::ErrorKind::kBusy,
+             "another call on this session is running; a session serves one at a time");
+    }
+  }
+  ~Call() { state_->busy.store(false, std::memory_order_release); }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  SessionState& open() const {
+    if (state_->closed) refuse(v0::ErrorKind::kState, "this session is closed");
+    return *state_;
+  }
+  SessionState& with_prompt() const {
+    if (open().inner == nullptr) {
+      refuse(v0::ErrorKind::kState, "this session is empty; give it a prompt first (prefill)");
+    }
+    return *state_;
+  }
+  SessionState& empty() const {
+    if (open().inner != nullptr) {
+      refuse(v0::ErrorKind::kState,
+             "a session takes one prompt and holds {} tokens; reset() it or open another",
+             state_->sequence.size());
+    }
+    return *state_;
+  }
+
+ private:
+  SessionState* state_;
+};
+
+void check_tokens(const SessionState& s, std::span<const int32_t> tokens) {
+  const int64_t n = s.engine->model->config().vocab_size;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < n) continue;
+    refuse(v0::ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", tokens[i],
+           i, n);
+  }
+}
+
+int64_t room(const SessionState& s) {
+  return s.inner->plan().context - static_cast<int64_t>(s.sequence.size());
+}
+
+void check_room(const SessionState& s, size_t n) {
+  if (static_cast<int64_t>(n) <= room(s)) return;
+  refuse(v0::ErrorKind::kState,
+         "{} more tokens: the context of {} tokens has room for {}; plan a longer one (options "
+         "n-predict, ctx-size)",
+         n, s.inner->plan().context, room(s));
+}
+
+// Computes in the engine's turn. What fails half-way leaves no sequence to go on with.
+template <typename F>
+auto compute(SessionState& s, F&& f) {
+  const Turn turn(*s.engine);
+  return translated([&] {
+    try {
+      return f();
+    } catch (...) {
+      s.clear();
+      throw;
+    }
+  });
+}
+
+// As compute, and counts as decoding. A device's step is waited for where its logits are wanted.
+template <typename F>
+auto decode(SessionState& s, F&& f) {
+  return compute(s, [&] {
+    struct Clock {
+      SessionState& state;
+      std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+      ~Clock() { state.decode_seconds += seconds_since(start); }
+    } const clock{s};
+    return f();
+  });
+}
+
+void step_now(SessionState& s, int32_t token) {
+  s.inner->step(token);
+  ++s.decode_steps;
+}
+
+void flush(SessionState& s) {
+  if (!s.pending) return;
+  step_now(s, s.sequence.back());
+  s.pending = false;
+}
+
+double log_probability(std::span<const float> logits, int32_t token) {
+  double most = -INFINITY, sum = 0;
+  for (const float x : logits) most = std::max(most, static_cast<double>(x));
+  for (const float x : logits) sum += std::exp(static_cast<double>(x) - most);
+  return logits[static_cast<size_t>(token)] - most - std::log(sum);
+}
+
+// False: stopped. logprobs: empty, or one less than tokens.
+bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logprobs,
+                std::span<double> logprobs, const v0::ProgressCallback& progress) {
+  check_tokens(s, tokens);
+  const auto n = static_cast<int64_t>(tokens.size());
+  return compute(s, [&] {
+    const auto start = std::chrono::steady_clock::now();
+    const SessionPlan plan = tiercel::Session::plan(*s.engine->model, s.settings.session, n,
+                                                    s.settings.n_predict, with_logprobs);
+    s.inner = tiercel::Session::open(s.engine->model, plan);
+    s.open_seconds = seconds_since(start);
+    // Even when nobody listens: a device's prefill is waited for only where it is reported.
+    const ProgressCallback report = [&](const tiercel::Progress& p) {
+      return !progress ||
+             progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
+    };
+    const bool done = with_logprobs ? s.inner->prefill_logprobs(tokens, logprobs, report)
+                                    : s.inner->prefill(tokens, report);
+    if (!done) {
+      s.clear();
+      return false;
+    }
+    s.prefill_seconds = seconds_since(start) - s.open_seconds;
+    s.sequence.assign(tokens.begin(), tokens.end());
+    s.n_prompt = n;
+    s.restart_sampling();
+    return true;
+  });
+}
+
+}  // namespace
+
+SessionState::~SessionState() {
+  if (inner == nullptr) return;
+  try {
+    const Turn turn(*engine);
+    inner.reset();
+  } catch (const v0::Error&) {
+    inner.reset();  // destroyed in a progress callback: this thread has the turn already
+  }
+}
+
+void SessionState::clear() {
+  inner.reset();
+  sequence = {};
+  pending = false;
+  n_prompt = decode_steps = 0;
+  open_seconds = prefill_seconds = decode_seconds = 0;
+}
+
+void SessionState::restart_sampling() {
+  const ModelConfig& config = engine->model->config();
+  if (!sampler) {
+    const SamplingOptions options = resolve_sampling(settings.sampling, config.sampling);
+    sampler.emplace(options, config.vocab_size);
+    initial_sampler = sampler;
+    seed = options.seed;
+  }
+  sampler = initial_sampler;
+  decoder.emplace(engine->tokenizer, /*skip_special=*/true);
+}
+
+}  // namespace detail
+
+namespace v0 {
+
+using detail::Call;
+using detail::SessionState;
+
+Session::Session(std::unique_ptr<SessionState> state) : state_(std::move(state)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+bool Session::prefill(std::span<const int32_t> tokens, const ProgressCallback& progress) {
+  const Call call(state_);
+  return detail::run_prompt(call.empty(), tokens, false, {}, progress);
+}
+
+bool Session::prefill(std::string_view text, const ProgressCallback& progress) {
+  const Call call(state_);
+  SessionState& s = call.empty();
+  const std::vector<int32_t> tokens = detail::translated([&] {
+    return s.engine->tokenizer.encode(
+        text, {.add_special = !s.settings.no_bos, .parse_special = s.settings.special});
+  });
+  return detail::run_prompt(s, tokens, false, {}, progress);
+}
+
+Generation Session::generate(int64_t n, const PieceCallback& callback) {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  if (n < 0) detail::refuse(ErrorKind::kUsage, "generate: expected a count of tokens, found {}", n);
+  const std::vector<int64_t> ends =
+      s.settings.ignore_eos ? std::vector<int64_t>{} : s.engine->model->config().eos_token_ids;
+  Generation result;
+  const auto emit = [&](int32_t token, const std::string& text) {
+    result.text += text;
+    return !callback || callback({token, text});
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    if (detail::room(s) < 1) {
+      result.reason = FinishReason::kContextFull;
+      return result;
+    }
+    const int32_t token = detail::decode(s, [&] {
+      detail::flush(s);
+      return s.inner->sample(*s.sampler, s.sequence);
+    });
+    s.sequence.push_back(token);
+    s.pending = true;
+    result.tokens.push_back(token);
+    if (std::find(ends.begin(), ends.end(), token) != ends.end()) {
+      emit(token, s.decoder->finish());
+      result.reason = FinishReason::kEndOfText;
+      return result;
+    }
+    const std::string text = detail::translated([&] { return s.decoder->push(token); });
+    if (!emit(token, text)) {
+      result.reason = FinishReason::kStopped;
+      return result;
+    }
+  }
+  return result;
+}
+
+void Session::step(int32_t token) {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  detail::check_tokens(s, {&token, 1});
+  detail::check_room(s, 1);
+  detail::decode(s, [&] {
+    detail::flush(s);
+    detail::step_now(s, token);
+    s.sequence.push_back(token);
+  });
+  s.decoder->finish();
+}
+
+std::span<const float> Session::logits() {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  return detail::decode(s, [&] {
+    detail::flush(s);
+    return s.inner->logits();
+  });
+}
+
+std::vector<double> Session::score(std::span<const int32_t> tokens,
+                                   const ProgressCallback& progress) {
+  const Call call(state_);
+  SessionState& s = call.open();
+  std::vector<double> result(tokens.size(), std::nan(""));
+  if (s.inner == nullptr) {
+    const std::span<double> behind_first =
+        std::span(result).subspan(std::min<size_t>(1, result.size()));
+    if (!detail::run_prompt(s, tokens, true, behind_first, progress)) return {};
+    return result;
+  }
+  detail::check_tokens(s, tokens);
+  detail::check_room(s, tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    detail::decode(s, [&] {
+      detail::flush(s);
+      result[i] = detail::log_probability(s.inner->logits(), tokens[i]);
+    });
+    s.sequence.push_back(tokens[i]);
+    s.pending = true;
+  }
+  s.decoder->finish();
+  return result;
+}
+
+void Session::rewind() {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  const detail::Turn turn(*s.engine);
+  try {
+    s.inner->rewind();
+  } catch (const tiercel::Error& error) {
+    throw Error(ErrorKind::kState, error.what());
+  }
+  s.sequence.resize(static_cast<size_t>(s.n_prompt));
+  s.pending = false;
+  s.decode_steps = 0;
+  s.decode_seconds = 0;
+  s.restart_sampling();
+}
+
+void Session::reset() {
+  const Call call(state_);
+  SessionState& s = call.open();
+  const detail::Turn turn(*s.engine);
+  s.clear();
+}
+
+void Session::close() {
+  const Call call(state_);
+  if (state_->closed) return;
+  const detail::Turn turn(*state_->engine);
+  state_->clear();
+  state_->closed = true;
+}
+
+int64_t Session::n_tokens() const {
+  const Call call(state_);
+  return static_cast<int64_t>(call.open().sequence.size());
+}
+
+std::vector<int32_t> Session::tokens() const {
+  const Call call(state_);
+  return call.open().sequence;
+}
+
+Stats Session::stats() const {
+  const Call call(state_);
+  SessionState& s = call.open();
+  Stats stats;
+  stats.seed = s.seed;
+  if (s.inner == nullptr) return stats;
+  const detail::Turn turn(*s.engine);  // counters live on the device
+  stats.prompt_tokens = s.n_prompt;
+  stats.generated_tokens = static_cast<int64_t>(s.sequence.size()) - s.n_prompt;
+  stats.decode_steps = s.decode_steps;
+  stats.open_seconds = s.open_seconds;
+  stats.prefill_seconds = s.prefill_seconds;
+  stats.decode_seconds = s.decode_seconds;
+  const SelectionReport selection = s.inner->selection();
+  stats.selections = selection.steps;
+  stats.selected_chunks = selection.selected_chunks;
+  stats.hit_chunks = selection.hit_chunks;
+  stats.fetched_bytes = selection.fetched_bytes;
+  stats.decisions = selection.decisions;
+  stats.reused = selection.reused;
+  const AuditReport audit = s.inner->audit();
+  stats.audited_steps = audit.steps;
+  stats.audit_mass_mean = audit.mass_mean;
+  stats.audit_mass_p05 = audit.mass_p05;
+  return stats;
+}
+
+std::string Session::backend() const {
+  const Call call(state_);
+  const SessionState& s = call.open();
+  return s.inner == nullptr ? std::string() : s.inner->backend_description();
+}
+
+MemoryPlan Session::memory() const {
+  const Call call(state_);
+  const SessionState& s = call.open();
+  return s.inner == nullptr ? MemoryPlan() : detail::to_public(s.inner->plan());
+}
+
+}  // namespace v0
+}  // namespace tiercel

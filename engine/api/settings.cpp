@@ -1,0 +1,155 @@
+#include "engine/api/settings.h"
+
+#include <algorithm>
+
+#include "engine/api/state.h"
+#include "engine/option_rows.h"
+
+namespace tiercel::detail {
+namespace {
+
+// "-n,--n-predict,--max-tokens" -> {"n-predict", "max-tokens"}
+std::vector<std::string> long_names(std::string_view names) {
+  std::vector<std::string> found;
+  for (size_t begin = 0; begin < names.size();) {
+    const size_t end = std::min(names.find(',', begin), names.size());
+    const std::string_view name = names.substr(begin, end - begin);
+    if (name.starts_with("--")) found.emplace_back(name.substr(2));
+    begin = end + 1;
+  }
+  return found;
+}
+
+}  // namespace
+
+OptionTable::OptionTable(Settings& s) {
+  add_backend_options(*this, s.backend, s.device, s.n_threads);
+  of_engine_ = false;
+  add_session_options(*this, s.session);
+  integer("-n,--n-predict,--max-tokens,--max-new-tokens", s.n_predict, -1, INT32_MAX,
+          "Tokens that can follow the prompt; -1: as many as the context, or the model, allows");
+  flag("--ignore-eos", s.ignore_eos, "Go on after an end-of-text token");
+  flag("--no-bos", s.no_bos, "Do not put the begin-of-text token in front");
+  flag("--special", s.special, "Read <|special|> tokens in texts as such");
+  add_sampling_options(*this, s.sampling);
+}
+
+const OptionTable::Row& OptionTable::find(const std::string& name) const {
+  std::string all;
+  for (const Row& row : rows_) {
+    if (std::find(row.names.begin(), row.names.end(), name) != row.names.end()) return row;
+    if (!all.empty()) all += ", ";
+    all += row.names[0];
+  }
+  refuse(v0::ErrorKind::kUsage, "option '{}': there is none of this name; there are: {}", name,
+         all);
+}
+
+void OptionTable::integer(const char* names, int64_t& target, int64_t low, int64_t high,
+                          const char* help) {
+  value(names, "N", std::to_string(target), help,
+        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
+}
+
+void OptionTable::integer(const char* names, std::optional<int64_t>& target, int64_t low,
+                          int64_t high, const char* help) {
+  value(names, "N", "", help,
+        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
+}
+
+void OptionTable::number(const char* names, double& target, double low, double high,
+                         const char* help) {
+  value(names, "X", fmt::format("{}", target), help,
+        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
+}
+
+void OptionTable::number(const char* names, std::optional<double>& target, double low, double high,
+                         const char* help) {
+  value(names, "X", "", help,
+        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
+}
+
+void OptionTable::size(const char* names, int64_t& target, const char* help) {
+  value(names, "SIZE", "", help, [&target](const std::string& text) { target = parse_size(text); });
+}
+
+void OptionTable::flag(const char* names, bool& target, const char* help) {
+  choice(names, target, {{"false", false}, {"true", true}}, help);
+}
+
+void OptionTable::value(const char* names, const char* type, const std::string& initial,
+                        const char* help, std::function<void(const std::string&)> set) {
+  rows_.push_back({long_names(names), type, initial, help, of_engine_, std::move(set)});
+}
+
+Settings resolve(const v0::Options& engine, const v0::Options& session) {
+  Settings settings;
+  const OptionTable table(settings);
+  // In the order of the rows, so that a preset comes before what changes it.
+  for (const OptionTable::Row& row : table.rows()) {
+    for (const v0::Options* options : {&session, &engine}) {
+      const auto& values = options->values();
+      const auto found = std::find_if(values.begin(), values.end(),
+                                      [&](const auto& v) { return v.first == row.names[0]; });
+      if (found == values.end()) continue;
+      row.set(found->second);
+      break;
+    }
+  }
+  settings.session.n_threads = static_cast<int>(settings.n_threads);
+  return settings;
+}
+
+void require_session_options(const v0::Options& options) {
+  Settings settings;
+  const OptionTable table(settings);
+  for (const auto& [name, value] : options.values()) {
+    if (table.find(name).of_engine) {
+      refuse(v0::ErrorKind::kUsage,
+             "option '{}': decided when the engine is opened; give it to Engine, not to a session",
+             name);
+    }
+  }
+}
+
+}  // namespace tiercel::detail
+
+namespace tiercel::v0 {
+
+using detail::OptionTable;
+using detail::Settings;
+
+Options::Options(std::initializer_list<std::pair<std::string, std::string>> values) {
+  for (const auto& [name, value] : values) set(name, value);
+}
+
+Options& Options::set(const std::string& name, const std::string& value) {
+  Settings scratch;
+  const OptionTable table(scratch);
+  const OptionTable::Row& row = table.find(name);
+  try {
+    row.set(value);
+  } catch (const tiercel::Error& error) {
+    detail::refuse(ErrorKind::kUsage, "option '{}': {}", name, error.what());
+  }
+  const auto found = std::find_if(values_.begin(), values_.end(),
+                                  [&](const auto& v) { return v.first == row.names[0]; });
+  if (found != values_.end()) {
+    found->second = value;
+  } else {
+    values_.emplace_back(row.names[0], value);
+  }
+  return *this;
+}
+
+std::vector<OptionInfo> Options::list() {
+  Settings settings;
+  std::vector<OptionInfo> infos;
+  const OptionTable table(settings);
+  for (const OptionTable::Row& row : table.rows()) {
+    infos.push_back({row.names[0], row.type, row.initial, row.help});
+  }
+  return infos;
+}
+
+}  // namespace tiercel::v0

@@ -1,0 +1,110 @@
+// What stands behind the public classes.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/api/settings.h"
+#include "engine/base/check.h"
+#include "engine/sampler.h"
+#include "engine/session.h"
+#include "engine/tiercel.h"
+#include "engine/tokenizer.h"
+
+namespace tiercel::detail {
+
+// First come, first served: a thread that generates takes the lock again right after it has given
+// it back, and with a plain mutex would leave none of the others a turn.
+class TurnLock {
+ public:
+  // Throws v0::Error(kBusy) in a thread that holds it: a progress callback called back.
+  void lock();
+  void unlock();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t next_ticket_ = 0, serving_ = 0;
+  std::thread::id owner_;
+};
+
+struct EngineState {
+  EngineState(v0::Options given, std::shared_ptr<Model> opened, Tokenizer loaded)
+      : options(std::move(given)), model(std::move(opened)), tokenizer(std::move(loaded)) {}
+
+  const v0::Options options;  // defaults of sessions
+  const std::shared_ptr<Model> model;
+  const Tokenizer tokenizer;
+  // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
+  TurnLock turn;
+};
+
+struct SessionState {
+  SessionState(std::shared_ptr<EngineState> of, Settings with)
+      : engine(std::move(of)), settings(std::move(with)) {}
+  ~SessionState();
+
+  std::shared_ptr<EngineState> engine;
+  Settings settings;
+  std::atomic<bool> busy{false};
+  bool closed = false;
+
+  // The sequence. `pending`: its last token is not in the cache yet; it goes there when somebody
+  // asks what follows it, so that the last token of an answer costs no step.
+  std::unique_ptr<tiercel::Session> inner;
+  std::vector<int32_t> sequence;
+  bool pending = false;
+  int64_t n_prompt = 0;
+  std::optional<Sampler> sampler, initial_sampler;  // the second: before it has drawn anything
+  std::optional<StreamDecoder> decoder;
+  uint64_t seed = 0;
+  int64_t decode_steps = 0;
+  double open_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
+
+  // Needs the engine's turn.
+  void clear();
+  void restart_sampling();
+};
+
+// Calls f; the library's own errors become the public ones.
+template <typename F>
+auto translated(F&& f) {
+  try {
+    return f();
+  } catch (const tiercel::Error& error) {
+    const bool known = error.kind() == tiercel::ErrorKind::kUsage ||
+                       error.kind() == tiercel::ErrorKind::kDoesNotFit;
+    throw v0::Error(known ? static_cast<v0::ErrorKind>(error.kind()) : v0::ErrorKind::kRuntime,
+                    error.what());
+  } catch (const std::bad_alloc&) {
+    throw v0::Error(v0::ErrorKind::kRuntime, "out of memory");
+  }
+}
+
+// Holds the engine for what computes.
+class Turn {
+ public:
+  explicit Turn(EngineState& engine) : lock_(engine.turn) {
+    translated([&] { engine.model->use_in_this_thread(); });
+  }
+
+ private:
+  std::lock_guard<TurnLock> lock_;
+};
+
+template <typename... Args>
+[[noreturn]] void refuse(v0::ErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
+  throw v0::Error(kind, fmt::format(format, std::forward<Args>(args)...));
+}
+
+v0::MemoryPlan to_public(const SessionPlan& plan);
+
+}  // namespace tiercel::detail

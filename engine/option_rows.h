@@ -1,0 +1,194 @@
+// The options of a session and of sampling by name: once, for the command's flags and for the
+// library's settings.
+//
+// A sink `Rows` takes one call per option: section(), integer(), number(), size(), flag(), choice()
+// and value(), as tools/flags.h has them. Options act in the order in which they are added, so the
+// preset, which comes first, is what the others change. Names carry the command's dashes.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cpu/queue.h"
+#include "engine/base/check.h"
+#include "engine/option_values.h"
+#include "engine/options.h"
+#include "engine/presets.h"
+#include "engine/sampling_request.h"
+
+namespace tiercel {
+
+inline constexpr int64_t kMaxOptionTokens = int64_t{1} << 40;
+
+template <typename Rows>
+void add_backend_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads) {
+  rows.choice(
+      "--backend", backend,
+      {{"auto", BackendKind::kAuto}, {"cpu", BackendKind::kCpu}, {"cuda", BackendKind::kCuda}},
+      "Where to compute; auto: a CUDA device where there is one");
+  rows.integer("--device", device, 0, 1 << 16, "Which CUDA device");
+  rows.integer("-t,--threads", n_threads, 0, cpu::kMaxThreads, "Threads; 0: all cores");
+}
+
+template <typename Rows>
+void add_budget(Rows& rows, const char* name, int64_t& target, const char* help) {
+  rows.value(name, "N|all", target == kBudgetAll ? "all" : std::to_string(target), help,
+             [&target](const std::string& text) {
+               if (text == "all") {
+                 target = kBudgetAll;
+                 return;
+               }
+               try {
+                 target = parse_integer(text, 1, kMaxOptionTokens);
+               } catch (const Error&) {
+                 fail(ErrorKind::kUsage, "expected a number of tokens or all, found '{}'", text);
+               }
+             });
+}
+
+// The preset comes first: a flag that is given beats it (flags act in the order in which they are
+// added).
+template <typename Rows>
+void add_preset_option(Rows& rows, SessionOptions& options) {
+  std::string legal;
+  for (const AttentionMode mode : attention_modes()) {
+    if (!legal.empty()) legal += '|';
+    legal += name_of(mode);
+  }
+  rows.value(
+      "--attention", legal.c_str(), name_of(options.attention),
+      "Decode: every token, or what a preset selects; the flags below change a preset, their "
+      "defaults are those of shadow",
+      [&options](const std::string& text) {
+        std::vector<std::string_view> all;
+        for (const AttentionMode mode : attention_modes()) {
+          all.emplace_back(name_of(mode));
+          if (text == name_of(mode)) return apply_preset(mode, options);
+        }
+        refuse_choice(text, all);
+      });
+}
+
+template <typename Rows>
+void add_selection_budget(Rows& rows, SelectionOptions& s) {
+  rows.value("--budget", "N|X%|all", std::to_string(s.budget),
+             "Tokens selected per KV head and decode step, or a share of the prompt",
+             [&s](const std::string& text) {
+               s.budget_share = 0;
+               if (text == "all") {
+                 s.budget = kBudgetAll;
+               } else if (text.ends_with('%')) {
+                 s.budget_share = parse_number(text.substr(0, text.size() - 1), 0, 100) / 100;
+               } else {
+                 try {
+                   s.budget = parse_integer(text, 1, kMaxOptionTokens);
+                 } catch (const Error&) {
+                   fail(ErrorKind::kUsage,
+                        "expected a number of tokens, a share such as 2% or all, found '{}'", text);
+                 }
+               }
+             });
+}
+
+template <typename Rows>
+void add_selection_options(Rows& rows, SelectionOptions& s) {
+  rows.section("Selection");
+  add_selection_budget(rows, s);
+  rows.number("--top-p-mass", s.top_p, 0, 1,
+              "Stop below the budget where this share of the weight is selected; 0: off");
+  rows.choice("--index", s.index, {{"mean", IndexKind::kMean}, {"minmax", IndexKind::kMinMax}},
+              "What stands for a chunk: the mean of its keys or their extremes per channel");
+  rows.integer("--chunk-size", s.chunk_size, 1, 4096, "Tokens per chunk; 1: exact tokens");
+  rows.integer("--coarse-chunk", s.coarse_chunk, 0, 1 << 20,
+               "Tokens per block of a first level; 0: one level");
+  rows.number("--coarse-share", s.coarse_share, 0, 1,
+              "Share of the blocks whose chunks are looked at");
+  rows.choice("--group", s.group,
+              {{"max", GroupScore::kMax}, {"mean", GroupScore::kMean}, {"sum", GroupScore::kSum}},
+              "What the query heads of a group make of their weights");
+  rows.choice("--scope", s.scope, {{"head", SelectScope::kKvHead}, {"layer", SelectScope::kLayer}},
+              "A list per KV head or one per layer");
+  rows.number("--reuse", s.reuse, 0, 1,
+              "Keep a list while the query's cosine with its own is this; 0: off");
+  rows.integer("--reuse-steps", s.reuse_steps, 0, INT32_MAX,
+               "Steps that a list serves at most; 0: no limit of its own");
+  rows.integer("--share-layers", s.share_layers, 1, 1 << 20,
+               "Layers that attend what the first of them selected");
+  rows.integer("--miss-cap", s.miss_cap, -1, INT32_MAX,
+               "Chunks fetched per KV head and step, at most; -1: no limit");
+  rows.flag("--estimate", s.estimate, "Chunks beyond --miss-cap count as their means");
+  rows.integer("--sinks", s.sinks, 0, kMaxOptionTokens, "First tokens, always attended exactly");
+  rows.integer("--recent", s.recent, 0, kMaxOptionTokens, "Last tokens, always attended exactly");
+  rows.integer("--outliers", s.outliers, 0, kMaxOptionTokens,
+               "Chunks per KV head that stay exact: those whose mean describes them worst");
+  rows.integer("--static-budget", s.static_budget, 0, kMaxOptionTokens,
+               "Tokens per KV head that stay exact: those that the prompt's end attended most");
+  rows.number("--drop-share", s.drop_share, 0, 1,
+              "Share of the chunks that never compete: those that the prompt's end attended least");
+  rows.number("--slots", s.slots, 0, 1e9, "Selection cache, in budgets");
+  rows.section("Codecs");
+  rows.choice("--key-codec", s.key_codec,
+              {{"auto", KeyCodec::kAuto},
+               {"exact", KeyCodec::kExact},
+               {"lowrank", KeyCodec::kLowRank},
+               {"int8", KeyCodec::kInt8},
+               {"int4", KeyCodec::kInt4}},
+              "Keys: exact beside the values, or coded on the device");
+  rows.integer("--rank", s.rank, 1, 1 << 20, "Rank of the low-rank keys");
+  rows.choice("--rank-codec", s.rank_codec, {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}},
+              "Coefficients of the low-rank keys");
+  rows.choice("--landmark-codec", s.landmark_codec,
+              {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}}, "The index");
+  rows.choice("--value-codec", s.value_codec,
+              {{"bf16", RowCodec::kBf16}, {"int8", RowCodec::kInt8}, {"int4", RowCodec::kInt4}},
+              "Values");
+}
+
+template <typename Rows>
+void add_session_options(Rows& rows, SessionOptions& options) {
+  rows.section("Attention");
+  add_preset_option(rows, options);
+  rows.choice("--prefill", options.prefill,
+              {{"auto", PrefillMode::kAuto},
+               {"dense", PrefillMode::kDense},
+               {"select", PrefillMode::kSelect}},
+              "Prompt: dense, or selected chunks; auto: dense where it is affordable");
+  add_budget(rows, "--prefill-budget", options.prefill_budget,
+             "Tokens selected for a block of prefill");
+  rows.integer("--audit", options.audit, 0, kMaxOptionTokens,
+               "Every N steps measure the attention mass that the selection covered; 0: off");
+  rows.flag("--exact-exp", options.exact_exp, "Prefill with fp32 exponentials (slower)");
+  rows.flag("--no-graphs", options.no_graphs, "Enqueue every decode step anew (CUDA; slower)");
+  add_selection_options(rows, options.selection);
+
+  rows.section("Memory");
+  rows.integer("-c,--ctx-size", options.context, 0, kMaxOptionTokens,
+               "Tokens that the sequence can hold; 0: prompt plus -n");
+  rows.size("--device-memory", options.device_memory, "Limit of the device tier; default: none");
+  rows.size("--host-memory", options.host_memory, "Limit of the host tier; default: none");
+  rows.choice(
+      "--value-home", options.value_home,
+      {{"auto", ValueHome::kAuto}, {"host", ValueHome::kHost}, {"device", ValueHome::kDevice}},
+      "Where values live; auto: on the device while they fit its memory");
+  rows.flag("--strict", options.strict, "Refuse what is otherwise a warning");
+}
+
+template <typename Rows>
+void add_sampling_options(Rows& rows, SamplingRequest& wish) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  rows.section("Sampling (default: generation_config.json, else greedy)");
+  rows.number("--temp,--temperature", wish.temperature, 0, kInfinity, "Temperature; 0: greedy");
+  rows.integer("--top-k", wish.top_k, 0, INT32_MAX, "Keep the K most likely; 0: off");
+  rows.number("--top-p", wish.top_p, 0, 1, "Keep the most likely up to this probability; 1: off");
+  rows.number("--min-p", wish.min_p, 0, 1, "Drop what is below this share of the best; 0: off");
+  rows.integer("-s,--seed", wish.seed, -1, INT64_MAX, "Seed; -1: random, and printed");
+  rows.number("--repeat-penalty", wish.repeat_penalty, 0.01, 1000,
+              "Penalty of repeated tokens; 1: off");
+  rows.integer("--repeat-last-n", wish.repeat_last_n, -1, INT64_MAX,
+               "Tokens that the penalty looks back on; -1: all [64]");
+}
+
+}  // namespace tiercel

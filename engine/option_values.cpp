@@ -1,0 +1,83 @@
+#include "engine/option_values.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+
+namespace tiercel {
+
+int64_t parse_integer(std::string_view text, int64_t low, int64_t high) {
+  int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stop != end || value < low || value > high) {
+    const std::string range = high == INT64_MAX ? fmt::format("from {} up", low)
+                                                : fmt::format("from {} to {}", low, high);
+    fail(ErrorKind::kUsage, "expected an integer {}, found '{}'", range, printable(text, 40));
+  }
+  return value;
+}
+
+double parse_number(std::string_view text, double low, double high) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stop != end || !(value >= low && value <= high)) {
+    const std::string range =
+        std::isinf(high) ? fmt::format("from {} up", low) : fmt::format("from {} to {}", low, high);
+    fail(ErrorKind::kUsage, "expected a number {}, found '{}'", range, printable(text, 40));
+  }
+  return value;
+}
+
+int64_t parse_size(std::string_view text) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  std::string_view unit(stop, static_cast<size_t>(end - stop));
+  while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
+                                                            {"B", 1},
+                                                            {"KiB", 1024},
+                                                            {"MiB", 1048576},
+                                                            {"GiB", 1073741824},
+                                                            {"TiB", 1099511627776}};
+  const auto found = std::find_if(std::begin(kUnits), std::end(kUnits),
+                                  [&](const auto& entry) { return entry.first == unit; });
+  const double bytes = found == std::end(kUnits) ? -1 : value * found->second;
+  if (error != std::errc() || !(bytes >= 0 && bytes < 9e18)) {
+    fail(ErrorKind::kUsage,
+         "expected a size such as 4096, 64MiB or 1.5GiB (KiB, MiB, GiB, TiB or plain bytes), "
+         "found '{}'",
+         printable(text, 40));
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+int64_t parse_tokens(std::string_view text) {
+  int64_t unit = 1;
+  if (text.ends_with('K')) unit = 1024;
+  if (text.ends_with('M')) unit = 1024 * 1024;
+  try {
+    const std::string_view digits = unit > 1 ? text.substr(0, text.size() - 1) : text;
+    return unit * parse_integer(digits, 1, (int64_t{1} << 40) / unit);
+  } catch (const Error&) {
+    fail(ErrorKind::kUsage, "expected a number of tokens such as 4096, 16K or 1M, found '{}'",
+         printable(text, 40));
+  }
+}
+
+void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal) {
+  std::string list;
+  for (size_t i = 0; i < legal.size(); ++i) {
+    list += (i == 0 ? "" : i + 1 == legal.size() ? " or " : ", ") + std::string(legal[i]);
+  }
+  fail(ErrorKind::kUsage, "expected {}, found '{}'", list, printable(text, 40));
+}
+
+}  // namespace tiercel

@@ -1,0 +1,20 @@
+// Values of options as text, for the command's flags and the library's settings alike.
+//
+// All throw Error(kUsage) "expected ..., found '...'" without the option's name, which the caller
+// puts in front.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace tiercel {
+
+// high = INT64_MAX: no limit.
+int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
+double parse_number(std::string_view text, double low, double high);
+int64_t parse_size(std::string_view text);    // "4096", "64MiB", "1.5 GiB"; bytes
+int64_t parse_tokens(std::string_view text);  // "4096", "16K", "1M"; K: 1,024 tokens
+[[noreturn]] void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal);
+
+}  // namespace tiercel

@@ -1,0 +1,22 @@
+// What a caller wants of sampling, and what becomes of it for one model.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "engine/config.h"
+#include "engine/options.h"
+
+namespace tiercel {
+
+struct SamplingRequest {
+  std::optional<double> temperature, top_p, min_p, repeat_penalty;
+  std::optional<int64_t> top_k, repeat_last_n;
+  int64_t seed = -1;  // -1: drawn
+};
+
+// What was asked for, over generation_config.json, over greedy. Draws a seed where one is needed
+// and none is given.
+SamplingOptions resolve_sampling(const SamplingRequest& wish, const ModelConfig::Sampling& advised);
+
+}  // namespace tiercel

@@ -1,0 +1,177 @@
+// Moves a store's state between its tiers and a file. Device memory goes through the backend's
+// copy; what the host can read is written from where it lies, and long rows of plain memory are
+// mapped from the file instead of being read.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/backend.h"
+#include "engine/base/check.h"
+#include "engine/options.h"
+#include "engine/saved_session.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// Bytes that pass through the host's memory in one piece.
+inline constexpr int64_t kStagingBytes = int64_t{16} << 20;
+
+// Tells how many bytes are done. Throws Error(kInterrupted) when the callback asks to stop.
+class ByteProgress {
+ public:
+  ByteProgress(const char* phase, int64_t n_tokens, int64_t total, const ProgressCallback& callback)
+      : phase_(phase),
+        n_tokens_(n_tokens),
+        total_(std::max<int64_t>(total, 1)),
+        callback_(callback) {}
+  void add(int64_t bytes) {
+    done_ += bytes;
+    if (!callback_) return;
+    const double fraction = static_cast<double>(done_) / static_cast<double>(total_);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+    if (!callback_({phase_, fraction,
+                    static_cast<int64_t>(fraction * static_cast<double>(n_tokens_)), n_tokens_,
+                    seconds})) {
+      fail(ErrorKind::kInterrupted, "interrupted");
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  const char* phase_;
+  int64_t n_tokens_, total_, done_ = 0;
+  const ProgressCallback& callback_;
+  Clock::time_point start_ = Clock::now();
+};
+
+template <Backend Device, HostTier Host>
+class StateFiles {
+ public:
+  StateFiles(Device& device, KvStore<Device, Host>& store) : device_(device), store_(store) {}
+
+  // The blocks of state_blocks(), in order. The store has settled.
+  void write(const std::vector<StateBlock>& blocks, SessionFileWriter& file,
+             ByteProgress& progress) {
+    for (const StateBlock& block : blocks) {
+      const auto* address = static_cast<const std::byte*>(store_.address_of(block));
+      CHECK(address != nullptr, "{}", block.name());
+      for (int64_t row = 0; row < block.n_rows; ++row) {
+        write_row(address + row * block.stride, block.row_bytes, is_readable(block), file,
+                  progress);
+      }
+    }
+  }
+
+  // Throws Error when a block is missing, has another size, or names what does not exist. Changes
+  // nothing.
+  void check(const std::vector<StateBlock>& blocks, const SessionFile& file) const {
+    for (const StateBlock& block : blocks) {
+      const FileBlock* from = file.find(block.name());
+      if (from == nullptr) fail("{}: block '{}' is missing", file.path(), block.name());
+      const bool fits =
+          from->n_rows == block.n_rows && (is_window(block) ? from->row_bytes >= block.row_bytes
+                                                            : from->row_bytes == block.row_bytes);
+      if (!fits) {
+        fail("{}: block '{}': expected {} rows of {} bytes, found {} of {}", file.path(),
+             block.name(), block.n_rows, block.row_bytes, from->n_rows, from->row_bytes);
+      }
+      if (block.high > block.low) check_ints(block, *from, file);
+    }
+  }
+
+  // After check(): cannot fail any more but for want of memory.
+  void read(const std::vector<StateBlock>& blocks, const SessionFile& file,
+            ByteProgress& progress) {
+    for (const StateBlock& block : blocks) {
+      const FileBlock& from = *file.find(block.name());
+      auto* address = static_cast<std::byte*>(store_.address_of(block));
+      CHECK(address != nullptr, "{}", block.name());
+      for (int64_t row = 0; row < block.n_rows; ++row) {
+        // Rows that have left the window lie in front, and may be left out.
+        const std::span<const std::byte> bytes =
+            file.row(from, row).last(static_cast<size_t>(block.row_bytes));
+        read_row(bytes, address + row * block.stride, block, from, row, file);
+        progress.add(block.row_bytes);
+      }
+    }
+    device_.finish();
+  }
+
+ private:
+  static bool is_window(const StateBlock& block) {
+    return block.part == StatePart::kRecentKeys || block.part == StatePart::kRecentValues;
+  }
+  bool is_readable(const StateBlock& block) const {
+    return Device::kHostReadable || store_.on_host_tier(block);
+  }
+
+  void move(const void* source, void* target, int64_t bytes) {
+    CopyParams params;
+    params.source = source;
+    params.target = target;
+    params.row_bytes = bytes;
+    copy(device_, params);
+  }
+
+  void write_row(const std::byte* row, int64_t bytes, bool readable, SessionFileWriter& file,
+                 ByteProgress& progress) {
+    for (int64_t at = 0; at < bytes; at += kStagingBytes) {
+      const int64_t n = std::min(kStagingBytes, bytes - at);
+      const std::byte* piece = row + at;
+      if (!readable) {
+        staging_.resize(static_cast<size_t>(std::min(kStagingBytes, bytes)));
+        move(piece, staging_.data(), n);
+        device_.finish();
+        piece = staging_.data();
+      }
+      file.append({piece, static_cast<size_t>(n)});
+      progress.add(n);
+    }
+  }
+
+  void read_row(std::span<const std::byte> bytes, std::byte* target, const StateBlock& block,
+                const FileBlock& from, int64_t row, const SessionFile& file) {
+    if constexpr (Maps<Device>) {
+      const bool whole = from.row_bytes == block.row_bytes && from.row_bytes >= kLongRow;
+      const bool aligned = block.stride % kSessionPage == 0 &&
+                           reinterpret_cast<uintptr_t>(target) % kSessionPage == 0;
+      if (whole && aligned && block.low == block.high) {
+        map_file(device_, target, from.row_stride(), file.descriptor(),
+                 from.offset + row * from.row_stride());
+        return;
+      }
+    }
+    if (is_readable(block)) {
+      std::memcpy(target, bytes.data(), bytes.size());
+    } else {
+      move(bytes.data(), target, static_cast<int64_t>(bytes.size()));
+    }
+  }
+
+  static void check_ints(const StateBlock& block, const FileBlock& from, const SessionFile& file) {
+    for (int64_t row = 0; row < from.n_rows; ++row) {
+      const std::span<const std::byte> bytes = file.row(from, row);
+      for (size_t at = 0; at + sizeof(int32_t) <= bytes.size(); at += sizeof(int32_t)) {
+        int32_t value = 0;
+        std::memcpy(&value, bytes.data() + at, sizeof value);
+        if (value < block.low || value >= block.high) {
+          fail("{}: block '{}': expected numbers from {} to {}, found {}", file.path(),
+               block.name(), block.low, block.high - 1, value);
+        }
+      }
+    }
+  }
+
+  Device& device_;
+  KvStore<Device, Host>& store_;
+  std::vector<std::byte> staging_;
+};
+
+}  // namespace tiercel

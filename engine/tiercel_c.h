@@ -1,0 +1,185 @@
+/* Tiercel's C interface: the one that stays compatible.
+ *
+ *   tiercel_engine* engine = NULL;
+ *   tiercel_session* session = NULL;
+ *   tiercel_error* error = NULL;
+ *   if (tiercel_engine_open("path/to/model", NULL, &engine, &error) == TIERCEL_OK &&
+ *       tiercel_session_open(engine, NULL, &session, &error) == TIERCEL_OK &&
+ *       tiercel_session_prefill(session, text, strlen(text), NULL, NULL, &error) == TIERCEL_OK) ...
+ *
+ * Every function that can fail returns a status and fills *error, where `error` is not NULL, with
+ * an object to be freed; a NULL where an object is needed is such a failure (TIERCEL_USAGE), no
+ * crash. Outputs are written on TIERCEL_OK only. What a function hands out belongs to the caller:
+ * objects have their _free or _close, memory goes to tiercel_free. All of these take NULL and do
+ * nothing.
+ *
+ * Options, numbers and texts go by name, so nothing here needs to change when there are more of
+ * them. Structs are only ever passed by the library, by pointer, and only grow at their end.
+ *
+ * Meaning, errors and threads are those of engine/tiercel.h: an engine's functions are safe from
+ * any thread; a session serves one call at a time, a second one gets TIERCEL_BUSY; sessions of one
+ * engine may be used from different threads and take turns. Options and errors are plain values.
+ * Callbacks come in the calling thread and must return (no longjmp, no exception).
+ */
+#ifndef TIERCEL_C_H_
+#define TIERCEL_C_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define TIERCEL_C_API __attribute__((visibility("default")))
+#else
+#define TIERCEL_C_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Of this header; tiercel_version() is that of the library. Semantic versioning. */
+#define TIERCEL_VERSION_MAJOR 0
+#define TIERCEL_VERSION_MINOR 1
+#define TIERCEL_VERSION_PATCH 0
+
+TIERCEL_C_API const char* tiercel_version(void); /* "0.1.0" */
+TIERCEL_C_API const char* tiercel_commit(void);  /* of the sources, or "unknown" */
+
+typedef int32_t tiercel_status;
+enum {
+  TIERCEL_OK = 0,
+  TIERCEL_RUNTIME = 1,      /* a bad file, a failed read, no memory */
+  TIERCEL_USAGE = 2,        /* a bad argument or option */
+  TIERCEL_DOES_NOT_FIT = 3, /* the memory plan exceeds a limit; nothing was allocated */
+  TIERCEL_STATE = 4,        /* not now: a step before a prompt, a full context */
+  TIERCEL_BUSY = 5,         /* another call on this session is running, or a callback called back */
+  TIERCEL_STOPPED = 6 /* a progress callback asked to stop; the session is empty again. No error
+                         object comes with it */
+};
+
+typedef struct tiercel_error tiercel_error;
+typedef struct tiercel_options tiercel_options;
+typedef struct tiercel_engine tiercel_engine;
+typedef struct tiercel_session tiercel_session;
+
+TIERCEL_C_API tiercel_status
+tiercel_error_status(const tiercel_error* error);                            /* NULL: TIERCEL_OK */
+TIERCEL_C_API const char* tiercel_error_message(const tiercel_error* error); /* NULL: "" */
+TIERCEL_C_API void tiercel_error_free(tiercel_error* error);
+TIERCEL_C_API void tiercel_free(void* memory);
+
+/* ---- options ---- names and values of the command's flags; flags that take no value: "true",
+ * "false" */
+
+/* NULL when there is no memory. */
+TIERCEL_C_API tiercel_options* tiercel_options_new(void);
+TIERCEL_C_API void tiercel_options_free(tiercel_options* options);
+TIERCEL_C_API tiercel_status tiercel_options_set(tiercel_options* options, const char* name,
+                                                 const char* value, tiercel_error** error);
+/* The options that exist: index 0 .. count - 1. NULL beyond. Valid for ever. */
+TIERCEL_C_API size_t tiercel_option_count(void);
+TIERCEL_C_API const char* tiercel_option_name(size_t index);
+TIERCEL_C_API const char* tiercel_option_type(size_t index);    /* "N|X%|all" */
+TIERCEL_C_API const char* tiercel_option_initial(size_t index); /* "": none, or the model says */
+TIERCEL_C_API const char* tiercel_option_help(size_t index);
+
+/* ---- engine ---- a model, its tokenizer, and the threads or the device that compute */
+
+/* options: NULL for none. "backend", "device" and "threads" count here only, the others are the
+ * defaults of sessions. */
+TIERCEL_C_API tiercel_status tiercel_engine_open(const char* directory,
+                                                 const tiercel_options* options,
+                                                 tiercel_engine** engine, tiercel_error** error);
+/* Sessions live on. */
+TIERCEL_C_API void tiercel_engine_close(tiercel_engine* engine);
+/* "layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token" (-1: none) */
+TIERCEL_C_API tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name,
+                                                   double* value, tiercel_error** error);
+/* *tokens: to be freed; n_tokens of them. options: "no-bos" and "special" count. */
+TIERCEL_C_API tiercel_status tiercel_tokenize(const tiercel_engine* engine, const char* text,
+                                              size_t length, const tiercel_options* options,
+                                              int32_t** tokens, size_t* n_tokens,
+                                              tiercel_error** error);
+/* *text: valid UTF-8, zero-terminated, to be freed; length without the zero, may be NULL. */
+TIERCEL_C_API tiercel_status tiercel_detokenize(const tiercel_engine* engine, const int32_t* tokens,
+                                                size_t n_tokens, int skip_special, char** text,
+                                                size_t* length, tiercel_error** error);
+/* The memory that a prompt of so many tokens would take, by names such as "device-total": those
+ * that tiercel_session_number has in common with it. Allocates nothing. */
+TIERCEL_C_API tiercel_status tiercel_engine_plan(const tiercel_engine* engine, int64_t n_prompt,
+                                                 const tiercel_options* options, const char* name,
+                                                 double* value, tiercel_error** error);
+
+/* ---- session ---- one sequence */
+
+typedef struct tiercel_progress {
+  int64_t total, cached, processed; /* tokens of the prompt; taken over; done */
+  double elapsed;                   /* seconds */
+} tiercel_progress;
+/* Return 0 to stop. */
+typedef int (*tiercel_progress_callback)(void* user, const tiercel_progress* progress);
+/* A token and the characters that it completes: `length` bytes, whole UTF-8 characters, no zero
+ * behind them; valid during the call. Return 0 to stop. */
+typedef int (*tiercel_piece_callback)(void* user, int32_t token, const char* text, size_t length);
+
+typedef int32_t tiercel_finish;
+enum {
+  TIERCEL_FINISH_LENGTH = 0,      /* as many tokens as asked for */
+  TIERCEL_FINISH_END_OF_TEXT = 1, /* a token that ends texts */
+  TIERCEL_FINISH_STOPPED = 2,     /* the callback said so */
+  TIERCEL_FINISH_CONTEXT_FULL = 3 /* no room for another token */
+};
+
+TIERCEL_C_API tiercel_status tiercel_session_open(const tiercel_engine* engine,
+                                                  const tiercel_options* options,
+                                                  tiercel_session** session, tiercel_error** error);
+TIERCEL_C_API void tiercel_session_close(tiercel_session* session);
+/* TIERCEL_OK, TIERCEL_STOPPED, or an error. progress: NULL for none. */
+TIERCEL_C_API tiercel_status tiercel_session_prefill(tiercel_session* session, const char* text,
+                                                     size_t length,
+                                                     tiercel_progress_callback progress, void* user,
+                                                     tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_session_prefill_tokens(tiercel_session* session,
+                                                            const int32_t* tokens, size_t n_tokens,
+                                                            tiercel_progress_callback progress,
+                                                            void* user, tiercel_error** error);
+/* Appends up to n tokens. callback: NULL for none, then tiercel_session_tokens says what came.
+ * finish: may be NULL. */
+TIERCEL_C_API tiercel_status tiercel_session_generate(tiercel_session* session, int64_t n,
+                                                      tiercel_piece_callback callback, void* user,
+                                                      tiercel_finish* finish,
+                                                      tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
+                                                  tiercel_error** error);
+/* *logits: [*n] = [vocab_size], valid until the next call on this session; not to be freed. */
+TIERCEL_C_API tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits,
+                                                    size_t* n, tiercel_error** error);
+/* logprobs: [n_tokens], the caller's. The first of an empty session is NaN. */
+TIERCEL_C_API tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* tokens,
+                                                   size_t n_tokens, double* logprobs,
+                                                   tiercel_progress_callback progress, void* user,
+                                                   tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_session_rewind(tiercel_session* session,
+                                                    tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_session_reset(tiercel_session* session, tiercel_error** error);
+/* *tokens: to be freed. */
+TIERCEL_C_API tiercel_status tiercel_session_tokens(const tiercel_session* session,
+                                                    int32_t** tokens, size_t* n_tokens,
+                                                    tiercel_error** error);
+/* One statistic by name, such as "prefill-seconds". Counts are exact up to 2^53. */
+TIERCEL_C_API tiercel_status tiercel_session_number(const tiercel_session* session,
+                                                    const char* name, double* value,
+                                                    tiercel_error** error);
+/* The statistics that exist: index 0 .. count - 1. NULL beyond. */
+TIERCEL_C_API size_t tiercel_number_count(void);
+TIERCEL_C_API const char* tiercel_number_name(size_t index);
+/* "backend", "composition" (what selection does, in one line) or "notes" (what was adjusted, one
+ * per line). *text: zero-terminated, to be freed. */
+TIERCEL_C_API tiercel_status tiercel_session_text(const tiercel_session* session, const char* name,
+                                                  char** text, tiercel_error** error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* TIERCEL_C_H_ */

@@ -1,0 +1,239 @@
+"""The C interface (tiercel_c.h) as ctypes sees it: finding the library, prototypes, errors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_void_p,
+)
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
+
+SONAME = "libtiercel.so.0.1"
+
+OK, STOPPED = 0, 6
+
+
+class Error(Exception):
+    """What the library refuses or cannot do; the text says what would help."""
+
+
+class UsageError(Error, ValueError):
+    """A bad argument or option."""
+
+
+class DoesNotFitError(Error, MemoryError):
+    """The memory plan exceeds a limit; nothing was allocated."""
+
+
+class StateError(Error):
+    """Not now: a step before a prompt, a full context, a closed session."""
+
+
+class BusyError(Error):
+    """Another call on this session is running, or a callback called back."""
+
+
+_ERRORS: Dict[int, Type[Error]] = {2: UsageError, 3: DoesNotFitError, 4: StateError, 5: BusyError}
+
+
+class Progress(NamedTuple):
+    """Of a prefill: tokens in all, taken over from earlier work, done; seconds so far."""
+
+    total: int
+    cached: int
+    processed: int
+    elapsed: float
+
+
+class CProgress(ctypes.Structure):
+    _fields_ = [
+        ("total", c_int64),
+        ("cached", c_int64),
+        ("processed", c_int64),
+        ("elapsed", c_double),
+    ]
+
+
+PROGRESS_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(CProgress))
+PIECE_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, c_size_t)
+
+_H = c_void_p  # a handle
+_E = POINTER(c_void_p)  # tiercel_error**
+_TOKENS = POINTER(c_int32)
+# name: (result, arguments)
+_PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
+    "tiercel_version": (c_char_p, []),
+    "tiercel_commit": (c_char_p, []),
+    "tiercel_error_message": (c_char_p, [_H]),
+    "tiercel_error_free": (None, [_H]),
+    "tiercel_free": (None, [c_void_p]),
+    "tiercel_options_new": (c_void_p, []),
+    "tiercel_options_free": (None, [_H]),
+    "tiercel_options_set": (c_int32, [_H, c_char_p, c_char_p, _E]),
+    "tiercel_option_count": (c_size_t, []),
+    "tiercel_option_name": (c_char_p, [c_size_t]),
+    "tiercel_option_help": (c_char_p, [c_size_t]),
+    "tiercel_engine_open": (c_int32, [c_char_p, _H, POINTER(_H), _E]),
+    "tiercel_engine_close": (None, [_H]),
+    "tiercel_engine_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_engine_plan": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_tokenize": (
+        c_int32,
+        [_H, c_char_p, c_size_t, _H, POINTER(_TOKENS), POINTER(c_size_t), _E],
+    ),
+    "tiercel_detokenize": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, c_int, POINTER(c_void_p), POINTER(c_size_t), _E],
+    ),
+    "tiercel_session_open": (c_int32, [_H, _H, POINTER(_H), _E]),
+    "tiercel_session_close": (None, [_H]),
+    "tiercel_session_prefill_tokens": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, PROGRESS_CALLBACK, c_void_p, _E],
+    ),
+    "tiercel_session_prefill": (
+        c_int32,
+        [_H, c_char_p, c_size_t, PROGRESS_CALLBACK, c_void_p, _E],
+    ),
+    "tiercel_session_generate": (
+        c_int32,
+        [_H, c_int64, PIECE_CALLBACK, c_void_p, POINTER(c_int32), _E],
+    ),
+    "tiercel_session_step": (c_int32, [_H, c_int32, _E]),
+    "tiercel_session_logits": (c_int32, [_H, POINTER(POINTER(c_float)), POINTER(c_size_t), _E]),
+    "tiercel_session_score": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, POINTER(c_double), PROGRESS_CALLBACK, c_void_p, _E],
+    ),
+    "tiercel_session_rewind": (c_int32, [_H, _E]),
+    "tiercel_session_reset": (c_int32, [_H, _E]),
+    "tiercel_session_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
+    "tiercel_session_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_number_count": (c_size_t, []),
+    "tiercel_number_name": (c_char_p, [c_size_t]),
+    "tiercel_session_text": (c_int32, [_H, c_char_p, POINTER(c_void_p), _E]),
+}
+
+
+def _candidates() -> List[str]:
+    named = os.environ.get("TIERCEL_LIBRARY")
+    if named:
+        return [named]
+    found: List[str] = []
+    for prefix in Path(__file__).resolve().parents:
+        for pattern in (f"lib/{SONAME}", f"lib64/{SONAME}", f"lib/*/{SONAME}"):
+            found += [str(path) for path in prefix.glob(pattern)]
+    return found + [SONAME]
+
+
+def _load() -> ctypes.CDLL:
+    reasons = []
+    for candidate in _candidates():
+        try:
+            found = ctypes.CDLL(candidate)
+            break
+        except OSError as error:
+            reasons.append(str(error))
+    else:
+        raise ImportError(
+            "libtiercel cannot be loaded: " + "; ".join(reasons)
+            + ". Install it (cmake --install), or name the file in TIERCEL_LIBRARY."
+        )
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(found, name, None)
+        if function is None:
+            raise ImportError(f"{found._name} has no {name}: another version of libtiercel?")
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+library = _load()
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Calls a function whose last parameter takes the error; raises it."""
+    error = c_void_p()
+    status = getattr(library, name)(*arguments, byref(error))
+    if status in (OK, STOPPED):
+        return status
+    message = library.tiercel_error_message(error).decode("utf-8", "replace")
+    library.tiercel_error_free(error)
+    raise _ERRORS.get(status, Error)(message)
+
+
+class OptionHandle:
+    """A tiercel_options for the length of a with block; True and False as the library spells."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._handle: Optional[int] = None
+
+    def __enter__(self) -> Optional[int]:
+        self._handle = library.tiercel_options_new()
+        try:
+            for name, value in self._values.items():
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                key = encoded(name.replace("_", "-"))
+                call("tiercel_options_set", self._handle, key, encoded(text))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._handle
+
+    def __exit__(self, *_: Any) -> None:
+        library.tiercel_options_free(self._handle)
+        self._handle = None
+
+
+def encoded(text: str) -> bytes:
+    """For a parameter that ends with its first zero."""
+    if "\0" in text:
+        raise UsageError(f"{text!r}: expected text without NUL")
+    return os.fsencode(text)
+
+
+def take_text(pointer: c_void_p, length: Optional[int] = None) -> str:
+    """The text at a pointer that is ours, which is freed."""
+    try:
+        data = ctypes.string_at(pointer) if length is None else ctypes.string_at(pointer, length)
+        return data.decode("utf-8")
+    finally:
+        library.tiercel_free(pointer)
+
+
+def take_tokens(tokens: Any, n: int) -> List[int]:
+    """The tokens at a pointer that is ours, which is freed."""
+    try:
+        return tokens[:n]
+    finally:
+        library.tiercel_free(ctypes.cast(tokens, c_void_p))
+
+
+def version() -> str:
+    """Of the library."""
+    return library.tiercel_version().decode()
+
+
+def commit() -> str:
+    """Of the library's sources, or "unknown"."""
+    return library.tiercel_commit().decode()
+
+
+def options() -> Dict[str, str]:
+    """What can be set, each with one sentence."""
+    found = {}
+    for i in range(library.tiercel_option_count()):
+        name = library.tiercel_option_name(i).decode().replace("-", "_")
+        found[name] = library.tiercel_option_help(i).decode()
+    return found

@@ -1,0 +1,259 @@
+"""Engine and Session: the C handles with Python's manners."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from . import _abi
+from ._abi import OptionHandle, Progress, StateError, UsageError, call, encoded, library
+
+ProgressCallback = Callable[[Progress], bool]
+
+
+class Piece(NamedTuple):
+    """A token and the whole characters that it completes, often none."""
+
+    token: int
+    text: str
+
+
+class Generation(NamedTuple):
+    """reason: "length", "end of text", "stopped" (by the callback) or "context full"."""
+
+    tokens: List[int]
+    text: str
+    reason: str
+
+
+_REASONS = ("length", "end of text", "stopped", "context full")
+
+
+def _c_tokens(tokens: Sequence[int]) -> Any:
+    for index, token in enumerate(tokens):
+        if not 0 <= token < 1 << 31:
+            raise UsageError(f"token {token} at index {index}: expected 0 to {2**31 - 1}")
+    return (c_int32 * len(tokens))(*tokens)
+
+
+class _Guard:
+    """Runs Python in a callback; what it raises stops the call and is raised again behind it."""
+
+    def __init__(self) -> None:
+        self.raised: Optional[BaseException] = None
+
+    def run(self, function: Callable[[], bool]) -> int:
+        try:
+            return 1 if function() else 0
+        except BaseException as error:  # KeyboardInterrupt too
+            self.raised = error
+            return 0
+
+    def check(self) -> None:
+        if self.raised is not None:
+            raise self.raised
+
+
+class Engine:
+    """A model in memory, its tokenizer, and what computes. Lives on in its sessions."""
+
+    def __init__(self, directory: Union[str, "os.PathLike[str]"], **options: Any) -> None:
+        """options: backend, device and threads; others become the defaults of sessions."""
+        self._handle = c_void_p()
+        with OptionHandle(options) as handle:
+            call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(self._handle))
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library.tiercel_engine_close(self._handle)
+
+    def session(self, **options: Any) -> "Session":
+        """An empty session; memory is taken by its prefill."""
+        return Session(self, options)
+
+    def tokenize(self, text: str, **options: Any) -> List[int]:
+        """options: no_bos, special."""
+        data = text.encode("utf-8", "surrogatepass")
+        tokens, n = POINTER(c_int32)(), c_size_t()
+        with OptionHandle(options) as handle:
+            call("tiercel_tokenize", self._handle, data, len(data), handle, byref(tokens), byref(n))
+        return _abi.take_tokens(tokens, n.value)
+
+    def detokenize(self, tokens: Sequence[int], skip_special: bool = False) -> str:
+        text, length = c_void_p(), c_size_t()
+        call("tiercel_detokenize", self._handle, _c_tokens(tokens), len(tokens), int(skip_special),
+             byref(text), byref(length))
+        return _abi.take_text(text, length.value)
+
+    def plan(self, n_prompt: int, **options: Any) -> Dict[str, int]:
+        """Bytes by purpose that a prompt of so many tokens would take; allocates nothing."""
+        names = ("device-total", "host-total", "resident", "context")
+        with OptionHandle(options) as handle:
+            return {name.replace("-", "_"): self._plan(n_prompt, handle, name) for name in names}
+
+    def _plan(self, n_prompt: int, options: Optional[int], name: str) -> int:
+        value = c_double()
+        call("tiercel_engine_plan", self._handle, n_prompt, options, name.encode(), byref(value))
+        return int(value.value)
+
+    def info(self) -> Dict[str, int]:
+        """The model: layers, vocab_size, max_positions, parameters, weight_bytes, bos_token."""
+        names = ("layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token")
+        values: Dict[str, int] = {}
+        for name in names:
+            value = c_double()
+            call("tiercel_engine_number", self._handle, name.encode(), byref(value))
+            values[name.replace("-", "_")] = int(value.value)
+        return values
+
+
+class Session:
+    """One sequence: begins empty, takes a prompt once (prefill or score), grows behind it.
+
+    One call at a time. Close it, or use it in a with block, to give its memory back early.
+    """
+
+    def __init__(self, engine: Engine, options: Dict[str, Any]) -> None:
+        self._session = c_void_p()
+        self.finish_reason: Optional[str] = None  # of the last stream or generate
+        with OptionHandle(options) as handle:
+            call("tiercel_session_open", engine._handle, handle, byref(self._session))
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None):
+            self.close()
+
+    def close(self) -> None:
+        library.tiercel_session_close(self._session)
+        self._session = c_void_p()
+
+    @property
+    def _handle(self) -> c_void_p:
+        if not self._session:
+            raise StateError("this session is closed")
+        return self._session
+
+    def prefill(
+        self, prompt: Union[str, Sequence[int]], progress: Optional[ProgressCallback] = None
+    ) -> bool:
+        """Runs the prompt, text or tokens.
+
+        False: progress returned False, the session is empty again.
+        """
+        guard, report = self._reporter(progress)
+        if isinstance(prompt, str):
+            data = prompt.encode("utf-8", "surrogatepass")
+            status = call("tiercel_session_prefill", self._handle, data, len(data), report, None)
+        else:
+            status = call("tiercel_session_prefill_tokens", self._handle, _c_tokens(prompt),
+                          len(prompt), report, None)
+        guard.check()
+        return status == _abi.OK
+
+    @staticmethod
+    def _reporter(progress: Optional[ProgressCallback]) -> Tuple[_Guard, Any]:
+        guard = _Guard()
+
+        # Even without a callback: this is where Ctrl-C gets its turn.
+        @_abi.PROGRESS_CALLBACK
+        def report(_: Any, p: Any) -> int:
+            seen = Progress(p[0].total, p[0].cached, p[0].processed, p[0].elapsed)
+            return guard.run(lambda: progress is None or bool(progress(seen)))
+
+        return guard, report
+
+    def generate(self, n: int, callback: Optional[Callable[[Piece], bool]] = None) -> Generation:
+        """Appends up to n tokens; callback returns False to stop. Splitting n changes nothing."""
+        guard = _Guard()
+        pieces: List[Piece] = []
+
+        @_abi.PIECE_CALLBACK
+        def take(_: Any, token: int, text: Any, length: int) -> int:
+            def run() -> bool:
+                data = ctypes.string_at(text, length) if length else b""
+                pieces.append(Piece(token, data.decode("utf-8")))
+                return callback is None or bool(callback(pieces[-1]))
+
+            return guard.run(run)
+
+        finish = c_int32()
+        call("tiercel_session_generate", self._handle, n, take, None, byref(finish))
+        guard.check()
+        self.finish_reason = _REASONS[finish.value]
+        return Generation([p.token for p in pieces], "".join(p.text for p in pieces),
+                          self.finish_reason)
+
+    def stream(self, n: int) -> Iterator[Piece]:
+        """As generate, a piece at a time; what is not asked for is not computed."""
+        for _ in range(n):
+            result = self.generate(1)
+            if result.tokens:
+                yield Piece(result.tokens[0], result.text)
+            if result.reason != "length":
+                return
+
+    def step(self, token: int) -> None:
+        """Appends one token."""
+        if not 0 <= token < 1 << 31:
+            raise UsageError(f"token {token}: expected 0 to {2**31 - 1}")
+        call("tiercel_session_step", self._handle, token)
+
+    def logits(self) -> "array[float]":
+        """fp32, one per token of the vocabulary, behind the last token."""
+        pointer, n = POINTER(c_float)(), c_size_t()
+        call("tiercel_session_logits", self._handle, byref(pointer), byref(n))
+        return array("f", ctypes.string_at(pointer, 4 * n.value))
+
+    def score(
+        self, tokens: Sequence[int], progress: Optional[ProgressCallback] = None
+    ) -> List[float]:
+        """Appends tokens; log p of each given all before it. The first of an empty session is NaN.
+
+        Empty: progress (of a prompt only) returned False, the session is empty again.
+        """
+        guard, report = self._reporter(progress)
+        logprobs = (c_double * len(tokens))()
+        status = call("tiercel_session_score", self._handle, _c_tokens(tokens), len(tokens),
+                      logprobs, report, None)
+        guard.check()
+        return list(logprobs) if status == _abi.OK else []
+
+    def rewind(self) -> None:
+        """Back to the end of the prompt."""
+        call("tiercel_session_rewind", self._handle)
+
+    def reset(self) -> None:
+        """Empty again, memory given back."""
+        call("tiercel_session_reset", self._handle)
+
+    @property
+    def tokens(self) -> List[int]:
+        tokens, n = POINTER(c_int32)(), c_size_t()
+        call("tiercel_session_tokens", self._handle, byref(tokens), byref(n))
+        return _abi.take_tokens(tokens, n.value)
+
+    def stats(self) -> Dict[str, float]:
+        """Statistics and memory plan by name; zeros in an empty session."""
+        values: Dict[str, float] = {}
+        for i in range(library.tiercel_number_count()):
+            name, value = library.tiercel_number_name(i), c_double()
+            call("tiercel_session_number", self._handle, name, byref(value))
+            key = name.decode().replace("-", "_")
+            counts = not key.endswith("_seconds") and not key.startswith("audit_mass")
+            values[key] = int(value.value) if counts else value.value
+        return values
+
+    def describe(self, what: str) -> str:
+        """ "backend", "composition" or "notes"."""
+        text = c_void_p()
+        call("tiercel_session_text", self._handle, what.encode(), byref(text))
+        return _abi.take_text(text)

@@ -1,0 +1,205 @@
+/* The C interface from C11, linked: legal calls, and illegal ones that must give errors. The exit
+ * code is the line of the first expectation that failed. */
+#include <math.h>
+#include <string.h>
+
+#include "engine/tiercel_c.h"
+
+#define EXPECT(condition)             \
+  do {                                \
+    if (!(condition)) fail(__LINE__); \
+  } while (0)
+
+_Noreturn void _Exit(int);
+static void fail(int line) { _Exit(line < 255 ? line : 255); }
+
+/* The call must fail with this status and a message that holds this text. */
+#define EXPECT_ERROR(call, status, text)                        \
+  do {                                                          \
+    EXPECT((call) == (status));                                 \
+    EXPECT(tiercel_error_status(error) == (status));            \
+    EXPECT(strstr(tiercel_error_message(error), text) != NULL); \
+    tiercel_error_free(error);                                  \
+    error = NULL;                                               \
+  } while (0)
+
+struct heard {
+  int calls;
+  size_t bytes;
+  int stop_after;
+};
+
+static int on_piece(void* user, int32_t token, const char* text, size_t length) {
+  struct heard* heard = user;
+  (void)text;
+  EXPECT(token >= 0);
+  heard->bytes += length;
+  return ++heard->calls != heard->stop_after;
+}
+
+static int on_progress(void* user, const tiercel_progress* p) {
+  struct heard* heard = user;
+  EXPECT(p->total > 0 && p->cached == 0 && p->processed <= p->total && p->elapsed >= 0);
+  return ++heard->calls != heard->stop_after;
+}
+
+static void null_is_refused(void) {
+  tiercel_error* error = NULL;
+  int32_t* tokens = NULL;
+  const float* logits = NULL;
+  size_t n = 0;
+  double number = 0;
+  char* text = NULL;
+  EXPECT_ERROR(tiercel_options_set(NULL, "budget", "1", &error), TIERCEL_USAGE, "options");
+  EXPECT_ERROR(tiercel_engine_open(NULL, NULL, NULL, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_engine_number(NULL, "layers", &number, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_tokenize(NULL, "x", 1, NULL, &tokens, &n, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_detokenize(NULL, NULL, 0, 0, &text, NULL, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_engine_plan(NULL, 5, NULL, "resident", &number, &error), TIERCEL_USAGE,
+               "engine");
+  EXPECT_ERROR(tiercel_session_open(NULL, NULL, NULL, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_prefill(NULL, "x", 1, NULL, NULL, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_prefill_tokens(NULL, NULL, 0, NULL, NULL, &error), TIERCEL_USAGE,
+               "session");
+  EXPECT_ERROR(tiercel_session_generate(NULL, 1, NULL, NULL, NULL, &error), TIERCEL_USAGE,
+               "session");
+  EXPECT_ERROR(tiercel_session_step(NULL, 1, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_logits(NULL, &logits, &n, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_score(NULL, NULL, 0, NULL, NULL, NULL, &error), TIERCEL_USAGE,
+               "session");
+  EXPECT_ERROR(tiercel_session_rewind(NULL, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_reset(NULL, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_tokens(NULL, &tokens, &n, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_number(NULL, "seed", &number, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_text(NULL, "notes", &text, &error), TIERCEL_USAGE, "session");
+  /* Nobody has to listen, and nothing need be there. */
+  EXPECT(tiercel_session_rewind(NULL, NULL) == TIERCEL_USAGE);
+  EXPECT(tiercel_error_status(NULL) == TIERCEL_OK && *tiercel_error_message(NULL) == '\0');
+  tiercel_error_free(NULL);
+  tiercel_options_free(NULL);
+  tiercel_session_close(NULL);
+  tiercel_engine_close(NULL);
+  tiercel_free(NULL);
+}
+
+static void options_are_listed(void) {
+  tiercel_error* error = NULL;
+  tiercel_options* options = tiercel_options_new();
+  size_t i = 0, n = tiercel_option_count();
+  EXPECT(n > 40 && tiercel_option_name(n) == NULL && tiercel_option_help(n) == NULL);
+  for (i = 0; i < n; ++i) {
+    EXPECT(*tiercel_option_name(i) && *tiercel_option_type(i) && *tiercel_option_help(i));
+    /* What an option starts with is a legal value of it. */
+    if (*tiercel_option_initial(i)) {
+      EXPECT(tiercel_options_set(options, tiercel_option_name(i), tiercel_option_initial(i),
+                                 &error) == TIERCEL_OK);
+    }
+  }
+  EXPECT_ERROR(tiercel_options_set(options, "bugdet", "1", &error), TIERCEL_USAGE, "budget");
+  EXPECT_ERROR(tiercel_options_set(options, "budget", NULL, &error), TIERCEL_USAGE, "value");
+  EXPECT_ERROR(tiercel_options_set(options, "budget", "many", &error), TIERCEL_USAGE, "'many'");
+  tiercel_options_free(options);
+}
+
+static void texts_and_tokens(tiercel_engine* engine) {
+  static const char text[] =
+      "Gr\xC3\xBC\xC3\x9F"
+      "e, two words\n";
+  tiercel_error* error = NULL;
+  int32_t* tokens = NULL;
+  size_t n = 0, length = 0;
+  char* back = NULL;
+  const int32_t bad = 1 << 20;
+  double value = 0;
+  EXPECT(tiercel_tokenize(engine, text, strlen(text), NULL, &tokens, &n, &error) == TIERCEL_OK);
+  EXPECT(n > 3);
+  EXPECT(tiercel_detokenize(engine, tokens, n, 1, &back, &length, &error) == TIERCEL_OK);
+  EXPECT(length == strlen(text) && strcmp(back, text) == 0);
+  tiercel_free(back);
+  tiercel_free(tokens);
+  EXPECT(tiercel_tokenize(engine, NULL, 0, NULL, &tokens, &n, NULL) == TIERCEL_OK && n <= 1);
+  tiercel_free(tokens);
+  EXPECT_ERROR(tiercel_tokenize(engine, NULL, 3, NULL, &tokens, &n, &error), TIERCEL_USAGE, "text");
+  EXPECT_ERROR(tiercel_detokenize(engine, &bad, 1, 0, &back, NULL, &error), TIERCEL_USAGE,
+               "1048576");
+  EXPECT(tiercel_engine_number(engine, "vocab-size", &value, &error) == TIERCEL_OK &&
+         value == 2048);
+  EXPECT_ERROR(tiercel_engine_number(engine, "x", &value, &error), TIERCEL_USAGE, "vocab-size");
+  EXPECT(tiercel_engine_plan(engine, 5000, NULL, "device-total", &value, &error) == TIERCEL_OK);
+  EXPECT(value > 1e6);
+  EXPECT_ERROR(tiercel_engine_plan(engine, 5000, NULL, "seed", &value, &error), TIERCEL_USAGE,
+               "resident");
+}
+
+static void one_sequence(tiercel_engine* engine) {
+  static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
+  tiercel_error* error = NULL;
+  tiercel_options* options = tiercel_options_new();
+  tiercel_session* session = NULL;
+  struct heard heard = {0, 0, 1};
+  tiercel_finish finish = -1;
+  int32_t first[3], *tokens = NULL;
+  double logprobs[3] = {0}, value = 0;
+  size_t i = 0, n = 0, n_prompt = 0;
+  const float* logits = NULL;
+  char* words = NULL;
+  EXPECT(tiercel_options_set(options, "n-predict", "8", &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_open(engine, options, &session, &error) == TIERCEL_OK);
+  tiercel_options_free(options);
+  EXPECT_ERROR(tiercel_session_step(session, 1, &error), TIERCEL_STATE, "prefill");
+  EXPECT(tiercel_session_prefill(session, text, strlen(text), on_progress, &heard, &error) ==
+         TIERCEL_STOPPED);
+  EXPECT(error == NULL && heard.calls == 1);
+  heard.stop_after = 0;
+  EXPECT(tiercel_session_prefill(session, text, strlen(text), on_progress, &heard, &error) ==
+         TIERCEL_OK);
+  EXPECT(tiercel_session_tokens(session, &tokens, &n_prompt, &error) == TIERCEL_OK);
+  tiercel_free(tokens);
+  heard = (struct heard){0, 0, 0};
+  EXPECT(tiercel_session_generate(session, 3, on_piece, &heard, &finish, &error) == TIERCEL_OK);
+  EXPECT(heard.calls == 3 && heard.bytes > 0 && finish == TIERCEL_FINISH_LENGTH);
+  EXPECT(tiercel_session_tokens(session, &tokens, &n, &error) == TIERCEL_OK && n == n_prompt + 3);
+  memcpy(first, tokens + n_prompt, sizeof(first));
+  tiercel_free(tokens);
+  EXPECT(tiercel_session_rewind(session, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_logits(session, &logits, &n, &error) == TIERCEL_OK && n == 2048);
+  for (i = 0; i < n; ++i) EXPECT(logits[i] <= logits[first[0]]);
+  EXPECT(tiercel_session_score(session, first, 3, logprobs, NULL, NULL, &error) == TIERCEL_OK);
+  for (i = 0; i < 3; ++i) EXPECT(logprobs[i] < 0 && logprobs[i] > -12);
+  EXPECT_ERROR(tiercel_session_score(session, first, 3, NULL, NULL, NULL, &error), TIERCEL_USAGE,
+               "logprobs");
+  EXPECT(tiercel_session_generate(session, 100, NULL, NULL, &finish, &error) == TIERCEL_OK);
+  EXPECT(finish == TIERCEL_FINISH_CONTEXT_FULL || finish == TIERCEL_FINISH_END_OF_TEXT);
+  EXPECT_ERROR(tiercel_session_prefill(session, "x", 1, NULL, NULL, &error), TIERCEL_STATE,
+               "reset");
+  for (i = 0; i < tiercel_number_count(); ++i) {
+    EXPECT(tiercel_session_number(session, tiercel_number_name(i), &value, &error) == TIERCEL_OK);
+  }
+  EXPECT(tiercel_number_name(i) == NULL);
+  EXPECT_ERROR(tiercel_session_number(session, "speed", &value, &error), TIERCEL_USAGE, "seed");
+  EXPECT(tiercel_session_text(session, "backend", &words, &error) == TIERCEL_OK);
+  EXPECT(strncmp(words, "cpu: ", 5) == 0);
+  tiercel_free(words);
+  EXPECT_ERROR(tiercel_session_text(session, "song", &words, &error), TIERCEL_USAGE, "composition");
+  EXPECT(tiercel_session_reset(session, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_prefill_tokens(session, first, 3, NULL, NULL, &error) == TIERCEL_OK);
+  tiercel_session_close(session);
+}
+
+int main(int argc, char** argv) {
+  tiercel_error* error = NULL;
+  tiercel_engine* engine = NULL;
+  tiercel_options* options = tiercel_options_new();
+  EXPECT(argc == 2);
+  null_is_refused();
+  options_are_listed();
+  EXPECT_ERROR(tiercel_engine_open("/nowhere", NULL, &engine, &error), TIERCEL_RUNTIME, "/nowhere");
+  EXPECT(tiercel_options_set(options, "backend", "cpu", NULL) == TIERCEL_OK);
+  EXPECT(tiercel_options_set(options, "threads", "2", NULL) == TIERCEL_OK);
+  EXPECT(tiercel_engine_open(argv[1], options, &engine, &error) == TIERCEL_OK);
+  tiercel_options_free(options);
+  texts_and_tokens(engine);
+  one_sequence(engine);
+  tiercel_engine_close(engine);
+  return 0;
+}

@@ -1,0 +1,158 @@
+"""The Python module: what it adds to the C interface, and that nothing is lost on the way."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+import unittest
+
+import tiercel
+
+MODEL = os.environ["TIERCEL_MODEL"]
+PROMPT = (
+    "Step 3 of the guide explains how part 7 of the machine is cleaned. " * 5
+    + "\nThe magic number for silver-harbor is 48213.\n"
+    + "Step 4 of the guide explains how part 9 of the machine is cleaned. " * 5
+    + "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is"
+)
+
+
+class Module(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.engine = tiercel.Engine(MODEL, backend="cpu", threads=2)
+
+    def test_stream_is_generate(self):
+        with self.engine.session(budget=128, n_predict=16) as session:
+            seen = []
+            self.assertTrue(session.prefill(PROMPT, progress=lambda p: seen.append(p) or True))
+            self.assertEqual(seen[-1].processed, seen[-1].total)
+            self.assertEqual(seen[-1].total, len(session.tokens))
+            pieces = list(session.stream(10))
+            self.assertEqual(len(pieces), 10)
+            self.assertEqual(session.finish_reason, "length")
+            session.rewind()
+            whole = session.generate(10)
+            self.assertEqual(whole.tokens, [p.token for p in pieces])
+            self.assertEqual(whole.text, "".join(p.text for p in pieces))
+            self.assertTrue(whole.text.startswith(" 48213"), whole.text)
+            self.assertEqual(session.generate(100).reason, "context full")
+            self.assertEqual(session.stats()["generated_tokens"], 16)
+
+    def test_a_stream_left_alone_computes_no_more(self):
+        session = self.engine.session()
+        session.prefill(PROMPT)
+        for _ in session.stream(1000):
+            break
+        self.assertEqual(session.stats()["generated_tokens"], 1)
+
+    def test_cancelling(self):
+        session = self.engine.session()
+        self.assertFalse(session.prefill(PROMPT, progress=lambda p: False))
+        self.assertEqual(session.tokens, [])
+        self.assertEqual(session.score(self.engine.tokenize(PROMPT), progress=lambda p: False), [])
+        self.assertTrue(session.prefill(self.engine.tokenize(PROMPT)))
+        result = session.generate(9, lambda piece: False)
+        self.assertEqual((len(result.tokens), result.reason), (1, "stopped"))
+
+    def test_what_a_callback_raises_comes_through(self):
+        session = self.engine.session()
+        with self.assertRaises(ZeroDivisionError):
+            session.prefill(PROMPT, progress=lambda p: 1 / 0)
+        session.prefill(PROMPT)
+        with self.assertRaises(KeyboardInterrupt):
+            session.generate(4, self.interrupt)
+
+    @staticmethod
+    def interrupt(piece):
+        raise KeyboardInterrupt
+
+    def test_scores_and_logits(self):
+        ids = self.engine.tokenize(PROMPT)
+        session = self.engine.session()
+        scores = session.score(ids)
+        self.assertTrue(math.isnan(scores[0]) and all(s <= 0 for s in scores[1:]))
+        logits = session.logits()
+        self.assertEqual(len(logits), self.engine.info()["vocab_size"])
+        best = max(range(len(logits)), key=logits.__getitem__)
+        total = math.log(sum(math.exp(x - logits[best]) for x in logits))
+        self.assertAlmostEqual(session.score([best])[0], -total, places=5)
+        session.step(7)
+        self.assertEqual(session.tokens, ids + [best, 7])
+
+    def test_text_survives(self):
+        text = "Grüße, 世界!\0 \U0001F600 end"
+        ids = self.engine.tokenize(text, no_bos=True)
+        self.assertEqual(self.engine.detokenize(ids), text)
+        self.assertEqual(self.engine.tokenize(text)[1:], ids)
+        self.assertEqual(self.engine.detokenize([]), "")
+
+    def test_errors(self):
+        session = self.engine.session()
+        for kind, call in [
+            (tiercel.Error, lambda: tiercel.Engine("/nowhere")),
+            (tiercel.UsageError, lambda: self.engine.session(bugdet=1)),
+            (tiercel.UsageError, lambda: self.engine.session(budget="a\0b")),
+            (tiercel.UsageError, lambda: self.engine.detokenize([1 << 40])),
+            (tiercel.UsageError, lambda: session.prefill([-1])),
+            (tiercel.UsageError, lambda: session.prefill([])),
+            (tiercel.StateError, lambda: session.step(1)),
+            (tiercel.StateError, lambda: session.generate(1)),
+            (tiercel.StateError, lambda: list(session.stream(1))),
+            (tiercel.DoesNotFitError,
+             lambda: self.engine.session(device_memory="1MiB").prefill(PROMPT)),
+        ]:
+            with self.assertRaises(kind):
+                call()
+        with self.assertRaisesRegex(ValueError, "expected bf16, int8 or int4, found 'int3'"):
+            self.engine.session(value_codec="int3")
+        session.close()
+        session.close()
+        with self.assertRaises(tiercel.StateError):
+            session.prefill(PROMPT)
+
+    def test_busy_and_threads(self):
+        session = self.engine.session()
+        session.prefill(PROMPT)
+
+        def call_back(piece):
+            with self.assertRaises(tiercel.BusyError):
+                session.step(1)
+            return True
+
+        alone = session.generate(4, call_back).tokens
+        answers = [None] * 4
+
+        def work(i):
+            mine = self.engine.session()
+            mine.prefill(PROMPT)
+            answers[i] = mine.generate(4).tokens
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(answers, [alone] * 4)
+
+    def test_options_versions_plans(self):
+        self.assertIn("value_codec", tiercel.options())
+        self.assertRegex(tiercel.version(), r"^\d+\.\d+\.\d+$")
+        self.assertTrue(tiercel.commit())
+        self.assertGreater(self.engine.plan(100000)["resident"], self.engine.plan(1000)["resident"])
+        session = self.engine.session(attention="quest")
+        session.prefill(PROMPT)
+        self.assertIn("minmax", session.describe("composition"))
+
+    def test_a_missing_library_is_explained(self):
+        env = dict(os.environ, TIERCEL_LIBRARY="/nowhere/libtiercel.so")
+        result = subprocess.run([sys.executable, "-B", "-c", "import tiercel"], env=env,
+                                capture_output=True, text=True, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("/nowhere/libtiercel.so", result.stderr)
+        self.assertIn("TIERCEL_LIBRARY", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

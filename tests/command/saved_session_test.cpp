@@ -1,0 +1,159 @@
+// tiercel run --save-session and --session: what is saved is what goes on, and a process that is
+// killed while it saves leaves no file that opens wrongly. TIERCEL_KILLS=1000 kills that often.
+#include "engine/saved_session.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "engine/base/check.h"
+#include "tests/command/process.h"
+#include "tests/seed.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Launch run_demo(std::vector<std::string> more) {
+  Launch launch{.arguments = {"run", "-m", demo_model()}};
+  launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
+  return launch;
+}
+
+std::string filler(int n_sentences) {
+  std::string text;
+  for (int i = 0; i < n_sentences; ++i) {
+    text += "Step " + std::to_string(i) + " of the guide explains how part " +
+            std::to_string(i * 37 % 101) + " of the machine is cleaned. ";
+    if (i == n_sentences / 2) text += "\nThe magic number for otter is 4821.\n";
+  }
+  return text;
+}
+
+TEST(RunSaved, GoesOnFromWhatWasSaved) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session", report = scratch / "report.json";
+  write_file(scratch / "prompt", filler(60));
+  const Result saved = run(run_demo({"-f", scratch / "prompt", "-n", "12", "--ignore-eos",
+                                     "--attention", "tokenselect", "--save-session", file}));
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  for (const char* word : {"session file", "save time"}) {
+    EXPECT_TRUE(contains(saved.err, word)) << word << "\n" << saved.err;
+  }
+  EXPECT_FALSE(fs::exists(file + ".partial"));
+  // The composition need not be repeated.
+  const Result restored =
+      run(run_demo({"--session", file, "-n", "12", "--ignore-eos", "--report", report}));
+  ASSERT_EQ(restored.code, 0) << restored.err;
+  EXPECT_EQ(restored.out, saved.out);
+  EXPECT_TRUE(contains(restored.err, "restore time")) << restored.err;
+  const Json json = Json::parse(read_file(report));
+  EXPECT_EQ(json["attention"]["mode"], "tokenselect");
+  EXPECT_EQ(json["restored_tokens"], json["prompt_tokens"]);
+  EXPECT_GT(json["restored_tokens"], 1000);
+}
+
+TEST(RunSaved, AnswersAFollowUp) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session", again = scratch / "again.session";
+  const std::string question =
+      "\nWhat is the magic number for otter? The magic number for otter is";
+  const Result saved = run(run_demo({"-p", filler(60), "-n", "0", "--save-session", file, "-q"}));
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  const Result answer =
+      run(run_demo({"--session", file, "-p", question, "-n", "4", "--save-session", again}));
+  EXPECT_EQ(answer.code, 0) << answer.err;
+  EXPECT_TRUE(answer.out.starts_with(" 4821")) << answer.out;
+  const Result once_more = run(run_demo({"--session", again, "-n", "4"}));
+  EXPECT_EQ(once_more.out, answer.out);
+}
+
+TEST(RunSaved, RefusesWithTheReason) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session";
+  ASSERT_EQ(run(run_demo({"-p", filler(40), "-n", "0", "--save-session", file})).code, 0);
+  const auto refuse = [&](std::vector<std::string> flags, int code,
+                          const std::vector<std::string>& words) {
+    const Result result = run(run_demo(std::move(flags)));
+    EXPECT_EQ(result.code, code) << result.err;
+    EXPECT_EQ(result.out, "");
+    for (const std::string& word : words) {
+      EXPECT_TRUE(contains(result.err, word)) << word << "\n" << result.err;
+    }
+  };
+  refuse({"--session", scratch / "none"}, 1, {"--session", "No such file"});
+  refuse({"--session", file, "--value-codec", "int8"}, 2, {file, "--value-codec bf16, here int8"});
+  refuse({"--session", file, "--attention", "dense"}, 2, {file, "--attention shadow"});
+  refuse({"-p", "x", "--save-session", "/dev/full"}, 1, {"/dev/full", "a device"});
+  refuse({"-p", "x", "--save-session", scratch / "none/s"}, 1, {"No such file"});
+  const std::string golden = TIERCEL_SOURCE_DIR "/tests/golden/models/llama";
+  const Result other = run({.arguments = {"run", "-m", golden, "--session", file}});
+  EXPECT_NE(other.code, 0);
+  std::string bytes = read_file(file);
+  bytes[bytes.size() / 2] ^= 4;
+  write_file(file, bytes);
+  refuse({"--session", file, "-n", "2"}, 1, {file, "checksum"});
+}
+
+TEST(RunSaved, KillsLeaveNoFileThatOpensWrongly) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session";
+  const auto command = run_demo({"-p", filler(150), "-n", "0", "--save-session", file, "-q"});
+  const char* wanted = std::getenv("TIERCEL_KILLS");
+  const int n_kills = wanted != nullptr ? std::atoi(wanted) : 20;
+  const std::string partial = file + ".partial";
+  // How long a whole run takes, and how long it writes.
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  Clock::duration whole{}, writing{};
+  {
+    Process process(command);
+    ASSERT_TRUE(process.wait_until([&] { return fs::exists(partial) || fs::exists(file); }));
+    const auto opened = Clock::now();
+    ASSERT_EQ(process.wait().code, 0);
+    whole = Clock::now() - begin;
+    writing = Clock::now() - opened;
+  }
+  const auto size = fs::file_size(file);
+  std::mt19937_64 random(seed());
+  int n_there = 0, n_partial = 0;
+  for (int i = 0; i < n_kills; ++i) {
+    // Every third time the file of an earlier run is there, and must stay or be replaced as a
+    // whole; every fourth time, what a killed one left.
+    if (i % 3 != 0) fs::remove(file);
+    if (i % 4 != 0) fs::remove(partial);
+    const bool was_there = fs::exists(file), left_over = fs::exists(partial);
+    {
+      Process process(command);
+      // Mostly from the moment that the file is being written, which is a small part of the run.
+      if (!left_over) {
+        process.wait_until([&] { return fs::exists(partial) || (!was_there && fs::exists(file)); });
+      }
+      const auto longest = std::chrono::duration_cast<std::chrono::microseconds>(
+          left_over ? whole * 5 / 4 : writing * 5 / 4);
+      std::this_thread::sleep_for(longest * static_cast<int64_t>(random() % 1000) / 1000);
+      process.signal(SIGKILL);
+      process.wait();
+    }
+    n_partial += fs::exists(partial);
+    if (was_there) {
+      ASSERT_TRUE(fs::exists(file));
+    }
+    if (!fs::exists(file)) continue;
+    ++n_there;
+    ASSERT_EQ(fs::file_size(file), size);
+    ASSERT_NO_THROW(SavedSession::open(file)->file().check_blocks(2)) << "kill " << i;
+  }
+  EXPECT_GT(n_there, 1) << "no save was completed";
+  EXPECT_GT(n_partial, 0) << "no save was hit: this test shows nothing";
+  RecordProperty("complete", n_there);
+  RecordProperty("partial", n_partial);
+  EXPECT_EQ(run(command).code, 0) << "what the killed ones left is in nobody's way";
+  EXPECT_FALSE(fs::exists(partial));
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,384 @@
+// A restored session is the saved one: the same logits and the same steps from there on, for every
+// kind of state that a composition keeps; and what it was not saved with is refused with the
+// reason.
+#include "engine/saved_session.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "engine/base/check.h"
+#include "engine/presets.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+namespace fs = std::filesystem;
+
+#if defined(TIERCEL_TEST_BACKEND)
+constexpr BackendKind kBackend = BackendKind::TIERCEL_TEST_BACKEND;
+#else
+constexpr BackendKind kBackend = BackendKind::kCpu;
+#endif
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kPrompt = 150, kSteps = 70, kMore = 3;
+#else
+constexpr int64_t kPrompt = 600, kSteps = 90, kMore = 40;
+#endif
+constexpr int64_t kNew = kSteps + kMore + 2;
+
+class Folder {
+ public:
+  Folder() {
+    std::string pattern = (fs::temp_directory_path() / "tiercel-saved-XXXXXX").string();
+    path_ = ::mkdtemp(pattern.data());
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  fs::path path_;
+};
+
+std::string golden(const std::string& name) {
+  return std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + name;
+}
+
+std::shared_ptr<Model> open_model(const std::string& directory) {
+  return Model::open(directory, {.backend = kBackend, .n_threads = 2});
+}
+
+std::vector<int32_t> random_ids(const Model& model, int64_t n) {
+  std::mt19937_64 random(test::seed());
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  for (int32_t& id : ids) {
+    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
+  }
+  return ids;
+}
+
+std::vector<float> logits_of(Session& session) {
+  const auto logits = session.logits();
+  return {logits.begin(), logits.end()};
+}
+
+// Logits after each of n forced tokens.
+std::vector<float> walk(Session& session, std::span<const int32_t> ids) {
+  std::vector<float> all;
+  for (const int32_t id : ids) {
+    session.step(id);
+    const auto logits = session.logits();
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, square = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    square += std::pow(static_cast<double>(a[i]), 2);
+  }
+  return std::sqrt(difference / square);
+}
+
+// The message of the Error that `action` throws; empty when it throws none.
+template <typename F>
+std::string complaint(F action, ErrorKind* kind = nullptr) {
+  try {
+    action();
+  } catch (const Error& error) {
+    if (kind != nullptr) *kind = error.kind();
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// A session of kPrompt random tokens and `steps` more, and its file.
+struct Saved {
+  Saved(const std::string& directory, const SessionOptions& options, int64_t steps)
+      : model(open_model(directory)), ids(random_ids(*model, kPrompt + kNew)) {
+    plan = Session::plan(*model, options, kPrompt, kNew);
+    session = Session::open(model, plan);
+    EXPECT_TRUE(session->prefill(std::span(ids).first(kPrompt), {}));
+    n = kPrompt + steps;
+    walk(*session, std::span(ids).subspan(kPrompt, static_cast<size_t>(steps)));
+    session->save(file, std::span(ids).first(static_cast<size_t>(n)), {});
+  }
+  std::unique_ptr<Session> restored(const SessionOptions& options, int64_t n_new) const {
+    const auto saved = SavedSession::open(file);
+    auto copy = Session::open(model, Session::plan(*model, options, *saved, n_new));
+    copy->restore(*saved, {});
+    return copy;
+  }
+  std::unique_ptr<Session> restored() const {
+    SessionOptions options = SavedSession::open(file)->options();
+    options.no_graphs = true;
+    return restored(options, kPrompt + kNew - n);
+  }
+  std::span<const int32_t> next() const {
+    return std::span(ids).subspan(static_cast<size_t>(n), kMore);
+  }
+
+  Folder folder;
+  std::string file = folder / "a.session";
+  std::shared_ptr<Model> model;
+  std::vector<int32_t> ids;
+  SessionPlan plan;
+  std::unique_ptr<Session> session;
+  int64_t n = 0;
+};
+
+SessionOptions small(AttentionMode mode) {
+  SessionOptions options = preset(mode);
+  SelectionOptions& s = options.selection;
+  s.budget = 64;
+  s.recent = 32;
+  s.outliers = std::min<int64_t>(s.outliers, 2);
+  s.static_budget = std::min<int64_t>(s.static_budget, 32);
+  s.rank = 32;
+  if (s.key_codec == KeyCodec::kAuto && mode == AttentionMode::kShadow) {
+    s.key_codec = KeyCodec::kLowRank;
+  }
+  options.no_graphs = true;  // replayed steps cut attention for another length: other roundings
+  return options;
+}
+
+void expect_same_session(const std::string& model, const SessionOptions& options,
+                         const std::string& what) {
+  SCOPED_TRACE(what);
+  for (const int64_t steps : {int64_t{0}, kSteps}) {
+    SCOPED_TRACE(steps);
+    Saved saved(golden(model), options, steps);
+    if (steps == 0) {
+      EXPECT_EQ(Session::saved_bytes(*saved.model, saved.plan, kPrompt),
+                static_cast<int64_t>(fs::file_size(saved.file)));
+    }
+    const auto copy = saved.restored();
+    EXPECT_EQ(copy->n_tokens(), saved.n);
+    EXPECT_EQ(logits_of(*copy), logits_of(*saved.session));
+    const std::vector<float> expected = walk(*saved.session, saved.next());
+    EXPECT_EQ(walk(*copy, saved.next()), expected);
+    // Both can, or both cannot, go back.
+    const auto rewound = [](Session& session) {
+      const std::string why = complaint([&] { session.rewind(); });
+      return why.empty() ? logits_of(session) : std::vector<float>();
+    };
+    EXPECT_EQ(rewound(*copy), rewound(*saved.session));
+  }
+}
+
+TEST(SavedSession, EveryPresetGoesOnAsIfNothingHadHappened) {
+  for (const AttentionMode mode : attention_modes()) {
+    expect_same_session("llama", small(mode), name_of(mode));
+  }
+}
+
+TEST(SavedSession, EveryCodecAndHome) {
+  SessionOptions options = small(AttentionMode::kShadow);
+  options.selection.key_codec = KeyCodec::kInt8;
+  options.selection.value_codec = RowCodec::kInt8;
+  options.selection.landmark_codec = RowCodec::kInt8;
+  options.audit = 3;
+  expect_same_session("llama", options, "int8 everywhere, audited");
+  options = small(AttentionMode::kShadow);
+  options.selection.rank_codec = RowCodec::kInt8;
+  options.selection.value_codec = RowCodec::kInt4;
+  options.value_home = ValueHome::kDevice;
+  expect_same_session("llama", options, "int8 coefficients, int4 values on the device");
+  options = small(AttentionMode::kShadow);
+  options.selection.key_codec = KeyCodec::kExact;
+  options.value_home = ValueHome::kDevice;
+  expect_same_session("llama", options, "resident");
+  options = small(AttentionMode::kShadow);
+  options.selection.miss_cap = 2;
+  options.selection.estimate = true;
+  expect_same_session("llama", options, "capped and estimated");
+  options = small(AttentionMode::kShadow);
+  options.selection.reuse_steps = 7;
+  expect_same_session("llama", options, "lists that serve seven steps");
+  options = small(AttentionMode::kMpcache);
+  options.selection.landmark_codec = RowCodec::kInt8;
+  expect_same_session("llama", options, "two levels over int8");
+}
+
+TEST(SavedSession, SlidingWindows) {
+  for (const char* model : {"mistral_window", "qwen2_window"}) {
+    expect_same_session(model, small(AttentionMode::kDense), model);
+    expect_same_session(model, small(AttentionMode::kShadow), model);
+  }
+}
+
+// A longer context moves every plane; another cache starts empty. Only roundings may differ.
+TEST(SavedSession, AnotherContextAndAnotherCache) {
+  for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
+    Saved saved(golden("llama"), small(mode), kSteps);
+    SessionOptions options = SavedSession::open(saved.file)->options();
+    options.selection.slots = 5;
+    options.selection.budget = 1000;
+    const auto longer = saved.restored(options, 3000);
+    EXPECT_GT(longer->plan().context, 3000);
+    longer->set_budget(64);
+    const auto shorter = saved.restored(SavedSession::open(saved.file)->options(), kMore);
+    EXPECT_EQ(logits_of(*longer), logits_of(*saved.session));
+    EXPECT_EQ(logits_of(*shorter), logits_of(*saved.session));
+    const std::vector<float> expected = walk(*saved.session, saved.next());
+    // The noise of bf16 activations (session_test.cpp).
+    EXPECT_LT(relative_difference(expected, walk(*longer, saved.next())), 0.05);
+    EXPECT_LT(relative_difference(expected, walk(*shorter, saved.next())), 0.05);
+    EXPECT_TRUE(contains(complaint([&] { shorter->step(0); }), "is full"));
+  }
+}
+
+TEST(SavedSession, IsSavedAgainWithItsTokens) {
+  const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
+  const auto copy = saved.restored();
+  walk(*copy, saved.next());
+  const auto n = static_cast<size_t>(saved.n + kMore);
+  const std::string again = saved.folder / "again.session";
+  copy->save(again, std::span(saved.ids).first(n), {});
+  const auto file = SavedSession::open(again);
+  EXPECT_EQ(file->n_tokens(), saved.n + kMore);
+  EXPECT_EQ(file->n_prompt(), kPrompt);
+  EXPECT_TRUE(std::ranges::equal(file->ids(), std::span(saved.ids).first(n)));
+  auto third = Session::open(saved.model, Session::plan(*saved.model, file->options(), *file, 1));
+  third->restore(*file, {});
+  EXPECT_EQ(logits_of(*third), logits_of(*copy));
+}
+
+// ---- what is refused ----
+
+void copy_model(const std::string& from, const std::string& to) {
+  fs::create_directories(to);
+  for (const auto& entry : fs::directory_iterator(from)) {
+    fs::copy_file(entry.path(), fs::path(to) / entry.path().filename());
+  }
+}
+
+TEST(SavedSession, AnotherModelIsRefused) {
+  const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
+  const auto file = SavedSession::open(saved.file);
+  const auto refuse = [&](const std::string& directory) {
+    const auto other = open_model(directory);
+    ErrorKind kind = ErrorKind::kRuntime;
+    const std::string why =
+        complaint([&] { Session::plan(*other, file->options(), *file, 8); }, &kind);
+    EXPECT_TRUE(contains(why, "another model")) << why;
+    EXPECT_EQ(kind, ErrorKind::kUsage);
+  };
+  refuse(golden("qwen3"));
+  refuse(golden("llama_biases"));
+  // One byte of one weight.
+  const std::string changed = saved.folder / "changed";
+  copy_model(golden("llama"), changed);
+  {
+    std::fstream weights(changed + "/model.safetensors",
+                         std::ios::in | std::ios::out | std::ios::binary);
+    weights.seekg(-7, std::ios::end);
+    const char byte = static_cast<char>(weights.get() ^ 1);
+    weights.seekp(-7, std::ios::end);
+    weights.put(byte);
+  }
+  refuse(changed);
+  // The same weights with other positions.
+  const std::string turned = saved.folder / "turned";
+  copy_model(golden("llama"), turned);
+  std::ifstream stream(turned + "/config.json");
+  std::string config(std::istreambuf_iterator<char>(stream), {});
+  const size_t at = config.find("\"rope_theta\": ");
+  ASSERT_NE(at, std::string::npos);
+  config.insert(at + 14, "3");
+  std::ofstream(turned + "/config.json") << config;
+  refuse(turned);
+}
+
+TEST(SavedSession, OtherOptionsAreRefusedByName) {
+  const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
+  const auto file = SavedSession::open(saved.file);
+  const auto refuse = [&](const char* flag, auto change) {
+    SessionOptions options = file->options();
+    change(options);
+    ErrorKind kind = ErrorKind::kRuntime;
+    const std::string why =
+        complaint([&] { Session::plan(*saved.model, options, *file, 8); }, &kind);
+    EXPECT_TRUE(contains(why, flag)) << flag << ": " << why;
+    EXPECT_TRUE(contains(why, saved.file)) << why;
+    EXPECT_EQ(kind, ErrorKind::kUsage);
+  };
+  using O = SessionOptions;
+  refuse("--attention shadow", [](O& o) { apply_preset(AttentionMode::kDense, o); });
+  refuse("--chunk-size 8", [](O& o) { o.selection.chunk_size = 16; });
+  refuse("--index mean", [](O& o) {
+    o.selection.index = IndexKind::kMinMax;
+    o.selection.outliers = 0;
+  });
+  refuse("--coarse-chunk", [](O& o) { o.selection.coarse_chunk = 32; });
+  refuse("--share-layers", [](O& o) { o.selection.share_layers = 2; });
+  refuse("--estimate", [](O& o) { o.selection.miss_cap = 1, o.selection.estimate = true; });
+  refuse("--sinks", [](O& o) { o.selection.sinks = 64; });
+  refuse("--recent 32", [](O& o) { o.selection.recent = 33; });
+  refuse("--outliers 2", [](O& o) { o.selection.outliers = 1; });
+  refuse("--outliers 2", [](O& o) {
+    o.selection.outliers = 0;
+    o.selection.static_budget = 8;
+  });
+  refuse("--drop-share", [](O& o) { o.selection.drop_share = 0.1; });
+  refuse("--key-codec lowrank", [](O& o) { o.selection.key_codec = KeyCodec::kInt8; });
+  refuse("--rank 32", [](O& o) { o.selection.rank = 16; });
+  refuse("--rank-codec", [](O& o) { o.selection.rank_codec = RowCodec::kInt8; });
+  refuse("--landmark-codec", [](O& o) { o.selection.landmark_codec = RowCodec::kInt8; });
+  refuse("--value-codec", [](O& o) { o.selection.value_codec = RowCodec::kInt8; });
+  refuse("--audit", [](O& o) { o.audit = 1; });
+  SessionOptions narrow = file->options();
+  narrow.context = kPrompt - 1;
+  EXPECT_TRUE(
+      contains(complaint([&] { Session::plan(*saved.model, narrow, *file, 8); }), "--ctx-size"));
+}
+
+TEST(SavedSession, CallsOutOfOrderAreRefused) {
+  const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
+  const auto file = SavedSession::open(saved.file);
+  Session& session = *saved.session;
+  const auto ids = std::span(saved.ids);
+  EXPECT_TRUE(contains(complaint([&] { session.restore(*file, {}); }), "holds tokens"));
+  EXPECT_TRUE(contains(complaint([&] { session.prefill(ids.first(3), {}); }), "holds"));
+  EXPECT_TRUE(contains(complaint([&] { session.save(saved.file, ids.first(3), {}); }), "3 ids"));
+  const auto fresh =
+      Session::open(saved.model, Session::plan(*saved.model, file->options(), *file, 1));
+  EXPECT_TRUE(contains(complaint([&] { fresh->save(saved.file, {}, {}); }), "0 tokens"));
+  EXPECT_TRUE(contains(complaint([&] { fresh->prefill(ids.first(3), {}); }), "1 were planned"));
+}
+
+TEST(SavedSession, AStoppedSaveLeavesTheFileThatWasThere) {
+  const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
+  const auto size = fs::file_size(saved.file);
+  saved.session->step(1);
+  std::vector<int32_t> ids(saved.ids.begin(), saved.ids.begin() + kPrompt);
+  ids.push_back(1);
+  ErrorKind kind = ErrorKind::kRuntime;
+  complaint([&] { saved.session->save(saved.file, ids, [](const Progress&) { return false; }); },
+            &kind);
+  EXPECT_EQ(kind, ErrorKind::kInterrupted);
+  EXPECT_FALSE(fs::exists(saved.file + ".partial"));
+  EXPECT_EQ(fs::file_size(saved.file), size);
+  EXPECT_EQ(SavedSession::open(saved.file)->n_tokens(), kPrompt);
+  saved.restored();
+}
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,157 @@
+// A stranger's path: install, find the package, build the examples, run them. From an installed
+// tree that has been moved, and with nothing of the sources but the examples.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "tests/command/process.h"
+#include "tests/shell.h"
+
+namespace tiercel::test {
+namespace {
+
+const std::string kSource = TIERCEL_SOURCE_DIR;
+// A fact among filler and the question for it.
+std::string prompt() {
+  std::string text;
+  for (int i = 0; i < 12; ++i) {
+    text += "Step " + std::to_string(i) + " of the guide explains how part " +
+            std::to_string(i * 37 % 101) + " of the machine is cleaned. ";
+    if (i == 5) text += "\nThe magic number for silver-harbor is 48213.\n";
+  }
+  return text +
+         "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is";
+}
+const std::string kPrompt = prompt();
+
+// An installation that has been moved after it was made.
+class Installed : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const ShellResult result =
+        shell("cmake --install " TIERCEL_BINARY_DIR " --prefix " + (scratch_ / "first"));
+    ASSERT_EQ(result.code, 0) << result.output;
+    fs::rename(scratch_ / "first", prefix());
+    const ShellResult find = shell("find " + prefix() + " -name 'libtiercel.so' -printf '%h'");
+    library_dir_ = find.output;
+    ASSERT_FALSE(library_dir_.empty());
+    write_file(scratch_ / "prompt.txt", kPrompt);
+  }
+  std::string prefix() const { return scratch_ / "moved"; }
+  std::string library_dir() const { return library_dir_; }
+  // Shell words that name the package and let what was linked run.
+  std::string pkg_config(const std::string& arguments) const {
+    return "$(PKG_CONFIG_PATH=" + library_dir() + "/pkgconfig pkg-config " + arguments +
+           " tiercel)";
+  }
+  std::string with_library() const { return "LD_LIBRARY_PATH=" + library_dir() + " "; }
+  Scratch scratch_;
+
+ private:
+  std::string library_dir_;
+};
+
+void expect_the_answer(const ShellResult& result) {
+  EXPECT_EQ(result.code, 0) << result.output;
+  EXPECT_TRUE(contains(result.output, " 48213")) << result.output;
+}
+
+TEST_F(Installed, HasWhatItPromisesAndNothingElse) {
+  const ShellResult find = shell(
+      "cd " + prefix() + " && find . -type f -o -type l | sed 's/x86_64-linux-gnu.//' | sort");
+  for (const char* file :
+       {"./bin/tiercel", "./include/tiercel/tiercel.h", "./include/tiercel/tiercel_c.h",
+        "./lib/libtiercel.so", "./lib/cmake/tiercel/tiercel-config.cmake",
+        "./lib/pkgconfig/tiercel.pc", "./share/tiercel/python/pyproject.toml",
+        "./share/tiercel/python/tiercel/__init__.py", "./share/tiercel/examples/c/main.c"}) {
+    EXPECT_TRUE(contains(find.output, std::string(file) + "\n")) << file << "\n" << find.output;
+  }
+  EXPECT_FALSE(contains(find.output, ".a\n")) << find.output;
+  EXPECT_FALSE(contains(find.output, "__pycache__")) << find.output;
+  // Nothing points back at where it was built or first installed.
+  const ShellResult grep = shell("grep -rlI -e " TIERCEL_BINARY_DIR " -e " + kSource +
+                                 "/engine -e " + (scratch_ / "first") + " " + prefix());
+  EXPECT_EQ(grep.output, "");
+  const ShellResult version = shell(prefix() + "/bin/tiercel --version");
+  EXPECT_EQ(version.output.find("tiercel 0."), 0u) << version.output;
+  EXPECT_TRUE(contains(version.output, "(commit ")) << version.output;
+}
+
+TEST_F(Installed, CppByFindPackage) {
+  const std::string build = scratch_ / "build";
+  const ShellResult make =
+      shell("cmake -S " + prefix() + "/share/tiercel/examples/cpp -B " + build +
+            " -DCMAKE_PREFIX_PATH=" + prefix() + " && cmake --build " + build);
+  ASSERT_EQ(make.code, 0) << make.output;
+  expect_the_answer(shell(build + "/continue " + demo_model() + " " + (scratch_ / "prompt.txt")));
+  const ShellResult wrong = shell(build + "/continue /nowhere " + (scratch_ / "prompt.txt"));
+  EXPECT_EQ(wrong.code, 1);
+  EXPECT_TRUE(contains(wrong.output, "/nowhere: expected")) << wrong.output;
+}
+
+TEST_F(Installed, ANewerVersionIsNotFound) {
+  write_file(scratch_ / "CMakeLists.txt",
+             "cmake_minimum_required(VERSION 3.16)\nproject(x NONE)\n"
+             "find_package(tiercel 0.99 REQUIRED)\n");
+  const ShellResult result = shell("cmake -S " + (scratch_ / "") + " -B " + (scratch_ / "b") +
+                                   " -DCMAKE_PREFIX_PATH=" + prefix());
+  EXPECT_NE(result.code, 0);
+  EXPECT_TRUE(contains(result.output, "version: 0.")) << result.output;
+}
+
+TEST_F(Installed, CAndCppByPkgConfig) {
+  const std::string examples = prefix() + "/share/tiercel/examples/";
+  const ShellResult c = shell("cc -std=c11 -Wall -Wextra -Werror " + examples + "c/main.c " +
+                              pkg_config("--cflags --libs") + " -o " + (scratch_ / "c"));
+  ASSERT_EQ(c.code, 0) << c.output;
+  expect_the_answer(
+      shell(with_library() + (scratch_ / "c") + " " + demo_model() + " '" + kPrompt + "'"));
+  const ShellResult cpp =
+      shell("c++ -std=c++20 -Wall -Wextra -Werror " + examples + "cpp/main.cpp " +
+            pkg_config("--cflags --libs") + " -o " + (scratch_ / "cpp"));
+  ASSERT_EQ(cpp.code, 0) << cpp.output;
+  expect_the_answer(shell(with_library() + (scratch_ / "cpp") + " " + demo_model() + " " +
+                          (scratch_ / "prompt.txt")));
+  const ShellResult version = shell("echo " + pkg_config("--modversion"));
+  EXPECT_EQ(version.output.find("0."), 0u) << version.output;
+}
+
+TEST_F(Installed, Python) {
+  if (shell("command -v python3").code != 0) GTEST_SKIP() << "no python3";
+  // The module finds the library of the prefix that it lies in.
+  expect_the_answer(shell("PYTHONPATH=" + prefix() + "/share/tiercel/python python3 -B " +
+                          prefix() + "/share/tiercel/examples/python/continue.py " + demo_model() +
+                          " '" + kPrompt + "' ' 12345'"));
+}
+
+// The program that the README shows, word for word.
+TEST_F(Installed, TheReadmesProgram) {
+  const std::string readme = read_file(kSource + "/README.md");
+  const size_t begin = readme.find("```cpp\n");
+  ASSERT_NE(begin, std::string::npos);
+  const size_t end = readme.find("```\n", begin + 7);
+  const std::string program = readme.substr(begin + 7, end - begin - 7);
+  EXPECT_LE(std::count(program.begin(), program.end(), '\n'), 20);
+  write_file(scratch_ / "readme.cpp", program);
+  const ShellResult make =
+      shell("c++ -std=c++20 -Wall -Wextra -Werror " + (scratch_ / "readme.cpp") + " " +
+            pkg_config("--cflags --libs") + " -o " + (scratch_ / "readme"));
+  ASSERT_EQ(make.code, 0) << make.output;
+  expect_the_answer(
+      shell(with_library() + (scratch_ / "readme") + " " + demo_model() + " '" + kPrompt + "'"));
+}
+
+TEST(Examples, AreShort) {
+  for (const char* file :
+       {"/examples/cpp/main.cpp", "/examples/c/main.c", "/examples/python/continue.py"}) {
+    const std::string text = read_file(kSource + file);
+    EXPECT_GT(text.size(), 0u) << file;
+    EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 60) << file;
+  }
+}
+
+}  // namespace
+}  // namespace tiercel::test
