@@ -183,6 +183,12 @@ class KvStore {
   int64_t kv() const { return layout_.shape.n_kv_heads; }
   int32_t chunk() const { return layout_.settings.chunk_tokens; }
 
+  // Landmarks in bf16, chunk after chunk: the index, or what a coded one is made from.
+  struct LandmarkPlane {
+    bf16* rows = nullptr;
+    int64_t head_stride = 0;
+  };
+  LandmarkPlane landmark_plane(const Index& index) const;
   // Whose index and selection this layer uses.
   Index& index_of(int64_t layer) { return layers_[layout_.leader(layer)].index; }
   const Index& index_of(int64_t layer) const { return layers_[layout_.leader(layer)].index; }
@@ -206,13 +212,14 @@ class KvStore {
                  int64_t n_rows);
 
   // prefill
+  void build_index(const Index& index, const LandmarkParams& keys, const bf16* values);
   void append_landmarks(int64_t layer, const RopeAppendParams& append, int64_t first_token,
                         int64_t n_tokens);
   const bf16* prefill_landmarks(int64_t layer, int64_t* head_stride) const;
   void index_layer(int64_t layer, int64_t n_tokens);
   void encode_index(Index& index, const bf16* landmarks, int64_t first_landmark, int64_t first_chunk,
                     int64_t end_chunk);
-  void build_blocks(Index& index, const bf16* landmarks, int64_t head_stride, int64_t end_chunk);
+  void build_blocks(Index& index, const LandmarkPlane& plane, int64_t end_chunk);
   void choose_exact_chunks(int64_t layer, int64_t n_tokens);
   void weigh_chunks(int64_t layer);
   void gather_exact_chunks(int64_t layer);

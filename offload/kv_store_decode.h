@@ -60,26 +60,11 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   if (layout_.indexed(index)) {
     Index& its = layer.index;
     LandmarkParams params = landmark_params(recent.keys, stride, recent.base, first, end);
-    params.kind = o.index;
-    params.landmarks = its.landmarks;
-    params.landmark_head_stride = layout_.chunks * layout_.landmark_elements();
-    if (its.codes != nullptr) {
-      params.landmarks = index_plane_;
-      params.first_landmark = first;
-      params.landmark_head_stride = layout_.index_plane_chunks() * layout_.landmark_elements();
-    }
-    build_landmarks(device_, params);
+    if (its.codes != nullptr) params.first_landmark = first;
+    build_index(its, params, recent.values);
     encode_index(its, index_plane_, first, first, end);
     // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
-    if (its.codes == nullptr) {
-      build_blocks(its, its.landmarks, params.landmark_head_stride, end);
-    }
-    if (its.value_means != nullptr) {
-      params = landmark_params(recent.values, stride, recent.base, first, end);
-      params.landmarks = its.value_means;
-      params.landmark_head_stride = layout_.chunks * d();
-      build_landmarks(device_, params);
-    }
+    if (its.codes == nullptr) build_blocks(its, landmark_plane(its), end);
   }
   if (o.keys != KeyForm::kExact) {
     side_.wait(device_.record());

@@ -23,6 +23,33 @@ LandmarkParams KvStore<Device, Host>::landmark_params(const bf16* rows, int64_t 
   return params;
 }
 
+template <typename Device, typename Host>
+typename KvStore<Device, Host>::LandmarkPlane KvStore<Device, Host>::landmark_plane(
+    const Index& index) const {
+  const int64_t width = layout_.landmark_elements();
+  if (index.codes != nullptr) return {index_plane_, layout_.index_plane_chunks() * width};
+  return {index.landmarks, layout_.chunks * width};
+}
+
+// Landmarks of keys, and the means of the values that stand in the same rows.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::build_index(const Index& index, const LandmarkParams& keys,
+                                        const bf16* values) {
+  const LandmarkPlane plane = landmark_plane(index);
+  LandmarkParams params = keys;
+  params.kind = layout_.settings.index;
+  params.landmarks = plane.rows;
+  params.landmark_head_stride = plane.head_stride;
+  build_landmarks(device_, params);
+  if (index.value_means == nullptr) return;
+  params = keys;
+  params.keys = values;
+  params.first_landmark = 0;
+  params.landmarks = index.value_means;
+  params.landmark_head_stride = layout_.chunks * d();
+  build_landmarks(device_, params);
+}
+
 // Landmarks of the chunks that these prompt tokens completed.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::append_landmarks(int64_t layer, const RopeAppendParams& append,
@@ -31,22 +58,8 @@ void KvStore<Device, Host>::append_landmarks(int64_t layer, const RopeAppendPara
   const int64_t first = first_token / chunk(), end = (first_token + n_tokens) / chunk();
   const bool weighs_means = o.weighs_chunks() && o.index != IndexKind::kMean;
   if (layout_.indexed(layer) && end > first) {
-    const Index& index = layers_[layer].index;
-    LandmarkParams params = landmark_params(append.keys, append.head_stride, 0, first, end);
-    params.kind = o.index;
-    params.landmarks = index.landmarks;
-    params.landmark_head_stride = layout_.chunks * layout_.landmark_elements();
-    if (index.codes != nullptr) {
-      params.landmarks = index_plane_;
-      params.landmark_head_stride = layout_.index_plane_chunks() * layout_.landmark_elements();
-    }
-    build_landmarks(device_, params);
-    if (index.value_means != nullptr) {
-      params = landmark_params(append.values, append.head_stride, 0, first, end);
-      params.landmarks = index.value_means;
-      params.landmark_head_stride = layout_.chunks * d();
-      build_landmarks(device_, params);
-    }
+    build_index(layers_[layer].index,
+                landmark_params(append.keys, append.head_stride, 0, first, end), append.values);
   }
   const bool selects = o.select_prefill && layout_.shape.window[layer] == 0;
   const bool needs_means =
@@ -68,9 +81,9 @@ const bf16* KvStore<Device, Host>::prefill_landmarks(int64_t layer, int64_t* hea
     *head_stride = layout_.mean_plane_chunks() * d();
     return plane_means_;
   }
-  const Index& index = layers_[layer].index;
-  *head_stride = (index.codes != nullptr ? layout_.index_plane_chunks() : layout_.chunks) * d();
-  return index.codes != nullptr ? index_plane_ : index.landmarks;
+  const LandmarkPlane plane = landmark_plane(layers_[layer].index);
+  *head_stride = plane.head_stride;
+  return plane.rows;
 }
 
 template <typename Device, typename Host>
@@ -84,11 +97,7 @@ void KvStore<Device, Host>::index_layer(int64_t layer, int64_t n_tokens) {
   if (layout_.indexed(layer)) {
     choose_exact_chunks(layer, n_tokens);
     encode_index(l.index, index_plane_, 0, 0, n_tokens / chunk());
-    const bool coded = l.index.codes != nullptr;
-    build_blocks(
-        l.index, coded ? index_plane_ : l.index.landmarks,
-        (coded ? layout_.index_plane_chunks() : layout_.chunks) * layout_.landmark_elements(),
-        l.end_chunk);
+    build_blocks(l.index, landmark_plane(l.index), l.end_chunk);
   }
   gather_exact_chunks(layer);
 }
@@ -115,11 +124,11 @@ void KvStore<Device, Host>::encode_index(Index& index, const bf16* landmarks,
 
 // Blocks of the first level that chunks up to end - 1 completed: the means of their landmarks.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::build_blocks(Index& index, const bf16* landmarks, int64_t head_stride,
+void KvStore<Device, Host>::build_blocks(Index& index, const LandmarkPlane& plane,
                                          int64_t end_chunk) {
   if (index.coarse == nullptr) return;
   const int32_t n = layout_.block_chunks();
-  LandmarkParams params = landmark_params(landmarks, head_stride, 0, index.n_blocks, end_chunk / n);
+  LandmarkParams params = landmark_params(plane.rows, plane.head_stride, 0, index.n_blocks, end_chunk / n);
   if (params.n_chunks <= 0) return;
   params.landmarks = index.coarse;
   params.landmark_head_stride = layout_.blocks * layout_.landmark_elements();
@@ -144,9 +153,9 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
     OutlierParams params;
     params.keys = plane_keys_;
     params.key_head_stride = o.prompt * d();
-    params.landmarks = index.codes != nullptr ? index_plane_ : index.landmarks;
-    params.landmark_head_stride =
-        (index.codes != nullptr ? layout_.index_plane_chunks() : layout_.chunks) * d();
+    const LandmarkPlane plane = landmark_plane(index);
+    params.landmarks = plane.rows;
+    params.landmark_head_stride = plane.head_stride;
     params.first_chunk = l.first_chunk;
     params.end_chunk = l.end_chunk;
     params.n_outliers = index.n_exact;
@@ -192,12 +201,10 @@ void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
   if (layout_.settings.index != IndexKind::kMean) {
     params.landmarks = plane_means_;  // of chunks: prefill_chunk is chunk_tokens then
     params.landmark_head_stride = layout_.mean_plane_chunks() * d();
-  } else if (index.codes != nullptr) {
-    params.landmarks = index_plane_;
-    params.landmark_head_stride = layout_.index_plane_chunks() * d();
   } else {
-    params.landmarks = index.landmarks;
-    params.landmark_head_stride = layout_.chunks * d();
+    const LandmarkPlane plane = landmark_plane(index);
+    params.landmarks = plane.rows;
+    params.landmark_head_stride = plane.head_stride;
   }
   params.first_chunk = l.first_chunk;
   params.end_chunk = l.end_chunk;
