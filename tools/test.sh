@@ -52,10 +52,12 @@ if command -v ccache >/dev/null; then
 fi
 generator=()
 build() {
+  local start=$SECONDS
   generator=()
   [[ -e build/$1/CMakeCache.txt ]] || generator=(-G Ninja)
   echo "== $1: build"
-  cmake --preset "$1" "${generator[@]}" "${launcher[@]}" >/dev/null && cmake --build --preset "$1"
+  cmake --preset "$1" "${generator[@]}" "${launcher[@]}" >/dev/null && cmake --build --preset "$1" &&
+    echo "== $1: built ($((SECONDS - start)) s)"
 }
 
 # Adds what one test program printed: gtest's closing lines hold the counts.
