@@ -32,21 +32,27 @@ constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, mult
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
   int64_t range = std::max<int64_t>(16, kSkinnyItemBytes / (2 * p.k) / 16 * 16);
   range = std::min(range, kSkinnyRange);
-  CHECK(static_cast<size_t>(skinny_scratch_floats(p.m, p.k)) * sizeof(float) <= kScratchBytes,
-        "{} rows of {} channels do not fit the scratch memory", p.m, p.k);
+  const int64_t most = std::min(p.m, kMaxSkinnyRows);
+  CHECK(static_cast<size_t>(skinny_scratch_floats(most, p.k)) * sizeof(float) <= kScratchBytes,
+        "{} rows of {} channels do not fit the scratch memory", most, p.k);
   queue.for_each((p.n + range - 1) / range, [&](int64_t item, const Worker& worker) {
-    level.multiply_skinny({.x = bits(p.x),
-                           .weight = bits(p.weight),
-                           .bias = bits(p.bias),
-                           .out = p.out,
-                           .n_rows = p.m,
-                           .k = p.k,
-                           .n = p.n,
-                           .first = item * range,
-                           .end = std::min(p.n, (item + 1) * range),
-                           .out_f32 = p.out_type == DType::kF32,
-                           .accumulate = p.accumulate,
-                           .scratch = reinterpret_cast<float*>(worker.scratch)});
+    SkinnyProduct product{.weight = bits(p.weight),
+                          .bias = bits(p.bias),
+                          .k = p.k,
+                          .n = p.n,
+                          .first = item * range,
+                          .end = std::min(p.n, (item + 1) * range),
+                          .out_f32 = p.out_type == DType::kF32,
+                          .accumulate = p.accumulate,
+                          .scratch = reinterpret_cast<float*>(worker.scratch)};
+    // The weights of an item stay in the cache from one group of rows to the next.
+    for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
+      product.x = bits(p.x) + row * p.k;
+      product.out = static_cast<std::byte*>(p.out) +
+                    static_cast<size_t>(row * p.n) * size_of(p.out_type);
+      product.n_rows = std::min(p.m - row, kMaxSkinnyRows);
+      level.multiply_skinny(product);
+    }
   });
 }
 
@@ -118,7 +124,7 @@ void linear(Queue& queue, const LinearParams& p) {
   if (p.m == 0) return;
   CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
-  if (p.m <= kMaxSkinnyRows) {
+  if (p.m <= kMaxSkinnyRows || p.alone) {
     linear_skinny(queue, p, gemm_level(queue.isa()));
   } else {
     linear_blocks(queue, p, gemm_level(queue.isa()));
@@ -138,8 +144,13 @@ void gated_linear(Queue& queue, const GatedLinearParams& p) {
     rms_norm(queue, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps});
     x = p.normed;
   }
-  linear(queue, {x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n});
-  linear(queue, {x, p.up, p.up_bias, p.up_result, p.m, p.k, p.n});
+  LinearParams product{x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n};
+  product.alone = p.alone;
+  linear(queue, product);
+  product.weight = p.up;
+  product.bias = p.up_bias;
+  product.out = p.up_result;
+  linear(queue, product);
   swiglu(queue, {p.out, p.up_result, p.out, p.m * p.n});
 }
 

@@ -42,10 +42,10 @@ class BackendSession : public Session {
         device_arena_(backend_.device, "device",
                       limit_without(plan.options.device_memory, plan.memory.device.weights)),
         host_arena_(backend_.host, "host", plan.options.host_memory),
+        layout_(kv_shape(model_->config()), kv_settings(plan, model_->config())),
+        workspace_(device_arena_, layout_),
         store_({backend_.device, backend_.copy, backend_.side, backend_.host}, device_arena_,
-               host_arena_,
-               KvLayout(kv_shape(model_->config()), kv_settings(plan, model_->config())),
-               backend_.rope, model_->attention_scale(), plan.options.exact_exp),
+               host_arena_, workspace_, layout_, backend_.rope, model_->attention_scale(), plan.options.exact_exp),
         decoder_(
             backend_.device, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
             DecoderLayout(model_->config(), plan.n_prompt, plan.logprobs, !Device::kHostReadable)) {
@@ -215,6 +215,8 @@ class BackendSession : public Session {
   SessionBackend<Device, Host> backend_;
   Arena<Device> device_arena_;
   Arena<Host> host_arena_;
+  KvLayout layout_;
+  KvWorkspace<Device> workspace_;
   KvStore<Device, Host> store_;
   Decoder<Device, Host> decoder_;
   int64_t steps_ = 0;

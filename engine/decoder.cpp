@@ -1,72 +1,31 @@
 #include "engine/decoder.h"
 
+#include <algorithm>
+
 namespace tiercel {
 
-DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool logprobs, bool staged) {
-  // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
-  rows = std::min(n_prompt, kPrefillChunk);
+// A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
+DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_logprobs,
+                             bool staged)
+    : transformer(c, std::min(n_prompt, kPrefillChunk), 1,
+                  want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
   hidden = n_prompt * c.hidden;
-  normed = std::max(rows, logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.hidden;
-  q = rows * c.q_width();
-  kv = rows * c.kv_width();
-  qkv = c.q_width() + 2 * c.kv_width();
-  ffn = rows * c.intermediate;
   prompt_end = c.hidden;
-  logits = (logprobs ? std::min(kLogprobRows, n_prompt) : 1) * c.vocab_size;
   if (!staged) return;
   ids = n_prompt;
-  this->logprobs = logprobs ? kLogprobRows : 0;
+  logprobs = want_logprobs ? kLogprobRows : 0;
   host_logits = c.vocab_size;
 }
 
 int64_t DecoderLayout::bytes() const {
-  return (hidden + normed + 2 * q + 2 * kv + qkv + 2 * ffn + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
-         (logits + ids) * static_cast<int64_t>(sizeof(float)) +
+  return transformer.bytes() + (hidden + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
+         ids * static_cast<int64_t>(sizeof(float)) +
          logprobs * static_cast<int64_t>(sizeof(double)) +
          (host_logits > 0 ? kBestWorkspaceBytes : 0);
 }
 
 int64_t DecoderLayout::host_bytes() const {
   return host_logits > 0 ? (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) : 0;
-}
-
-double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,
-                   const PromptRun& run) {
-  const auto n = static_cast<double>(run.n_tokens);
-  const auto width = static_cast<double>(2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate);
-  double seen = static_cast<double>(run.first) + n / 2;
-  if (window > 0) seen = std::min(seen, static_cast<double>(window));
-  double scored = 0;
-  if (!run.dense && window == 0) {
-    const auto budget = static_cast<double>(settings.prefill_budget + settings.sinks +
-                                            kPrefillLocal + kPrefillBlock / 2);
-    scored = seen / settings.chunk_tokens / kPrefillBlock;
-    seen = std::min(seen, budget);
-  }
-  return n * (2 * width * static_cast<double>(c.hidden) +
-              4 * static_cast<double>(c.q_width()) * (seen + scored));
-}
-
-std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
-                                  int64_t n_tokens, double run_flops) {
-  // Never so few tokens that staged keys serve too few queries.
-  constexpr int64_t kShortestRun = 1024;
-  const bool select = settings.select_prefill;
-  const int64_t chunk = settings.chunk_tokens;
-  int64_t tail = n_tokens;
-  if (select) tail = std::max<int64_t>(0, n_tokens - kDenseTail) / chunk * chunk;
-  std::vector<PromptRun> runs;
-  for (int64_t first = 0; first < tail;) {
-    const PromptRun token{first + kPrefillChunk, 1, !select};
-    const double affordable = run_flops / layer_flops(config, settings, 0, token);
-    int64_t length = kPrefillChunk;
-    while (length > kShortestRun && static_cast<double>(length) > affordable) length /= 2;
-    length = std::min(length / chunk * chunk, tail - first);
-    runs.push_back({first, length, !select});
-    first += length;
-  }
-  if (tail < n_tokens) runs.push_back({tail, n_tokens - tail, true});
-  return runs;
 }
 
 }  // namespace tiercel

@@ -1,8 +1,5 @@
-// The decoder: a grouped-query transformer over a KvStore, written once for every backend.
-//
-// Prefill is layer-major: the hidden states of the whole prompt stay put and are updated in place,
-// layer after layer, so only one layer's exact keys and values exist at a time. A decode step runs
-// one token through all layers. The decoder allocates when it is made and when a prompt begins; a
+// The decoder of one sequence: a transformer over a KvStore, written once for every backend. A decode
+// step runs one token through all layers. It allocates when it is made and when a prompt begins; a
 // decode step allocates nothing.
 #pragma once
 
@@ -16,6 +13,8 @@
 
 #include "engine/backend.h"
 #include "engine/options.h"
+#include "engine/prompt_pass.h"
+#include "engine/transformer.h"
 #include "engine/weights.h"
 #include "offload/kv_store.h"
 
@@ -35,33 +34,13 @@ struct DecoderLayout {
   int64_t bytes() const;       // on the device
   int64_t host_bytes() const;  // on the host
 
-  int64_t rows = 0;         // tokens that run through a layer together
+  TransformerLayout transformer;
   int64_t hidden = 0;       // [n_prompt][hidden]
-  int64_t normed = 0;       // [rows][hidden]
-  int64_t q = 0, kv = 0;    // [rows][q width], [rows][kv width]
-  int64_t qkv = 0;          // q, k and v of one row, side by side
-  int64_t ffn = 0;          // [rows][intermediate]
   int64_t prompt_end = 0;   // [hidden]
-  int64_t logits = 0;       // fp32
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
   int64_t host_logits = 0;  // fp32, staged only
 };
-
-// A run of consecutive prompt tokens that passes through a layer in one piece.
-struct PromptRun {
-  int64_t first = 0, n_tokens = 0;
-  bool dense = true;
-};
-// FLOPs of one layer for one run; what progress is measured in.
-double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
-                   const PromptRun& run);
-
-// Cuts a prompt into runs: at most kPrefillChunk tokens each, fewer where a dense run would take
-// long (progress and Ctrl-C act between runs), and with selection a dense tail of its own that
-// starts on a chunk boundary. The cut depends on shapes only.
-std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
-                                  int64_t n_tokens, double run_flops);
 
 // After so many replays a step is recorded again: attention is cut for the length at the recording.
 inline constexpr int64_t kMaxReplays = kMaxLater;
@@ -86,24 +65,13 @@ class Decoder {
       : device_(device),
         arena_(arena),
         config_(config),
-        weights_(weights),
-        store_(store),
-        layout_(layout) {
-    auto take = [&](int64_t n) { return arena_.template take<bf16>(Purpose::kActivations, n); };
-    hidden_ = take(layout_.hidden);
-    normed_ = take(layout_.normed);
-    q_ = take(layout_.q);
-    k_ = take(layout_.kv);
-    v_ = take(layout_.kv);
-    qkv_ = take(layout_.qkv);
-    prompt_end_ = take(layout_.prompt_end);
-    attended_ = take(layout_.q);
-    gate_ = take(layout_.ffn);
-    up_ = take(layout_.ffn);
-    logits_ = arena_.template take<float>(Purpose::kActivations, layout_.logits);
-    ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
-    logprobs_ = arena_.template take<double>(Purpose::kActivations, layout_.logprobs);
-    host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout_.host_logits);
+        transformer_(device, arena, config, weights, layout.transformer),
+        store_(store) {
+    hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
+    prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
+    ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout.ids);
+    logprobs_ = arena_.template take<double>(Purpose::kActivations, layout.logprobs);
+    host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout.host_logits);
     if (kStaged) {
       host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
       host_best_ = host_tokens_ + kTokenRing;
@@ -126,11 +94,13 @@ class Decoder {
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
-      move(logits_, host_logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+      move(transformer_.logits(), host_logits_,
+           config_.vocab_size * static_cast<int64_t>(sizeof(float)));
     }
     logits_are_here_ = true;
     device_.finish();
-    return {kStaged ? host_logits_ : logits_, static_cast<size_t>(config_.vocab_size)};
+    return {kStaged ? host_logits_ : transformer_.logits(),
+            static_cast<size_t>(config_.vocab_size)};
   }
   // The most likely token, found where the logits are; nothing where the host reads them anyway, or
   // where no token can be named (NaN). Waits for it.
@@ -142,33 +112,20 @@ class Decoder {
 
  private:
   const int32_t* upload_ids(std::span<const int32_t> ids);
-  void embed_tokens(const int32_t* ids, int64_t n);
   void move(const void* source, void* target, int64_t bytes);
+  void make_logits(const bf16* x);
   void find_best();
   void enqueue_step(const int32_t* id);
   bool step_by_graph(const int32_t* id);
-  void norm(const bf16* x, const bf16* weight, int64_t n);
-  void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
-               int64_t width, bool accumulate = false);
-  Projections attention_inputs(const LayerWeights& w, const bf16* x, int64_t n);
-  Projections joined_inputs(const LayerWeights& w, const bf16* x);
-  void attention_output(const LayerWeights& w, bf16* x, int64_t n);
-  void mlp(const LayerWeights& w, bf16* x, int64_t n);
-  void run_layer(int64_t layer, const PromptRun& run);
-  void make_logits(const bf16* x, int64_t n);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
 
   Device& device_;
   Arena<Device>& arena_;
   const ModelConfig& config_;
-  const Weights& weights_;
+  Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
-  DecoderLayout layout_;
-  bf16 *hidden_ = nullptr, *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;
-  bf16* qkv_ = nullptr;
-  bf16* prompt_end_ = nullptr;  // [hidden]: the last prompt token's
-  bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
-  float* logits_ = nullptr;
+  bf16* hidden_ = nullptr;
+  bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
   int32_t* ids_ = nullptr;          // [n_prompt] on the device
   double* logprobs_ = nullptr;      // [kLogprobRows] on the device
   float* host_logits_ = nullptr;    // [vocab]
@@ -207,168 +164,43 @@ const int32_t* Decoder<Device, Host>::upload_ids(std::span<const int32_t> ids) {
 }
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::embed_tokens(const int32_t* ids, int64_t n) {
-  EmbedParams params;
-  params.ids = ids;
-  params.table = weights_.embedding;
-  params.out = hidden_;
-  params.n_tokens = n;
-  params.vocab = config_.vocab_size;
-  params.width = config_.hidden;
-  embed(device_, params);
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::norm(const bf16* x, const bf16* weight, int64_t n) {
-  NormParams params;
-  params.x = x;
-  params.weight = weight;
-  params.out = normed_;
-  params.n_rows = n;
-  params.width = config_.hidden;
-  params.eps = static_cast<float>(config_.rms_eps);
-  rms_norm(device_, params);
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out,
-                                    int64_t n, int64_t k, int64_t width, bool accumulate) {
-  LinearParams params;
-  params.x = x;
-  params.weight = weight;
-  params.bias = bias;
-  params.out = out;
-  params.m = n;
-  params.k = k;
-  params.n = width;
-  params.accumulate = accumulate;
-  linear(device_, params);
-}
-
-template <Backend Device, HostTier Host>
-Projections Decoder<Device, Host>::attention_inputs(const LayerWeights& w, const bf16* x,
-                                                    int64_t n) {
-  if (n == 1 && w.qkv != nullptr) return joined_inputs(w, x);
-  norm(x, w.attention_norm, n);
-  project(normed_, w.q, w.q_bias, q_, n, config_.hidden, config_.q_width());
-  project(normed_, w.k, w.k_bias, k_, n, config_.hidden, config_.kv_width());
-  project(normed_, w.v, w.v_bias, v_, n, config_.hidden, config_.kv_width());
-  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n};
-}
-
-// One product for q, k and v of a single row.
-template <Backend Device, HostTier Host>
-Projections Decoder<Device, Host>::joined_inputs(const LayerWeights& w, const bf16* x) {
-  const int64_t q = config_.q_width(), kv = config_.kv_width();
-  NormLinearParams params;
-  params.linear.x = x;
-  params.linear.weight = w.qkv;
-  params.linear.bias = w.qkv_bias;
-  params.linear.out = qkv_;
-  params.linear.m = 1;
-  params.linear.k = config_.hidden;
-  params.linear.n = q + 2 * kv;
-  params.norm_weight = w.attention_norm;
-  params.eps = static_cast<float>(config_.rms_eps);
-  params.normed = normed_;
-  norm_linear(device_, params);
-  return {qkv_, qkv_ + q, qkv_ + q + kv, w.q_norm, w.k_norm, params.eps, 1};
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::attention_output(const LayerWeights& w, bf16* x, int64_t n) {
-  project(attended_, w.o, w.o_bias, x, n, config_.q_width(), config_.hidden, true);
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::mlp(const LayerWeights& w, bf16* x, int64_t n) {
-  GatedLinearParams params;
-  params.x = x;
-  params.norm_weight = w.mlp_norm;
-  params.gate = w.gate;
-  params.up = w.up;
-  params.gate_bias = w.gate_bias;
-  params.up_bias = w.up_bias;
-  params.out = gate_;
-  params.m = n;
-  params.k = config_.hidden;
-  params.n = config_.intermediate;
-  params.eps = static_cast<float>(config_.rms_eps);
-  params.normed = normed_;
-  params.up_result = up_;
-  gated_linear(device_, params);
-  project(gate_, w.down, w.down_bias, x, n, config_.intermediate, config_.hidden, true);
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::run_layer(int64_t layer, const PromptRun& run) {
-  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  bf16* x = hidden_ + run.first * config_.hidden;
-  store_.append_prompt(layer, attention_inputs(w, x, run.n_tokens), run.first);
-  store_.attend_prompt(layer, q_, run.first, run.n_tokens, run.dense, attended_);
-  attention_output(w, x, run.n_tokens);
-  mlp(w, x, run.n_tokens);
-}
-
-template <Backend Device, HostTier Host>
 bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<double> logprobs,
                                     const ProgressCallback& progress) {
   using Clock = std::chrono::steady_clock;
   const auto n = static_cast<int64_t>(ids.size());
-  const KvSettings& settings = store_.layout().settings;
-  const std::vector<PromptRun> runs = cut_prompt(config_, settings, n, Device::kRunFlops);
-  double total = 0, done = 0;
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    for (const PromptRun& run : runs) {
-      total += layer_flops(config_, settings, config_.sliding_window[layer], run);
-    }
-  }
+  PromptPass<Device, Host> pass(transformer_, store_, hidden_, n);
   const auto start = Clock::now();
-  auto report = [&] {
-    if (!progress) return true;
+  transformer_.embed_tokens(upload_ids(ids), hidden_, n);
+  while (!pass.done()) {
+    pass.advance();
+    if (!progress) continue;
+    device_.finish();  // what is reported is done
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    const double fraction = done / total;
-    return progress({"prefill", fraction, static_cast<int64_t>(fraction * n), n, seconds});
-  };
-  embed_tokens(upload_ids(ids), n);
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    for (const PromptRun& run : runs) {
-      run_layer(layer, run);
-      done += layer_flops(config_, settings, config_.sliding_window[layer], run);
-      if (progress) device_.finish();  // what is reported is done
-      if (!report()) return false;
+    const double fraction = pass.done_flops() / pass.total_flops();
+    if (!progress({"prefill", fraction, static_cast<int64_t>(fraction * n), n, seconds})) {
+      return false;
     }
-    store_.finish_layer(layer, n);
   }
-  store_.end_prefill(n);
   if (!logprobs.empty()) score_prompt(ids, logprobs);
   move(hidden_ + (n - 1) * config_.hidden, prompt_end_,
        config_.hidden * static_cast<int64_t>(sizeof(bf16)));
-  make_logits(prompt_end_, 1);
-  find_best();
+  make_logits(prompt_end_);
   arena_.give_back(hidden_);
   hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
   return true;
 }
 
+// Of the newest token.
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::make_logits(const bf16* x, int64_t n) {
-  norm(x, weights_.final_norm, n);
-  LinearParams params;
-  params.x = normed_;
-  params.weight = weights_.head;
-  params.out = logits_;
-  params.m = n;
-  params.k = config_.hidden;
-  params.n = config_.vocab_size;
-  params.out_type = DType::kF32;
-  linear(device_, params);
+void Decoder<Device, Host>::make_logits(const bf16* x) {
+  transformer_.make_logits(x, 1, /*alone=*/true);
+  find_best();
 }
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::find_best() {
   if constexpr (kStaged) {
-    argmax(device_, logits_, config_.vocab_size, host_best_, best_workspace_);
+    argmax(device_, transformer_.logits(), config_.vocab_size, host_best_, best_workspace_);
   }
 }
 
@@ -377,10 +209,10 @@ void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids, std::span
   const auto n = static_cast<int64_t>(logprobs.size());
   for (int64_t first = 0; first < n; first += kLogprobRows) {
     const int64_t rows = std::min(kLogprobRows, n - first);
-    make_logits(hidden_ + first * config_.hidden, rows);
+    transformer_.make_logits(hidden_ + first * config_.hidden, rows, /*alone=*/false);
     const int32_t* targets = (kStaged ? ids_ : ids.data()) + first + 1;
     double* out = kStaged ? logprobs_ : logprobs.data() + first;
-    token_logprobs(device_, LogprobParams{logits_, targets, out, rows, config_.vocab_size});
+    token_logprobs(device_, LogprobParams{transformer_.logits(), targets, out, rows, config_.vocab_size});
     if (kStaged) {
       move(logprobs_, logprobs.data() + first, rows * static_cast<int64_t>(sizeof(double)));
       device_.finish();
@@ -400,13 +232,12 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::rewind() {
   forget_recording();
   logits_are_here_ = false;
-  make_logits(prompt_end_, 1);
-  find_best();
+  make_logits(prompt_end_);
 }
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::read_end(float* logits, bf16* prompt_end) {
-  move(logits_, logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  move(transformer_.logits(), logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
   move(prompt_end_, prompt_end, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   device_.finish();
 }
@@ -415,7 +246,7 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::write_end(const float* logits, const bf16* prompt_end) {
   forget_recording();
   logits_are_here_ = false;
-  move(logits, logits_, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  move(logits, transformer_.logits(), config_.vocab_size * static_cast<int64_t>(sizeof(float)));
   move(prompt_end, prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   find_best();
   device_.finish();
@@ -423,18 +254,16 @@ void Decoder<Device, Host>::write_end(const float* logits, const bf16* prompt_en
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
-  embed_tokens(id, 1);
+  transformer_.embed_tokens(id, hidden_, 1);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-    const Projections inputs = attention_inputs(w, hidden_, 1);
+    transformer_.step_inputs(layer, hidden_, 1);
+    const Projections inputs = transformer_.step_row(layer, 0);
     store_.append(layer, inputs);
-    store_.attend(layer, inputs.q, attended_);
-    attention_output(w, hidden_, 1);
-    mlp(w, hidden_, 1);
+    store_.attend(layer, inputs.q, transformer_.attended());
+    transformer_.end_layer(layer, hidden_, 1, /*alone=*/true);
   }
   store_.advance();
-  make_logits(hidden_, 1);
-  find_best();
+  make_logits(hidden_);
 }
 
 // Replays the recorded step, or records this one. False: this step is of another kind, or comes

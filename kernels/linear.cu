@@ -67,13 +67,28 @@ void linear_any(Stream& stream, const LinearParams& p) {
                             256, 0, p);
 }
 
+// Calls op for group after group of as many rows as a row's bits do not depend on.
+template <typename Op>
+void for_row_groups(int64_t m, Op op) {
+  for (int64_t row = 0; row < m; row += kMaxSkinnyRows) op(row, std::min(m - row, kMaxSkinnyRows));
+}
+
+LinearParams rows_of(LinearParams p, int64_t first, int64_t n) {
+  p.x += first * p.k;
+  p.out = static_cast<std::byte*>(p.out) + first * p.n * static_cast<int64_t>(size_of(p.out_type));
+  p.m = n;
+  return p;
+}
+
 }  // namespace
 
 void linear(Stream& stream, const LinearParams& p) {
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
   if (p.m == 0 || p.n == 0) return;
   CHECK(p.k > 0, "k is {}", p.k);
-  if (p.m > kMaxSkinnyRows) {
+  if (p.alone && p.m > kMaxSkinnyRows) {
+    for_row_groups(p.m, [&](int64_t row, int64_t n) { linear(stream, rows_of(p, row, n)); });
+  } else if (p.m > kMaxSkinnyRows) {
     if (!matmul(stream, p)) linear_any(stream, p);
   } else if (is_skinny(p.m, p.k) && aligned(p.x) && aligned(p.weight)) {
     run_skinny<false>(stream, skinny_params(p));
@@ -89,6 +104,15 @@ bool can_fuse(const NormLinearParams& p) {
 
 void norm_linear(Stream& stream, const NormLinearParams& p) {
   if (p.linear.m == 0 || p.linear.n == 0) return;
+  if (p.linear.alone && p.linear.m > kMaxSkinnyRows) {
+    for_row_groups(p.linear.m, [&](int64_t row, int64_t n) {
+      NormLinearParams group = p;
+      group.linear = rows_of(p.linear, row, n);
+      if (p.normed != nullptr) group.normed += row * p.linear.k;
+      norm_linear(stream, group);
+    });
+    return;
+  }
   if (!can_fuse(p)) {
     CHECK(p.normed != nullptr, "m {} k {}", p.linear.m, p.linear.k);
     rms_norm(stream, {p.linear.x, p.norm_weight, p.normed, p.linear.m, p.linear.k, p.eps});
@@ -110,6 +134,18 @@ bool can_fuse(const GatedLinearParams& p) {
 
 void gated_linear(Stream& stream, const GatedLinearParams& p) {
   if (p.m == 0 || p.n == 0) return;
+  if (p.alone && p.m > kMaxSkinnyRows) {
+    for_row_groups(p.m, [&](int64_t row, int64_t n) {
+      GatedLinearParams group = p;
+      group.m = n;
+      group.x += row * p.k;
+      group.out += row * p.n;
+      if (p.normed != nullptr) group.normed += row * p.k;
+      if (p.up_result != nullptr) group.up_result += row * p.n;
+      gated_linear(stream, group);
+    });
+    return;
+  }
   if (!can_fuse(p)) {
     const bf16* x = p.x;
     if (p.norm_weight != nullptr) {

@@ -24,6 +24,7 @@
 #include "engine/base/partial.h"
 #include "offload/arena.h"
 #include "offload/kv_state.h"
+#include "offload/kv_workspace.h"
 #include "offload/layout.h"
 #include "offload/mass_histogram.h"
 
@@ -59,9 +60,11 @@ class KvStore {
     Device& side;
     Host& host;
   };
-  // Takes all memory from the two arenas. scale multiplies q . k before softmax.
+  // Takes its memory from the two arenas, but for the workspace, which covers the layout and outlives
+  // the store. scale multiplies q . k before softmax.
   KvStore(Queues queues, Arena<Device>& device_arena, Arena<Host>& host_arena,
-          const KvLayout& layout, RopeView rope, float scale, bool exact_exp);
+          KvWorkspace<Device>& workspace, const KvLayout& layout, RopeView rope, float scale,
+          bool exact_exp);
 
   // ---- prefill ----
   void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
@@ -74,6 +77,9 @@ class KvStore {
   // ---- decode, one token at position n_tokens() ----
   void append(int64_t layer, const Projections& p);
   void attend(int64_t layer, const bf16* q, bf16* out);
+  // attend in two halves, so that what one store fetches between them arrives while others attend.
+  void begin_attend(int64_t layer, const bf16* q, bf16* out);
+  void end_attend(int64_t layer, const bf16* q, bf16* out);
   void advance();
 
   // ---- recorded steps (ClockParams in engine/base/ops.h) ----
@@ -176,7 +182,6 @@ class KvStore {
     // [layers][kv][3]: chunks selected, hit and missed so far; then decisions on reuse, and those that
     // kept
     int64_t* totals = nullptr;
-    float* select_workspace = nullptr;
   };
 
   int64_t d() const { return layout_.shape.head_dim; }
@@ -236,6 +241,10 @@ class KvStore {
   void give_back_prefill_planes();
 
   // decode
+  // What end_attend waits for.
+  struct Pending {
+    std::optional<typename Device::Ticket> fetched, rebuilt;
+  };
   bool retire_chunks(int64_t layer);
   void make_room(Layer& layer);
   int64_t selected_per_head(const Layer& layer) const;
@@ -267,6 +276,7 @@ class KvStore {
   Device& side_;
   Host& host_;
   Arena<Device>& device_arena_;
+  KvWorkspace<Device>& workspace_;
   KvLayout layout_;
   RopeView rope_;
   float scale_;
@@ -277,17 +287,10 @@ class KvStore {
   StepLists lists_;
   bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
   bf16* plane_means_ = nullptr;  // [kv][mean_plane_chunks][d], of prefill_chunk tokens each
-  bf16* index_plane_ = nullptr;  // [kv][index_plane_chunks][width]: landmarks before they are coded
-  bf16* coefficient_piece_ = nullptr;     // [kPrefillChunk][rank], before they are coded
-  std::byte* value_piece_ = nullptr;      // coded values of kPrefillChunk tokens on their way home
-  float* chunk_mass_ = nullptr;           // [kv][chunks]
   const bf16* last_q_ = nullptr;          // of the newest prompt tokens of the layer in hand
   int64_t n_last_q_ = 0;
-  int32_t *block_ids_ = nullptr, *block_counts_ = nullptr;
-  int64_t* block_local_ = nullptr;
   std::array<PartialView, 2> partials_;
   std::array<PartialView, 2> audit_partials_;
-  float* decode_workspace_ = nullptr;
   std::vector<float> audit_statistics_;  // max and sum of both audit partials, read back
   // The planes' pieces of kPrefillChunk tokens on their way to the host; the next layer overwrites
   // a piece when its copy has ended. offloading_ tells how many there are.
@@ -299,6 +302,7 @@ class KvStore {
 
   int64_t n_tokens_ = 0;
   int64_t steps_ = 0;  // (layer, step) pairs that selected
+  Pending pending_;
   bool auditing_ = false;
   bool recording_ = false;
   int64_t* clock_ = nullptr;  // [1]

@@ -62,7 +62,7 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
     LandmarkParams params = landmark_params(recent.keys, stride, recent.base, first, end);
     if (its.codes != nullptr) params.first_landmark = first;
     build_index(its, params, recent.values);
-    encode_index(its, index_plane_, first, first, end);
+    encode_index(its, workspace_.landmarks, first, first, end);
     // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
     if (its.codes == nullptr) build_blocks(its, landmark_plane(its), end);
   }
@@ -174,7 +174,7 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend.head_dim = layout_.shape.head_dim;
   attend.scale = scale_;
   attend.out = out;
-  attend.workspace = decode_workspace_;
+  attend.workspace = workspace_.attend;
   attend.merge_with = merge_with;
   attend.n_merge = merge_with != nullptr ? 1 : 0;
   attend.final_out = final_out;
@@ -234,15 +234,21 @@ void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
   rebuild_keys(side_, params);
 }
 
-// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side
-// queue, meanwhile attend the exact regions and the hits; 7 attend the misses and merge (DESIGN,
-// "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
+  begin_attend(index, q, out);
+  end_attend(index, q, out);
+}
+
+// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side queue,
+// meanwhile attend the exact regions and the hits (DESIGN, "Decode").
+template <typename Device, typename Host>
+void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
   std::array<KvSource, 6> sources;
   int n_sources = exact_sources(index, n_tokens_ + 1, sources.data());
   const int64_t k = layout_.tiered(index) ? selected_per_head(layer) : 0;
+  pending_ = {};
   if (k == 0) {
     attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
     return;
@@ -252,26 +258,33 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
   if (layout_.resident(index)) {
     sources[n_sources++] = home_source(index);
     attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
-  } else {
-    const auto chosen = device_.record();
-    copy_.wait(chosen);
-    fetch_misses(layer, k);
-    const auto fetched = copy_.record();
-    std::optional<typename Device::Ticket> rebuilt;
-    if (layout_.settings.keys != KeyForm::kExact) {
-      side_.wait(chosen);
-      rebuild_misses(layer, k);
-      rebuilt = side_.record();
-    }
-    sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
-    if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
-    attend_sources(q, sources.data(), n_sources, partials_[0]);
-    device_.wait(fetched);
-    if (rebuilt) device_.wait(*rebuilt);
-    const KvSource misses = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
+    return;
+  }
+  const auto chosen = device_.record();
+  copy_.wait(chosen);
+  fetch_misses(layer, k);
+  pending_.fetched = copy_.record();
+  if (layout_.settings.keys != KeyForm::kExact) {
+    side_.wait(chosen);
+    rebuild_misses(layer, k);
+    pending_.rebuilt = side_.record();
+  }
+  sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
+  if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
+  attend_sources(q, sources.data(), n_sources, partials_[0]);
+}
+
+// 7 attend the misses and merge.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::end_attend(int64_t index, const bf16* q, bf16* out) {
+  if (pending_.fetched) {
+    device_.wait(*pending_.fetched);
+    if (pending_.rebuilt) device_.wait(*pending_.rebuilt);
+    const KvSource misses = slot_source(layers_[index], lists_.miss_slots, lists_.miss_counts);
     attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
   }
-  if (auditing_) audit_layer(index, q, n_tokens_ + 1);
+  const bool selected = layout_.tiered(index) && selected_per_head(layers_[index]) > 0;
+  if (auditing_ && selected) audit_layer(index, q, n_tokens_ + 1);
 }
 
 template <typename Device, typename Host>

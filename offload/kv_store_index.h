@@ -27,7 +27,7 @@ template <typename Device, typename Host>
 typename KvStore<Device, Host>::LandmarkPlane KvStore<Device, Host>::landmark_plane(
     const Index& index) const {
   const int64_t width = layout_.landmark_elements();
-  if (index.codes != nullptr) return {index_plane_, layout_.index_plane_chunks() * width};
+  if (index.codes != nullptr) return {workspace_.landmarks, layout_.index_plane_chunks() * width};
   return {index.landmarks, layout_.chunks * width};
 }
 
@@ -96,7 +96,7 @@ void KvStore<Device, Host>::index_layer(int64_t layer, int64_t n_tokens) {
   if (o.keys != KeyForm::kExact) code_keys(layer, n_tokens);
   if (layout_.indexed(layer)) {
     choose_exact_chunks(layer, n_tokens);
-    encode_index(l.index, index_plane_, 0, 0, n_tokens / chunk());
+    encode_index(l.index, workspace_.landmarks, 0, 0, n_tokens / chunk());
     build_blocks(l.index, landmark_plane(l.index), l.end_chunk);
   }
   gather_exact_chunks(layer);
@@ -165,13 +165,13 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
     params.ids = index.exact_ids;
     params.excluded = index.excluded;
     params.excluded_stride = layout_.mask_words;
-    params.workspace = lists_.select_workspace;
+    params.workspace = workspace_.select;
     find_outliers(device_, params);
   }
   if (!o.weighs_chunks() || n_middle == 0) return;
   weigh_chunks(layer);
   PickParams pick;
-  pick.mass = chunk_mass_;
+  pick.mass = workspace_.chunk_mass;
   pick.mass_stride = layout_.chunks;
   pick.first_chunk = l.first_chunk;
   pick.end_chunk = l.end_chunk;
@@ -212,9 +212,9 @@ void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
   params.n_kv_heads = layout_.shape.n_kv_heads;
   params.head_dim = layout_.shape.head_dim;
   params.scale = scale_;
-  params.mass = chunk_mass_;
+  params.mass = workspace_.chunk_mass;
   params.mass_stride = layout_.chunks;
-  params.workspace = lists_.select_workspace;
+  params.workspace = workspace_.select;
   accumulate_mass(device_, params);
 }
 
@@ -291,11 +291,11 @@ void KvStore<Device, Host>::project_rows(Layer& layer, const bf16* keys, int64_t
     project.rope = rope_;
     project.lowrank = layer.lowrank;
     // Token t goes to row t.
-    project.coefficients = coded ? coefficient_piece_ - first * o.rank : layer.coefficients;
+    project.coefficients = coded ? workspace_.coefficients - first * o.rank : layer.coefficients;
     project_keys(side_, project);
     if (!coded) continue;
     EncodeParams encode;
-    encode.rows = coefficient_piece_;
+    encode.rows = workspace_.coefficients;
     encode.first_row = first;
     encode.first_token = first;
     encode.n_tokens = project.n_tokens;

@@ -7,12 +7,14 @@ namespace tiercel {
 
 template <typename Device, typename Host>
 KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena<Host>& host_arena,
-                               const KvLayout& layout, RopeView rope, float scale, bool exact_exp)
+                               KvWorkspace<Device>& workspace, const KvLayout& layout, RopeView rope,
+                               float scale, bool exact_exp)
     : device_(queues.device),
       copy_(queues.copy),
       side_(queues.side),
       host_(queues.host),
       device_arena_(device_arena),
+      workspace_(workspace),
       layout_(layout),
       rope_(rope),
       scale_(scale),
@@ -22,6 +24,7 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
       mass_(static_cast<size_t>(layout.shape.n_layers)),
       prompt_end_(static_cast<size_t>(layout.shape.n_layers)),
       selected_(layout.select) {
+  CHECK(workspace.covers(layout), "a workspace for {} tokens", workspace.capacity);
   take_shared(device_arena);
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
     take_layer(layer, device_arena, host_arena);
@@ -166,7 +169,6 @@ void KvStore<Device, Host>::take_step_lists(Arena<Device>& arena) {
     lists_.block_counts = lists_.blocks + kv() * layout_.coarse_select;
   }
   lists_.totals = arena.template take<int64_t>(Purpose::kSlots, layout_.total_counts());
-  lists_.select_workspace = arena.template take<float>(Purpose::kLandmarks, layout_.select_floats);
 }
 
 template <typename Device, typename Host>
@@ -175,13 +177,6 @@ void KvStore<Device, Host>::take_prefill_buffers(Arena<Device>& arena) {
   const int64_t width = kv() * d();
   auto take = [&](int64_t n) { return arena.template take<bf16>(Purpose::kActivations, n); };
   if (layout_.mean_plane) plane_means_ = take(layout_.mean_plane_chunks() * width);
-  if (o.select_prefill) {
-    const int64_t blocks = (kPrefillChunk + kPrefillBlock - 1) / kPrefillBlock;
-    block_ids_ =
-        arena.template take<int32_t>(Purpose::kActivations, blocks * kv() * layout_.prefill_ids);
-    block_counts_ = arena.template take<int32_t>(Purpose::kActivations, blocks * kv());
-    block_local_ = arena.template take<int64_t>(Purpose::kActivations, blocks);
-  }
   if (!layout_.layer_planes) return;
   plane_keys_ = take(o.prompt * width);
   plane_values_ = take(o.prompt * width);
@@ -192,32 +187,14 @@ void KvStore<Device, Host>::take_prefill_buffers(Arena<Device>& arena) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
   const KvSettings& o = layout_.settings;
-  if (layout_.any_tiered) {
-    take_step_lists(arena);
-    if (o.weighs_chunks()) {
-      chunk_mass_ = arena.template take<float>(Purpose::kActivations, kv() * layout_.chunks);
-    }
-    if (o.landmark_codec != RowCodec::kBf16) {
-      index_plane_ = arena.template take<bf16>(
-          Purpose::kActivations, kv() * layout_.index_plane_chunks() * layout_.landmark_elements());
-    }
-    if (layout_.value_staging_bytes() > 0) {
-      value_piece_ =
-          arena.template take<std::byte>(Purpose::kActivations, layout_.value_staging_bytes());
-    }
-  }
+  if (layout_.any_tiered) take_step_lists(arena);
   if (layout_.any_low_rank()) {
     residual_energy_ = arena.template take<double>(Purpose::kKeys, layout_.shape.n_layers);
-    if (o.key_codec != RowCodec::kBf16) {
-      coefficient_piece_ = arena.template take<bf16>(Purpose::kActivations, kPrefillChunk * o.rank);
-    }
   }
   take_prefill_buffers(arena);
   if (o.replay) clock_ = arena.template take<int64_t>(Purpose::kActivations, 1);
   for (PartialView& partial : partials_) partial = take_partial(arena);
   for (PartialView& partial : audit_partials_) partial = take_partial(arena);
-  decode_workspace_ = arena.template take<float>(
-      Purpose::kActivations, decode_workspace_floats(layout_.shape.n_heads, d()));
 }
 
 }  // namespace tiercel

@@ -77,14 +77,14 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t 
     select.n_kv_heads = attend.n_kv_heads;
     select.head_dim = attend.head_dim;
     select.scale = scale_;
-    select.chunk_ids = block_ids_;
-    select.chunk_counts = block_counts_;
-    select.local_begin = block_local_;
+    select.chunk_ids = workspace_.block_ids;
+    select.chunk_counts = workspace_.block_counts;
+    select.local_begin = workspace_.block_local;
     select_prefill_chunks(device_, select);
     attend.block_tokens = kPrefillBlock;
-    attend.chunk_ids = block_ids_;
-    attend.chunk_counts = block_counts_;
-    attend.local_begin = block_local_;
+    attend.chunk_ids = workspace_.block_ids;
+    attend.chunk_counts = workspace_.block_counts;
+    attend.local_begin = workspace_.block_local;
     attend.max_chunks = layout_.prefill_ids;
     attend.chunk_tokens = layout_.prefill_chunk;
   }
@@ -177,12 +177,12 @@ void KvStore<Device, Host>::send_home(const Layer& layer, const bf16* keys, cons
   encode.n_kv_heads = layout_.shape.n_kv_heads;
   encode.width = d();
   encode.codec = o.value_codec;
-  encode.codes = value_piece_;
+  encode.codes = workspace_.values;
   encode.first_code = first_token;
   encode.code_head_stride = kPrefillChunk * bytes;
   encode_rows(copy_, encode);
   CopyParams params;
-  params.source = value_piece_;
+  params.source = workspace_.values;
   params.target = layer.value_codes + first_token * bytes;
   params.n_rows = kv();
   params.row_bytes = n_tokens * bytes;

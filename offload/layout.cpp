@@ -126,7 +126,7 @@ int64_t KvLayout::home_key_bytes(int64_t layer) const {
   return settings.capacity * shape.key_width() * kBf16;
 }
 
-PurposeBytes KvLayout::device_bytes() const {
+PurposeBytes KvLayout::held_bytes() const {
   PurposeBytes bytes{};
   auto add = [&](Purpose purpose, int64_t n) { bytes[static_cast<size_t>(purpose)] += n; };
   const KvSettings& o = settings;
@@ -148,31 +148,50 @@ PurposeBytes KvLayout::device_bytes() const {
     add(Purpose::kSlots, n_kv * (3 * select + n_slots + 2) * 4);
     add(Purpose::kSlots, n_kv * (coarse_select > 0 ? coarse_select + 1 : 0) * 4);
     add(Purpose::kSlots, total_counts() * 8);
-    add(Purpose::kLandmarks, select_floats * 4);
-    if (o.weighs_chunks()) add(Purpose::kActivations, n_kv * chunks * 4);
     if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
-    if (any_low_rank() && o.key_codec != RowCodec::kBf16) {
-      add(Purpose::kActivations, kPrefillChunk * o.rank * kBf16);
-    }
-    if (o.landmark_codec != RowCodec::kBf16) {
-      add(Purpose::kActivations, n_kv * index_plane_chunks() * landmark_elements() * kBf16);
-    }
-    if (value_staging_bytes() > 0) add(Purpose::kActivations, value_staging_bytes());
-  }
-  if (mean_plane) {
-    add(Purpose::kActivations, mean_plane_chunks() * width * kBf16);
-  }
-  if (o.select_prefill) {
-    const int64_t n_blocks = ceil_div(kPrefillChunk, kPrefillBlock);
-    add(Purpose::kActivations, n_blocks * n_kv * (prefill_ids + 1) * 4 + n_blocks * 8);
   }
   if (o.replay) add(Purpose::kActivations, 8);
-  if (layer_planes) {
-    add(Purpose::kActivations, (spare_key_plane ? 3 : 2) * o.prompt * width * kBf16);
+  add(Purpose::kActivations, 4 * shape.n_heads * (int64_t{shape.head_dim} + 2) * 4);
+  return bytes;
+}
+
+PurposeBytes KvLayout::prefill_bytes() const {
+  const int64_t plane = settings.prompt * shape.key_width() * kBf16;
+  PurposeBytes bytes{};
+  int64_t& n = bytes[static_cast<size_t>(Purpose::kActivations)];
+  if (mean_plane) n += mean_plane_chunks() * shape.key_width() * kBf16;
+  if (layer_planes) n += (spare_key_plane ? 3 : 2) * plane;
+  return bytes;
+}
+
+PurposeBytes KvLayout::workspace_bytes() const {
+  const KvSettings& o = settings;
+  const int64_t n_kv = shape.n_kv_heads;
+  PurposeBytes bytes{};
+  auto add = [&](Purpose purpose, int64_t n) { bytes[static_cast<size_t>(purpose)] += n; };
+  add(Purpose::kActivations, decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);
+  if (o.select_prefill) {
+    add(Purpose::kActivations,
+        prefill_blocks() * n_kv * (prefill_ids + 1) * 4 + prefill_blocks() * 8);
   }
-  const int64_t partial = shape.n_heads * (int64_t{shape.head_dim} + 2);
-  add(Purpose::kActivations,
-      4 * partial * 4 + decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);
+  if (!any_tiered) return bytes;
+  add(Purpose::kLandmarks, select_floats * 4);
+  if (o.weighs_chunks()) add(Purpose::kActivations, n_kv * chunks * 4);
+  if (any_low_rank() && o.key_codec != RowCodec::kBf16) {
+    add(Purpose::kActivations, kPrefillChunk * o.rank * kBf16);
+  }
+  if (o.landmark_codec != RowCodec::kBf16) {
+    add(Purpose::kActivations, n_kv * index_plane_chunks() * landmark_elements() * kBf16);
+  }
+  add(Purpose::kActivations, value_staging_bytes());
+  return bytes;
+}
+
+PurposeBytes KvLayout::device_bytes() const {
+  PurposeBytes bytes = held_bytes();
+  for (const PurposeBytes& more : {prefill_bytes(), workspace_bytes()}) {
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] += more[i];
+  }
   return bytes;
 }
 

@@ -145,6 +145,8 @@ struct KvLayout {
   int64_t slot_bytes(int64_t layer) const;
   int64_t home_value_bytes() const;
   int64_t home_key_bytes(int64_t layer) const;
+  // Blocks of queries of one prefill run.
+  static constexpr int64_t prefill_blocks() { return kPrefillChunk / kPrefillBlock; }
   // Rows of the plane of means; of bf16 landmarks from which coded ones are made; coded values on their way home.
   int64_t mean_plane_chunks() const;
   int64_t index_plane_chunks() const;
@@ -154,8 +156,13 @@ struct KvLayout {
   // Ids and counts of one selection, and of what the cap dropped.
   int64_t list_ints() const;
 
-  // Bytes of both tiers at their peak (the end of prefill), by purpose; weights and the decoder's own
-  // activations are not in it.
+  // Bytes of the device by purpose: what a sequence holds as long as it lives, what its prompt takes
+  // besides until it is prefilled, and what ops use only while they run, which many sequences share.
+  // Weights and the decoder's own activations are not in it.
+  PurposeBytes held_bytes() const;
+  PurposeBytes prefill_bytes() const;
+  PurposeBytes workspace_bytes() const;
+  // Their sum: the peak of one sequence by itself, at the end of its prefill.
   PurposeBytes device_bytes() const;
   PurposeBytes host_bytes() const;
 

@@ -125,7 +125,8 @@ struct NormParams {
 // out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end. On
 // a GPU, more than eight rows and a bf16 out: the product is rounded to bf16 before bias and old
 // out are added, as PyTorch does (cuBLASLt's epilogue).
-// out_type is kBf16 or kF32.
+// out_type is kBf16 or kF32. alone: every row has the bits that m = 1 gives it, whatever m is, so that
+// a sequence's tokens do not depend on what is decoded beside it; for up to a few hundred rows.
 struct LinearParams {
   const bf16* x = nullptr;       // [m][k]
   const bf16* weight = nullptr;  // [n][k], as Hugging Face stores it
@@ -134,6 +135,7 @@ struct LinearParams {
   int64_t m = 0, k = 0, n = 0;
   DType out_type = DType::kBf16;
   bool accumulate = false;
+  bool alone = false;
 };
 
 // out = RMSNorm(x) weight^T (+ bias). The normalised rows are rounded to bf16, as rms_norm rounds
@@ -157,6 +159,7 @@ struct GatedLinearParams {
   bf16* out = nullptr;                // [m][n]
   int64_t m = 0, k = 0, n = 0;
   float eps = 0;
+  bool alone = false;        // as of LinearParams
   bf16* normed = nullptr;    // [m][k], as above
   bf16* up_result = nullptr;  // [m][n], likewise
 };

@@ -145,6 +145,28 @@ TEST_P(Linear, BitsDependNeitherOnThreadsNorOnOtherRows) {
   }
 }
 
+TEST_P(Linear, RowsAloneHaveTheBitsOfOneRow) {
+  Queue queue({.n_threads = 2, .isa = GetParam()});
+  for (bool f32 : {false, true}) {
+    Problem all({.m = 53, .k = 1096, .n = 700, .bias = true, .f32 = f32});
+    LinearParams together = all.params();
+    together.alone = true;
+    linear(queue, together);
+    const std::vector<bf16> out = all.out;
+    const std::vector<float> out_f32 = all.out_f32;
+    for (int64_t row = 0; row < together.m; ++row) {
+      LinearParams one = all.params();
+      one.x += row * one.k;
+      one.m = 1;
+      all.reset();
+      linear(queue, one);
+      const auto begin = static_cast<size_t>(row * one.n), n = static_cast<size_t>(one.n);
+      ASSERT_EQ(std::memcmp(out_f32.data() + begin, all.out_f32.data(), f32 ? n * 4 : 0), 0) << row;
+      ASSERT_EQ(std::memcmp(out.data() + begin, all.out.data(), f32 ? 0 : n * 2), 0) << row;
+    }
+  }
+}
+
 TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
   Queue queue({.n_threads = 2, .isa = GetParam()});
   for (int64_t m : {1, 16, 40}) {

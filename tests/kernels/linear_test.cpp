@@ -217,6 +217,44 @@ TEST(KernelLinear, BitsDependNotOnOtherRows) {
   }
 }
 
+TEST(KernelLinear, RowsAloneHaveTheBitsOfOneRow) {
+  const int64_t m = 19, k = 264, n = 90;
+  Problem all({.m = m, .k = k, .n = n, .f32 = false});
+  const DeviceVector<bf16> norm = random_bf16(k, all.random, 1, 0.1f);
+  DeviceVector<bf16> gated(static_cast<size_t>(m * n)), one = gated;
+  LinearParams together = all.params();
+  together.alone = true;
+  cuda::norm_linear(test::stream(), {.linear = together, .norm_weight = norm.data(), .eps = 1e-5f});
+  GatedLinearParams mlp{.x = all.x.data(),
+                        .norm_weight = norm.data(),
+                        .gate = all.weight.data(),
+                        .up = all.weight.data(),
+                        .out = gated.data(),
+                        .m = m,
+                        .k = k,
+                        .n = n,
+                        .eps = 1e-5f,
+                        .alone = true};
+  cuda::gated_linear(test::stream(), mlp);
+  test::stream().finish();
+  const DeviceVector<bf16> out = all.out;
+  mlp.out = one.data();
+  mlp.m = 1;
+  for (int64_t row = 0; row < m; ++row) {
+    all.reset();
+    LinearParams part = all.params();
+    part.x += row * k;
+    part.m = 1;
+    cuda::norm_linear(test::stream(), {.linear = part, .norm_weight = norm.data(), .eps = 1e-5f});
+    mlp.x = part.x;
+    cuda::gated_linear(test::stream(), mlp);
+    test::stream().finish();
+    const auto bytes = static_cast<size_t>(n) * sizeof(bf16);
+    ASSERT_EQ(std::memcmp(out.data() + row * n, all.out.data(), bytes), 0) << row;
+    ASSERT_EQ(std::memcmp(gated.data() + row * n, one.data(), bytes), 0) << row;
+  }
+}
+
 TEST(KernelLinear, NanAndInfReachExactlyTheirOutputs) {
   for (int64_t m : {1, 8, 40}) {
     for (int64_t k : {98, 104}) {

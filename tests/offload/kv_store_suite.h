@@ -135,8 +135,11 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   const RopeTable table(frequencies(m.head_dim), sequence.n_tokens);
   typename Tiers::template Vector<float> tables;
   const RopeView rope = rope_on_device(table, tables);
+  KvWorkspace<typename Tiers::Device> workspace(device, layout);
+  EXPECT_EQ(sum(device.used()), sum(layout.workspace_bytes()));
   StoreOf<Tiers> store({tiers.device(), tiers.copy(), tiers.side(), tiers.host()}, device, host,
-                       layout, rope, 1.0f / std::sqrt(static_cast<float>(m.head_dim)), true);
+                       workspace, layout, rope,
+                       1.0f / std::sqrt(static_cast<float>(m.head_dim)), true);
   EXPECT_EQ(sum(device.used()), sum(layout.device_bytes())) << "the plan and the store disagree";
   EXPECT_EQ(sum(host.used()), sum(layout.host_bytes()));
 
@@ -153,6 +156,7 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
     store.finish_layer(layer, n_prompt);
   }
   store.end_prefill(n_prompt);
+  EXPECT_EQ(sum(device.used()), sum(layout.held_bytes()) + sum(layout.workspace_bytes()));
 
   Outcome result;
   store.set_audit(settings.audit);

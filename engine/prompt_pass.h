@@ -1,0 +1,83 @@
+// A prompt on its way through the layers, layer-major: the hidden states of all its tokens stay put
+// and are updated in place, run after run, layer after layer, so that only one layer's exact keys
+// and values exist at a time. It is advanced one run at a time: between two of them others may use the
+// same transformer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/transformer.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// A run of consecutive prompt tokens that passes through a layer in one piece.
+struct PromptRun {
+  int64_t first = 0, n_tokens = 0;
+  bool dense = true;
+};
+// FLOPs of one layer for one run; what progress is measured in.
+double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
+                   const PromptRun& run);
+
+// Cuts a prompt into runs: at most kPrefillChunk tokens each, fewer where a dense run would take
+// long (progress and Ctrl-C act between runs), and with selection a dense tail of its own that
+// starts on a chunk boundary. The cut depends on shapes only.
+std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
+                                  int64_t n_tokens, double run_flops);
+
+// FLOPs of a whole prompt.
+double prompt_flops(const ModelConfig& config, const KvSettings& settings,
+                    const std::vector<PromptRun>& runs);
+
+template <Backend Device, HostTier Host>
+class PromptPass {
+ public:
+  // hidden: the tokens' embeddings, [n_tokens][hidden]; all outlive the pass.
+  PromptPass(Transformer<Device>& transformer, KvStore<Device, Host>& store, bf16* hidden,
+             int64_t n_tokens)
+      : transformer_(transformer),
+        store_(store),
+        hidden_(hidden),
+        n_tokens_(n_tokens),
+        runs_(cut_prompt(transformer.config(), store.layout().settings, n_tokens,
+                         Device::kRunFlops)),
+        total_flops_(prompt_flops(transformer.config(), store.layout().settings, runs_)) {}
+
+  bool done() const { return layer_ == transformer_.config().n_layers; }
+  double total_flops() const { return total_flops_; }
+  double done_flops() const { return done_flops_; }
+
+  // One run through one layer. Behind the last run of the last layer the store can be decoded from.
+  void advance() {
+    const ModelConfig& config = transformer_.config();
+    const PromptRun& run = runs_[run_];
+    bf16* x = hidden_ + run.first * config.hidden;
+    const Projections inputs = transformer_.prompt_inputs(layer_, x, run.n_tokens);
+    store_.append_prompt(layer_, inputs, run.first);
+    store_.attend_prompt(layer_, inputs.q, run.first, run.n_tokens, run.dense,
+                         transformer_.attended());
+    transformer_.end_layer(layer_, x, run.n_tokens, /*alone=*/false);
+    done_flops_ += layer_flops(config, store_.layout().settings,
+                               config.sliding_window[static_cast<size_t>(layer_)], run);
+    if (++run_ < runs_.size()) return;
+    // In the same call: the store still looks at this run's queries.
+    store_.finish_layer(layer_, n_tokens_);
+    run_ = 0;
+    if (++layer_ == config.n_layers) store_.end_prefill(n_tokens_);
+  }
+
+ private:
+  Transformer<Device>& transformer_;
+  KvStore<Device, Host>& store_;
+  bf16* hidden_;
+  int64_t n_tokens_;
+  std::vector<PromptRun> runs_;
+  double total_flops_, done_flops_ = 0;
+  int64_t layer_ = 0;
+  size_t run_ = 0;
+};
+
+}  // namespace tiercel

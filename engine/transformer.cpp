@@ -1,0 +1,21 @@
+#include "engine/transformer.h"
+
+namespace tiercel {
+
+TransformerLayout::TransformerLayout(const ModelConfig& c, int64_t n_prompt_rows,
+                                     int64_t n_step_rows, int64_t n_logit_rows) {
+  const int64_t rows = std::max(n_prompt_rows, n_step_rows);
+  normed = std::max(rows, n_logit_rows) * c.hidden;
+  q = rows * c.q_width();
+  kv = rows * c.kv_width();
+  qkv = n_step_rows * (c.q_width() + 2 * c.kv_width());
+  ffn = rows * c.intermediate;
+  logits = n_logit_rows * c.vocab_size;
+}
+
+int64_t TransformerLayout::bytes() const {
+  return (normed + 2 * q + 2 * kv + qkv + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
+         logits * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace tiercel

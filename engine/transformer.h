@@ -1,0 +1,219 @@
+// A decoder but for its attention: embedding, norms, linear layers and logits, for several rows
+// (tokens) at a time. Written once for every backend; what reads and writes keys is a KvStore.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "engine/backend.h"
+#include "engine/config.h"
+#include "engine/weights.h"
+#include "offload/arena.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// Its buffers, in elements of bf16 unless said.
+struct TransformerLayout {
+  // n_prompt_rows: tokens of a prompt that run through a layer together; n_step_rows: sequences that
+  // take a step together; n_logit_rows: rows whose logits are wanted at once.
+  TransformerLayout(const ModelConfig& config, int64_t n_prompt_rows, int64_t n_step_rows,
+                    int64_t n_logit_rows);
+  int64_t bytes() const;
+
+  int64_t normed = 0;     // [rows][hidden]
+  int64_t q = 0, kv = 0;  // [rows][q width], [rows][kv width]
+  int64_t qkv = 0;        // [step rows]: q, k and v of a row side by side
+  int64_t ffn = 0;        // [rows][intermediate]
+  int64_t logits = 0;     // fp32
+};
+
+template <Backend Device>
+class Transformer {
+ public:
+  // Takes its buffers from the arena; the others outlive it.
+  Transformer(Device& device, Arena<Device>& arena, const ModelConfig& config,
+              const Weights& weights, const TransformerLayout& layout)
+      : device_(device), config_(config), weights_(weights) {
+    auto take = [&](int64_t n) { return arena.template take<bf16>(Purpose::kActivations, n); };
+    normed_ = take(layout.normed);
+    q_ = take(layout.q);
+    k_ = take(layout.kv);
+    v_ = take(layout.kv);
+    qkv_ = take(layout.qkv);
+    attended_ = take(layout.q);
+    gate_ = take(layout.ffn);
+    up_ = take(layout.ffn);
+    logits_ = arena.template take<float>(Purpose::kActivations, layout.logits);
+  }
+
+  const ModelConfig& config() const { return config_; }
+
+  // x: [n][hidden]
+  void embed_tokens(const int32_t* ids, bf16* x, int64_t n);
+  // Of n consecutive tokens of one prompt.
+  Projections prompt_inputs(int64_t layer, const bf16* x, int64_t n);
+  // Of one token each of n sequences. A row's bits depend neither on n nor on the other rows, here and
+  // in whatever is told `alone`.
+  void step_inputs(int64_t layer, const bf16* x, int64_t n);
+  Projections step_row(int64_t layer, int64_t row) const;
+  // Where attention writes [n][q width] before end_layer.
+  bf16* attended() { return attended_; }
+  // Output projection and MLP, added to x.
+  void end_layer(int64_t layer, bf16* x, int64_t n, bool alone);
+  // To logits(): [n][vocab_size].
+  void make_logits(const bf16* x, int64_t n, bool alone);
+  float* logits() { return logits_; }
+
+ private:
+  const LayerWeights& weights_of(int64_t layer) const {
+    return weights_.layers[static_cast<size_t>(layer)];
+  }
+  void norm(const bf16* x, const bf16* weight, int64_t n);
+  void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
+               int64_t width, bool accumulate, bool alone);
+  Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone);
+
+  Device& device_;
+  const ModelConfig& config_;
+  const Weights& weights_;
+  bf16 *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr, *qkv_ = nullptr;
+  bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
+  float* logits_ = nullptr;
+};
+
+template <Backend Device>
+void Transformer<Device>::embed_tokens(const int32_t* ids, bf16* x, int64_t n) {
+  EmbedParams params;
+  params.ids = ids;
+  params.table = weights_.embedding;
+  params.out = x;
+  params.n_tokens = n;
+  params.vocab = config_.vocab_size;
+  params.width = config_.hidden;
+  embed(device_, params);
+}
+
+template <Backend Device>
+void Transformer<Device>::norm(const bf16* x, const bf16* weight, int64_t n) {
+  NormParams params;
+  params.x = x;
+  params.weight = weight;
+  params.out = normed_;
+  params.n_rows = n;
+  params.width = config_.hidden;
+  params.eps = static_cast<float>(config_.rms_eps);
+  rms_norm(device_, params);
+}
+
+template <Backend Device>
+void Transformer<Device>::project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out,
+                                  int64_t n, int64_t k, int64_t width, bool accumulate,
+                                  bool alone) {
+  LinearParams params;
+  params.x = x;
+  params.weight = weight;
+  params.bias = bias;
+  params.out = out;
+  params.m = n;
+  params.k = k;
+  params.n = width;
+  params.accumulate = accumulate;
+  params.alone = alone;
+  linear(device_, params);
+}
+
+template <Backend Device>
+Projections Transformer<Device>::separate_inputs(const LayerWeights& w, const bf16* x, int64_t n,
+                                                 bool alone) {
+  const int64_t hidden = config_.hidden;
+  norm(x, w.attention_norm, n);
+  project(normed_, w.q, w.q_bias, q_, n, hidden, config_.q_width(), false, alone);
+  project(normed_, w.k, w.k_bias, k_, n, hidden, config_.kv_width(), false, alone);
+  project(normed_, w.v, w.v_bias, v_, n, hidden, config_.kv_width(), false, alone);
+  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n};
+}
+
+template <Backend Device>
+Projections Transformer<Device>::prompt_inputs(int64_t layer, const bf16* x, int64_t n) {
+  if (n == 1) {
+    step_inputs(layer, x, 1);
+    return step_row(layer, 0);
+  }
+  return separate_inputs(weights_of(layer), x, n, false);
+}
+
+// One product for q, k and v where their weights lie behind each other.
+template <Backend Device>
+void Transformer<Device>::step_inputs(int64_t layer, const bf16* x, int64_t n) {
+  const LayerWeights& w = weights_of(layer);
+  if (w.qkv == nullptr) {
+    separate_inputs(w, x, n, true);
+    return;
+  }
+  NormLinearParams params;
+  params.linear.x = x;
+  params.linear.weight = w.qkv;
+  params.linear.bias = w.qkv_bias;
+  params.linear.out = qkv_;
+  params.linear.m = n;
+  params.linear.k = config_.hidden;
+  params.linear.n = config_.q_width() + 2 * config_.kv_width();
+  params.linear.alone = true;
+  params.norm_weight = w.attention_norm;
+  params.eps = static_cast<float>(config_.rms_eps);
+  params.normed = normed_;
+  norm_linear(device_, params);
+}
+
+template <Backend Device>
+Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
+  const LayerWeights& w = weights_of(layer);
+  const int64_t q = config_.q_width(), kv = config_.kv_width();
+  const float eps = static_cast<float>(config_.rms_eps);
+  if (w.qkv == nullptr) {
+    return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1};
+  }
+  bf16* joined = qkv_ + row * (q + 2 * kv);
+  return {joined, joined + q, joined + q + kv, w.q_norm, w.k_norm, eps, 1};
+}
+
+template <Backend Device>
+void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alone) {
+  const LayerWeights& w = weights_of(layer);
+  project(attended_, w.o, w.o_bias, x, n, config_.q_width(), config_.hidden, true, alone);
+  GatedLinearParams params;
+  params.x = x;
+  params.norm_weight = w.mlp_norm;
+  params.gate = w.gate;
+  params.up = w.up;
+  params.gate_bias = w.gate_bias;
+  params.up_bias = w.up_bias;
+  params.out = gate_;
+  params.m = n;
+  params.k = config_.hidden;
+  params.n = config_.intermediate;
+  params.eps = static_cast<float>(config_.rms_eps);
+  params.alone = alone;
+  params.normed = normed_;
+  params.up_result = up_;
+  gated_linear(device_, params);
+  project(gate_, w.down, w.down_bias, x, n, config_.intermediate, config_.hidden, true, alone);
+}
+
+template <Backend Device>
+void Transformer<Device>::make_logits(const bf16* x, int64_t n, bool alone) {
+  norm(x, weights_.final_norm, n);
+  LinearParams params;
+  params.x = normed_;
+  params.weight = weights_.head;
+  params.out = logits_;
+  params.m = n;
+  params.k = config_.hidden;
+  params.n = config_.vocab_size;
+  params.out_type = DType::kF32;
+  params.alone = alone;
+  linear(device_, params);
+}
+
+}  // namespace tiercel

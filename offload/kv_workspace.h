@@ -1,0 +1,67 @@
+// Device memory that a store's ops use only while they run. Stores whose ops run on the same queues
+// can share one, made for a layout whose context and prompt are at least theirs.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/base/ops.h"
+#include "offload/arena.h"
+#include "offload/layout.h"
+
+namespace tiercel {
+
+template <typename Device>
+struct KvWorkspace {
+  // Takes layout.workspace_bytes() from the arena.
+  KvWorkspace(Arena<Device>& arena, const KvLayout& layout)
+      : capacity(layout.settings.capacity), prompt(layout.settings.prompt) {
+    const KvSettings& o = layout.settings;
+    const int64_t n_kv = layout.shape.n_kv_heads;
+    const auto take_bf16 = [&](int64_t n) {
+      return arena.template take<bf16>(Purpose::kActivations, n);
+    };
+    const auto take_ints = [&](int64_t n) {
+      return arena.template take<int32_t>(Purpose::kActivations, n);
+    };
+    attend = arena.template take<float>(
+        Purpose::kActivations,
+        decode_workspace_floats(layout.shape.n_heads, layout.shape.head_dim));
+    if (o.select_prefill) {
+      const int64_t blocks = layout.prefill_blocks();
+      block_ids = take_ints(blocks * n_kv * layout.prefill_ids);
+      block_counts = take_ints(blocks * n_kv);
+      block_local = arena.template take<int64_t>(Purpose::kActivations, blocks);
+    }
+    if (!layout.any_tiered) return;
+    select = arena.template take<float>(Purpose::kLandmarks, layout.select_floats);
+    if (o.weighs_chunks()) {
+      chunk_mass = arena.template take<float>(Purpose::kActivations, n_kv * layout.chunks);
+    }
+    if (layout.any_low_rank() && o.key_codec != RowCodec::kBf16) {
+      coefficients = take_bf16(kPrefillChunk * o.rank);
+    }
+    if (o.landmark_codec != RowCodec::kBf16) {
+      landmarks = take_bf16(n_kv * layout.index_plane_chunks() * layout.landmark_elements());
+    }
+    values = arena.template take<std::byte>(Purpose::kActivations, layout.value_staging_bytes());
+  }
+
+  bool covers(const KvLayout& layout) const {
+    return layout.settings.capacity <= capacity && layout.settings.prompt <= prompt;
+  }
+
+  int64_t capacity = 0, prompt = 0;  // tokens of the longest sequence and prompt
+  float* attend = nullptr;           // of attend_decode
+  float* select = nullptr;           // of scoring
+  float* chunk_mass = nullptr;       // [kv][chunks]
+  bf16* landmarks = nullptr;         // [kv][index_plane_chunks][width], before they are coded
+  bf16* coefficients = nullptr;      // [kPrefillChunk][rank], before they are coded
+  std::byte* values = nullptr;       // coded values of kPrefillChunk tokens on their way home
+  // Of one prefill run: chunks that each block of queries attends.
+  int32_t *block_ids = nullptr, *block_counts = nullptr;
+  int64_t* block_local = nullptr;
+};
+
+}  // namespace tiercel
