@@ -12,21 +12,10 @@
 #include "engine/decoder.h"
 #include "engine/model.h"
 #include "engine/saved_session.h"
+#include "engine/session_backend.h"
 #include "engine/state_files.h"
 
 namespace tiercel {
-
-// The queues of a session and what it computes with; all outlive it.
-template <typename Device, typename Host>
-struct SessionBackend {
-  Device& device;
-  Device& copy;  // moves bytes beside the device queue
-  Device& side;  // makes low-rank keys beside it
-  Host& host;
-  const Weights& weights;
-  RopeView rope;
-  std::string description;
-};
 
 inline int64_t limit_without(int64_t limit, int64_t bytes) { return limit > 0 ? limit - bytes : 0; }
 
@@ -150,15 +139,7 @@ class BackendSession : public Session {
   const SessionPlan& plan() const override { return plan_; }
 
   SelectionReport selection() const override {
-    const SelectionCounters c = store_.selection();
-    SelectionReport report;
-    report.steps = c.steps;
-    report.selected_chunks = c.selected_chunks;
-    report.hit_chunks = c.hit_chunks;
-    report.fetched_bytes = c.fetched_bytes;
-    report.decisions = c.decisions;
-    report.reused = c.reused;
-    return report;
+    return report_of(store_.selection());
   }
   AuditReport audit() const override {
     const MassHistogram mass = store_.audit();

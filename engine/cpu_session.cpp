@@ -1,6 +1,7 @@
 // Model and session on a machine without a GPU: both tiers are cpu::Queue, each with its own
 // budget.
 #include "cpu/ops.h"
+#include "engine/backend_batch.h"
 #include "engine/backend_session.h"
 #include "engine/base/rope.h"
 
@@ -29,32 +30,54 @@ class CpuModel final : public LoadedModel {
   }
   std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
                                         const SessionPlan& plan) override;
+  std::unique_ptr<Batch> open_batch(std::shared_ptr<LoadedModel> self,
+                                    const BatchPlan& plan) override;
 
  private:
   cpu::Queue queue_;
   std::unique_ptr<WeightStore> store_;
 };
 
-using CpuTiers = BackendSession<cpu::Queue, cpu::Queue>;
+using CpuBackend = SessionBackend<cpu::Queue, cpu::Queue>;
 
-// The rope table comes first: the session reads it from the start.
+CpuBackend cpu_backend(const LoadedModel& model, cpu::Queue& queue, const Weights& weights,
+                       const RopeTable& rope) {
+  return {queue,
+          queue,
+          queue,
+          queue,
+          weights,
+          model.weight_bytes(),
+          rope.view(),
+          fmt::format("cpu: {}, {} threads", cpu::name_of(queue.isa()), queue.n_workers())};
+}
+
+// The rope table comes first: what follows reads it from the start.
 struct RopeOwner {
   RopeTable rope;
 };
-class CpuSession final : private RopeOwner, public CpuTiers {
+class CpuSession final : private RopeOwner, public BackendSession<cpu::Queue, cpu::Queue> {
  public:
   CpuSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, cpu::Queue& queue,
              const Weights& weights)
       : RopeOwner{RopeTable(model->rope().inv_freq, plan.context)},
-        CpuTiers(
-            std::move(model), plan,
-            {queue, queue, queue, queue, weights, rope.view(),
-             fmt::format("cpu: {}, {} threads", cpu::name_of(queue.isa()), queue.n_workers())}) {}
+        BackendSession(model, plan, cpu_backend(*model, queue, weights, rope)) {}
+};
+class CpuBatch final : private RopeOwner, public BackendBatch<cpu::Queue, cpu::Queue> {
+ public:
+  CpuBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, cpu::Queue& queue,
+           const Weights& weights)
+      : RopeOwner{RopeTable(model->rope().inv_freq, plan.largest.context)},
+        BackendBatch(model, plan, cpu_backend(*model, queue, weights, rope)) {}
 };
 
 std::unique_ptr<Session> CpuModel::open_session(std::shared_ptr<LoadedModel> self,
                                                 const SessionPlan& plan) {
   return std::make_unique<CpuSession>(std::move(self), plan, queue_, store_->weights());
+}
+std::unique_ptr<Batch> CpuModel::open_batch(std::shared_ptr<LoadedModel> self,
+                                            const BatchPlan& plan) {
+  return std::make_unique<CpuBatch>(std::move(self), plan, queue_, store_->weights());
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // two streams: one that computes, and an urgent one that moves bytes beside it.
 #include <algorithm>
 
+#include "engine/backend_batch.h"
 #include "engine/backend_session.h"
 #include "engine/base/rope.h"
 #include "kernels/ops.h"
@@ -101,6 +102,8 @@ class CudaModel final : public LoadedModel {
   }
   std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
                                         const SessionPlan& plan) override;
+  std::unique_ptr<Batch> open_batch(std::shared_ptr<LoadedModel> self,
+                                    const BatchPlan& plan) override;
 
  private:
   ModelOptions options_;
@@ -166,37 +169,64 @@ struct CudaQueues {
   RopeView rope;
 };
 
-using CudaTiers = BackendSession<cuda::Stream, cuda::PinnedMemory>;
+using CudaBackend = SessionBackend<cuda::Stream, cuda::PinnedMemory>;
 
-class CudaSession final : private CudaQueues, public CudaTiers {
+CudaBackend cuda_backend(const LoadedModel& model, CudaQueues& queues, const Weights& weights) {
+  return {queues.stream,
+          queues.copy,
+          queues.side,
+          queues.host,
+          weights,
+          model.weight_bytes(),
+          queues.rope,
+          "cuda: " + queues.stream.device_name()};
+}
+
+// Nothing may still run when stores give their memory back.
+void finish(CudaQueues& queues) {
+  for (cuda::Stream* queue : {&queues.copy, &queues.side, &queues.stream}) {
+    try {
+      queue->finish();
+    } catch (const Error&) {
+      // A device fault has been reported already, or will be by the next session.
+    }
+  }
+}
+
+class CudaSession final : private CudaQueues,
+                          public BackendSession<cuda::Stream, cuda::PinnedMemory> {
  public:
   CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device,
               const Weights& weights, int64_t free_before)
       : CudaQueues(device, scratch_of(model->config(), plan), model->rope().inv_freq, plan.context),
-        CudaTiers(std::move(model), plan,
-                  {CudaQueues::stream, CudaQueues::copy, CudaQueues::side, CudaQueues::host,
-                   weights, CudaQueues::rope, "cuda: " + CudaQueues::stream.device_name()}),
+        BackendSession(model, plan, cuda_backend(*model, *this, weights)),
         in_use_(free_before - CudaQueues::stream.device_memory_free()) {}
   int64_t device_bytes_in_use() const override { return in_use_; }
-  ~CudaSession() override {
-    // Nothing may still run when the stores give their memory back.
-    for (cuda::Stream* queue : {&(CudaQueues::copy), &(CudaQueues::side), &(CudaQueues::stream)}) {
-      try {
-        queue->finish();
-      } catch (const Error&) {
-        // A device fault has been reported already, or will be by the next session.
-      }
-    }
-  }
+  ~CudaSession() override { finish(*this); }
 
  private:
   int64_t in_use_;
+};
+
+class CudaBatch final : private CudaQueues,
+                        public BackendBatch<cuda::Stream, cuda::PinnedMemory> {
+ public:
+  CudaBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, int device,
+            const Weights& weights)
+      : CudaQueues(device, scratch_of(model->config(), plan.largest), model->rope().inv_freq,
+                   plan.largest.context),
+        BackendBatch(model, plan, cuda_backend(*model, *this, weights)) {}
+  ~CudaBatch() override { finish(*this); }
 };
 
 std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> self,
                                                  const SessionPlan& plan) {
   return std::make_unique<CudaSession>(std::move(self), plan, options_.device, weights_.weights(),
                                        free_before_);
+}
+std::unique_ptr<Batch> CudaModel::open_batch(std::shared_ptr<LoadedModel> self,
+                                             const BatchPlan& plan) {
+  return std::make_unique<CudaBatch>(std::move(self), plan, options_.device, weights_.weights());
 }
 
 }  // namespace

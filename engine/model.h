@@ -31,6 +31,8 @@ class LoadedModel : public Model {
   virtual PlanRequest plan_request() const = 0;
   virtual std::unique_ptr<Session> open_session(std::shared_ptr<LoadedModel> self,
                                                 const SessionPlan& plan) = 0;
+  virtual std::unique_ptr<Batch> open_batch(std::shared_ptr<LoadedModel> self,
+                                            const BatchPlan& plan) = 0;
 
  private:
   ModelConfig config_;

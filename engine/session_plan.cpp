@@ -8,6 +8,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/rope.h"
+#include "engine/batch_layout.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
 
@@ -161,16 +162,6 @@ void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
   s.budget = std::max(s.budget, s.chunk_size);
 }
 
-// Bytes of the device as far as they are known; 0: they are not.
-int64_t device_limit(const PlanRequest& r) {
-  int64_t limit = r.options.device_memory;
-  if (r.device_free_bytes > 0) {
-    const int64_t has = r.weight_bytes + r.device_free_bytes;
-    limit = limit > 0 ? std::min(limit, has) : has;
-  }
-  return limit;
-}
-
 bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
   const int64_t limit = device_limit(r);
   return limit == 0 || count_memory(r, plan).device.total() <= limit;
@@ -187,9 +178,10 @@ KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
       if (fits_device(r, plan)) return codec;
     }
   }
-  // Too few keys say too little about the directions that later ones will take.
-  const bool few = r.n_prompt < 4 * std::min(s.rank, r.config.kv_width());
-  return few ? KeyCodec::kExact : KeyCodec::kLowRank;
+  if (too_few_for_basis(r)) return KeyCodec::kExact;
+  s.key_codec = KeyCodec::kLowRank;
+  // Exact keys beside the values take nothing of the device: what lets most sequences in.
+  return r.n_sequences == 0 || fits_device(r, plan) ? KeyCodec::kLowRank : KeyCodec::kExact;
 }
 
 void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
@@ -322,14 +314,71 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   return s;
 }
 
+int64_t device_limit(const PlanRequest& r) {
+  int64_t limit = r.options.device_memory;
+  if (r.device_free_bytes > 0) {
+    const int64_t has = r.weight_bytes + r.device_free_bytes;
+    limit = limit > 0 ? std::min(limit, has) : has;
+  }
+  return limit;
+}
+
+// Too few keys say too little about the directions that later ones will take.
+bool too_few_for_basis(const PlanRequest& r) {
+  return r.n_prompt < 4 * std::min(r.options.selection.rank, r.config.kv_width());
+}
+
+namespace {
+
+// Beside weights and what stores take.
+SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
+  const bool cuda = r.backend == BackendKind::kCuda;
+  SharedBytes bytes;
+  if (r.n_sequences > 0) {
+    const BatchLayout batch(r.config, plan.n_prompt, r.n_sequences, cuda);
+    bytes = {batch.device_bytes(), batch.host_bytes()};
+  } else {
+    const DecoderLayout decoder(r.config, plan.n_prompt, r.logprobs, cuda);
+    bytes = {decoder.bytes(), decoder.host_bytes()};
+  }
+  if (cuda) bytes.device += cuda_scratch_bytes(r.config, plan);
+  bytes.device += static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, plan.context));
+  return bytes;
+}
+
+}  // namespace
+
+SharedBytes shared_bytes(const PlanRequest& r, const SessionPlan& plan) {
+  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  SharedBytes bytes = activation_bytes(r, plan);
+  bytes.device += r.weight_bytes + sum(layout.workspace_bytes());
+  return bytes;
+}
+
+SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
+  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  const bool staged = r.backend == BackendKind::kCuda;
+  return {.device = sum(layout.held_bytes()),
+          .prefill = sum(layout.prefill_bytes()) +
+                     BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged),
+          .host = sum(layout.host_bytes())};
+}
+
+// Of a batch: all its sequences, one of them in prefill.
 MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
-  const PurposeBytes device = layout.device_bytes(), host = layout.host_bytes();
+  const int64_t n = std::max<int64_t>(r.n_sequences, 1);
+  PurposeBytes device = layout.device_bytes(), host = layout.host_bytes();
+  const PurposeBytes held = layout.held_bytes();
+  for (size_t i = 0; i < device.size(); ++i) {
+    device[i] += (n - 1) * held[i];
+    host[i] *= n;
+  }
   auto of = [](const PurposeBytes& bytes, Purpose purpose) {
     return bytes[static_cast<size_t>(purpose)];
   };
   const bool cuda = r.backend == BackendKind::kCuda;
-  const DecoderLayout decoder(r.config, plan.n_prompt, r.logprobs, cuda);
+  const SharedBytes activations = activation_bytes(r, plan);
   MemoryReport m;
   m.one_memory = !cuda;
   m.device.weights = r.weight_bytes;
@@ -338,13 +387,13 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   m.device.landmarks = of(device, Purpose::kLandmarks);
   m.device.slots = of(device, Purpose::kSlots);
   m.device.exact = of(device, Purpose::kExact);
-  m.device.activations = of(device, Purpose::kActivations) +
-                         decoder.bytes() +
-                         (cuda ? cuda_scratch_bytes(r.config, plan) : 0) +
-                         static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, plan.context));
+  m.device.activations = of(device, Purpose::kActivations) + activations.device;
+  if (r.n_sequences > 0) {
+    m.device.activations += BatchLayout::prompt_bytes(r.config, plan.n_prompt, cuda);
+  }
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
-  m.host.staging = decoder.host_bytes();
+  m.host.staging = activations.host;
   const int64_t resident_weights = r.weights_resident ? r.weight_bytes : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
               r.n_threads * static_cast<int64_t>(cpu::kScratchBytes);

@@ -2,6 +2,7 @@
 // checked. Allocates nothing; config.json is enough.
 #pragma once
 
+#include "engine/batch.h"
 #include "engine/config.h"
 #include "engine/session.h"
 #include "offload/layout.h"
@@ -30,12 +31,26 @@ struct PlanRequest {
   int64_t n_new = 0;      // -1: as many as the context holds
   bool logprobs = false;  // perplexity needs logits for many rows
   bool restored = false;  // the prompt comes from a saved session: nothing is prefilled
+  int64_t n_sequences = 0;  // of this size in a batch; 0: a session of its own
   int n_threads = 1;
   int64_t device_free_bytes = 0;  // of a CUDA device, beside the weights; 0: unknown
 };
 
 // Bytes of one plan. The process itself is taken from what it holds right now, without the weights.
 MemoryReport count_memory(const PlanRequest& request, const SessionPlan& plan);
+
+// Of a batch: bytes that do not depend on how many sequences there are; and of one sequence.
+struct SharedBytes {
+  int64_t device = 0, host = 0;
+};
+SharedBytes shared_bytes(const PlanRequest& request, const SessionPlan& plan);
+SequenceBytes sequence_bytes(const PlanRequest& request, const SessionPlan& plan);
+
+// Bytes of the device as far as they are known; 0: they are not.
+int64_t device_limit(const PlanRequest& request);
+
+// Whether keys by a basis would say little, for a prompt so short.
+bool too_few_for_basis(const PlanRequest& request);
 
 // Throws Error(kUsage) for options that contradict each other or the model. Checks no limit.
 SessionPlan make_plan(const PlanRequest& request);

@@ -1,0 +1,278 @@
+// A batch on one backend: the same code for every pair of tiers.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/batch_layout.h"
+#include "engine/batch_plan.h"
+#include "engine/decoder.h"
+#include "engine/model.h"
+#include "engine/session_backend.h"
+
+namespace tiercel {
+
+template <Backend Device, HostTier Host>
+class BackendBatch : public Batch {
+ public:
+  BackendBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan,
+               SessionBackend<Device, Host> backend)
+      : model_(std::move(model)),
+        plan_(plan),
+        backend_(std::move(backend)),
+        config_(model_->config()),
+        layout_(config_, plan.largest.n_prompt, plan.n_sequences, kStaged),
+        device_arena_(backend_.device, "device", 0),
+        host_arena_(backend_.host, "host", 0),
+        workspace_(device_arena_, KvLayout(kv_shape(config_), kv_settings(plan.largest, config_))),
+        transformer_(backend_.device, device_arena_, config_, backend_.weights,
+                     layout_.transformer) {
+    hidden_ = device_arena_.template take<bf16>(Purpose::kActivations, layout_.hidden);
+    if (!kStaged) return;
+    ids_ = device_arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
+    best_workspace_ =
+        device_arena_.template take<std::byte>(Purpose::kActivations, kBestWorkspaceBytes);
+    host_ids_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_ids);
+    host_best_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_best);
+    host_logits_ = host_arena_.template take<float>(Purpose::kActivations, layout_.host_logits);
+  }
+
+  SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots) const override {
+    return plan_in_batch(request(), plan_, n_prompt, n_new, slots);
+  }
+  SequenceBytes bytes_of(const SessionPlan& sequence) const override {
+    return sequence_bytes(request(), sequence);
+  }
+  SequenceWork work_of(const SessionPlan& sequence) const override {
+    const KvSettings settings = kv_settings(sequence, config_);
+    const bool dense = sequence.options.attention == AttentionMode::kDense;
+    const auto runs = cut_prompt(config_, settings, sequence.n_prompt, Device::kRunFlops);
+    return {prompt_flops(config_, settings, runs),
+            prompt_flops(config_, settings, {{sequence.n_prompt, 1, dense}})};
+  }
+  bool has_room(const SessionPlan& sequence) const override {
+    if (static_cast<int64_t>(sequences_.size()) >= plan_.n_sequences) return false;
+    int64_t device = 0, host = 0;
+    for (const auto& [name, other] : sequences_) {
+      device += other->device_bytes();
+      host += other->bytes.host;
+    }
+    return room_for(plan_, bytes_of(sequence), device, host);
+  }
+
+  int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt) override {
+    CHECK(static_cast<int64_t>(prompt.size()) == plan.n_prompt, "{} tokens", prompt.size());
+    for (size_t i = 0; i < prompt.size(); ++i) {
+      if (prompt[i] >= 0 && prompt[i] < config_.vocab_size) continue;
+      fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", prompt[i], i,
+           config_.vocab_size);
+    }
+    auto sequence = std::make_unique<Sequence>(*this, plan);
+    sequence->embed(*this, prompt);
+    const int64_t name = next_name_++;
+    sequences_.emplace(name, std::move(sequence));
+    return name;
+  }
+
+  PrefillProgress advance_prefill(int64_t name) override {
+    Sequence& s = at(name);
+    CHECK(s.pass.has_value(), "sequence {} is prefilled", name);
+    s.pass->advance();
+    PrefillProgress progress{s.pass->done_flops(), s.pass->total_flops(), s.pass->done()};
+    if (progress.finished) {
+      const bf16* last = s.prompt_hidden + (s.plan.n_prompt - 1) * config_.hidden;
+      transformer_.make_logits(last, 1, /*alone=*/true);
+      find_best(1);
+      s.row = 0;
+      backend_.device.finish();
+      s.pass.reset();
+      s.device.give_back(s.prompt_hidden);
+      s.prompt_hidden = nullptr;
+    } else {
+      backend_.device.finish();  // what is reported is done
+    }
+    return progress;
+  }
+
+  void step(std::span<const Step> steps) override {
+    const auto n = static_cast<int64_t>(steps.size());
+    if (n == 0) return;
+    CHECK(n <= plan_.n_sequences, "{} sequences", n);
+    running_.clear();
+    token_ids_.clear();
+    for (const Step& step : steps) {
+      Sequence& s = at(step.sequence);
+      CHECK(!s.pass, "sequence {} is not prefilled", step.sequence);
+      s.row = static_cast<int64_t>(running_.size());
+      running_.push_back(&s);
+      token_ids_.push_back(step.token);
+    }
+    transformer_.embed_tokens(upload_ids(), hidden_, n);
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) run_layer(layer, n);
+    for (Sequence* s : running_) s->store.advance();
+    transformer_.make_logits(hidden_, n, /*alone=*/true);
+    find_best(n);
+    backend_.device.finish();
+  }
+
+  int32_t sample(int64_t name, Sampler& sampler, std::span<const int32_t> history) override {
+    const int64_t row = at(name).row;
+    if (kStaged && sampler.is_argmax() && host_best_[row] >= 0) return host_best_[row];
+    return sampler.sample(logits(name), history);
+  }
+
+  std::span<const float> logits(int64_t name) override {
+    const int64_t vocab = config_.vocab_size;
+    const float* row = transformer_.logits() + at(name).row * vocab;
+    if (kStaged) {
+      move(row, host_logits_, vocab * static_cast<int64_t>(sizeof(float)));
+      backend_.device.finish();
+      row = host_logits_;
+    }
+    return {row, static_cast<size_t>(vocab)};
+  }
+
+  void remove(int64_t name) override {
+    settle();
+    sequences_.erase(name);
+  }
+
+  SelectionReport selection(int64_t name) const override {
+    return report_of(sequences_.at(name)->store.selection());
+  }
+  int64_t n_tokens(int64_t name) const override { return sequences_.at(name)->store.n_tokens(); }
+  const BatchPlan& plan() const override { return plan_; }
+  const ModelConfig& config() const override { return config_; }
+  int64_t device_bytes() const override {
+    int64_t bytes = backend_.weight_bytes + sum(device_arena_.used());
+    for (const auto& [name, s] : sequences_) bytes += sum(s->device.used());
+    return bytes;
+  }
+  int64_t host_bytes() const override {
+    int64_t bytes = sum(host_arena_.used());
+    for (const auto& [name, s] : sequences_) bytes += sum(s->host.used());
+    return bytes;
+  }
+  std::string backend_description() const override { return backend_.description; }
+
+ private:
+  static constexpr bool kStaged = !Device::kHostReadable;
+
+  struct Sequence {
+    Sequence(BackendBatch& batch, const SessionPlan& its_plan)
+        : plan(its_plan),
+          bytes(batch.bytes_of(plan)),
+          device(batch.backend_.device, "device", bytes.device + bytes.prefill),
+          host(batch.backend_.host, "host", bytes.host),
+          store({batch.backend_.device, batch.backend_.copy, batch.backend_.side,
+                 batch.backend_.host},
+                device, host, batch.workspace_,
+                KvLayout(kv_shape(batch.config_), kv_settings(plan, batch.config_)),
+                batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp) {}
+
+    void embed(BackendBatch& batch, std::span<const int32_t> prompt) {
+      prompt_hidden =
+          device.template take<bf16>(Purpose::kActivations, plan.n_prompt * batch.config_.hidden);
+      const int32_t* ids = prompt.data();
+      int32_t* uploaded = nullptr;
+      if (kStaged) {
+        uploaded = device.template take<int32_t>(Purpose::kActivations, plan.n_prompt);
+        batch.move(ids, uploaded, static_cast<int64_t>(prompt.size_bytes()));
+        ids = uploaded;
+      }
+      batch.transformer_.embed_tokens(ids, prompt_hidden, plan.n_prompt);
+      batch.backend_.device.finish();
+      device.give_back(uploaded);
+      pass.emplace(batch.transformer_, store, prompt_hidden, plan.n_prompt);
+    }
+
+    int64_t device_bytes() const { return bytes.device + (pass ? bytes.prefill : 0); }
+
+    SessionPlan plan;
+    SequenceBytes bytes;
+    Arena<Device> device;
+    Arena<Host> host;
+    KvStore<Device, Host> store;
+    bf16* prompt_hidden = nullptr;  // [n_prompt][hidden], until the prompt is done
+    std::optional<PromptPass<Device, Host>> pass;
+    int64_t row = 0;  // of its logits
+  };
+
+  PlanRequest request() const { return model_->plan_request(); }
+  Sequence& at(int64_t name) { return *sequences_.at(name); }
+
+  void move(const void* source, void* target, int64_t bytes) {
+    CopyParams params;
+    params.source = source;
+    params.target = target;
+    params.row_bytes = bytes;
+    copy(backend_.device, params);
+  }
+
+  const int32_t* upload_ids() {
+    if (!kStaged) return token_ids_.data();
+    std::copy(token_ids_.begin(), token_ids_.end(), host_ids_);
+    move(host_ids_, ids_, static_cast<int64_t>(token_ids_.size() * sizeof(int32_t)));
+    return ids_;
+  }
+
+  // What one sequence fetches arrives while the others attend.
+  void run_layer(int64_t layer, int64_t n) {
+    const int64_t width = config_.q_width();
+    transformer_.step_inputs(layer, hidden_, n);
+    for (int64_t i = 0; i < n; ++i) {
+      const Projections inputs = transformer_.step_row(layer, i);
+      KvStore<Device, Host>& store = running_[static_cast<size_t>(i)]->store;
+      store.append(layer, inputs);
+      store.begin_attend(layer, inputs.q, transformer_.attended() + i * width);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      running_[static_cast<size_t>(i)]->store.end_attend(
+          layer, transformer_.step_row(layer, i).q, transformer_.attended() + i * width);
+    }
+    transformer_.end_layer(layer, hidden_, n, /*alone=*/true);
+  }
+
+  void find_best(int64_t n) {
+    if constexpr (kStaged) {
+      for (int64_t row = 0; row < n; ++row) {
+        argmax(backend_.device, transformer_.logits() + row * config_.vocab_size,
+               config_.vocab_size, host_best_ + row, best_workspace_);
+      }
+    }
+  }
+
+  // Nothing may still read or write what is given back.
+  void settle() {
+    backend_.device.wait(backend_.copy.record());
+    backend_.device.wait(backend_.side.record());
+    backend_.device.finish();
+  }
+
+  std::shared_ptr<LoadedModel> model_;
+  BatchPlan plan_;
+  SessionBackend<Device, Host> backend_;
+  const ModelConfig& config_;
+  BatchLayout layout_;
+  Arena<Device> device_arena_;
+  Arena<Host> host_arena_;
+  KvWorkspace<Device> workspace_;
+  Transformer<Device> transformer_;
+  bf16* hidden_ = nullptr;              // [n_sequences][hidden]
+  int32_t* ids_ = nullptr;              // [n_sequences], on the device
+  std::byte* best_workspace_ = nullptr;
+  int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [n_sequences]
+  float* host_logits_ = nullptr;                        // [vocab_size]
+  std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
+  int64_t next_name_ = 0;
+  std::vector<Sequence*> running_;  // rows of the step in hand
+  std::vector<int32_t> token_ids_;
+};
+
+}  // namespace tiercel

@@ -1,0 +1,108 @@
+#include "engine/batch.h"
+
+#include <algorithm>
+
+#include "cpu/topology.h"
+#include "engine/base/check.h"
+#include "engine/batch_plan.h"
+#include "engine/model.h"
+
+namespace tiercel {
+
+BatchPlan Batch::plan(const Model& model, const SessionOptions& options, int64_t n_sequences,
+                      int64_t max_prompt, int64_t max_new) {
+  return plan_batch(dynamic_cast<const LoadedModel&>(model).plan_request(), options, n_sequences,
+                    max_prompt, max_new);
+}
+
+int64_t Batch::largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
+                       int64_t n_new) {
+  const PlanRequest request = dynamic_cast<const LoadedModel&>(model).plan_request();
+  const SequenceBytes one = sequence_bytes(request, plan_in_batch(request, plan, n_prompt, n_new));
+  int64_t n = 0;
+  while (n < plan.n_sequences && room_for(plan, one, n * one.device, n * one.host)) ++n;
+  return n;
+}
+
+std::unique_ptr<Batch> Batch::open(std::shared_ptr<Model> model, const BatchPlan& plan) {
+  auto loaded = std::dynamic_pointer_cast<LoadedModel>(std::move(model));
+  CHECK(loaded != nullptr);
+  LoadedModel& backend = *loaded;
+  return backend.open_batch(std::move(loaded), plan);
+}
+
+BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t n_sequences,
+                     int64_t max_prompt, int64_t max_new) {
+  if (n_sequences < 1 || n_sequences > kMaxSequences) {
+    fail(ErrorKind::kUsage, "--parallel: expected 1 to {} sequences, found {}", kMaxSequences,
+         n_sequences);
+  }
+  request.options = options;
+  request.options.no_graphs = true;  // a recorded step is of one sequence
+  request.options.audit = 0;
+  request.n_prompt = max_prompt;
+  request.n_new = max_new;
+  request.n_sequences = n_sequences;
+  BatchPlan plan;
+  plan.key_codec = options.selection.key_codec;
+  plan.prefill = options.prefill;
+  plan.n_sequences = n_sequences;
+  plan.largest = make_plan(request);
+  const SharedBytes shared = shared_bytes(request, plan.largest);
+  plan.shared_device = shared.device;
+  plan.shared_host = shared.host;
+  plan.device_limit = device_limit(request);
+  plan.host_limit = options.host_memory;
+  // One sequence must fit; how many do at a time is seen when they come.
+  request.n_sequences = 1;
+  SessionPlan one = plan.largest;
+  one.memory = count_memory(request, one);
+  check_limits(request, one);
+  const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
+  const int64_t left = available - one.memory.process -
+                       (request.weights_resident ? 0 : request.weight_bytes);
+  if (one.memory.one_memory) {
+    plan.memory_limit = available - one.memory.process;
+  } else if (plan.host_limit == 0 || plan.host_limit > left) {
+    plan.host_limit = left;
+  }
+  return plan;
+}
+
+SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_prompt,
+                          int64_t n_new, double slots) {
+  const SessionPlan& largest = plan.largest;
+  if (n_prompt > largest.n_prompt || n_prompt + n_new > largest.context) {
+    fail(ErrorKind::kUsage,
+         "{} prompt tokens and {} new ones: the batch was planned for prompts of {} and contexts of "
+         "{} tokens",
+         n_prompt, n_new, largest.n_prompt, largest.context);
+  }
+  request.options = largest.options;
+  request.options.prefill = plan.prefill;
+  request.options.value_home = ValueHome::kHost;
+  if (slots > 0) request.options.selection.slots = slots;
+  request.n_prompt = n_prompt;
+  request.n_new = n_new;
+  request.n_sequences = plan.n_sequences;
+  KeyCodec& codec = request.options.selection.key_codec;
+  if (plan.key_codec == KeyCodec::kAuto && codec == KeyCodec::kLowRank &&
+      too_few_for_basis(request)) {
+    codec = KeyCodec::kExact;
+  }
+  SessionPlan sequence = make_plan(request);
+  sequence.options.value_home = largest.options.value_home;
+  sequence.device_layers = largest.device_layers;
+  return sequence;
+}
+
+bool room_for(const BatchPlan& plan, const SequenceBytes& bytes, int64_t device_taken,
+              int64_t host_taken) {
+  const int64_t device = plan.shared_device + device_taken + bytes.device + bytes.prefill;
+  const int64_t host = plan.shared_host + host_taken + bytes.host;
+  if (plan.device_limit > 0 && device > plan.device_limit) return false;
+  if (plan.host_limit > 0 && host > plan.host_limit) return false;
+  return plan.memory_limit == 0 || device + host <= plan.memory_limit;
+}
+
+}  // namespace tiercel

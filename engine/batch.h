@@ -1,0 +1,100 @@
+// Many sequences of one model, decoded together: one matrix product for all of them in every layer,
+// a cache of its own for each. This is the mechanism; what runs when is the scheduler's business
+// (engine/scheduler.h).
+//
+// A sequence's tokens depend on its own prompt, options and seed only, never on what shares the batch:
+// every option is decided when the batch is planned, prompts are cut by their own shape, and a row
+// of a product has the bits of that row alone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "engine/session.h"
+
+namespace tiercel {
+
+struct BatchPlan {
+  SessionPlan largest;         // of one sequence of the largest size; its options hold for all of them
+  KeyCodec key_codec = KeyCodec::kAuto;  // as asked for
+  PrefillMode prefill = PrefillMode::kAuto;
+  int64_t n_sequences = 0;     // decoded together, at most
+  int64_t shared_device = 0;   // bytes that do not depend on how many sequences there are: weights,
+  int64_t shared_host = 0;     // activations, workspace
+  int64_t device_limit = 0;    // bytes that all of it may take; 0: unknown
+  int64_t host_limit = 0;
+  int64_t memory_limit = 0;    // of both tiers, where they are one memory; 0: they are not
+};
+
+// Bytes of one sequence beside what all share.
+struct SequenceBytes {
+  int64_t device = 0;   // as long as it lives
+  int64_t prefill = 0;  // of the device, until its prompt is done
+  int64_t host = 0;
+};
+
+// FLOPs of one sequence: of its prompt, and of a step behind it.
+struct SequenceWork {
+  double prompt = 0, step = 0;
+};
+
+class Batch {
+ public:
+  struct Step {
+    int64_t sequence = 0;
+    int32_t token = 0;
+  };
+  // How far a prompt is, in FLOPs.
+  struct PrefillProgress {
+    double done = 0, total = 0;
+    bool finished = false;
+  };
+
+  // n_sequences: decoded together, at most; codecs are chosen so that so many of the largest size fit,
+  // where that can be had. max_prompt, max_new: tokens of the largest sequence. Throws as
+  // Session::plan does, where not even one fits.
+  static BatchPlan plan(const Model& model, const SessionOptions& options, int64_t n_sequences,
+                        int64_t max_prompt, int64_t max_new);
+  // How many sequences of this size fit together, at most plan.n_sequences.
+  static int64_t largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
+                         int64_t n_new);
+  static std::unique_ptr<Batch> open(std::shared_ptr<Model> model, const BatchPlan& plan);
+  virtual ~Batch() = default;
+
+  // Of a sequence of this size. slots: its selection cache in budgets, less than planned; 0: as
+  // planned. It changes what is fetched, no token. Throws Error(kUsage) where it exceeds the largest
+  // one.
+  virtual SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots = 0) const = 0;
+  virtual SequenceBytes bytes_of(const SessionPlan& sequence) const = 0;
+  virtual SequenceWork work_of(const SessionPlan& sequence) const = 0;
+  // Whether it fits beside those that are there.
+  virtual bool has_room(const SessionPlan& sequence) const = 0;
+
+  // Takes its memory and embeds the prompt. Returns its name, never used again. Throws Error(kUsage)
+  // for an id outside the vocabulary, Error(kDoesNotFit) or std::bad_alloc where there is no room;
+  // then nothing has changed.
+  virtual int64_t add(const SessionPlan& sequence, std::span<const int32_t> prompt) = 0;
+  // One run of the prompt through one layer. When finished, sample() has the first token.
+  virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
+  // Appends one token to each of these sequences, whose prompts are done, each named once.
+  virtual void step(std::span<const Step> steps) = 0;
+  // The next token behind the last one of this sequence; once after each advance_prefill that finished
+  // and each step, before the next call of either. Throws Error(kRuntime) where no token can be named.
+  virtual int32_t sample(int64_t sequence, Sampler& sampler, std::span<const int32_t> history) = 0;
+  // fp32 [vocab_size], at the same time. Valid until the next call.
+  virtual std::span<const float> logits(int64_t sequence) = 0;
+  // Gives its memory back, at whatever stage it is.
+  virtual void remove(int64_t sequence) = 0;
+
+  virtual SelectionReport selection(int64_t sequence) const = 0;
+  virtual int64_t n_tokens(int64_t sequence) const = 0;
+  virtual const BatchPlan& plan() const = 0;
+  virtual const ModelConfig& config() const = 0;
+  // Taken now, by what all share and by the sequences.
+  virtual int64_t device_bytes() const = 0;
+  virtual int64_t host_bytes() const = 0;
+  virtual std::string backend_description() const = 0;
+};
+
+}  // namespace tiercel

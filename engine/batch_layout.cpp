@@ -1,0 +1,33 @@
+#include "engine/batch_layout.h"
+
+#include <algorithm>
+
+#include "engine/decoder.h"
+
+namespace tiercel {
+
+BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_sequences,
+                         bool staged)
+    : transformer(c, std::min(max_prompt, kPrefillChunk), n_sequences, n_sequences) {
+  hidden = n_sequences * c.hidden;
+  if (!staged) return;
+  ids = host_ids = host_best = n_sequences;
+  host_logits = c.vocab_size;
+}
+
+int64_t BatchLayout::device_bytes() const {
+  return transformer.bytes() + hidden * static_cast<int64_t>(sizeof(bf16)) +
+         ids * static_cast<int64_t>(sizeof(int32_t)) + (ids > 0 ? kBestWorkspaceBytes : 0);
+}
+
+int64_t BatchLayout::host_bytes() const {
+  return (host_ids + host_best) * static_cast<int64_t>(sizeof(int32_t)) +
+         host_logits * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t BatchLayout::prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool staged) {
+  return n_prompt * (c.hidden * static_cast<int64_t>(sizeof(bf16)) +
+                     (staged ? static_cast<int64_t>(sizeof(int32_t)) : 0));
+}
+
+}  // namespace tiercel

@@ -1,0 +1,28 @@
+// The extents of what the sequences of a batch share, and of what a prompt takes while it is
+// prefilled, beside the store's.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/config.h"
+#include "engine/transformer.h"
+
+namespace tiercel {
+
+struct BatchLayout {
+  // staged: the host cannot read the device's memory.
+  BatchLayout(const ModelConfig& config, int64_t max_prompt, int64_t n_sequences, bool staged);
+  int64_t device_bytes() const;
+  int64_t host_bytes() const;
+  // Of one prompt, on the device.
+  static int64_t prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool staged);
+
+  TransformerLayout transformer;
+  int64_t hidden = 0;       // bf16, [n_sequences][hidden]
+  int64_t ids = 0;          // int32 [n_sequences] on the device, staged only
+  int64_t host_ids = 0;     // int32 [n_sequences], likewise
+  int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each row
+  int64_t host_logits = 0;  // fp32 [vocab], likewise
+};
+
+}  // namespace tiercel

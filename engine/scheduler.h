@@ -1,0 +1,146 @@
+// What runs when, in a batch: continuous batching of requests of any length and arrival.
+//
+// Requests queue until there is room for them, are prefilled one at a time, a run of tokens through a
+// layer at a time, and decoded together, one token each per turn. Prefill work is put between decode
+// steps under a latency target. A request that ends, fails or is cancelled gives its memory back and
+// disturbs no other one; tokens do not depend on what shares the batch (engine/batch.h), so order
+// and timing decide when a token comes, never which.
+//
+//   order      smallest (work done before it arrived + its own work) first: short requests overtake
+//              long ones, but none for ever
+//   room       by the memory plan. One that finds none with its full selection cache is taken with a
+//              cache for the working set: what those that run were seen to use in recent steps. One
+//              without room may be overtaken kMaxOvertaken times; then it is waited for
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/batch.h"
+#include "engine/sampler.h"
+
+namespace tiercel {
+
+inline constexpr int64_t kMaxOvertaken = 16;
+// Steps whose selected chunks are one working set.
+inline constexpr int64_t kWorkingSetSteps = 16;
+
+enum class RequestState : uint8_t {
+  kQueued,
+  kPrefilling,
+  kDecoding,
+  kFinished,   // as many tokens as wanted, or an end token
+  kFailed,     // see error
+  kCancelled   // tokens until then are valid
+};
+const char* name_of(RequestState state);
+inline bool has_ended(RequestState state) { return state >= RequestState::kFinished; }
+
+struct RequestReport {
+  RequestState state = RequestState::kQueued;
+  ErrorKind error_kind = ErrorKind::kRuntime;
+  std::string error;  // of a failed one
+  int64_t prompt_tokens = 0;
+  std::vector<int32_t> tokens;
+  double queued_seconds = 0;       // until it was admitted
+  double first_token_seconds = 0;  // from its arrival; 0: there is none
+  double decode_seconds = 0;       // from the first token to the last
+  double slots = 0;                // of its selection cache, in budgets
+  SelectionReport selection;       // of one that has ended
+};
+
+struct Request {
+  std::vector<int32_t> prompt;
+  int64_t n_new = 128;  // tokens at most
+  SamplingOptions sampling = {};
+  std::vector<int32_t> end_tokens = {};  // each ends the generation, as its last token
+  // Called by turn() for every token; false cancels the request. What it throws fails the request.
+  std::function<bool(int32_t token)> on_token = {};
+  // Called by turn() when it has ended. May not throw.
+  std::function<void(const RequestReport&)> on_end = {};
+};
+
+struct SchedulerOptions {
+  // Seconds that prefill may take between two decode steps (at least one run of tokens through a layer
+  // is done). 0: prompts first, for most throughput.
+  double max_gap = 0;
+};
+
+struct SchedulerReport {
+  int64_t queued = 0, prefilling = 0, decoding = 0, ended = 0;
+  int64_t steps = 0;           // decode steps of all together
+  int64_t step_tokens = 0;     // tokens that they made
+  int64_t prompt_tokens = 0;   // prefilled
+  int64_t most_decoding = 0;   // sequences in one step
+  double step_seconds = 0, prefill_seconds = 0;
+  double longest_gap = 0;      // seconds of prefill between two decode steps
+};
+
+class Scheduler {
+ public:
+  using RequestId = int64_t;
+
+  Scheduler(std::unique_ptr<Batch> batch, const SchedulerOptions& options);
+  ~Scheduler();
+
+  // Safe from any thread. Throws Error(kUsage) for an empty prompt, sampling options out of range, or a
+  // request that exceeds what the batch was planned for; other failures are in its report.
+  RequestId submit(Request request);
+  void cancel(RequestId id);
+  RequestReport report(RequestId id) const;
+  // Of a request that has ended: its report is dropped.
+  void forget(RequestId id);
+  SchedulerReport report() const;
+
+  // One decode step of all that decode, and prefill beside it. False: there is nothing to do. From one
+  // thread at a time.
+  bool turn();
+
+  Batch& batch() { return *batch_; }
+
+ private:
+  struct Entry;
+  enum class Added : uint8_t { kYes, kNoRoom, kFailed };
+
+  void take_inbox();
+  void take_cancelled();
+  void admit();
+  Added try_to_add(Entry& entry);
+  double working_set_slots() const;
+  void prefill();
+  void advance(Entry& entry);
+  void step();
+  void accept(Entry& entry);
+  void end(Entry& entry, RequestState state);
+  void fail_entry(Entry& entry, ErrorKind kind, const std::string& what);
+  template <typename Work>
+  bool guarded(Entry& entry, Work work);
+  double now() const;
+
+  std::unique_ptr<Batch> batch_;
+  SchedulerOptions options_;
+  int64_t vocab_size_;
+  double start_;
+
+  mutable std::mutex mutex_;  // over everything below it, where a turn changes it
+  std::map<RequestId, std::unique_ptr<Entry>> entries_;
+  std::vector<RequestId> inbox_, cancelled_;
+  RequestId next_id_ = 0;
+  SchedulerReport totals_;
+
+  // Of the thread that takes turns.
+  std::vector<Entry*> queued_, decoding_;
+  Entry* prefilling_ = nullptr;
+  double work_done_ = 0;  // FLOPs
+  double gap_ = 0;        // seconds of prefill since the last decode step
+  std::vector<Batch::Step> steps_;
+};
+
+}  // namespace tiercel

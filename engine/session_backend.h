@@ -1,0 +1,37 @@
+// What sessions and batches of one backend have in common.
+#pragma once
+
+#include <string>
+
+#include "engine/base/ops.h"
+#include "engine/options.h"
+#include "engine/weights.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// The queues of a session or a batch, and what it computes with; all outlive it.
+template <typename Device, typename Host>
+struct SessionBackend {
+  Device& device;
+  Device& copy;  // moves bytes beside the device queue
+  Device& side;  // makes low-rank keys beside it
+  Host& host;
+  const Weights& weights;
+  int64_t weight_bytes = 0;
+  RopeView rope;
+  std::string description;
+};
+
+inline SelectionReport report_of(const SelectionCounters& c) {
+  SelectionReport report;
+  report.steps = c.steps;
+  report.selected_chunks = c.selected_chunks;
+  report.hit_chunks = c.hit_chunks;
+  report.fetched_bytes = c.fetched_bytes;
+  report.decisions = c.decisions;
+  report.reused = c.reused;
+  return report;
+}
+
+}  // namespace tiercel

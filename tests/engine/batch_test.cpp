@@ -1,0 +1,286 @@
+// A batch and its scheduler: every sequence gets the tokens that it gets by itself, whatever comes,
+// goes, fails or waits beside it.
+#include "engine/batch.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <new>
+#include <random>
+#include <set>
+#include <stdexcept>
+
+#include "engine/base/check.h"
+#include "engine/presets.h"
+#include "engine/scheduler.h"
+#include "engine/tokenizer.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+constexpr const char* kModel = TIERCEL_SOURCE_DIR "/tools/demo/recall-4m";
+
+std::shared_ptr<Model> model(int threads = 2) {
+  return Model::open(kModel, {.backend = BackendKind::kCpu, .n_threads = threads});
+}
+
+// A fact among filler, and the question for it; n tokens, give or take.
+std::vector<int32_t> prompt(int64_t n, int64_t number) {
+  static const Tokenizer tokenizer = Tokenizer::load(kModel);
+  std::string text;
+  for (int64_t i = 0; i < n / 18; ++i) {
+    text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
+                        (i * 37 + number) % 101);
+    if (i == n / 54) text += fmt::format("\nThe magic number for silver-harbor is {}.\n", number);
+  }
+  text += "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is";
+  return tokenizer.encode(text);
+}
+
+struct Case {
+  std::vector<int32_t> prompt;
+  int64_t n_new = 8;
+  SamplingOptions sampling = {};
+};
+
+// What a session of its own says.
+std::vector<int32_t> alone(const std::shared_ptr<Model>& m, const Case& c,
+                           const SessionOptions& options) {
+  const auto n = static_cast<int64_t>(c.prompt.size());
+  const auto session = Session::open(m, Session::plan(*m, options, n, c.n_new));
+  EXPECT_TRUE(session->prefill(c.prompt, {}));
+  Sampler sampler(c.sampling, m->config().vocab_size);
+  std::vector<int32_t> history = c.prompt, tokens;
+  for (int64_t i = 0; i < c.n_new; ++i) {
+    tokens.push_back(session->sample(sampler, history));
+    history.push_back(tokens.back());
+    if (i + 1 < c.n_new) session->step(tokens.back());
+  }
+  return tokens;
+}
+
+std::vector<Case> some_cases(int64_t longest) {
+  std::vector<Case> cases;
+  for (int64_t i = 0; i < 9; ++i) {
+    Case c{.prompt = prompt(40 + longest * i / 9, 10000 + 7 * i)};
+    c.n_new = 3 + i * 5 % 14;
+    if (i % 3 == 1) c.sampling = {.temperature = 0.8, .seed = static_cast<uint64_t>(i)};
+    cases.push_back(std::move(c));
+  }
+  cases.push_back({.prompt = {42}, .n_new = 5});
+  return cases;
+}
+
+int64_t longest_of(const std::vector<Case>& cases) {
+  int64_t n = 0;
+  for (const Case& c : cases) n = std::max(n, static_cast<int64_t>(c.prompt.size()));
+  return n;
+}
+
+// Sessions decide about codecs by themselves; a batch decides once for all.
+SessionOptions decided(AttentionMode mode) {
+  SessionOptions options = preset(mode);
+  options.selection.budget = 256;
+  options.selection.slots = 2;
+  if (options.selection.key_codec == KeyCodec::kAuto) options.selection.key_codec = KeyCodec::kInt8;
+  return options;
+}
+
+TEST(Batch, EverySequenceSaysWhatItSaysAlone) {
+  const auto m = model();
+  const std::vector<Case> cases = some_cases(1200);
+  // Prompts first, or steps between them.
+  for (const auto& [mode, max_gap] :
+       {std::pair{AttentionMode::kDense, 0.001}, std::pair{AttentionMode::kShadow, 0.0},
+        std::pair{AttentionMode::kTokenSelect, 0.001}, std::pair{AttentionMode::kDelta, 0.0}}) {
+    const SessionOptions options = decided(mode);
+    Scheduler scheduler(Batch::open(m, Batch::plan(*m, options, 4, longest_of(cases), 32)),
+                        {max_gap});
+    std::vector<Scheduler::RequestId> ids;
+    for (const Case& c : cases) {
+      ids.push_back(
+          scheduler.submit({.prompt = c.prompt, .n_new = c.n_new, .sampling = c.sampling}));
+    }
+    while (scheduler.turn()) {
+    }
+    const SchedulerReport total = scheduler.report();
+    EXPECT_EQ(total.ended, static_cast<int64_t>(cases.size()));
+    EXPECT_LE(total.most_decoding, 4);
+    EXPECT_GE(total.most_decoding, max_gap == 0 ? 4 : 2);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      const RequestReport report = scheduler.report(ids[i]);
+      EXPECT_EQ(report.state, RequestState::kFinished) << report.error;
+      EXPECT_EQ(report.tokens, alone(m, cases[i], options)) << name_of(mode) << " " << i;
+    }
+  }
+}
+
+// A batch in which calls fail now and then, as they do where memory or a device gives way.
+class FlakyBatch : public Batch {
+ public:
+  FlakyBatch(std::unique_ptr<Batch> batch, uint64_t seed) : batch_(std::move(batch)), random_(seed) {}
+
+  SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots) const override {
+    return batch_->plan_sequence(n_prompt, n_new, slots);
+  }
+  SequenceBytes bytes_of(const SessionPlan& s) const override { return batch_->bytes_of(s); }
+  SequenceWork work_of(const SessionPlan& s) const override { return batch_->work_of(s); }
+  bool has_room(const SessionPlan& s) const override { return batch_->has_room(s); }
+  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
+    if (fails(20)) throw std::bad_alloc();
+    if (fails(20)) fail(ErrorKind::kDoesNotFit, "no memory today");
+    return batch_->add(s, prompt);
+  }
+  PrefillProgress advance_prefill(int64_t s) override {
+    if (fails(80)) fail("a fault in prefill");
+    return batch_->advance_prefill(s);
+  }
+  void step(std::span<const Step> steps) override { batch_->step(steps); }
+  int32_t sample(int64_t s, Sampler& sampler, std::span<const int32_t> history) override {
+    if (fails(300)) fail("no token can be named");
+    return batch_->sample(s, sampler, history);
+  }
+  std::span<const float> logits(int64_t s) override { return batch_->logits(s); }
+  void remove(int64_t s) override { batch_->remove(s); }
+  SelectionReport selection(int64_t s) const override { return batch_->selection(s); }
+  int64_t n_tokens(int64_t s) const override { return batch_->n_tokens(s); }
+  const BatchPlan& plan() const override { return batch_->plan(); }
+  const ModelConfig& config() const override { return batch_->config(); }
+  int64_t device_bytes() const override { return batch_->device_bytes(); }
+  int64_t host_bytes() const override { return batch_->host_bytes(); }
+  std::string backend_description() const override { return batch_->backend_description(); }
+
+ private:
+  bool fails(int one_in) { return std::uniform_int_distribution(1, one_in)(random_) == 1; }
+
+  std::unique_ptr<Batch> batch_;
+  std::mt19937_64 random_;
+};
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kRequests = 60;
+#else
+constexpr int kRequests = 200;
+#endif
+
+TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
+  std::mt19937_64 random(test::seed());
+  const auto pick = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  const auto m = model();
+  SessionOptions options = decided(AttentionMode::kShadow);
+  options.selection.budget = 64;
+  options.selection.recent = 32;
+  options.selection.outliers = 4;
+  options.selection.slots = 4;
+  std::vector<Case> cases;
+  std::vector<std::vector<int32_t>> expected;
+  for (int i = 0; i < 24; ++i) {
+    Case c{.prompt = prompt(pick(1, i % 8 == 0 ? 1500 : 300), pick(10000, 99999))};
+    c.n_new = pick(1, 24);
+    if (i % 2 == 1) c.sampling = {.temperature = 1, .seed = static_cast<uint64_t>(i)};
+    expected.push_back(alone(m, c, options));
+    cases.push_back(std::move(c));
+  }
+  // Room for about three of the largest, of up to eight.
+  BatchPlan plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+  {
+    const auto probe = Batch::open(m, plan);
+    const SequenceBytes largest = probe->bytes_of(probe->plan_sequence(longest_of(cases), 24));
+    options.device_memory = plan.shared_device + 3 * largest.device + largest.prefill;
+    plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+  }
+  auto opened = Batch::open(m, plan);
+  const int64_t device_before = opened->device_bytes(), host_before = opened->host_bytes();
+  Scheduler scheduler(std::make_unique<FlakyBatch>(std::move(opened), random()), {0.002});
+
+  struct Sent {
+    Scheduler::RequestId id;
+    size_t which;
+    int64_t stop_after;  // tokens; -1: never
+    bool throws;
+    bool end_seen = false;
+  };
+  std::vector<std::unique_ptr<Sent>> sent;
+  std::set<RequestState> states;
+  int64_t most = 0;
+  const auto send = [&] {
+    auto one = std::make_unique<Sent>();
+    one->which = static_cast<size_t>(pick(0, std::ssize(cases) - 1));
+    one->stop_after = pick(0, 5) == 0 ? pick(1, 8) : -1;
+    one->throws = pick(0, 1) == 0;
+    const Case& c = cases[one->which];
+    auto on_token = [s = one.get(), n = int64_t{0}](int32_t) mutable {
+      if (++n != s->stop_after) return true;
+      if (s->throws) throw std::runtime_error("the listener is gone");
+      return false;
+    };
+    one->id = scheduler.submit(
+        {.prompt = c.prompt,
+         .n_new = c.n_new,
+         .sampling = c.sampling,
+         .on_token = on_token,
+         .on_end = [s = one.get()](const RequestReport&) { s->end_seen = true; }});
+    sent.push_back(std::move(one));
+  };
+  while (std::ssize(sent) < kRequests || scheduler.turn()) {
+    if (std::ssize(sent) < kRequests && pick(0, 2) > 0) send();
+    if (pick(0, 9) == 0 && !sent.empty()) {
+      scheduler.cancel(sent[static_cast<size_t>(pick(0, std::ssize(sent) - 1))]->id);
+    }
+    if (std::ssize(sent) < kRequests) scheduler.turn();
+    most = std::max(most, scheduler.batch().device_bytes());
+  }
+  EXPECT_LE(most, options.device_memory);
+  EXPECT_EQ(scheduler.batch().device_bytes(), device_before);
+  EXPECT_EQ(scheduler.batch().host_bytes(), host_before);
+  for (const auto& one : sent) {
+    const RequestReport report = scheduler.report(one->id);
+    states.insert(report.state);
+    EXPECT_TRUE(one->end_seen);
+    const std::vector<int32_t>& want = expected[one->which];
+    ASSERT_LE(report.tokens.size(), want.size());
+    EXPECT_TRUE(std::equal(report.tokens.begin(), report.tokens.end(), want.begin()))
+        << "request " << one->id << ", " << name_of(report.state);
+    EXPECT_TRUE(report.tokens.size() == want.size() || report.state != RequestState::kFinished);
+    EXPECT_EQ(report.state == RequestState::kFailed, !report.error.empty()) << report.error;
+  }
+  EXPECT_EQ(states, (std::set{RequestState::kFinished, RequestState::kFailed,
+                              RequestState::kCancelled}));
+  const SchedulerReport total = scheduler.report();
+  EXPECT_EQ(total.ended, kRequests);
+  EXPECT_EQ(total.queued + total.prefilling + total.decoding, 0);
+  EXPECT_GE(total.most_decoding, 3);
+}
+
+TEST(Batch, RefusesWhatItWasNotPlannedFor) {
+  const auto m = model();
+  SessionOptions options = decided(AttentionMode::kShadow);
+  EXPECT_THROW(Batch::plan(*m, options, 0, 100, 10), Error);
+  Scheduler scheduler(Batch::open(m, Batch::plan(*m, options, 2, 100, 10)), {});
+  const std::vector<int32_t> ids(100, 7);
+  EXPECT_THROW(scheduler.submit({.prompt = {}}), Error);
+  EXPECT_THROW(scheduler.submit({.prompt = std::vector<int32_t>(101, 7), .n_new = 1}), Error);
+  EXPECT_THROW(scheduler.submit({.prompt = ids, .n_new = 11}), Error);
+  EXPECT_THROW(scheduler.submit({.prompt = ids, .n_new = 0}), Error);
+  EXPECT_THROW(scheduler.submit({.prompt = ids, .n_new = 1, .sampling = {.temperature = -1}}),
+               Error);
+  const auto wrong = scheduler.submit({.prompt = {1, 2, 1 << 20}, .n_new = 1});
+  const auto right = scheduler.submit({.prompt = ids, .n_new = 10});
+  while (scheduler.turn()) {
+  }
+  EXPECT_EQ(scheduler.report(wrong).state, RequestState::kFailed);
+  EXPECT_NE(scheduler.report(wrong).error.find("index 2"), std::string::npos);
+  EXPECT_EQ(scheduler.report(right).state, RequestState::kFinished);
+  scheduler.forget(wrong);
+  EXPECT_THROW(scheduler.report(wrong), Error);
+  EXPECT_THROW(scheduler.report(99), Error);
+  options.device_memory = 1 << 20;
+  EXPECT_THROW(Batch::plan(*m, options, 2, 100, 10), Error);
+}
+
+}  // namespace
+}  // namespace tiercel
