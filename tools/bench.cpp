@@ -1,11 +1,13 @@
-// tiercel bench: how long prefill and decode take at given lengths, one sequence at a time.
+// tiercel bench: how long prefill and decode take at given lengths, for one sequence or for many.
 #include <random>
 
 #include "engine/base/check.h"
 #include "engine/tokenizer.h"
+#include "tools/bench_batch.h"
 #include "tools/bench_report.h"
 #include "tools/commands.h"
 #include "tools/console.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
 #include "tools/session_flags.h"
@@ -16,6 +18,11 @@ namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
+    "Lists are separated by commas; 4K is 4,096; 4K..64K*2 is 4K,8K,16K,32K,64K, and 8..32+8 is\n"
+    "8,16,24,32.\n"
+    "With -b, so many sequences are prefilled and then decoded together; 'max' is as many as fit\n"
+    "--device-memory and --host-memory. --compare dense,device measures the same for dense attention\n"
+    "and for the same selection with everything on the device, each with as many sequences as fit.\n"
     "The table goes to stdout. Prompts are random tokens unless -f gives a text; selection finds "
     "no\n"
     "locality in random tokens, so its hit rate means nothing then.\n"
@@ -26,8 +33,9 @@ constexpr const char* kDetails =
 struct BenchFlags {
   ModelFlags model;
   SessionOptions session;
-  std::string prompts = "512", steps = "128";
+  std::string prompts = "512", steps = "128", depths, batches, compare;
   std::optional<std::string> file;
+  std::string picture, from;
   int64_t repetitions = 3;
   BenchFormat format = BenchFormat::kMarkdown;
 
@@ -35,9 +43,15 @@ struct BenchFlags {
     Flags flags("bench", "Time of prefill and decode at given lengths.", kDetails);
     model.add_to(flags, /*with_synthetic=*/true);
     flags.section("Measurement");
-    flags.text("-p,--n-prompt", prompts, "Prompt lengths in tokens, separated by commas");
-    flags.text("-n,--n-gen", steps, "Tokens to generate behind each prompt; 0: prefill only");
-    flags.text("-f,--file", file, "Take the prompts from the beginning of this text");
+    flags.text("-p,--n-prompt", prompts, "Prompt lengths in tokens: a list");
+    flags.text("-n,--n-gen", steps, "Tokens to generate behind each prompt: a list; 0: prefill only");
+    flags.text("-d,--n-depth", depths,
+               "Lengths behind which to generate: a list; -p then is prefilled only");
+    flags.text("-b,--batch", batches, "Sequences decoded together: a list, or 'max'");
+    flags.text("--compare", compare, "With -b, measure beside it: dense, device");
+    flags.text("--picture", picture, "With -b, write throughput as SVG to this file");
+    flags.text("--from", from, "Make the picture from this JSON of an earlier bench -b");
+    flags.text("-f,--prompt-file,--file", file, "Take the prompts from this text");
     flags.integer("-r,--repetitions", repetitions, 1, 1000, "Repetitions of each test");
     flags.choice("-o,--output", format,
                  {{"md", BenchFormat::kMarkdown},
@@ -68,10 +82,11 @@ class TokenSource {
 
   bool random() const { return ids_.empty(); }
 
-  std::vector<int32_t> take(int64_t n) const {
+  // Those of several sequences differ: each begins somewhere else in the text.
+  std::vector<int32_t> take(int64_t n, int64_t sequence = 0) const {
     std::vector<int32_t> ids(static_cast<size_t>(n));
     if (random()) {
-      std::mt19937_64 generator(1);
+      std::mt19937_64 generator(static_cast<uint64_t>(1 + sequence));
       std::uniform_int_distribution<int32_t> token(0, static_cast<int32_t>(vocab_ - 1));
       for (int32_t& id : ids) id = token(generator);
       return ids;
@@ -80,7 +95,9 @@ class TokenSource {
       fail(ErrorKind::kUsage, "-p: expected at most the {} tokens of the text, found {}",
            ids_.size(), n);
     }
-    return {ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(n)};
+    const int64_t places = static_cast<int64_t>(ids_.size()) - n + 1;
+    const auto begin = ids_.begin() + static_cast<std::ptrdiff_t>(sequence * n % places);
+    return {begin, begin + static_cast<std::ptrdiff_t>(n)};
   }
 
  private:
@@ -120,17 +137,101 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   return session->backend_description();
 }
 
+// A list of counts with ranges: "512", "4K,8K", "4K..64K*2", "8..32+8".
+std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int64_t low) {
+  std::vector<int64_t> counts;
+  const auto count_of = [&](std::string_view item) {
+    const int64_t n = item == "0" ? 0 : parse_tokens(item);
+    if (n < low) fail(ErrorKind::kUsage, "expected {} or more, found {}", low, item);
+    return n;
+  };
+  const auto add = [&](std::string_view item) {
+    const size_t dots = item.find("..");
+    if (dots == std::string_view::npos) {
+      counts.push_back(count_of(item));
+      return 0;
+    }
+    const int64_t first = count_of(item.substr(0, dots));
+    const std::string_view rest = item.substr(dots + 2);
+    const size_t sign = rest.find_first_of("*+");
+    const int64_t last = count_of(rest.substr(0, sign));
+    const bool times = sign == std::string_view::npos || rest[sign] == '*';
+    const int64_t by = sign == std::string_view::npos
+                           ? 2
+                           : parse_integer(rest.substr(sign + 1), times ? 2 : 1, int64_t{1} << 40);
+    if (first < 1 || last < first) {
+      fail(ErrorKind::kUsage, "expected FIRST..LAST*FACTOR or FIRST..LAST+STEP, found '{}'", item);
+    }
+    for (int64_t n = first; n <= last; n = times ? n * by : n + by) counts.push_back(n);
+    return 0;
+  };
+  parse_list<int>(flag, text, add);
+  return counts;
+}
+
+std::vector<int64_t> parse_batches(const std::string& text) {
+  if (text == "max") return {0};
+  return parse_counts("-b", text, 1);
+}
+
+std::vector<BenchRival> parse_rivals(const std::string& text) {
+  std::vector<BenchRival> rivals = {BenchRival::kNone};
+  if (text.empty()) return rivals;
+  parse_list<int>("--compare", text, [&](std::string_view item) {
+    for (const BenchRival rival : {BenchRival::kDense, BenchRival::kDevice}) {
+      if (item != name_of(rival)) continue;
+      rivals.push_back(rival);
+      return 0;
+    }
+    refuse_choice(item, {"dense", "device"});
+  });
+  return rivals;
+}
+
+std::vector<BatchRow> measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& model,
+                                      const TokenSource& source, const Console& console) {
+  std::vector<BatchRow> rows;
+  for (const int64_t n_prompt : parse_counts("-p", flags.prompts, 1)) {
+    for (const int64_t n_gen : parse_counts("-n", flags.steps, 1)) {
+      for (const BenchRival rival : parse_rivals(flags.compare)) {
+        // A rival that fits fewer sequences than another batch of the list is measured once.
+        int64_t measured = 0;
+        for (const int64_t n : parse_batches(flags.batches)) {
+          console.info("bench: pp{} tg{}, {} sequences{}", n_prompt, n_gen,
+                       n > 0 ? std::to_string(n) : "as many as fit",
+                       rival == BenchRival::kNone ? "" : fmt::format(", {}", name_of(rival)));
+          BatchRow row = measure_batch(
+              model, flags.session, rival, n_prompt, n_gen, n,
+              [&](int64_t i) { return source.take(n_prompt, i); }, console);
+          if (row.n_sequences == 0) console.warning(row.refusal);
+          if (row.n_sequences > 0 && row.n_sequences == measured) continue;
+          measured = row.n_sequences;
+          rows.push_back(std::move(row));
+        }
+      }
+    }
+  }
+  return rows;
+}
+
 }  // namespace
 
 int command_bench(int argc, char** argv) {
   BenchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
+  const OutputFile picture =
+      flags.picture.empty() ? OutputFile() : OutputFile(flags.picture, "--picture");
+  if (!flags.from.empty()) {
+    if (!picture.wanted()) fail(ErrorKind::kUsage, "--from: expected --picture FILE beside it");
+    picture.write(batch_picture(read_input(flags.from, "--from"), flags.from));
+    return 0;
+  }
   flags.model.check();
-  const auto at_least = [](int64_t low) {
-    return [low](std::string_view text) { return parse_integer(text, low, int64_t{1} << 40); };
-  };
-  const std::vector<int64_t> prompts = parse_list<int64_t>("-p", flags.prompts, at_least(1));
-  const std::vector<int64_t> steps = parse_list<int64_t>("-n", flags.steps, at_least(0));
+  const std::vector<int64_t> prompts = parse_counts("-p", flags.prompts, 1);
+  const std::vector<int64_t> steps = parse_counts("-n", flags.steps, 0);
+  if (flags.batches.empty() && (!flags.compare.empty() || picture.wanted())) {
+    fail(ErrorKind::kUsage, "--compare and --picture: expected -b beside them");
+  }
   if (flags.session.imposed_hit_rate >= 0 && flags.model.synthetic.empty()) {
     fail(ErrorKind::kUsage,
          "--imposed-hit-rate: expected --synthetic, found a model; its own "
@@ -148,28 +249,50 @@ int command_bench(int argc, char** argv) {
   setup.weight_bytes = model->weight_bytes();
   setup.synthetic = !flags.model.synthetic.empty();
   setup.random_tokens = source.random();
-  std::vector<BenchRow> rows;
-  for (const int64_t n_prompt : prompts) {
-    for (const int64_t n_gen : steps) {
-      BenchRow prefill, decode;
-      prefill.n_prompt = decode.n_depth = n_prompt;
-      decode.n_gen = n_gen;
-      prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
-      decode.plan = prefill.plan;
-      const std::vector<int32_t> ids = source.take(n_prompt);
-      for (int64_t i = 0; i < flags.repetitions; ++i) {
-        console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
-        setup.backend = measure(model, ids, console, prefill, decode);
-      }
-      prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
-      rows.push_back(prefill);
-      if (n_gen > 0) rows.push_back(decode);
-    }
-  }
-  if (setup.synthetic) {
+  const auto warn = [&] {
+    if (!setup.synthetic) return;
     console.warning(
         "synthetic: random weights, so the text is noise; only the times mean something");
+  };
+  if (!flags.batches.empty()) {
+    const std::vector<BatchRow> rows = measure_batches(flags, model, source, console);
+    for (const BatchRow& row : rows) {
+      if (!row.backend.empty()) setup.backend = row.backend;
+    }
+    warn();
+    if (picture.wanted()) {
+      picture.write(batch_picture(batch_text(setup, rows, BenchFormat::kJson), "--picture"));
+    }
+    print_result(batch_text(setup, rows, flags.format));
+    return 0;
   }
+  std::vector<BenchRow> rows;
+  // (prompt, tokens behind it)
+  std::vector<std::pair<int64_t, int64_t>> tests;
+  const std::vector<int64_t> depths =
+      flags.depths.empty() ? prompts : parse_counts("-d", flags.depths, 1);
+  if (!flags.depths.empty()) {
+    for (const int64_t n_prompt : prompts) tests.emplace_back(n_prompt, 0);
+  }
+  for (const int64_t depth : depths) {
+    for (const int64_t n_gen : steps) tests.emplace_back(depth, n_gen);
+  }
+  for (const auto& [n_prompt, n_gen] : tests) {
+    BenchRow prefill, decode;
+    prefill.n_prompt = decode.n_depth = n_prompt;
+    decode.n_gen = n_gen;
+    prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
+    decode.plan = prefill.plan;
+    const std::vector<int32_t> ids = source.take(n_prompt);
+    for (int64_t i = 0; i < flags.repetitions; ++i) {
+      console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
+      setup.backend = measure(model, ids, console, prefill, decode);
+    }
+    prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
+    rows.push_back(prefill);
+    if (n_gen > 0) rows.push_back(decode);
+  }
+  warn();
   print_result(bench_text(setup, rows, flags.format));
   return 0;
 }

@@ -70,15 +70,21 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}};
 }
 
+std::string gib(int64_t bytes) {
+  return fmt::format("{:.2f}", static_cast<double>(bytes) / (1 << 30));
+}
+
+std::string budget_of(const SessionOptions& o) {
+  if (o.attention == AttentionMode::kDense) return "-";
+  return o.selection.budget == kBudgetAll ? "all" : std::to_string(o.selection.budget);
+}
+
 // The cells of the table, header first.
 std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
                                             const std::vector<BenchRow>& rows) {
   std::vector<std::vector<std::string>> table = {
       {"model", "size", "params", "backend", "test", "t/s", "device GiB", "host GiB", "attention",
        "budget", "hit rate", "fetch GB/s", "ttft s", "p50 ms", "p95 ms"}};
-  const auto gib = [](int64_t bytes) {
-    return fmt::format("{:.2f}", static_cast<double>(bytes) / (1 << 30));
-  };
   for (const BenchRow& row : rows) {
     const SessionOptions& o = row.plan.options;
     const Spread ts = spread_of(rates(row));
@@ -90,15 +96,103 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
          test_name(row), fmt::format("{:.2f} ± {:.2f}", ts.mean, ts.deviation),
          gib(row.plan.memory.device.total()), gib(row.plan.memory.host.total()),
          decode ? name_of(o.attention) : name_of(o.prefill),
-         o.attention == AttentionMode::kDense ? "-"
-         : o.selection.budget == kBudgetAll ? "all"
-                                            : std::to_string(o.selection.budget),
+         budget_of(o),
          selects ? fmt::format("{:.3f}{}", row.selection.hit_rate(), imposed ? " (imposed)" : "")
                  : "-",
          selects ? fmt::format("{:.2f}", 1e-9 * fetch_rate(row)) : "-",
          fmt::format("{:.3f}", row.time_to_first_token),
          decode ? fmt::format("{:.3f}", 1e3 * percentile_of(row.token_seconds, 0.5)) : "-",
          decode ? fmt::format("{:.3f}", 1e3 * percentile_of(row.token_seconds, 0.95)) : "-"});
+  }
+  return table;
+}
+
+// What attended, in a word or two.
+std::string label_of(const BatchRow& row, const SessionOptions& o) {
+  if (row.rival == BenchRival::kDense) return "dense";
+  return name_of(o.attention) + std::string(row.rival == BenchRival::kDevice ? ", on device" : "");
+}
+
+double per_second(int64_t tokens, double seconds) {
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
+Json to_json(const BenchSetup& setup, const BatchRow& row) {
+  const SessionOptions& o = row.plan.options;
+  const int64_t n = row.n_sequences, n_prompt_tokens = n * row.n_prompt;
+  return {{"build_commit", commit()},
+          {"version", version()},
+          {"backend", setup.backend},
+          {"model_filename", setup.model},
+          {"model_size", setup.weight_bytes},
+          {"model_n_params", setup.n_parameters},
+          {"synthetic", setup.synthetic},
+          {"random_tokens", setup.random_tokens},
+          {"imposed_hit_rate", o.imposed_hit_rate >= 0 ? Json(o.imposed_hit_rate) : Json(nullptr)},
+          {"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.rival))},
+          {"composition", n > 0 ? Json(composition(o)) : Json(nullptr)},
+          {"refusal", row.refusal.empty() ? Json(nullptr) : Json(row.refusal)},
+          {"n_batch_wanted", row.n_wanted},
+          {"pp", row.n_prompt},
+          {"tg", row.n_gen},
+          {"pl", n},
+          {"n_kv", n * (row.n_prompt + row.n_gen)},
+          {"t_pp", row.prompt_seconds},
+          {"speed_pp", per_second(n_prompt_tokens, row.prompt_seconds)},
+          {"t_tg", row.step_seconds},
+          {"speed_tg", per_second(row.step_tokens, row.step_seconds)},
+          {"t", row.prompt_seconds + row.step_seconds},
+          {"speed", per_second(n_prompt_tokens + row.step_tokens,
+                               row.prompt_seconds + row.step_seconds)},
+          {"budget", budget_of(o)},
+          {"device_bytes", row.device_bytes},
+          {"host_bytes", row.host_bytes},
+          {"device_memory", o.device_memory},
+          {"host_memory", o.host_memory},
+          {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
+          {"fetched_bytes_per_second", row.step_seconds > 0
+                                           ? static_cast<double>(row.selection.fetched_bytes) /
+                                                 row.step_seconds
+                                           : 0.0},
+          {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
+          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}};
+}
+
+std::vector<std::vector<std::string>> batch_cells(const BenchSetup& setup,
+                                                  const std::vector<BatchRow>& rows) {
+  static_cast<void>(setup);
+  std::vector<std::vector<std::string>> table = {
+      {"PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
+       "attention", "budget", "keys", "device GiB", "host GiB", "hit rate", "fetch GB/s", "p50 ms",
+       "p95 ms"}};
+  for (const BatchRow& row : rows) {
+    const SessionOptions& o = row.plan.options;
+    const int64_t n = row.n_sequences, n_prompt_tokens = n * row.n_prompt;
+    if (n == 0) {
+      std::vector<std::string> none(table[0].size(), "-");
+      none[0] = std::to_string(row.n_prompt);
+      none[1] = std::to_string(row.n_gen);
+      none[2] = "0";
+      none[10] = fmt::format("{}: does not fit", name_of(row.rival));
+      table.push_back(none);
+      continue;
+    }
+    const auto f2 = [](double v) { return fmt::format("{:.2f}", v); };
+    const auto ms = [&](double share) { return f2(1e3 * percentile_of(row.token_seconds, share)); };
+    const double seconds = row.prompt_seconds + row.step_seconds;
+    const bool selects = row.selection.selected_chunks > 0, dense = o.attention == AttentionMode::kDense;
+    table.push_back(
+        {std::to_string(row.n_prompt), std::to_string(row.n_gen), std::to_string(n),
+         std::to_string(n * (row.n_prompt + row.n_gen)), f2(row.prompt_seconds),
+         f2(per_second(n_prompt_tokens, row.prompt_seconds)), f2(row.step_seconds),
+         f2(per_second(row.step_tokens, row.step_seconds)), f2(seconds),
+         f2(per_second(n_prompt_tokens + row.step_tokens, seconds)), label_of(row, o), budget_of(o),
+         dense ? "-" : name_of(o.selection.key_codec), gib(row.device_bytes), gib(row.host_bytes),
+         selects ? fmt::format("{:.3f}{}", row.selection.hit_rate(),
+                               o.imposed_hit_rate >= 0 ? " (imposed)" : "")
+                 : "-",
+         selects ? f2(1e-9 * per_second(row.selection.fetched_bytes, row.step_seconds)) : "-",
+         ms(0.5), ms(0.95)});
   }
   return table;
 }
@@ -138,25 +232,41 @@ double percentile_of(std::vector<double> values, double share) {
   return values[at];
 }
 
-std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
-                       BenchFormat format) {
+namespace {
+
+// The rows as JSON objects or as a table, in any of the formats.
+template <typename Row, typename ToCells>
+std::string text_of(const BenchSetup& setup, const std::vector<Row>& rows, BenchFormat format,
+                    ToCells to_cells) {
   switch (format) {
-    case BenchFormat::kMarkdown: return markdown_table(cells(setup, rows));
-    case BenchFormat::kCsv: return csv(cells(setup, rows));
+    case BenchFormat::kMarkdown: return markdown_table(to_cells(setup, rows));
+    case BenchFormat::kCsv: return csv(to_cells(setup, rows));
     case BenchFormat::kJson: {
       Json all = Json::array();
-      for (const BenchRow& row : rows) all.push_back(to_json(setup, row));
+      for (const Row& row : rows) all.push_back(to_json(setup, row));
       return all.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
     }
     case BenchFormat::kJsonLines: {
       std::string text;
-      for (const BenchRow& row : rows) {
+      for (const Row& row : rows) {
         text += to_json(setup, row).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
       }
       return text;
     }
   }
   return {};
+}
+
+}  // namespace
+
+std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
+                       BenchFormat format) {
+  return text_of(setup, rows, format, cells);
+}
+
+std::string batch_text(const BenchSetup& setup, const std::vector<BatchRow>& rows,
+                       BenchFormat format) {
+  return text_of(setup, rows, format, batch_cells);
 }
 
 }  // namespace tiercel

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/session.h"
+#include "tools/bench_batch.h"
 
 namespace tiercel {
 
@@ -42,5 +43,12 @@ double percentile_of(std::vector<double> values, double share);
 
 std::string bench_text(const BenchSetup& setup, const std::vector<BenchRow>& rows,
                        BenchFormat format);
+// PP TG B N_KV T_PP S_PP T_TG S_TG T S as llama-batched-bench has them, then ours.
+std::string batch_text(const BenchSetup& setup, const std::vector<BatchRow>& rows,
+                       BenchFormat format);
+
+// Throughput by sequences and by context as SVG, from the JSON (or its lines) that batch_text wrote.
+// Throws Error(kRuntime) naming what is missing; `name` heads the message.
+std::string batch_picture(const std::string& json, const std::string& name);
 
 }  // namespace tiercel

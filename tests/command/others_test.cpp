@@ -103,7 +103,7 @@ TEST(Version, NamesWhatItIsMadeOf) {
 }
 
 TEST(Help, EveryCommandHasOne) {
-  for (const char* command : {"run", "tokenize", "perplexity", "estimate", "eval",
+  for (const char* command : {"run", "bench", "tokenize", "perplexity", "estimate", "eval",
                               "haystack", "version"}) {
     const Result result = run({.arguments = {command, "--help"}});
     EXPECT_EQ(result.code, 0) << command;

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "tools/eval/svg.h"
+#include "tools/svg.h"
 #include "tools/eval/tune.h"
 
 namespace tiercel::test {

@@ -5,7 +5,7 @@
 #include <map>
 
 #include "tools/eval/results.h"
-#include "tools/eval/svg.h"
+#include "tools/svg.h"
 #include "tools/units.h"
 
 namespace tiercel {

@@ -1,0 +1,252 @@
+// What the scheduler decides, on a batch that only counts: order, room, ageing, latency.
+#include "engine/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+// Sequences take a byte per token of context, and one more per slot budget and prompt token. The next
+// token of a sequence is the number of tokens in it.
+class CountingBatch : public Batch {
+ public:
+  explicit CountingBatch(int64_t bytes, int64_t n_sequences = 64) : limit_(bytes) {
+    plan_.n_sequences = n_sequences;
+    config_.vocab_size = 1 << 20;
+  }
+
+  SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots) const override {
+    SessionPlan plan;
+    plan.n_prompt = n_prompt;
+    plan.context = n_prompt + n_new;
+    plan.options.selection.slots = slots > 0 ? slots : 4;
+    return plan;
+  }
+  SequenceBytes bytes_of(const SessionPlan& s) const override {
+    const auto slots = static_cast<int64_t>(s.options.selection.slots * 10);
+    return {.device = s.context + slots, .prefill = s.n_prompt};
+  }
+  SequenceWork work_of(const SessionPlan& s) const override {
+    return {static_cast<double>(s.n_prompt), 1};
+  }
+  bool has_room(const SessionPlan& s) const override {
+    const SequenceBytes bytes = bytes_of(s);
+    return std::ssize(sequences) < plan_.n_sequences &&
+           device_bytes() + bytes.device + bytes.prefill <= limit_;
+  }
+  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
+    EXPECT_TRUE(has_room(s));
+    log += "+" + std::to_string(prompt[0]);
+    sequences[next_] = {s, s.n_prompt, 0};
+    return next_++;
+  }
+  // A hundred tokens at a time.
+  PrefillProgress advance_prefill(int64_t name) override {
+    Sequence& s = sequences.at(name);
+    s.prefilled = std::min(s.prefilled + 100, s.plan.n_prompt);
+    log += ".";
+    return {static_cast<double>(s.prefilled), static_cast<double>(s.plan.n_prompt),
+            s.prefilled == s.plan.n_prompt};
+  }
+  void step(std::span<const Step> steps) override {
+    log += "s";
+    if (fails_next_step) {
+      fails_next_step = false;
+      fail("the device is gone");
+    }
+    for (const Step& step : steps) ++sequences.at(step.sequence).n_tokens;
+  }
+  int32_t sample(int64_t name, Sampler&, std::span<const int32_t>) override {
+    return static_cast<int32_t>(sequences.at(name).n_tokens);
+  }
+  std::span<const float> logits(int64_t) override { return {}; }
+  void remove(int64_t name) override { sequences.erase(name); }
+  SelectionReport selection(int64_t) const override { return selection_; }
+  int64_t n_tokens(int64_t name) const override { return sequences.at(name).n_tokens; }
+  const BatchPlan& plan() const override { return plan_; }
+  const ModelConfig& config() const override { return config_; }
+  int64_t device_bytes() const override {
+    int64_t bytes = 0;
+    for (const auto& [name, s] : sequences) {
+      bytes += bytes_of(s.plan).device + (s.prefilled < s.plan.n_prompt ? s.plan.n_prompt : 0);
+    }
+    return bytes;
+  }
+  int64_t host_bytes() const override { return 0; }
+  std::string backend_description() const override { return "a count"; }
+
+  struct Sequence {
+    SessionPlan plan;
+    int64_t n_tokens = 0, prefilled = 0;
+  };
+  std::map<int64_t, Sequence> sequences;
+  std::string log;  // "+7": the request whose prompt is sevens came in; ".": prefill; "s": a step
+  bool fails_next_step = false;
+  SelectionReport selection_;
+
+ private:
+  BatchPlan plan_;
+  ModelConfig config_;
+  int64_t limit_, next_ = 0;
+};
+
+struct Bench {
+  explicit Bench(int64_t bytes, double max_gap = 0)
+      : scheduler(std::make_unique<CountingBatch>(bytes), {max_gap}),
+        batch(static_cast<CountingBatch&>(scheduler.batch())) {}
+
+  Scheduler::RequestId send(int32_t mark, int64_t n_prompt, int64_t n_new) {
+    return scheduler.submit(
+        {.prompt = std::vector<int32_t>(static_cast<size_t>(n_prompt), mark), .n_new = n_new});
+  }
+  void run() {
+    while (scheduler.turn()) {
+    }
+  }
+
+  Scheduler scheduler;
+  CountingBatch& batch;
+};
+
+// Short requests keep coming, and are enough to fill the memory at any time.
+TEST(Scheduler, ShortRequestsOvertakeButNoneWaitsForEver) {
+  Bench bench(1000);
+  for (int i = 0; i < 20; ++i) bench.send(1, 10, 30);
+  bench.scheduler.turn();
+  const auto longest = bench.send(2, 300, 20);
+  int n_sent = 0;
+  while (bench.scheduler.report(longest).state == RequestState::kQueued) {
+    bench.send(3, 10, 30);
+    ASSERT_LT(++n_sent, 200);
+    ASSERT_TRUE(bench.scheduler.turn());
+  }
+  // Some did overtake it.
+  EXPECT_GT(bench.scheduler.report().ended, 20);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(longest).state, RequestState::kFinished);
+  EXPECT_EQ(bench.scheduler.report().ended, 21 + n_sent);
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+TEST(Scheduler, ShortestFirstButWorkDoneCounts) {
+  Bench bench(1 << 20);
+  bench.send(1, 500, 1);
+  bench.send(2, 300, 1);
+  bench.send(3, 100, 1);
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "+3.+2...+1.....");
+  // A request that comes later counts the work that was done before it came.
+  Bench later(1 << 20);
+  later.send(1, 1000, 1);
+  later.send(2, 1100, 1);
+  later.scheduler.turn();  // both: nothing decodes between them
+  later.send(3, 10, 1);
+  later.run();
+  EXPECT_EQ(later.batch.log, "+1..........+2...........+3.");
+}
+
+TEST(Scheduler, PrefillIsPutBetweenSteps) {
+  Bench bench(1 << 20, /*max_gap=*/1e-9);
+  bench.send(1, 100, 6);
+  bench.scheduler.turn();
+  bench.send(2, 300, 2);
+  bench.run();
+  // One run of prefill before each step; its own first token comes with the last of them.
+  EXPECT_EQ(bench.batch.log, "+1.s+2.s.s.ss");
+  EXPECT_EQ(bench.scheduler.report().most_decoding, 2);
+}
+
+TEST(Scheduler, WorkingSetsDecideWhereCachesDoNotFit) {
+  // Three sequences of 100 + 40 bytes, one with 50 more, do not fit 450; with a smaller cache they do.
+  Bench bench(450);
+  bench.batch.selection_ = {.steps = 1, .selected_chunks = 1000, .hit_chunks = 950};
+  const auto first = bench.send(1, 50, 50), second = bench.send(2, 50, 50);
+  bench.scheduler.turn();
+  const auto third = bench.send(3, 50, 50);
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(first).slots, 4);
+  EXPECT_EQ(bench.scheduler.report(second).slots, 4);
+  EXPECT_EQ(bench.scheduler.report(third).state, RequestState::kDecoding);
+  EXPECT_DOUBLE_EQ(bench.scheduler.report(third).slots, 1 + 0.05 * kWorkingSetSteps);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report().ended, 3);
+}
+
+TEST(Scheduler, AFailedStepFailsThoseInItOnly) {
+  Bench bench(1 << 20);
+  const auto first = bench.send(1, 10, 5);
+  bench.scheduler.turn();
+  const auto second = bench.send(2, 10, 5);
+  bench.batch.fails_next_step = true;
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(first).state, RequestState::kFailed);
+  EXPECT_EQ(bench.scheduler.report(first).error, "the device is gone");
+  EXPECT_EQ(bench.scheduler.report(first).tokens.size(), 2u);
+  EXPECT_EQ(bench.scheduler.report(second).state, RequestState::kFailed);
+  const auto third = bench.send(3, 10, 5);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(third).state, RequestState::kFinished);
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+TEST(Scheduler, WhatFitsNowhereFailsByItself) {
+  Bench bench(500);
+  const auto big = bench.send(1, 400, 100), small = bench.send(2, 10, 3);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(big).state, RequestState::kFailed);
+  EXPECT_EQ(bench.scheduler.report(big).error_kind, ErrorKind::kDoesNotFit);
+  EXPECT_EQ(bench.scheduler.report(small).state, RequestState::kFinished);
+}
+
+TEST(Scheduler, CancelledAtAnyStage) {
+  Bench bench(700, 1e-9);
+  const auto running = bench.send(1, 100, 50);
+  bench.scheduler.turn();
+  const auto prefilling = bench.send(2, 200, 50);
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(prefilling).state, RequestState::kPrefilling);
+  const auto queued = bench.send(3, 500, 50);
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(queued).state, RequestState::kQueued);
+  const auto unseen = bench.send(4, 10, 1);
+  for (const auto id : {running, prefilling, queued, unseen}) {
+    bench.scheduler.cancel(id);
+    bench.scheduler.cancel(id);
+  }
+  EXPECT_FALSE(bench.scheduler.turn());
+  for (const auto id : {running, prefilling, queued, unseen}) {
+    EXPECT_EQ(bench.scheduler.report(id).state, RequestState::kCancelled) << id;
+  }
+  bench.scheduler.cancel(running);  // nothing to do any more
+  EXPECT_FALSE(bench.scheduler.turn());
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+// on_end may forget its own request.
+TEST(Scheduler, ForgottenAtItsEnd) {
+  Bench bench(1 << 20);
+  int ended = 0;
+  for (int i = 0; i < 5; ++i) {
+    auto id = std::make_shared<Scheduler::RequestId>();
+    *id = bench.scheduler.submit({.prompt = {1, 2, 3},
+                                  .n_new = 1 + i,
+                                  .on_end = [&, id](const RequestReport& report) {
+                                    EXPECT_EQ(report.state, RequestState::kFinished);
+                                    bench.scheduler.forget(*id);
+                                    ++ended;
+                                  }});
+  }
+  bench.run();
+  EXPECT_EQ(ended, 5);
+  EXPECT_THROW(bench.scheduler.report(0), Error);
+}
+
+}  // namespace
+}  // namespace tiercel

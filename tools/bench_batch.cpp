@@ -1,0 +1,114 @@
+#include "tools/bench_batch.h"
+
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/batch_plan.h"
+#include "engine/scheduler.h"
+#include "tools/progress.h"
+#include "tools/signals.h"
+#include "tools/stopwatch.h"
+
+namespace tiercel {
+
+const char* name_of(BenchRival rival) {
+  switch (rival) {
+    case BenchRival::kNone: return "-";
+    case BenchRival::kDense: return "dense";
+    case BenchRival::kDevice: return "device";
+  }
+  return "?";
+}
+
+SessionOptions options_of(BenchRival rival, SessionOptions options) {
+  if (rival == BenchRival::kDense) options.attention = AttentionMode::kDense;
+  if (rival == BenchRival::kDevice) options.value_home = ValueHome::kDevice;
+  return options;
+}
+
+int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t n_prompt,
+                      int64_t n_gen, int64_t most, std::string* why) {
+  // Codecs that are chosen by what fits make more sequences fit where more are asked for.
+  const auto fits = [&](int64_t n) {
+    return Batch::largest(model, Batch::plan(model, options, n, n_prompt, n_gen), n_prompt,
+                          n_gen) >= n;
+  };
+  try {
+    int64_t low = 0, high = most + 1;  // low fits, high does not
+    while (high - low > 1) {
+      const int64_t middle = low == 0 ? 1 : std::min(2 * low, (low + high) / 2);
+      (fits(middle) ? low : high) = middle;
+    }
+    return low;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDoesNotFit) throw;
+    *why = error.what();
+    return 0;
+  }
+}
+
+BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
+                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_wanted,
+                       const std::function<std::vector<int32_t>(int64_t)>& prompts,
+                       const Console& console) {
+  BatchRow row;
+  row.rival = rival;
+  row.n_prompt = n_prompt;
+  row.n_gen = n_gen;
+  row.n_wanted = n_wanted;
+  const SessionOptions its = options_of(rival, options);
+  row.n_sequences = largest_batch(*model, its, n_prompt, n_gen,
+                                  n_wanted > 0 ? n_wanted : kMaxSequences, &row.refusal);
+  if (row.n_sequences == 0) return row;
+  const BatchPlan plan = Batch::plan(*model, its, row.n_sequences, n_prompt, n_gen);
+  Scheduler scheduler(Batch::open(model, plan), {});
+  row.plan = scheduler.batch().plan_sequence(n_prompt, n_gen);
+  row.backend = scheduler.batch().backend_description();
+  std::vector<Scheduler::RequestId> ids;
+  int64_t n_begun = 0;
+  Stopwatch watch;
+  ProgressLine line(console);
+  for (int64_t i = 0; i < row.n_sequences; ++i) {
+    Request request{.prompt = prompts(i), .n_new = n_gen};
+    request.on_token = [&, first = true](int32_t) mutable {
+      if (std::exchange(first, false)) {
+        ++n_begun;
+        const double share = static_cast<double>(n_begun) / static_cast<double>(row.n_sequences);
+        line.update({"prefill", share, n_begun * n_prompt, row.n_sequences * n_prompt,
+                     watch.seconds()});
+      }
+      return !stop_requested();
+    };
+    ids.push_back(scheduler.submit(std::move(request)));
+  }
+  bool more = true;
+  while (more) {
+    const SchedulerReport before = scheduler.report();
+    more = scheduler.turn();
+    const SchedulerReport after = scheduler.report();
+    if (after.steps > before.steps) {
+      row.token_seconds.push_back(after.step_seconds - before.step_seconds);
+    }
+    row.device_bytes = std::max(row.device_bytes, scheduler.batch().device_bytes());
+    row.host_bytes = std::max(row.host_bytes, scheduler.batch().host_bytes());
+    stop_if_requested();
+  }
+  const SchedulerReport total = scheduler.report();
+  row.prompt_seconds = total.prefill_seconds;
+  row.step_seconds = total.step_seconds;
+  row.step_tokens = total.step_tokens;
+  for (const Scheduler::RequestId id : ids) {
+    const RequestReport report = scheduler.report(id);
+    if (report.state != RequestState::kFinished) fail(report.error_kind, "{}", report.error);
+    const SelectionReport& s = report.selection;
+    row.selection.steps += s.steps;
+    row.selection.selected_chunks += s.selected_chunks;
+    row.selection.hit_chunks += s.hit_chunks;
+    row.selection.fetched_bytes += s.fetched_bytes;
+    row.selection.decisions += s.decisions;
+    row.selection.reused += s.reused;
+  }
+  return row;
+}
+
+}  // namespace tiercel

@@ -1,0 +1,52 @@
+// What tiercel bench measures of many sequences at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/batch.h"
+#include "tools/console.h"
+
+namespace tiercel {
+
+// What is measured beside what the flags ask for.
+enum class BenchRival : uint8_t {
+  kNone,    // what the flags ask for
+  kDense,   // everything attended, everything on the device
+  kDevice   // the same selection, with everything that it selects from on the device
+};
+const char* name_of(BenchRival rival);
+SessionOptions options_of(BenchRival rival, SessionOptions options);
+
+// One line: prompts of n_prompt tokens of so many sequences, then n_gen steps of all of them.
+struct BatchRow {
+  BenchRival rival = BenchRival::kNone;
+  int64_t n_prompt = 0, n_gen = 0;
+  int64_t n_wanted = 0;     // sequences that were asked for; 0: as many as fit
+  int64_t n_sequences = 0;  // that fit and were run; 0: not even one
+  std::string refusal;      // why not
+  SessionPlan plan;         // of one of them
+  double prompt_seconds = 0;
+  double step_seconds = 0;
+  std::vector<double> token_seconds;  // of each step
+  int64_t step_tokens = 0;
+  SelectionReport selection;
+  int64_t device_bytes = 0, host_bytes = 0;  // taken when all decode
+  std::string backend;
+};
+
+// The largest number of such sequences that fit together, up to `most`; 0 and why where not even one
+// does.
+int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t n_prompt,
+                      int64_t n_gen, int64_t most, std::string* why);
+
+// prompts(i): the tokens of sequence i. Throws Error(kInterrupted) when the user has asked to stop.
+BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
+                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_wanted,
+                       const std::function<std::vector<int32_t>(int64_t)>& prompts,
+                       const Console& console);
+
+}  // namespace tiercel
