@@ -58,6 +58,7 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
   SessionPlan one = plan.largest;
   one.memory = count_memory(request, one);
   check_limits(request, one);
+  if (!request.this_machine) return plan;
   const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
   const int64_t left = available - one.memory.process -
                        (request.weights_resident ? 0 : request.weight_bytes);

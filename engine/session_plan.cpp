@@ -167,37 +167,6 @@ bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
   return limit == 0 || count_memory(r, plan).device.total() <= limit;
 }
 
-// The best of the codecs that fit the device. At equal bytes codes lose less than low-rank keys (journal,
-// "Codecs of keys"); the latter are the smallest that there is.
-KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
-  SelectionOptions& s = plan.options.selection;
-  if (s.budget == kBudgetAll || s.chunk_size == 1) return KeyCodec::kExact;
-  if (can_code(r.config.head_dim)) {
-    for (const KeyCodec codec : {KeyCodec::kInt8, KeyCodec::kInt4}) {
-      s.key_codec = codec;
-      if (fits_device(r, plan)) return codec;
-    }
-  }
-  if (too_few_for_basis(r)) return KeyCodec::kExact;
-  s.key_codec = KeyCodec::kLowRank;
-  // Exact keys beside the values take nothing of the device: what lets most sequences in.
-  return r.n_sequences == 0 || fits_device(r, plan) ? KeyCodec::kLowRank : KeyCodec::kExact;
-}
-
-void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
-  SelectionOptions& s = plan.options.selection;
-  const int64_t width = r.config.kv_width();
-  if (s.key_codec == KeyCodec::kAuto) s.key_codec = best_key_codec(r, plan);
-  if (s.key_codec == KeyCodec::kLowRank && s.rank > width) {
-    if (r.options.selection.rank != SelectionOptions{}.rank) {
-      plan.notes.push_back(
-          fmt::format("--rank {} is more than the {} key channels of a layer; {} is used.", s.rank,
-                      width, width));
-    }
-    s.rank = width;
-  }
-}
-
 // How many layers' values (and exact keys) live on the device. With room for everything, keys that
 // nobody chose are exact: then nothing is fetched, rebuilt or decoded, and nothing is lost.
 void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
@@ -223,6 +192,48 @@ void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
     if (fits_device(r, whole)) break;
   }
   plan.device_layers = whole.device_layers;
+}
+
+// What one tier has too little room for may be what the other one has room for: of a batch, with the
+// homes that would be chosen.
+bool fits_tiers(const PlanRequest& r, SessionPlan plan) {
+  if (r.n_sequences == 0) return fits_device(r, plan);
+  PlanRequest decided = r;  // exact keys are not chosen on the way
+  decided.options.selection.key_codec = plan.options.selection.key_codec;
+  resolve_homes(decided, plan);
+  const int64_t host = count_memory(r, plan).host.total();
+  return fits_device(r, plan) && (r.options.host_memory == 0 || host <= r.options.host_memory);
+}
+
+// The best of the codecs that fit the device. At equal bytes codes lose less than low-rank keys (journal,
+// "Codecs of keys"); the latter are the smallest that there is.
+KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
+  SelectionOptions& s = plan.options.selection;
+  if (s.budget == kBudgetAll || s.chunk_size == 1) return KeyCodec::kExact;
+  if (can_code(r.config.head_dim)) {
+    for (const KeyCodec codec : {KeyCodec::kInt8, KeyCodec::kInt4}) {
+      s.key_codec = codec;
+      if (fits_tiers(r, plan)) return codec;
+    }
+  }
+  if (too_few_for_basis(r)) return KeyCodec::kExact;
+  s.key_codec = KeyCodec::kLowRank;
+  // Exact keys beside the values take nothing of the device: what lets most sequences in.
+  return r.n_sequences == 0 || fits_tiers(r, plan) ? KeyCodec::kLowRank : KeyCodec::kExact;
+}
+
+void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
+  SelectionOptions& s = plan.options.selection;
+  const int64_t width = r.config.kv_width();
+  if (s.key_codec == KeyCodec::kAuto) s.key_codec = best_key_codec(r, plan);
+  if (s.key_codec == KeyCodec::kLowRank && s.rank > width) {
+    if (r.options.selection.rank != SelectionOptions{}.rank) {
+      plan.notes.push_back(
+          fmt::format("--rank {} is more than the {} key channels of a layer; {} is used.", s.rank,
+                      width, width));
+    }
+    s.rank = width;
+  }
 }
 
 // What to say when a tier is too small: the flag to raise, and what would need less.
@@ -415,7 +426,7 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
     does_not_fit(r, plan, "device", "--device-memory", m.device.total(),
                  m.device.weights + r.device_free_bytes);
   }
-  if (m.resident() > available) {
+  if (r.this_machine && m.resident() > available) {
     fail(ErrorKind::kDoesNotFit,
          "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
          "the prompt has {} tokens){}",

@@ -33,6 +33,7 @@ struct PlanRequest {
   bool restored = false;  // the prompt comes from a saved session: nothing is prefilled
   int64_t n_sequences = 0;  // of this size in a batch; 0: a session of its own
   int n_threads = 1;
+  bool this_machine = true;  // what is available here is a limit too
   int64_t device_free_bytes = 0;  // of a CUDA device, beside the weights; 0: unknown
 };
 

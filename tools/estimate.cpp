@@ -1,27 +1,121 @@
-// tiercel estimate: the memory that a run would take, from config.json alone.
+// tiercel estimate: the memory that a run would take, what would be the most that fits, and the least
+// time of a decode step; from config.json alone.
+#include <algorithm>
+#include <functional>
+#include <optional>
+
 #include "cpu/topology.h"
 #include "engine/base/check.h"
+#include "engine/batch_plan.h"
+#include "engine/cost_model.h"
 #include "engine/session_plan.h"
 #include "engine/weights.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/report.h"
 #include "tools/session_flags.h"
+#include "tools/units.h"
 
 namespace tiercel {
+namespace {
+
+// The largest n of 1 .. most that fits, as larger ones do not either; 0: none.
+int64_t largest_that(int64_t most, const std::function<bool(int64_t)>& fits) {
+  int64_t low = 0, high = 1;
+  while (high <= most && fits(high)) low = high, high *= 2;
+  high = std::min(high, most + 1);
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+// Whether so many sequences fit the limits, each with the codecs that make them fit.
+bool fits_limits(PlanRequest request, int64_t n_sequences) {
+  try {
+    const BatchPlan plan = plan_batch(request, request.options, n_sequences, request.n_prompt,
+                                      request.n_new);
+    const SequenceBytes one =
+        sequence_bytes(request, plan_in_batch(request, plan, request.n_prompt, request.n_new));
+    return room_for(plan, one, (n_sequences - 1) * one.device, (n_sequences - 1) * one.host);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDoesNotFit) throw;
+    return false;
+  }
+}
+
+void print_most(const PlanRequest& request, const Console& console) {
+  const int64_t context = largest_that(int64_t{1} << 33, [&](int64_t tokens) {
+    PlanRequest longer = request;
+    longer.n_prompt = tokens;
+    longer.options.context = 0;
+    return fits_limits(longer, 1);
+  });
+  const int64_t sequences =
+      largest_that(kMaxSequences, [&](int64_t n) { return fits_limits(request, n); });
+  console.info("most that fits: one prompt of {} tokens, or {} sequences of {}",
+               format_count(context), format_count(sequences), format_count(request.n_prompt));
+}
+
+struct FloorFlags {
+  std::optional<double> device, link;
+  double hit_rate = 0.6;
+
+  void add_to(Flags& flags) {
+    flags.section("Floor of a decode step (bytes that must move, over bandwidth)");
+    flags.number("--device-bandwidth", device, 0.001, 1e6, "GB/s of the device's memory");
+    flags.number("--link-bandwidth", link, 0.001, 1e6, "GB/s between host and device");
+    flags.number("--hit-rate", hit_rate, 0, 1, "Share of what is selected that needs no fetch");
+  }
+
+  // Of one sequence, and of as many as fit.
+  void print(const PlanRequest& request, const SessionPlan& plan, const Console& console) const {
+    if (!device) return;
+    const int64_t most =
+        largest_that(kMaxSequences, [&](int64_t n) { return fits_limits(request, n); });
+    for (const int64_t n : {int64_t{1}, most}) {
+      SessionPlan its = plan;
+      if (n > 1) its = plan_batch(request, request.options, n, request.n_prompt, request.n_new).largest;
+      const StepBytes bytes = step_bytes(request.config, its, hit_rate);
+      if (bytes.link > 0 && !link) {
+        fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
+             "live on the host");
+      }
+      const StepFloor floor = step_floor(bytes, {*device * 1e9, link.value_or(1) * 1e9}, n);
+      const auto text = [&](double seconds) {
+        return fmt::format("{:.3g} ms, {} tokens/s", 1e3 * seconds,
+                           format_rate(static_cast<double>(n) / seconds));
+      };
+      console.info(
+          "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)",
+          n, n == 1 ? "" : "s", text(floor.overlapped), floor.link_bound ? " (link-bound)" : "",
+          text(floor.serial));
+      console.info("  a step moves {} of weights, and per sequence {} on the device, {} over the link",
+                   format_bytes(bytes.weights), format_bytes(bytes.device), format_bytes(bytes.link));
+      if (most <= 1) break;
+    }
+  }
+};
+
+}  // namespace
 
 int command_estimate(int argc, char** argv) {
   ModelFlags model_flags;
   SessionOptions options;
   int64_t n_prompt = 0, n_predict = 128;
+  FloorFlags floor;
   Flags flags("estimate", "The memory that a run would take. Reads config.json only.",
-              "The table goes to stderr, as with run. Exit code 3: it does not fit.\n");
+              "The table goes to stderr, as with run. Exit code 3: it does not fit.\n"
+              "With --device-bandwidth it also says how long a decode step must take: no kernel is that\n"
+              "fast, and none is faster.\n");
   model_flags.add_to(flags, /*with_synthetic=*/true);
   flags.section("Prompt");
   flags.integer("--tokens", n_prompt, 0, int64_t{1} << 40,
                 "Tokens of the prompt; 0: all of the model's positions");
   flags.integer("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 0, INT32_MAX,
                 "Tokens to generate");
+  floor.add_to(flags);
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
   model_flags.check(/*needs_backend=*/false);
@@ -35,13 +129,17 @@ int command_estimate(int argc, char** argv) {
   PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
   request.weight_bytes = parameter_count(config) * static_cast<int64_t>(sizeof(bf16));
   request.weights_resident = false;
+  request.this_machine = options.host_memory == 0;  // else it stands for another one
   request.n_prompt = n_prompt;
   request.n_new = n_predict;
   request.n_threads = model_flags.n_threads > 0 ? static_cast<int>(model_flags.n_threads)
                                                 : cpu::topology().n_cores;
   const SessionPlan plan = make_plan(request);
-  print_plan(plan, n_prompt, Console(false));
+  const Console console(false);
+  print_plan(plan, n_prompt, console);
   check_limits(request, plan);
+  print_most(request, console);
+  floor.print(request, plan, console);
   return 0;
 }
 

@@ -89,8 +89,30 @@ TEST(Estimate, TableOrExitCodeThree) {
   const Result table = run(with_model("estimate", {"--tokens", "100000"}));
   EXPECT_EQ(table.code, 0) << table.err;
   EXPECT_TRUE(contains(table.err, "memory plan")) << table.err;
+  EXPECT_TRUE(contains(table.err, "most that fits: one prompt of ")) << table.err;
   EXPECT_EQ(table.out, "");
   EXPECT_EQ(run(with_model("estimate", {"--tokens", "100000", "--device-memory", "1KiB"})).code, 3);
+}
+
+TEST(Estimate, FloorOfAStep) {
+  // Memory of another machine, larger than any that runs this test.
+  const std::vector<std::string> flags = {
+      "estimate", "--synthetic", "llama-3.1-8b", "--backend", "cuda", "--tokens", "131072",
+      "--device-memory", "135GiB", "--host-memory", "4TiB", "--device-bandwidth", "4000"};
+  const Result missing = run({.arguments = [&] {
+    std::vector<std::string> more = flags;
+    more.insert(more.end(), {"--value-home", "host"});
+    return more;
+  }()});
+  EXPECT_EQ(missing.code, 2);
+  EXPECT_TRUE(contains(missing.err, "--link-bandwidth")) << missing.err;
+  std::vector<std::string> more = flags;
+  more.insert(more.end(), {"--attention", "dense"});
+  const Result dense = run({.arguments = more});
+  ASSERT_EQ(dense.code, 0) << dense.err;
+  EXPECT_TRUE(contains(dense.err, "or 7 sequences of 131,072")) << dense.err;
+  EXPECT_TRUE(contains(dense.err, "floor, 7 sequences: ")) << dense.err;
+  EXPECT_TRUE(contains(dense.err, "(computed)")) << dense.err;
 }
 
 TEST(Version, NamesWhatItIsMadeOf) {

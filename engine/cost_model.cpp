@@ -1,0 +1,83 @@
+#include "engine/cost_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/base/dtype.h"
+#include "engine/session_plan.h"
+#include "engine/weights.h"
+
+namespace tiercel {
+namespace {
+
+constexpr int64_t kBf16 = sizeof(bf16);
+
+// The index as far as a step reads it: all of it, or blocks and the best of them.
+double scanned_bytes(const KvLayout& layout, int64_t layer) {
+  if (!layout.indexed(layer)) return 0;
+  const KvSettings& o = layout.settings;
+  const auto n_kv = static_cast<double>(layout.shape.n_kv_heads);
+  const double width = layout.landmark_elements();
+  const double landmark = o.landmark_codec == RowCodec::kBf16 ? width * kBf16 : width + 4;
+  const auto chunks = static_cast<double>(layout.chunks);
+  if (layout.blocks == 0) return n_kv * chunks * landmark;
+  const double looked_into = static_cast<double>(layout.coarse_select) * layout.block_chunks();
+  return n_kv * (static_cast<double>(layout.blocks) * width * kBf16 +
+                 std::min(looked_into, chunks) * landmark);
+}
+
+// Of one token's key on the device, where it is coded.
+double coded_key_bytes(const KvLayout& layout) {
+  const KvSettings& o = layout.settings;
+  switch (o.keys) {
+    case KeyForm::kExact: return 0;
+    case KeyForm::kLowRank: return static_cast<double>(row_bytes(o.key_codec, o.rank));
+    case KeyForm::kCoded:
+      return layout.shape.n_kv_heads *
+             static_cast<double>(row_bytes(o.key_codec, layout.shape.head_dim));
+  }
+  return 0;
+}
+
+}  // namespace
+
+StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double hit_rate) {
+  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  const KvSettings& o = layout.settings;
+  const auto width = static_cast<double>(layout.shape.key_width());
+  const double pair = 2 * width * kBf16;  // a token's key and value
+  double device = 0, link = 0;
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const int64_t window = layout.shape.window[static_cast<size_t>(layer)];
+    if (!layout.tiered(layer)) {
+      const int64_t seen = window > 0 ? std::min(window, o.capacity) : o.capacity;
+      device += static_cast<double>(seen) * pair;
+      continue;
+    }
+    const auto selected = static_cast<double>(layout.select * o.chunk_tokens);
+    const auto always = static_cast<double>(o.sinks + o.recent + layout.outlier_rows);
+    device += scanned_bytes(layout, layer) + (always + selected) * pair;
+    if (layout.resident(layer)) continue;
+    const double missed = (1 - hit_rate) * selected;
+    const double value =
+        layout.shape.n_kv_heads * static_cast<double>(row_bytes(o.value_codec, layout.shape.head_dim));
+    const double key = o.keys == KeyForm::kExact && !layout.index_is_keys(layer) ? width * kBf16 : 0;
+    device += missed * (coded_key_bytes(layout) + pair);  // read, and written into slots
+    (layout.at_home_on_device(layer) ? device : link) += missed * (value + key);
+  }
+  int64_t weights = parameter_count(config) * kBf16;
+  // A step reads a row of the embedding; the same matrix as the head is read whole.
+  if (!config.tie_word_embeddings) weights -= config.vocab_size * config.hidden * kBf16;
+  return {weights, std::llround(device), std::llround(link)};
+}
+
+StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
+  const auto n = static_cast<double>(n_sequences);
+  const double device = (static_cast<double>(bytes.weights) + n * static_cast<double>(bytes.device)) /
+                        bandwidths.device;
+  const double link =
+      bytes.link > 0 ? n * static_cast<double>(bytes.link) / bandwidths.link : 0;
+  return {std::max(device, link), device + link, link > device};
+}
+
+}  // namespace tiercel
