@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <string>
 #include <thread>
@@ -59,6 +60,29 @@ class BackendSession : public Session {
     const int64_t every = plan_.options.audit;
     store_.set_audit(every > 0 && ++steps_ % every == 0);
     decoder_.step(token);
+  }
+
+  bool append(std::span<const int32_t> ids, const ProgressCallback& progress) override {
+    const auto n = static_cast<int64_t>(ids.size());
+    for (int64_t i = 0; i < n; ++i) check_token(ids[static_cast<size_t>(i)], n_tokens() + i);
+    if (n_tokens() + n > plan_.context) {
+      fail("{} more tokens: the context of {} tokens has room for {}; plan a longer one (-c, -n)", n,
+           plan_.context, plan_.context - n_tokens());
+    }
+    // A token's list serves all layers of a group before the next token makes another one.
+    const int64_t rows = plan_.options.selection.share_layers > 1 ? 1 : kAppendRows;
+    const auto start = std::chrono::steady_clock::now();
+    store_.set_audit(false);
+    for (int64_t first = 0; first < n; first += rows) {
+      const int64_t end = std::min(first + rows, n);
+      decoder_.append(ids.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)));
+      if (!progress) continue;
+      backend_.device.finish();  // what is reported is done
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      const double fraction = static_cast<double>(end) / static_cast<double>(n);
+      if (!progress({"append", fraction, end, n, seconds.count()})) return false;
+    }
+    return true;
   }
 
   void rewind() override {

@@ -7,12 +7,12 @@ namespace tiercel {
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
 DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_logprobs,
                              bool staged)
-    : transformer(c, std::min(n_prompt, kPrefillChunk), 1,
+    : transformer(c, std::min(n_prompt, kPrefillChunk), kAppendRows,
                   want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
-  hidden = n_prompt * c.hidden;
+  hidden = std::max(n_prompt, kAppendRows) * c.hidden;
   prompt_end = c.hidden;
   if (!staged) return;
-  ids = n_prompt;
+  ids = std::max(n_prompt, kAppendRows);
   logprobs = want_logprobs ? kLogprobRows : 0;
   host_logits = c.vocab_size;
 }

@@ -24,6 +24,8 @@ namespace tiercel {
 inline constexpr int64_t kLogprobRows = 128;
 // Device memory in which the most likely token is found.
 inline constexpr int64_t kBestWorkspaceBytes = 256;
+// Tokens that are appended together: what a weight is read for.
+inline constexpr int64_t kAppendRows = 64;
 // Tokens of decode steps that may be on their way to the device at once.
 inline constexpr int64_t kTokenRing = 64;
 
@@ -35,7 +37,7 @@ struct DecoderLayout {
   int64_t host_bytes() const;  // on the host
 
   TransformerLayout transformer;
-  int64_t hidden = 0;       // [n_prompt][hidden]
+  int64_t hidden = 0;       // [n_prompt][hidden], at least kAppendRows
   int64_t prompt_end = 0;   // [hidden]
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
@@ -83,6 +85,9 @@ class Decoder {
   bool prefill(std::span<const int32_t> ids, std::span<double> logprobs,
                const ProgressCallback& progress);
   void step(int32_t token);
+  // As steps with these tokens, at most kAppendRows, bit by bit but where steps are replayed; every
+  // layer's weights are read once for all of them. The logits are those behind the last one.
+  void append(std::span<const int32_t> ids);
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
   // What is kept here from one step to the next: logits [vocab_size] of the last token, and the
@@ -186,7 +191,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
        config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   make_logits(prompt_end_);
   arena_.give_back(hidden_);
-  hidden_ = arena_.template take<bf16>(Purpose::kActivations, config_.hidden);
+  hidden_ = arena_.template take<bf16>(Purpose::kActivations, kAppendRows * config_.hidden);
   return true;
 }
 
@@ -226,6 +231,28 @@ void Decoder<Device, Host>::step(int32_t token) {
   ++n_steps_;
   logits_are_here_ = false;
   if (!step_by_graph(id)) enqueue_step(id);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::append(std::span<const int32_t> ids) {
+  const auto n = static_cast<int64_t>(ids.size());
+  CHECK(n <= kAppendRows, "{} tokens", n);
+  forget_recording();
+  logits_are_here_ = false;
+  if (kStaged) device_.finish();  // what ids_ held has been read
+  transformer_.embed_tokens(upload_ids(ids), hidden_, n);
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    transformer_.step_inputs(layer, hidden_, n);
+    for (int64_t i = 0; i < n; ++i) {
+      const Projections inputs = transformer_.step_row(layer, i);
+      store_.append(layer, inputs, i);
+      store_.attend(layer, inputs.q, transformer_.attended() + i * config_.q_width());
+    }
+    transformer_.end_layer(layer, hidden_, n, /*alone=*/true);
+  }
+  store_.advance(n);
+  make_logits(hidden_ + (n - 1) * config_.hidden);
+  if (kStaged) device_.finish();  // ids are the caller's
 }
 
 template <Backend Device, HostTier Host>

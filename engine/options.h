@@ -135,7 +135,7 @@ struct MemoryReport {
 
 // Work is counted in FLOPs, so done / total is honest when layers and chunks differ in cost.
 struct Progress {
-  const char* phase = "";   // "prefill" or "decode"
+  const char* phase = "";   // "prefill", "append", "decode", "save", "restore"
   double fraction = 0;      // 0..1 of the phase's work
   int64_t tokens_done = 0;  // fraction of the prompt, in tokens; or tokens generated
   int64_t tokens_total = 0;

@@ -82,6 +82,12 @@ class Session {
   // context is full.
   virtual void step(int32_t token) = 0;
 
+  // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
+  // them, and faster, as weights are read once for many. The logits are then those after the last
+  // one. False: the callback (phase "append") asked to stop; n_tokens() says how many are in. Throws
+  // as step, before anything is appended.
+  virtual bool append(std::span<const int32_t> ids, const ProgressCallback& progress) = 0;
+
   // Back to the end of the prompt: what was stepped since is forgotten, as are the selection cache
   // and the statistics; logits are those after the prompt again. Throws Error(kRuntime) where so
   // much was generated that the prompt's window moved on.

@@ -171,13 +171,10 @@ bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
 // nobody chose are exact: then nothing is fetched, rebuilt or decoded, and nothing is lost.
 void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
   if (plan.options.attention == AttentionMode::kDense) return;
+  const ValueHome home = r.options.value_home;
+  if (home == ValueHome::kHost) return;
+  if (home == ValueHome::kAuto && device_limit(r) == 0) return;
   const int64_t n_layers = r.config.n_layers;
-  if (r.options.value_home == ValueHome::kHost) return;
-  if (r.options.value_home == ValueHome::kDevice) {
-    plan.device_layers = n_layers;
-    return;
-  }
-  if (device_limit(r) == 0) return;
   SessionPlan whole = plan;
   whole.device_layers = n_layers;
   if (r.options.selection.key_codec == KeyCodec::kAuto) {
@@ -186,12 +183,11 @@ void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
       plan = whole;
       return;
     }
-    whole = plan;
   }
-  for (whole.device_layers = n_layers; whole.device_layers > 0; --whole.device_layers) {
-    if (fits_device(r, whole)) break;
+  plan.device_layers = n_layers;
+  while (home == ValueHome::kAuto && plan.device_layers > 0 && !fits_device(r, plan)) {
+    --plan.device_layers;
   }
-  plan.device_layers = whole.device_layers;
 }
 
 // What one tier has too little room for may be what the other one has room for: of a batch, with the

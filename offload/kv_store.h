@@ -75,12 +75,15 @@ class KvStore {
   void end_prefill(int64_t n_tokens);
 
   // ---- decode, one token at position n_tokens() ----
-  void append(int64_t layer, const Projections& p);
+  // Several tokens may pass through a layer, one append and attend after the other, before the next
+  // layer has its turn: `ahead` of them did already. Not where layers share a list, nor in an audited
+  // step.
+  void append(int64_t layer, const Projections& p, int64_t ahead = 0);
   void attend(int64_t layer, const bf16* q, bf16* out);
   // attend in two halves, so that what one store fetches between them arrives while others attend.
   void begin_attend(int64_t layer, const bf16* q, bf16* out);
   void end_attend(int64_t layer, const bf16* q, bf16* out);
-  void advance();
+  void advance(int64_t n = 1);
 
   // ---- recorded steps (ClockParams in engine/base/ops.h) ----
   // Whether the next step enqueues the same kinds of ops as any other such step: nothing retires, no
@@ -301,6 +304,7 @@ class KvStore {
   std::optional<typename Device::Ticket> other_keys_read_;
 
   int64_t n_tokens_ = 0;
+  int64_t position_ = 0;  // of the token in hand
   int64_t steps_ = 0;  // (layer, step) pairs that selected
   Pending pending_;
   bool auditing_ = false;

@@ -6,22 +6,23 @@
 namespace tiercel {
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::append(int64_t index, const Projections& p) {
-  CHECK(p.n_tokens == 1 && n_tokens_ < layout_.settings.capacity, "{} of {}", n_tokens_,
+void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead) {
+  position_ = n_tokens_ + ahead;
+  CHECK(p.n_tokens == 1 && position_ < layout_.settings.capacity, "{} of {}", position_,
         layout_.settings.capacity);
   Layer& layer = layers_[index];
   Recent& recent = layer.recent;
-  if (n_tokens_ - recent.base == recent.capacity) make_room(layer);
+  if (position_ - recent.base == recent.capacity) make_room(layer);
   RopeAppendParams append = rope_append_params(p);
   append.keys = recent.keys;
   append.values = recent.values;
   append.head_stride = recent.capacity * d();
-  append.first_row = n_tokens_ - recent.base;
-  append.first_position = n_tokens_;
+  append.first_row = position_ - recent.base;
+  append.first_position = position_;
   append.later = later();
   rope_append(device_, append);
   const int64_t window = layout_.shape.window[index];
-  if (window > 0) recent.first = std::max(recent.first, n_tokens_ + 1 - window);
+  if (window > 0) recent.first = std::max(recent.first, position_ + 1 - window);
   // Once at most, but for a window that was restored from a backend with longer ones.
   while (layout_.tiered(index) && retire_chunks(index)) {
   }
@@ -32,7 +33,7 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::make_room(Layer& layer) {
   Recent& recent = layer.recent;
-  const int64_t n = n_tokens_ - recent.first;
+  const int64_t n = position_ - recent.first;
   const int64_t shift = recent.first - recent.base;
   CHECK(n <= shift, "{} rows would overlap after a shift of {}", n, shift);
   copy_.wait(device_.record());
@@ -53,7 +54,7 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   Recent& recent = layer.recent;
   const KvSettings& o = layout_.settings;
   const int64_t n = layout_.retire_tokens;
-  if (n_tokens_ + 1 - recent.first < o.recent + n) return false;
+  if (position_ + 1 - recent.first < o.recent + n) return false;
   const int64_t row = recent.first - recent.base;
   const int64_t stride = recent.capacity * d();
   const int64_t first = recent.first / chunk(), end = first + n / chunk();
@@ -246,7 +247,7 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
   std::array<KvSource, 6> sources;
-  int n_sources = exact_sources(index, n_tokens_ + 1, sources.data());
+  int n_sources = exact_sources(index, position_ + 1, sources.data());
   const int64_t k = layout_.tiered(index) ? selected_per_head(layer) : 0;
   pending_ = {};
   if (k == 0) {
@@ -284,7 +285,7 @@ void KvStore<Device, Host>::end_attend(int64_t index, const bf16* q, bf16* out) 
     attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
   }
   const bool selected = layout_.tiered(index) && selected_per_head(layers_[index]) > 0;
-  if (auditing_ && selected) audit_layer(index, q, n_tokens_ + 1);
+  if (auditing_ && selected) audit_layer(index, q, position_ + 1);
 }
 
 template <typename Device, typename Host>
@@ -316,8 +317,8 @@ void KvStore<Device, Host>::count_replayed_step() {
 }
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::advance() {
-  ++n_tokens_;
+void KvStore<Device, Host>::advance(int64_t n) {
+  n_tokens_ += n;
   if (auditing_) {
     for (MassHistogram& mass : mass_) mass.end_step();
   }

@@ -148,7 +148,7 @@ void KvStore<Device, Host>::impose(int64_t layer, int64_t k) {
   impose.k = k;
   impose.first_chunk = l.first_chunk;
   impose.end_chunk = l.end_chunk;
-  impose.step = n_tokens_;
+  impose.step = position_;
   impose.later = later();
   impose.n_kv_heads = layout_.shape.n_kv_heads;
   impose.hit_rate = static_cast<float>(layout_.settings.imposed_hit_rate);

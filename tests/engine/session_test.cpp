@@ -107,6 +107,62 @@ TEST(Session, LayerMajorEqualsTokenMajor) {
   }
 }
 
+// As steps do: the same bits, whatever the lengths, through windows that move and chunks that retire.
+TEST(Session, AppendedEqualsStepped) {
+  const std::vector<int32_t> ids = prompt(60);
+  const auto n = static_cast<int64_t>(ids.size());
+  const int64_t n_prompt = n - 300;
+  auto m = model();
+  for (const AttentionMode mode : attention_modes()) {
+    SessionOptions options = preset(mode);
+    options.selection.budget = 64;
+    options.selection.recent = 48;
+    const SessionPlan plan = Session::plan(*m, options, n_prompt, 310);
+    auto stepped = Session::open(m, plan), appended = Session::open(m, plan);
+    for (auto* session : {stepped.get(), appended.get()}) {
+      ASSERT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+    }
+    int64_t done = n_prompt;
+    for (const int64_t piece : {int64_t{1}, int64_t{64}, int64_t{130}, int64_t{100}}) {
+      for (int64_t i = 0; i < piece; ++i) stepped->step(ids[static_cast<size_t>(done + i)]);
+      ASSERT_TRUE(appended->append(
+          std::span(ids).subspan(static_cast<size_t>(done), static_cast<size_t>(piece)), {}));
+      done += piece;
+      ASSERT_EQ(appended->n_tokens(), done);
+      ASSERT_TRUE(std::ranges::equal(stepped->logits(), appended->logits()))
+          << name_of(mode) << " after " << piece;
+      stepped->step(7);
+      appended->step(7);
+      ++done;
+      ASSERT_TRUE(std::ranges::equal(stepped->logits(), appended->logits())) << name_of(mode);
+    }
+    EXPECT_EQ(stepped->selection().hit_chunks, appended->selection().hit_chunks);
+  }
+}
+
+TEST(Session, AppendStopsAndRefuses) {
+  const std::vector<int32_t> ids = prompt(20);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto m = model();
+  auto session = Session::open(m, Session::plan(*m, {}, n, 200));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  const std::vector<int32_t> more(150, 9);
+  std::vector<int64_t> seen;
+  EXPECT_FALSE(session->append(more, [&](const Progress& p) {
+    seen.push_back(p.tokens_done);
+    EXPECT_EQ(p.tokens_total, 150);
+    return seen.size() < 2;
+  }));
+  EXPECT_EQ(seen, (std::vector<int64_t>{64, 128}));
+  EXPECT_EQ(session->n_tokens(), n + 128);
+  EXPECT_THROW(session->append(more, {}), Error);
+  EXPECT_THROW(session->append(std::vector<int32_t>{1, 2, 1 << 20}, {}), Error);
+  EXPECT_EQ(session->n_tokens(), n + 128);
+  EXPECT_TRUE(session->append({}, {}));
+  EXPECT_TRUE(session->append(std::span(more).first(72), {}));
+  EXPECT_THROW(session->step(1), Error);
+}
+
 TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   const std::vector<int32_t> ids = prompt(60);
   const auto n = static_cast<int64_t>(ids.size());
