@@ -1,0 +1,83 @@
+// Conversations written as a chat template would, as pieces that know what is a special token.
+//
+// A style says which of three families a template belongs to and how it differs from the others in
+// it; engine/chat_template.h finds the style of a template. Knows nothing of files or tokenizers.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tiercel {
+
+enum class ChatRole { kSystem, kUser, kAssistant };
+std::string_view name_of(ChatRole role);
+
+struct ChatMessage {
+  ChatRole role;
+  std::string content;  // any bytes; what is not UTF-8 becomes U+FFFD
+};
+
+struct ChatDate {
+  int year = 0, month = 1, day = 1;
+};
+
+struct ChatPiece {
+  enum Kind {
+    kText,     // neighbours are one text to the tokenizer
+    kMarker,   // [INST] and the like: a special token where the tokenizer has it, else text
+    kSpecial,  // must be a special token
+  } kind;
+  std::string text;
+};
+
+struct ChatStyle {
+  enum Family { kChatMl, kLlama3, kInst } family;
+
+  // ChatML. What becomes of <think> .. </think> in an answer: it stays; it goes unless the answer
+  // is the last message (QwQ); it goes unless the answer follows the last user message (Qwen 3).
+  enum Reasoning { kKept, kKeptInLast, kKeptAfterQuestion } reasoning = kKept;
+  std::string_view answer_start = {};  // the generation prompt goes on with it
+
+  // Llama 3. The system block of 3.1 and later: none, or with the date of its making, or today's.
+  enum Date { kNoDate, kFixedDate, kToday } date = kNoDate;
+  bool always_prompts = false;  // add_generation_prompt is not asked
+
+  // Llama 2 and Mistral: bos, then open USER close, answer_open ANSWER answer_close eos after_eos.
+  std::string_view open = {}, close = {}, answer_open = {}, answer_close = {}, after_eos = {};
+  // The system message: refused; within the first or last user message; a turn of its own.
+  enum System { kRefused, kInFirst, kInLast, kTurn } system = kRefused;
+  std::string_view system_open = {}, system_close = {};
+  bool bos_per_turn = false;  // before every user message
+  bool strips_user = false, strips_answer = false;
+  std::string_view wrong_order = {}, wrong_role = {};  // what the template raises
+  bool order_first = false;  // the order of all roles is checked before anything else
+};
+
+// What a template takes from its model and its caller.
+struct ChatSettings {
+  std::string bos, eos;  // special tokens; may be empty where the style does not write them
+  // The system message where the first one is none: texts with a date between them ("today" as
+  // YYYY-MM-DD). Empty: none is written.
+  std::vector<std::string> default_system;
+  ChatDate date;  // none (year 0): the template's own
+};
+
+// All messages as `style` writes them. Throws Error(kUsage) for roles in an order that the template
+// refuses, in its words, and for a system message in the middle where it would drop that silently.
+std::vector<ChatPiece> write_chat(const ChatStyle& style, const ChatSettings& settings,
+                                  std::span<const ChatMessage> messages,
+                                  bool add_generation_prompt);
+
+// What an answer and its end-of-turn token are followed by when the user says something more.
+std::vector<ChatPiece> write_next_turn(const ChatStyle& style, const ChatSettings& settings,
+                                       std::string_view user);
+
+// What the messages end with when an answer is due.
+std::vector<ChatPiece> write_generation_prompt(const ChatStyle& style);
+
+// The special token that ends an answer.
+std::string end_of_turn(const ChatStyle& style, const ChatSettings& settings);
+
+}  // namespace tiercel

@@ -1,0 +1,287 @@
+#include "engine/chat_template.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+
+#include "engine/base/check.h"
+#include "engine/chat_template_core.h"
+#include "engine/chat_template_table.h"
+#include "engine/json.h"
+
+namespace tiercel {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxConfigBytes = size_t{16} << 20;
+constexpr size_t kMaxTemplateBytes = size_t{128} << 10;  // ten times the longest published one
+constexpr const char* kHelp =
+    "put a supported one into chat_template.jinja beside it, or leave out --chat: the prompt is "
+    "then continued as it is, and --special lets it write the special tokens of its turns itself";
+
+// What a literal means. None for escapes that no published default has.
+std::optional<std::string> unescape(std::string_view literal) {
+  std::string text;
+  for (size_t i = 0; i < literal.size(); ++i) {
+    if (literal[i] == '\'') return std::nullopt;  // it ended before
+    if (literal[i] != '\\') {
+      text += literal[i];
+      continue;
+    }
+    constexpr std::string_view kLetters = "nt\\'", kMeanings = "\n\t\\'";
+    const size_t at = ++i < literal.size() ? kLetters.find(literal[i]) : std::string_view::npos;
+    if (at == std::string_view::npos) return std::nullopt;
+    text += kMeanings[at];
+  }
+  return text;
+}
+
+// 'TEXT', or 'TEXT'+today+'TEXT': the texts.
+std::optional<std::vector<std::string>> texts_of(std::string_view expression) {
+  constexpr std::string_view kDate = "'+today+'";
+  if (expression.size() < 2 || !expression.starts_with('\'') || !expression.ends_with('\'')) {
+    return std::nullopt;
+  }
+  expression = expression.substr(1, expression.size() - 2);
+  std::vector<std::string> texts;
+  while (true) {
+    const size_t end = std::min(expression.find(kDate), expression.size());
+    const std::optional<std::string> text = unescape(expression.substr(0, end));
+    if (!text) return std::nullopt;
+    texts.push_back(*text);
+    if (end == expression.size()) return texts;
+    expression.remove_prefix(end + kDate.size());
+  }
+}
+
+// The default system message, empty where the known template has none. None: another template.
+std::optional<std::vector<std::string>> match(std::string_view core, std::string_view known) {
+  const size_t at = known.find('@');
+  if (at == std::string_view::npos) {
+    if (core != known) return std::nullopt;
+    return std::vector<std::string>{};
+  }
+  const std::string_view before = known.substr(0, at), after = known.substr(at + 1);
+  if (core.size() < before.size() + after.size() || !core.starts_with(before) ||
+      !core.ends_with(after)) {
+    return std::nullopt;
+  }
+  core = core.substr(before.size(), core.size() - before.size() - after.size());
+  const bool expression = after.starts_with("%}");
+  return texts_of(expression ? std::string(core) : "'" + std::string(core) + "'");
+}
+
+const std::vector<std::string>& known_cores() {
+  static const std::vector<std::string> kCores = [] {
+    std::vector<std::string> cores;
+    for (const KnownTemplate& known : known_templates()) {
+      cores.push_back(chat_template_core(known.jinja));
+    }
+    return cores;
+  }();
+  return kCores;
+}
+
+// A token's name may be an object that says more about it.
+std::string token_name(const JsonNode& root, const char* key) {
+  const auto node = root.find(key);
+  if (!node) return {};
+  return node->raw().is_object() ? node->at("content").text() : node->text();
+}
+
+struct Source {
+  std::string file, jinja, bos, eos;
+};
+
+// None where the directory has no template.
+std::optional<Source> find_source(const std::string& directory) {
+  std::error_code ignored;
+  const fs::path folder = directory;
+  const fs::path jinja = folder / "chat_template.jinja";
+  const fs::path config = folder / "tokenizer_config.json";
+  Source source;
+  // transformers prefers the file of its own.
+  const bool own_file = fs::exists(jinja, ignored);
+  if (own_file) {
+    source.file = jinja.string();
+    source.jinja = read_text_file(jinja, kMaxTemplateBytes);
+  }
+  if (!fs::exists(config, ignored)) return own_file ? std::optional(source) : std::nullopt;
+  const std::string name = config.string();
+  const nlohmann::json document =
+      parse_json(read_text_file(config, kMaxConfigBytes), name, {.max_bytes = kMaxConfigBytes});
+  const JsonNode root(document, name);
+  root.expect_object();
+  source.bos = token_name(root, "bos_token");
+  source.eos = token_name(root, "eos_token");
+  if (own_file) return source;
+  const auto node = root.find("chat_template");
+  if (!node) return std::nullopt;
+  source.file = name;
+  if (!node->raw().is_array()) {
+    source.jinja = node->text();
+    return source;
+  }
+  for (size_t i = 0; i < node->size(); ++i) {
+    const JsonNode entry = (*node)[i];
+    if (entry.at("name").text() != "default") continue;
+    source.jinja = entry.at("template").text();
+    return source;
+  }
+  fail(ErrorKind::kUsage,
+       "{}: chat_template: expected one of the {} templates to be named \"default\", found none; "
+       "{}",
+       name, node->size(), kHelp);
+}
+
+}  // namespace
+
+bool ChatTemplate::exists(const std::string& directory) {
+  return find_source(directory).has_value();
+}
+
+ChatTemplate ChatTemplate::load(const std::string& directory) {
+  const std::optional<Source> source = find_source(directory);
+  if (!source) {
+    fail(ErrorKind::kUsage,
+         "{}: expected a chat template (chat_template in tokenizer_config.json, or "
+         "chat_template.jinja), found none: the model may not be made for conversations. Supported "
+         "are {}; {}",
+         directory, kSupportedTemplates, kHelp);
+  }
+  return parse(source->jinja, source->bos, source->eos, source->file);
+}
+
+ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
+                                 const std::string& eos, const std::string& name) {
+  const std::string core =
+      jinja.size() <= kMaxTemplateBytes ? chat_template_core(jinja) : std::string();
+  for (size_t i = 0; i < known_cores().size(); ++i) {
+    std::optional<std::vector<std::string>> system = match(core, known_cores()[i]);
+    if (!system) continue;
+    const KnownTemplate& known = known_templates()[i];
+    ChatTemplate result;
+    result.file_ = name;
+    result.name_ = known.name;
+    result.style_ = known.style;
+    result.settings_ = {.bos = bos, .eos = eos, .default_system = *std::move(system), .date = {}};
+    const auto need = [&](bool needed, const std::string& token, const char* key) {
+      if (needed && token.empty()) {
+        fail(ErrorKind::kUsage,
+             "{}: the chat template ({}) writes {}, expected its name in tokenizer_config.json, "
+             "found none",
+             name, known.name, key);
+      }
+    };
+    need(known.style.family != ChatStyle::kChatMl, bos, "bos_token");
+    need(known.style.family == ChatStyle::kInst, eos, "eos_token");
+    return result;
+  }
+  fail(ErrorKind::kUsage,
+       "{}: expected one of the supported chat templates ({}), found another one, or a variation "
+       "of one; {}",
+       name, kSupportedTemplates, kHelp);
+}
+
+bool ChatTemplate::asks_for_date() const {
+  return style_.date == ChatStyle::kToday || settings_.default_system.size() > 1;
+}
+
+std::string_view ChatTemplate::rewrites() const {
+  if (style_.reasoning != ChatStyle::kKept) {
+    return "the template leaves out of earlier answers what was thought; here it stays";
+  }
+  if (style_.system == ChatStyle::kInLast) {
+    return "the template moves the system message to the last turn; here it stays in the first";
+  }
+  return {};
+}
+
+ChatSettings ChatTemplate::settings_for(const ChatOptions& options) const {
+  ChatSettings settings = settings_;
+  settings.date = options.date;
+  if (settings.default_system.size() > 1 && options.date.year == 0) {
+    fail(ErrorKind::kUsage, "{}: the default system message has a date, expected one, found none",
+         file_);
+  }
+  return settings;
+}
+
+std::string ChatTemplate::text(std::span<const ChatMessage> messages,
+                               const ChatOptions& options) const {
+  std::string text;
+  for (const ChatPiece& piece :
+       write_chat(style_, settings_for(options), messages, options.add_generation_prompt)) {
+    text += piece.text;
+  }
+  return text;
+}
+
+std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
+                                          std::span<const ChatMessage> messages,
+                                          const ChatOptions& options) const {
+  return encode_pieces(tokenizer, write_chat(style_, settings_for(options), messages,
+                                             options.add_generation_prompt));
+}
+
+int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
+  return special_id(tokenizer, tiercel::end_of_turn(style_, settings_));
+}
+
+std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
+                                                    std::string_view user) const {
+  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user));
+}
+
+bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
+  const std::vector<ChatPiece> prompt = write_generation_prompt(style_);
+  const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt);
+  const size_t n = std::min(expected.size() + 1, ids.size());
+  const std::span<const int32_t> end = ids.last(n);
+  if (prompt.front().kind == ChatPiece::kSpecial) {
+    return n >= expected.size() &&
+           std::equal(expected.begin(), expected.end(), ids.last(expected.size()).begin());
+  }
+  // Text may have grown together with the words before it.
+  std::string text;
+  for (const ChatPiece& piece : prompt) text += piece.text;
+  return tokenizer.decode(end).ends_with(text);
+}
+
+int32_t ChatTemplate::special_id(const Tokenizer& tokenizer, const std::string& token) const {
+  const std::optional<int32_t> id = tokenizer.id_of(token);
+  if (id && tokenizer.is_special(*id)) return *id;
+  fail(ErrorKind::kUsage,
+       "{}: the chat template ({}) writes {}, expected a special token of that name in "
+       "tokenizer.json, found {}",
+       file_, name_, token, id ? "an ordinary one" : "none");
+}
+
+std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
+                                                 std::span<const ChatPiece> pieces) const {
+  std::vector<int32_t> ids;
+  std::string text;
+  const auto flush = [&] {
+    const std::vector<int32_t> more =
+        tokenizer.encode(text, {.add_special = false, .parse_special = false});
+    ids.insert(ids.end(), more.begin(), more.end());
+    text.clear();
+  };
+  for (const ChatPiece& piece : pieces) {
+    const auto is_token = [&] {
+      const std::optional<int32_t> id = tokenizer.id_of(piece.text);
+      return id && tokenizer.is_special(*id);
+    };
+    if (piece.kind == ChatPiece::kText || (piece.kind == ChatPiece::kMarker && !is_token())) {
+      text += piece.text;
+      continue;
+    }
+    flush();
+    ids.push_back(special_id(tokenizer, piece.text));
+  }
+  flush();
+  return ids;
+}
+
+}  // namespace tiercel

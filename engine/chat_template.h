@@ -1,0 +1,79 @@
+// The chat template of a model directory: which of the supported ones it is, and conversations as
+// the token ids that it means.
+//
+// Published templates are Jinja programs. This is no interpreter: a template is recognised when
+// what it does without tools is, statement by statement, what one of the templates in
+// engine/chat_template_table.cpp does (engine/chat_template_core.h says how they are compared), and
+// refused otherwise. The tests compare texts and ids with transformers' apply_chat_template.
+//
+// Only the template's own special tokens become special tokens: what somebody wrote is text, even
+// where it spells one, so nobody's words can end a turn. (Where a template's markers are no tokens
+// of its tokenizer, as [INST] of Llama 2, no difference can be made; the template makes none.)
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/chat_format.h"
+#include "engine/tokenizer.h"
+
+namespace tiercel {
+
+struct ChatOptions {
+  bool add_generation_prompt = true;
+  // Of templates that write a date (as their date_string); none (year 0): what they write where
+  // nothing is given and there is no clock.
+  ChatDate date;
+};
+
+// Immutable and safe to share between threads.
+class ChatTemplate {
+ public:
+  // A directory has a chat_template.jinja, or a tokenizer_config.json with a chat_template.
+  static bool exists(const std::string& directory);
+  // Throws Error(kUsage) naming the file, what is supported and what would help, where there is
+  // none or it is not supported; Error(kRuntime) where a file cannot be read.
+  static ChatTemplate load(const std::string& directory);
+  // The same from memory; `name` stands for the file in messages. bos and eos are the tokenizer's
+  // special tokens, empty where it has none.
+  static ChatTemplate parse(std::string_view jinja, const std::string& bos, const std::string& eos,
+                            const std::string& name);
+
+  std::string_view name() const { return name_; }  // "Llama 3.2"
+  // The text depends on the day that it is written.
+  bool asks_for_date() const;
+  // A template may write earlier messages differently once later ones follow (Qwen 3 drops what was
+  // thought, Mistral v3 moves the system message to the last turn). A session keeps what it holds.
+  // A sentence about it, or empty.
+  std::string_view rewrites() const;
+
+  // The text that transformers' apply_chat_template gives. Throws Error(kUsage) for roles in an
+  // order that the template refuses.
+  std::string text(std::span<const ChatMessage> messages, const ChatOptions& options) const;
+  // Its ids. Also throws Error(kUsage) where the tokenizer lacks a special token of the template.
+  std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
+                              const ChatOptions& options) const;
+
+  // For a conversation that goes on in a session: the token that ends an answer, and what follows
+  // it when the user says something more, up to where the next answer begins.
+  int32_t end_of_turn(const Tokenizer& tokenizer) const;
+  std::vector<int32_t> encode_next_turn(const Tokenizer& tokenizer, std::string_view user) const;
+  // Whether tokens end where an answer is due.
+  bool awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const;
+
+ private:
+  ChatTemplate() = default;
+  ChatSettings settings_for(const ChatOptions& options) const;
+  std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer,
+                                     std::span<const ChatPiece> pieces) const;
+  int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
+
+  std::string file_, name_;
+  ChatStyle style_{};
+  ChatSettings settings_;
+};
+
+}  // namespace tiercel
