@@ -1,0 +1,110 @@
+// On a device, too, sequences that are decoded together give what each gives by itself: tokens and
+// logits, bit by bit; and tokens that are appended give what stepped ones give.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "engine/batch.h"
+#include "engine/session.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kSteps = 3, kSequences = 10, kShortest = 20, kMore = 4;
+#else
+constexpr int64_t kSteps = 100, kSequences = 20, kShortest = 200, kMore = 100;
+#endif
+
+std::shared_ptr<Model> tiny(const char* name) {
+  return Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + name,
+                     {.backend = BackendKind::kCuda});
+}
+
+std::vector<std::vector<int32_t>> prompts(const Model& model) {
+  std::mt19937_64 random(test::seed());
+  std::vector<std::vector<int32_t>> all;
+  for (int64_t i = 0; i < kSequences; ++i) {
+    auto& ids = all.emplace_back(static_cast<size_t>(kShortest + 7 * i));
+    for (int32_t& id : ids) {
+      id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
+    }
+  }
+  return all;
+}
+
+SessionOptions small(AttentionMode mode, KeyCodec codec) {
+  SessionOptions options;
+  options.attention = mode;
+  options.no_graphs = true;  // a replay adds in another order
+  options.selection.budget = 16;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.selection.key_codec = codec;
+  options.selection.rank = 16;
+  return options;
+}
+
+void expect_as_alone(const char* name, const SessionOptions& options) {
+  const auto model = tiny(name);
+  const auto all = prompts(*model);
+  const auto longest = static_cast<int64_t>(all.back().size());
+  const auto batch =
+      Batch::open(model, Batch::plan(*model, options, kSequences, longest, kSteps + 1));
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Batch::Step> steps;
+  Sampler greedy({}, model->config().vocab_size);
+  for (const auto& ids : all) {
+    const auto n = static_cast<int64_t>(ids.size());
+    const int64_t sequence = batch->add(batch->plan_sequence(n, kSteps + 1), ids);
+    while (!batch->advance_prefill(sequence).finished) {
+    }
+    sessions.push_back(Session::open(model, Session::plan(*model, options, n, kSteps + 1)));
+    ASSERT_TRUE(sessions.back()->prefill(ids, {}));
+    steps.push_back({sequence, batch->sample(sequence, greedy, {})});
+    EXPECT_EQ(steps.back().token, sessions.back()->sample(greedy, {}));
+  }
+  for (int64_t i = 0; i < kSteps; ++i) {
+    batch->step(steps);
+    for (size_t s = 0; s < steps.size(); ++s) {
+      sessions[s]->step(steps[s].token);
+      ASSERT_TRUE(std::ranges::equal(sessions[s]->logits(), batch->logits(steps[s].sequence)))
+          << name << ", sequence " << s << ", step " << i;
+      steps[s].token = batch->sample(steps[s].sequence, greedy, {});
+      ASSERT_EQ(steps[s].token, sessions[s]->sample(greedy, {}));
+    }
+    // They come and go.
+    if (i == 0) {
+      batch->remove(steps[1].sequence);
+      steps.erase(steps.begin() + 1);
+      sessions.erase(sessions.begin() + 1);
+    }
+  }
+}
+
+TEST(DeviceBatch, EverySequenceAsAlone) {
+  expect_as_alone("llama", small(AttentionMode::kShadow, KeyCodec::kExact));
+  expect_as_alone("qwen3", small(AttentionMode::kShadow, KeyCodec::kLowRank));
+  expect_as_alone("qwen2", small(AttentionMode::kDense, KeyCodec::kAuto));
+}
+
+TEST(DeviceBatch, AppendedAsStepped) {
+  const auto model = tiny("llama");
+  const SessionOptions options = small(AttentionMode::kShadow, KeyCodec::kExact);
+  const std::vector<int32_t> ids = prompts(*model).back();
+  const auto n = static_cast<int64_t>(ids.size()) - kMore;
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (int i = 0; i < 2; ++i) {
+    sessions.push_back(Session::open(model, Session::plan(*model, options, n, kMore)));
+    ASSERT_TRUE(sessions[i]->prefill(std::span(ids).first(static_cast<size_t>(n)), {}));
+  }
+  for (int64_t i = n; i < std::ssize(ids); ++i) sessions[0]->step(ids[static_cast<size_t>(i)]);
+  ASSERT_TRUE(sessions[1]->append(std::span(ids).subspan(static_cast<size_t>(n)), {}));
+  EXPECT_TRUE(std::ranges::equal(sessions[0]->logits(), sessions[1]->logits()));
+}
+
+}  // namespace
+}  // namespace tiercel
