@@ -92,6 +92,7 @@ struct SessionOptions {
   PrefillMode prefill = PrefillMode::kAuto;  // auto: dense where it is affordable
   int64_t prefill_budget = 2048;             // selected tokens of prefill blocks, or kBudgetAll
   ValueHome value_home = ValueHome::kAuto;
+  bool host_attention = false;  // the host attends what it holds, instead of sending it
   int64_t audit = 0;                         // every N steps; 0: off
   int64_t context = 0;                       // tokens per sequence; 0: prompt plus generation
   int64_t device_memory = 0;                 // bytes; 0: no limit of its own

@@ -89,6 +89,21 @@ void check_composition(const SelectionOptions& s) {
             "--miss-cap: layers that share a list have caches of their own; use --share-layers 1");
 }
 
+// What the host attends it must hold as it is attended, and the queue that attends must reach it.
+void check_host_attention(const PlanRequest& r, const SessionPlan& plan) {
+  const SelectionOptions& s = plan.options.selection;
+  if (!plan.options.host_attention) return;
+  if (r.backend != BackendKind::kCpu) {
+    fail(ErrorKind::kUsage, "--host-attention: expected --backend cpu; beside a GPU, chunks are fetched");
+  }
+  if (s.key_codec != KeyCodec::kExact || s.value_codec != RowCodec::kBf16) {
+    fail(ErrorKind::kUsage, "--host-attention: expected --key-codec exact and --value-codec bf16");
+  }
+  if (s.miss_cap >= 0) {
+    fail(ErrorKind::kUsage, "--host-attention: nothing is fetched; --miss-cap has no meaning beside it");
+  }
+}
+
 void check_codecs(const SelectionOptions& s, const ModelConfig& config) {
   const auto require_groups = [](int64_t width, const char* flag, const char* what) {
     if (!can_code(width)) {
@@ -205,7 +220,9 @@ bool fits_tiers(const PlanRequest& r, SessionPlan plan) {
 // "Codecs of keys"); the latter are the smallest that there is.
 KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   SelectionOptions& s = plan.options.selection;
-  if (s.budget == kBudgetAll || s.chunk_size == 1) return KeyCodec::kExact;
+  if (s.budget == kBudgetAll || s.chunk_size == 1 || r.options.host_attention) {
+    return KeyCodec::kExact;
+  }
   if (can_code(r.config.head_dim)) {
     for (const KeyCodec codec : {KeyCodec::kInt8, KeyCodec::kInt4}) {
       s.key_codec = codec;
@@ -315,6 +332,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.rank = std::min(from.rank, config.kv_width());
   s.value_codec = from.value_codec;
   s.device_layers = plan.device_layers;
+  s.host_attends = o.host_attention;
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
@@ -451,6 +469,7 @@ SessionPlan make_plan(const PlanRequest& r) {
   resolve_keys(r, plan);
   check_composition(plan.options.selection);
   check_codecs(plan.options.selection, r.config);
+  check_host_attention(r, plan);
   check_prefill_budget(r, plan);
   if (plan.options.audit > 0 && plan.options.attention == AttentionMode::kDense) {
     plan.notes.push_back("--audit measures selection; --attention dense selects nothing.");

@@ -268,7 +268,6 @@ class KvStore {
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
   KvSource home_source(int64_t layer) const;
   KvSource estimate_source(int64_t layer) const;
-  void attend_resident(int64_t layer, const bf16* q, KvSource* sources, int n_sources, bf16* out);
   void audit_layer(int64_t layer, const bf16* q, int64_t n_rows);
   const int64_t* later() const { return recording_ ? clock_ : nullptr; }
   int64_t chunk_bytes(int64_t layer) const;

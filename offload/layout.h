@@ -74,6 +74,7 @@ struct KvSettings {
   RowCodec value_codec = RowCodec::kBf16;
   int64_t device_layers = 0;  // so many tiered layers, the first ones, have their home on the device
 
+  bool host_attends = false;  // the device's queue attends what is at home on the host, in place
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
@@ -107,8 +108,8 @@ struct KvLayout {
   }
   // Nothing need be fetched, rebuilt or decoded: selected chunks are attended where they are.
   bool resident(int64_t layer) const {
-    return at_home_on_device(layer) && settings.keys == KeyForm::kExact &&
-           settings.value_codec == RowCodec::kBf16;
+    return (at_home_on_device(layer) || (tiered(layer) && settings.host_attends)) &&
+           settings.keys == KeyForm::kExact && settings.value_codec == RowCodec::kBf16;
   }
   // The layer whose selection this one attends: the first of its group.
   int64_t leader(int64_t layer) const { return leaders[static_cast<size_t>(layer)]; }

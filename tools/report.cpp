@@ -58,6 +58,7 @@ Json attention_json(const SessionPlan& plan) {
                {"prefill_budget", budget(o.prefill_budget)},
                {"value_home", name_of(o.value_home)},
                {"device_layers", plan.device_layers},
+               {"host_attention", o.host_attention},
                {"audit_interval", o.audit},
                {"exact_exp", o.exact_exp},
                {"context", plan.context},

@@ -15,6 +15,7 @@
 #include "engine/presets.h"
 #include "engine/scheduler.h"
 #include "engine/tokenizer.h"
+#include "tests/sanitized.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -90,7 +91,7 @@ SessionOptions decided(AttentionMode mode) {
 
 TEST(Batch, EverySequenceSaysWhatItSaysAlone) {
   const auto m = model();
-  const std::vector<Case> cases = some_cases(1200);
+  const std::vector<Case> cases = some_cases(test::kSanitized ? 400 : 1200);
   // Prompts first, or steps between them.
   for (const auto& [mode, max_gap] :
        {std::pair{AttentionMode::kDense, 0.001}, std::pair{AttentionMode::kShadow, 0.0},
@@ -159,11 +160,7 @@ class FlakyBatch : public Batch {
   std::mt19937_64 random_;
 };
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRequests = 60;
-#else
-constexpr int kRequests = 200;
-#endif
+constexpr int kRequests = test::kSanitized ? 40 : 200;
 
 TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
   std::mt19937_64 random(test::seed());
@@ -179,7 +176,7 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
   std::vector<Case> cases;
   std::vector<std::vector<int32_t>> expected;
   for (int i = 0; i < 24; ++i) {
-    Case c{.prompt = prompt(pick(1, i % 8 == 0 ? 1500 : 300), pick(10000, 99999))};
+    Case c{.prompt = prompt(pick(1, i % 8 == 0 && !test::kSanitized ? 1500 : 300), pick(10000, 99999))};
     c.n_new = pick(1, 24);
     if (i % 2 == 1) c.sampling = {.temperature = 1, .seed = static_cast<uint64_t>(i)};
     expected.push_back(alone(m, c, options));

@@ -10,6 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/tokenizer.h"
+#include "tests/sanitized.h"
 
 namespace tiercel {
 namespace {
@@ -22,6 +23,7 @@ std::shared_ptr<Model> model(int threads = 2) {
 
 // A fact among filler, and the question for it.
 std::vector<int32_t> prompt(int64_t n_filler_sentences) {
+  if (test::kSanitized && n_filler_sentences > 40) n_filler_sentences = 40;
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   std::string text;
   for (int64_t i = 0; i < n_filler_sentences; ++i) {
@@ -33,12 +35,8 @@ std::vector<int32_t> prompt(int64_t n_filler_sentences) {
   return tokenizer.encode(text);
 }
 
-// Sentences of the prompts that every preset reads: fewer where each takes tens of times as long.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kPresetSentences = 50;
-#else
-constexpr int64_t kPresetSentences = 150;
-#endif
+// Sentences of the prompts that every preset reads.
+constexpr int64_t kPresetSentences = test::kSanitized ? 50 : 150;
 
 std::vector<float> logits_after(const std::vector<int32_t>& ids, int64_t n_prefilled,
                                 const SessionOptions& options, int threads = 2) {
@@ -138,6 +136,42 @@ TEST(Session, AppendedEqualsStepped) {
     }
     EXPECT_EQ(stepped->selection().hit_chunks, appended->selection().hit_chunks);
   }
+}
+
+// Where it lies changes what is counted, no bit.
+TEST(Session, HostAttendsAsTheDeviceDoes) {
+  const std::vector<int32_t> ids = prompt(60);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto m = model();
+  for (const AttentionMode mode : attention_modes()) {
+    if (mode == AttentionMode::kDense) continue;
+    SessionOptions options = preset(mode);
+    options.selection.budget = 64;
+    options.selection.recent = 48;
+    options.value_home = ValueHome::kDevice;
+    const auto device = Session::open(m, Session::plan(*m, options, n, 100));
+    options.value_home = ValueHome::kHost;
+    options.host_attention = true;
+    const auto host = Session::open(m, Session::plan(*m, options, n, 100));
+    EXPECT_EQ(host->plan().memory.device.values, 0);
+    EXPECT_LT(host->plan().memory.device.total(), device->plan().memory.device.total());
+    EXPECT_EQ(host->plan().memory.total() - host->plan().memory.process,
+              device->plan().memory.total() - device->plan().memory.process);
+    for (Session* session : {device.get(), host.get()}) ASSERT_TRUE(session->prefill(ids, {}));
+    for (int32_t i = 0; i < 70; ++i) {
+      host->step(ids[static_cast<size_t>(i)]);
+      device->step(ids[static_cast<size_t>(i)]);
+    }
+    ASSERT_TRUE(std::ranges::equal(host->logits(), device->logits())) << name_of(mode);
+    EXPECT_EQ(host->selection().fetched_bytes, 0);
+  }
+  SessionOptions wrong;
+  wrong.host_attention = true;
+  wrong.selection.value_codec = RowCodec::kInt8;
+  EXPECT_THROW(Session::plan(*m, wrong, n, 100), Error);
+  wrong.selection.value_codec = RowCodec::kBf16;
+  wrong.selection.key_codec = KeyCodec::kInt8;
+  EXPECT_THROW(Session::plan(*m, wrong, n, 100), Error);
 }
 
 TEST(Session, AppendStopsAndRefuses) {

@@ -1,0 +1,13 @@
+// Whether this is a build with a sanitizer, in which everything takes many times as long: a test then
+// does less of the same.
+#pragma once
+
+namespace tiercel::test {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+}  // namespace tiercel::test
