@@ -20,9 +20,10 @@ std::string hash_of(std::span<const float> logits) {
   return fmt::format("{:016x}", XXH64(logits.data(), logits.size_bytes(), 0));
 }
 
-// Decodes until something ends it; returns what.
+}  // namespace
+
 const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
-                   GenerationRequest& request, const Stopwatch& watch, const Console& console,
+                   GenerationRequest& request, const Stopwatch& since, const Console& console,
                    Generation& result) {
   const std::vector<int64_t>& ends = request.eos_token_ids;
   StreamDecoder decoder(tokenizer, /*skip_special=*/true);
@@ -43,7 +44,7 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     }
     const int32_t token = session.sample(sampler, request.prompt);
     if (i == 0) {
-      result.time_to_first_token_seconds = watch.seconds();
+      result.time_to_first_token_seconds = since.seconds();
       decode_watch = {};
     } else {
       result.decode_seconds = decode_watch.seconds();
@@ -69,36 +70,37 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
   return emit(decoder.finish()) ? reason : "output_closed";
 }
 
-// A saved session's tokens, and what follows them one by one: its keys join the cache as generated
-// ones do.
+bool append_tokens(Session& session, std::span<const int32_t> tokens, const Console& console,
+                   Generation& result) {
+  const Stopwatch watch;
+  ProgressLine line(console);
+  const auto more = tokens.subspan(static_cast<size_t>(session.n_tokens()));
+  const bool done =
+      more.empty() || session.append(more, [&](const Progress& p) { return line.update(p); });
+  result.prefill_seconds += watch.seconds();
+  return done;
+}
+
+namespace {
+
+// A saved session's tokens, and what follows them.
 bool restore(Session& session, GenerationRequest& request, const Console& console,
              Generation& result) {
-  Stopwatch watch;
-  ProgressLine line(console);
-  const ProgressCallback progress = [&](const Progress& p) { return line.update(p); };
-  session.restore(*request.saved, progress);
+  const Stopwatch watch;
+  {
+    ProgressLine line(console);
+    session.restore(*request.saved, [&](const Progress& p) { return line.update(p); });
+  }
   const std::vector<int32_t> ids = request.saved->ids();
   result.n_restored = static_cast<int64_t>(ids.size());
   result.restore_seconds = watch.seconds();
   request.saved.reset();  // what was mapped from it stays
-  watch = {};
-  const auto n = static_cast<int64_t>(request.prompt.size());
-  bool go_on = true;
-  for (int64_t i = 0; i < n && go_on; ++i) {
-    session.step(request.prompt[static_cast<size_t>(i)]);
-    session.logits();  // what is reported is done
-    go_on = line.update({.phase = "follow-up",
-                         .fraction = (i + 1.0) / static_cast<double>(n),
-                         .tokens_done = i + 1,
-                         .tokens_total = n,
-                         .seconds = watch.seconds()});
-  }
   request.prompt.insert(request.prompt.begin(), ids.begin(), ids.end());
-  result.prefill_seconds = watch.seconds();
-  return go_on;
+  return append_tokens(session, request.prompt, console, result);
 }
 
-// The prompt into the session. False: the user asked to stop.
+}  // namespace
+
 bool take_prompt(Session& session, GenerationRequest& request, const Console& console,
                  Generation& result) {
   if (request.saved != nullptr) return restore(session, request, console, result);
@@ -110,8 +112,8 @@ bool take_prompt(Session& session, GenerationRequest& request, const Console& co
   return done;
 }
 
-void save(Session& session, const GenerationRequest& request, const Console& console,
-          Generation& result) {
+void save_session(Session& session, const GenerationRequest& request, const Console& console,
+                  Generation& result) {
   if (request.save_path.empty()) return;
   const Stopwatch watch;
   ProgressLine line(console);
@@ -119,11 +121,8 @@ void save(Session& session, const GenerationRequest& request, const Console& con
                [&](const Progress& p) { return line.update(p); });
   result.save_seconds = watch.seconds();
   std::error_code ignored;
-  result.saved_bytes =
-      static_cast<int64_t>(std::filesystem::file_size(request.save_path, ignored));
+  result.saved_bytes = static_cast<int64_t>(std::filesystem::file_size(request.save_path, ignored));
 }
-
-}  // namespace
 
 bool Generation::interrupted() const { return std::string_view(finish_reason) == "interrupted"; }
 
@@ -139,7 +138,7 @@ Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokeniz
   const Stopwatch watch;
   try {
     result.prefilled = take_prompt(session, request, console, result);
-    if (result.prefilled) save(session, request, console, result);
+    if (result.prefilled) save_session(session, request, console, result);
     result.finish_reason =
         result.prefilled ? decode(session, sampler, tokenizer, request, watch, console, result)
                          : "interrupted";

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "engine/session.h"
 #include "engine/tokenizer.h"
 #include "tools/console.h"
+#include "tools/stopwatch.h"
 
 namespace tiercel {
 
@@ -43,6 +45,26 @@ struct Generation {
   std::string logits_hash;                 // xxh64 of the last logits' bytes; empty without any
   bool interrupted() const;
 };
+
+// The prompt into the session, behind a saved one's tokens if there is one. False: the user asked to
+// stop. Throws what the session throws, as do those below.
+bool take_prompt(Session& session, GenerationRequest& request, const Console& console,
+                 Generation& result);
+
+// Appends those of `tokens` that the session does not hold yet: it holds the first ones. False: the
+// user asked to stop.
+bool append_tokens(Session& session, std::span<const int32_t> tokens, const Console& console,
+                   Generation& result);
+
+// Decodes until something ends it; returns what (finish_reason). request.prompt, the tokens so far,
+// grows by the new ones, the last of which is not in the session. since: the start of the prefill.
+const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
+                   GenerationRequest& request, const Stopwatch& since, const Console& console,
+                   Generation& result);
+
+// Saves the session to request.save_path, unless that is empty. request.prompt is all it holds.
+void save_session(Session& session, const GenerationRequest& request, const Console& console,
+                  Generation& result);
 
 // Never throws for what happens after the prefill has begun: a run-time Error ends the generation,
 // and what was generated before stays valid.

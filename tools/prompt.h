@@ -19,6 +19,7 @@ struct PromptFlags {
   std::string read(const Console& console, bool strict, bool required = true) const;
   // By a flag; a variable may be meant for another command.
   bool given() const { return prompt_ || file_; }
+  bool reads_stdin() const { return file_ == "-"; }
 
  private:
   std::optional<std::string> prompt_, file_;

@@ -1,4 +1,4 @@
-// tiercel run: continue one prompt.
+// tiercel run: continue one prompt, or hold a conversation.
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -8,8 +8,10 @@
 #include "engine/config.h"
 #include "engine/saved_session.h"
 #include "engine/tokenizer.h"
+#include "tools/chat_flags.h"
 #include "tools/commands.h"
 #include "tools/console.h"
+#include "tools/conversation.h"
 #include "tools/output_file.h"
 #include "tools/prompt.h"
 #include "tools/report.h"
@@ -17,14 +19,18 @@
 #include "tools/signals.h"
 #include "tools/stopwatch.h"
 #include "tools/units.h"
+#include "tools/user_input.h"
 
 namespace tiercel {
 namespace {
 
+constexpr int64_t kDefaultTokens = 128;
+constexpr int64_t kDefaultTalk = 8192;  // room of a conversation behind its first message
+
 constexpr const char* kDetails =
     "stdout carries the generated text only. Sizes take KiB, MiB, GiB, TiB or plain bytes.\n"
     "Ctrl-C stops at the next token, keeps what was generated and writes the report; a second one "
-    "kills.\n"
+    "kills. With --interactive it stops the answer; at the prompt it leaves.\n"
     "exit codes: 0 done, 1 run-time error, 2 usage, 3 does not fit into memory, 130 interrupted\n";
 
 struct RunFlags {
@@ -32,7 +38,8 @@ struct RunFlags {
   PromptFlags prompt;
   SessionOptions session;
   SamplingFlags sampling;
-  int64_t n_predict = 128;
+  ChatFlags chat;
+  std::optional<int64_t> n_predict;
   bool ignore_eos = false, no_bos = false, special = false, quiet = false;
   std::optional<std::string> report, save_session;
   std::shared_ptr<const SavedSession> saved;  // --session
@@ -43,9 +50,11 @@ struct RunFlags {
     prompt.add_to(flags, true);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front");
     flags.flag("--special", special, "Read <|special|> tokens in the prompt as such");
+    chat.add_to(flags);
     flags.section("Generation");
     flags.integer("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, -1, INT32_MAX,
-                  "Tokens to generate; -1: until end of text or context");
+                  "Tokens to generate, or of each answer; -1: until end of text or context "
+                  "(default: 128; with --interactive -1)");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     sampling.add_to(flags);
     flags.section("Saved sessions");
@@ -55,7 +64,8 @@ struct RunFlags {
         [this](const std::string& file) { open_saved(file); });
     flags.text(
         "--save-session", save_session,
-        "Save the session to this file before generating: a prefill that need not be repeated");
+        "Save the session to this file before generating: a prefill that need not be repeated. "
+        "With --interactive: at the end, all that was said");
     // Behind --session: its options are the defaults of these.
     add_session_flags(flags, session);
     flags.section("Output");
@@ -70,19 +80,25 @@ struct RunFlags {
   }
 };
 
+// How much may be generated: a conversation gets what --ctx-size gives it, or room for a while.
+int64_t n_planned(const RunFlags& flags, const ModelConfig& config, int64_t n_prompt) {
+  if (!flags.chat.interactive) return flags.n_predict.value_or(kDefaultTokens);
+  if (flags.session.context > 0) return -1;
+  const int64_t left = config.max_position_embeddings - n_prompt;
+  return std::clamp<int64_t>(left, 1, kDefaultTalk);
+}
+
 // With a saved session the prompt is what follows it.
 SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_prompt) {
-  if (flags.saved == nullptr) {
-    return Session::plan(model, flags.session, n_prompt, flags.n_predict);
-  }
-  const int64_t n_new = flags.n_predict < 0 ? -1 : n_prompt + flags.n_predict;
-  return Session::plan(model, flags.session, *flags.saved, n_new);
+  const int64_t n_new = n_planned(flags, model.config(), n_prompt);
+  if (flags.saved == nullptr) return Session::plan(model, flags.session, n_prompt, n_new);
+  return Session::plan(model, flags.session, *flags.saved, n_new < 0 ? -1 : n_prompt + n_new);
 }
 
 // What the file will take, before anything is computed for it.
 void announce_file(const Model& model, const RunFlags& flags, const SessionPlan& plan,
                    int64_t n_tokens, const Console& console) {
-  if (!flags.save_session) return;
+  if (!flags.save_session || flags.chat.interactive) return;
   const int64_t bytes = Session::saved_bytes(model, plan, n_tokens);
   SessionFileWriter::check_path(*flags.save_session, bytes);
   // Behind a restored session its window and cache may be a little longer.
@@ -126,66 +142,120 @@ int exit_code(const Generation& generation, const Console& console) {
   return 0;
 }
 
+// Everything that can be refused cheaply comes before the weights.
+class Run {
+ public:
+  explicit Run(RunFlags& flags)
+      : flags_(flags),
+        console_(flags.quiet),
+        report_file_(flags.report ? OutputFile(*flags.report, "--report") : OutputFile()),
+        config_(load_config(flags.model.directory)),
+        n_saved_(flags.saved != nullptr ? flags.saved->n_tokens() : 0),
+        input_(console_, flags.session.strict) {
+    if (flags.chat.interactive && flags.prompt.reads_stdin()) {
+      fail(ErrorKind::kUsage, "--interactive: reads from stdin, as -f - does; give it a file");
+    }
+    report_.model = flags.model.directory;
+    flags.session.n_threads = static_cast<int>(flags.model.n_threads);
+  }
+
+  int run() {
+    const bool optional = n_saved_ > 0 || flags_.chat.interactive;
+    const std::string words =
+        flags_.prompt.read(console_, flags_.session.strict, /*required=*/!optional);
+    if (flags_.save_session) SessionFileWriter::check_path(*flags_.save_session, 0);
+    const Tokenizer tokenizer = Tokenizer::load(flags_.model.directory);
+    const Turns turns = flags_.chat.turns(flags_.model.directory, tokenizer,
+                                          {.bos = !flags_.no_bos, .special = flags_.special},
+                                          n_saved_ > 0, console_);
+    const bool asks = flags_.chat.interactive && words.empty() &&
+                      !(n_saved_ > 0 && turns.awaits_answer(flags_.saved->ids()));
+    GenerationRequest request{.prompt = {},
+                              .saved = flags_.saved,
+                              .save_path = flags_.save_session.value_or(""),
+                              .eos_token_ids = config_.eos_token_ids,
+                              .ignore_eos = flags_.ignore_eos};
+    if (const auto end = turns.end()) request.eos_token_ids.push_back(*end);
+    if (!asks) request.prompt = encode(turns, words);
+    stop_if_requested();
+
+    Stopwatch watch;
+    const auto model = flags_.model.open();
+    stop_if_requested();
+    report_.load_seconds = watch.seconds();
+    if (asks) {
+      plan_session(*model, flags_, 1);  // what does not fit is said before anything is typed
+      const std::optional<std::string> first = input_.next();
+      stop_if_requested();
+      if (!first) return 0;
+      request.prompt = encode(turns, *first);
+    }
+    return generate_with(model, tokenizer, turns, std::move(request));
+  }
+
+ private:
+  std::vector<int32_t> encode(const Turns& turns, const std::string& words) {
+    const Stopwatch watch;
+    std::vector<int32_t> ids =
+        n_saved_ == 0 ? turns.first(words)
+                      : turns.behind(flags_.saved->ids(), words, flags_.saved->path(), console_);
+    report_.tokenize_seconds = watch.seconds();
+    report_.prompt_tokens = n_saved_ + static_cast<int64_t>(ids.size());
+    if (report_.prompt_tokens == 0) fail(ErrorKind::kUsage, "the prompt has no tokens");
+    if (turns.chat() == nullptr) warn_of_second_bos(ids, config_, console_);
+    return ids;
+  }
+
+  int generate_with(const std::shared_ptr<Model>& model, const Tokenizer& tokenizer,
+                    const Turns& turns, GenerationRequest request) {
+    Stopwatch watch;
+    report_.plan = plan_session(*model, flags_, static_cast<int64_t>(request.prompt.size()));
+    if (!flags_.chat.interactive) {
+      request.max_new_tokens = room_for_new_tokens(flags_.n_predict.value_or(kDefaultTokens),
+                                                   report_.plan, report_.prompt_tokens, console_);
+    }
+    print_plan(report_.plan, report_.prompt_tokens, console_);
+    announce_file(*model, flags_, report_.plan, report_.prompt_tokens, console_);
+    report_.sampling = flags_.sampling.resolve(config_, console_);
+    Sampler sampler(report_.sampling, config_.vocab_size);
+    const auto session = Session::open(model, report_.plan);
+    report_.load_seconds += watch.seconds();
+    report_.backend = session->backend_description();
+    report_.device_bytes_in_use = session->device_bytes_in_use();
+    console_.info("backend: {}", report_.backend);
+
+    report_.generation =
+        flags_.chat.interactive
+            ? converse(*session, sampler, tokenizer, turns, input_,
+                       {.first = std::move(request), .n_predict = flags_.n_predict.value_or(-1)},
+                       console_)
+            : generate(*session, sampler, tokenizer, std::move(request), console_);
+    report_.selection = session->selection();
+    report_.audit = session->audit();
+    report_.residual_energy = session->residual_energy();
+    report_.peak_rss_bytes = cpu::peak_rss_bytes();
+    print_summary(report_, console_);
+    const int code = exit_code(report_.generation, console_);
+    if (report_file_.wanted()) report_file_.write(to_json(report_));
+    return code;
+  }
+
+  RunFlags& flags_;
+  const Console console_;
+  const OutputFile report_file_;
+  const ModelConfig config_;
+  const int64_t n_saved_;
+  UserInput input_;
+  RunReport report_;
+};
+
 }  // namespace
 
 int command_run(int argc, char** argv) {
   RunFlags flags;
   if (!flags.parse(argc, argv)) return 0;
-  const Console console(flags.quiet);
   flags.model.check();
-  // Everything that can be refused cheaply comes before the weights.
-  const OutputFile report_file =
-      flags.report ? OutputFile(*flags.report, "--report") : OutputFile();
-  const ModelConfig config = load_config(flags.model.directory);
-  const int64_t n_saved = flags.saved != nullptr ? flags.saved->n_tokens() : 0;
-  const std::string prompt =
-      flags.prompt.read(console, flags.session.strict, /*required=*/n_saved == 0);
-  if (flags.save_session) SessionFileWriter::check_path(*flags.save_session, 0);
-
-  RunReport report;
-  report.model = flags.model.directory;
-  flags.session.n_threads = static_cast<int>(flags.model.n_threads);
-  Stopwatch watch;
-  const Tokenizer tokenizer = Tokenizer::load(flags.model.directory);
-  GenerationRequest request{
-      .prompt = tokenizer.encode(
-          prompt, {.add_special = !flags.no_bos && n_saved == 0, .parse_special = flags.special}),
-      .saved = flags.saved,
-      .save_path = flags.save_session.value_or(""),
-      .eos_token_ids = config.eos_token_ids,
-      .ignore_eos = flags.ignore_eos};
-  report.tokenize_seconds = watch.seconds();
-  const auto n_prompt = static_cast<int64_t>(request.prompt.size());
-  report.prompt_tokens = n_saved + n_prompt;
-  if (report.prompt_tokens == 0) fail(ErrorKind::kUsage, "the prompt has no tokens");
-  warn_of_second_bos(request.prompt, config, console);
-  stop_if_requested();
-
-  watch = {};
-  const auto model = flags.model.open();
-  stop_if_requested();
-  report.plan = plan_session(*model, flags, n_prompt);
-  request.max_new_tokens =
-      room_for_new_tokens(flags.n_predict, report.plan, report.prompt_tokens, console);
-  print_plan(report.plan, report.prompt_tokens, console);
-  announce_file(*model, flags, report.plan, report.prompt_tokens, console);
-  report.sampling = flags.sampling.resolve(config, console);
-  Sampler sampler(report.sampling, config.vocab_size);
-  const auto session = Session::open(model, report.plan);
-  report.load_seconds = watch.seconds();
-  report.backend = session->backend_description();
-  report.device_bytes_in_use = session->device_bytes_in_use();
-  console.info("backend: {}", report.backend);
-
-  report.generation = generate(*session, sampler, tokenizer, std::move(request), console);
-  report.selection = session->selection();
-  report.audit = session->audit();
-  report.residual_energy = session->residual_energy();
-  report.peak_rss_bytes = cpu::peak_rss_bytes();
-  print_summary(report, console);
-  const int code = exit_code(report.generation, console);
-  if (report_file.wanted()) report_file.write(to_json(report));
-  return code;
+  return Run(flags).run();
 }
 
 }  // namespace tiercel

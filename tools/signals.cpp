@@ -9,11 +9,12 @@
 namespace tiercel {
 namespace {
 
-volatile std::sig_atomic_t g_stop = 0;  // the one global: a handler can reach nothing else
+// The signal that came. The one global: a handler can reach nothing else.
+volatile std::sig_atomic_t g_stop = 0;
 
-void on_signal(int) {
+void on_signal(int signal) {
   if (g_stop != 0) ::_exit(static_cast<int>(ErrorKind::kInterrupted));
-  g_stop = 1;
+  g_stop = signal;
 }
 
 }  // namespace
@@ -32,6 +33,12 @@ void install_signal_handlers() {
 }
 
 bool stop_requested() { return g_stop != 0; }
+
+bool forgive_interrupt() {
+  if (g_stop == SIGTERM) return false;
+  g_stop = 0;
+  return true;
+}
 
 void stop_if_requested() {
   if (stop_requested()) fail(ErrorKind::kInterrupted, "interrupted");

@@ -12,6 +12,10 @@ void install_signal_handlers();
 // True after the first SIGINT or SIGTERM.
 bool stop_requested();
 
+// Takes a SIGINT back where it has ended what it was meant for, so that the next one counts as the
+// first. False: the stop was asked for by SIGTERM, and stands.
+bool forgive_interrupt();
+
 // Throws Error(kInterrupted) when a stop was requested. For places where nothing is worth saving.
 void stop_if_requested();
 

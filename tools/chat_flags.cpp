@@ -1,0 +1,143 @@
+#include "tools/chat_flags.h"
+
+#include <charconv>
+#include <ctime>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+ChatDate today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm local{};
+  ::localtime_r(&now, &local);
+  return {.year = local.tm_year + 1900, .month = local.tm_mon + 1, .day = local.tm_mday};
+}
+
+ChatDate parse_date(const std::string& text) {
+  ChatDate date;
+  int* const fields[] = {&date.year, &date.month, &date.day};
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  bool good = text.size() == 10;
+  for (int i = 0; i < 3 && good; ++i) {
+    const char* const stop = at + (i == 0 ? 4 : 2);
+    const auto [next, error] = std::from_chars(at, stop, *fields[i]);
+    good = error == std::errc() && next == stop && (stop == end || *stop == '-');
+    at = stop + 1;
+  }
+  if (!good || date.year < 1 || date.month < 1 || date.month > 12 || date.day < 1 ||
+      date.day > 31) {
+    fail(ErrorKind::kUsage, "--date: expected YYYY-MM-DD, found '{}'", text);
+  }
+  return date;
+}
+
+}  // namespace
+
+Turns::Turns(const Tokenizer& tokenizer, ChatTemplate chat, std::optional<std::string> system,
+             ChatDate date)
+    : tokenizer_(&tokenizer), chat_(std::move(chat)), system_(std::move(system)), date_(date) {
+  end_ = chat_->end_of_turn(tokenizer);
+}
+
+std::vector<int32_t> Turns::first(const std::string& words) const {
+  if (!chat_) {
+    return tokenizer_->encode(words, {.add_special = plain_.bos, .parse_special = plain_.special});
+  }
+  std::vector<ChatMessage> messages;
+  if (system_) messages.push_back({ChatRole::kSystem, *system_});
+  messages.push_back({ChatRole::kUser, words});
+  return chat_->encode(*tokenizer_, messages, {.add_generation_prompt = true, .date = date_});
+}
+
+std::vector<int32_t> Turns::next(const std::string& words) const {
+  if (!chat_) {
+    return tokenizer_->encode(words, {.add_special = false, .parse_special = plain_.special});
+  }
+  std::vector<int32_t> ids = chat_->encode_next_turn(*tokenizer_, words);
+  ids.insert(ids.begin(), *end_);
+  return ids;
+}
+
+bool Turns::awaits_answer(std::span<const int32_t> ids) const {
+  return chat_ && chat_->awaits_answer(*tokenizer_, ids);
+}
+
+std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::string& words,
+                                   const std::string& path, const Console& console) const {
+  if (!chat_) return next(words);
+  if (awaits_answer(saved)) {
+    if (words.empty()) return {};
+    console.warn("{}: it waits for an answer, which is taken to be empty: the prompt follows",
+                 path);
+    return next(words);
+  }
+  if (saved.empty() || saved.back() != *end_) {
+    fail(ErrorKind::kUsage,
+         "{}: expected a conversation, found a session that ends neither with an answer nor where "
+         "one is due by the chat template ({}); leave out --chat, or save it with --chat",
+         path, chat_->name());
+  }
+  if (words.empty()) {
+    fail(ErrorKind::kUsage, "{}: its last answer is complete; add -p TEXT or --interactive", path);
+  }
+  std::vector<int32_t> ids = next(words);
+  ids.erase(ids.begin());  // it ends with that token already
+  return ids;
+}
+
+void ChatFlags::add_to(Flags& flags) {
+  flags.section("Conversation");
+  flags.flag("--chat", chat,
+             "The prompt is a user's message: put the model's chat template around it");
+  flags.flag("-i,--interactive", interactive,
+             "Read further messages from stdin, a line each (\\ at its end: more follows), until "
+             "/exit; means --chat if the model has a template, else text is continued");
+  flags.text("--system,--system-prompt", system_, "System message of the conversation");
+  flags.text("--date", date_,
+             "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
+}
+
+Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer, Turns::Plain plain,
+                       bool restored, const Console& console) const {
+  const bool by_template = chat || (interactive && ChatTemplate::exists(directory));
+  if (!by_template) {
+    for (const auto& [given, name] :
+         {std::pair{system_.has_value(), "--system"}, std::pair{date_.has_value(), "--date"}}) {
+      if (given && !interactive) fail(ErrorKind::kUsage, "{}: needs --chat", name);
+      if (given) {
+        fail(ErrorKind::kUsage, "{}: {} has no chat template, which would say where it goes", name,
+             directory);
+      }
+    }
+    if (interactive) {
+      console.info("chat template: none; what you type is continued as plain text");
+    }
+    return Turns(tokenizer, plain);
+  }
+  if (!plain.bos || plain.special) {
+    fail(ErrorKind::kUsage,
+         "{}: not with --chat: the template says which special tokens there are, and what is said "
+         "has none",
+         plain.special ? "--special" : "--no-bos");
+  }
+  if (system_ && restored) {
+    fail(ErrorKind::kUsage, "--system: the saved conversation has begun without or with another");
+  }
+  ChatTemplate chat_template = ChatTemplate::load(directory);
+  console.info("chat template: {}", chat_template.name());
+  if (interactive && !chat_template.rewrites().empty()) {
+    console.info("note: {}", chat_template.rewrites());
+  }
+  ChatDate date;
+  if (date_) {
+    date = parse_date(*date_);
+  } else if (chat_template.asks_for_date()) {
+    date = today();
+  }
+  return Turns(tokenizer, std::move(chat_template), system_, date);
+}
+
+}  // namespace tiercel

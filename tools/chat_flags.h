@@ -1,0 +1,66 @@
+// --chat and --interactive: how a user's words become the tokens of a session.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/chat_template.h"
+#include "engine/tokenizer.h"
+#include "tools/console.h"
+#include "tools/flags.h"
+
+namespace tiercel {
+
+// Turns of a conversation as ids: by the model's chat template, or, without one, as text that is
+// continued. Looks at its tokenizer, which must outlive it.
+class Turns {
+ public:
+  struct Plain {
+    bool bos = true;       // the post-processor adds its tokens to the first one
+    bool special = false;  // special tokens are read as such
+  };
+  Turns(const Tokenizer& tokenizer, Plain plain) : tokenizer_(&tokenizer), plain_(plain) {}
+  Turns(const Tokenizer& tokenizer, ChatTemplate chat, std::optional<std::string> system,
+        ChatDate date);
+
+  // The beginning of a conversation, up to its first answer.
+  std::vector<int32_t> first(const std::string& words) const;
+  // What follows an answer, the token that ends it included.
+  std::vector<int32_t> next(const std::string& words) const;
+  // What follows the tokens of a saved session, at `path`; empty words: nothing if an answer is due
+  // there. Throws Error(kUsage) where neither an answer nor a user's words can follow.
+  std::vector<int32_t> behind(std::span<const int32_t> saved, const std::string& words,
+                              const std::string& path, const Console& console) const;
+  // An answer is due behind these tokens. Never, without a template.
+  bool awaits_answer(std::span<const int32_t> ids) const;
+
+  const ChatTemplate* chat() const { return chat_ ? &*chat_ : nullptr; }
+  // The token that ends an answer; none without a template.
+  std::optional<int32_t> end() const { return end_; }
+
+ private:
+  const Tokenizer* tokenizer_;
+  Plain plain_;
+  std::optional<ChatTemplate> chat_;
+  std::optional<std::string> system_;
+  std::optional<int32_t> end_;
+  ChatDate date_;
+};
+
+struct ChatFlags {
+  bool chat = false, interactive = false;
+
+  void add_to(Flags& flags);
+  // Throws Error(kUsage) for flags that contradict each other or need --chat; for a template that
+  // is needed and missing, or not supported. restored: a saved session is.
+  Turns turns(const std::string& directory, const Tokenizer& tokenizer, Turns::Plain plain,
+              bool restored, const Console& console) const;
+
+ private:
+  std::optional<std::string> system_, date_;
+};
+
+}  // namespace tiercel

@@ -1,0 +1,63 @@
+#include "tools/user_input.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "engine/base/check.h"
+#include "tools/prompt.h"
+#include "tools/signals.h"
+
+namespace tiercel {
+
+UserInput::UserInput(const Console& console, bool strict)
+    : console_(console), strict_(strict), terminal_(::isatty(STDIN_FILENO) == 1) {}
+
+// Not std::getline: it goes on waiting when a signal comes.
+std::optional<std::string> UserInput::line(const char* question) {
+  if (terminal_) {
+    std::fputs(question, stderr);
+    std::fflush(stderr);
+  }
+  char* buffer = nullptr;
+  size_t capacity = 0;
+  ssize_t n = -1;
+  do {
+    if (stop_requested()) break;
+    std::clearerr(stdin);
+    errno = 0;
+    n = ::getline(&buffer, &capacity, stdin);
+  } while (n < 0 && errno == EINTR);
+  const int error = errno;
+  const std::unique_ptr<char, decltype(&std::free)> owner(buffer, std::free);
+  if (n >= 0) {
+    std::string text(buffer, static_cast<size_t>(n));
+    if (text.ends_with('\n')) text.pop_back();
+    return text;
+  }
+  if (terminal_) console_.line("");  // the question's line
+  if (!stop_requested() && std::ferror(stdin) != 0) {
+    fail("stdin: cannot read: {}", std::strerror(error));
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> UserInput::next() {
+  std::optional<std::string> text = line("> ");
+  if (!text || *text == "/exit") return std::nullopt;
+  while (text->ends_with('\\')) {
+    text->pop_back();
+    const std::optional<std::string> more = line(". ");
+    if (stop_requested()) return std::nullopt;
+    if (!more) break;
+    *text += '\n' + *more;
+  }
+  check_utf8(*text, "stdin", console_, strict_);
+  return text;
+}
+
+}  // namespace tiercel
