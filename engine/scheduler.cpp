@@ -114,8 +114,9 @@ SchedulerReport Scheduler::report() const {
 void Scheduler::take_inbox() {
   const std::lock_guard lock(mutex_);
   for (const RequestId id : inbox_) {
-    Entry& entry = *entries_.at(id);
-    if (has_ended(entry.report.state)) continue;
+    const auto found = entries_.find(id);  // none: cancelled and forgotten before it was seen here
+    if (found == entries_.end() || has_ended(found->second->report.state)) continue;
+    Entry& entry = *found->second;
     entry.order = work_done_ + entry.work.prompt +
                   static_cast<double>(entry.request.n_new) * entry.work.step;
     queued_.push_back(&entry);

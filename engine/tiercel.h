@@ -6,9 +6,9 @@
 //   auto print = [](const tiercel::Piece& piece) { return bool(std::cout << piece.text); };
 //   session.generate(16, print);
 //
-// An Engine is a model in memory, a Session one sequence of tokens with its cache. Options are
-// pairs of strings with the names and values of the command's flags ("tiercel run --help" explains
-// them).
+// An Engine is a model in memory, a Session one sequence of tokens with its cache, a Batch many
+// requests decoded together. Options are pairs of strings with the names and values of the
+// command's flags ("tiercel run --help" explains them).
 //
 // Errors: a call that cannot do what it says throws Error and leaves everything as it was. The one
 // exception: a kRuntime error in the middle of computing (a device fault, say) leaves a session
@@ -16,10 +16,11 @@
 //
 // Threads: Engine's calls are safe from any thread at any time. A Session serves one call at a
 // time: a call that meets another one on the same session (from a second thread, or from that
-// call's own callback) throws Error(kBusy). Sessions of one engine may be used from different
-// threads; their computing is serialised, first come, first served, a step or a prefill at a time,
-// so answers are those of one thread. Destroying, moving or assigning an object while another
-// thread uses it is a mistake that nothing catches. Each class says what differs.
+// call's own callback) throws Error(kBusy). Sessions and batches of one engine may be used from
+// different threads; their computing is serialised, first come, first served, a step or a prefill
+// at a time, so answers are those of one thread. Calls of Batch and Request are safe from any
+// thread at any time. Destroying, moving or assigning an object while another thread uses it is a
+// mistake that nothing catches. Each class says what differs.
 //
 // This header needs C++20's library and nothing else. Its ABI belongs to one compiler family and
 // one minor version; engine/tiercel_c.h has the one that lasts.
@@ -47,6 +48,8 @@ namespace tiercel {
 namespace detail {
 struct EngineState;
 struct SessionState;
+class BatchWorker;
+class SharedRequest;
 }  // namespace detail
 
 // Inside the library, classes of the same names exist; there these are v0::Session and so on.
@@ -63,7 +66,7 @@ enum class ErrorKind : int {
   kRuntime = 1,     // a bad file, a failed read, no memory
   kUsage = 2,       // a bad argument or option
   kDoesNotFit = 3,  // the memory plan exceeds a limit; nothing was allocated
-  kState = 4,       // not now: a step before a prompt, a full context, a closed session
+  kState = 4,       // not now: a step before a prompt, a full context, a closed session or batch
   kBusy = 5         // another call on this session is running, or a callback called back
 };
 
@@ -105,7 +108,7 @@ class TIERCEL_API Options {
 };
 
 struct Progress {
-  int64_t total = 0;   // tokens of the prompt
+  int64_t total = 0;   // tokens of the prompt, or of the session that is saved or restored
   int64_t cached = 0;  // of these, taken over from earlier work instead of computed
   int64_t processed =
       0;               // done, cached ones included; layers come in turn, so by share of the work
@@ -125,7 +128,7 @@ using PieceCallback = std::function<bool(const Piece&)>;
 enum class FinishReason : int {
   kLength = 0,      // as many tokens as asked for
   kEndOfText = 1,   // a token that ends texts; it is the last one in `tokens`
-  kStopped = 2,     // the callback said so
+  kStopped = 2,     // the callback said so, or the request was cancelled
   kContextFull = 3  // no room for another token
 };
 
@@ -153,11 +156,11 @@ struct Stats {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;  // behind the prompt: generated, stepped or scored
   int64_t decode_steps = 0;
-  double open_seconds = 0;  // planning and allocating
-  double prefill_seconds = 0;
-  double decode_seconds = 0;  // of these and of picking tokens, without waiting for turns
-  uint64_t seed = 0;          // of sampling, drawn or given; 0: greedy
-  int64_t selections = 0;     // layer steps that selected
+  double open_seconds = 0;     // planning and allocating
+  double prefill_seconds = 0;  // or of restoring
+  double decode_seconds = 0;   // of these and of picking tokens, without waiting for turns
+  uint64_t seed = 0;           // of sampling, drawn or given; 0: greedy
+  int64_t selections = 0;      // layer steps that selected
   int64_t selected_chunks = 0, hit_chunks = 0;  // hits needed no fetch
   int64_t fetched_bytes = 0;
   int64_t decisions = 0, reused = 0;  // whether an earlier selection may stay, and how often it did
@@ -206,6 +209,17 @@ class TIERCEL_API Session {
   // Throws kState when they do not fit into the context behind a prompt.
   std::vector<double> score(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
 
+  // Selected tokens per KV head from the next token on, at most what option "budget" planned; -1:
+  // as planned. A new prompt starts as planned. Throws kState without a prompt, kUsage outside of
+  // that, or where attention is dense.
+  void set_budget(int64_t tokens);
+
+  // Writes the sequence and its cache to a file that Engine::restore reads: complete and on the
+  // disk, or not at all. The session goes on as if nothing had happened, whatever comes of it.
+  // False: the callback asked to stop. Throws kState without a prompt, kRuntime where the file
+  // cannot be written, kUsage where it has no name; what stood under that name then still does.
+  bool save(const std::string& path, const ProgressCallback& progress = {});
+
   // Back to the end of the prompt: what came behind it is forgotten, and sampling begins anew.
   // Throws kState without a prompt, or where so much was generated that the prompt's last tokens
   // left the recent window (option "recent").
@@ -229,23 +243,144 @@ class TIERCEL_API Session {
   std::unique_ptr<detail::SessionState> state_;
 };
 
-// A model, its tokenizer, and the threads or the device that compute. Lives on in its sessions.
+enum class RequestState : int {
+  kQueued = 0,
+  kPrefilling = 1,
+  kDecoding = 2,
+  kFinished = 3,  // with all its tokens
+  kFailed = 4,    // wait() throws the reason
+  kCancelled = 5  // or stopped by its callback
+};
+
+struct RequestStats {
+  RequestState state = RequestState::kQueued;
+  int64_t prompt_tokens = 0, generated_tokens = 0;
+  double queued_seconds = 0;       // until there was room for it
+  double first_token_seconds = 0;  // from submit to the first token; 0: there is none
+  double decode_seconds = 0;       // from the first token to the last
+  uint64_t seed = 0;               // of sampling, drawn or given; 0: greedy
+  // As in Stats, once it has ended.
+  int64_t selections = 0, selected_chunks = 0, hit_chunks = 0, fetched_bytes = 0;
+  int64_t decisions = 0, reused = 0;
+};
+
+// Since the batch was opened.
+struct BatchStats {
+  int64_t queued = 0, prefilling = 0, decoding = 0, ended = 0;  // requests, now
+  int64_t steps = 0, step_tokens = 0;  // decode steps of all together, and tokens that they made
+  int64_t prompt_tokens = 0;           // prefilled
+  int64_t most_decoding = 0;           // sequences in one step
+  double step_seconds = 0, prefill_seconds = 0;
+  double longest_gap = 0;  // seconds of prefill between two decode steps
+};
+
+// A request of a batch, as copies of it are. Giving up the object cancels nothing; it outlives the
+// batch. Threads: every call is safe from any thread at any time.
+class TIERCEL_API Request {
+ public:
+  Request(const Request&);
+  Request& operator=(const Request&);
+  Request(Request&&) noexcept;
+  Request& operator=(Request&&) noexcept;
+  ~Request();
+
+  // Waits for the end; the same result every time. A cancelled one has the tokens that its callback
+  // was given. A character that is not complete at the end is not in the text. Throws the request's
+  // own error: kDoesNotFit where it finds no room with nothing else running, kRuntime for what
+  // failed in computing, or what its callback threw. Throws kBusy instead of waiting for ever: in a
+  // callback that the engine waits for (of a batch, or a progress callback).
+  Generation wait() const;
+  // True: it has ended. False: not within so many seconds. Throws kBusy as wait.
+  bool wait_for(double seconds) const;
+  bool done() const;
+  // Returns at once. The callback is not called again, but for a call that is running.
+  void cancel();
+  RequestStats stats() const;
+
+ private:
+  friend class Batch;
+  explicit Request(std::shared_ptr<detail::SharedRequest> shared);
+  std::shared_ptr<detail::SharedRequest> shared_;
+};
+
+// Requests decoded together, many for little more than the time of one: they come when they like,
+// are prefilled one at a time, and share every decode step. What a request answers depends on its
+// prompt, options and seed, not on what runs beside it.
+//
+// A thread of its own takes turns on the engine, among its sessions: a turn is a decode step and
+// prefill for "max-gap" seconds, or a prompt where nothing decodes. It sleeps when there is nothing
+// to do. Threads: every call is safe from any thread at any time.
+class TIERCEL_API Batch {
+ public:
+  Batch(Batch&&) noexcept;
+  Batch& operator=(Batch&&) noexcept;
+  // As close, which it cannot refuse: in a callback, it returns before the thread has ended.
+  ~Batch();
+
+  // Continues a prompt by up to n tokens; -1: by "n-predict". Options: those of sampling,
+  // "n-predict", "ignore-eos", "no-bos" and "special"; others are the batch's, or else the
+  // engine's. The callback comes in the batch's thread, and is destroyed there before the request
+  // is done. It may call everything of batches and requests but wait and close; those, and what
+  // computes on the same engine, throw kBusy in it. All requests, and the engine, wait for it. What
+  // it throws ends its request. Throws kUsage for another option, an empty prompt, one that is too
+  // long for the batch, an id outside the vocabulary, an n that is neither -1 nor positive; kState
+  // when closed; kRuntime when a fault has ended the batch.
+  Request submit(std::span<const int32_t> tokens, int64_t n = -1, const Options& options = {},
+                 PieceCallback callback = {});
+  // The same of Engine::tokenize(text, options).
+  Request submit(std::string_view text, int64_t n = -1, const Options& options = {},
+                 PieceCallback callback = {});
+
+  BatchStats stats() const;
+  // Of "parallel" sequences of the largest size; where that is more than there is, fewer run at a
+  // time.
+  MemoryPlan memory() const;
+
+  // Cancels what is left, waits for it, and gives the memory back. Later calls of submit throw
+  // kState. Throws kBusy where wait would.
+  void close();
+
+ private:
+  friend class Engine;
+  explicit Batch(std::shared_ptr<detail::BatchWorker> worker);
+  std::shared_ptr<detail::BatchWorker> worker_;
+};
+
+// A model, its tokenizer, and the threads or the device that compute. Lives on in its sessions and
+// batches.
 // Threads: every call is safe from any thread; what computes waits for its turn.
 class TIERCEL_API Engine {
  public:
   // `directory`: config.json, tokenizer.json, model.safetensors[.index.json] as Hugging Face
   // publishes them. Options: "backend", "device" and "threads" count here only, the others become
-  // the defaults of sessions. Throws Error naming the file and the place in it.
+  // the defaults of sessions and batches. Throws Error naming the file and the place in it.
   explicit Engine(const std::string& directory, const Options& options = {});
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
   ~Engine();
 
   // Empty and cheap: memory is planned and taken by prefill. Throws kUsage for an option of the
-  // engine.
+  // engine or of a batch.
   Session open_session(const Options& options = {}) const;
   // The memory that a prompt of so many tokens would take. Allocates nothing. Throws as prefill.
   MemoryPlan plan(int64_t n_prompt, const Options& options = {}) const;
+
+  // The session that Session::save saved, instead of a prefill: what follows its last token is what
+  // would have followed there (up to rounding, where backend, "slots" or homes differ), with room
+  // for "n-predict" tokens more. Options that are not given are as saved where its cache depends on
+  // them, else the engine's; sampling begins anew. Stopped by the callback, the session is empty.
+  // Throws kRuntime for a file that is missing, damaged or something else, kUsage for one of
+  // another model, or an option that its bytes contradict, kDoesNotFit as prefill. The file may be
+  // replaced afterwards (as save does), but not written into: parts of it may stay mapped.
+  Session restore(const std::string& path, const Options& options = {},
+                  const ProgressCallback& progress = {}) const;
+
+  // Plans memory, and allocates what all requests share. Options beside those of a session:
+  // "parallel", "max-prompt" and "max-gap"; the context of a request is limited by "ctx-size", or
+  // else by "max-prompt" plus "n-predict". "audit" is refused, and of the engine's left out. Throws
+  // kUsage for such options and when neither "max-prompt" nor "ctx-size" is given, kDoesNotFit when
+  // not even one sequence of the largest size fits, kRuntime when no thread can be had.
+  Batch open_batch(const Options& options = {}) const;
 
   // Ids of arbitrary bytes; invalid UTF-8 becomes U+FFFD. Begin-of-text is added unless option
   // "no-bos" is on; "<|special|>" is text unless option "special" is.

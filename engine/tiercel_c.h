@@ -17,9 +17,10 @@
  * them. Structs are only ever passed by the library, by pointer, and only grow at their end.
  *
  * Meaning, errors and threads are those of engine/tiercel.h: an engine's functions are safe from
- * any thread; a session serves one call at a time, a second one gets TIERCEL_BUSY; sessions of one
- * engine may be used from different threads and take turns. Options and errors are plain values.
- * Callbacks come in the calling thread and must return (no longjmp, no exception).
+ * any thread, as are those of batches and requests; a session serves one call at a time, a second
+ * one gets TIERCEL_BUSY; sessions and batches of one engine may be used from different threads and
+ * take turns. Options and errors are plain values. Callbacks come in the calling thread, those of a
+ * batch in its own, and must return (no longjmp, no exception).
  */
 #ifndef TIERCEL_C_H_
 #define TIERCEL_C_H_
@@ -53,14 +54,16 @@ enum {
   TIERCEL_DOES_NOT_FIT = 3, /* the memory plan exceeds a limit; nothing was allocated */
   TIERCEL_STATE = 4,        /* not now: a step before a prompt, a full context */
   TIERCEL_BUSY = 5,         /* another call on this session is running, or a callback called back */
-  TIERCEL_STOPPED = 6 /* a progress callback asked to stop; the session is empty again. No error
-                         object comes with it */
+  TIERCEL_STOPPED = 6 /* a progress callback asked to stop; a session that took a prompt is empty
+                         again. No error object comes with it */
 };
 
 typedef struct tiercel_error tiercel_error;
 typedef struct tiercel_options tiercel_options;
 typedef struct tiercel_engine tiercel_engine;
 typedef struct tiercel_session tiercel_session;
+typedef struct tiercel_batch tiercel_batch;
+typedef struct tiercel_request tiercel_request;
 
 TIERCEL_C_API tiercel_status
 tiercel_error_status(const tiercel_error* error);                            /* NULL: TIERCEL_OK */
@@ -90,7 +93,7 @@ TIERCEL_C_API const char* tiercel_option_help(size_t index);
 TIERCEL_C_API tiercel_status tiercel_engine_open(const char* directory,
                                                  const tiercel_options* options,
                                                  tiercel_engine** engine, tiercel_error** error);
-/* Sessions live on. */
+/* Sessions and batches live on. */
 TIERCEL_C_API void tiercel_engine_close(tiercel_engine* engine);
 /* "layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token" (-1: none) */
 TIERCEL_C_API tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name,
@@ -113,7 +116,7 @@ TIERCEL_C_API tiercel_status tiercel_engine_plan(const tiercel_engine* engine, i
 /* ---- session ---- one sequence */
 
 typedef struct tiercel_progress {
-  int64_t total, cached, processed; /* tokens of the prompt; taken over; done */
+  int64_t total, cached, processed; /* tokens of the prompt or of the file; taken over; done */
   double elapsed;                   /* seconds */
 } tiercel_progress;
 /* Return 0 to stop. */
@@ -126,7 +129,7 @@ typedef int32_t tiercel_finish;
 enum {
   TIERCEL_FINISH_LENGTH = 0,      /* as many tokens as asked for */
   TIERCEL_FINISH_END_OF_TEXT = 1, /* a token that ends texts */
-  TIERCEL_FINISH_STOPPED = 2,     /* the callback said so */
+  TIERCEL_FINISH_STOPPED = 2,     /* the callback said so, or the request was cancelled */
   TIERCEL_FINISH_CONTEXT_FULL = 3 /* no room for another token */
 };
 
@@ -159,6 +162,21 @@ TIERCEL_C_API tiercel_status tiercel_session_score(tiercel_session* session, con
                                                    size_t n_tokens, double* logprobs,
                                                    tiercel_progress_callback progress, void* user,
                                                    tiercel_error** error);
+/* Selected tokens per KV head from the next token on, at most what was planned; -1: as planned. */
+TIERCEL_C_API tiercel_status tiercel_session_set_budget(tiercel_session* session, int64_t tokens,
+                                                        tiercel_error** error);
+/* To a file that is complete or not there. TIERCEL_STOPPED: what stood there before still does. The
+ * session goes on in either case. */
+TIERCEL_C_API tiercel_status tiercel_session_save(tiercel_session* session, const char* path,
+                                                  tiercel_progress_callback progress, void* user,
+                                                  tiercel_error** error);
+/* What was saved, instead of a prefill; sampling begins anew. options: those not given are as saved
+ * where the cache depends on them, else the engine's. TIERCEL_STOPPED: there is no session. */
+TIERCEL_C_API tiercel_status tiercel_session_restore(const tiercel_engine* engine, const char* path,
+                                                     const tiercel_options* options,
+                                                     tiercel_progress_callback progress, void* user,
+                                                     tiercel_session** session,
+                                                     tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_session_rewind(tiercel_session* session,
                                                     tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_session_reset(tiercel_session* session, tiercel_error** error);
@@ -177,6 +195,68 @@ TIERCEL_C_API const char* tiercel_number_name(size_t index);
  * per line). *text: zero-terminated, to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_text(const tiercel_session* session, const char* name,
                                                   char** text, tiercel_error** error);
+
+/* ---- batch ---- requests decoded together by a thread of its own; safe from any thread */
+
+/* options: those of a session (but "audit"), "parallel", "max-prompt" and "max-gap". */
+TIERCEL_C_API tiercel_status tiercel_batch_open(const tiercel_engine* engine,
+                                                const tiercel_options* options,
+                                                tiercel_batch** batch, tiercel_error** error);
+/* Cancels what is left and waits for it; from a callback, without waiting. Requests live on. */
+TIERCEL_C_API void tiercel_batch_close(tiercel_batch* batch);
+/* Up to n tokens behind a prompt; n = -1: as many as option "n-predict" says. options: sampling,
+ * "n-predict", "ignore-eos", "no-bos" and "special". The callback, NULL for none, comes in the
+ * batch's thread until the request is done. It may use batches and requests, but not wait; that,
+ * and what computes on the engine, is TIERCEL_BUSY in it. */
+TIERCEL_C_API tiercel_status tiercel_batch_submit(tiercel_batch* batch, const char* text,
+                                                  size_t length, int64_t n,
+                                                  const tiercel_options* options,
+                                                  tiercel_piece_callback callback, void* user,
+                                                  tiercel_request** request, tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch,
+                                                         const int32_t* tokens, size_t n_tokens,
+                                                         int64_t n, const tiercel_options* options,
+                                                         tiercel_piece_callback callback,
+                                                         void* user, tiercel_request** request,
+                                                         tiercel_error** error);
+/* A statistic such as "decoding", or of the memory plan. Names: index 0 .. until NULL. */
+TIERCEL_C_API tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name,
+                                                  double* value, tiercel_error** error);
+TIERCEL_C_API const char* tiercel_batch_number_name(size_t index);
+
+typedef int32_t tiercel_request_state;
+enum {
+  TIERCEL_REQUEST_QUEUED = 0,
+  TIERCEL_REQUEST_PREFILLING = 1,
+  TIERCEL_REQUEST_DECODING = 2,
+  TIERCEL_REQUEST_FINISHED = 3, /* with all its tokens */
+  TIERCEL_REQUEST_FAILED = 4,   /* what waits gets its error */
+  TIERCEL_REQUEST_CANCELLED = 5 /* or stopped by its callback */
+};
+
+/* Waits until it is done: TIERCEL_OK, or the request's own error. finish: may be NULL. */
+TIERCEL_C_API tiercel_status tiercel_request_wait(const tiercel_request* request,
+                                                  tiercel_finish* finish, tiercel_error** error);
+/* Waits so many seconds at most; *done: 1 or 0. */
+TIERCEL_C_API tiercel_status tiercel_request_wait_for(const tiercel_request* request,
+                                                      double seconds, int* done,
+                                                      tiercel_error** error);
+/* Wait too. *tokens, *text: to be freed; length: may be NULL. */
+TIERCEL_C_API tiercel_status tiercel_request_tokens(const tiercel_request* request,
+                                                    int32_t** tokens, size_t* n_tokens,
+                                                    tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_request_text(const tiercel_request* request, char** text,
+                                                  size_t* length, tiercel_error** error);
+/* A statistic such as "state" or "first-token-seconds". Names: index 0 .. until NULL. */
+TIERCEL_C_API tiercel_status tiercel_request_number(const tiercel_request* request,
+                                                    const char* name, double* value,
+                                                    tiercel_error** error);
+TIERCEL_C_API const char* tiercel_request_number_name(size_t index);
+/* Returns at once; the callback is not called again, but for a call that is running. */
+TIERCEL_C_API tiercel_status tiercel_request_cancel(tiercel_request* request,
+                                                    tiercel_error** error);
+/* The object; what was asked for goes on. */
+TIERCEL_C_API void tiercel_request_free(tiercel_request* request);
 
 #ifdef __cplusplus
 }

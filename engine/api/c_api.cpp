@@ -1,113 +1,13 @@
-// The C interface: handles around the C++ classes, exceptions into error objects.
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
+// The C interface: errors, options, engines and sessions.
 #include <new>
 #include <string>
 
+#include "engine/api/c_handles.h"
 #include "engine/api/c_numbers.h"
-#include "engine/api/state.h"
-#include "engine/tiercel_c.h"
 
-using tiercel::v0::Error;
-using tiercel::v0::ErrorKind;
-
-struct tiercel_error {
-  tiercel_status status;
-  std::string message;
-};
-struct tiercel_options {
-  tiercel::v0::Options options;
-};
-struct tiercel_engine {
-  tiercel::v0::Engine engine;
-};
-struct tiercel_session {
-  tiercel::v0::Session session;
-};
+using namespace tiercel::c;
 
 namespace {
-
-tiercel_error& out_of_memory() {
-  static tiercel_error error{TIERCEL_RUNTIME, "out of memory"};  // short: allocates nothing
-  return error;
-}
-
-tiercel_status report(tiercel_error** error, tiercel_status status, const char* message) noexcept {
-  if (error == nullptr) return status;
-  try {
-    *error = new tiercel_error{status, message};
-  } catch (const std::bad_alloc&) {
-    *error = &out_of_memory();
-  }
-  return status;
-}
-
-template <typename F>
-tiercel_status guarded(tiercel_error** error, F&& f) noexcept {
-  try {
-    return f();
-  } catch (const Error& e) {
-    return report(error, static_cast<tiercel_status>(e.kind()), e.what());
-  } catch (const std::bad_alloc&) {
-    return report(error, TIERCEL_RUNTIME, "out of memory");
-  } catch (const std::exception& e) {
-    return report(error, TIERCEL_RUNTIME, e.what());
-  }
-}
-
-// The object behind a pointer that must not be NULL.
-template <typename T>
-T& at(T* pointer, const char* what) {
-  if (pointer == nullptr) {
-    tiercel::detail::refuse(ErrorKind::kUsage, "{}: expected a pointer, found NULL", what);
-  }
-  return *pointer;
-}
-
-// A pointer with a length; NULL stands for no elements only.
-template <typename T>
-std::span<T> span_at(T* data, size_t n, const char* what) {
-  if (n > 0) at(data, what);
-  return {data, n};
-}
-
-std::string_view text_at(const char* text, size_t length) {
-  const auto span = span_at(text, length, "text");
-  return {span.data(), span.size()};
-}
-
-// A copy for the caller to free.
-template <typename T>
-T* copied(const T* data, size_t n) {
-  auto* copy = static_cast<T*>(std::malloc(n > 0 ? n * sizeof(T) : 1));
-  if (copy == nullptr) throw std::bad_alloc();
-  if (n > 0) std::memcpy(copy, data, n * sizeof(T));
-  return copy;
-}
-
-void give_text(const std::string& text, char** target, size_t* length) {
-  *target = copied(text.c_str(), text.size() + 1);
-  if (length != nullptr) *length = text.size();
-}
-
-void give_tokens(const std::vector<int32_t>& tokens, int32_t** target, size_t* n) {
-  *target = copied(tokens.data(), tokens.size());
-  *n = tokens.size();
-}
-
-const tiercel::v0::Options& or_none(const tiercel_options* options) {
-  static const tiercel::v0::Options none;
-  return options == nullptr ? none : options->options;
-}
-
-tiercel::v0::ProgressCallback wrapped(tiercel_progress_callback progress, void* user) {
-  if (progress == nullptr) return {};
-  return [progress, user](const tiercel::v0::Progress& p) {
-    const tiercel_progress c{p.total, p.cached, p.processed, p.elapsed};
-    return progress(user, &c) != 0;
-  };
-}
 
 const std::vector<tiercel::v0::OptionInfo>& option_list() {
   static const std::vector<tiercel::v0::OptionInfo> list = tiercel::v0::Options::list();
@@ -240,13 +140,7 @@ tiercel_status tiercel_session_generate(tiercel_session* session, int64_t n,
                                         tiercel_piece_callback callback, void* user,
                                         tiercel_finish* finish, tiercel_error** error) {
   return guarded(error, [&] {
-    tiercel::v0::PieceCallback wrapped_callback;
-    if (callback != nullptr) {
-      wrapped_callback = [callback, user](const tiercel::v0::Piece& piece) {
-        return callback(user, piece.token, piece.text.data(), piece.text.size()) != 0;
-      };
-    }
-    const auto result = at(session, "session").session.generate(n, wrapped_callback);
+    const auto result = at(session, "session").session.generate(n, wrapped(callback, user));
     if (finish != nullptr) *finish = static_cast<tiercel_finish>(result.reason);
     return TIERCEL_OK;
   });
@@ -283,6 +177,39 @@ tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* to
             .session.score(span_at(tokens, n_tokens, "tokens"), wrapped(progress, user));
     if (found.size() < n_tokens) return TIERCEL_STOPPED;
     std::copy(found.begin(), found.end(), logprobs);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_set_budget(tiercel_session* session, int64_t tokens,
+                                          tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session").session.set_budget(tokens);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_save(tiercel_session* session, const char* path,
+                                    tiercel_progress_callback progress, void* user,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    const bool done =
+        at(session, "session").session.save(&at(path, "path"), wrapped(progress, user));
+    return done ? TIERCEL_OK : TIERCEL_STOPPED;
+  });
+}
+
+tiercel_status tiercel_session_restore(const tiercel_engine* engine, const char* path,
+                                       const tiercel_options* options,
+                                       tiercel_progress_callback progress, void* user,
+                                       tiercel_session** session, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session");
+    auto restored =
+        at(engine, "engine")
+            .engine.restore(&at(path, "path"), or_none(options), wrapped(progress, user));
+    if (restored.n_tokens() == 0) return TIERCEL_STOPPED;
+    *session = new tiercel_session{std::move(restored)};
     return TIERCEL_OK;
   });
 }

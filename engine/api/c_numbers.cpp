@@ -1,70 +1,103 @@
 #include "engine/api/c_numbers.h"
 
 #include <iterator>
-#include <variant>
 
 #include "engine/api/state.h"
 
 namespace tiercel::detail {
 namespace {
 
+template <auto field, typename T>
+double value_of(const T& object) {
+  return static_cast<double>(object.*field);
+}
+
 template <typename T>
 struct Number {
   const char* name;
-  std::variant<int64_t T::*, double T::*, uint64_t T::*> field;
-  double of(const T& object) const {
-    return std::visit([&](auto member) { return static_cast<double>(object.*member); }, field);
-  }
+  double (*of)(const T&);
 };
 
+using v0::BatchStats;
 using v0::MemoryPlan;
 using v0::ModelInfo;
+using v0::RequestStats;
 using v0::Stats;
 
 const Number<ModelInfo> kOfModel[] = {
-    {"layers", &ModelInfo::n_layers},
-    {"vocab-size", &ModelInfo::vocab_size},
-    {"max-positions", &ModelInfo::max_positions},
-    {"parameters", &ModelInfo::parameters},
-    {"weight-bytes", &ModelInfo::weight_bytes},
-    {"bos-token", &ModelInfo::bos_token},
+    {"layers", value_of<&ModelInfo::n_layers>},
+    {"vocab-size", value_of<&ModelInfo::vocab_size>},
+    {"max-positions", value_of<&ModelInfo::max_positions>},
+    {"parameters", value_of<&ModelInfo::parameters>},
+    {"weight-bytes", value_of<&ModelInfo::weight_bytes>},
+    {"bos-token", value_of<&ModelInfo::bos_token>},
 };
 
 const Number<MemoryPlan> kOfPlan[] = {
-    {"weights", &MemoryPlan::weights},
-    {"keys", &MemoryPlan::keys},
-    {"values", &MemoryPlan::values},
-    {"landmarks", &MemoryPlan::landmarks},
-    {"slots", &MemoryPlan::slots},
-    {"exact", &MemoryPlan::exact},
-    {"activations", &MemoryPlan::activations},
-    {"device-total", &MemoryPlan::device_total},
-    {"host-keys", &MemoryPlan::host_keys},
-    {"host-values", &MemoryPlan::host_values},
-    {"host-staging", &MemoryPlan::host_staging},
-    {"host-total", &MemoryPlan::host_total},
-    {"process", &MemoryPlan::process},
-    {"resident", &MemoryPlan::resident},
-    {"context", &MemoryPlan::context},
+    {"weights", value_of<&MemoryPlan::weights>},
+    {"keys", value_of<&MemoryPlan::keys>},
+    {"values", value_of<&MemoryPlan::values>},
+    {"landmarks", value_of<&MemoryPlan::landmarks>},
+    {"slots", value_of<&MemoryPlan::slots>},
+    {"exact", value_of<&MemoryPlan::exact>},
+    {"activations", value_of<&MemoryPlan::activations>},
+    {"device-total", value_of<&MemoryPlan::device_total>},
+    {"host-keys", value_of<&MemoryPlan::host_keys>},
+    {"host-values", value_of<&MemoryPlan::host_values>},
+    {"host-staging", value_of<&MemoryPlan::host_staging>},
+    {"host-total", value_of<&MemoryPlan::host_total>},
+    {"process", value_of<&MemoryPlan::process>},
+    {"resident", value_of<&MemoryPlan::resident>},
+    {"context", value_of<&MemoryPlan::context>},
 };
 
 const Number<Stats> kOfSession[] = {
-    {"prompt-tokens", &Stats::prompt_tokens},
-    {"generated-tokens", &Stats::generated_tokens},
-    {"decode-steps", &Stats::decode_steps},
-    {"open-seconds", &Stats::open_seconds},
-    {"prefill-seconds", &Stats::prefill_seconds},
-    {"decode-seconds", &Stats::decode_seconds},
-    {"seed", &Stats::seed},
-    {"selections", &Stats::selections},
-    {"selected-chunks", &Stats::selected_chunks},
-    {"hit-chunks", &Stats::hit_chunks},
-    {"fetched-bytes", &Stats::fetched_bytes},
-    {"decisions", &Stats::decisions},
-    {"reused", &Stats::reused},
-    {"audited-steps", &Stats::audited_steps},
-    {"audit-mass-mean", &Stats::audit_mass_mean},
-    {"audit-mass-p05", &Stats::audit_mass_p05},
+    {"prompt-tokens", value_of<&Stats::prompt_tokens>},
+    {"generated-tokens", value_of<&Stats::generated_tokens>},
+    {"decode-steps", value_of<&Stats::decode_steps>},
+    {"open-seconds", value_of<&Stats::open_seconds>},
+    {"prefill-seconds", value_of<&Stats::prefill_seconds>},
+    {"decode-seconds", value_of<&Stats::decode_seconds>},
+    {"seed", value_of<&Stats::seed>},
+    {"selections", value_of<&Stats::selections>},
+    {"selected-chunks", value_of<&Stats::selected_chunks>},
+    {"hit-chunks", value_of<&Stats::hit_chunks>},
+    {"fetched-bytes", value_of<&Stats::fetched_bytes>},
+    {"decisions", value_of<&Stats::decisions>},
+    {"reused", value_of<&Stats::reused>},
+    {"audited-steps", value_of<&Stats::audited_steps>},
+    {"audit-mass-mean", value_of<&Stats::audit_mass_mean>},
+    {"audit-mass-p05", value_of<&Stats::audit_mass_p05>},
+};
+
+const Number<BatchStats> kOfBatch[] = {
+    {"queued", value_of<&BatchStats::queued>},
+    {"prefilling", value_of<&BatchStats::prefilling>},
+    {"decoding", value_of<&BatchStats::decoding>},
+    {"ended", value_of<&BatchStats::ended>},
+    {"steps", value_of<&BatchStats::steps>},
+    {"step-tokens", value_of<&BatchStats::step_tokens>},
+    {"prompt-tokens", value_of<&BatchStats::prompt_tokens>},
+    {"most-decoding", value_of<&BatchStats::most_decoding>},
+    {"step-seconds", value_of<&BatchStats::step_seconds>},
+    {"prefill-seconds", value_of<&BatchStats::prefill_seconds>},
+    {"longest-gap-seconds", value_of<&BatchStats::longest_gap>},
+};
+
+const Number<RequestStats> kOfRequest[] = {
+    {"state", value_of<&RequestStats::state>},
+    {"prompt-tokens", value_of<&RequestStats::prompt_tokens>},
+    {"generated-tokens", value_of<&RequestStats::generated_tokens>},
+    {"queued-seconds", value_of<&RequestStats::queued_seconds>},
+    {"first-token-seconds", value_of<&RequestStats::first_token_seconds>},
+    {"decode-seconds", value_of<&RequestStats::decode_seconds>},
+    {"seed", value_of<&RequestStats::seed>},
+    {"selections", value_of<&RequestStats::selections>},
+    {"selected-chunks", value_of<&RequestStats::selected_chunks>},
+    {"hit-chunks", value_of<&RequestStats::hit_chunks>},
+    {"fetched-bytes", value_of<&RequestStats::fetched_bytes>},
+    {"decisions", value_of<&RequestStats::decisions>},
+    {"reused", value_of<&RequestStats::reused>},
 };
 
 template <typename T, size_t n>
@@ -102,6 +135,25 @@ double number(const v0::Session& session, std::string_view name) {
   if (const auto* found = find(kOfSession, name, names)) return found->of(session.stats());
   if (const auto* found = find(kOfPlan, name, names)) return found->of(session.memory());
   refuse_name(name, names);
+}
+
+double number(const v0::Batch& batch, std::string_view name) {
+  std::string names;
+  if (const auto* found = find(kOfBatch, name, names)) return found->of(batch.stats());
+  if (const auto* found = find(kOfPlan, name, names)) return found->of(batch.memory());
+  refuse_name(name, names);
+}
+const char* batch_number_name(size_t index) {
+  if (index < std::size(kOfBatch)) return kOfBatch[index].name;
+  index -= std::size(kOfBatch);
+  return index < std::size(kOfPlan) ? kOfPlan[index].name : nullptr;
+}
+
+double number(const RequestStats& stats, std::string_view name) {
+  return number_in(kOfRequest, stats, name);
+}
+const char* request_number_name(size_t index) {
+  return index < std::size(kOfRequest) ? kOfRequest[index].name : nullptr;
 }
 
 size_t session_number_count() { return std::size(kOfSession) + std::size(kOfPlan); }

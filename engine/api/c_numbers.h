@@ -16,6 +16,11 @@ double number(const v0::MemoryPlan& plan, std::string_view name);
 double number(const v0::Session& session, std::string_view name);
 size_t session_number_count();
 const char* session_number_name(size_t index);  // nullptr beyond
+// Statistics, and the plan of the largest sequences.
+double number(const v0::Batch& batch, std::string_view name);
+const char* batch_number_name(size_t index);  // nullptr beyond
+double number(const v0::RequestStats& stats, std::string_view name);
+const char* request_number_name(size_t index);  // nullptr beyond
 std::string text(const v0::Session& session, std::string_view name);
 
 }  // namespace tiercel::detail

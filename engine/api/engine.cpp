@@ -11,7 +11,7 @@ void TurnLock::lock() {
   std::unique_lock lock(mutex_);
   if (owner_ == std::this_thread::get_id()) {
     refuse(v0::ErrorKind::kBusy,
-           "a progress callback called an engine that waits for it; return first");
+           "a callback called an engine that waits for it to return; call behind it");
   }
   const uint64_t ticket = next_ticket_++;
   changed_.wait(lock, [&] { return serving_ == ticket; });
@@ -25,6 +25,20 @@ void TurnLock::unlock() {
     ++serving_;
   }
   changed_.notify_all();
+}
+
+bool TurnLock::is_mine() {
+  const std::lock_guard lock(mutex_);
+  return owner_ == std::this_thread::get_id();
+}
+
+void check_tokens(const EngineState& engine, std::span<const int32_t> tokens) {
+  const int64_t n = engine.model->config().vocab_size;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < n) continue;
+    refuse(v0::ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", tokens[i],
+           i, n);
+  }
 }
 
 v0::MemoryPlan to_public(const SessionPlan& plan) {
@@ -62,7 +76,7 @@ Error::~Error() = default;
 
 Engine::Engine(const std::string& directory, const Options& options) {
   state_ = detail::translated([&] {
-    const detail::Settings settings = detail::resolve(options, {});
+    const detail::Settings settings = detail::resolve({&options});
     // The model first: its configuration has the cheapest errors.
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),
@@ -89,8 +103,8 @@ Session Engine::open_session(const Options& options) const {
   detail::EngineState& engine = opened(state_);
   detail::require_session_options(options);
   return detail::translated([&] {
-    auto state =
-        std::make_unique<detail::SessionState>(state_, detail::resolve(engine.options, options));
+    auto state = std::make_unique<detail::SessionState>(
+        state_, detail::resolve({&options, &engine.options}));
     state->restart_sampling();
     return Session(std::move(state));
   });
@@ -101,7 +115,7 @@ MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
   detail::require_session_options(options);
   const detail::Turn turn(engine);
   return detail::translated([&] {
-    const detail::Settings settings = detail::resolve(engine.options, options);
+    const detail::Settings settings = detail::resolve({&options, &engine.options});
     return detail::to_public(
         tiercel::Session::plan(*engine.model, settings.session, n_prompt, settings.n_predict));
   });
@@ -110,7 +124,7 @@ MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
 std::vector<int32_t> Engine::tokenize(std::string_view text, const Options& options) const {
   const detail::EngineState& engine = opened(state_);
   return detail::translated([&] {
-    const detail::Settings settings = detail::resolve(engine.options, options);
+    const detail::Settings settings = detail::resolve({&options, &engine.options});
     return engine.tokenizer.encode(
         text, {.add_special = !settings.no_bos, .parse_special = settings.special});
   });

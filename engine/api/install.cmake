@@ -4,7 +4,7 @@
 #   bin/tiercel   lib/libtiercel.so.*   include/tiercel/tiercel.h, tiercel_c.h
 #   lib/cmake/tiercel/*                 find_package(tiercel), target tiercel::tiercel
 #   lib/pkgconfig/tiercel.pc            pkg-config tiercel
-#   share/tiercel/python, examples      the Python module with its pyproject.toml; three programs
+#   share/tiercel/python, examples      the Python module with its pyproject.toml; programs
 include(CMakePackageConfigHelpers)
 install(TARGETS tiercel_command RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS tiercel_library EXPORT tiercel-targets

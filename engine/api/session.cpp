@@ -3,61 +3,11 @@
 #include <chrono>
 #include <cmath>
 
-#include "engine/api/state.h"
+#include "engine/api/session_call.h"
 
 namespace tiercel {
 namespace detail {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// One call on a session, or kBusy. Blocking instead would let two callbacks wait for each other.
-class Call {
- public:
-  explicit Call(const std::unique_ptr<SessionState>& state) : state_(state.get()) {
-    if (state_ == nullptr) refuse(v0::ErrorKind::kState, "this session was moved away");
-    if (state_->busy.exchange(true, std::memory_order_acquire)) {
-      refuse(v0::ErrorKind::kBusy,
-             "another call on this session is running; a session serves one at a time");
-    }
-  }
-  ~Call() { state_->busy.store(false, std::memory_order_release); }
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-
-  SessionState& open() const {
-    if (state_->closed) refuse(v0::ErrorKind::kState, "this session is closed");
-    return *state_;
-  }
-  SessionState& with_prompt() const {
-    if (open().inner == nullptr) {
-      refuse(v0::ErrorKind::kState, "this session is empty; give it a prompt first (prefill)");
-    }
-    return *state_;
-  }
-  SessionState& empty() const {
-    if (open().inner != nullptr) {
-      refuse(v0::ErrorKind::kState,
-             "a session takes one prompt and holds {} tokens; reset() it or open another",
-             state_->sequence.size());
-    }
-    return *state_;
-  }
-
- private:
-  SessionState* state_;
-};
-
-void check_tokens(const SessionState& s, std::span<const int32_t> tokens) {
-  const int64_t n = s.engine->model->config().vocab_size;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] >= 0 && tokens[i] < n) continue;
-    refuse(v0::ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", tokens[i],
-           i, n);
-  }
-}
 
 int64_t room(const SessionState& s) {
   return s.inner->plan().context - static_cast<int64_t>(s.sequence.size());
@@ -71,44 +21,6 @@ void check_room(const SessionState& s, size_t n) {
          n, s.inner->plan().context, room(s));
 }
 
-// Computes in the engine's turn. What fails half-way leaves no sequence to go on with.
-template <typename F>
-auto compute(SessionState& s, F&& f) {
-  const Turn turn(*s.engine);
-  return translated([&] {
-    try {
-      return f();
-    } catch (...) {
-      s.clear();
-      throw;
-    }
-  });
-}
-
-// As compute, and counts as decoding. A device's step is waited for where its logits are wanted.
-template <typename F>
-auto decode(SessionState& s, F&& f) {
-  return compute(s, [&] {
-    struct Clock {
-      SessionState& state;
-      std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-      ~Clock() { state.decode_seconds += seconds_since(start); }
-    } const clock{s};
-    return f();
-  });
-}
-
-void step_now(SessionState& s, int32_t token) {
-  s.inner->step(token);
-  ++s.decode_steps;
-}
-
-void flush(SessionState& s) {
-  if (!s.pending) return;
-  step_now(s, s.sequence.back());
-  s.pending = false;
-}
-
 double log_probability(std::span<const float> logits, int32_t token) {
   double most = -INFINITY, sum = 0;
   for (const float x : logits) most = std::max(most, static_cast<double>(x));
@@ -119,7 +31,7 @@ double log_probability(std::span<const float> logits, int32_t token) {
 // False: stopped. logprobs: empty, or one less than tokens.
 bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logprobs,
                 std::span<double> logprobs, const v0::ProgressCallback& progress) {
-  check_tokens(s, tokens);
+  check_tokens(*s.engine, tokens);
   const auto n = static_cast<int64_t>(tokens.size());
   return compute(s, [&] {
     const auto start = std::chrono::steady_clock::now();
@@ -245,7 +157,7 @@ Generation Session::generate(int64_t n, const PieceCallback& callback) {
 void Session::step(int32_t token) {
   const Call call(state_);
   SessionState& s = call.with_prompt();
-  detail::check_tokens(s, {&token, 1});
+  detail::check_tokens(*s.engine, {&token, 1});
   detail::check_room(s, 1);
   detail::decode(s, [&] {
     detail::flush(s);
@@ -275,7 +187,7 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
     if (!detail::run_prompt(s, tokens, true, behind_first, progress)) return {};
     return result;
   }
-  detail::check_tokens(s, tokens);
+  detail::check_tokens(*s.engine, tokens);
   detail::check_room(s, tokens.size());
   for (size_t i = 0; i < tokens.size(); ++i) {
     detail::decode(s, [&] {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/api/state.h"
+#include "engine/batch_plan.h"
 #include "engine/option_rows.h"
 
 namespace tiercel::detail {
@@ -24,8 +25,16 @@ std::vector<std::string> long_names(std::string_view names) {
 
 OptionTable::OptionTable(Settings& s) {
   add_backend_options(*this, s.backend, s.device, s.n_threads);
-  of_engine_ = false;
+  scope_ = OptionScope::kSession;
   add_session_options(*this, s.session);
+  scope_ = OptionScope::kBatch;
+  integer("--parallel", s.parallel, 1, kMaxSequences,
+          "Batches: sequences that are decoded together, at most");
+  integer("--max-prompt", s.max_prompt, 0, kMaxOptionTokens,
+          "Batches: tokens of the longest prompt; 0: one less than ctx-size");
+  number("--max-gap", s.max_gap, 0, 1e9,
+         "Batches: seconds of prefill between two decode steps; 0: prompts first");
+  scope_ = OptionScope::kRequest;
   integer("-n,--n-predict,--max-tokens,--max-new-tokens", s.n_predict, -1, INT32_MAX,
           "Tokens that can follow the prompt; -1: as many as the context, or the model, allows");
   flag("--ignore-eos", s.ignore_eos, "Go on after an end-of-text token");
@@ -79,15 +88,13 @@ void OptionTable::flag(const char* names, bool& target, const char* help) {
 
 void OptionTable::value(const char* names, const char* type, const std::string& initial,
                         const char* help, std::function<void(const std::string&)> set) {
-  rows_.push_back({long_names(names), type, initial, help, of_engine_, std::move(set)});
+  rows_.push_back({long_names(names), type, initial, help, scope_, std::move(set)});
 }
 
-Settings resolve(const v0::Options& engine, const v0::Options& session) {
-  Settings settings;
+void apply(std::initializer_list<const v0::Options*> first_wins, Settings& settings) {
   const OptionTable table(settings);
-  // In the order of the rows, so that a preset comes before what changes it.
   for (const OptionTable::Row& row : table.rows()) {
-    for (const v0::Options* options : {&session, &engine}) {
+    for (const v0::Options* options : first_wins) {
       const auto& values = options->values();
       const auto found = std::find_if(values.begin(), values.end(),
                                       [&](const auto& v) { return v.first == row.names[0]; });
@@ -97,19 +104,58 @@ Settings resolve(const v0::Options& engine, const v0::Options& session) {
     }
   }
   settings.session.n_threads = static_cast<int>(settings.n_threads);
+}
+
+Settings resolve(std::initializer_list<const v0::Options*> first_wins) {
+  Settings settings;
+  apply(first_wins, settings);
   return settings;
 }
 
-void require_session_options(const v0::Options& options) {
+namespace {
+
+// Calls f(name, scope) for every option that is set.
+template <typename F>
+void visit_scopes(const v0::Options& options, F f) {
   Settings settings;
   const OptionTable table(settings);
-  for (const auto& [name, value] : options.values()) {
-    if (table.find(name).of_engine) {
-      refuse(v0::ErrorKind::kUsage,
-             "option '{}': decided when the engine is opened; give it to Engine, not to a session",
-             name);
+  for (const auto& [name, value] : options.values()) f(name, table.find(name).scope);
+}
+
+[[noreturn]] void refuse_option(const std::string& name, const char* why) {
+  refuse(v0::ErrorKind::kUsage, "option '{}': {}", name, why);
+}
+
+}  // namespace
+
+void require_session_options(const v0::Options& options) {
+  visit_scopes(options, [](const std::string& name, OptionScope scope) {
+    if (scope == OptionScope::kEngine) {
+      refuse_option(name, "decided when the engine is opened; give it to Engine, not to a session");
     }
-  }
+    if (scope == OptionScope::kBatch) {
+      refuse_option(name, "that of a batch; a session is one sequence");
+    }
+  });
+}
+
+void require_batch_options(const v0::Options& options) {
+  visit_scopes(options, [](const std::string& name, OptionScope scope) {
+    if (scope == OptionScope::kEngine) {
+      refuse_option(name, "decided when the engine is opened; give it to Engine, not to a batch");
+    }
+    if (name == "audit") refuse_option(name, "a batch measures no attention mass; a session does");
+  });
+}
+
+void require_request_options(const v0::Options& options) {
+  visit_scopes(options, [](const std::string& name, OptionScope scope) {
+    if (scope != OptionScope::kRequest) {
+      refuse_option(name,
+                    "decided for all requests when the batch is opened; a request takes sampling "
+                    "options, n-predict, ignore-eos, no-bos and special");
+    }
+  });
 }
 
 }  // namespace tiercel::detail

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,7 +24,13 @@ struct Settings {
   SamplingRequest sampling;
   int64_t n_predict = 512;
   bool ignore_eos = false, no_bos = false, special = false;
+  int64_t parallel = 8, max_prompt = 0;  // of a batch
+  double max_gap = 0.1;                  // seconds
 };
+
+// Where an option counts. One of a session is also that of a batch, for all that is in it; one of a
+// request is also that of a session, and of a batch as the default of its requests.
+enum class OptionScope : uint8_t { kEngine, kSession, kBatch, kRequest };
 
 // The sink that engine/option_rows.h fills. A row's setter writes into the Settings that the table
 // was made for, which must outlive it.
@@ -32,7 +39,7 @@ class OptionTable {
   struct Row {
     std::vector<std::string> names;  // without dashes, the canonical one first
     std::string type, initial, help;
-    bool of_engine;                               // says where to compute
+    OptionScope scope;
     std::function<void(const std::string&)> set;  // throws Error(kUsage) without the name
   };
   explicit OptionTable(Settings& settings);
@@ -77,12 +84,18 @@ class OptionTable {
 
  private:
   std::vector<Row> rows_;
-  bool of_engine_ = true;
+  OptionScope scope_ = OptionScope::kEngine;
 };
 
-// The settings of an engine's options, overruled by those of a session.
-Settings resolve(const v0::Options& engine, const v0::Options& session);
-// Throws v0::Error(kUsage) for options that count only where an engine is opened.
+// Into settings: of every option the first value that one of these has. In the order of the table,
+// so that a preset comes before what changes it.
+void apply(std::initializer_list<const v0::Options*> first_wins, Settings& settings);
+// The defaults, overruled so.
+Settings resolve(std::initializer_list<const v0::Options*> first_wins);
+
+// Throw v0::Error(kUsage) naming an option that does not count there.
 void require_session_options(const v0::Options& options);
+void require_batch_options(const v0::Options& options);
+void require_request_options(const v0::Options& options);
 
 }  // namespace tiercel::detail

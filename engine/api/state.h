@@ -7,6 +7,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -25,9 +26,11 @@ namespace tiercel::detail {
 // it back, and with a plain mutex would leave none of the others a turn.
 class TurnLock {
  public:
-  // Throws v0::Error(kBusy) in a thread that holds it: a progress callback called back.
+  // Throws v0::Error(kBusy) in a thread that holds it: a callback called back.
   void lock();
   void unlock();
+  // Whether this thread holds it: then it may not wait for what needs a turn.
+  bool is_mine();
 
  private:
   std::mutex mutex_;
@@ -104,6 +107,9 @@ template <typename... Args>
 [[noreturn]] void refuse(v0::ErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
   throw v0::Error(kind, fmt::format(format, std::forward<Args>(args)...));
 }
+
+// Throws v0::Error(kUsage) naming one that is outside the vocabulary.
+void check_tokens(const EngineState& engine, std::span<const int32_t> tokens);
 
 v0::MemoryPlan to_public(const SessionPlan& plan);
 

@@ -7,13 +7,18 @@
         for piece in session.stream(100):
             print(piece.text, end="", flush=True)
 
+    with engine.batch(max_prompt=4000, parallel=8) as batch:  # many prompts, decoded together
+        requests = [batch.submit(prompt, 100) for prompt in prompts]
+        answers = [request.wait().text for request in requests]
+
 Options are the flags of the command, with underscores: ``tiercel run --help`` and
 ``tiercel.options()`` list them. The module speaks to libtiercel.so through ctypes and looks for it
 in this order: the file that TIERCEL_LIBRARY names, the prefix that this module is installed in, the
 loader's path.
 
-Threads: an Engine may be used from any thread; a Session serves one call at a time, a second one
-raises BusyError. The interpreter's lock is released while the library computes.
+Threads: an Engine, a Batch and a Request may be used from any thread; a Session serves one call at
+a time, a second one raises BusyError. The interpreter's lock is released while the library
+computes.
 """
 
 from ._abi import (
@@ -27,9 +32,12 @@ from ._abi import (
     options,
     version,
 )
-from ._engine import Engine, Generation, Piece, Session
+from ._batch import Batch, Request
+from ._engine import Engine, Session
+from ._types import Generation, Piece
 
 __all__ = [
+    "Batch",
     "BusyError",
     "DoesNotFitError",
     "Engine",
@@ -37,6 +45,7 @@ __all__ = [
     "Generation",
     "Piece",
     "Progress",
+    "Request",
     "Session",
     "StateError",
     "UsageError",

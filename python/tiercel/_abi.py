@@ -37,7 +37,7 @@ class DoesNotFitError(Error, MemoryError):
 
 
 class StateError(Error):
-    """Not now: a step before a prompt, a full context, a closed session."""
+    """Not now: a step before a prompt, a full context, a closed session or batch."""
 
 
 class BusyError(Error):
@@ -48,7 +48,7 @@ _ERRORS: Dict[int, Type[Error]] = {2: UsageError, 3: DoesNotFitError, 4: StateEr
 
 
 class Progress(NamedTuple):
-    """Of a prefill: tokens in all, taken over from earlier work, done; seconds so far."""
+    """Tokens of a prompt or a file: in all, taken over from earlier work, done; seconds so far."""
 
     total: int
     cached: int
@@ -116,6 +116,12 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [_H, _TOKENS, c_size_t, POINTER(c_double), PROGRESS_CALLBACK, c_void_p, _E],
     ),
+    "tiercel_session_set_budget": (c_int32, [_H, c_int64, _E]),
+    "tiercel_session_save": (c_int32, [_H, c_char_p, PROGRESS_CALLBACK, c_void_p, _E]),
+    "tiercel_session_restore": (
+        c_int32,
+        [_H, c_char_p, _H, PROGRESS_CALLBACK, c_void_p, POINTER(_H), _E],
+    ),
     "tiercel_session_rewind": (c_int32, [_H, _E]),
     "tiercel_session_reset": (c_int32, [_H, _E]),
     "tiercel_session_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
@@ -123,6 +129,26 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_number_count": (c_size_t, []),
     "tiercel_number_name": (c_char_p, [c_size_t]),
     "tiercel_session_text": (c_int32, [_H, c_char_p, POINTER(c_void_p), _E]),
+    "tiercel_batch_open": (c_int32, [_H, _H, POINTER(_H), _E]),
+    "tiercel_batch_close": (None, [_H]),
+    "tiercel_batch_submit": (
+        c_int32,
+        [_H, c_char_p, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
+    ),
+    "tiercel_batch_submit_tokens": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
+    ),
+    "tiercel_batch_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_batch_number_name": (c_char_p, [c_size_t]),
+    "tiercel_request_wait": (c_int32, [_H, POINTER(c_int32), _E]),
+    "tiercel_request_wait_for": (c_int32, [_H, c_double, POINTER(c_int), _E]),
+    "tiercel_request_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
+    "tiercel_request_text": (c_int32, [_H, POINTER(c_void_p), POINTER(c_size_t), _E]),
+    "tiercel_request_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_request_number_name": (c_char_p, [c_size_t]),
+    "tiercel_request_cancel": (c_int32, [_H, _E]),
+    "tiercel_request_free": (None, [_H]),
 }
 
 

@@ -6,62 +6,29 @@ import ctypes
 import os
 from array import array
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, Progress, StateError, UsageError, call, encoded, library
-
-ProgressCallback = Callable[[Progress], bool]
-
-
-class Piece(NamedTuple):
-    """A token and the whole characters that it completes, often none."""
-
-    token: int
-    text: str
-
-
-class Generation(NamedTuple):
-    """reason: "length", "end of text", "stopped" (by the callback) or "context full"."""
-
-    tokens: List[int]
-    text: str
-    reason: str
-
-
-_REASONS = ("length", "end of text", "stopped", "context full")
-
-
-def _c_tokens(tokens: Sequence[int]) -> Any:
-    for index, token in enumerate(tokens):
-        if not 0 <= token < 1 << 31:
-            raise UsageError(f"token {token} at index {index}: expected 0 to {2**31 - 1}")
-    return (c_int32 * len(tokens))(*tokens)
-
-
-class _Guard:
-    """Runs Python in a callback; what it raises stops the call and is raised again behind it."""
-
-    def __init__(self) -> None:
-        self.raised: Optional[BaseException] = None
-
-    def run(self, function: Callable[[], bool]) -> int:
-        try:
-            return 1 if function() else 0
-        except BaseException as error:  # KeyboardInterrupt too
-            self.raised = error
-            return 0
-
-    def check(self) -> None:
-        if self.raised is not None:
-            raise self.raised
+from ._abi import OptionHandle, StateError, UsageError, call, encoded, library
+from ._batch import Batch
+from ._types import (
+    REASONS,
+    Generation,
+    Guard,
+    Piece,
+    PieceCallback,
+    ProgressCallback,
+    c_tokens,
+    numbers,
+    reporter,
+)
 
 
 class Engine:
-    """A model in memory, its tokenizer, and what computes. Lives on in its sessions."""
+    """A model in memory, its tokenizer, and what computes. Lives on in sessions and batches."""
 
     def __init__(self, directory: Union[str, "os.PathLike[str]"], **options: Any) -> None:
-        """options: backend, device and threads; others become the defaults of sessions."""
+        """options: backend, device, threads; others are the defaults of sessions and batches."""
         self._handle = c_void_p()
         with OptionHandle(options) as handle:
             call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(self._handle))
@@ -72,7 +39,33 @@ class Engine:
 
     def session(self, **options: Any) -> "Session":
         """An empty session; memory is taken by its prefill."""
-        return Session(self, options)
+        session = c_void_p()
+        with OptionHandle(options) as handle:
+            call("tiercel_session_open", self._handle, handle, byref(session))
+        return Session(session)
+
+    def restore(
+        self,
+        path: Union[str, "os.PathLike[str]"],
+        progress: Optional[ProgressCallback] = None,
+        **options: Any,
+    ) -> Optional["Session"]:
+        """The session that Session.save saved; None: progress returned False.
+
+        options: those not given are as saved where its cache depends on them, else the engine's.
+        """
+        guard, report = reporter(progress)
+        session = c_void_p()
+        with OptionHandle(options) as handle:
+            status = call("tiercel_session_restore", self._handle, encoded(os.fspath(path)), handle,
+                          report, None, byref(session))
+        restored = Session(session) if status == _abi.OK else None
+        guard.check()
+        return restored
+
+    def batch(self, **options: Any) -> Batch:
+        """Requests decoded together. options: max_prompt, parallel, max_gap, and a session's."""
+        return Batch(self, options)
 
     def tokenize(self, text: str, **options: Any) -> List[int]:
         """options: no_bos, special."""
@@ -84,7 +77,7 @@ class Engine:
 
     def detokenize(self, tokens: Sequence[int], skip_special: bool = False) -> str:
         text, length = c_void_p(), c_size_t()
-        call("tiercel_detokenize", self._handle, _c_tokens(tokens), len(tokens), int(skip_special),
+        call("tiercel_detokenize", self._handle, c_tokens(tokens), len(tokens), int(skip_special),
              byref(text), byref(length))
         return _abi.take_text(text, length.value)
 
@@ -116,11 +109,9 @@ class Session:
     One call at a time. Close it, or use it in a with block, to give its memory back early.
     """
 
-    def __init__(self, engine: Engine, options: Dict[str, Any]) -> None:
-        self._session = c_void_p()
+    def __init__(self, handle: c_void_p) -> None:
+        self._session = handle
         self.finish_reason: Optional[str] = None  # of the last stream or generate
-        with OptionHandle(options) as handle:
-            call("tiercel_session_open", engine._handle, handle, byref(self._session))
 
     def __enter__(self) -> "Session":
         return self
@@ -149,31 +140,19 @@ class Session:
 
         False: progress returned False, the session is empty again.
         """
-        guard, report = self._reporter(progress)
+        guard, report = reporter(progress)
         if isinstance(prompt, str):
             data = prompt.encode("utf-8", "surrogatepass")
             status = call("tiercel_session_prefill", self._handle, data, len(data), report, None)
         else:
-            status = call("tiercel_session_prefill_tokens", self._handle, _c_tokens(prompt),
+            status = call("tiercel_session_prefill_tokens", self._handle, c_tokens(prompt),
                           len(prompt), report, None)
         guard.check()
         return status == _abi.OK
 
-    @staticmethod
-    def _reporter(progress: Optional[ProgressCallback]) -> Tuple[_Guard, Any]:
-        guard = _Guard()
-
-        # Even without a callback: this is where Ctrl-C gets its turn.
-        @_abi.PROGRESS_CALLBACK
-        def report(_: Any, p: Any) -> int:
-            seen = Progress(p[0].total, p[0].cached, p[0].processed, p[0].elapsed)
-            return guard.run(lambda: progress is None or bool(progress(seen)))
-
-        return guard, report
-
-    def generate(self, n: int, callback: Optional[Callable[[Piece], bool]] = None) -> Generation:
+    def generate(self, n: int, callback: Optional[PieceCallback] = None) -> Generation:
         """Appends up to n tokens; callback returns False to stop. Splitting n changes nothing."""
-        guard = _Guard()
+        guard = Guard()
         pieces: List[Piece] = []
 
         @_abi.PIECE_CALLBACK
@@ -188,7 +167,7 @@ class Session:
         finish = c_int32()
         call("tiercel_session_generate", self._handle, n, take, None, byref(finish))
         guard.check()
-        self.finish_reason = _REASONS[finish.value]
+        self.finish_reason = REASONS[finish.value]
         return Generation([p.token for p in pieces], "".join(p.text for p in pieces),
                           self.finish_reason)
 
@@ -220,12 +199,28 @@ class Session:
 
         Empty: progress (of a prompt only) returned False, the session is empty again.
         """
-        guard, report = self._reporter(progress)
+        guard, report = reporter(progress)
         logprobs = (c_double * len(tokens))()
-        status = call("tiercel_session_score", self._handle, _c_tokens(tokens), len(tokens),
+        status = call("tiercel_session_score", self._handle, c_tokens(tokens), len(tokens),
                       logprobs, report, None)
         guard.check()
         return list(logprobs) if status == _abi.OK else []
+
+    def set_budget(self, tokens: int) -> None:
+        """Selected tokens per KV head from the next one on, up to option budget; -1: all of it."""
+        call("tiercel_session_set_budget", self._handle, tokens)
+
+    def save(
+        self, path: Union[str, "os.PathLike[str]"], progress: Optional[ProgressCallback] = None
+    ) -> bool:
+        """To a file for Engine.restore, which is complete or not there; the session goes on.
+
+        False: progress returned False.
+        """
+        guard, report = reporter(progress)
+        status = call("tiercel_session_save", self._handle, encoded(os.fspath(path)), report, None)
+        guard.check()
+        return status == _abi.OK
 
     def rewind(self) -> None:
         """Back to the end of the prompt."""
@@ -243,14 +238,9 @@ class Session:
 
     def stats(self) -> Dict[str, float]:
         """Statistics and memory plan by name; zeros in an empty session."""
-        values: Dict[str, float] = {}
-        for i in range(library.tiercel_number_count()):
-            name, value = library.tiercel_number_name(i), c_double()
-            call("tiercel_session_number", self._handle, name, byref(value))
-            key = name.decode().replace("-", "_")
-            counts = not key.endswith("_seconds") and not key.startswith("audit_mass")
-            values[key] = int(value.value) if counts else value.value
-        return values
+        count = library.tiercel_number_count()
+        names = [library.tiercel_number_name(i) for i in range(count)]
+        return numbers("tiercel_session_number", self._handle, names)
 
     def describe(self, what: str) -> str:
         """ "backend", "composition" or "notes"."""

@@ -1,6 +1,9 @@
-/* The C interface from C11, linked: legal calls, and illegal ones that must give errors. The exit
- * code is the line of the first expectation that failed. */
+/* The C interface from C11, linked: legal calls, and illegal ones that must give errors. Arguments:
+ * a model, and a file that may be written and is removed. The line of the first expectation that
+ * failed is printed. */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/tiercel_c.h"
@@ -10,8 +13,11 @@
     if (!(condition)) fail(__LINE__); \
   } while (0)
 
-_Noreturn void _Exit(int);
-static void fail(int line) { _Exit(line < 255 ? line : 255); }
+static void fail(int line) {
+  printf("tests/api/c11.c:%d\n", line);
+  fflush(stdout);
+  _Exit(1);
+}
 
 /* The call must fail with this status and a message that holds this text. */
 #define EXPECT_ERROR(call, status, text)                        \
@@ -40,6 +46,13 @@ static int on_piece(void* user, int32_t token, const char* text, size_t length) 
 static int on_progress(void* user, const tiercel_progress* p) {
   struct heard* heard = user;
   EXPECT(p->total > 0 && p->cached == 0 && p->processed <= p->total && p->elapsed >= 0);
+  return ++heard->calls != heard->stop_after;
+}
+
+/* Of a file, saved or restored. */
+static int on_restore(void* user, const tiercel_progress* p) {
+  struct heard* heard = user;
+  EXPECT(p->total > 0 && p->cached <= p->processed && p->processed <= p->total);
   return ++heard->calls != heard->stop_after;
 }
 
@@ -72,6 +85,10 @@ static void null_is_refused(void) {
   EXPECT_ERROR(tiercel_session_tokens(NULL, &tokens, &n, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_number(NULL, "seed", &number, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_text(NULL, "notes", &text, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_save(NULL, "x", NULL, NULL, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_set_budget(NULL, 1, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_restore(NULL, "x", NULL, NULL, NULL, NULL, &error), TIERCEL_USAGE,
+               "session");
   /* Nobody has to listen, and nothing need be there. */
   EXPECT(tiercel_session_rewind(NULL, NULL) == TIERCEL_USAGE);
   EXPECT(tiercel_error_status(NULL) == TIERCEL_OK && *tiercel_error_message(NULL) == '\0');
@@ -80,6 +97,32 @@ static void null_is_refused(void) {
   tiercel_session_close(NULL);
   tiercel_engine_close(NULL);
   tiercel_free(NULL);
+}
+
+static void null_is_refused_of_batches(void) {
+  tiercel_error* error = NULL;
+  tiercel_batch* batch = NULL;
+  tiercel_request* request = NULL;
+  int32_t* tokens = NULL;
+  int done = 0;
+  size_t n = 0;
+  double number = 0;
+  char* text = NULL;
+  EXPECT_ERROR(tiercel_batch_open(NULL, NULL, &batch, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_batch_open(NULL, NULL, NULL, &error), TIERCEL_USAGE, "batch");
+  EXPECT_ERROR(tiercel_batch_submit(NULL, "x", 1, 1, NULL, NULL, NULL, &request, &error),
+               TIERCEL_USAGE, "batch");
+  EXPECT_ERROR(tiercel_batch_submit_tokens(NULL, NULL, 0, 1, NULL, NULL, NULL, NULL, &error),
+               TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_batch_number(NULL, "steps", &number, &error), TIERCEL_USAGE, "batch");
+  EXPECT_ERROR(tiercel_request_wait(NULL, NULL, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_wait_for(NULL, 1, &done, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_tokens(NULL, &tokens, &n, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_text(NULL, &text, NULL, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_number(NULL, "seed", &number, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_cancel(NULL, &error), TIERCEL_USAGE, "request");
+  tiercel_request_free(NULL);
+  tiercel_batch_close(NULL);
 }
 
 static void options_are_listed(void) {
@@ -186,12 +229,114 @@ static void one_sequence(tiercel_engine* engine) {
   tiercel_session_close(session);
 }
 
+static void saved_and_restored(tiercel_engine* engine, const char* path) {
+  static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
+  tiercel_error* error = NULL;
+  tiercel_session *session = NULL, *copy = NULL;
+  struct heard heard = {0, 0, 1};
+  int32_t *tokens = NULL, *same = NULL;
+  size_t n = 0, m = 0;
+  EXPECT(tiercel_session_open(engine, NULL, &session, &error) == TIERCEL_OK);
+  EXPECT_ERROR(tiercel_session_save(session, path, NULL, NULL, &error), TIERCEL_STATE, "prefill");
+  EXPECT(tiercel_session_prefill(session, text, strlen(text), NULL, NULL, &error) == TIERCEL_OK);
+  EXPECT_ERROR(tiercel_session_save(session, NULL, NULL, NULL, &error), TIERCEL_USAGE, "path");
+  EXPECT(tiercel_session_save(session, path, on_restore, &heard, &error) == TIERCEL_STOPPED);
+  EXPECT(tiercel_session_save(session, path, NULL, NULL, &error) == TIERCEL_OK);
+  heard = (struct heard){0, 0, 1};
+  EXPECT(tiercel_session_restore(engine, path, NULL, on_restore, &heard, &copy, &error) ==
+         TIERCEL_STOPPED);
+  EXPECT(copy == NULL && error == NULL);
+  EXPECT_ERROR(tiercel_session_restore(engine, "/nowhere", NULL, NULL, NULL, &copy, &error),
+               TIERCEL_RUNTIME, "/nowhere");
+  EXPECT(tiercel_session_restore(engine, path, NULL, NULL, NULL, &copy, &error) == TIERCEL_OK);
+  EXPECT(remove(path) == 0);
+  EXPECT(tiercel_session_set_budget(copy, -1, &error) == TIERCEL_OK);
+  EXPECT_ERROR(tiercel_session_set_budget(copy, 0, &error), TIERCEL_USAGE, "budget");
+  EXPECT(tiercel_session_generate(session, 4, NULL, NULL, NULL, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_generate(copy, 4, NULL, NULL, NULL, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_tokens(session, &tokens, &n, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_tokens(copy, &same, &m, &error) == TIERCEL_OK);
+  EXPECT(n == m && memcmp(tokens, same, n * sizeof(*tokens)) == 0);
+  tiercel_free(tokens);
+  tiercel_free(same);
+  tiercel_session_close(session);
+  tiercel_session_close(copy);
+}
+
+static void one_batch(tiercel_engine* engine) {
+  static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
+  tiercel_error* error = NULL;
+  tiercel_options* options = tiercel_options_new();
+  tiercel_batch* batch = NULL;
+  tiercel_request* requests[4] = {NULL};
+  tiercel_finish finish = -1;
+  struct heard heard[4] = {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 2}};
+  int32_t *tokens = NULL, *same = NULL;
+  size_t i = 0, n = 0, m = 0, length = 0;
+  double value = 0;
+  int done = 0;
+  char* words = NULL;
+  EXPECT_ERROR(tiercel_batch_open(engine, options, &batch, &error), TIERCEL_USAGE, "max-prompt");
+  EXPECT(tiercel_options_set(options, "max-prompt", "100", &error) == TIERCEL_OK);
+  EXPECT(tiercel_options_set(options, "parallel", "3", &error) == TIERCEL_OK);
+  EXPECT(tiercel_batch_open(engine, options, &batch, &error) == TIERCEL_OK);
+  EXPECT_ERROR(tiercel_batch_submit(batch, text, 9, 1, options, NULL, NULL, &requests[0], &error),
+               TIERCEL_USAGE, "max-prompt");
+  EXPECT_ERROR(tiercel_batch_submit(batch, text, 0, 0, NULL, NULL, NULL, &requests[0], &error),
+               TIERCEL_USAGE, "expected");
+  EXPECT(requests[0] == NULL);
+  tiercel_options_free(options);
+  EXPECT(tiercel_tokenize(engine, text, strlen(text), NULL, &tokens, &n, &error) == TIERCEL_OK);
+  for (i = 0; i < 4; ++i) {
+    EXPECT((i % 2 == 0 ? tiercel_batch_submit(batch, text, strlen(text), 4, NULL, on_piece,
+                                              &heard[i], &requests[i], &error)
+                       : tiercel_batch_submit_tokens(batch, tokens, n, 4, NULL, on_piece, &heard[i],
+                                                     &requests[i], &error)) == TIERCEL_OK);
+  }
+  tiercel_free(tokens);
+  for (i = 0; i < 4; ++i) {
+    EXPECT(tiercel_request_wait(requests[i], &finish, &error) == TIERCEL_OK);
+    EXPECT(finish == (i < 3 ? TIERCEL_FINISH_LENGTH : TIERCEL_FINISH_STOPPED));
+    EXPECT(tiercel_request_wait_for(requests[i], 0, &done, &error) == TIERCEL_OK && done == 1);
+    EXPECT(heard[i].calls == (i < 3 ? 4 : 2));
+    EXPECT(tiercel_request_text(requests[i], &words, &length, &error) == TIERCEL_OK);
+    EXPECT(length == heard[i].bytes && strlen(words) == length);
+    tiercel_free(words);
+    EXPECT(tiercel_request_number(requests[i], "state", &value, &error) == TIERCEL_OK);
+    EXPECT(value == (i < 3 ? TIERCEL_REQUEST_FINISHED : TIERCEL_REQUEST_CANCELLED));
+    EXPECT(tiercel_request_tokens(requests[0], &tokens, &n, &error) == TIERCEL_OK);
+    EXPECT(tiercel_request_tokens(requests[i], &same, &m, &error) == TIERCEL_OK);
+    EXPECT(m == (i < 3 ? 4 : 2) && memcmp(tokens, same, m * sizeof(*tokens)) == 0);
+    tiercel_free(tokens);
+    tiercel_free(same);
+    EXPECT(tiercel_request_cancel(requests[i], &error) == TIERCEL_OK);
+  }
+  for (i = 0; tiercel_batch_number_name(i) != NULL; ++i) {
+    EXPECT(tiercel_batch_number(batch, tiercel_batch_number_name(i), &value, &error) == TIERCEL_OK);
+  }
+  EXPECT(i > 20);
+  for (i = 0; tiercel_request_number_name(i) != NULL; ++i) {
+    EXPECT(tiercel_request_number(requests[0], tiercel_request_number_name(i), &value, &error) ==
+           TIERCEL_OK);
+  }
+  EXPECT(i > 10);
+  EXPECT_ERROR(tiercel_batch_number(batch, "x", &value, &error), TIERCEL_USAGE, "most-decoding");
+  EXPECT_ERROR(tiercel_request_number(requests[0], "x", &value, &error), TIERCEL_USAGE, "state");
+  tiercel_request_free(requests[0]);
+  EXPECT(tiercel_batch_submit(batch, text, strlen(text), -1, NULL, on_piece, &heard[0],
+                              &requests[0], &error) == TIERCEL_OK);
+  tiercel_batch_close(batch);
+  EXPECT(tiercel_request_wait(requests[0], &finish, &error) == TIERCEL_OK);
+  for (i = 0; i < 4; ++i) tiercel_request_free(requests[i]);
+}
+
 int main(int argc, char** argv) {
   tiercel_error* error = NULL;
   tiercel_engine* engine = NULL;
   tiercel_options* options = tiercel_options_new();
-  EXPECT(argc == 2);
+  EXPECT(argc == 3);
   null_is_refused();
+  null_is_refused_of_batches();
   options_are_listed();
   EXPECT_ERROR(tiercel_engine_open("/nowhere", NULL, &engine, &error), TIERCEL_RUNTIME, "/nowhere");
   EXPECT(tiercel_options_set(options, "backend", "cpu", NULL) == TIERCEL_OK);
@@ -200,6 +345,8 @@ int main(int argc, char** argv) {
   tiercel_options_free(options);
   texts_and_tokens(engine);
   one_sequence(engine);
+  saved_and_restored(engine, argv[2]);
+  one_batch(engine);
   tiercel_engine_close(engine);
   return 0;
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <optional>
 #include <random>
@@ -62,7 +63,7 @@ class Fuzz {
     }
     // A fuzz that never gets anywhere would pass too.
     for (const char* name :
-         {"generate", "step", "score", "rewind", "prefill", "cancel", "illegal"}) {
+         {"generate", "step", "score", "rewind", "prefill", "cancel", "save", "illegal"}) {
       EXPECT_GT(counts_[name], 0) << name;
     }
   }
@@ -101,7 +102,7 @@ class Fuzz {
       case 2: return score();
       case 3: return look();
       case 4:
-        if (below(3) > 0) return look();
+        if (below(3) > 0) return save();
         session().reset();
         expected() = {.options = expected().options, .prompt = {}, .sequence = {}};
         return "reset";
@@ -203,6 +204,23 @@ class Fuzz {
     return "look";
   }
 
+  // What comes back is the same sequence, and thinks the same of what follows.
+  const char* save() {
+    const std::string file = TIERCEL_BINARY_DIR "/tests/fuzz.session";
+    if (below(3) == 0) {
+      EXPECT_FALSE(session().save(file, [](const Progress&) { return false; }));
+    }
+    EXPECT_TRUE(session().save(file));
+    Session copy = engine_.restore(file);
+    std::remove(file.c_str());
+    EXPECT_EQ(copy.tokens(), expected().sequence);
+    const std::span<const float> mine = session().logits(), its = copy.logits();
+    EXPECT_TRUE(std::equal(mine.begin(), mine.end(), its.begin(), its.end()));
+    EXPECT_EQ(copy.stats().prompt_tokens, static_cast<int64_t>(prompt().size()));
+    if (expected().options > 0) session().set_budget(-1);
+    return "save";
+  }
+
   const char* rewind() {
     const int kind = kind_of([&] { session().rewind(); });
     if (kind != 0) {
@@ -231,6 +249,8 @@ class Fuzz {
       EXPECT_KIND(s.step(1), ErrorKind::kState);
       EXPECT_KIND(s.logits(), ErrorKind::kState);
       EXPECT_KIND(s.rewind(), ErrorKind::kState);
+      EXPECT_KIND(s.save("x"), ErrorKind::kState);
+      EXPECT_KIND(s.set_budget(8), ErrorKind::kState);
       EXPECT_KIND(s.prefill(std::span<const int32_t>()), ErrorKind::kUsage);
       EXPECT_KIND(s.score({}), ErrorKind::kUsage);
       EXPECT_KIND(s.prefill(outside), ErrorKind::kUsage);
@@ -239,6 +259,9 @@ class Fuzz {
       EXPECT_KIND(s.prefill(some), ErrorKind::kState);
       EXPECT_KIND(s.prefill("text"), ErrorKind::kState);
       EXPECT_KIND(s.generate(-1), ErrorKind::kUsage);
+      EXPECT_KIND(s.save(""), ErrorKind::kUsage);
+      EXPECT_KIND(s.save("/nowhere/x"), ErrorKind::kRuntime);
+      EXPECT_KIND(s.set_budget(1 << 20), ErrorKind::kUsage);
       EXPECT_KIND(s.step(2048), ErrorKind::kUsage);
       EXPECT_KIND(s.step(-7), ErrorKind::kUsage);
       EXPECT_KIND(s.score(outside), ErrorKind::kUsage);

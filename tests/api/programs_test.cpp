@@ -12,8 +12,9 @@ namespace {
 const std::string kTests = TIERCEL_BINARY_DIR "/tests/";
 
 TEST(Programs, C11) {
-  const ShellResult result = shell(kTests + "test_api_c11 " + demo_directory());
-  EXPECT_EQ(result.code, 0) << "line of tests/api/c11.c\n" << result.output;
+  const ShellResult result =
+      shell(kTests + "test_api_c11 " + demo_directory() + " " + kTests + "c11.session");
+  EXPECT_EQ(result.code, 0) << result.output;
 }
 
 // The leak detector cannot follow the thread-local storage of a library that was loaded late, and

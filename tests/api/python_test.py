@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 
@@ -136,6 +137,33 @@ class Module(unittest.TestCase):
             thread.join()
         self.assertEqual(answers, [alone] * 4)
 
+    def test_save_and_restore(self):
+        session = self.engine.session(budget=128)
+        session.prefill(PROMPT)
+        session.generate(2)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "a")
+            self.assertTrue(session.save(path))
+            self.assertFalse(session.save(path, progress=lambda p: False))
+            with self.assertRaises(ZeroDivisionError):
+                session.save(path, progress=lambda p: 1 / 0)
+            seen = []
+            copy = self.engine.restore(path, progress=lambda p: seen.append(p) or True)
+            self.assertEqual(copy.tokens, session.tokens)
+            self.assertEqual(seen[-1].total, len(session.tokens))
+            self.assertEqual(seen[-1].cached, seen[-1].processed)
+            self.assertEqual(copy.generate(5), session.generate(5))
+            self.assertIsNone(self.engine.restore(path, progress=lambda p: False))
+            with self.assertRaises(ZeroDivisionError):
+                self.engine.restore(path, progress=lambda p: 1 / 0)
+            with self.assertRaises(tiercel.UsageError):
+                self.engine.restore(path, key_codec="int4")
+            with self.assertRaises(tiercel.Error):
+                self.engine.restore(os.path.join(folder, "b"))
+        copy.set_budget(32)
+        with self.assertRaises(tiercel.UsageError):
+            copy.set_budget(129)
+
     def test_options_versions_plans(self):
         self.assertIn("value_codec", tiercel.options())
         self.assertRegex(tiercel.version(), r"^\d+\.\d+\.\d+$")
@@ -152,6 +180,97 @@ class Module(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("/nowhere/libtiercel.so", result.stderr)
         self.assertIn("TIERCEL_LIBRARY", result.stderr)
+
+
+class Batches(unittest.TestCase):
+    OPTIONS = {"max_prompt": 1000, "n_predict": 16, "parallel": 3, "budget": 128}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.engine = tiercel.Engine(MODEL, backend="cpu", threads=2)
+        session = cls.engine.session(budget=128)
+        session.prefill(PROMPT)
+        cls.alone = session.generate(8)
+
+    def test_requests_get_what_a_session_says(self):
+        with self.engine.batch(**self.OPTIONS) as batch:
+            heard = []
+            requests = [batch.submit(PROMPT, 8, lambda p: heard.append(p) or True)]
+            requests += [batch.submit(self.engine.tokenize(PROMPT), 8) for _ in range(4)]
+            for request in requests:
+                self.assertEqual(request.wait(), self.alone)
+                self.assertEqual(request.wait(timeout=0), self.alone)
+                self.assertTrue(request.done)
+                self.assertEqual(request.state, "finished")
+                self.assertGreater(request.stats()["first_token_seconds"], 0)
+            self.assertEqual([p.token for p in heard], self.alone.tokens)
+            self.assertEqual("".join(p.text for p in heard), self.alone.text)
+            self.assertEqual(batch.stats()["ended"], 5)
+            self.assertGreater(batch.stats()["device_total"], 0)
+            long = batch.submit(PROMPT, temp=0.7, seed=3, ignore_eos=True).wait()
+            self.assertEqual(len(long.tokens), 16)
+
+    def test_callbacks_in_the_batchs_thread(self):
+        with self.engine.batch(**self.OPTIONS) as batch:
+            more = []
+
+            def listen(piece):
+                more.append(batch.submit(PROMPT, 8))
+                with self.assertRaises(tiercel.BusyError):
+                    more[0].wait()
+                return False
+
+            first = batch.submit(PROMPT, 8, listen)
+            self.assertEqual(first.wait(), (self.alone.tokens[:1], first.wait().text, "stopped"))
+            self.assertEqual(more[0].wait(), self.alone)
+            raising = batch.submit(PROMPT, 8, lambda p: 1 / 0)
+            with self.assertRaises(ZeroDivisionError):
+                raising.wait()
+            # Nobody keeps the request, but its callback.
+            done = threading.Event()
+            batch.submit(PROMPT, 1, lambda p: done.set() or True)
+            self.assertTrue(done.wait(60))
+
+    def test_cancel_and_close(self):
+        batch = self.engine.batch(**dict(self.OPTIONS, n_predict=20000))
+        running = batch.submit(PROMPT, ignore_eos=True)
+        queued = [batch.submit(PROMPT, ignore_eos=True) for _ in range(4)]
+        with self.assertRaises(TimeoutError):
+            running.wait(timeout=0.01)
+        queued[-1].cancel()
+        self.assertEqual(queued[-1].wait().reason, "stopped")
+        batch.close()
+        batch.close()
+        self.assertEqual({request.wait().reason for request in queued + [running]}, {"stopped"})
+        for call in (lambda: batch.submit(PROMPT), batch.stats):
+            with self.assertRaises(tiercel.StateError):
+                call()
+
+    def test_errors(self):
+        with self.assertRaisesRegex(tiercel.UsageError, "max-prompt"):
+            self.engine.batch()
+        with self.engine.batch(**self.OPTIONS) as batch:
+            for options in ({"budget": 64}, {"n": 0}, {"threads": 2}):
+                with self.assertRaises(tiercel.UsageError):
+                    batch.submit(PROMPT, **options)
+            for prompt in ("x" * 20000, [], [-1], [1 << 20]):
+                with self.assertRaises(tiercel.UsageError):
+                    batch.submit(prompt)
+            self.assertEqual(batch.submit(PROMPT, 8).wait(), self.alone)
+
+    def test_a_program_may_end_with_work_in_flight(self):
+        script = (
+            "import os, tiercel\n"
+            "engine = tiercel.Engine(os.environ['TIERCEL_MODEL'], backend='cpu', threads=2)\n"
+            "batch = engine.batch(max_prompt=100, n_predict=50000)\n"
+            "batch.submit('Once', callback=lambda p: True, ignore_eos=True)\n"
+            "lost = engine.batch(max_prompt=100, n_predict=50000)\n"
+            "lost.submit('Once', callback=lambda p: True, ignore_eos=True)\n"
+            "del lost\n"
+        )
+        result = subprocess.run([sys.executable, "-B", "-c", script], timeout=60,
+                                capture_output=True, text=True, check=False)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
 
 
 if __name__ == "__main__":

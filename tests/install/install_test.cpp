@@ -66,7 +66,8 @@ TEST_F(Installed, HasWhatItPromisesAndNothingElse) {
        {"./bin/tiercel", "./include/tiercel/tiercel.h", "./include/tiercel/tiercel_c.h",
         "./lib/libtiercel.so", "./lib/cmake/tiercel/tiercel-config.cmake",
         "./lib/pkgconfig/tiercel.pc", "./share/tiercel/python/pyproject.toml",
-        "./share/tiercel/python/tiercel/__init__.py", "./share/tiercel/examples/c/main.c"}) {
+        "./share/tiercel/python/tiercel/__init__.py", "./share/tiercel/python/tiercel/_batch.py",
+        "./share/tiercel/examples/cpp/batch.cpp", "./share/tiercel/examples/c/main.c"}) {
     EXPECT_TRUE(contains(find.output, std::string(file) + "\n")) << file << "\n" << find.output;
   }
   EXPECT_FALSE(contains(find.output, ".a\n")) << find.output;
@@ -87,6 +88,13 @@ TEST_F(Installed, CppByFindPackage) {
             " -DCMAKE_PREFIX_PATH=" + prefix() + " && cmake --build " + build);
   ASSERT_EQ(make.code, 0) << make.output;
   expect_the_answer(shell(build + "/continue " + demo_model() + " " + (scratch_ / "prompt.txt")));
+  std::string line = kPrompt;
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  write_file(scratch_ / "prompts.txt", line + "\nOnce upon a time\n\n" + line + "\n");
+  const ShellResult batch =
+      shell(build + "/batch " + demo_model() + " " + (scratch_ / "prompts.txt"));
+  expect_the_answer(batch);
+  EXPECT_TRUE(contains(batch.output, "up to 3 at a time")) << batch.output;
   const ShellResult wrong = shell(build + "/continue /nowhere " + (scratch_ / "prompt.txt"));
   EXPECT_EQ(wrong.code, 1);
   EXPECT_TRUE(contains(wrong.output, "/nowhere: expected")) << wrong.output;
@@ -145,8 +153,8 @@ TEST_F(Installed, TheReadmesProgram) {
 }
 
 TEST(Examples, AreShort) {
-  for (const char* file :
-       {"/examples/cpp/main.cpp", "/examples/c/main.c", "/examples/python/continue.py"}) {
+  for (const char* file : {"/examples/cpp/main.cpp", "/examples/cpp/batch.cpp",
+                           "/examples/c/main.c", "/examples/python/continue.py"}) {
     const std::string text = read_file(kSource + file);
     EXPECT_GT(text.size(), 0u) << file;
     EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 60) << file;

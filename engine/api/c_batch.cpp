@@ -1,0 +1,115 @@
+// The C interface: batches and their requests.
+#include "engine/api/c_handles.h"
+#include "engine/api/c_numbers.h"
+
+using namespace tiercel::c;
+
+namespace {
+
+tiercel_status submit(tiercel_batch* batch, auto prompt, int64_t n, const tiercel_options* options,
+                      tiercel_piece_callback callback, void* user, tiercel_request** request) {
+  at(request, "request");
+  *request = new tiercel_request{
+      at(batch, "batch").batch.submit(prompt, n, or_none(options), wrapped(callback, user))};
+  return TIERCEL_OK;
+}
+
+}  // namespace
+
+extern "C" {
+
+tiercel_status tiercel_batch_open(const tiercel_engine* engine, const tiercel_options* options,
+                                  tiercel_batch** batch, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(batch, "batch");
+    *batch = new tiercel_batch{at(engine, "engine").engine.open_batch(or_none(options))};
+    return TIERCEL_OK;
+  });
+}
+void tiercel_batch_close(tiercel_batch* batch) { delete batch; }
+
+tiercel_status tiercel_batch_submit(tiercel_batch* batch, const char* text, size_t length,
+                                    int64_t n, const tiercel_options* options,
+                                    tiercel_piece_callback callback, void* user,
+                                    tiercel_request** request, tiercel_error** error) {
+  return guarded(error, [&] {
+    return submit(batch, text_at(text, length), n, options, callback, user, request);
+  });
+}
+
+tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch, const int32_t* tokens,
+                                           size_t n_tokens, int64_t n,
+                                           const tiercel_options* options,
+                                           tiercel_piece_callback callback, void* user,
+                                           tiercel_request** request, tiercel_error** error) {
+  return guarded(error, [&] {
+    return submit(batch, span_at(tokens, n_tokens, "tokens"), n, options, callback, user, request);
+  });
+}
+
+tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name, double* value,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    at(value, "value") = tiercel::detail::number(at(batch, "batch").batch, &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+const char* tiercel_batch_number_name(size_t i) { return tiercel::detail::batch_number_name(i); }
+
+tiercel_status tiercel_request_wait(const tiercel_request* request, tiercel_finish* finish,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    const auto result = at(request, "request").request.wait();
+    if (finish != nullptr) *finish = static_cast<tiercel_finish>(result.reason);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_request_wait_for(const tiercel_request* request, double seconds, int* done,
+                                        tiercel_error** error) {
+  return guarded(error, [&] {
+    at(done, "done") = at(request, "request").request.wait_for(seconds) ? 1 : 0;
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_request_tokens(const tiercel_request* request, int32_t** tokens,
+                                      size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(n_tokens, "n_tokens");
+    give_tokens(at(request, "request").request.wait().tokens, tokens, n_tokens);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_request_text(const tiercel_request* request, char** text, size_t* length,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    at(text, "text");
+    give_text(at(request, "request").request.wait().text, text, length);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_request_number(const tiercel_request* request, const char* name,
+                                      double* value, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(value, "value") =
+        tiercel::detail::number(at(request, "request").request.stats(), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+const char* tiercel_request_number_name(size_t i) {
+  return tiercel::detail::request_number_name(i);
+}
+
+tiercel_status tiercel_request_cancel(tiercel_request* request, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(request, "request").request.cancel();
+    return TIERCEL_OK;
+  });
+}
+void tiercel_request_free(tiercel_request* request) { delete request; }
+
+}  // extern "C"

@@ -1,0 +1,90 @@
+// One call on a session: what may be called now, and computing in the engine's turn.
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "engine/api/state.h"
+
+namespace tiercel::detail {
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// One call on a session, or kBusy. Blocking instead would let two callbacks wait for each other.
+class Call {
+ public:
+  explicit Call(const std::unique_ptr<SessionState>& state) : state_(state.get()) {
+    if (state_ == nullptr) refuse(v0::ErrorKind::kState, "this session was moved away");
+    if (state_->busy.exchange(true, std::memory_order_acquire)) {
+      refuse(v0::ErrorKind::kBusy,
+             "another call on this session is running; a session serves one at a time");
+    }
+  }
+  ~Call() { state_->busy.store(false, std::memory_order_release); }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  SessionState& open() const {
+    if (state_->closed) refuse(v0::ErrorKind::kState, "this session is closed");
+    return *state_;
+  }
+  SessionState& with_prompt() const {
+    if (open().inner == nullptr) {
+      refuse(v0::ErrorKind::kState, "this session is empty; give it a prompt first (prefill)");
+    }
+    return *state_;
+  }
+  SessionState& empty() const {
+    if (open().inner != nullptr) {
+      refuse(v0::ErrorKind::kState,
+             "a session takes one prompt and holds {} tokens; reset() it or open another",
+             state_->sequence.size());
+    }
+    return *state_;
+  }
+
+ private:
+  SessionState* state_;
+};
+
+// Computes in the engine's turn. What fails half-way leaves no sequence to go on with.
+template <typename F>
+auto compute(SessionState& s, F&& f) {
+  const Turn turn(*s.engine);
+  return translated([&] {
+    try {
+      return f();
+    } catch (...) {
+      s.clear();
+      throw;
+    }
+  });
+}
+
+// As compute, and counts as decoding. A device's step is waited for where its logits are wanted.
+template <typename F>
+auto decode(SessionState& s, F&& f) {
+  return compute(s, [&] {
+    struct Clock {
+      SessionState& state;
+      std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+      ~Clock() { state.decode_seconds += seconds_since(start); }
+    } const clock{s};
+    return f();
+  });
+}
+
+inline void step_now(SessionState& s, int32_t token) {
+  s.inner->step(token);
+  ++s.decode_steps;
+}
+
+inline void flush(SessionState& s) {
+  if (!s.pending) return;
+  step_now(s, s.sequence.back());
+  s.pending = false;
+}
+
+}  // namespace tiercel::detail

@@ -1,0 +1,249 @@
+// Random calls on a batch, and on a session beside it, against what a session alone answers: legal
+// ones do what the header says, illegal ones throw the kind that it names and change nothing.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <thread>
+
+#include "tests/api/model.h"
+#include "tests/seed.h"
+
+namespace tiercel::test {
+namespace {
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kCalls = 60, kMoreSentences = 2;
+#else
+constexpr int kCalls = 1000, kMoreSentences = 4;
+#endif
+constexpr int64_t kNew = 16;  // option n-predict
+constexpr const char* kBudget = "64";
+
+const Options kSampling[] = {
+    {},
+    {{"temp", "0.9"}, {"seed", "7"}, {"ignore-eos", "true"}},
+    {{"temp", "20"}, {"seed", "1"}, {"repeat-penalty", "1.2"}},
+};
+
+// What was submitted, and what may become of it.
+struct Sent {
+  Request request;
+  size_t prompt = 0, sampling = 0;
+  int64_t n = 0;
+  int64_t stop_after = 0, throw_after = 0;  // pieces; 0: never
+  bool cancelled = false;
+  std::shared_ptr<std::string> streamed;
+};
+
+class BatchFuzz {
+ public:
+  explicit BatchFuzz(uint64_t seed) : random_(seed), engine_(open_demo()) {
+    for (int i = 0; i < 3; ++i)
+      prompts_.push_back(engine_.tokenize(prompt_text(1 + kMoreSentences * i, i)));
+    longest_ = static_cast<int64_t>(prompts_.back().size());
+    for (size_t prompt = 0; prompt < prompts_.size(); ++prompt) {
+      for (size_t sampling = 0; sampling < std::size(kSampling); ++sampling) {
+        Options options = kSampling[sampling];
+        options.set("budget", kBudget).set("n-predict", std::to_string(kNew));
+        Session session = engine_.open_session(options);
+        session.prefill(prompts_[prompt]);
+        expected_[{prompt, sampling}] = session.generate(kNew);
+      }
+    }
+    open();
+  }
+
+  void run() {
+    for (int i = 0; i < kCalls && !::testing::Test::HasFailure(); ++i) {
+      const char* name = call();
+      SCOPED_TRACE(std::string(name) + ", call " + std::to_string(i));
+      ++counts_[name];
+      look();
+    }
+    while (!sent_.empty()) wait();
+    const BatchStats stats = batch_->stats();
+    EXPECT_EQ(stats.queued + stats.prefilling + stats.decoding, 0);
+    EXPECT_EQ(stats.ended, n_submitted_);
+    for (const char* name : {"submit", "illegal", "cancel", "wait", "session", "reopen"}) {
+      EXPECT_GT(counts_[name], 0) << name;
+    }
+  }
+
+ private:
+  size_t below(size_t n) { return static_cast<size_t>(random_() % n); }
+
+  void open() {
+    batch_.emplace(engine_.open_batch({{"budget", kBudget},
+                                       {"parallel", std::to_string(1 + below(4))},
+                                       {"max-gap", below(2) == 0 ? "0" : "0.001"},
+                                       {"max-prompt", std::to_string(longest_)},
+                                       {"n-predict", std::to_string(kNew)}}));
+    n_submitted_ = 0;
+  }
+
+  const char* call() {
+    if (++n_calls_ % 40 == 0) return reopen();
+    switch (below(12)) {
+      case 0:
+      case 1: return illegal();
+      case 2: return cancel();
+      case 3:
+      case 4:
+      case 5: return wait();
+      case 6: return session();
+      default: return submit();
+    }
+  }
+
+  const char* submit() {
+    if (sent_.size() > 12) return wait();
+    const size_t prompt = below(3), sampling = below(std::size(kSampling));
+    const int64_t n = below(3) == 0 ? -1 : 1 + static_cast<int64_t>(below(kNew));
+    const int64_t stop = below(4) == 0 ? 1 + static_cast<int64_t>(below(4)) : 0;
+    const int64_t raise = below(6) == 0 ? 1 + static_cast<int64_t>(below(4)) : 0;
+    const auto streamed = std::make_shared<std::string>();
+    const auto listen = [=, heard = int64_t{0}](const Piece& piece) mutable {
+      *streamed += piece.text;
+      if (++heard == raise) throw std::out_of_range("the listener is gone");
+      return heard != stop;
+    };
+    sent_.push_back({.request = batch_->submit(prompts_[prompt], n, kSampling[sampling], listen),
+                     .prompt = prompt,
+                     .sampling = sampling,
+                     .n = n,
+                     .stop_after = stop,
+                     .throw_after = raise,
+                     .streamed = streamed});
+    ++n_submitted_;
+    return "submit";
+  }
+
+  const char* cancel() {
+    if (sent_.empty()) return submit();
+    Sent& sent = sent_[below(sent_.size())];
+    sent.request.cancel();
+    sent.cancelled = true;
+    return "cancel";
+  }
+
+  const char* wait() {
+    if (sent_.empty()) return submit();
+    const size_t which = below(sent_.size());
+    verify(sent_[which]);
+    sent_.erase(sent_.begin() + static_cast<std::ptrdiff_t>(which));
+    return "wait";
+  }
+
+  void verify(const Sent& sent) {
+    const Generation& whole = expected_.at({sent.prompt, sent.sampling});
+    const auto n_whole = static_cast<int64_t>(whole.tokens.size());
+    const int64_t wanted = std::min(sent.n == -1 ? kNew : sent.n, n_whole);
+    Generation got;
+    try {
+      got = sent.request.wait();
+    } catch (const std::out_of_range&) {
+      EXPECT_GT(sent.throw_after, 0);
+      EXPECT_EQ(sent.request.stats().state, RequestState::kFailed);
+      EXPECT_EQ(sent.request.stats().generated_tokens, sent.throw_after);
+      return;
+    }
+    const auto n = static_cast<int64_t>(got.tokens.size());
+    EXPECT_EQ(got.text, *sent.streamed);
+    EXPECT_TRUE(std::equal(got.tokens.begin(), got.tokens.end(), whole.tokens.begin()));
+    EXPECT_EQ(sent.request.stats().generated_tokens, n);
+    if (got.reason == FinishReason::kStopped) {
+      EXPECT_TRUE(sent.cancelled || n == sent.stop_after);
+      EXPECT_EQ(sent.request.stats().state, RequestState::kCancelled);
+      EXPECT_LE(n, wanted);
+      return;
+    }
+    EXPECT_EQ(n, wanted);
+    EXPECT_EQ(sent.request.stats().state, RequestState::kFinished);
+    const bool ends = wanted == n_whole && whole.reason == FinishReason::kEndOfText;
+    EXPECT_EQ(got.reason, ends ? FinishReason::kEndOfText : FinishReason::kLength);
+    if (wanted == n_whole) {
+      EXPECT_EQ(got.text, whole.text);
+    }
+  }
+
+  const char* session() {
+    const size_t prompt = below(3), sampling = below(std::size(kSampling));
+    Options options = kSampling[sampling];
+    options.set("budget", kBudget).set("n-predict", std::to_string(kNew));
+    Session session = engine_.open_session(options);
+    EXPECT_TRUE(session.prefill(prompts_[prompt]));
+    EXPECT_EQ(session.generate(kNew).tokens, (expected_.at({prompt, sampling}).tokens));
+    return "session";
+  }
+
+  const char* reopen() {
+    std::thread other;
+    if (below(2) == 0) {
+      other = std::thread([this] { batch_->close(); });
+      batch_->close();
+      EXPECT_KIND(batch_->submit(prompts_[0]), ErrorKind::kState);
+    } else {
+      batch_.reset();
+    }
+    if (other.joinable()) other.join();
+    for (Sent& sent : sent_) {
+      EXPECT_TRUE(sent.request.done());
+      sent.cancelled = true;
+    }
+    open();
+    return "reopen";
+  }
+
+  const char* illegal() {
+    Batch& batch = *batch_;
+    const std::vector<int32_t> outside = {1, 2048}, negative = {-1}, some = {1, 2};
+    const std::vector<int32_t> too_long(static_cast<size_t>(longest_) + 1, 5);
+    const std::span<const int32_t> nothing;
+    EXPECT_KIND(batch.submit(nothing), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit("", -1, {{"no-bos", "true"}}), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(outside), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(negative), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(too_long), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(some, 0), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(some, -static_cast<int64_t>(2 + below(9))), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(some, 1, {{"slots", "2"}}), ErrorKind::kUsage);
+    EXPECT_KIND(batch.submit(some, 1, {{"ctx-size", "9"}}), ErrorKind::kUsage);
+    EXPECT_KIND(engine_.open_batch(), ErrorKind::kUsage);
+    return "illegal";
+  }
+
+  void look() {
+    const BatchStats stats = batch_->stats();
+    EXPECT_EQ(stats.queued + stats.prefilling + stats.decoding + stats.ended, n_submitted_);
+    if (sent_.empty()) return;
+    Sent& sent = sent_[below(sent_.size())];
+    const bool done = sent.request.done();
+    const RequestStats its = sent.request.stats();
+    EXPECT_EQ(its.prompt_tokens, static_cast<int64_t>(prompts_[sent.prompt].size()));
+    EXPECT_LE(its.generated_tokens, kNew);
+    if (done) {
+      EXPECT_TRUE(sent.request.wait_for(0));
+      EXPECT_GE(its.state, RequestState::kFinished);
+    }
+  }
+
+  std::mt19937_64 random_;
+  Engine engine_;
+  std::vector<std::vector<int32_t>> prompts_;
+  int64_t longest_ = 0, n_submitted_ = 0;
+  std::map<std::pair<size_t, size_t>, Generation> expected_;
+  std::optional<Batch> batch_;
+  std::vector<Sent> sent_;
+  std::map<std::string, int> counts_;
+  int n_calls_ = 0;
+};
+
+TEST(ApiFuzz, RandomRequestsOfABatchDoWhatTheHeaderSays) { BatchFuzz(seed()).run(); }
+
+}  // namespace
+}  // namespace tiercel::test
