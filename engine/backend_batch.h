@@ -56,14 +56,14 @@ class BackendBatch : public Batch {
     return {prompt_flops(config_, settings, runs),
             prompt_flops(config_, settings, {{sequence.n_prompt, 1, dense}})};
   }
-  bool has_room(const SessionPlan& sequence) const override {
+  bool has_room(const SequenceBytes& bytes) const override {
     if (static_cast<int64_t>(sequences_.size()) >= plan_.n_sequences) return false;
     int64_t device = 0, host = 0;
     for (const auto& [name, other] : sequences_) {
       device += other->device_bytes();
       host += other->bytes.host;
     }
-    return room_for(plan_, bytes_of(sequence), device, host);
+    return room_for(plan_, bytes, device, host);
   }
 
   int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt) override {

@@ -68,8 +68,8 @@ class Batch {
   virtual SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots = 0) const = 0;
   virtual SequenceBytes bytes_of(const SessionPlan& sequence) const = 0;
   virtual SequenceWork work_of(const SessionPlan& sequence) const = 0;
-  // Whether it fits beside those that are there.
-  virtual bool has_room(const SessionPlan& sequence) const = 0;
+  // Whether a sequence of so many bytes fits beside those that are there.
+  virtual bool has_room(const SequenceBytes& bytes) const = 0;
 
   // Takes its memory and embeds the prompt. Returns its name, never used again. Throws Error(kUsage)
   // for an id outside the vocabulary, Error(kDoesNotFit) or std::bad_alloc where there is no room;

@@ -27,6 +27,7 @@ struct Scheduler::Entry {
   Sampler sampler;
   std::vector<int32_t> history;  // prompt and tokens
   SessionPlan plan;
+  SequenceBytes bytes;
   SequenceWork work;
   double order = 0;  // work done when it arrived, and its own
   int64_t overtaken = 0;
@@ -72,6 +73,7 @@ Scheduler::RequestId Scheduler::submit(Request request) {
   SessionPlan plan = batch_->plan_sequence(n_prompt, request.n_new);
   auto entry = std::make_unique<Entry>(0, std::move(request), vocab_size_);
   entry->plan = std::move(plan);
+  entry->bytes = batch_->bytes_of(entry->plan);
   entry->work = batch_->work_of(entry->plan);
   entry->report.prompt_tokens = n_prompt;
   entry->arrived = now();
@@ -162,12 +164,14 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
   const bool alone = decoding_.empty();
   SessionPlan plan = entry.plan;
   try {
-    if (!batch_->has_room(plan)) {
+    if (!batch_->has_room(entry.bytes)) {
+      bool fits = false;
       const double slots = working_set_slots();
       if (slots > 0 && slots < plan.options.selection.slots) {
         plan = batch_->plan_sequence(plan.n_prompt, entry.request.n_new, slots);
+        fits = batch_->has_room(batch_->bytes_of(plan));
       }
-      if (!batch_->has_room(plan)) {
+      if (!fits) {
         if (!alone) return Added::kNoRoom;
         fail(ErrorKind::kDoesNotFit,
              "{} tokens do not fit the memory that is left, with nothing else running; raise "
@@ -195,8 +199,10 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
 }
 
 // What the sequences that decode used in recent steps: the chunks of one step, and those that each
-// further step of the window fetched beside them. In budgets, at least one; 0: nobody knows yet.
-double Scheduler::working_set_slots() const {
+// further step of the window fetched beside them. In budgets, at least one; 0: nobody knows yet. Counters
+// may live on a device, which is waited for: they are asked once per window.
+double Scheduler::working_set_slots() {
+  if (n_steps_ < measured_at_ + kWorkingSetSteps && measured_slots_ > 0) return measured_slots_;
   int64_t selected = 0, missed = 0;
   for (const Entry* entry : decoding_) {
     const SelectionReport s = batch_->selection(entry->sequence);
@@ -205,7 +211,9 @@ double Scheduler::working_set_slots() const {
   }
   if (selected == 0) return 0;
   const double misses = static_cast<double>(missed) / static_cast<double>(selected);
-  return 1 + misses * static_cast<double>(kWorkingSetSteps);
+  measured_at_ = n_steps_;
+  measured_slots_ = 1 + misses * static_cast<double>(kWorkingSetSteps);
+  return measured_slots_;
 }
 
 template <typename Work>
@@ -320,6 +328,7 @@ void Scheduler::step() {
     totals_.longest_gap = std::max(totals_.longest_gap, gap_);
   }
   gap_ = 0;
+  ++n_steps_;
   for (Entry* entry : running) {
     work_done_ += entry->work.step;
     accept(*entry);

@@ -113,7 +113,7 @@ class Scheduler {
   void take_cancelled();
   void admit();
   Added try_to_add(Entry& entry);
-  double working_set_slots() const;
+  double working_set_slots();
   void prefill();
   void advance(Entry& entry);
   void step();
@@ -140,6 +140,8 @@ class Scheduler {
   Entry* prefilling_ = nullptr;
   double work_done_ = 0;  // FLOPs
   double gap_ = 0;        // seconds of prefill since the last decode step
+  int64_t n_steps_ = 0, measured_at_ = 0;
+  double measured_slots_ = 0;  // of working_set_slots
   std::vector<Batch::Step> steps_;
 };
 

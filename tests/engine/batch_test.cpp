@@ -128,7 +128,7 @@ class FlakyBatch : public Batch {
   }
   SequenceBytes bytes_of(const SessionPlan& s) const override { return batch_->bytes_of(s); }
   SequenceWork work_of(const SessionPlan& s) const override { return batch_->work_of(s); }
-  bool has_room(const SessionPlan& s) const override { return batch_->has_room(s); }
+  bool has_room(const SequenceBytes& b) const override { return batch_->has_room(b); }
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
     if (fails(20)) throw std::bad_alloc();
     if (fails(20)) fail(ErrorKind::kDoesNotFit, "no memory today");

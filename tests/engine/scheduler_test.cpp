@@ -36,13 +36,12 @@ class CountingBatch : public Batch {
   SequenceWork work_of(const SessionPlan& s) const override {
     return {static_cast<double>(s.n_prompt), 1};
   }
-  bool has_room(const SessionPlan& s) const override {
-    const SequenceBytes bytes = bytes_of(s);
+  bool has_room(const SequenceBytes& bytes) const override {
     return std::ssize(sequences) < plan_.n_sequences &&
            device_bytes() + bytes.device + bytes.prefill <= limit_;
   }
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
-    EXPECT_TRUE(has_room(s));
+    EXPECT_TRUE(has_room(bytes_of(s)));
     log += "+" + std::to_string(prompt[0]);
     sequences[next_] = {s, s.n_prompt, 0};
     return next_++;
