@@ -290,7 +290,7 @@ class TIERCEL_API Request {
   // failed in computing, or what its callback threw. Throws kBusy instead of waiting for ever: in a
   // callback that the engine waits for (of a batch, or a progress callback).
   Generation wait() const;
-  // True: it has ended. False: not within so many seconds. Throws kBusy as wait.
+  // True: it has ended. False: not within so many seconds. Throws kBusy as wait, but for 0 seconds.
   bool wait_for(double seconds) const;
   bool done() const;
   // Returns at once. The callback is not called again, but for a call that is running.

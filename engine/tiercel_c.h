@@ -237,7 +237,7 @@ enum {
 /* Waits until it is done: TIERCEL_OK, or the request's own error. finish: may be NULL. */
 TIERCEL_C_API tiercel_status tiercel_request_wait(const tiercel_request* request,
                                                   tiercel_finish* finish, tiercel_error** error);
-/* Waits so many seconds at most; *done: 1 or 0. */
+/* Waits so many seconds at most, 0: not at all; *done: 1 or 0. */
 TIERCEL_C_API tiercel_status tiercel_request_wait_for(const tiercel_request* request,
                                                       double seconds, int* done,
                                                       tiercel_error** error);

@@ -121,7 +121,12 @@ v0::RequestStats BatchWorker::stats(const SharedRequest& request) const {
     if (request.done_) return request.stats_;
   }
   // Not done, so the scheduler is there and has not forgotten it: that takes this lock.
-  return request.to_public(scheduler_->report(request.id_));
+  RequestReport report = scheduler_->report(request.id_);
+  if (has_ended(report.state)) {  // but its result is not out yet
+    report.state =
+        report.tokens.empty() ? tiercel::RequestState::kQueued : tiercel::RequestState::kDecoding;
+  }
+  return request.to_public(report);
 }
 
 v0::BatchStats BatchWorker::stats() const {
@@ -204,7 +209,9 @@ void BatchWorker::give_back() {
   std::unique_ptr<Scheduler> scheduler;
   {
     const std::lock_guard lock(mutex_);
-    last_report_ = scheduler_->report();
+    SchedulerReport& last = last_report_ = scheduler_->report();
+    last.ended += last.queued + last.prefilling + last.decoding;  // by a fault: end_all
+    last.queued = last.prefilling = last.decoding = 0;
     scheduler = std::move(scheduler_);
   }
   try {
@@ -225,6 +232,8 @@ void BatchWorker::run() noexcept {
       const std::lock_guard lock(mutex_);
       has_work_ = true;
     }
+  } catch (const std::bad_alloc&) {
+    failure = "out of memory";
   } catch (const std::exception& error) {
     failure = error.what();
   } catch (...) {

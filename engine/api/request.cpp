@@ -1,7 +1,6 @@
 // tiercel::Request: what the batch's thread puts in and what any thread reads.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "engine/api/batch_worker.h"
 
@@ -105,10 +104,11 @@ v0::Generation SharedRequest::wait() const {
 }
 
 bool SharedRequest::wait_for(double seconds) const {
+  if (!(seconds > 0)) return done();
   require_patience();
   std::unique_lock lock(mutex_);
   // A year is for ever: what a clock cannot hold would be no time at all.
-  const std::chrono::duration<double> time(std::isnan(seconds) ? 0 : std::min(seconds, 3e7));
+  const std::chrono::duration<double> time(std::min(seconds, 3e7));
   return changed_.wait_for(lock, time, [&] { return done_; });
 }
 

@@ -91,7 +91,7 @@ class Request:
 
     @property
     def done(self) -> bool:
-        return self.state in _STATES[3:]
+        return self._wait_for(0)
 
     def cancel(self) -> None:
         """Returns at once; wait() then has the tokens so far."""
