@@ -112,6 +112,7 @@ TEST(Session, AppendedEqualsStepped) {
   const int64_t n_prompt = n - 300;
   auto m = model();
   for (const AttentionMode mode : attention_modes()) {
+    if (test::kSanitized && mode != AttentionMode::kShadow) continue;
     SessionOptions options = preset(mode);
     options.selection.budget = 64;
     options.selection.recent = 48;
@@ -145,6 +146,7 @@ TEST(Session, HostAttendsAsTheDeviceDoes) {
   auto m = model();
   for (const AttentionMode mode : attention_modes()) {
     if (mode == AttentionMode::kDense) continue;
+    if (test::kSanitized && mode != AttentionMode::kQuest) continue;
     SessionOptions options = preset(mode);
     options.selection.budget = 64;
     options.selection.recent = 48;
