@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
@@ -152,6 +153,23 @@ class BackendSession : public Session {
     n_prompt_ = saved.n_prompt();
   }
 
+  std::unique_ptr<Session> fork() override {
+    if (n_tokens() == 0) fail(ErrorKind::kUsage, "fork: the session holds no tokens");
+    std::unique_ptr<Session> opened = model_->open_session(model_, plan_fork());
+    auto& copy = dynamic_cast<BackendSession&>(*opened);
+    store_.settle();
+    const KvState state = store_.state();
+    copy.store_.adopt(state);
+    StateFiles<Device, Host>(backend_.device, store_).copy_to(copy.store_, state);
+    std::vector<float> logits(static_cast<size_t>(model_->config().vocab_size));
+    std::vector<bf16> prompt_end(static_cast<size_t>(model_->config().hidden));
+    decoder_.read_end(logits.data(), prompt_end.data());
+    copy.decoder_.write_end(logits.data(), prompt_end.data());
+    copy.store_.set_selected(store_.selected());
+    copy.n_prompt_ = n_prompt_;
+    return opened;
+  }
+
   std::span<const float> logits() override { return decoder_.logits(); }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
     if (sampler.is_argmax()) {
@@ -182,6 +200,24 @@ class BackendSession : public Session {
   const Arena<Device>& device_arena() const { return device_arena_; }
 
  private:
+  // Like the plan of a restored session: nothing will be prefilled.
+  SessionPlan plan_fork() const {
+    PlanRequest request = model_->plan_request();
+    SessionPlan plan = plan_;
+    plan.n_prompt = 1;
+    plan.n_restored = n_tokens();
+    request.options = plan.options;
+    plan.memory = count_memory(request, plan);
+    const MemoryReport& m = plan.memory;
+    const int64_t wanted = m.host.total() + (m.one_memory ? m.device.total() - m.device.weights : 0);
+    const int64_t left = cpu::available_memory_bytes();
+    if (wanted > left) {
+      fail(ErrorKind::kDoesNotFit, "fork: another {} bytes of memory are needed, this machine has {} left",
+           wanted, left);
+    }
+    return plan;
+  }
+
   void check_token(int32_t token, int64_t index) const {
     if (token >= 0 && token < model_->config().vocab_size) return;
     fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", token, index,

@@ -110,6 +110,11 @@ class Session {
   // nothing has changed.
   virtual void restore(const SavedSession& saved, const ProgressCallback& progress) = 0;
 
+  // A session that stands where this one does and goes on by itself, in memory of its own: what was
+  // prefilled is copied, not computed. Throws Error(kUsage) where there are no tokens,
+  // Error(kDoesNotFit) where there is no memory for another one.
+  virtual std::unique_ptr<Session> fork() = 0;
+
   // fp32 logits [vocab_size] after the last token. Valid until the next call.
   virtual std::span<const float> logits() = 0;
 

@@ -69,6 +69,27 @@ class StateFiles {
     }
   }
 
+  // Into a store that has adopted this state; its rows may be further apart.
+  void copy_to(KvStore<Device, Host>& target, const KvState& state) {
+    const std::vector<StateBlock> from = state_blocks(store_.layout(), state);
+    const std::vector<StateBlock> to = state_blocks(target.layout(), state);
+    CHECK(from.size() == to.size(), "{} blocks, {} blocks", from.size(), to.size());
+    for (size_t i = 0; i < from.size(); ++i) {
+      CHECK(from[i].part == to[i].part && from[i].row_bytes == to[i].row_bytes &&
+                from[i].n_rows == to[i].n_rows,
+            "{}, {}", from[i].name(), to[i].name());
+      CopyParams params;
+      params.source = store_.address_of(from[i]);
+      params.target = target.address_of(to[i]);
+      params.n_rows = from[i].n_rows;
+      params.row_bytes = from[i].row_bytes;
+      params.source_stride = from[i].stride;
+      params.target_stride = to[i].stride;
+      copy(device_, params);
+    }
+    device_.finish();
+  }
+
   // Throws Error when a block is missing, has another size, or names what does not exist. Changes
   // nothing.
   void check(const std::vector<StateBlock>& blocks, const SessionFile& file) const {

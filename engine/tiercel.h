@@ -200,6 +200,11 @@ class TIERCEL_API Session {
   // Appends one token. Throws kState without a prompt or when the context is full, kUsage for an id
   // outside the vocabulary.
   void step(int32_t token);
+  // Appends tokens behind the prompt, a further turn of a conversation, say: as step with each of
+  // them, but faster. False: the callback asked to stop; n_tokens() says how many are in. Throws as
+  // step, before anything is appended. Text is tokenized without a begin-of-text token.
+  bool append(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
+  bool append(std::string_view text, const ProgressCallback& progress = {});
   // fp32 [vocab_size] behind the last token. Valid until the next call on this session.
   std::span<const float> logits();
 
@@ -219,6 +224,11 @@ class TIERCEL_API Session {
   // False: the callback asked to stop. Throws kState without a prompt, kRuntime where the file
   // cannot be written, kUsage where it has no name; what stood under that name then still does.
   bool save(const std::string& path, const ProgressCallback& progress = {});
+
+  // A session that stands where this one does, sampling included, and goes on by itself in memory of
+  // its own: what was prefilled is copied, not computed. Throws kState without a prompt, kDoesNotFit
+  // where there is no memory for another one.
+  Session fork();
 
   // Back to the end of the prompt: what came behind it is forgotten, and sampling begins anew.
   // Throws kState without a prompt, or where so much was generated that the prompt's last tokens

@@ -154,6 +154,16 @@ TIERCEL_C_API tiercel_status tiercel_session_generate(tiercel_session* session, 
                                                       tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
                                                   tiercel_error** error);
+/* Behind the prompt: as a step with each token, but faster. Text gets no begin-of-text token.
+ * TIERCEL_STOPPED: tiercel_session_tokens says how many are in. */
+TIERCEL_C_API tiercel_status tiercel_session_append(tiercel_session* session, const char* text,
+                                                    size_t length,
+                                                    tiercel_progress_callback progress, void* user,
+                                                    tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_session_append_tokens(tiercel_session* session,
+                                                           const int32_t* tokens, size_t n_tokens,
+                                                           tiercel_progress_callback progress,
+                                                           void* user, tiercel_error** error);
 /* *logits: [*n] = [vocab_size], valid until the next call on this session; not to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits,
                                                     size_t* n, tiercel_error** error);
@@ -165,6 +175,9 @@ TIERCEL_C_API tiercel_status tiercel_session_score(tiercel_session* session, con
 /* Selected tokens per KV head from the next token on, at most what was planned; -1: as planned. */
 TIERCEL_C_API tiercel_status tiercel_session_set_budget(tiercel_session* session, int64_t tokens,
                                                         tiercel_error** error);
+/* A session that stands where this one does and goes on by itself, in memory of its own. */
+TIERCEL_C_API tiercel_status tiercel_session_fork(tiercel_session* session, tiercel_session** fork,
+                                                  tiercel_error** error);
 /* To a file that is complete or not there. TIERCEL_STOPPED: what stood there before still does. The
  * session goes on in either case. */
 TIERCEL_C_API tiercel_status tiercel_session_save(tiercel_session* session, const char* path,

@@ -100,6 +100,7 @@ class KvStore {
   bool rewind();
   // Chunks selected per KV head from now on, at most layout().select.
   void set_selected(int64_t chunks);
+  int64_t selected() const { return selected_; }
 
   // ---- saved and restored between steps (kv_state.h) ----
   KvState state() const;

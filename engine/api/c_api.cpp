@@ -154,6 +154,36 @@ tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
   });
 }
 
+tiercel_status tiercel_session_append(tiercel_session* session, const char* text, size_t length,
+                                      tiercel_progress_callback progress, void* user,
+                                      tiercel_error** error) {
+  return guarded(error, [&] {
+    const bool done =
+        at(session, "session").session.append(text_at(text, length), wrapped(progress, user));
+    return done ? TIERCEL_OK : TIERCEL_STOPPED;
+  });
+}
+
+tiercel_status tiercel_session_append_tokens(tiercel_session* session, const int32_t* tokens,
+                                             size_t n_tokens, tiercel_progress_callback progress,
+                                             void* user, tiercel_error** error) {
+  return guarded(error, [&] {
+    const bool done =
+        at(session, "session")
+            .session.append(span_at(tokens, n_tokens, "tokens"), wrapped(progress, user));
+    return done ? TIERCEL_OK : TIERCEL_STOPPED;
+  });
+}
+
+tiercel_status tiercel_session_fork(tiercel_session* session, tiercel_session** fork,
+                                    tiercel_error** error) {
+  return guarded(error, [&] {
+    at(fork, "fork");
+    *fork = new tiercel_session{at(session, "session").session.fork()};
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits, size_t* n,
                                       tiercel_error** error) {
   return guarded(error, [&] {

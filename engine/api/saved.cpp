@@ -1,4 +1,4 @@
-// Sessions that are saved and restored, and budgets that change on the way.
+// Sessions that are saved, restored and forked, and budgets that change on the way.
 #include "engine/api/session_call.h"
 #include "engine/saved_session.h"
 
@@ -88,6 +88,27 @@ void Session::set_budget(int64_t tokens) {
   detail::decode(s, [&] { detail::flush(s); });  // what was generated attended as it was asked to
   const detail::Turn turn(*s.engine);
   detail::translated([&] { s.inner->set_budget(tokens); });
+}
+
+Session Session::fork() {
+  const detail::Call call(state_);
+  detail::SessionState& s = call.with_prompt();
+  detail::decode(s, [&] { detail::flush(s); });
+  auto state = std::make_unique<detail::SessionState>(s.engine, s.settings);
+  {
+    const detail::Turn turn(*s.engine);
+    const auto start = std::chrono::steady_clock::now();
+    detail::translated([&] { state->inner = s.inner->fork(); });
+    state->open_seconds = detail::seconds_since(start);
+  }
+  state->sequence = s.sequence;
+  state->n_prompt = s.n_prompt;
+  state->decode_steps = s.decode_steps;
+  state->sampler = s.sampler;
+  state->initial_sampler = s.initial_sampler;
+  state->seed = s.seed;
+  state->decoder = s.decoder;
+  return Session(std::move(state));
 }
 
 Session Engine::restore(const std::string& path, const Options& options,

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <exception>
 
 #include "engine/api/session_call.h"
 
@@ -165,6 +166,48 @@ void Session::step(int32_t token) {
     s.sequence.push_back(token);
   });
   s.decoder->finish();
+}
+
+bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& progress) {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  detail::check_tokens(*s.engine, tokens);
+  detail::check_room(s, tokens.size());
+  const auto n = static_cast<int64_t>(tokens.size());
+  std::exception_ptr thrown;  // by the callback: what is in stays in
+  const bool done = detail::decode(s, [&] {
+    detail::flush(s);
+    const int64_t before = s.inner->n_tokens();
+    const bool finished = s.inner->append(tokens, [&](const tiercel::Progress& p) {
+      if (!progress) return true;
+      try {
+        return progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
+      } catch (...) {
+        thrown = std::current_exception();
+        return false;
+      }
+    });
+    const int64_t added = s.inner->n_tokens() - before;
+    s.sequence.insert(s.sequence.end(), tokens.begin(), tokens.begin() + added);
+    s.decode_steps += added;
+    return finished;
+  });
+  s.decoder->finish();
+  if (thrown) std::rethrow_exception(thrown);
+  return done;
+}
+
+bool Session::append(std::string_view text, const ProgressCallback& progress) {
+  std::vector<int32_t> tokens;
+  {
+    const Call call(state_);
+    const SessionState& s = call.with_prompt();
+    tokens = detail::translated([&] {
+      return s.engine->tokenizer.encode(
+          text, {.add_special = false, .parse_special = s.settings.special});
+    });
+  }
+  return append(tokens, progress);
 }
 
 std::span<const float> Session::logits() {

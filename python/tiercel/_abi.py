@@ -116,6 +116,15 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [_H, _TOKENS, c_size_t, POINTER(c_double), PROGRESS_CALLBACK, c_void_p, _E],
     ),
+    "tiercel_session_append": (
+        c_int32,
+        [_H, c_char_p, c_size_t, PROGRESS_CALLBACK, c_void_p, _E],
+    ),
+    "tiercel_session_append_tokens": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, PROGRESS_CALLBACK, c_void_p, _E],
+    ),
+    "tiercel_session_fork": (c_int32, [_H, POINTER(_H), _E]),
     "tiercel_session_set_budget": (c_int32, [_H, c_int64, _E]),
     "tiercel_session_save": (c_int32, [_H, c_char_p, PROGRESS_CALLBACK, c_void_p, _E]),
     "tiercel_session_restore": (

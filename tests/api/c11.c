@@ -232,7 +232,7 @@ static void one_sequence(tiercel_engine* engine) {
 static void saved_and_restored(tiercel_engine* engine, const char* path) {
   static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
   tiercel_error* error = NULL;
-  tiercel_session *session = NULL, *copy = NULL;
+  tiercel_session *session = NULL, *copy = NULL, *fork = NULL;
   struct heard heard = {0, 0, 1};
   int32_t *tokens = NULL, *same = NULL;
   size_t n = 0, m = 0;
@@ -252,6 +252,15 @@ static void saved_and_restored(tiercel_engine* engine, const char* path) {
   EXPECT(remove(path) == 0);
   EXPECT(tiercel_session_set_budget(copy, -1, &error) == TIERCEL_OK);
   EXPECT_ERROR(tiercel_session_set_budget(copy, 0, &error), TIERCEL_USAGE, "budget");
+  EXPECT_ERROR(tiercel_session_fork(session, NULL, &error), TIERCEL_USAGE, "fork");
+  EXPECT_ERROR(tiercel_session_fork(NULL, &fork, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_append(session, NULL, 3, NULL, NULL, &error), TIERCEL_USAGE, "text");
+  EXPECT(tiercel_session_fork(session, &fork, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_append(fork, text, strlen(text), NULL, NULL, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_tokens(fork, &tokens, &n, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_append_tokens(fork, tokens, 2, NULL, NULL, &error) == TIERCEL_OK);
+  tiercel_free(tokens);
+  tiercel_session_close(fork);
   EXPECT(tiercel_session_generate(session, 4, NULL, NULL, NULL, &error) == TIERCEL_OK);
   EXPECT(tiercel_session_generate(copy, 4, NULL, NULL, NULL, &error) == TIERCEL_OK);
   EXPECT(tiercel_session_tokens(session, &tokens, &n, &error) == TIERCEL_OK);

@@ -63,7 +63,7 @@ class Fuzz {
     }
     // A fuzz that never gets anywhere would pass too.
     for (const char* name :
-         {"generate", "step", "score", "rewind", "prefill", "cancel", "save", "illegal"}) {
+         {"generate", "step", "append", "fork", "score", "rewind", "prefill", "cancel", "save", "illegal"}) {
       EXPECT_GT(counts_[name], 0) << name;
     }
   }
@@ -98,9 +98,9 @@ class Fuzz {
     if (!expected().prompt) return begin();
     switch (below(10)) {
       case 0: return rewind();
-      case 1: return step();
+      case 1: return below(2) > 0 ? step() : append();
       case 2: return score();
-      case 3: return look();
+      case 3: return below(3) > 0 ? look() : fork();
       case 4:
         if (below(3) > 0) return save();
         session().reset();
@@ -221,6 +221,29 @@ class Fuzz {
     return "save";
   }
 
+  // Stopped or not, what is in is in.
+  const char* append() {
+    std::vector<int32_t> tokens(below(static_cast<size_t>(std::min<int64_t>(room(), 9)) + 1));
+    for (int32_t& token : tokens) token = static_cast<int32_t>(below(2000));
+    const bool stops = below(3) == 0 && !tokens.empty();
+    EXPECT_EQ(session().append(tokens, [&](const Progress&) { return !stops; }), !stops);
+    expected().sequence.insert(expected().sequence.end(), tokens.begin(), tokens.end());
+    if (!tokens.empty()) expected().plain = false;
+    return "append";
+  }
+
+  // The fork takes the place of another session, and is what this one is.
+  const char* fork() {
+    Session copy = session().fork();
+    const std::span<const float> mine = session().logits(), its = copy.logits();
+    EXPECT_TRUE(std::equal(mine.begin(), mine.end(), its.begin(), its.end()));
+    const size_t other = below(sessions_.size());
+    if (other == at_) return "fork";
+    sessions_[other] = std::move(copy);
+    expected_[other] = expected();
+    return "fork";
+  }
+
   const char* rewind() {
     const int kind = kind_of([&] { session().rewind(); });
     if (kind != 0) {
@@ -251,6 +274,8 @@ class Fuzz {
       EXPECT_KIND(s.rewind(), ErrorKind::kState);
       EXPECT_KIND(s.save("x"), ErrorKind::kState);
       EXPECT_KIND(s.set_budget(8), ErrorKind::kState);
+      EXPECT_KIND(s.fork(), ErrorKind::kState);
+      EXPECT_KIND(s.append(some), ErrorKind::kState);
       EXPECT_KIND(s.prefill(std::span<const int32_t>()), ErrorKind::kUsage);
       EXPECT_KIND(s.score({}), ErrorKind::kUsage);
       EXPECT_KIND(s.prefill(outside), ErrorKind::kUsage);
@@ -267,6 +292,8 @@ class Fuzz {
       EXPECT_KIND(s.score(outside), ErrorKind::kUsage);
       const std::vector<int32_t> too_many(static_cast<size_t>(room()) + 1, 5);
       EXPECT_KIND(s.score(too_many), ErrorKind::kState);
+      EXPECT_KIND(s.append(too_many), ErrorKind::kState);
+      EXPECT_KIND(s.append(outside), ErrorKind::kUsage);
       if (room() == 0) {
         EXPECT_KIND(s.step(1), ErrorKind::kState);
       }

@@ -164,6 +164,22 @@ class Module(unittest.TestCase):
         with self.assertRaises(tiercel.UsageError):
             copy.set_budget(129)
 
+    def test_append_and_fork(self):
+        session = self.engine.session(budget=128, n_predict=100)
+        session.prefill(PROMPT)
+        more = self.engine.tokenize(" and more of it", no_bos=True)
+        fork = session.fork()
+        self.assertTrue(session.append(" and more of it"))
+        for token in more:
+            fork.step(token)
+        self.assertEqual(session.tokens, fork.tokens)
+        self.assertEqual(session.generate(5), fork.generate(5))
+        self.assertFalse(fork.append(more * 10, progress=lambda p: p.processed < p.total // 2))
+        with self.assertRaises(ZeroDivisionError):
+            session.append(more, progress=lambda p: 1 / 0)
+        with self.assertRaises(tiercel.UsageError):
+            session.append([1 << 30])
+
     def test_options_versions_plans(self):
         self.assertIn("value_codec", tiercel.options())
         self.assertRegex(tiercel.version(), r"^\d+\.\d+\.\d+$")

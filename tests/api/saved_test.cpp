@@ -79,6 +79,32 @@ TEST_F(ApiSaved, ARestoredSessionGoesOnAsTheSavedOne) {
   }
 }
 
+// Two answers to one prompt; each goes on as if the other was not there.
+TEST_F(ApiSaved, ForksAndTurns) {
+  Session session = engine_.open_session({{"budget", "64"}, {"temp", "0.7"}, {"seed", "3"}});
+  EXPECT_KIND(session.fork(), ErrorKind::kState);
+  EXPECT_KIND(session.append("x"), ErrorKind::kState);
+  ASSERT_TRUE(session.prefill(prompt_text(kSentences)));
+  session.generate(2);
+  Session fork = session.fork(), other = session.fork();
+  EXPECT_EQ(fork.tokens(), session.tokens());
+  EXPECT_EQ(fork.stats().prompt_tokens, session.stats().prompt_tokens);
+  ASSERT_TRUE(other.append(" And then?"));
+  const std::vector<int32_t> more = engine_.tokenize(" And then?", {{"no-bos", "true"}});
+  EXPECT_EQ(other.n_tokens(), session.n_tokens() + static_cast<int64_t>(more.size()));
+  EXPECT_EQ(fork.generate(kNew).tokens, session.generate(kNew).tokens);  // sampling goes on alike
+  session.close();
+  EXPECT_EQ(fork.generate(1).tokens.size(), 1u);
+  struct Mine {};
+  const int64_t before = other.n_tokens();
+  EXPECT_THROW(other.append(more, [](const Progress&) -> bool { throw Mine(); }), Mine);
+  EXPECT_EQ(other.n_tokens(), before + static_cast<int64_t>(more.size()));  // they fit one run
+  EXPECT_EQ(other.generate(1).tokens.size(), 1u);
+  fork.rewind();
+  other.rewind();
+  EXPECT_EQ(fork.generate(kNew).tokens, other.generate(kNew).tokens);
+}
+
 TEST_F(ApiSaved, AtTheEndOfAPromptSeedsDrawTheSame) {
   const Options options = {{"temp", "0.9"}, {"seed", "5"}};
   Session session = engine_.open_session(options);

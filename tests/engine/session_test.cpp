@@ -139,6 +139,39 @@ TEST(Session, AppendedEqualsStepped) {
   }
 }
 
+// A fork goes on as its origin does, and as if the other was not there.
+TEST(Session, ForksGoTheirOwnWays) {
+  const std::vector<int32_t> ids = prompt(60);
+  const auto n = static_cast<int64_t>(ids.size());
+  auto m = model();
+  for (const AttentionMode mode : attention_modes()) {
+    if (test::kSanitized && mode != AttentionMode::kShadow) continue;
+    SessionOptions options = preset(mode);
+    options.selection.budget = 64;
+    options.selection.recent = 48;
+    const SessionPlan plan = Session::plan(*m, options, n, 200);
+    const auto origin = Session::open(m, plan), control = Session::open(m, plan);
+    EXPECT_THROW(origin->fork(), Error);
+    for (Session* session : {origin.get(), control.get()}) {
+      ASSERT_TRUE(session->prefill(ids, {}));
+      for (int32_t i = 0; i < 20; ++i) session->step(i);
+    }
+    const auto fork = origin->fork();
+    ASSERT_TRUE(std::ranges::equal(fork->logits(), control->logits())) << name_of(mode);
+    EXPECT_EQ(fork->n_tokens(), n + 20);
+    // The origin says something else, then goes away; the fork says what the control does.
+    for (int32_t i = 0; i < 30; ++i) origin->step(1000 + i);
+    ASSERT_FALSE(std::ranges::equal(origin->logits(), control->logits()));
+    const auto grandchild = fork->fork();
+    for (int32_t i = 0; i < 90; ++i) {
+      for (Session* session : {fork.get(), control.get(), grandchild.get()}) session->step(50 + i);
+      if (i % 30 > 0) continue;
+      ASSERT_TRUE(std::ranges::equal(fork->logits(), control->logits())) << name_of(mode) << i;
+      ASSERT_TRUE(std::ranges::equal(grandchild->logits(), control->logits())) << name_of(mode);
+    }
+  }
+}
+
 // Where it lies changes what is counted, no bit.
 TEST(Session, HostAttendsAsTheDeviceDoes) {
   const std::vector<int32_t> ids = prompt(60);
