@@ -10,6 +10,7 @@ int command_perplexity(int argc, char** argv);
 int command_estimate(int argc, char** argv);
 int command_eval(int argc, char** argv);
 int command_haystack(int argc, char** argv);
+int command_completion(int argc, char** argv);
 int command_version(int argc, char** argv);
 
 }  // namespace tiercel

@@ -131,7 +131,23 @@ void Flags::flag(const char* names, bool& target, const char* help) {
   finish(app_->add_flag_callback(names, [&target] { target = true; }), help);
 }
 
+std::string Flags::list() const {
+  std::string text;
+  for (const CLI::Option* option : app_->get_options()) {
+    const auto add = [&](const std::string& name) {
+      text += name + "\t" + option->get_type_name() + "\t" + option->get_description() + "\n";
+    };
+    for (const std::string& name : option->get_snames()) add("-" + name);
+    for (const std::string& name : option->get_lnames()) add("--" + name);
+  }
+  return text;
+}
+
 bool Flags::parse(int argc, char** argv) {
+  if (argc == 2 && std::string_view(argv[1]) == "--list-flags") {
+    print_result(list());
+    return false;
+  }
   try {
     app_->parse(argc, argv);
     return true;

@@ -98,12 +98,14 @@ class Flags {
   void value(const char* names, const char* type, const std::string& default_text, const char* help,
              std::function<void(const std::string&)> set);
 
-  // Reads argv[1..] (argv[0] is the subcommand). False: --help was asked for and printed.
+  // Reads argv[1..] (argv[0] is the subcommand). False: --help was asked for and printed, or, for
+  // completion, --list-flags: "--name<TAB>type<TAB>help", a name per line.
   // Throws Error(kUsage).
   bool parse(int argc, char** argv);
 
  private:
   CLI::Option* finish(CLI::Option* option, const char* help);
+  std::string list() const;
   std::unique_ptr<CLI::App> app_;
   std::string command_, section_ = "Options";
   bool twins_ = true;

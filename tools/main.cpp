@@ -26,6 +26,7 @@ constexpr Command kCommands[] = {
     {"estimate", "The memory that a run would take", command_estimate},
     {"eval", "What a composition loses, by tasks and against dense attention", command_eval},
     {"haystack", "Write a long prompt with planted facts, and its questions", command_haystack},
+    {"completion", "Completion for bash, zsh or fish", command_completion},
     {"version", "Version, compiler, libraries, instruction set", command_version},
 };
 
@@ -46,6 +47,12 @@ int dispatch(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
   if (name == "--help" || name == "-h" || name == "help") {
     print_result(usage());
+    return 0;
+  }
+  if (name == "--list-commands") {  // for completion
+    std::string text;
+    for (const Command& command : kCommands) text += std::string(command.name) + "\n";
+    print_result(text);
     return 0;
   }
   if (name == "--version") return command_version(1, argv + 1);
