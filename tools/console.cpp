@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "engine/base/check.h"
 
@@ -23,7 +24,45 @@ int write_all(int fd, std::string_view text) {
   return 0;
 }
 
+struct Log {
+  int file = -1;
+  LogLevel level = LogLevel::kInfo;
+};
+Log& the_log() {
+  static Log log;
+  return log;
+}
+
+// Whether stderr wants it.
+bool to_log(LogLevel level, std::string_view text) {
+  const Log& log = the_log();
+  if (level < log.level) return false;
+  if (log.file >= 0) {
+    std::timespec now{};
+    std::timespec_get(&now, TIME_UTC);
+    std::tm utc{};
+    ::gmtime_r(&now.tv_sec, &utc);
+    constexpr const char* kNames[] = {"info", "warning", "error"};
+    // One write a line: processes may share the file. A full disk must not end the work that is logged.
+    static_cast<void>(write_all(
+        log.file,
+        fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z {:<7} {}\n", utc.tm_year + 1900,
+                    utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
+                    now.tv_nsec / 1000000, kNames[static_cast<int>(level)], text)));
+  }
+  return true;
+}
+
 }  // namespace
+
+void set_log(const std::string& path, LogLevel level) {
+  Log& log = the_log();
+  log.level = level;
+  if (path.empty()) return;
+  const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (file < 0) fail("--log-file: {}: {}", path, std::strerror(errno));
+  log.file = file;
+}
 
 void secure_standard_streams() {
   for (int fd = 0; fd <= 2; ++fd) {
@@ -53,11 +92,17 @@ void Console::line(std::string_view text) const {
   static_cast<void>(write_all(STDERR_FILENO, std::string(text) + '\n'));
 }
 
+void Console::information(std::string_view text) const {
+  if (to_log(LogLevel::kInfo, text) && !quiet_) line(text);
+}
+
 void Console::warning(std::string_view text) const {
+  if (!to_log(LogLevel::kWarning, text)) return;
   line(fmt::format("{} {}", color_ ? "\x1b[33mwarning:\x1b[0m" : "warning:", text));
 }
 
 void Console::error(std::string_view text) const {
+  to_log(LogLevel::kError, text);
   line(fmt::format("{} {}", color_ ? "\x1b[31merror:\x1b[0m" : "error:", text));
 }
 

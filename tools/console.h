@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,20 +26,30 @@ int write_result(std::string_view text);
 // The same, but throws ReaderGone or Error(kRuntime).
 void print_result(std::string_view text);
 
+// What is said, from the least to the most urgent.
+enum class LogLevel : uint8_t { kInfo, kWarning, kError };
+
+// From now on, all that any Console of this process says at this level or above goes to the file too,
+// a line each with time and level, appended; and stderr gets nothing below it. An empty path: stderr
+// only. Throws Error(kRuntime) naming a file that cannot be written.
+void set_log(const std::string& path, LogLevel level);
+
 class Console {
  public:
   explicit Console(bool quiet);
 
-  // One line. info is silent with --quiet; warnings are not.
+  // One line. info is silent with --quiet, but for a log file; warnings are not.
   template <typename... Args>
   void info(fmt::format_string<Args...> format, Args&&... args) const {
-    if (!quiet_) line(fmt::format(format, std::forward<Args>(args)...));
+    information(fmt::format(format, std::forward<Args>(args)...));
   }
   template <typename... Args>
   void warn(fmt::format_string<Args...> format, Args&&... args) const {
     warning(fmt::format(format, std::forward<Args>(args)...));
   }
+  // To stderr whatever the level, and to no log: what belongs to a screen.
   void line(std::string_view text) const;
+  void information(std::string_view text) const;
   void warning(std::string_view text) const;
   void error(std::string_view text) const;
 

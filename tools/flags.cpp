@@ -131,6 +131,15 @@ void Flags::flag(const char* names, bool& target, const char* help) {
   finish(app_->add_flag_callback(names, [&target] { target = true; }), help);
 }
 
+// Every command has them, behind its own.
+void Flags::add_log_flags() {
+  section("Log");
+  text("--log-file", log_file_, "Append what is said on stderr to this file, with time and level");
+  choice("--log-level", log_level_,
+         {{"info", LogLevel::kInfo}, {"warning", LogLevel::kWarning}, {"error", LogLevel::kError}},
+         "Say nothing below this level");
+}
+
 std::string Flags::list() const {
   std::string text;
   for (const CLI::Option* option : app_->get_options()) {
@@ -144,12 +153,14 @@ std::string Flags::list() const {
 }
 
 bool Flags::parse(int argc, char** argv) {
+  if (with_log_) add_log_flags();
   if (argc == 2 && std::string_view(argv[1]) == "--list-flags") {
     print_result(list());
     return false;
   }
   try {
     app_->parse(argc, argv);
+    if (with_log_) set_log(log_file_, log_level_);
     return true;
   } catch (const CLI::CallForHelp&) {
     print_result(app_->help());

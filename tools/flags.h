@@ -19,6 +19,7 @@
 
 #include "engine/base/check.h"
 #include "engine/option_values.h"
+#include "tools/console.h"
 
 namespace CLI {
 class App;
@@ -94,6 +95,8 @@ class Flags {
     add();
     twins_ = true;
   }
+  // These flags are part of another command's: what is logged is that one's business.
+  void without_log() { with_log_ = false; }
   // Anything else: `set` parses, and throws Error(kUsage) as the functions above do.
   void value(const char* names, const char* type, const std::string& default_text, const char* help,
              std::function<void(const std::string&)> set);
@@ -105,9 +108,13 @@ class Flags {
 
  private:
   CLI::Option* finish(CLI::Option* option, const char* help);
+  void add_log_flags();
   std::string list() const;
   std::unique_ptr<CLI::App> app_;
   std::string command_, section_ = "Options";
+  std::string log_file_;
+  LogLevel log_level_ = LogLevel::kInfo;
+  bool with_log_ = true;
   bool twins_ = true;
 };
 

@@ -124,6 +124,36 @@ TEST(Version, NamesWhatItIsMadeOf) {
   EXPECT_EQ(run({.arguments = {"--version"}}).out, result.out);
 }
 
+TEST(Log, FileGetsWhatStderrGets) {
+  const Scratch scratch;
+  const std::string log = scratch / "log";
+  // What is adjusted is a warning: the rank here.
+  const std::vector<std::string> flags = {"--tokens", "2000",   "--rank",     "4000",
+                                          "--key-codec", "lowrank", "--log-file", log};
+  const Result all = run(with_model("estimate", flags));
+  ASSERT_EQ(all.code, 0) << all.err;
+  const std::string text = read_file(log);
+  EXPECT_TRUE(contains(text, "Z info    prompt: 2,000 tokens")) << text;
+  EXPECT_TRUE(contains(text, "Z warning --rank 4000 is more than")) << text;
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), std::count(all.err.begin(), all.err.end(), '\n'));
+  // Appended, from a level on; errors too.
+  std::vector<std::string> fewer = flags;
+  fewer.insert(fewer.end(), {"--log-level", "warning"});
+  const Result some = run(with_model("estimate", fewer));
+  EXPECT_EQ(std::count(some.err.begin(), some.err.end(), '\n'), 1) << some.err;
+  const std::string more = read_file(log);
+  EXPECT_EQ(more.substr(0, text.size()), text);
+  EXPECT_EQ(std::count(more.begin(), more.end(), '\n'),
+            std::count(text.begin(), text.end(), '\n') + 1);
+  fewer.back() = "error";
+  fewer.insert(fewer.end(), {"--device-memory", "1KiB"});
+  EXPECT_EQ(run(with_model("estimate", fewer)).code, 3);
+  EXPECT_TRUE(contains(read_file(log).substr(more.size()), "Z error   ")) << read_file(log);
+  const Result none = run(with_model("estimate", {"--tokens", "9", "--log-file", "/nowhere/log"}));
+  EXPECT_EQ(none.code, 1);
+  EXPECT_TRUE(contains(none.err, "--log-file: /nowhere/log: No such file")) << none.err;
+}
+
 TEST(Help, EveryCommandHasOne) {
   for (const char* command : {"run", "bench", "tokenize", "perplexity", "estimate", "eval",
                               "haystack", "version"}) {

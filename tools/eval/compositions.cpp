@@ -62,6 +62,7 @@ EvalComposition parse_composition(std::string_view spec, const SessionOptions& b
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   Flags flags("eval", "One composition.");
+  flags.without_log();
   flags.without_twin([&] { add_session_flags(flags, composition.options); });
   if (!flags.parse(static_cast<int>(arguments.size()), arguments.data())) {
     fail(ErrorKind::kUsage, "expected a preset and its flags, found '{}'", spec);
