@@ -168,6 +168,10 @@ struct Stats {
   double audit_mass_mean = 0, audit_mass_p05 = 0;  // share of the attention mass that was selected
 };
 
+enum class LogLevel : int { kInfo = 0, kWarning = 1, kError = 2 };
+// One line without an end of line; valid during the call.
+using LogCallback = std::function<void(LogLevel, std::string_view)>;
+
 struct ModelInfo {
   int64_t n_layers = 0, vocab_size = 0, max_positions = 0;
   int64_t parameters = 0, weight_bytes = 0;
@@ -398,6 +402,12 @@ class TIERCEL_API Engine {
   // Valid UTF-8. Throws kUsage for an id outside the vocabulary.
   std::string detokenize(std::span<const int32_t> tokens, bool skip_special = false) const;
   ModelInfo info() const;
+
+  // What the library would say if it printed: plans, what they adjusted, faults of batches; from this
+  // level up. Lines come one at a time, in the thread that has something to say, which waits: the
+  // callback may not call this engine or what it opened, and what it throws is lost. Empty: silence,
+  // as from the start.
+  void set_log(LogCallback callback, LogLevel from = LogLevel::kInfo);
 
  private:
   std::shared_ptr<detail::EngineState> state_;

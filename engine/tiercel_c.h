@@ -95,6 +95,17 @@ TIERCEL_C_API tiercel_status tiercel_engine_open(const char* directory,
                                                  tiercel_engine** engine, tiercel_error** error);
 /* Sessions and batches live on. */
 TIERCEL_C_API void tiercel_engine_close(tiercel_engine* engine);
+typedef int32_t tiercel_log_level;
+enum { TIERCEL_LOG_INFO = 0, TIERCEL_LOG_WARNING = 1, TIERCEL_LOG_ERROR = 2 };
+/* One line: `length` bytes, no zero behind them, valid during the call. It comes in whatever thread has
+ * something to say, one line at a time, and may not call this engine or what it opened. */
+typedef void (*tiercel_log_callback)(void* user, tiercel_log_level level, const char* line,
+                                     size_t length);
+/* What the library would say if it printed, from this level up. callback: NULL for silence, as from the
+ * start. */
+TIERCEL_C_API tiercel_status tiercel_engine_set_log(tiercel_engine* engine,
+                                                    tiercel_log_callback callback, void* user,
+                                                    tiercel_log_level from, tiercel_error** error);
 /* "layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token" (-1: none) */
 TIERCEL_C_API tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name,
                                                    double* value, tiercel_error** error);

@@ -239,7 +239,10 @@ void BatchWorker::run() noexcept {
   } catch (...) {
     failure = "an unknown exception";
   }
-  if (!failure.empty()) end_all(failure);
+  if (!failure.empty()) {
+    engine_->log(v0::LogLevel::kError, "batch: ended by a fault: " + failure);
+    end_all(failure);
+  }
   give_back();
   const std::lock_guard lock(mutex_);
   stopped_ = true;
@@ -336,6 +339,7 @@ Batch Engine::open_batch(const Options& options) const {
     const BatchSizes sizes = batch_sizes(s);
     const BatchPlan plan = tiercel::Batch::plan(*state_->model, s.session, s.parallel,
                                                 sizes.max_prompt, sizes.max_new);
+    state_->log_plan("batch", plan.largest);
     const auto worker = std::make_shared<detail::BatchWorker>(
         state_, options, tiercel::Batch::open(state_->model, plan), s.max_gap);
     worker->start();

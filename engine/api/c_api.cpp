@@ -73,6 +73,24 @@ tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* n
   });
 }
 
+tiercel_status tiercel_engine_set_log(tiercel_engine* engine, tiercel_log_callback callback,
+                                      void* user, tiercel_log_level from, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::v0::LogCallback log;
+    if (callback != nullptr) {
+      log = [callback, user](tiercel::v0::LogLevel level, std::string_view line) {
+        callback(user, static_cast<tiercel_log_level>(level), line.data(), line.size());
+      };
+    }
+    if (from < TIERCEL_LOG_INFO || from > TIERCEL_LOG_ERROR) {
+      tiercel::detail::refuse(ErrorKind::kUsage, "from: expected a level from {} to {}, found {}",
+                              TIERCEL_LOG_INFO, TIERCEL_LOG_ERROR, from);
+    }
+    at(engine, "engine").engine.set_log(std::move(log), static_cast<tiercel::v0::LogLevel>(from));
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_tokenize(const tiercel_engine* engine, const char* text, size_t length,
                                 const tiercel_options* options, int32_t** tokens, size_t* n_tokens,
                                 tiercel_error** error) {

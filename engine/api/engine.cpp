@@ -41,6 +41,30 @@ void check_tokens(const EngineState& engine, std::span<const int32_t> tokens) {
   }
 }
 
+void EngineState::set_log(v0::LogCallback callback, v0::LogLevel from) {
+  const std::lock_guard lock(log_mutex_);
+  log_callback_ = std::move(callback);
+  log_from_ = from;
+}
+
+void EngineState::log(v0::LogLevel level, const std::string& line) {
+  const std::lock_guard lock(log_mutex_);
+  if (!log_callback_ || level < log_from_) return;
+  try {
+    log_callback_(level, line);
+  } catch (...) {
+    // What is logged must not end the work that it tells of.
+  }
+}
+
+void EngineState::log_plan(const char* what, const SessionPlan& plan) {
+  const MemoryReport& m = plan.memory;
+  log(v0::LogLevel::kInfo,
+      fmt::format("{}: context of {} tokens; {}; {} bytes on the device, {} on the host", what,
+                  plan.context, composition(plan.options), m.device.total(), m.host.total()));
+  for (const std::string& note : plan.notes) log(v0::LogLevel::kWarning, note);
+}
+
 v0::MemoryPlan to_public(const SessionPlan& plan) {
   const MemoryReport& m = plan.memory;
   v0::MemoryPlan p;
@@ -138,6 +162,10 @@ std::string Engine::detokenize(std::span<const int32_t> tokens, bool skip_specia
                    tokens[i], i, engine.tokenizer.vocab_size() - 1);
   }
   return detail::translated([&] { return engine.tokenizer.decode(tokens, skip_special); });
+}
+
+void Engine::set_log(LogCallback callback, LogLevel from) {
+  opened(state_).set_log(std::move(callback), from);
 }
 
 ModelInfo Engine::info() const {

@@ -47,6 +47,7 @@ bool restore(SessionState& s, const SavedSession& saved, const v0::ProgressCallb
     const auto start = std::chrono::steady_clock::now();
     const SessionPlan plan =
         tiercel::Session::plan(*s.engine->model, s.settings.session, saved, s.settings.n_predict);
+    s.engine->log_plan("restore", plan);
     s.inner = tiercel::Session::open(s.engine->model, plan);
     s.open_seconds = seconds_since(start);
     const bool done = stoppable(saved.n_tokens(), true, progress,

@@ -38,6 +38,7 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     const auto start = std::chrono::steady_clock::now();
     const SessionPlan plan = tiercel::Session::plan(*s.engine->model, s.settings.session, n,
                                                     s.settings.n_predict, with_logprobs);
+    s.engine->log_plan("prefill", plan);
     s.inner = tiercel::Session::open(s.engine->model, plan);
     s.open_seconds = seconds_since(start);
     // Even when nobody listens: a device's prefill is waited for only where it is reported.

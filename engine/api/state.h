@@ -48,6 +48,16 @@ struct EngineState {
   const Tokenizer tokenizer;
   // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
   TurnLock turn;
+
+  void set_log(v0::LogCallback callback, v0::LogLevel from);
+  void log(v0::LogLevel level, const std::string& line);
+  // What a plan decided, and every note that it has.
+  void log_plan(const char* what, const SessionPlan& plan);
+
+ private:
+  std::mutex log_mutex_;
+  v0::LogCallback log_callback_;
+  v0::LogLevel log_from_ = v0::LogLevel::kInfo;
 };
 
 struct SessionState {

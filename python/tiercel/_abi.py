@@ -67,6 +67,7 @@ class CProgress(ctypes.Structure):
 
 PROGRESS_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(CProgress))
 PIECE_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, c_size_t)
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_void_p, c_size_t)
 
 _H = c_void_p  # a handle
 _E = POINTER(c_void_p)  # tiercel_error**
@@ -86,6 +87,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_option_help": (c_char_p, [c_size_t]),
     "tiercel_engine_open": (c_int32, [c_char_p, _H, POINTER(_H), _E]),
     "tiercel_engine_close": (None, [_H]),
+    "tiercel_engine_set_log": (c_int32, [_H, LOG_CALLBACK, c_void_p, c_int32, _E]),
     "tiercel_engine_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
     "tiercel_engine_plan": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_double), _E]),
     "tiercel_tokenize": (

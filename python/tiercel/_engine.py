@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from array import array
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
 from ._abi import OptionHandle, StateError, UsageError, call, encoded, library
@@ -30,12 +31,33 @@ class Engine:
     def __init__(self, directory: Union[str, "os.PathLike[str]"], **options: Any) -> None:
         """options: backend, device, threads; others are the defaults of sessions and batches."""
         self._handle = c_void_p()
+        self._log: Any = None
         with OptionHandle(options) as handle:
             call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(self._handle))
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
+            if self._log is not None:  # sessions live on, the callback does not
+                library.tiercel_engine_set_log(self._handle, _abi.LOG_CALLBACK(), None, 0, None)
             library.tiercel_engine_close(self._handle)
+
+    def set_log(
+        self, callback: Optional[Callable[[int, str], Any]], level: int = logging.INFO
+    ) -> None:
+        """What the library would say if it printed, as (level of module logging, line).
+
+        engine.set_log(logging.getLogger("tiercel").log) is one use. None: silence.
+        """
+
+        @_abi.LOG_CALLBACK
+        def log(_: Any, of: int, line: int, length: int) -> None:
+            text = ctypes.string_at(line, length).decode("utf-8", "replace")
+            callback((logging.INFO, logging.WARNING, logging.ERROR)[of], text)  # type: ignore
+
+        chosen = log if callback is not None else _abi.LOG_CALLBACK()
+        first = 0 if level <= logging.INFO else 1 if level <= logging.WARNING else 2
+        call("tiercel_engine_set_log", self._handle, chosen, None, first)
+        self._log = chosen  # lives as long as it may be called
 
     def session(self, **options: Any) -> "Session":
         """An empty session; memory is taken by its prefill."""

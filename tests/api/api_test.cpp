@@ -81,6 +81,31 @@ TEST(Api, OnlyThePublicNamesAreExported) {
   EXPECT_EQ(n_declared, c_functions.size());
 }
 
+TEST(Api, LogsGoWhereTheyAreWanted) {
+  Engine engine = open_demo();
+  std::vector<std::pair<LogLevel, std::string>> lines;
+  const auto keep = [&](LogLevel level, std::string_view line) { lines.emplace_back(level, line); };
+  const Options adjusted = {{"key-codec", "lowrank"}, {"rank", "4000"}};
+  engine.set_log(keep);
+  ASSERT_TRUE(engine.open_session(adjusted).prefill(prompt_text(3)));
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].first, LogLevel::kInfo);
+  EXPECT_NE(lines[0].second.find("prefill: context of "), std::string::npos) << lines[0].second;
+  EXPECT_EQ(lines[1].first, LogLevel::kWarning);
+  EXPECT_NE(lines[1].second.find("--rank 4000"), std::string::npos) << lines[1].second;
+  lines.clear();
+  engine.set_log(keep, LogLevel::kWarning);
+  ASSERT_TRUE(engine.open_session(adjusted).prefill(prompt_text(3)));
+  EXPECT_EQ(lines.size(), 1u);
+  engine.set_log([](LogLevel, std::string_view) { throw 1; });
+  EXPECT_TRUE(engine.open_session().prefill(prompt_text(3)));
+  lines.clear();
+  engine.set_log(keep);
+  engine.set_log({});
+  EXPECT_TRUE(engine.open_session().prefill(prompt_text(3)));
+  EXPECT_TRUE(lines.empty());
+}
+
 TEST(Api, VersionsAgree) {
   const std::string of_header = std::to_string(TIERCEL_VERSION_MAJOR) + "." +
                                 std::to_string(TIERCEL_VERSION_MINOR) + "." +

@@ -229,6 +229,25 @@ static void one_sequence(tiercel_engine* engine) {
   tiercel_session_close(session);
 }
 
+static void on_log(void* user, tiercel_log_level level, const char* line, size_t length) {
+  (void)level;
+  if (length > 0 && line[length - 1] != '\n') ++*(int*)user;
+}
+
+static void logged(tiercel_engine* engine) {
+  tiercel_error* error = NULL;
+  tiercel_session* session = NULL;
+  int n_lines = 0;
+  EXPECT_ERROR(tiercel_engine_set_log(NULL, on_log, &n_lines, 0, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_engine_set_log(engine, on_log, &n_lines, 3, &error), TIERCEL_USAGE, "level");
+  EXPECT(tiercel_engine_set_log(engine, on_log, &n_lines, TIERCEL_LOG_INFO, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_open(engine, NULL, &session, &error) == TIERCEL_OK);
+  EXPECT(tiercel_session_prefill(session, "a", 1, NULL, NULL, &error) == TIERCEL_OK);
+  EXPECT(n_lines == 1);
+  EXPECT(tiercel_engine_set_log(engine, NULL, NULL, TIERCEL_LOG_INFO, &error) == TIERCEL_OK);
+  tiercel_session_close(session);
+}
+
 static void saved_and_restored(tiercel_engine* engine, const char* path) {
   static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
   tiercel_error* error = NULL;
@@ -354,6 +373,7 @@ int main(int argc, char** argv) {
   tiercel_options_free(options);
   texts_and_tokens(engine);
   one_sequence(engine);
+  logged(engine);
   saved_and_restored(engine, argv[2]);
   one_batch(engine);
   tiercel_engine_close(engine);

@@ -1,6 +1,8 @@
 """The Python module: what it adds to the C interface, and that nothing is lost on the way."""
 
 import math
+import gc
+import logging
 import os
 import subprocess
 import sys
@@ -163,6 +165,23 @@ class Module(unittest.TestCase):
         copy.set_budget(32)
         with self.assertRaises(tiercel.UsageError):
             copy.set_budget(129)
+
+    def test_log(self):
+        lines = []
+        self.engine.set_log(lambda level, line: lines.append((level, line)))
+        self.engine.session().prefill(PROMPT)
+        self.assertEqual([level for level, _ in lines], [logging.INFO])
+        self.assertIn("prefill: context of ", lines[0][1])
+        self.engine.set_log(None)
+        self.engine.session().prefill(PROMPT)
+        self.assertEqual(len(lines), 1)
+        other = tiercel.Engine(MODEL)
+        other.set_log(lambda level, line: lines.append((level, line)))
+        session = other.session()
+        del other  # the session lives on, and is silent
+        gc.collect()
+        session.prefill(PROMPT)
+        self.assertEqual(len(lines), 1)
 
     def test_append_and_fork(self):
         session = self.engine.session(budget=128, n_predict=100)
