@@ -366,6 +366,8 @@ void Scheduler::end(Entry& entry, RequestState state) {
   std::erase(queued_, &entry);
   std::erase(decoding_, &entry);
   if (prefilling_ == &entry) prefilling_ = nullptr;
+  const auto on_end = std::move(entry.request.on_end);
+  RequestReport report;
   {
     const std::lock_guard lock(mutex_);
     switch (entry.report.state) {
@@ -376,10 +378,10 @@ void Scheduler::end(Entry& entry, RequestState state) {
     }
     ++totals_.ended;
     entry.report.state = state;
+    report = entry.report;
   }
-  // It may be forgotten from now on.
-  const auto on_end = std::move(entry.request.on_end);
-  if (on_end) on_end(RequestReport(entry.report));
+  // Another thread, or on_end itself, may have it forgotten from now on.
+  if (on_end) on_end(report);
 }
 
 }  // namespace tiercel
