@@ -127,17 +127,21 @@ void Scheduler::take_inbox() {
 }
 
 void Scheduler::take_cancelled() {
-  std::vector<Entry*> gone;
+  std::vector<RequestId> ids;
   {
     const std::lock_guard lock(mutex_);
-    for (const RequestId id : std::exchange(cancelled_, {})) {
+    ids.swap(cancelled_);
+  }
+  for (const RequestId id : ids) {
+    Entry* entry = nullptr;
+    {
+      // Anew for each: one that is named twice may be gone by now.
+      const std::lock_guard lock(mutex_);
       const auto found = entries_.find(id);
       if (found == entries_.end() || has_ended(found->second->report.state)) continue;
-      gone.push_back(found->second.get());
+      entry = found->second.get();
     }
-  }
-  for (Entry* entry : gone) {
-    if (!has_ended(entry->report.state)) end(*entry, RequestState::kCancelled);
+    end(*entry, RequestState::kCancelled);
   }
 }
 

@@ -245,6 +245,18 @@ TEST(Scheduler, ForgottenAtItsEnd) {
   bench.run();
   EXPECT_EQ(ended, 5);
   EXPECT_THROW(bench.scheduler.report(0), Error);
+  // Cancelled twice before it was seen once.
+  auto id = std::make_shared<Scheduler::RequestId>();
+  *id = bench.scheduler.submit(
+      {.prompt = {1}, .n_new = 9, .on_end = [&, id](const RequestReport& report) {
+         EXPECT_EQ(report.state, RequestState::kCancelled);
+         bench.scheduler.forget(*id);
+         ++ended;
+       }});
+  bench.scheduler.cancel(*id);
+  bench.scheduler.cancel(*id);
+  bench.run();
+  EXPECT_EQ(ended, 6);
 }
 
 }  // namespace
