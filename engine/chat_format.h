@@ -23,6 +23,11 @@ struct ChatDate {
   int year = 0, month = 1, day = 1;
 };
 
+// This machine's.
+ChatDate chat_date_today();
+// "YYYY-MM-DD". Throws Error(kUsage).
+ChatDate parse_chat_date(const std::string& text);
+
 struct ChatPiece {
   enum Kind {
     kText,     // neighbours are one text to the tokenizer

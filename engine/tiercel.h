@@ -168,6 +168,11 @@ struct Stats {
   double audit_mass_mean = 0, audit_mass_p05 = 0;  // share of the attention mass that was selected
 };
 
+struct ChatMessage {
+  std::string role;     // "system", "user" or "assistant"
+  std::string content;  // text: what spells a special token is none
+};
+
 enum class LogLevel : int { kInfo = 0, kWarning = 1, kError = 2 };
 // One line without an end of line; valid during the call.
 using LogCallback = std::function<void(LogLevel, std::string_view)>;
@@ -401,6 +406,16 @@ class TIERCEL_API Engine {
   std::vector<int32_t> tokenize(std::string_view text, const Options& options = {}) const;
   // Valid UTF-8. Throws kUsage for an id outside the vocabulary.
   std::string detokenize(std::span<const int32_t> tokens, bool skip_special = false) const;
+  // A conversation as the model's chat template writes it, up to where the next answer begins. date:
+  // "YYYY-MM-DD" for templates that write one; empty: today's. Throws kUsage for a model without a
+  // template, or with one that is not supported, saying which are; for roles in an order that the
+  // template refuses.
+  std::vector<int32_t> tokenize_chat(std::span<const ChatMessage> messages,
+                                     const std::string& date = {}) const;
+  // What to append behind an answer for the user's next message: ends the answer, unless the
+  // sequence's last token does.
+  std::vector<int32_t> tokenize_next_turn(std::span<const int32_t> sequence,
+                                          std::string_view user) const;
   ModelInfo info() const;
 
   // What the library would say if it printed: plans, what they adjusted, faults of batches; from this

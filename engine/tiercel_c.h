@@ -114,6 +114,19 @@ TIERCEL_C_API tiercel_status tiercel_tokenize(const tiercel_engine* engine, cons
                                               size_t length, const tiercel_options* options,
                                               int32_t** tokens, size_t* n_tokens,
                                               tiercel_error** error);
+/* A conversation of n messages as the model's chat template writes it, up to where the next answer
+ * begins. roles: "system", "user" or "assistant"; texts are zero-terminated. date: "YYYY-MM-DD" for
+ * templates that write one; NULL: today's. */
+TIERCEL_C_API tiercel_status tiercel_tokenize_chat(const tiercel_engine* engine,
+                                                   const char* const* roles,
+                                                   const char* const* contents, size_t n,
+                                                   const char* date, int32_t** tokens,
+                                                   size_t* n_tokens, tiercel_error** error);
+/* What to append behind an answer for the user's next message. sequence: the session's tokens. */
+TIERCEL_C_API tiercel_status tiercel_tokenize_next_turn(const tiercel_engine* engine,
+                                                        const int32_t* sequence, size_t n_sequence,
+                                                        const char* user, int32_t** tokens,
+                                                        size_t* n_tokens, tiercel_error** error);
 /* *text: valid UTF-8, zero-terminated, to be freed; length without the zero, may be NULL. */
 TIERCEL_C_API tiercel_status tiercel_detokenize(const tiercel_engine* engine, const int32_t* tokens,
                                                 size_t n_tokens, int skip_special, char** text,

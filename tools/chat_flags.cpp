@@ -1,41 +1,8 @@
 #include "tools/chat_flags.h"
 
-#include <charconv>
-#include <ctime>
-
 #include "engine/base/check.h"
 
 namespace tiercel {
-namespace {
-
-ChatDate today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm local{};
-  ::localtime_r(&now, &local);
-  return {.year = local.tm_year + 1900, .month = local.tm_mon + 1, .day = local.tm_mday};
-}
-
-ChatDate parse_date(const std::string& text) {
-  ChatDate date;
-  int* const fields[] = {&date.year, &date.month, &date.day};
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  bool good = text.size() == 10;
-  for (int i = 0; i < 3 && good; ++i) {
-    const char* const stop = at + (i == 0 ? 4 : 2);
-    const auto [next, error] = std::from_chars(at, stop, *fields[i]);
-    good = error == std::errc() && next == stop && (stop == end || *stop == '-');
-    at = stop + 1;
-  }
-  if (!good || date.year < 1 || date.month < 1 || date.month > 12 || date.day < 1 ||
-      date.day > 31) {
-    fail(ErrorKind::kUsage, "--date: expected YYYY-MM-DD, found '{}'", text);
-  }
-  return date;
-}
-
-}  // namespace
-
 Turns::Turns(const Tokenizer& tokenizer, ChatTemplate chat, std::optional<std::string> system,
              ChatDate date)
     : tokenizer_(&tokenizer), chat_(std::move(chat)), system_(std::move(system)), date_(date) {
@@ -133,9 +100,13 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
   }
   ChatDate date;
   if (date_) {
-    date = parse_date(*date_);
+    try {
+      date = parse_chat_date(*date_);
+    } catch (const Error& error) {
+      fail(error.kind(), "--date: {}", error.what());
+    }
   } else if (chat_template.asks_for_date()) {
-    date = today();
+    date = chat_date_today();
   }
   return Turns(tokenizer, std::move(chat_template), system_, date);
 }

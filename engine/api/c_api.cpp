@@ -102,6 +102,37 @@ tiercel_status tiercel_tokenize(const tiercel_engine* engine, const char* text, 
   });
 }
 
+tiercel_status tiercel_tokenize_chat(const tiercel_engine* engine, const char* const* roles,
+                                     const char* const* contents, size_t n, const char* date,
+                                     int32_t** tokens, size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(n_tokens, "n_tokens");
+    std::vector<tiercel::v0::ChatMessage> messages;
+    const auto its_roles = span_at(roles, n, "roles"), texts = span_at(contents, n, "contents");
+    for (size_t i = 0; i < n; ++i) {
+      messages.push_back({&at(its_roles[i], "roles"), &at(texts[i], "contents")});
+    }
+    give_tokens(at(engine, "engine").engine.tokenize_chat(messages, date != nullptr ? date : ""),
+                tokens, n_tokens);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_tokenize_next_turn(const tiercel_engine* engine, const int32_t* sequence,
+                                          size_t n_sequence, const char* user, int32_t** tokens,
+                                          size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(n_tokens, "n_tokens");
+    give_tokens(at(engine, "engine")
+                    .engine.tokenize_next_turn(span_at(sequence, n_sequence, "sequence"),
+                                               &at(user, "user")),
+                tokens, n_tokens);
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_detokenize(const tiercel_engine* engine, const int32_t* tokens,
                                   size_t n_tokens, int skip_special, char** text, size_t* length,
                                   tiercel_error** error) {

@@ -105,7 +105,7 @@ Engine::Engine(const std::string& directory, const Options& options) {
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),
                                          .device = static_cast<int>(settings.device)});
-    return std::make_shared<detail::EngineState>(options, std::move(model),
+    return std::make_shared<detail::EngineState>(directory, options, std::move(model),
                                                  Tokenizer::load(directory));
   });
 }

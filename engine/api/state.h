@@ -40,8 +40,13 @@ class TurnLock {
 };
 
 struct EngineState {
-  EngineState(v0::Options given, std::shared_ptr<Model> opened, Tokenizer loaded)
-      : options(std::move(given)), model(std::move(opened)), tokenizer(std::move(loaded)) {}
+  EngineState(std::string from, v0::Options given, std::shared_ptr<Model> opened, Tokenizer loaded)
+      : directory(std::move(from)),
+        options(std::move(given)),
+        model(std::move(opened)),
+        tokenizer(std::move(loaded)) {}
+
+  const std::string directory;
 
   const v0::Options options;  // defaults of sessions
   const std::shared_ptr<Model> model;

@@ -94,6 +94,15 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [_H, c_char_p, c_size_t, _H, POINTER(_TOKENS), POINTER(c_size_t), _E],
     ),
+    "tiercel_tokenize_chat": (
+        c_int32,
+        [_H, POINTER(c_char_p), POINTER(c_char_p), c_size_t, c_char_p, POINTER(_TOKENS),
+         POINTER(c_size_t), _E],
+    ),
+    "tiercel_tokenize_next_turn": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, c_char_p, POINTER(_TOKENS), POINTER(c_size_t), _E],
+    ),
     "tiercel_detokenize": (
         c_int32,
         [_H, _TOKENS, c_size_t, c_int, POINTER(c_void_p), POINTER(c_size_t), _E],

@@ -6,7 +6,7 @@ import ctypes
 import logging
 import os
 from array import array
-from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_size_t, c_void_p
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
@@ -96,6 +96,25 @@ class Engine:
         with OptionHandle(options) as handle:
             call("tiercel_tokenize", self._handle, data, len(data), handle, byref(tokens), byref(n))
         return _abi.take_tokens(tokens, n.value)
+
+    def tokenize_chat(self, messages: Sequence[Dict[str, str]], date: str = "") -> List[int]:
+        """[{"role": "user", "content": ..}, ..] by the model's chat template, an answer due."""
+        n = len(messages)
+        roles, contents = (c_char_p * n)(), (c_char_p * n)()
+        for i, message in enumerate(messages):
+            roles[i] = encoded(message["role"])
+            contents[i] = encoded(message["content"])
+        tokens, count = POINTER(c_int32)(), c_size_t()
+        call("tiercel_tokenize_chat", self._handle, roles, contents, n, encoded(date),
+             byref(tokens), byref(count))
+        return _abi.take_tokens(tokens, count.value)
+
+    def tokenize_next_turn(self, sequence: Sequence[int], user: str) -> List[int]:
+        """What to append behind an answer for the user's next message."""
+        tokens, count = POINTER(c_int32)(), c_size_t()
+        call("tiercel_tokenize_next_turn", self._handle, c_tokens(sequence), len(sequence),
+             encoded(user), byref(tokens), byref(count))
+        return _abi.take_tokens(tokens, count.value)
 
     def detokenize(self, tokens: Sequence[int], skip_special: bool = False) -> str:
         text, length = c_void_p(), c_size_t()

@@ -248,6 +248,23 @@ static void logged(tiercel_engine* engine) {
   tiercel_session_close(session);
 }
 
+static void chat(tiercel_engine* engine) {
+  const char* roles[] = {"user"};
+  const char* contents[] = {"hi"};
+  const char* none[] = {NULL};
+  tiercel_error* error = NULL;
+  int32_t* tokens = NULL;
+  size_t n = 0;
+  EXPECT_ERROR(tiercel_tokenize_chat(engine, roles, contents, 1, NULL, &tokens, &n, &error),
+               TIERCEL_USAGE, "chat template");
+  EXPECT_ERROR(tiercel_tokenize_chat(engine, roles, none, 1, NULL, &tokens, &n, &error),
+               TIERCEL_USAGE, "contents");
+  EXPECT_ERROR(tiercel_tokenize_chat(engine, NULL, contents, 1, NULL, &tokens, &n, &error),
+               TIERCEL_USAGE, "roles");
+  EXPECT_ERROR(tiercel_tokenize_next_turn(engine, NULL, 0, NULL, &tokens, &n, &error),
+               TIERCEL_USAGE, "user");
+}
+
 static void saved_and_restored(tiercel_engine* engine, const char* path) {
   static const char text[] = "The magic number for silver-harbor is 48213. The magic number is";
   tiercel_error* error = NULL;
@@ -374,6 +391,7 @@ int main(int argc, char** argv) {
   texts_and_tokens(engine);
   one_sequence(engine);
   logged(engine);
+  chat(engine);
   saved_and_restored(engine, argv[2]);
   one_batch(engine);
   tiercel_engine_close(engine);

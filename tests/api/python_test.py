@@ -183,6 +183,14 @@ class Module(unittest.TestCase):
         session.prefill(PROMPT)
         self.assertEqual(len(lines), 1)
 
+    def test_chat_needs_a_template(self):
+        with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
+            self.engine.tokenize_chat([{"role": "user", "content": "hi"}])
+        with self.assertRaisesRegex(tiercel.UsageError, "role"):
+            self.engine.tokenize_chat([{"role": "cook", "content": "hi"}])
+        with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
+            self.engine.tokenize_next_turn([1], "hi")
+
     def test_append_and_fork(self):
         session = self.engine.session(budget=128, n_predict=100)
         session.prefill(PROMPT)

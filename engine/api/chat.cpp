@@ -1,0 +1,52 @@
+// tiercel::Engine: conversations. A template is read when it is asked for: most callers never do.
+#include "engine/api/state.h"
+#include "engine/chat_template.h"
+
+namespace tiercel {
+namespace detail {
+namespace {
+
+const EngineState& opened(const std::shared_ptr<EngineState>& state) {
+  if (state == nullptr) refuse(v0::ErrorKind::kState, "this engine was moved away");
+  return *state;
+}
+
+ChatRole role_of(const std::string& name) {
+  for (const ChatRole role : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant}) {
+    if (name == name_of(role)) return role;
+  }
+  refuse(v0::ErrorKind::kUsage, "role: expected system, user or assistant, found '{}'", name);
+}
+
+}  // namespace
+}  // namespace detail
+
+namespace v0 {
+
+std::vector<int32_t> Engine::tokenize_chat(std::span<const ChatMessage> messages,
+                                           const std::string& date) const {
+  const detail::EngineState& engine = detail::opened(state_);
+  return detail::translated([&] {
+    std::vector<tiercel::ChatMessage> inner;
+    for (const ChatMessage& m : messages) inner.push_back({detail::role_of(m.role), m.content});
+    const ChatTemplate chat = ChatTemplate::load(engine.directory);
+    ChatOptions options;
+    options.date = date.empty() ? chat_date_today() : parse_chat_date(date);
+    return chat.encode(engine.tokenizer, inner, options);
+  });
+}
+
+std::vector<int32_t> Engine::tokenize_next_turn(std::span<const int32_t> sequence,
+                                                std::string_view user) const {
+  const detail::EngineState& engine = detail::opened(state_);
+  return detail::translated([&] {
+    const ChatTemplate chat = ChatTemplate::load(engine.directory);
+    std::vector<int32_t> tokens = chat.encode_next_turn(engine.tokenizer, user);
+    const int32_t end = chat.end_of_turn(engine.tokenizer);
+    if (sequence.empty() || sequence.back() != end) tokens.insert(tokens.begin(), end);
+    return tokens;
+  });
+}
+
+}  // namespace v0
+}  // namespace tiercel
