@@ -2,6 +2,7 @@
 #include <random>
 
 #include "engine/base/check.h"
+#include "engine/batch_plan.h"
 #include "engine/tokenizer.h"
 #include "tools/bench_batch.h"
 #include "tools/bench_report.h"
@@ -200,13 +201,18 @@ std::vector<BatchRow> measure_batches(const BenchFlags& flags, const std::shared
           console.info("bench: pp{} tg{}, {} sequences{}", n_prompt, n_gen,
                        n > 0 ? std::to_string(n) : "as many as fit",
                        rival == BenchRival::kNone ? "" : fmt::format(", {}", name_of(rival)));
-          BatchRow row = measure_batch(
-              model, flags.session, rival, n_prompt, n_gen, n,
-              [&](int64_t i) { return source.take(n_prompt, i); }, console);
-          if (row.n_sequences == 0) console.warning(row.refusal);
-          if (row.n_sequences > 0 && row.n_sequences == measured) continue;
-          measured = row.n_sequences;
-          rows.push_back(std::move(row));
+          std::string refusal;
+          const int64_t fits =
+              largest_batch(*model, options_of(rival, flags.session), n_prompt, n_gen,
+                            n > 0 ? n : kMaxSequences, &refusal);
+          if (fits == 0) console.warning(refusal);
+          if (fits > 0 && fits == measured) continue;
+          measured = fits;
+          rows.push_back(measure_batch(
+              model, flags.session, rival, n_prompt, n_gen, fits,
+              [&](int64_t i) { return source.take(n_prompt, i); }, console));
+          rows.back().n_wanted = n;
+          rows.back().refusal = refusal;
         }
       }
     }

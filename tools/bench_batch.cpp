@@ -48,19 +48,17 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t
 }
 
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_wanted,
+                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_sequences,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console) {
   BatchRow row;
   row.rival = rival;
   row.n_prompt = n_prompt;
   row.n_gen = n_gen;
-  row.n_wanted = n_wanted;
-  const SessionOptions its = options_of(rival, options);
-  row.n_sequences = largest_batch(*model, its, n_prompt, n_gen,
-                                  n_wanted > 0 ? n_wanted : kMaxSequences, &row.refusal);
-  if (row.n_sequences == 0) return row;
-  const BatchPlan plan = Batch::plan(*model, its, row.n_sequences, n_prompt, n_gen);
+  row.n_sequences = n_sequences;
+  if (n_sequences == 0) return row;
+  const BatchPlan plan =
+      Batch::plan(*model, options_of(rival, options), n_sequences, n_prompt, n_gen);
   Scheduler scheduler(Batch::open(model, plan), {});
   row.plan = scheduler.batch().plan_sequence(n_prompt, n_gen);
   row.backend = scheduler.batch().backend_description();

@@ -43,9 +43,9 @@ struct BatchRow {
 int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t n_prompt,
                       int64_t n_gen, int64_t most, std::string* why);
 
-// prompts(i): the tokens of sequence i. Throws Error(kInterrupted) when the user has asked to stop.
+// Of n_sequences, which fit. prompts(i): the tokens of sequence i. Throws Error(kInterrupted) when the user has asked to stop.
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_wanted,
+                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_sequences,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console);
 

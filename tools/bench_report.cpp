@@ -28,17 +28,16 @@ std::string test_name(const BenchRow& row) {
   return fmt::format("tg{} @ d{}", row.n_gen, row.n_depth);
 }
 
-double fetch_rate(const BenchRow& row) {
-  return row.step_fetch_seconds > 0
-             ? static_cast<double>(row.selection.fetched_bytes) / row.step_fetch_seconds
-             : 0;
+double per_second(int64_t count, double seconds) {
+  return seconds > 0 ? static_cast<double>(count) / seconds : 0;
 }
 
-Json to_json(const BenchSetup& setup, const BenchRow& row) {
-  const SessionOptions& o = row.plan.options;
-  std::vector<double> samples_ns;
-  for (const double seconds : row.seconds) samples_ns.push_back(1e9 * seconds);
-  const Spread ns = spread_of(samples_ns), ts = spread_of(rates(row));
+double fetch_rate(const BenchRow& row) {
+  return per_second(row.selection.fetched_bytes, row.step_fetch_seconds);
+}
+
+// What every row begins with.
+Json setup_json(const BenchSetup& setup, const SessionOptions& o) {
   return {{"build_commit", commit()},
           {"version", version()},
           {"backend", setup.backend},
@@ -47,8 +46,16 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"model_n_params", setup.n_parameters},
           {"synthetic", setup.synthetic},
           {"random_tokens", setup.random_tokens},
-          {"imposed_hit_rate", o.imposed_hit_rate >= 0 ? Json(o.imposed_hit_rate) : Json(nullptr)},
-          {"n_prompt", row.n_gen > 0 ? 0 : row.n_prompt},
+          {"imposed_hit_rate", o.imposed_hit_rate >= 0 ? Json(o.imposed_hit_rate) : Json(nullptr)}};
+}
+
+Json to_json(const BenchSetup& setup, const BenchRow& row) {
+  const SessionOptions& o = row.plan.options;
+  std::vector<double> samples_ns;
+  for (const double seconds : row.seconds) samples_ns.push_back(1e9 * seconds);
+  const Spread ns = spread_of(samples_ns), ts = spread_of(rates(row));
+  Json json = setup_json(setup, o);
+  json.update({{"n_prompt", row.n_gen > 0 ? 0 : row.n_prompt},
           {"n_gen", row.n_gen},
           {"n_depth", row.n_depth},
           {"attention", name_of(o.attention)},
@@ -67,7 +74,8 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"fetched_bytes_per_second", fetch_rate(row)},
           {"time_to_first_token_seconds", row.time_to_first_token},
           {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
-          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}};
+          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}});
+  return json;
 }
 
 std::string gib(int64_t bytes) {
@@ -113,23 +121,11 @@ std::string label_of(const BatchRow& row, const SessionOptions& o) {
   return name_of(o.attention) + std::string(row.rival == BenchRival::kDevice ? ", on device" : "");
 }
 
-double per_second(int64_t tokens, double seconds) {
-  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
-}
-
 Json to_json(const BenchSetup& setup, const BatchRow& row) {
   const SessionOptions& o = row.plan.options;
   const int64_t n = row.n_sequences, n_prompt_tokens = n * row.n_prompt;
-  return {{"build_commit", commit()},
-          {"version", version()},
-          {"backend", setup.backend},
-          {"model_filename", setup.model},
-          {"model_size", setup.weight_bytes},
-          {"model_n_params", setup.n_parameters},
-          {"synthetic", setup.synthetic},
-          {"random_tokens", setup.random_tokens},
-          {"imposed_hit_rate", o.imposed_hit_rate >= 0 ? Json(o.imposed_hit_rate) : Json(nullptr)},
-          {"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.rival))},
+  Json json = setup_json(setup, o);
+  json.update({{"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.rival))},
           {"composition", n > 0 ? Json(composition(o)) : Json(nullptr)},
           {"refusal", row.refusal.empty() ? Json(nullptr) : Json(row.refusal)},
           {"n_batch_wanted", row.n_wanted},
@@ -150,17 +146,14 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
           {"device_memory", o.device_memory},
           {"host_memory", o.host_memory},
           {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
-          {"fetched_bytes_per_second", row.step_seconds > 0
-                                           ? static_cast<double>(row.selection.fetched_bytes) /
-                                                 row.step_seconds
-                                           : 0.0},
+          {"fetched_bytes_per_second", per_second(row.selection.fetched_bytes, row.step_seconds)},
           {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
-          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}};
+          {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}});
+  return json;
 }
 
-std::vector<std::vector<std::string>> batch_cells(const BenchSetup& setup,
+std::vector<std::vector<std::string>> batch_cells(const BenchSetup&,
                                                   const std::vector<BatchRow>& rows) {
-  static_cast<void>(setup);
   std::vector<std::vector<std::string>> table = {
       {"PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
        "attention", "budget", "keys", "device GiB", "host GiB", "hit rate", "fetch GB/s", "p50 ms",
