@@ -69,9 +69,7 @@ class BackendBatch : public Batch {
   int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt) override {
     CHECK(static_cast<int64_t>(prompt.size()) == plan.n_prompt, "{} tokens", prompt.size());
     for (size_t i = 0; i < prompt.size(); ++i) {
-      if (prompt[i] >= 0 && prompt[i] < config_.vocab_size) continue;
-      fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", prompt[i], i,
-           config_.vocab_size);
+      check_token(config_, prompt[i], static_cast<int64_t>(i));
     }
     auto sequence = std::make_unique<Sequence>(*this, plan);
     sequence->embed(*this, prompt);

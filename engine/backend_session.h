@@ -219,9 +219,7 @@ class BackendSession : public Session {
   }
 
   void check_token(int32_t token, int64_t index) const {
-    if (token >= 0 && token < model_->config().vocab_size) return;
-    fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", token, index,
-         model_->config().vocab_size);
+    tiercel::check_token(model_->config(), token, index);
   }
 
   template <typename T>

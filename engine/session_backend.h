@@ -3,7 +3,9 @@
 
 #include <string>
 
+#include "engine/base/check.h"
 #include "engine/base/ops.h"
+#include "engine/config.h"
 #include "engine/options.h"
 #include "engine/weights.h"
 #include "offload/kv_store.h"
@@ -22,6 +24,13 @@ struct SessionBackend {
   RopeView rope;
   std::string description;
 };
+
+// Throws Error(kUsage) for an id outside the vocabulary.
+inline void check_token(const ModelConfig& config, int32_t token, int64_t index) {
+  if (token >= 0 && token < config.vocab_size) return;
+  fail(ErrorKind::kUsage, "token {} at index {}: the vocabulary has {} tokens", token, index,
+       config.vocab_size);
+}
 
 inline SelectionReport report_of(const SelectionCounters& c) {
   SelectionReport report;

@@ -331,17 +331,17 @@ BatchSizes batch_sizes(detail::Settings& s) {
 }  // namespace
 
 Batch Engine::open_batch(const Options& options) const {
-  if (state_ == nullptr) detail::refuse(ErrorKind::kState, "this engine was moved away");
+  detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_batch_options(options);
-  const detail::Turn turn(*state_);
+  const detail::Turn turn(engine);
   return detail::translated([&] {
-    detail::Settings s = detail::resolve({&options, &state_->options});
+    detail::Settings s = detail::resolve({&options, &engine.options});
     const BatchSizes sizes = batch_sizes(s);
-    const BatchPlan plan = tiercel::Batch::plan(*state_->model, s.session, s.parallel,
+    const BatchPlan plan = tiercel::Batch::plan(*engine.model, s.session, s.parallel,
                                                 sizes.max_prompt, sizes.max_new);
-    state_->log_plan("batch", plan.largest);
+    engine.log_plan("batch", plan.largest);
     const auto worker = std::make_shared<detail::BatchWorker>(
-        state_, options, tiercel::Batch::open(state_->model, plan), s.max_gap);
+        state_, options, tiercel::Batch::open(engine.model, plan), s.max_gap);
     worker->start();
     return Batch(worker);
   });

@@ -6,11 +6,6 @@ namespace tiercel {
 namespace detail {
 namespace {
 
-const EngineState& opened(const std::shared_ptr<EngineState>& state) {
-  if (state == nullptr) refuse(v0::ErrorKind::kState, "this engine was moved away");
-  return *state;
-}
-
 ChatRole role_of(const std::string& name) {
   for (const ChatRole role : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant}) {
     if (name == name_of(role)) return role;
@@ -25,7 +20,7 @@ namespace v0 {
 
 std::vector<int32_t> Engine::tokenize_chat(std::span<const ChatMessage> messages,
                                            const std::string& date) const {
-  const detail::EngineState& engine = detail::opened(state_);
+  const detail::EngineState& engine = detail::opened_engine(state_);
   return detail::translated([&] {
     std::vector<tiercel::ChatMessage> inner;
     for (const ChatMessage& m : messages) inner.push_back({detail::role_of(m.role), m.content});
@@ -38,7 +33,7 @@ std::vector<int32_t> Engine::tokenize_chat(std::span<const ChatMessage> messages
 
 std::vector<int32_t> Engine::tokenize_next_turn(std::span<const int32_t> sequence,
                                                 std::string_view user) const {
-  const detail::EngineState& engine = detail::opened(state_);
+  const detail::EngineState& engine = detail::opened_engine(state_);
   return detail::translated([&] {
     const ChatTemplate chat = ChatTemplate::load(engine.directory);
     std::vector<int32_t> tokens = chat.encode_next_turn(engine.tokenizer, user);

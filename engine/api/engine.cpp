@@ -114,17 +114,8 @@ Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 Engine::~Engine() = default;
 
-namespace {
-
-detail::EngineState& opened(const std::shared_ptr<detail::EngineState>& state) {
-  if (state == nullptr) detail::refuse(ErrorKind::kState, "this engine was moved away");
-  return *state;
-}
-
-}  // namespace
-
 Session Engine::open_session(const Options& options) const {
-  detail::EngineState& engine = opened(state_);
+  detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
   return detail::translated([&] {
     auto state = std::make_unique<detail::SessionState>(
@@ -135,7 +126,7 @@ Session Engine::open_session(const Options& options) const {
 }
 
 MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
-  detail::EngineState& engine = opened(state_);
+  detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
   const detail::Turn turn(engine);
   return detail::translated([&] {
@@ -146,7 +137,7 @@ MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
 }
 
 std::vector<int32_t> Engine::tokenize(std::string_view text, const Options& options) const {
-  const detail::EngineState& engine = opened(state_);
+  const detail::EngineState& engine = detail::opened_engine(state_);
   return detail::translated([&] {
     const detail::Settings settings = detail::resolve({&options, &engine.options});
     return engine.tokenizer.encode(
@@ -155,7 +146,7 @@ std::vector<int32_t> Engine::tokenize(std::string_view text, const Options& opti
 }
 
 std::string Engine::detokenize(std::span<const int32_t> tokens, bool skip_special) const {
-  const detail::EngineState& engine = opened(state_);
+  const detail::EngineState& engine = detail::opened_engine(state_);
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] >= 0 && tokens[i] < engine.tokenizer.vocab_size()) continue;
     detail::refuse(ErrorKind::kUsage, "token {} at index {}: the tokenizer has ids 0 to {}",
@@ -165,11 +156,11 @@ std::string Engine::detokenize(std::span<const int32_t> tokens, bool skip_specia
 }
 
 void Engine::set_log(LogCallback callback, LogLevel from) {
-  opened(state_).set_log(std::move(callback), from);
+  detail::opened_engine(state_).set_log(std::move(callback), from);
 }
 
 ModelInfo Engine::info() const {
-  const detail::EngineState& engine = opened(state_);
+  const detail::EngineState& engine = detail::opened_engine(state_);
   const ModelConfig& config = engine.model->config();
   ModelInfo info;
   info.n_layers = config.n_layers;

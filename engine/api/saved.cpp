@@ -114,12 +114,12 @@ Session Session::fork() {
 
 Session Engine::restore(const std::string& path, const Options& options,
                         const ProgressCallback& progress) const {
-  if (state_ == nullptr) detail::refuse(ErrorKind::kState, "this engine was moved away");
+  detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
   return detail::translated([&] {
     const auto saved = SavedSession::open(path);
     auto state = std::make_unique<detail::SessionState>(
-        state_, detail::settings_of(*saved, state_->options, options));
+        state_, detail::settings_of(*saved, engine.options, options));
     if (!detail::restore(*state, *saved, progress)) state->restart_sampling();
     return Session(std::move(state));
   });

@@ -126,6 +126,12 @@ template <typename... Args>
 // Throws v0::Error(kUsage) naming one that is outside the vocabulary.
 void check_tokens(const EngineState& engine, std::span<const int32_t> tokens);
 
+// The engine behind a public one, unless that was moved away.
+inline EngineState& opened_engine(const std::shared_ptr<EngineState>& state) {
+  if (state == nullptr) refuse(v0::ErrorKind::kState, "this engine was moved away");
+  return *state;
+}
+
 v0::MemoryPlan to_public(const SessionPlan& plan);
 
 }  // namespace tiercel::detail
