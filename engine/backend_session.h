@@ -126,6 +126,7 @@ class BackendSession : public Session {
     file.append(std::as_bytes(std::span(logits)));
     file.append(std::as_bytes(std::span(prompt_end)));
     StateFiles<Device, Host>(backend_.device, store_).write(image.state_blocks, file, bytes);
+    bytes.finish();
     file.commit();
   }
 
@@ -151,6 +152,7 @@ class BackendSession : public Session {
     files.read(blocks, file, bytes);
     decoder_.write_end(logits.data(), prompt_end.data());
     n_prompt_ = saved.n_prompt();
+    bytes.finish();
   }
 
   std::unique_ptr<Session> fork() override {

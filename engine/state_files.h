@@ -33,6 +33,18 @@ class ByteProgress {
         callback_(callback) {}
   void add(int64_t bytes) {
     done_ += bytes;
+    report();
+  }
+  // What the total holds beyond what was counted (headers, padding) is done as well.
+  void finish() {
+    done_ = total_;
+    report();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void report() const {
     if (!callback_) return;
     const double fraction = static_cast<double>(done_) / static_cast<double>(total_);
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
@@ -43,8 +55,6 @@ class ByteProgress {
     }
   }
 
- private:
-  using Clock = std::chrono::steady_clock;
   const char* phase_;
   int64_t n_tokens_, total_, done_ = 0;
   const ProgressCallback& callback_;

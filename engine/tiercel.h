@@ -108,8 +108,8 @@ class TIERCEL_API Options {
 };
 
 struct Progress {
-  int64_t total = 0;   // tokens of the prompt, or of the session that is saved or restored
-  int64_t cached = 0;  // of these, taken over from earlier work instead of computed
+  int64_t total = 0;   // tokens of the sequence, once the call is through
+  int64_t cached = 0;  // of these, taken over from earlier work: before an append, or from a file
   int64_t processed =
       0;               // done, cached ones included; layers come in turn, so by share of the work
   double elapsed = 0;  // seconds

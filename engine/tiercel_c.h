@@ -140,7 +140,7 @@ TIERCEL_C_API tiercel_status tiercel_engine_plan(const tiercel_engine* engine, i
 /* ---- session ---- one sequence */
 
 typedef struct tiercel_progress {
-  int64_t total, cached, processed; /* tokens of the prompt or of the file; taken over; done */
+  int64_t total, cached, processed; /* tokens of the sequence; taken over; done */
   double elapsed;                   /* seconds */
 } tiercel_progress;
 /* Return 0 to stop. */

@@ -182,7 +182,10 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
     const bool finished = s.inner->append(tokens, [&](const tiercel::Progress& p) {
       if (!progress) return true;
       try {
-        return progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
+        return progress({.total = before + n,
+                         .cached = before,
+                         .processed = before + p.tokens_done,
+                         .elapsed = p.seconds});
       } catch (...) {
         thrown = std::current_exception();
         return false;

@@ -48,7 +48,7 @@ _ERRORS: Dict[int, Type[Error]] = {2: UsageError, 3: DoesNotFitError, 4: StateEr
 
 
 class Progress(NamedTuple):
-    """Tokens of a prompt or a file: in all, taken over from earlier work, done; seconds so far."""
+    """Tokens of the sequence: in all, taken over from earlier work, done; seconds so far."""
 
     total: int
     cached: int

@@ -89,7 +89,11 @@ TEST_F(ApiSaved, ForksAndTurns) {
   Session fork = session.fork(), other = session.fork();
   EXPECT_EQ(fork.tokens(), session.tokens());
   EXPECT_EQ(fork.stats().prompt_tokens, session.stats().prompt_tokens);
-  ASSERT_TRUE(other.append(" And then?"));
+  Progress last;
+  ASSERT_TRUE(other.append(" And then?", [&](const Progress& p) { return last = p, true; }));
+  EXPECT_EQ(last.cached, session.n_tokens());
+  EXPECT_EQ(last.total, other.n_tokens());
+  EXPECT_EQ(last.processed, last.total);
   const std::vector<int32_t> more = engine_.tokenize(" And then?", {{"no-bos", "true"}});
   EXPECT_EQ(other.n_tokens(), session.n_tokens() + static_cast<int64_t>(more.size()));
   EXPECT_EQ(fork.generate(kNew).tokens, session.generate(kNew).tokens);  // sampling goes on alike
@@ -127,6 +131,7 @@ TEST_F(ApiSaved, ProgressStops) {
     EXPECT_KIND(engine_.plan(5), ErrorKind::kBusy);
     return true;
   }));
+  EXPECT_EQ(last, n);
   const std::string before = bytes_of(file("a"));
   session.step(7);
   EXPECT_FALSE(session.save(file("a"), [](const Progress&) { return false; }));
@@ -146,6 +151,7 @@ TEST_F(ApiSaved, ProgressStops) {
     last = p.processed;
     return true;
   });
+  EXPECT_EQ(last, n);
   EXPECT_EQ(whole.n_tokens(), n);
 }
 
