@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <unordered_set>
 
 #include "cpu/synthetic.h"
 #include "cpu/topology.h"
@@ -155,6 +156,21 @@ void WeightStore::collect(const ModelConfig& config) {
     const TensorInfo& tensor = checkpoint_->require(wanted.name, wanted.shape);
     wanted_.push_back({wanted.target, &tensor});
     n_parameters_ += tensor.n_elements();
+  }
+  check_nothing_ignored(config);
+}
+
+// A layer's tensor that nobody reads (a bias that the configuration denies, scales of a quantized
+// matrix, a head that biases attention) is a part of the model that would silently be left out.
+void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
+  std::unordered_set<std::string_view> used;
+  for (const Wanted& wanted : wanted_) used.insert(wanted.tensor->name);
+  for (const std::string_view name : checkpoint_->names()) {
+    if (!name.starts_with("model.layers.") || used.contains(name)) continue;
+    if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
+    fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
+         "ignored; check config.json, or convert the model to the plain architecture",
+         checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);
   }
 }
 

@@ -94,6 +94,20 @@ TEST_F(DamagedModel, MissingTensorIsSaid) {
   expect_mentions(error(), {"model.layers.2."});
 }
 
+TEST_F(DamagedModel, TensorsThatWouldBeIgnoredAreSaid) {
+  replace_in_config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+  expect_mentions(error(), {"model.safetensors", "model.layers.1.", "LlamaForCausalLM of 1 layers"});
+  // The biases of a Qwen2 checkpoint, which a Llama has not.
+  const fs::path qwen = TIERCEL_SOURCE_DIR "/tests/golden/models/qwen2";
+  for (const char* file : {"config.json", "model.safetensors"}) {
+    fs::copy(qwen / file, directory_ / file, fs::copy_options::overwrite_existing);
+    fs::permissions(directory_ / file, fs::perms::owner_write, fs::perm_options::add);
+  }
+  replace_in_config("Qwen2ForCausalLM", "LlamaForCausalLM");
+  replace_in_config("\"model_type\": \"qwen2\"", "\"model_type\": \"llama\"");
+  expect_mentions(error(), {"model.safetensors", "model.layers.0.self_attn.", "_proj.bias"});
+}
+
 TEST_F(DamagedModel, TruncatedFileIsSaid) {
   const fs::path file = directory_ / "model.safetensors";
   fs::resize_file(file, fs::file_size(file) - 1);
