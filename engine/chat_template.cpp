@@ -284,4 +284,17 @@ std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
   return ids;
 }
 
+std::vector<int64_t> end_tokens(const std::string& directory, const ModelConfig& config,
+                                const Tokenizer& tokenizer) {
+  std::vector<int64_t> ends = config.eos_token_ids;
+  if (!ChatTemplate::exists(directory)) return ends;
+  try {
+    const int64_t end = ChatTemplate::load(directory).end_of_turn(tokenizer);
+    if (std::find(ends.begin(), ends.end(), end) == ends.end()) ends.push_back(end);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;  // not supported: said to whoever wants to chat
+  }
+  return ends;
+}
+
 }  // namespace tiercel

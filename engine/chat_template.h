@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "engine/chat_format.h"
+#include "engine/config.h"
 #include "engine/tokenizer.h"
 
 namespace tiercel {
@@ -75,5 +76,11 @@ class ChatTemplate {
   ChatStyle style_{};
   ChatSettings settings_;
 };
+
+// Tokens that generation stops at: the configuration's, and the one that ends a turn of a supported
+// template in `directory`, which many configurations lack. Throws Error(kRuntime) where a template's
+// file cannot be read.
+std::vector<int64_t> end_tokens(const std::string& directory, const ModelConfig& config,
+                                const Tokenizer& tokenizer);
 
 }  // namespace tiercel

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -192,9 +193,9 @@ void SessionFileWriter::check_path(const std::string& path, int64_t file_bytes) 
   if (room < file_bytes) {
     fail(
         ErrorKind::kDoesNotFit,
-        "{}: cannot save a session: its file takes {} bytes, the disk has {} left; save elsewhere, "
-        "or try --value-codec int8",
-        path, file_bytes, room);
+        "{}: cannot save a session: its file takes {}, the disk has {} left; save elsewhere, or try "
+        "--value-codec int8",
+        path, format_bytes(file_bytes), format_bytes(room));
   }
 }
 
@@ -227,6 +228,7 @@ void SessionFileWriter::open_partial() {
                      ours.st_dev == named.st_dev;
   if (!is_it) fail("{}: cannot save a session: another process is writing {}", path_, name);
   partial_.name = name;
+  partial_.unfinished = UnfinishedFile(name);
   if (::ftruncate(partial_.fd, 0) != 0) refuse("write", errno);
   // Not every file system can reserve; then a full disk shows when its last byte is written.
   if (::fallocate(partial_.fd, 0, 0, file_bytes_) != 0 && errno != EOPNOTSUPP && errno != ENOSYS &&
@@ -237,7 +239,7 @@ void SessionFileWriter::open_partial() {
 
 void SessionFileWriter::refuse(const char* doing, int error) {
   const bool no_room = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  fail("{}: cannot {} a session's file of {} bytes: {}{}", path_, doing, file_bytes_,
+  fail("{}: cannot {} a session's file of {}: {}{}", path_, doing, format_bytes(file_bytes_),
        std::strerror(error), no_room ? "; nothing was saved" : "");
 }
 
@@ -317,6 +319,7 @@ void SessionFileWriter::commit() {
   if (::fsync(partial_.fd) != 0) refuse("write", errno);
   if (::rename(partial_.name.c_str(), path_.c_str()) != 0) refuse("rename", errno);
   partial_.name.clear();
+  partial_.unfinished.forget();
   // The name must outlive a loss of power, too. Not every file system syncs directories.
   const int directory = ::open(directory_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory < 0) return;

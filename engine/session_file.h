@@ -28,6 +28,8 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/unfinished_files.h"
+
 namespace tiercel {
 
 inline constexpr int64_t kSessionPage = 4096;
@@ -71,6 +73,7 @@ class SessionFileWriter {
   // The file that is being written, by itself: it must go away, too, where a constructor throws.
   struct Partial {
     std::string name;  // empty: not ours, or not there any more
+    UnfinishedFile unfinished;
     int fd = -1;
     ~Partial();
   };

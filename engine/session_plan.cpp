@@ -8,16 +8,13 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/rope.h"
+#include "engine/base/units.h"
 #include "engine/batch_layout.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
 
 namespace tiercel {
 namespace {
-
-std::string gib(int64_t bytes) {
-  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
-}
 
 void require(bool ok, const char* flag, const char* expected, int64_t found) {
   if (!ok) fail(ErrorKind::kUsage, "{}: expected {}, found {}", flag, expected, found);
@@ -263,7 +260,7 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   fail(ErrorKind::kDoesNotFit,
        "{} tokens need {} of {} memory, {} is allowed; {}, or shorten the context (-c, -n, the prompt "
        "has {} tokens)",
-       plan.context, gib(need), tier, gib(limit), help, r.n_prompt);
+       plan.context, format_bytes(need), tier, format_bytes(limit), help, r.n_prompt);
 }
 
 }  // namespace
@@ -444,7 +441,7 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
     fail(ErrorKind::kDoesNotFit,
          "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
          "the prompt has {} tokens){}",
-         plan.context, gib(m.resident()), gib(available), r.n_prompt,
+         plan.context, format_bytes(m.resident()), format_bytes(available), r.n_prompt,
          plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
   }
 }

@@ -181,7 +181,9 @@ struct ModelInfo {
   int64_t n_layers = 0, vocab_size = 0, max_positions = 0;
   int64_t parameters = 0, weight_bytes = 0;
   int64_t bos_token = -1;           // -1: none
-  std::vector<int64_t> end_tokens;  // generation stops at any of them
+  // Generation stops at any of them: the configuration's, and the end of a turn of a chat template
+  // that is supported.
+  std::vector<int64_t> end_tokens;
 };
 
 // One sequence. It begins empty, takes a prompt once (prefill or score), and grows behind it.

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/base/units.h"
 #include "kernels/launch.cuh"
 #include "kernels/stream.h"
 // hwloc's header has C-style code inside.
@@ -65,9 +66,9 @@ void touch(std::byte* begin, size_t bytes) {
 
 [[noreturn]] void refuse(int64_t bytes, const char* reason) {
   fail(ErrorKind::kDoesNotFit,
-       "{} bytes of pinned host memory: {}; lower --host-memory or shorten the context (-c, -n, the "
+       "{} of pinned host memory: {}; lower --host-memory or shorten the context (-c, -n, the "
        "prompt)",
-       bytes, reason);
+       format_bytes(bytes), reason);
 }
 
 void* allocate_large(int device, int64_t bytes) {

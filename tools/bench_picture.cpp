@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "tools/bench_report.h"
 #include "tools/svg.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

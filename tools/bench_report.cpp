@@ -5,10 +5,10 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "engine/base/units.h"
 #include "tools/report.h"
 #include "tools/session_flags.h"
 #include "tools/table.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -94,7 +94,7 @@ class Conversation {
           return false;
         }
         total_.finish_reason = "interrupted";
-        forgive_interrupt();  // what follows is worth saving; one more ends that, too
+        save_before_stop();
         return false;
       }
       if (words->empty() && turns_.end()) continue;

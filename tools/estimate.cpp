@@ -6,6 +6,7 @@
 
 #include "cpu/topology.h"
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/batch_plan.h"
 #include "engine/cost_model.h"
 #include "engine/session_plan.h"
@@ -14,35 +15,42 @@
 #include "tools/console.h"
 #include "tools/report.h"
 #include "tools/session_flags.h"
-#include "tools/units.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 namespace {
 
 // The largest n of 1 .. most that fits, as larger ones do not either; 0: none.
-int64_t largest_that(int64_t most, const std::function<bool(int64_t)>& fits) {
+int64_t largest_that(int64_t most, const std::function<bool(int64_t)>& fits_so_many) {
   int64_t low = 0, high = 1;
-  while (high <= most && fits(high)) low = high, high *= 2;
+  while (high <= most && fits_so_many(high)) low = high, high *= 2;
   high = std::min(high, most + 1);
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
-    (fits(middle) ? low : high) = middle;
+    (fits_so_many(middle) ? low : high) = middle;
   }
   return low;
 }
 
-// Whether so many sequences fit the limits, each with the codecs that make them fit.
-bool fits_limits(PlanRequest request, int64_t n_sequences) {
+template <typename F>
+bool fits(F&& plan) {
   try {
+    return plan();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDoesNotFit) throw;
+    return false;
+  }
+}
+
+// Whether so many sequences fit the limits, each with the codecs that make them fit.
+bool fits_limits(const PlanRequest& request, int64_t n_sequences) {
+  return fits([&] {
     const BatchPlan plan = plan_batch(request, request.options, n_sequences, request.n_prompt,
                                       request.n_new);
     const SequenceBytes one =
         sequence_bytes(request, plan_in_batch(request, plan, request.n_prompt, request.n_new));
     return room_for(plan, one, (n_sequences - 1) * one.device, (n_sequences - 1) * one.host);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kDoesNotFit) throw;
-    return false;
-  }
+  });
 }
 
 void print_most(const PlanRequest& request, const Console& console) {
@@ -50,7 +58,10 @@ void print_most(const PlanRequest& request, const Console& console) {
     PlanRequest longer = request;
     longer.n_prompt = tokens;
     longer.options.context = 0;
-    return fits_limits(longer, 1);
+    return fits([&] {
+      check_limits(longer, make_plan(longer));
+      return true;
+    });
   });
   const int64_t sequences =
       largest_that(kMaxSequences, [&](int64_t n) { return fits_limits(request, n); });
@@ -118,6 +129,7 @@ int command_estimate(int argc, char** argv) {
   floor.add_to(flags);
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
+  const StopsAtOnce at_once;
   model_flags.check(/*needs_backend=*/false);
   const ModelConfig config = model_flags.config();
   if (n_prompt == 0) {
@@ -137,8 +149,8 @@ int command_estimate(int argc, char** argv) {
   const SessionPlan plan = make_plan(request);
   const Console console(false);
   print_plan(plan, n_prompt, console);
-  check_limits(request, plan);
   print_most(request, console);
+  check_limits(request, plan);
   floor.print(request, plan, console);
   return 0;
 }

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
@@ -10,7 +11,7 @@
 #include "tools/haystack.h"
 #include "tools/output_file.h"
 #include "tools/prompt.h"
-#include "tools/units.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 namespace {
@@ -98,6 +99,7 @@ int command_haystack(int argc, char** argv) {
   flags.text("--answers", answers_path, "File for questions and answers (JSON)");
   flags.integer("--ask", ask, 0, 1999, "Append the question of this fact to the prompt");
   if (!flags.parse(argc, argv)) return 0;
+  const StopsAtOnce at_once;
   const Console console(false);
   if (request.n_tokens == 0) fail(ErrorKind::kUsage, "--tokens: expected a length, found none");
   if (ask && *ask >= request.n_facts) {

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "engine/base/check.h"
+#include "engine/base/unfinished_files.h"
 
 namespace tiercel {
 namespace {
@@ -77,6 +78,7 @@ void OutputFile::write(std::string_view text) const {
   const std::string temporary = path_ + ".tmp-" + std::to_string(::getpid());
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) refuse("create", errno);
+  const UnfinishedFile unfinished(temporary);
   int error = write_and_sync(fd, text);
   if (::close(fd) != 0 && error == 0) error = errno;
   if (error == 0 && ::rename(temporary.c_str(), path_.c_str()) != 0) error = errno;

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/session.h"
 #include "engine/tokenizer.h"
 #include "tools/commands.h"
@@ -12,7 +13,6 @@
 #include "tools/report.h"
 #include "tools/session_flags.h"
 #include "tools/signals.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "engine/base/units.h"
 #include "tools/signals.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

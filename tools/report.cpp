@@ -8,8 +8,8 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/base/units.h"
 #include "tools/session_flags.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -5,6 +5,8 @@
 
 #include "cpu/topology.h"
 #include "engine/base/check.h"
+#include "engine/base/units.h"
+#include "engine/chat_template.h"
 #include "engine/config.h"
 #include "engine/saved_session.h"
 #include "engine/tokenizer.h"
@@ -18,7 +20,6 @@
 #include "tools/session_flags.h"
 #include "tools/signals.h"
 #include "tools/stopwatch.h"
-#include "tools/units.h"
 #include "tools/user_input.h"
 
 namespace tiercel {
@@ -173,9 +174,8 @@ class Run {
     GenerationRequest request{.prompt = {},
                               .saved = flags_.saved,
                               .save_path = flags_.save_session.value_or(""),
-                              .eos_token_ids = config_.eos_token_ids,
+                              .eos_token_ids = end_tokens(flags_.model.directory, config_, tokenizer),
                               .ignore_eos = flags_.ignore_eos};
-    if (const auto end = turns.end()) request.eos_token_ids.push_back(*end);
     if (!asks) request.prompt = encode(turns, words);
     stop_if_requested();
 

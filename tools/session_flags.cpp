@@ -6,6 +6,7 @@
 #include "engine/known_models.h"
 #include "engine/model.h"
 #include "engine/option_rows.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 
@@ -42,6 +43,7 @@ void ModelFlags::check(bool needs_backend) const {
 }
 
 std::shared_ptr<Model> ModelFlags::open() const {
+  const StopsAtOnce at_once;
   return synthetic.empty() ? Model::open(directory, options())
                            : Model::synthetic(synthetic, options());
 }

@@ -5,15 +5,20 @@
 #include <csignal>
 
 #include "engine/base/check.h"
+#include "engine/base/unfinished_files.h"
 
 namespace tiercel {
 namespace {
 
-// The signal that came. The one global: a handler can reach nothing else.
+// The signal that came, and whether the first one ends the process. A handler can reach nothing else.
 volatile std::sig_atomic_t g_stop = 0;
+volatile std::sig_atomic_t g_at_once = 0;
 
 void on_signal(int signal) {
-  if (g_stop != 0) ::_exit(static_cast<int>(ErrorKind::kInterrupted));
+  if (g_stop != 0 || g_at_once != 0) {
+    unlink_unfinished_files();
+    ::_exit(static_cast<int>(ErrorKind::kInterrupted));
+  }
   g_stop = signal;
 }
 
@@ -32,6 +37,14 @@ void install_signal_handlers() {
   std::signal(SIGXFSZ, SIG_IGN);
 }
 
+StopsAtOnce::StopsAtOnce() {
+  g_at_once = g_at_once + 1;
+  if (!stop_requested()) return;
+  g_at_once = g_at_once - 1;
+  stop_if_requested();
+}
+StopsAtOnce::~StopsAtOnce() { g_at_once = g_at_once - 1; }
+
 bool stop_requested() { return g_stop != 0; }
 
 bool forgive_interrupt() {
@@ -39,6 +52,8 @@ bool forgive_interrupt() {
   g_stop = 0;
   return true;
 }
+
+void save_before_stop() { g_stop = 0; }
 
 void stop_if_requested() {
   if (stop_requested()) fail(ErrorKind::kInterrupted, "interrupted");

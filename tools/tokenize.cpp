@@ -3,13 +3,14 @@
 #include <charconv>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/json.h"
 #include "engine/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 #include "tools/prompt.h"
-#include "tools/units.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 namespace {
@@ -101,6 +102,7 @@ int command_tokenize(int argc, char** argv) {
   flags.flag("--special", special, "Read <|special|> tokens in the text as such");
   flags.flag("--strict", strict, "Refuse text that is not UTF-8");
   if (!flags.parse(argc, argv)) return 0;
+  const StopsAtOnce at_once;
   const Console console(false);
   if (model.empty()) {
     fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");

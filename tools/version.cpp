@@ -10,12 +10,12 @@
 
 #include "cpu/isa.h"
 #include "cpu/topology.h"
+#include "engine/base/units.h"
 #include "engine/model.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 #include "tools/report.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

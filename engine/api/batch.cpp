@@ -70,7 +70,7 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(std::vector<int32_t> prompt, 
     const ModelConfig& config = engine_->model->config();
     request.sampling = resolve_sampling(s.sampling, config.sampling);
     if (!s.ignore_eos) {
-      for (const int64_t id : config.eos_token_ids) {
+      for (const int64_t id : engine_->end_tokens) {
         request.end_tokens.push_back(static_cast<int32_t>(id));
       }
     }

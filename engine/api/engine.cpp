@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/api/state.h"
+#include "engine/base/units.h"
 #include "engine/presets.h"
 
 namespace tiercel {
@@ -42,6 +43,9 @@ void check_tokens(const EngineState& engine, std::span<const int32_t> tokens) {
 }
 
 void EngineState::set_log(v0::LogCallback callback, v0::LogLevel from) {
+  if (logging_ == std::this_thread::get_id()) {
+    refuse(v0::ErrorKind::kBusy, "a log callback called set_log; call it behind the callback");
+  }
   const std::lock_guard lock(log_mutex_);
   log_callback_ = std::move(callback);
   log_from_ = from;
@@ -50,18 +54,21 @@ void EngineState::set_log(v0::LogCallback callback, v0::LogLevel from) {
 void EngineState::log(v0::LogLevel level, const std::string& line) {
   const std::lock_guard lock(log_mutex_);
   if (!log_callback_ || level < log_from_) return;
+  logging_ = std::this_thread::get_id();
   try {
     log_callback_(level, line);
   } catch (...) {
     // What is logged must not end the work that it tells of.
   }
+  logging_ = std::thread::id();
 }
 
 void EngineState::log_plan(const char* what, const SessionPlan& plan) {
   const MemoryReport& m = plan.memory;
   log(v0::LogLevel::kInfo,
-      fmt::format("{}: context of {} tokens; {}; {} bytes on the device, {} on the host", what,
-                  plan.context, composition(plan.options), m.device.total(), m.host.total()));
+      fmt::format("{}: context of {} tokens; {}; {} on the device, {} on the host", what,
+                  plan.context, composition(plan.options), format_bytes(m.device.total()),
+                  format_bytes(m.host.total())));
   for (const std::string& note : plan.notes) log(v0::LogLevel::kWarning, note);
 }
 
@@ -169,7 +176,7 @@ ModelInfo Engine::info() const {
   info.parameters = engine.model->parameter_count();
   info.weight_bytes = engine.model->weight_bytes();
   info.bos_token = config.bos_token_id.value_or(-1);
-  info.end_tokens = config.eos_token_ids;
+  info.end_tokens = engine.end_tokens;
   return info;
 }
 

@@ -20,7 +20,7 @@ SharedRequest::SharedRequest(std::shared_ptr<BatchWorker> batch, Wish wish)
 // As Session::generate has it: a token that ends texts has no text, and nobody can stop behind it.
 bool SharedRequest::take(int32_t token) {
   if (cancelled_) return false;
-  const std::vector<int64_t>& ends = batch_->engine().model->config().eos_token_ids;
+  const std::vector<int64_t>& ends = batch_->engine().end_tokens;
   ended_by_token_ = !wish_.ignores_ends && std::find(ends.begin(), ends.end(), token) != ends.end();
   const std::string piece = ended_by_token_ ? decoder_.finish() : decoder_.push(token);
   tokens_.push_back(token);

@@ -124,7 +124,7 @@ Generation Session::generate(int64_t n, const PieceCallback& callback) {
   SessionState& s = call.with_prompt();
   if (n < 0) detail::refuse(ErrorKind::kUsage, "generate: expected a count of tokens, found {}", n);
   const std::vector<int64_t> ends =
-      s.settings.ignore_eos ? std::vector<int64_t>{} : s.engine->model->config().eos_token_ids;
+      s.settings.ignore_eos ? std::vector<int64_t>{} : s.engine->end_tokens;
   Generation result;
   const auto emit = [&](int32_t token, const std::string& text) {
     result.text += text;

@@ -15,6 +15,7 @@
 
 #include "engine/api/settings.h"
 #include "engine/base/check.h"
+#include "engine/chat_template.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
 #include "engine/tiercel.h"
@@ -44,13 +45,15 @@ struct EngineState {
       : directory(std::move(from)),
         options(std::move(given)),
         model(std::move(opened)),
-        tokenizer(std::move(loaded)) {}
+        tokenizer(std::move(loaded)),
+        end_tokens(tiercel::end_tokens(directory, model->config(), tokenizer)) {}
 
   const std::string directory;
 
   const v0::Options options;  // defaults of sessions
   const std::shared_ptr<Model> model;
   const Tokenizer tokenizer;
+  const std::vector<int64_t> end_tokens;  // generation stops at any of them
   // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
   TurnLock turn;
 
@@ -61,6 +64,7 @@ struct EngineState {
 
  private:
   std::mutex log_mutex_;
+  std::atomic<std::thread::id> logging_;  // runs the callback
   v0::LogCallback log_callback_;
   v0::LogLevel log_from_ = v0::LogLevel::kInfo;
 };

@@ -97,6 +97,13 @@ TEST(Api, LogsGoWhereTheyAreWanted) {
   engine.set_log(keep, LogLevel::kWarning);
   ASSERT_TRUE(engine.open_session(adjusted).prefill(prompt_text(3)));
   EXPECT_EQ(lines.size(), 1u);
+  bool refused = false;
+  engine.set_log([&](LogLevel, std::string_view) {
+    EXPECT_KIND(engine.set_log({}), ErrorKind::kBusy);
+    refused = true;
+  });
+  EXPECT_TRUE(engine.open_session().prefill(prompt_text(3)));
+  EXPECT_TRUE(refused);
   engine.set_log([](LogLevel, std::string_view) { throw 1; });
   EXPECT_TRUE(engine.open_session().prefill(prompt_text(3)));
   lines.clear();

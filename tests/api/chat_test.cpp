@@ -21,23 +21,24 @@ class ApiChat : public ::testing::Test {
     std::string pattern = (fs::temp_directory_path() / "tiercel-chat-XXXXXX").string();
     folder_ = ::mkdtemp(pattern.data());
     fs::copy(demo_directory(), folder_, fs::copy_options::recursive);
-    std::stringstream text;
-    text << std::ifstream(folder_ / "tokenizer.json").rdbuf();
-    std::string tokens = text.str();
-    for (const auto& [from, to] :
-         {std::pair<std::string, std::string>{"<|start_header_id|>", "<|im_start|>"},
-          {"<|end_header_id|>", "<|im_end|>"}}) {
-      for (size_t at = 0; (at = tokens.find(from, at)) != std::string::npos;) {
-        tokens.replace(at, from.size(), to);
-      }
-    }
-    std::ofstream(folder_ / "tokenizer.json") << tokens;
+    rename_token("<|start_header_id|>", "<|im_start|>");
+    rename_token("<|end_header_id|>", "<|im_end|>");
     std::ofstream(folder_ / "chat_template.jinja")
         << "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
            "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt "
            "%}{{ '<|im_start|>assistant\\n' }}{% endif %}";
   }
   ~ApiChat() override { fs::remove_all(folder_); }
+
+  void rename_token(const std::string& from, const std::string& to) {
+    std::stringstream stream;
+    stream << std::ifstream(folder_ / "tokenizer.json").rdbuf();
+    std::string text = stream.str();
+    for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
+      text.replace(at, from.size(), to);
+    }
+    std::ofstream(folder_ / "tokenizer.json") << text;
+  }
 
   fs::path folder_;
 };
@@ -65,6 +66,34 @@ TEST_F(ApiChat, TurnsOfAConversation) {
   EXPECT_KIND(engine.tokenize_chat({{{"cook", "x"}}}), ErrorKind::kUsage);
   EXPECT_KIND(engine.tokenize_chat(messages, "yesterday"), ErrorKind::kUsage);
   EXPECT_KIND(open_demo().tokenize_chat(messages), ErrorKind::kUsage);
+}
+
+// The configuration does not name the token that ends a turn: its template does.
+TEST_F(ApiChat, AnAnswerEndsWithItsTurn) {
+  const Engine engine(folder_.string(), {{"backend", "cpu"}});
+  const int32_t end = engine.tokenize("<|im_end|>", {{"no-bos", "true"}, {"special", "true"}}).at(0);
+  const std::vector<int64_t> configured = open_demo().info().end_tokens;
+  std::vector<int64_t> ends = configured;
+  ends.push_back(end);
+  EXPECT_EQ(engine.info().end_tokens, ends);
+  // So hot that every token is as likely as any other; with this seed the seventh is that one.
+  const Options hot = {{"temp", "100"}, {"top-k", "0"}, {"top-p", "1"}, {"seed", "123"}};
+  Session session = engine.open_session(hot);
+  ASSERT_TRUE(session.prefill("Hello there."));
+  const Generation answer = session.generate(40);
+  EXPECT_EQ(answer.reason, FinishReason::kEndOfText);
+  ASSERT_EQ(answer.tokens.back(), end);
+  Batch batch = engine.open_batch({{"max-prompt", "100"}, {"n-predict", "40"}});
+  const Generation batched = batch.submit("Hello there.", 40, hot).wait();
+  EXPECT_EQ(batched.reason, FinishReason::kEndOfText);
+  EXPECT_EQ(batched.tokens, answer.tokens);
+
+  fs::remove(folder_ / "chat_template.jinja");
+  const Engine plain(folder_.string(), {{"backend", "cpu"}});
+  EXPECT_EQ(plain.info().end_tokens, configured);
+  Session goes_on = plain.open_session(hot);
+  ASSERT_TRUE(goes_on.prefill("Hello there."));
+  EXPECT_EQ(goes_on.generate(40).tokens.size(), 40u);
 }
 
 }  // namespace

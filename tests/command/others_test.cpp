@@ -91,7 +91,44 @@ TEST(Estimate, TableOrExitCodeThree) {
   EXPECT_TRUE(contains(table.err, "memory plan")) << table.err;
   EXPECT_TRUE(contains(table.err, "most that fits: one prompt of ")) << table.err;
   EXPECT_EQ(table.out, "");
+  const Result small = run(with_model("estimate", {"--tokens", "100000", "--device-memory", "64MiB"}));
+  EXPECT_EQ(small.code, 3);
+  EXPECT_TRUE(contains(small.err, "most that fits: one prompt of ")) << small.err;
+  EXPECT_TRUE(contains(small.err, "raise --device-memory")) << small.err;
   EXPECT_EQ(run(with_model("estimate", {"--tokens", "100000", "--device-memory", "1KiB"})).code, 3);
+}
+
+// Of config.json alone; one token more than "the most" does not fit, and a run plans the same bytes.
+TEST(Estimate, TheMostIsTheMostAndARunAgrees) {
+  const Scratch scratch;
+  fs::copy(demo_model() + "/config.json", scratch / "config.json");
+  const auto estimate = [&](const std::string& n) {
+    return run({.arguments = {"estimate", "-m", scratch / "", "--tokens", n, "-n", "8",
+                              "--device-memory", "200MiB"}});
+  };
+  const std::string text = estimate("1000").err, words = "most that fits: one prompt of ";
+  const size_t at = text.find(words);
+  ASSERT_NE(at, std::string::npos) << text;
+  std::string most = text.substr(at + words.size(), text.find(' ', at + words.size()) - at - words.size());
+  std::erase(most, ',');
+  const int64_t n = std::stoll(most);
+  EXPECT_GT(n, 1000);
+  EXPECT_EQ(estimate(std::to_string(n)).code, 0);
+  EXPECT_EQ(estimate(std::to_string(n + 1)).code, 3);
+
+  // The table up to where this process counts itself.
+  const auto table_of = [](const std::string& err) {
+    const size_t row = err.find("\n  weights"), end = err.find("\n  process");
+    return row < end ? err.substr(row, end - row) : err;
+  };
+  const auto prompt = [&](int64_t tokens) {  // with the begin-of-text token in front
+    std::string out;
+    for (int64_t i = 1; i < tokens; ++i) out += " a";
+    return out;
+  };
+  const Result ran = run(with_model("run", {"-p", prompt(1000), "-n", "8", "--device-memory", "200MiB"}));
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(table_of(ran.err), table_of(text));
 }
 
 TEST(Estimate, FloorOfAStep) {

@@ -159,5 +159,46 @@ TEST(RunSaved, KillsLeaveNoFileThatOpensWrongly) {
   EXPECT_FALSE(fs::exists(partial));
 }
 
+// A stop by a signal, or by two: at any moment, also within the writing of a file.
+TEST(RunSaved, SignalsLeaveNothingHalfWritten) {
+  const Scratch scratch;
+  const std::string folder = scratch / "out";
+  fs::create_directory(folder);
+  const std::string file = folder + "/s.session", report = folder + "/report.json";
+  const auto command = run_demo({"-p", filler(kSanitized ? 20 : 150), "-n", "4", "--save-session",
+                                 file, "--report", report, "-q"});
+  std::mt19937_64 random(seed());
+  const int n_stops = kSanitized ? 6 : 40;
+  int n_two = 0, n_stopped = 0;
+  for (int i = 0; i < n_stops; ++i) {
+    fs::remove(file);
+    const int signal = i % 2 == 0 ? SIGINT : SIGTERM;
+    Process process(command);
+    // Half of them while the file is being written.
+    if (i % 4 < 2) {
+      process.wait_until([&] { return fs::exists(file + ".partial") || fs::exists(file); });
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
+    process.signal(signal);
+    if (i % 3 == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+      process.signal(signal);
+      ++n_two;
+    }
+    const int code = process.wait().code;
+    // 128 + signal: it came before there was a handler.
+    EXPECT_TRUE(code == 0 || code == 130 || code == 128 + signal) << code << " at stop " << i;
+    n_stopped += code == 130;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      EXPECT_TRUE(entry.path() == file || entry.path() == report) << entry.path() << " at " << i;
+    }
+    if (fs::exists(file)) {
+      EXPECT_NO_THROW(SavedSession::open(file)->file().check_blocks(2)) << i;
+    }
+  }
+  EXPECT_GT(n_two, 0);
+  EXPECT_GT(n_stopped, 0);
+}
+
 }  // namespace
 }  // namespace tiercel::test

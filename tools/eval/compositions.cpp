@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/presets.h"
 #include "tools/session_flags.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/presets.h"
 #include "tools/signals.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -4,9 +4,9 @@
 #include <functional>
 #include <map>
 
+#include "engine/base/units.h"
 #include "tools/eval/results.h"
 #include "tools/svg.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

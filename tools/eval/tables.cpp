@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/base/units.h"
 #include "tools/eval/results.h"
 #include "tools/table.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

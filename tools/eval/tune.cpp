@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/presets.h"
 #include "tools/signals.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/base/units.h"
 #include "tools/eval/tune.h"
 #include "tools/report.h"
 #include "tools/table.h"
-#include "tools/units.h"
 
 namespace tiercel {
 namespace {

@@ -1,4 +1,4 @@
-#include "tools/units.h"
+#include "engine/base/units.h"
 
 #include <fmt/format.h>
 

@@ -1,0 +1,30 @@
+// Names of files that are being written beside their place, for whoever must end the process at once:
+// a signal handler can remove them, so that nothing half is left.
+#pragma once
+
+#include <string>
+#include <utility>
+
+namespace tiercel {
+
+// Registers a file while it lives. The owner still renames or removes the file itself.
+class UnfinishedFile {
+ public:
+  UnfinishedFile() = default;
+  explicit UnfinishedFile(const std::string& path);
+  ~UnfinishedFile() { forget(); }
+  UnfinishedFile(UnfinishedFile&& other) noexcept : entry_(std::exchange(other.entry_, -1)) {}
+  UnfinishedFile& operator=(UnfinishedFile&& other) noexcept {
+    std::swap(entry_, other.entry_);
+    return *this;
+  }
+  void forget();
+
+ private:
+  int entry_ = -1;  // -1: none
+};
+
+// Removes every registered file. May be called in a signal handler; other threads may be writing.
+void unlink_unfinished_files() noexcept;
+
+}  // namespace tiercel
