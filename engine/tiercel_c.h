@@ -97,18 +97,24 @@ TIERCEL_C_API tiercel_status tiercel_engine_open(const char* directory,
 TIERCEL_C_API void tiercel_engine_close(tiercel_engine* engine);
 typedef int32_t tiercel_log_level;
 enum { TIERCEL_LOG_INFO = 0, TIERCEL_LOG_WARNING = 1, TIERCEL_LOG_ERROR = 2 };
-/* One line: `length` bytes, no zero behind them, valid during the call. It comes in whatever thread has
- * something to say, one line at a time, and may not call this engine or what it opened. */
+/* One line: `length` bytes, no zero behind them, valid during the call. It comes in whatever thread
+ * has something to say, one line at a time, and may not call this engine or what it opened. */
 typedef void (*tiercel_log_callback)(void* user, tiercel_log_level level, const char* line,
                                      size_t length);
-/* What the library would say if it printed, from this level up. callback: NULL for silence, as from the
- * start. */
+/* What the library would say if it printed, from this level up. callback: NULL for silence, as from
+ * the start. */
 TIERCEL_C_API tiercel_status tiercel_engine_set_log(tiercel_engine* engine,
                                                     tiercel_log_callback callback, void* user,
                                                     tiercel_log_level from, tiercel_error** error);
-/* "layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token" (-1: none) */
+/* "layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token" (-1: none).
+ * Names: index 0 .. until NULL. */
 TIERCEL_C_API tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name,
                                                    double* value, tiercel_error** error);
+TIERCEL_C_API const char* tiercel_engine_number_name(size_t index);
+/* Generation stops at any of these. *tokens: to be freed. */
+TIERCEL_C_API tiercel_status tiercel_engine_end_tokens(const tiercel_engine* engine,
+                                                       int32_t** tokens, size_t* n_tokens,
+                                                       tiercel_error** error);
 /* *tokens: to be freed; n_tokens of them. options: "no-bos" and "special" count. */
 TIERCEL_C_API tiercel_status tiercel_tokenize(const tiercel_engine* engine, const char* text,
                                               size_t length, const tiercel_options* options,
@@ -131,11 +137,20 @@ TIERCEL_C_API tiercel_status tiercel_tokenize_next_turn(const tiercel_engine* en
 TIERCEL_C_API tiercel_status tiercel_detokenize(const tiercel_engine* engine, const int32_t* tokens,
                                                 size_t n_tokens, int skip_special, char** text,
                                                 size_t* length, tiercel_error** error);
-/* The memory that a prompt of so many tokens would take, by names such as "device-total": those
- * that tiercel_session_number has in common with it. Allocates nothing. */
+/* The memory that a prompt of so many tokens would take, by names such as "device-total": bytes,
+ * but "context" in tokens. Allocates nothing. Names: index 0 .. until NULL; tiercel_session_number
+ * and tiercel_batch_number have them too. */
 TIERCEL_C_API tiercel_status tiercel_engine_plan(const tiercel_engine* engine, int64_t n_prompt,
                                                  const tiercel_options* options, const char* name,
                                                  double* value, tiercel_error** error);
+TIERCEL_C_API const char* tiercel_engine_plan_name(size_t index);
+/* The same plan's words: "composition" (what selection would do, in one line) or "notes" (what was
+ * adjusted or is worth a warning, one per line). *text: zero-terminated, to be freed. */
+TIERCEL_C_API tiercel_status tiercel_engine_plan_text(const tiercel_engine* engine,
+                                                      int64_t n_prompt,
+                                                      const tiercel_options* options,
+                                                      const char* name, char** text,
+                                                      tiercel_error** error);
 
 /* ---- session ---- one sequence */
 
@@ -179,7 +194,7 @@ TIERCEL_C_API tiercel_status tiercel_session_generate(tiercel_session* session, 
 TIERCEL_C_API tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
                                                   tiercel_error** error);
 /* Behind the prompt: as a step with each token, but faster. Text gets no begin-of-text token.
- * TIERCEL_STOPPED: tiercel_session_tokens says how many are in. */
+ * TIERCEL_STOPPED: tiercel_session_n_tokens says how many are in. */
 TIERCEL_C_API tiercel_status tiercel_session_append(tiercel_session* session, const char* text,
                                                     size_t length,
                                                     tiercel_progress_callback progress, void* user,
@@ -221,6 +236,9 @@ TIERCEL_C_API tiercel_status tiercel_session_reset(tiercel_session* session, tie
 TIERCEL_C_API tiercel_status tiercel_session_tokens(const tiercel_session* session,
                                                     int32_t** tokens, size_t* n_tokens,
                                                     tiercel_error** error);
+/* How many they are. */
+TIERCEL_C_API tiercel_status tiercel_session_n_tokens(const tiercel_session* session,
+                                                      size_t* n_tokens, tiercel_error** error);
 /* One statistic by name, such as "prefill-seconds". Counts are exact up to 2^53. */
 TIERCEL_C_API tiercel_status tiercel_session_number(const tiercel_session* session,
                                                     const char* name, double* value,
@@ -228,8 +246,8 @@ TIERCEL_C_API tiercel_status tiercel_session_number(const tiercel_session* sessi
 /* The statistics that exist: index 0 .. count - 1. NULL beyond. */
 TIERCEL_C_API size_t tiercel_number_count(void);
 TIERCEL_C_API const char* tiercel_number_name(size_t index);
-/* "backend", "composition" (what selection does, in one line) or "notes" (what was adjusted, one
- * per line). *text: zero-terminated, to be freed. */
+/* "backend", "composition" or "notes", the latter two as of tiercel_engine_plan_text. *text:
+ * zero-terminated, to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_text(const tiercel_session* session, const char* name,
                                                   char** text, tiercel_error** error);
 
@@ -260,6 +278,10 @@ TIERCEL_C_API tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch,
 TIERCEL_C_API tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name,
                                                   double* value, tiercel_error** error);
 TIERCEL_C_API const char* tiercel_batch_number_name(size_t index);
+/* Of the memory plan: "composition" or "notes", as of tiercel_engine_plan_text. *text:
+ * zero-terminated, to be freed. */
+TIERCEL_C_API tiercel_status tiercel_batch_text(const tiercel_batch* batch, const char* name,
+                                                char** text, tiercel_error** error);
 
 typedef int32_t tiercel_request_state;
 enum {

@@ -73,6 +73,19 @@ tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* n
   });
 }
 
+const char* tiercel_engine_number_name(size_t i) { return tiercel::detail::model_number_name(i); }
+
+tiercel_status tiercel_engine_end_tokens(const tiercel_engine* engine, int32_t** tokens,
+                                         size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(n_tokens, "n_tokens");
+    const std::vector<int64_t> ids = at(engine, "engine").engine.info().end_tokens;
+    give_tokens({ids.begin(), ids.end()}, tokens, n_tokens);
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_engine_set_log(tiercel_engine* engine, tiercel_log_callback callback,
                                       void* user, tiercel_log_level from, tiercel_error** error) {
   return guarded(error, [&] {
@@ -150,6 +163,19 @@ tiercel_status tiercel_engine_plan(const tiercel_engine* engine, int64_t n_promp
   return guarded(error, [&] {
     at(value, "value") = tiercel::detail::number(
         at(engine, "engine").engine.plan(n_prompt, or_none(options)), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+
+const char* tiercel_engine_plan_name(size_t i) { return tiercel::detail::plan_number_name(i); }
+
+tiercel_status tiercel_engine_plan_text(const tiercel_engine* engine, int64_t n_prompt,
+                                        const tiercel_options* options, const char* name,
+                                        char** text, tiercel_error** error) {
+  return guarded(error, [&] {
+    give_text(tiercel::detail::text(at(engine, "engine").engine.plan(n_prompt, or_none(options)),
+                                    &at(name, "name")),
+              &at(text, "text"), nullptr);
     return TIERCEL_OK;
   });
 }
@@ -312,6 +338,14 @@ tiercel_status tiercel_session_tokens(const tiercel_session* session, int32_t** 
   return guarded(error, [&] {
     at(tokens, "tokens");
     give_tokens(at(session, "session").session.tokens(), tokens, &at(n_tokens, "n_tokens"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_session_n_tokens(const tiercel_session* session, size_t* n_tokens,
+                                        tiercel_error** error) {
+  return guarded(error, [&] {
+    at(n_tokens, "n_tokens") = static_cast<size_t>(at(session, "session").session.n_tokens());
     return TIERCEL_OK;
   });
 }

@@ -56,6 +56,15 @@ tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name
 }
 const char* tiercel_batch_number_name(size_t i) { return tiercel::detail::batch_number_name(i); }
 
+tiercel_status tiercel_batch_text(const tiercel_batch* batch, const char* name, char** text,
+                                  tiercel_error** error) {
+  return guarded(error, [&] {
+    give_text(tiercel::detail::text(at(batch, "batch").batch.memory(), &at(name, "name")),
+              &at(text, "text"), nullptr);
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_request_wait(const tiercel_request* request, tiercel_finish* finish,
                                     tiercel_error** error) {
   return guarded(error, [&] {

@@ -121,14 +121,27 @@ double number_in(const Number<T> (&numbers)[n], const T& object, std::string_vie
   refuse_name(name, names);
 }
 
+template <typename T, size_t n>
+const char* name_in(const Number<T> (&numbers)[n], size_t index) {
+  return index < n ? numbers[index].name : nullptr;
+}
+// Of two lists, one behind the other.
+template <typename T, typename U, size_t n, size_t m>
+const char* name_in(const Number<T> (&first)[n], const Number<U> (&second)[m], size_t index) {
+  return index < n ? first[index].name : name_in(second, index - n);
+}
+
 }  // namespace
 
 double number(const ModelInfo& info, std::string_view name) {
   return number_in(kOfModel, info, name);
 }
+const char* model_number_name(size_t index) { return name_in(kOfModel, index); }
+
 double number(const MemoryPlan& plan, std::string_view name) {
   return number_in(kOfPlan, plan, name);
 }
+const char* plan_number_name(size_t index) { return name_in(kOfPlan, index); }
 
 double number(const v0::Session& session, std::string_view name) {
   std::string names;
@@ -143,34 +156,28 @@ double number(const v0::Batch& batch, std::string_view name) {
   if (const auto* found = find(kOfPlan, name, names)) return found->of(batch.memory());
   refuse_name(name, names);
 }
-const char* batch_number_name(size_t index) {
-  if (index < std::size(kOfBatch)) return kOfBatch[index].name;
-  index -= std::size(kOfBatch);
-  return index < std::size(kOfPlan) ? kOfPlan[index].name : nullptr;
-}
+const char* batch_number_name(size_t index) { return name_in(kOfBatch, kOfPlan, index); }
 
 double number(const RequestStats& stats, std::string_view name) {
   return number_in(kOfRequest, stats, name);
 }
-const char* request_number_name(size_t index) {
-  return index < std::size(kOfRequest) ? kOfRequest[index].name : nullptr;
-}
+const char* request_number_name(size_t index) { return name_in(kOfRequest, index); }
 
 size_t session_number_count() { return std::size(kOfSession) + std::size(kOfPlan); }
+const char* session_number_name(size_t index) { return name_in(kOfSession, kOfPlan, index); }
 
-const char* session_number_name(size_t index) {
-  if (index < std::size(kOfSession)) return kOfSession[index].name;
-  index -= std::size(kOfSession);
-  return index < std::size(kOfPlan) ? kOfPlan[index].name : nullptr;
+std::string text(const MemoryPlan& plan, std::string_view name) {
+  if (name == "composition") return plan.composition;
+  if (name != "notes") refuse_name(name, "composition, notes");
+  std::string lines;
+  for (const std::string& note : plan.notes) lines += note + "\n";
+  return lines;
 }
 
 std::string text(const v0::Session& session, std::string_view name) {
   if (name == "backend") return session.backend();
-  if (name == "composition") return session.memory().composition;
-  if (name != "notes") refuse_name(name, "backend, composition, notes");
-  std::string lines;
-  for (const std::string& note : session.memory().notes) lines += note + "\n";
-  return lines;
+  if (name == "composition" || name == "notes") return text(session.memory(), name);
+  refuse_name(name, "backend, composition, notes");
 }
 
 }  // namespace tiercel::detail

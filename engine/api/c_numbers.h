@@ -11,7 +11,9 @@
 namespace tiercel::detail {
 
 double number(const v0::ModelInfo& info, std::string_view name);
+const char* model_number_name(size_t index);  // nullptr beyond
 double number(const v0::MemoryPlan& plan, std::string_view name);
+const char* plan_number_name(size_t index);  // nullptr beyond
 // Statistics and plan.
 double number(const v0::Session& session, std::string_view name);
 size_t session_number_count();
@@ -21,6 +23,9 @@ double number(const v0::Batch& batch, std::string_view name);
 const char* batch_number_name(size_t index);  // nullptr beyond
 double number(const v0::RequestStats& stats, std::string_view name);
 const char* request_number_name(size_t index);  // nullptr beyond
+// Notes: a line each.
+std::string text(const v0::MemoryPlan& plan, std::string_view name);
+// The plan's, and the backend.
 std::string text(const v0::Session& session, std::string_view name);
 
 }  // namespace tiercel::detail

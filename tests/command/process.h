@@ -109,14 +109,14 @@ class Process {
   // Waits until the condition holds; false after a minute or when the process has ended before.
   template <typename F>
   bool wait_until(F condition) {
-    for (int i = 0; i < 6000; ++i) {
+    for (int i = 0; i < 60000; ++i) {
       if (condition()) return true;
       siginfo_t info{};
       if (::waitid(P_PID, static_cast<id_t>(id_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
           info.si_pid != 0) {
         return condition();
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return false;
   }

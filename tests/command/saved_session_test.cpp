@@ -168,20 +168,21 @@ TEST(RunSaved, SignalsLeaveNothingHalfWritten) {
   const auto command = run_demo({"-p", filler(kSanitized ? 20 : 150), "-n", "4", "--save-session",
                                  file, "--report", report, "-q"});
   std::mt19937_64 random(seed());
-  const int n_stops = kSanitized ? 6 : 40;
+  const int n_stops = kSanitized ? 6 : 24;
   int n_two = 0, n_stopped = 0;
   for (int i = 0; i < n_stops; ++i) {
     fs::remove(file);
     const int signal = i % 2 == 0 ? SIGINT : SIGTERM;
+    const bool writes = i % 4 < 2, twice = i % 3 > 0;
     Process process(command);
-    // Half of them while the file is being written.
-    if (i % 4 < 2) {
+    // Half of them while the file is being written, which takes a few milliseconds.
+    if (writes) {
       process.wait_until([&] { return fs::exists(file + ".partial") || fs::exists(file); });
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % (writes ? 2000 : 200000)));
     process.signal(signal);
-    if (i % 3 == 0) {
-      std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+    if (twice) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
       process.signal(signal);
       ++n_two;
     }
