@@ -99,12 +99,17 @@ SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_pr
 // What the file will take, before anything is computed for it.
 void announce_file(const Model& model, const RunFlags& flags, const SessionPlan& plan,
                    int64_t n_tokens, const Console& console) {
-  if (!flags.save_session || flags.chat.interactive) return;
+  if (!flags.save_session) return;
   const int64_t bytes = Session::saved_bytes(model, plan, n_tokens);
   SessionFileWriter::check_path(*flags.save_session, bytes);
   // Behind a restored session its window and cache may be a little longer.
   console.info("session file: {}{} for {} tokens", flags.saved != nullptr ? "about " : "",
                format_bytes(bytes), format_count(n_tokens));
+  if (flags.chat.interactive) {
+    console.info("session file: about {} once all {} tokens are used",
+                 format_bytes(Session::saved_bytes(model, plan, plan.context)),
+                 format_count(plan.context));
+  }
 }
 
 // How many tokens may be generated: what -n asks for, as far as the context has room.

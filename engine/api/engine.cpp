@@ -138,8 +138,11 @@ MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
   const detail::Turn turn(engine);
   return detail::translated([&] {
     const detail::Settings settings = detail::resolve({&options, &engine.options});
-    return detail::to_public(
-        tiercel::Session::plan(*engine.model, settings.session, n_prompt, settings.n_predict));
+    const SessionPlan plan =
+        tiercel::Session::plan(*engine.model, settings.session, n_prompt, settings.n_predict);
+    MemoryPlan memory = detail::to_public(plan);
+    memory.session_file = tiercel::Session::saved_bytes(*engine.model, plan, n_prompt);
+    return memory;
   });
 }
 

@@ -325,7 +325,13 @@ std::string Session::backend() const {
 MemoryPlan Session::memory() const {
   const Call call(state_);
   const SessionState& s = call.open();
-  return s.inner == nullptr ? MemoryPlan() : detail::to_public(s.inner->plan());
+  if (s.inner == nullptr) return {};
+  MemoryPlan memory = detail::to_public(s.inner->plan());
+  memory.session_file = detail::translated([&] {
+    return tiercel::Session::saved_bytes(*s.engine->model, s.inner->plan(),
+                                         static_cast<int64_t>(s.sequence.size()));
+  });
+  return memory;
 }
 
 }  // namespace v0

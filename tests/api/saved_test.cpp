@@ -114,6 +114,9 @@ TEST_F(ApiSaved, AtTheEndOfAPromptSeedsDrawTheSame) {
   Session session = engine_.open_session(options);
   ASSERT_TRUE(session.prefill(prompt_text(kSentences)));
   ASSERT_TRUE(session.save(file("a")));
+  const auto size = static_cast<int64_t>(fs::file_size(file("a")));
+  EXPECT_EQ(engine_.plan(session.n_tokens(), options).session_file, size);
+  EXPECT_EQ(session.memory().session_file, size);
   EXPECT_EQ(engine_.restore(file("a"), options).generate(kNew).tokens,
             session.generate(kNew).tokens);
 }
