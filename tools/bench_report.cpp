@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "engine/base/build_info.h"
 #include "engine/base/units.h"
 #include "tools/report.h"
 #include "tools/session_flags.h"
@@ -38,7 +39,7 @@ double fetch_rate(const BenchRow& row) {
 
 // What every row begins with.
 Json setup_json(const BenchSetup& setup, const SessionOptions& o) {
-  return {{"build_commit", commit()},
+  return {{"build_commit", source_commit()},
           {"version", version()},
           {"backend", setup.backend},
           {"model_filename", setup.model},

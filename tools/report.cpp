@@ -8,6 +8,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/base/build_info.h"
 #include "engine/base/units.h"
 #include "tools/session_flags.h"
 
@@ -119,7 +120,6 @@ void print_timing(const Console& console, const char* name, double seconds, int6
 }  // namespace
 
 const char* version() { return TIERCEL_VERSION; }
-const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknown"; }
 
 std::string to_json(const RunReport& report) {
   const Generation& g = report.generation;
@@ -127,7 +127,7 @@ std::string to_json(const RunReport& report) {
   const auto n_prompt = static_cast<double>(report.prompt_tokens - g.n_restored);
   Json json = {
       {"version", version()},
-      {"commit", commit()},
+      {"commit", source_commit()},
       {"backend", report.backend},
       {"model", report.model},
       {"prompt_tokens", report.prompt_tokens},

@@ -11,7 +11,6 @@
 namespace tiercel {
 
 const char* version();
-const char* commit();
 
 struct RunReport {
   std::string model;    // the directory, as given

@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/topology.h"
+#include "engine/base/build_info.h"
 #include "engine/base/units.h"
 #include "engine/model.h"
 #include "tools/commands.h"
@@ -51,7 +52,7 @@ int command_version(int argc, char** argv) {
   Flags flags("version", "Version, compiler, libraries, instruction set.");
   if (argc > 1 && !flags.parse(argc, argv)) return 0;
   const cpu::Topology& machine = cpu::topology();
-  std::string text = fmt::format("tiercel {} (commit {})\n", version(), commit());
+  std::string text = fmt::format("tiercel {} (commit {})\n", version(), source_commit());
   text +=
       fmt::format("build:     {}, {}, C++{}\n", compiler(), build_type(), __cplusplus / 100 % 100);
   const std::string no_cuda = why_no_cuda();

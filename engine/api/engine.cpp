@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/api/state.h"
+#include "engine/base/build_info.h"
 #include "engine/base/units.h"
 #include "engine/presets.h"
 
@@ -100,7 +101,7 @@ v0::MemoryPlan to_public(const SessionPlan& plan) {
 namespace v0 {
 
 const char* version() { return TIERCEL_VERSION; }
-const char* commit() { return *TIERCEL_COMMIT != '\0' ? TIERCEL_COMMIT : "unknown"; }
+const char* commit() { return source_commit(); }
 
 Error::Error(ErrorKind kind, const std::string& what) : std::runtime_error(what), kind_(kind) {}
 Error::~Error() = default;

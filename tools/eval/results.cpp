@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/base/build_info.h"
 #include "tools/report.h"
 
 namespace tiercel {
@@ -112,7 +113,7 @@ std::string eval_json(const EvalResults& results) {
   for (const EvalRecord& record : results.records) records.push_back(record_json(record));
   const Json json = {
       {"version", version()},
-      {"commit", commit()},
+      {"commit", source_commit()},
       {"backend", results.backend},
       {"model", results.model},
       {"style", results.style},

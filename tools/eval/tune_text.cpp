@@ -3,6 +3,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/base/build_info.h"
 #include "engine/base/units.h"
 #include "tools/eval/tune.h"
 #include "tools/report.h"
@@ -66,7 +67,7 @@ std::string tune_json(const TuneResult& result, const std::string& model) {
   Json candidates = Json::array();
   for (const TuneCandidate& c : result.candidates) candidates.push_back(to_json(c));
   const Json json = {{"version", version()},
-                     {"commit", commit()},
+                     {"commit", source_commit()},
                      {"model", model},
                      {"reference", describe(result.reference)},
                      {"prompt_tokens", result.n_prompt},
