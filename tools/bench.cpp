@@ -29,7 +29,13 @@ constexpr const char* kDetails =
     "locality in random tokens, so its hit rate means nothing then.\n"
     "--imposed-hit-rate makes the selections up, with a given share of chunks kept from step to "
     "step:\n"
-    "for --synthetic only, and marked as imposed in the output.\n";
+    "for --synthetic only, and marked as imposed in the output.\n"
+    "\n"
+    "Examples:\n"
+    "  tiercel bench -m MODEL -p 4K..64K*2 -n 64 -f book.txt\n"
+    "  tiercel bench -m MODEL -p 32K -n 64 -b max --compare dense,device --device-memory 24GiB \\\n"
+    "    -f book.txt -o json > batch.json\n"
+    "  tiercel bench --from batch.json --picture batch.svg\n";
 
 struct BenchFlags {
   ModelFlags model;
@@ -50,9 +56,9 @@ struct BenchFlags {
                "Lengths behind which to generate: a list; -p then is prefilled only");
     flags.text("-b,--batch", batches, "Sequences decoded together: a list, or 'max'");
     flags.text("--compare", compare, "With -b, measure beside it: dense, device");
-    flags.text("--picture", picture, "With -b, write throughput as SVG to this file");
-    flags.text("--from", from, "Make the picture from this JSON of an earlier bench -b");
-    flags.text("-f,--prompt-file,--file", file, "Take the prompts from this text");
+    flags.text("--picture", picture, "With -b, write throughput as SVG to this file", "FILE");
+    flags.text("--from", from, "Make the picture from this JSON of an earlier bench -b", "FILE");
+    flags.text("-f,--prompt-file,--file", file, "Take the prompts from this text", "FILE");
     flags.integer("-r,--repetitions", repetitions, 1, 1000, "Repetitions of each test");
     flags.choice("-o,--output", format,
                  {{"md", BenchFormat::kMarkdown},

@@ -119,7 +119,13 @@ int command_estimate(int argc, char** argv) {
   Flags flags("estimate", "The memory that a run would take. Reads config.json only.",
               "The table goes to stderr, as with run. Exit code 3: it does not fit.\n"
               "With --device-bandwidth it also says how long a decode step must take: no kernel is that\n"
-              "fast, and none is faster.\n");
+              "fast, and none is faster.\n"
+              "\n"
+              "Examples:\n"
+              "  tiercel estimate -m MODEL --tokens 1000000 --device-memory 24GiB\n"
+              "  tiercel estimate --synthetic llama-3.1-8b --backend cuda --tokens 131072 \\\n"
+              "    --device-memory 135GiB --host-memory 200GiB --device-bandwidth 4000 \\\n"
+              "    --link-bandwidth 50\n");
   model_flags.add_to(flags, /*with_synthetic=*/true);
   flags.section("Prompt");
   flags.integer("--tokens", n_prompt, 0, int64_t{1} << 40,

@@ -45,7 +45,13 @@ constexpr const char* kDetails =
     "The reference prefills densely, unless --prefill select is given: then both do not.\n"
     "Scores are shares of the expected strings that occur in the answer, or of answers whose "
     "first\n"
-    "line is exact (recall style). Tables go to stdout.\n";
+    "line is exact (recall style). Tables go to stdout.\n"
+    "\n"
+    "Examples:\n"
+    "  tiercel eval -m MODEL --lengths 4K,16K --presets shadow,quest --budgets 512,2048\n"
+    "  tiercel eval -m MODEL --tasks single --lengths 16K --depths 0,25,50,75,100 --compare dense \\\n"
+    "    --svg grid.svg --json grid.json\n"
+    "  tiercel eval -m MODEL --tune -f my-prompt.txt --device-memory 8GiB\n";
 
 struct EvalFlags {
   ModelFlags model;
@@ -97,8 +103,10 @@ struct EvalFlags {
     prompt.add_to(flags, false);
     add_session_flags(flags, session);
     flags.section("Output");
-    flags.text("--json", json, "Everything as one JSON object, to this file; -: stdout, no tables");
-    flags.text("--svg", svg, "A picture of the grid, and of lines over the budget, to this file");
+    flags.text("--json", json, "Everything as one JSON object, to this file; -: stdout, no tables",
+               "FILE");
+    flags.text("--svg", svg, "A picture of the grid, and of lines over the budget, to this file",
+               "FILE");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
     return flags.parse(argc, argv);
   }

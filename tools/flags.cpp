@@ -30,7 +30,27 @@ std::string first_long_name(const std::string& names) {
   return names.substr(begin, names.find(',', begin) - begin);
 }
 
-// CLI11's help without the "(Env:...)" behind every flag: one sentence below says it for all.
+constexpr size_t kNamesWidth = 36, kHelpWidth = 100;  // columns
+
+// Lines of at most `width` characters, but for longer words.
+std::string wrapped(const std::string& text, size_t width) {
+  std::string out;
+  size_t column = 0, at = 0;
+  while (at < text.size()) {
+    const size_t end = std::min(text.find(' ', at), text.size());
+    if (column > 0) {
+      const bool fits = column + 1 + (end - at) <= width;
+      out += fits ? ' ' : '\n';
+      column = fits ? column + 1 : 0;
+    }
+    out.append(text, at, end - at);
+    column += end - at;
+    at = end + 1;
+  }
+  return out;
+}
+
+// CLI11's help, wrapped, without the "(Env:...)" behind every flag: one sentence below says it for all.
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_group(std::string group, bool is_positional,
@@ -42,6 +62,9 @@ class HelpFormatter : public CLI::Formatter {
     std::string text = " " + option->get_type_name();
     if (!option->get_default_str().empty()) text += " [" + option->get_default_str() + "]";
     return text;
+  }
+  std::string make_option_desc(const CLI::Option* option) const override {
+    return wrapped(CLI::Formatter::make_option_desc(option), kHelpWidth - get_column_width());
   }
 };
 
@@ -61,7 +84,7 @@ Flags::Flags(const char* command, const char* summary, std::string details)
     : app_(std::make_unique<CLI::App>(summary, std::string("tiercel ") + command)),
       command_(command) {
   auto formatter = std::make_shared<HelpFormatter>();
-  formatter->column_width(36);
+  formatter->column_width(kNamesWidth);
   app_->formatter(formatter);
   app_->footer((details.empty() ? "" : "\n" + details) +
                "\nEvery flag --some-name can be given as TIERCEL_ARG_SOME_NAME in the environment; "
@@ -92,12 +115,13 @@ void Flags::value(const char* names, const char* type, const std::string& defaul
       ->default_str(default_text);
 }
 
-void Flags::text(const char* names, std::string& target, const char* help) {
-  value(names, "TEXT", target, help, [&target](const std::string& text) { target = text; });
+void Flags::text(const char* names, std::string& target, const char* help, const char* type) {
+  value(names, type, target, help, [&target](const std::string& text) { target = text; });
 }
 
-void Flags::text(const char* names, std::optional<std::string>& target, const char* help) {
-  value(names, "TEXT", "", help, [&target](const std::string& text) { target = text; });
+void Flags::text(const char* names, std::optional<std::string>& target, const char* help,
+                 const char* type) {
+  value(names, type, "", help, [&target](const std::string& text) { target = text; });
 }
 
 void Flags::integer(const char* names, int64_t& target, int64_t low, int64_t high,
@@ -134,7 +158,8 @@ void Flags::flag(const char* names, bool& target, const char* help) {
 // Every command has them, behind its own.
 void Flags::add_log_flags() {
   section("Log");
-  text("--log-file", log_file_, "Append what is said on stderr to this file, with time and level");
+  text("--log-file", log_file_, "Append what is said on stderr to this file, with time and level",
+       "FILE");
   choice("--log-level", log_level_,
          {{"info", LogLevel::kInfo}, {"warning", LogLevel::kWarning}, {"error", LogLevel::kError}},
          "Say nothing below this level");

@@ -57,8 +57,10 @@ class Flags {
 
   // names: "-m,--model". The first long one gives the environment twin. Targets keep their value
   // when neither flag nor variable is given; it is shown as the default.
-  void text(const char* names, std::string& target, const char* help);
-  void text(const char* names, std::optional<std::string>& target, const char* help);
+  // type: what --help and completion call it: TEXT, FILE or DIR.
+  void text(const char* names, std::string& target, const char* help, const char* type = "TEXT");
+  void text(const char* names, std::optional<std::string>& target, const char* help,
+            const char* type = "TEXT");
   void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
   void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
                const char* help);

@@ -92,11 +92,12 @@ int command_haystack(int argc, char** argv) {
                 {"line", FactForm::kLine},
                 {"mixed", FactForm::kMixed}},
                "Form of the facts");
-  flags.text("--text", text_path, "Filler: this file (-: stdin) instead of our own prose");
-  flags.text("-m,--model", model, "Whose tokenizer counts the tokens; default: the demo model");
+  flags.text("--text", text_path, "Filler: this file (-: stdin) instead of our own prose", "FILE");
+  flags.text("-m,--model", model, "Whose tokenizer counts the tokens; default: the demo model",
+             "DIR");
   flags.section("Output");
-  flags.text("-o,--output", prompt_path, "File for the prompt");
-  flags.text("--answers", answers_path, "File for questions and answers (JSON)");
+  flags.text("-o,--output", prompt_path, "File for the prompt", "FILE");
+  flags.text("--answers", answers_path, "File for questions and answers (JSON)", "FILE");
   flags.integer("--ask", ask, 0, 1999, "Append the question of this fact to the prompt");
   if (!flags.parse(argc, argv)) return 0;
   const StopsAtOnce at_once;

@@ -23,7 +23,10 @@ constexpr const char* kDetails =
     "with the begin-of-text token where the tokenizer adds one. Without it the text is one "
     "sequence.\n"
     "--json prints {tokens, logprobs (natural log; null for the first of a window), perplexity, "
-    "standard_error}.\n";
+    "standard_error}.\n"
+    "\n"
+    "Example:\n"
+    "  tiercel perplexity -m MODEL -f book.txt -c 4096\n";
 
 struct Score {
   std::vector<int32_t> tokens;

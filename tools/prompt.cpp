@@ -106,7 +106,7 @@ void PromptFlags::add_to(Flags& flags, bool escapes) {
   flags.section("Prompt");
   flags.without_twin([&] {
     flags.text("-p,--prompt", prompt_, "The prompt itself");
-    flags.text("-f,--file", file_, "File with the prompt, taken as it is; -: stdin");
+    flags.text("-f,--file", file_, "File with the prompt, taken as it is; -: stdin", "FILE");
   });
   if (escapes) flags.flag("-e,--escape", escape_, "Read \\n, \\t, \\r, \\\", \\' and \\\\ in -p");
 }

@@ -30,9 +30,16 @@ constexpr int64_t kDefaultTalk = 8192;  // room of a conversation behind its fir
 
 constexpr const char* kDetails =
     "stdout carries the generated text only. Sizes take KiB, MiB, GiB, TiB or plain bytes.\n"
-    "Ctrl-C stops at the next token, keeps what was generated and writes the report; a second one "
-    "kills. With --interactive it stops the answer; at the prompt it leaves.\n"
-    "exit codes: 0 done, 1 run-time error, 2 usage, 3 does not fit into memory, 130 interrupted\n";
+    "Ctrl-C stops at the next token, keeps what was generated and writes the report; a second one\n"
+    "ends at once. With --interactive it stops the answer; at the prompt it leaves.\n"
+    "exit codes: 0 done, 1 run-time error, 2 usage, 3 does not fit into memory, 130 interrupted\n"
+    "\n"
+    "Examples:\n"
+    "  tiercel run -m MODEL -f book.txt -n 200 --report report.json\n"
+    "  tiercel run -m MODEL -f book.txt --device-memory 8GiB --budget 4096 --audit 16\n"
+    "  tiercel run -m MODEL -f book.txt -n 0 --save-session book.session    # once, slow\n"
+    "  tiercel run -m MODEL --session book.session -p \"Who did it?\"         # many times, fast\n"
+    "  tiercel run -m MODEL -i --system \"Be brief.\"\n";
 
 struct RunFlags {
   ModelFlags model;
@@ -66,11 +73,11 @@ struct RunFlags {
     flags.text(
         "--save-session", save_session,
         "Save the session to this file before generating: a prefill that need not be repeated. "
-        "With --interactive: at the end, all that was said");
+        "With --interactive: at the end, all that was said", "FILE");
     // Behind --session: its options are the defaults of these.
     add_session_flags(flags, session);
     flags.section("Output");
-    flags.text("--report", report, "Write a JSON report to this file");
+    flags.text("--report", report, "Write a JSON report to this file", "FILE");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
     return flags.parse(argc, argv);
   }

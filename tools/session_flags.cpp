@@ -18,7 +18,8 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
     flags.text("--synthetic", synthetic, help.c_str());
   }
   flags.text("-m,--model", directory,
-             "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]");
+             "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
+             "DIR");
   add_backend_options(flags, backend_, device_, n_threads);
 }
 
