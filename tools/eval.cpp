@@ -46,6 +46,7 @@ constexpr const char* kDetails =
     "Scores are shares of the expected strings that occur in the answer, or of answers whose "
     "first\n"
     "line is exact (recall style). Tables go to stdout.\n"
+    "Ctrl-C gives the results of the prompts that every composition has answered; exit code 130.\n"
     "\n"
     "Examples:\n"
     "  tiercel eval -m MODEL --lengths 4K,16K --presets shadow,quest --budgets 512,2048\n"
@@ -318,9 +319,10 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
   stop_if_requested();
   EvalResults results = evaluate(request, console);
   results.model = flags.model.directory;
+  if (results.interrupted) save_before_stop();
   if (outputs.svg.wanted()) outputs.svg.write(eval_svg(results));
   outputs.write(eval_tables(results), eval_json(results));
-  return 0;
+  return results.interrupted ? static_cast<int>(ErrorKind::kInterrupted) : 0;
 }
 
 }  // namespace

@@ -61,6 +61,26 @@ TEST(Eval, EverythingSelectedIsDenseAndLessIsLess) {
   EXPECT_EQ(all["questions"], 3);
 }
 
+TEST(Eval, InterruptedItSaysWhatItHas) {
+  const Scratch scratch;
+  const std::string file = scratch / "eval.json";
+  Process process({.arguments = {"eval", "-m", demo_model(), "--backend", "cpu", "--tasks", "single",
+                                 "--lengths", "1K", "--samples", "900", "--presets", "shadow,quest",
+                                 "--json", file}});
+  ASSERT_TRUE(process.wait_until([&] { return contains(process.err(), "sample 3 of 900: quest"); }));
+  process.signal(SIGINT);
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 130) << result.err;
+  const Json json = Json::parse(read_file(file));
+  EXPECT_EQ(json["interrupted"], true);
+  const int64_t n = cell(json, "shadow")["questions"];
+  EXPECT_GE(n, 2);
+  EXPECT_EQ(cell(json, "quest")["questions"], n);
+  const std::string note = "the results are those of the first " + std::to_string(n) + " prompts";
+  EXPECT_TRUE(contains(json["notes"].dump(), note)) << json["notes"];
+  EXPECT_TRUE(contains(result.out, "shadow")) << result.out;
+}
+
 // A reference is only compared with: the answers are the composition's own, right or wrong.
 TEST(Eval, AnswersDoNotDependOnTheReference) {
   if (kSanitized) GTEST_SKIP() << "minutes under a sanitizer; the others show its parts";

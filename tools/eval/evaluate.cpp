@@ -41,7 +41,9 @@ class Evaluation {
           sample.task = task;
           sample.length = length;
           sample.seed = request_.seed + static_cast<uint64_t>(i);
-          for (const EvalSample& one : make_samples(sample)) measure(one, i);
+          for (const EvalSample& one : make_samples(sample)) {
+            if (!measured(one, i)) return std::move(results_);
+          }
         }
       }
     }
@@ -76,6 +78,23 @@ class Evaluation {
     const bool dense = c.options.attention == AttentionMode::kDense;
     if (dense && request_.wishes[0].kind != BudgetWish::Kind::kBytes) return {BudgetWish{}};
     return request_.wishes;
+  }
+
+  // False: interrupted. Only prompts that all have answered are kept, so that scores compare.
+  bool measured(const EvalSample& sample, int64_t index) {
+    const size_t n_before = results_.records.size();
+    try {
+      measure(sample, index);
+      ++n_prompts_;
+      return true;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kInterrupted || n_before == 0) throw;
+    }
+    results_.records.resize(n_before);
+    results_.interrupted = true;
+    note(fmt::format("Interrupted: the results are those of the first {} prompt{}.", n_prompts_,
+                     n_prompts_ == 1 ? "" : "s"));
+    return false;
   }
 
   void measure(const EvalSample& sample, int64_t index) {
@@ -212,6 +231,7 @@ class Evaluation {
   ExamRules rules_;
   EvalResults results_;
   std::set<std::string> noted_;
+  int64_t n_prompts_ = 0;  // measured
 };
 
 }  // namespace

@@ -118,6 +118,7 @@ std::string eval_json(const EvalResults& results) {
       {"model", results.model},
       {"style", results.style},
       {"seed", results.seed},
+      {"interrupted", results.interrupted},
       {"shared_prefill", results.shared_prefill},
       {"swept_flag", results.swept_flag.empty() ? Json(nullptr) : Json(results.swept_flag)},
       {"reference", results.reference.empty() ? Json(nullptr) : Json(results.reference)},

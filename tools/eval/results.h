@@ -52,6 +52,7 @@ struct EvalResults {
   std::vector<EvalSeries> series;
   std::vector<EvalPlan> plans;
   std::vector<EvalRecord> records;
+  bool interrupted = false;        // some prompts were not measured
   bool shared_prefill = false;     // several budgets of a composition used one session
   std::vector<double> depths;      // of a grid; empty: depths were drawn
   std::vector<std::string> notes;  // whole sentences
