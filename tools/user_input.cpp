@@ -19,6 +19,13 @@ UserInput::UserInput(const Console& console, bool strict)
 
 // Not std::getline: it goes on waiting when a signal comes.
 std::optional<std::string> UserInput::line(const char* question) {
+  if (!asked_ && terminal_) editor_ = LineEditor::open();
+  asked_ = true;
+  if (editor_) {
+    std::optional<std::string> text = editor_->read(question);
+    if (!text) console_.line("");  // the question's line
+    return text;
+  }
   if (terminal_) {
     std::fputs(question, stderr);
     std::fflush(stderr);

@@ -1,10 +1,12 @@
 // What a user types, message by message.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "tools/console.h"
+#include "tools/line_editor.h"
 
 namespace tiercel {
 
@@ -22,6 +24,8 @@ class UserInput {
   std::optional<std::string> line(const char* question);
   const Console& console_;
   bool strict_, terminal_;
+  bool asked_ = false;
+  std::unique_ptr<LineEditor> editor_;  // null: lines are read as they come
 };
 
 }  // namespace tiercel

@@ -14,6 +14,7 @@
 #include "engine/base/units.h"
 #include "engine/model.h"
 #include "tools/commands.h"
+#include "tools/line_editor.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 #include "tools/report.h"
@@ -67,6 +68,8 @@ int command_version(int argc, char** argv) {
   text += fmt::format("machine:   {} cores, {} NUMA node{}, {}\n", machine.n_cores,
                       machine.n_numa_nodes, machine.n_numa_nodes == 1 ? "" : "s",
                       format_bytes(machine.memory_bytes));
+  text += fmt::format("lines:     {}\n", LineEditor::built_in() ? "edited by libedit (--interactive)"
+                                                               : "not edited (built without libedit)");
   const unsigned hwloc = hwloc_get_api_version();
   const unsigned xxhash = XXH_versionNumber();
   text += fmt::format(

@@ -1,4 +1,5 @@
 # What `cmake --install` puts where: the command, the library, its two headers, and what finds them.
+#   share/bash-completion, fish         completion of the command's flags
 # All of it may be moved as a whole.
 #
 #   bin/tiercel   lib/libtiercel.so.*   include/tiercel/tiercel.h, tiercel_c.h
@@ -31,3 +32,18 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/python/tiercel
         DESTINATION ${CMAKE_INSTALL_DATADIR}/tiercel/python PATTERN "__pycache__" EXCLUDE)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/examples
         DESTINATION ${CMAKE_INSTALL_DATADIR}/tiercel PATTERN "__pycache__" EXCLUDE)
+
+# The command writes its own completion.
+foreach(shell_file "bash;bash-completion/completions/tiercel" "fish;fish/vendor_completions.d/tiercel.fish")
+  list(GET shell_file 0 shell)
+  list(GET shell_file 1 file)
+  install(CODE "
+    set(file \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_DATADIR}/${file}\")
+    get_filename_component(folder \"\${file}\" DIRECTORY)
+    file(MAKE_DIRECTORY \"\${folder}\")
+    execute_process(COMMAND \"$<TARGET_FILE:tiercel_command>\" completion ${shell}
+                    OUTPUT_FILE \"\${file}\" COMMAND_ERROR_IS_FATAL ANY)
+    message(STATUS \"Installing: \${file}\")
+    list(APPEND CMAKE_INSTALL_MANIFEST_FILES \"\${file}\")
+  ")
+endforeach()

@@ -1,0 +1,105 @@
+// --interactive on a terminal: lines are edited, and the arrows bring earlier ones back.
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <pty.h>
+
+#include "engine/saved_session.h"
+#include "engine/tokenizer.h"
+#include "tests/command/process.h"
+
+namespace tiercel::test {
+namespace {
+
+// The command with a terminal around it.
+class Terminal {
+ public:
+  explicit Terminal(std::vector<std::string> words) {
+    words.insert(words.begin(), binary());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    id_ = ::forkpty(&fd_, nullptr, nullptr, nullptr);
+    if (id_ == 0) {
+      ::setenv("TERM", "xterm", 1);
+      ::execv(argv[0], argv.data());
+      ::_exit(127);
+    }
+  }
+  ~Terminal() {
+    if (id_ > 0) {
+      ::kill(id_, SIGKILL);
+      wait();
+    }
+    ::close(fd_);
+  }
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
+
+  // Once a question stands there.
+  void type(const std::string& keys) {
+    const size_t from = shown_.size();
+    for (int i = 0; i < 600 && shown_.find("> ", from) == std::string::npos; ++i) read(100);
+    ASSERT_NE(shown_.find("> ", from), std::string::npos) << shown_;
+    ASSERT_EQ(::write(fd_, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
+  }
+  int wait() {
+    while (read(60000)) {
+    }
+    int status = 0;
+    ::waitpid(id_, &status, 0);
+    id_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+  const std::string& shown() const { return shown_; }
+
+ private:
+  bool read(int milliseconds) {
+    pollfd waits{fd_, POLLIN, 0};
+    if (::poll(&waits, 1, milliseconds) <= 0) return false;
+    char buffer[4096];
+    const ssize_t n = ::read(fd_, buffer, sizeof buffer);
+    if (n > 0) shown_.append(buffer, static_cast<size_t>(n));
+    return n > 0;
+  }
+
+  pid_t id_ = -1;
+  int fd_ = -1;
+  std::string shown_;
+};
+
+std::vector<std::string> interactive(const std::string& file) {
+  return {"run", "-m", demo_model(), "--backend", "cpu", "-i", "-c", "2000", "-n", "2",
+          "--save-session", file};
+}
+
+TEST(LineEditor, EditsLinesAndKnowsEarlierOnes) {
+  if (contains(run({.arguments = {"version"}}).out, "not edited")) {
+    GTEST_SKIP() << "built without libedit";
+  }
+  const Scratch scratch;
+  const std::string file = scratch / "s.session";
+  Terminal terminal(interactive(file));
+  terminal.type("good morning\r");
+  terminal.type("\x1b[A\r");                // up
+  terminal.type("h\xc3\xa9llo\x1b[D\x1b[DX\r");  // left, left
+  terminal.type("\x04");                     // Ctrl-D
+  EXPECT_EQ(terminal.wait(), 0) << terminal.shown();
+  const std::string said =
+      Tokenizer::load(demo_model()).decode(SavedSession::open(file)->ids(), /*skip_special=*/true);
+  const size_t first = said.find("good morning");
+  ASSERT_NE(first, std::string::npos) << said;
+  EXPECT_NE(said.find("good morning", first + 1), std::string::npos) << said;
+  EXPECT_NE(said.find("h\xc3\xa9lXlo"), std::string::npos) << said;
+}
+
+TEST(LineEditor, CtrlCLeaves) {
+  const Scratch scratch;
+  Terminal terminal(interactive(scratch / "s.session"));
+  terminal.type("good morning\r");
+  terminal.type("half a line\x03");
+  EXPECT_EQ(terminal.wait(), 130) << terminal.shown();
+  EXPECT_TRUE(fs::exists(scratch / "s.session"));
+}
+
+}  // namespace
+}  // namespace tiercel::test
