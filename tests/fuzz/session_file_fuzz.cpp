@@ -1,14 +1,17 @@
 // Arbitrary bytes as the header of a saved session. Only Error may come out; blocks that are
 // accepted must fill whole pages of the file, one behind the other, to its end.
 //
-// Input: byte 0 says what the rest is: even, a whole file; odd, the JSON of a header that is right
-// but for it (no fuzzer guesses a checksum), of a file with byte 0 / 2 pages of blocks behind it.
+// Input: byte 0 modulo 3 says what the rest is: a whole file; the JSON of a header that is right
+// but for it (no fuzzer guesses a checksum); the numbers of such a header's table of blocks. Behind
+// the latter two, the file has byte 0 / 3 pages.
+#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "engine/base/check.h"
 #include "engine/session_file.h"
@@ -16,6 +19,21 @@
 namespace {
 
 using namespace tiercel;
+
+// A block of every 17 bytes: rows, bytes of a row, the page where it begins.
+std::string table_of(std::string_view numbers) {
+  std::string blocks;
+  for (size_t at = 0; at + 17 <= numbers.size(); at += 17) {
+    int64_t n_rows = 0, row_bytes = 0;
+    std::memcpy(&n_rows, &numbers[at], 8);
+    std::memcpy(&row_bytes, &numbers[at + 8], 8);
+    blocks += fmt::format(
+        R"({}{{"name":"b","rows":{},"row_bytes":{},"offset":{},"xxh3":"0123456789abcdef"}})",
+        at > 0 ? "," : "", n_rows, row_bytes,
+        static_cast<uint8_t>(numbers[at + 16]) * kSessionPage);
+  }
+  return R"({"meta":{},"blocks":[)" + blocks + "]}";
+}
 
 // Pages of a header with this text, for a file with so many bytes behind it.
 std::string header_of(const std::string& text, int64_t block_bytes) {
@@ -34,8 +52,9 @@ std::string header_of(const std::string& text, int64_t block_bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   std::string bytes(reinterpret_cast<const char*>(data + 1), size - 1);
-  const int64_t block_bytes = data[0] % 2 == 1 ? data[0] / 2 * kSessionPage : 0;
-  if (data[0] % 2 == 1) bytes = header_of(bytes, block_bytes);
+  const int mode = data[0] % 3;
+  const int64_t block_bytes = mode > 0 ? data[0] / 3 * kSessionPage : 0;
+  if (mode > 0) bytes = header_of(mode == 1 ? bytes : table_of(bytes), block_bytes);
   const int64_t file_bytes = static_cast<int64_t>(bytes.size()) + block_bytes;
   try {
     const auto header =
