@@ -11,7 +11,6 @@
 #include <cstring>
 #include <span>
 #include <string>
-#include <string_view>
 
 #include "engine/base/check.h"
 #include "engine/session_file.h"
@@ -20,17 +19,15 @@ namespace {
 
 using namespace tiercel;
 
-// A block of every 17 bytes: rows, bytes of a row, the page where it begins.
-std::string table_of(std::string_view numbers) {
+// A block of every 5 bytes: rows and bytes of a row, of all magnitudes, and the page where it
+// begins.
+std::string table_of(std::span<const uint8_t> bytes) {
   std::string blocks;
-  for (size_t at = 0; at + 17 <= numbers.size(); at += 17) {
-    int64_t n_rows = 0, row_bytes = 0;
-    std::memcpy(&n_rows, &numbers[at], 8);
-    std::memcpy(&row_bytes, &numbers[at + 8], 8);
+  for (size_t i = 0; i + 5 <= bytes.size(); i += 5) {
+    const auto number = [&](size_t at) { return uint64_t{bytes[at]} << bytes[at + 1] % 64; };
     blocks += fmt::format(
         R"({}{{"name":"b","rows":{},"row_bytes":{},"offset":{},"xxh3":"0123456789abcdef"}})",
-        at > 0 ? "," : "", n_rows, row_bytes,
-        static_cast<uint8_t>(numbers[at + 16]) * kSessionPage);
+        i > 0 ? "," : "", number(i), number(i + 2), bytes[i + 4] * kSessionPage);
   }
   return R"({"meta":{},"blocks":[)" + blocks + "]}";
 }
@@ -54,7 +51,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string bytes(reinterpret_cast<const char*>(data + 1), size - 1);
   const int mode = data[0] % 3;
   const int64_t block_bytes = mode > 0 ? data[0] / 3 * kSessionPage : 0;
-  if (mode > 0) bytes = header_of(mode == 1 ? bytes : table_of(bytes), block_bytes);
+  if (mode > 0) bytes = header_of(mode == 1 ? bytes : table_of({data + 1, size - 1}), block_bytes);
   const int64_t file_bytes = static_cast<int64_t>(bytes.size()) + block_bytes;
   try {
     const auto header =
