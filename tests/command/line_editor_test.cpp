@@ -1,4 +1,5 @@
 // --interactive on a terminal: lines are edited, and the arrows bring earlier ones back.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <pty.h>
@@ -67,12 +68,19 @@ class Terminal {
   std::string shown_;
 };
 
+bool has_terminals() {
+  const int fd = ::posix_openpt(O_RDWR | O_NOCTTY);
+  if (fd >= 0) ::close(fd);
+  return fd >= 0;
+}
+
 std::vector<std::string> interactive(const std::string& file) {
   return {"run", "-m", demo_model(), "--backend", "cpu", "-i", "-c", "2000", "-n", "2",
           "--save-session", file};
 }
 
 TEST(LineEditor, EditsLinesAndKnowsEarlierOnes) {
+  if (!has_terminals()) GTEST_SKIP() << "no pseudo terminal can be opened here";
   if (contains(run({.arguments = {"version"}}).out, "not edited")) {
     GTEST_SKIP() << "built without libedit";
   }
@@ -93,6 +101,7 @@ TEST(LineEditor, EditsLinesAndKnowsEarlierOnes) {
 }
 
 TEST(LineEditor, CtrlCLeaves) {
+  if (!has_terminals()) GTEST_SKIP() << "no pseudo terminal can be opened here";
   const Scratch scratch;
   Terminal terminal(interactive(scratch / "s.session"));
   terminal.type("good morning\r");
