@@ -49,6 +49,7 @@ const Number<MemoryPlan> kOfPlan[] = {
     {"process", value_of<&MemoryPlan::process>},
     {"resident", value_of<&MemoryPlan::resident>},
     {"context", value_of<&MemoryPlan::context>},
+    {"session-file", value_of<&MemoryPlan::session_file>},
 };
 
 const Number<Stats> kOfSession[] = {

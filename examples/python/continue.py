@@ -19,8 +19,7 @@ def main() -> int:
         return 2
     _, model, text, other = sys.argv
     try:
-        engine = tiercel.Engine(model)
-        with engine.session(budget=1024) as session:
+        with tiercel.Engine(model) as engine, engine.session(budget=1024) as session:
             session.prefill(text, progress=show)
             print(file=sys.stderr)
             for piece in session.stream(16):

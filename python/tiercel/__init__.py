@@ -13,8 +13,9 @@
 
 Options are the flags of the command, with underscores: ``tiercel run --help`` and
 ``tiercel.options()`` list them. The module speaks to libtiercel.so through ctypes and looks for it
-in this order: the file that TIERCEL_LIBRARY names, the prefix that this module is installed in, the
-loader's path.
+in this order: the file that TIERCEL_LIBRARY names (and then nowhere else), the prefix that this
+module lies in, the one that pip installed it from, the loader's path, the folder that pkg-config
+names.
 
 Threads: an Engine, a Batch and a Request may be used from any thread; a Session serves one call at
 a time, a second one raises BusyError. The interpreter's lock is released while the library
@@ -25,6 +26,7 @@ from ._abi import (
     BusyError,
     DoesNotFitError,
     Error,
+    OptionInfo,
     Progress,
     StateError,
     UsageError,
@@ -43,6 +45,7 @@ __all__ = [
     "Engine",
     "Error",
     "Generation",
+    "OptionInfo",
     "Piece",
     "Progress",
     "Request",

@@ -1,8 +1,9 @@
-"""The C interface (tiercel_c.h) as ctypes sees it: finding the library, prototypes, errors."""
+"""The C interface (tiercel_c.h) as ctypes sees it: prototypes, errors, options."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from ctypes import (
     POINTER,
@@ -16,10 +17,9 @@ from ctypes import (
     c_size_t,
     c_void_p,
 )
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Type
 
-SONAME = "libtiercel.so.0.1"
+from . import _library
 
 OK, STOPPED = 0, 6
 
@@ -56,6 +56,14 @@ class Progress(NamedTuple):
     elapsed: float
 
 
+class OptionInfo(NamedTuple):
+    """What an option is, for help texts."""
+
+    type: str  # "N|X%|all"
+    initial: str  # the value when it is not set; empty: none, or the model says
+    help: str  # one sentence
+
+
 class CProgress(ctypes.Structure):
     _fields_ = [
         ("total", c_int64),
@@ -72,10 +80,11 @@ LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_void_p, c_size_t)
 _H = c_void_p  # a handle
 _E = POINTER(c_void_p)  # tiercel_error**
 _TOKENS = POINTER(c_int32)
-# name: (result, arguments)
+# All that the header declares. name: (result, arguments)
 _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_version": (c_char_p, []),
     "tiercel_commit": (c_char_p, []),
+    "tiercel_error_status": (c_int32, [_H]),
     "tiercel_error_message": (c_char_p, [_H]),
     "tiercel_error_free": (None, [_H]),
     "tiercel_free": (None, [c_void_p]),
@@ -84,12 +93,18 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_options_set": (c_int32, [_H, c_char_p, c_char_p, _E]),
     "tiercel_option_count": (c_size_t, []),
     "tiercel_option_name": (c_char_p, [c_size_t]),
+    "tiercel_option_type": (c_char_p, [c_size_t]),
+    "tiercel_option_initial": (c_char_p, [c_size_t]),
     "tiercel_option_help": (c_char_p, [c_size_t]),
     "tiercel_engine_open": (c_int32, [c_char_p, _H, POINTER(_H), _E]),
     "tiercel_engine_close": (None, [_H]),
     "tiercel_engine_set_log": (c_int32, [_H, LOG_CALLBACK, c_void_p, c_int32, _E]),
     "tiercel_engine_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_engine_number_name": (c_char_p, [c_size_t]),
+    "tiercel_engine_end_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
     "tiercel_engine_plan": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_engine_plan_name": (c_char_p, [c_size_t]),
+    "tiercel_engine_plan_text": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_void_p), _E]),
     "tiercel_tokenize": (
         c_int32,
         [_H, c_char_p, c_size_t, _H, POINTER(_TOKENS), POINTER(c_size_t), _E],
@@ -145,6 +160,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_session_rewind": (c_int32, [_H, _E]),
     "tiercel_session_reset": (c_int32, [_H, _E]),
     "tiercel_session_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
+    "tiercel_session_n_tokens": (c_int32, [_H, POINTER(c_size_t), _E]),
     "tiercel_session_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
     "tiercel_number_count": (c_size_t, []),
     "tiercel_number_name": (c_char_p, [c_size_t]),
@@ -161,6 +177,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     ),
     "tiercel_batch_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
     "tiercel_batch_number_name": (c_char_p, [c_size_t]),
+    "tiercel_batch_text": (c_int32, [_H, c_char_p, POINTER(c_void_p), _E]),
     "tiercel_request_wait": (c_int32, [_H, POINTER(c_int32), _E]),
     "tiercel_request_wait_for": (c_int32, [_H, c_double, POINTER(c_int), _E]),
     "tiercel_request_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
@@ -172,30 +189,8 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
 }
 
 
-def _candidates() -> List[str]:
-    named = os.environ.get("TIERCEL_LIBRARY")
-    if named:
-        return [named]
-    found: List[str] = []
-    for prefix in Path(__file__).resolve().parents:
-        for pattern in (f"lib/{SONAME}", f"lib64/{SONAME}", f"lib/*/{SONAME}"):
-            found += [str(path) for path in prefix.glob(pattern)]
-    return found + [SONAME]
-
-
 def _load() -> ctypes.CDLL:
-    reasons = []
-    for candidate in _candidates():
-        try:
-            found = ctypes.CDLL(candidate)
-            break
-        except OSError as error:
-            reasons.append(str(error))
-    else:
-        raise ImportError(
-            "libtiercel cannot be loaded: " + "; ".join(reasons)
-            + ". Install it (cmake --install), or name the file in TIERCEL_LIBRARY."
-        )
+    found = _library.load()
     for name, (result, arguments) in _PROTOTYPES.items():
         function = getattr(found, name, None)
         if function is None:
@@ -266,6 +261,15 @@ def take_tokens(tokens: Any, n: int) -> List[int]:
         library.tiercel_free(ctypes.cast(tokens, c_void_p))
 
 
+def listed(name_of: Any) -> Iterator[bytes]:
+    """The names that a tiercel_..._name function has: index 0 until NULL."""
+    for i in itertools.count():
+        name = name_of(i)
+        if name is None:
+            return
+        yield name
+
+
 def version() -> str:
     """Of the library."""
     return library.tiercel_version().decode()
@@ -276,10 +280,13 @@ def commit() -> str:
     return library.tiercel_commit().decode()
 
 
-def options() -> Dict[str, str]:
-    """What can be set, each with one sentence."""
+def options() -> Dict[str, OptionInfo]:
+    """What can be set, by name: what values look like, which one it starts with, what it does."""
     found = {}
-    for i in range(library.tiercel_option_count()):
-        name = library.tiercel_option_name(i).decode().replace("-", "_")
-        found[name] = library.tiercel_option_help(i).decode()
+    for i, name in enumerate(listed(library.tiercel_option_name)):
+        found[name.decode().replace("-", "_")] = OptionInfo(
+            library.tiercel_option_type(i).decode(),
+            library.tiercel_option_initial(i).decode(),
+            library.tiercel_option_help(i).decode(),
+        )
     return found

@@ -9,10 +9,10 @@ import threading
 import time
 import weakref
 from ctypes import POINTER, byref, c_int, c_int32, c_size_t, c_void_p
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, call, library
+from ._abi import OptionHandle, StateError, call, encoded, library, listed
 from ._types import REASONS, Generation, Guard, Piece, PieceCallback, c_tokens, numbers
 
 _STATES = ("queued", "prefilling", "decoding", "finished", "failed", "cancelled")
@@ -99,7 +99,7 @@ class Request:
 
     def stats(self) -> Dict[str, float]:
         """Statistics by name, such as first_token_seconds."""
-        names = [name for name in _all(library.tiercel_request_number_name) if name != b"state"]
+        names = [name for name in listed(library.tiercel_request_number_name) if name != b"state"]
         return numbers("tiercel_request_number", self._handle, names)
 
 
@@ -169,9 +169,16 @@ class Batch:
 
     def stats(self) -> Dict[str, float]:
         """Statistics, and the memory plan of the largest sequences, by name."""
-        names = list(_all(library.tiercel_batch_number_name))
+        names = list(listed(library.tiercel_batch_number_name))
         with self._lock:
             return numbers("tiercel_batch_number", self._handle, names)
+
+    def describe(self, what: str) -> str:
+        """Of the memory plan: "composition" (in one line) or "notes" (one per line)."""
+        text = c_void_p()
+        with self._lock:
+            call("tiercel_batch_text", self._handle, encoded(what), byref(text))
+        return _abi.take_text(text)
 
 
 _open_batches: "weakref.WeakSet[Batch]" = weakref.WeakSet()
@@ -182,11 +189,3 @@ _open_batches: "weakref.WeakSet[Batch]" = weakref.WeakSet()
 def _close_all() -> None:
     for batch in list(_open_batches):
         batch.close()
-
-
-def _all(name_of: Any) -> Iterator[bytes]:
-    for i in itertools.count():
-        name = name_of(i)
-        if name is None:
-            return
-        yield name

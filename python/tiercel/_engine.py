@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import weakref
 from array import array
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_size_t, c_void_p
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, UsageError, call, encoded, library
+from ._abi import OptionHandle, StateError, UsageError, call, encoded, library, listed
 from ._batch import Batch
 from ._types import (
     REASONS,
@@ -24,40 +25,93 @@ from ._types import (
     reporter,
 )
 
+LogCallback = Callable[[int, str], Any]
+_LEVELS = (logging.INFO, logging.WARNING, logging.ERROR)
+_SILENCE = _abi.LOG_CALLBACK()  # NULL
+
+
+class _Log:
+    """One C function for all callbacks that an engine is given, so that none is freed under it."""
+
+    def __init__(self) -> None:
+        self.callback: Optional[LogCallback] = None
+        # Not of self: without a cycle, all goes with the handle.
+        state = weakref.ref(self)
+
+        @_abi.LOG_CALLBACK
+        def hear(_: Any, level: int, line: int, length: int) -> None:
+            log = state()
+            callback = log.callback if log is not None else None
+            if callback is not None:
+                callback(_LEVELS[level], ctypes.string_at(line, length).decode("utf-8", "replace"))
+
+        self.hear = hear
+
+
+_kept: List[_Log] = []  # for ever
+
+
+class _EngineHandle(c_void_p):
+    """Closes with its last reference: a call that runs in another thread has one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = _Log()
+
+    def __del__(self) -> None:
+        if not self:
+            return
+        # Sessions live on, the callback does not. It is refused where the callback's own line is
+        # what ends the engine.
+        self.log.callback = None
+        if library.tiercel_engine_set_log(self, _SILENCE, None, 0, None) != _abi.OK:
+            _kept.append(self.log)
+        library.tiercel_engine_close(self)
+
 
 class Engine:
-    """A model in memory, its tokenizer, and what computes. Lives on in sessions and batches."""
+    """A model in memory, its tokenizer, and what computes.
+
+    Close it, or use it in a with block, to give it up early; its sessions and batches live on, and
+    the model with them.
+    """
 
     def __init__(self, directory: Union[str, "os.PathLike[str]"], **options: Any) -> None:
         """options: backend, device, threads; others are the defaults of sessions and batches."""
-        self._handle = c_void_p()
-        self._log: Any = None
+        self._engine: Optional[_EngineHandle] = None
+        opened = _EngineHandle()
         with OptionHandle(options) as handle:
-            call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(self._handle))
+            call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(opened))
+        self._engine = opened
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            if self._log is not None:  # sessions live on, the callback does not
-                library.tiercel_engine_set_log(self._handle, _abi.LOG_CALLBACK(), None, 0, None)
-            library.tiercel_engine_close(self._handle)
+    def __enter__(self) -> "Engine":
+        return self
 
-    def set_log(
-        self, callback: Optional[Callable[[int, str], Any]], level: int = logging.INFO
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Every later call raises StateError, except close. Calls that are running end as ever."""
+        self._engine = None
+
+    @property
+    def _handle(self) -> _EngineHandle:
+        engine = self._engine
+        if engine is None:
+            raise StateError("this engine is closed")
+        return engine
+
+    def set_log(self, callback: Optional[LogCallback], level: int = logging.INFO) -> None:
         """What the library would say if it printed, as (level of module logging, line).
 
-        engine.set_log(logging.getLogger("tiercel").log) is one use. None: silence.
+        engine.set_log(logging.getLogger("tiercel").log) is one use. None: silence, as behind close.
+        Raises BusyError in a log callback.
         """
-
-        @_abi.LOG_CALLBACK
-        def log(_: Any, of: int, line: int, length: int) -> None:
-            text = ctypes.string_at(line, length).decode("utf-8", "replace")
-            callback((logging.INFO, logging.WARNING, logging.ERROR)[of], text)  # type: ignore
-
-        chosen = log if callback is not None else _abi.LOG_CALLBACK()
+        engine = self._handle
+        hear = engine.log.hear if callback is not None else _SILENCE
         first = 0 if level <= logging.INFO else 1 if level <= logging.WARNING else 2
-        call("tiercel_engine_set_log", self._handle, chosen, None, first)
-        self._log = chosen  # lives as long as it may be called
+        call("tiercel_engine_set_log", engine, hear, None, first)
+        engine.log.callback = callback
 
     def session(self, **options: Any) -> "Session":
         """An empty session; memory is taken by its prefill."""
@@ -123,25 +177,40 @@ class Engine:
         return _abi.take_text(text, length.value)
 
     def plan(self, n_prompt: int, **options: Any) -> Dict[str, int]:
-        """Bytes by purpose that a prompt of so many tokens would take; allocates nothing."""
-        names = ("device-total", "host-total", "resident", "context")
-        with OptionHandle(options) as handle:
-            return {name.replace("-", "_"): self._plan(n_prompt, handle, name) for name in names}
+        """Bytes by purpose that a prompt of so many tokens would take; context: in tokens.
 
-    def _plan(self, n_prompt: int, options: Optional[int], name: str) -> int:
-        value = c_double()
-        call("tiercel_engine_plan", self._handle, n_prompt, options, name.encode(), byref(value))
-        return int(value.value)
+        Allocates nothing. Raises as Session.prefill does.
+        """
+        values: Dict[str, int] = {}
+        with OptionHandle(options) as handle:
+            for name in listed(library.tiercel_engine_plan_name):
+                value = c_double()
+                call("tiercel_engine_plan", self._handle, n_prompt, handle, name, byref(value))
+                values[name.decode().replace("-", "_")] = int(value.value)
+        return values
+
+    def describe_plan(self, n_prompt: int, what: str, **options: Any) -> str:
+        """The plan's "composition" (what selection would do, in one line) or "notes" (what was
+        adjusted or is worth a warning, one per line)."""
+        text = c_void_p()
+        with OptionHandle(options) as handle:
+            call("tiercel_engine_plan_text", self._handle, n_prompt, handle, encoded(what),
+                 byref(text))
+        return _abi.take_text(text)
 
     def info(self) -> Dict[str, int]:
-        """The model: layers, vocab_size, max_positions, parameters, weight_bytes, bos_token."""
-        names = ("layers", "vocab-size", "max-positions", "parameters", "weight-bytes", "bos-token")
-        values: Dict[str, int] = {}
-        for name in names:
-            value = c_double()
-            call("tiercel_engine_number", self._handle, name.encode(), byref(value))
-            values[name.replace("-", "_")] = int(value.value)
-        return values
+        """The model: layers, vocab_size, max_positions, parameters, weight_bytes, bos_token (-1:
+        none)."""
+        found = numbers("tiercel_engine_number", self._handle,
+                        listed(library.tiercel_engine_number_name))
+        return {name: int(value) for name, value in found.items()}
+
+    @property
+    def end_tokens(self) -> List[int]:
+        """Generation stops at any of them."""
+        tokens, n = POINTER(c_int32)(), c_size_t()
+        call("tiercel_engine_end_tokens", self._handle, byref(tokens), byref(n))
+        return _abi.take_tokens(tokens, n.value)
 
 
 class Session:
@@ -232,7 +301,7 @@ class Session:
     ) -> bool:
         """Appends text or tokens behind the prompt: as a step with each token, but faster.
 
-        False: progress returned False; tokens says how many are in.
+        False: progress returned False; n_tokens says how many are in.
         """
         guard, report = reporter(progress)
         if isinstance(more, str):
@@ -300,14 +369,19 @@ class Session:
         call("tiercel_session_tokens", self._handle, byref(tokens), byref(n))
         return _abi.take_tokens(tokens, n.value)
 
+    @property
+    def n_tokens(self) -> int:
+        """As len(tokens), without a copy of them."""
+        n = c_size_t()
+        call("tiercel_session_n_tokens", self._handle, byref(n))
+        return n.value
+
     def stats(self) -> Dict[str, float]:
         """Statistics and memory plan by name; zeros in an empty session."""
-        count = library.tiercel_number_count()
-        names = [library.tiercel_number_name(i) for i in range(count)]
-        return numbers("tiercel_session_number", self._handle, names)
+        return numbers("tiercel_session_number", self._handle, listed(library.tiercel_number_name))
 
     def describe(self, what: str) -> str:
-        """ "backend", "composition" or "notes"."""
+        """ "backend", "composition" or "notes"; empty in an empty session."""
         text = c_void_p()
-        call("tiercel_session_text", self._handle, what.encode(), byref(text))
+        call("tiercel_session_text", self._handle, encoded(what), byref(text))
         return _abi.take_text(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref, c_double, c_int32, c_void_p
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _abi
 from ._abi import Progress, UsageError, call
@@ -67,7 +67,7 @@ def reporter(progress: Optional[ProgressCallback]) -> Tuple[Guard, Any]:
     return guard, report
 
 
-def numbers(function: str, handle: c_void_p, names: Sequence[bytes]) -> Dict[str, float]:
+def numbers(function: str, handle: c_void_p, names: Iterable[bytes]) -> Dict[str, float]:
     """What a function of the C interface says under these names."""
     values: Dict[str, float] = {}
     for name in names:

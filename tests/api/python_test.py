@@ -1,8 +1,8 @@
 """The Python module: what it adds to the C interface, and that nothing is lost on the way."""
 
-import math
 import gc
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +11,8 @@ import threading
 import unittest
 
 import tiercel
+from python_binding_test import Binding  # noqa: F401  its cases run here too
+from tiercel import _abi, _engine
 
 MODEL = os.environ["TIERCEL_MODEL"]
 PROMPT = (
@@ -183,6 +185,76 @@ class Module(unittest.TestCase):
         session.prefill(PROMPT)
         self.assertEqual(len(lines), 1)
 
+    def test_warnings_are_logged_as_such(self):
+        adjusted = {"key_codec": "lowrank", "rank": 4000}
+        lines = []
+        for level in (logging.DEBUG, logging.WARNING, logging.ERROR):
+            self.engine.set_log(lambda of, line: lines.append((of, line)), level)
+            self.engine.session(**adjusted).prefill(PROMPT)
+        self.engine.set_log(None)
+        info, warning, again = lines
+        self.assertEqual([info[0], warning[0]], [logging.INFO, logging.WARNING])
+        self.assertIn("--rank 4000", warning[1])
+        self.assertEqual(again, warning)
+        self.assertEqual(self.engine.describe_plan(100, "notes", **adjusted), warning[1] + "\n")
+
+    def test_a_log_callback_may_end_its_engine(self):
+        engines = [tiercel.Engine(MODEL, backend="cpu", threads=2)]
+        session = engines[0].session()
+        lines = []
+
+        def last(level, line):
+            lines.append(line)
+            with self.assertRaises(tiercel.BusyError):
+                engines[0].set_log(None)
+            engines.pop()  # the last reference
+
+        engines[0].set_log(last)
+        session.prefill(PROMPT)
+        session.reset()
+        gc.collect()
+        session.prefill(PROMPT)
+        self.assertEqual((len(lines), engines), (1, []))
+        self.assertEqual(len(_engine._kept), 1)  # what was running is not freed
+
+    def test_closed_engines(self):
+        with tiercel.Engine(MODEL, backend="cpu", threads=2) as engine:
+            lines = []
+            engine.set_log(lambda level, line: lines.append(line))
+            session = engine.session()
+            batch = engine.batch(max_prompt=1000, n_predict=4)
+            told = len(lines)  # of the batch's plan
+        engine.close()
+        for call in (
+            lambda: engine.session(),
+            lambda: engine.batch(max_prompt=10),
+            lambda: engine.tokenize("a"),
+            lambda: engine.plan(10),
+            lambda: engine.info(),
+            lambda: engine.end_tokens,
+            lambda: engine.set_log(None),
+            lambda: engine.restore("/nowhere"),
+        ):
+            with self.assertRaises(tiercel.StateError):
+                call()
+        # What it opened lives on, in silence.
+        self.assertTrue(session.prefill(PROMPT))
+        self.assertEqual(session.generate(4), batch.submit(PROMPT).wait())
+        batch.close()
+        self.assertEqual(len(lines), told)
+
+    def test_an_engine_is_closed_behind_the_calls_that_run(self):
+        engine = tiercel.Engine(MODEL, backend="cpu", threads=2)
+        session = engine.session()
+        session.prefill(PROMPT)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "a")
+            session.save(path)
+            copy = engine.restore(path, progress=lambda p: engine.close() or True)
+        with self.assertRaises(tiercel.StateError):
+            engine.info()
+        self.assertEqual(copy.generate(4), session.generate(4))
+
     def test_chat_needs_a_template(self):
         with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
             self.engine.tokenize_chat([{"role": "user", "content": "hi"}])
@@ -208,21 +280,55 @@ class Module(unittest.TestCase):
             session.append([1 << 30])
 
     def test_options_versions_plans(self):
-        self.assertIn("value_codec", tiercel.options())
+        options = tiercel.options()
+        self.assertEqual(options["parallel"].type, "N")
+        self.assertEqual(options["value_codec"].initial, "bf16")
+        self.assertTrue(all(option.type and option.help for option in options.values()))
+        for name, option in options.items():
+            if option.initial:  # which is a legal value
+                with _abi.OptionHandle({name: option.initial}):
+                    pass
         self.assertRegex(tiercel.version(), r"^\d+\.\d+\.\d+$")
         self.assertTrue(tiercel.commit())
-        self.assertGreater(self.engine.plan(100000)["resident"], self.engine.plan(1000)["resident"])
-        session = self.engine.session(attention="quest")
-        session.prefill(PROMPT)
-        self.assertIn("minmax", session.describe("composition"))
 
-    def test_a_missing_library_is_explained(self):
-        env = dict(os.environ, TIERCEL_LIBRARY="/nowhere/libtiercel.so")
-        result = subprocess.run([sys.executable, "-B", "-c", "import tiercel"], env=env,
-                                capture_output=True, text=True, check=False)
-        self.assertEqual(result.returncode, 1)
-        self.assertIn("/nowhere/libtiercel.so", result.stderr)
-        self.assertIn("TIERCEL_LIBRARY", result.stderr)
+    def test_plans_in_numbers_and_words(self):
+        plan = self.engine.plan(100000)
+        self.assertGreater(plan["resident"], self.engine.plan(1000)["resident"])
+        self.assertGreaterEqual(plan["context"], 100000)
+        parts = "weights keys values landmarks slots exact activations"
+        self.assertEqual(sum(plan[part] for part in parts.split()), plan["device_total"])
+        self.assertEqual(plan["weights"], self.engine.info()["weight_bytes"])
+        session = self.engine.session(attention="quest")
+        self.assertEqual(session.describe("composition"), "")
+        session.prefill(PROMPT)
+        self.assertEqual(session.describe("notes"), "")
+        self.assertIn("minmax", session.describe("composition"))
+        self.assertEqual(self.engine.describe_plan(100, "composition", attention="quest"),
+                         session.describe("composition"))
+        self.assertLessEqual(plan.keys(), session.stats().keys())
+        with self.engine.batch(max_prompt=100, attention="quest") as batch:
+            self.assertEqual(batch.describe("composition"), session.describe("composition"))
+            self.assertEqual(batch.describe("notes"), "")
+            self.assertLessEqual(plan.keys(), batch.stats().keys())
+            for describe in (session.describe, batch.describe,
+                             lambda what: self.engine.describe_plan(100, what)):
+                with self.assertRaisesRegex(tiercel.UsageError, "composition, notes"):
+                    describe("song")
+        with self.assertRaises(tiercel.StateError):
+            batch.describe("notes")
+
+    def test_the_model(self):
+        self.assertEqual(
+            set(self.engine.info()),
+            {"layers", "vocab_size", "max_positions", "parameters", "weight_bytes", "bos_token"},
+        )
+        (end,) = self.engine.end_tokens
+        self.assertEqual(self.engine.detokenize([end]), "<|end_of_text|>")
+        session = self.engine.session()
+        self.assertEqual(session.n_tokens, 0)
+        session.prefill(PROMPT)
+        session.step(end)
+        self.assertEqual(session.n_tokens, len(session.tokens))
 
 
 class Batches(unittest.TestCase):

@@ -67,6 +67,7 @@ TEST_F(Installed, HasWhatItPromisesAndNothingElse) {
         "./lib/libtiercel.so", "./lib/cmake/tiercel/tiercel-config.cmake",
         "./lib/pkgconfig/tiercel.pc", "./share/tiercel/python/pyproject.toml",
         "./share/tiercel/python/tiercel/__init__.py", "./share/tiercel/python/tiercel/_batch.py",
+        "./share/tiercel/python/tiercel/_library.py", "./share/tiercel/python/tiercel/py.typed",
         "./share/tiercel/examples/cpp/batch.cpp", "./share/tiercel/examples/c/main.c"}) {
     EXPECT_TRUE(contains(find.output, std::string(file) + "\n")) << file << "\n" << find.output;
   }
@@ -133,6 +134,66 @@ TEST_F(Installed, Python) {
   expect_the_answer(shell("PYTHONPATH=" + prefix() + "/share/tiercel/python python3 -B " +
                           prefix() + "/share/tiercel/examples/python/continue.py " + demo_model() +
                           " '" + kPrompt + "' ' 12345'"));
+}
+
+// A Python environment that can build a package without a network, or why there is none. The first
+// python3 of the path need not have what the system's has.
+ShellResult make_python_environment(const std::string& folder) {
+  std::string reasons;
+  for (const char* python : {"python3", "/usr/bin/python3"}) {
+    const ShellResult made =
+        shell(std::string("rm -rf ") + folder + " && " + python +
+              " -m venv --system-site-packages --without-pip " + folder + " && " + folder +
+              "/bin/python -c 'import setuptools.build_meta, pip\n"
+              "try: import setuptools.command.bdist_wheel  # since setuptools 70\n"
+              "except ImportError: import wheel'");
+    if (made.code == 0) return {0, folder + "/bin/python "};
+    reasons += std::string(python) + ":\n" + made.output + "\n";
+  }
+  return {1, reasons};
+}
+
+// Outside of the prefix, by pip's note of where it came from; with no variable that says it.
+TEST_F(Installed, PythonByPip) {
+  const ShellResult environment = make_python_environment(scratch_ / "venv");
+  if (environment.code != 0) {
+    GTEST_SKIP() << "pip install is not tested, for want of venv, pip, setuptools or wheel:\n"
+                 << environment.output;
+  }
+  const std::string python =
+      "cd / && env -u PYTHONPATH -u TIERCEL_LIBRARY -u LD_LIBRARY_PATH " + environment.output;
+  const ShellResult pip =
+      shell(python + "-m pip install --no-build-isolation --no-index --no-deps " + prefix() +
+            "/share/tiercel/python");
+  ASSERT_EQ(pip.code, 0) << pip.output;
+  const ShellResult places =
+      shell(python + "-c 'import tiercel; print(tiercel.__file__, tiercel._abi.library._name)'");
+  EXPECT_EQ(places.output.find(scratch_ / "venv/lib"), 0u) << places.output;
+  EXPECT_TRUE(contains(places.output, " " + library_dir() + "/libtiercel.so.0.")) << places.output;
+  expect_the_answer(shell(python + prefix() + "/share/tiercel/examples/python/continue.py " +
+                          demo_model() + " '" + kPrompt + "' ' 12345'"));
+  // Type checkers are told that there are hints.
+  EXPECT_EQ(shell("ls " + (scratch_ / "venv/lib/python3*/site-packages/tiercel/py.typed")).code, 0);
+
+  // The prefix is moved once more: pip's note is out of date, pkg-config's file is not.
+  const std::string now = scratch_ / "again";
+  fs::rename(prefix(), now);
+  const std::string now_dir = now + library_dir().substr(prefix().size());
+  const ShellResult found = shell("export PKG_CONFIG_PATH=" + now_dir + "/pkgconfig; " + python +
+                                  "-c 'import tiercel; print(tiercel._abi.library._name)'");
+  EXPECT_EQ(found.code, 0) << found.output;
+  if (shell("/sbin/ldconfig -p | grep -q libtiercel || pkg-config --exists tiercel").code == 0) {
+    return;  // this machine has an installation, which is found before or instead
+  }
+  EXPECT_TRUE(contains(found.output, now_dir + "/libtiercel.so.0.")) << found.output;
+  const ShellResult lost = shell(python + "-c 'import tiercel'");
+  EXPECT_EQ(lost.code, 1);
+  for (const std::string& place :
+       {std::string("TIERCEL_LIBRARY, which is not set"), scratch_ / "venv/lib",
+        prefix() + "/share/tiercel/python (what pip installed it from)",
+        std::string("libtiercel.so.0.1: cannot open"), std::string("pkg-config: ")}) {
+    EXPECT_TRUE(contains(lost.output, place)) << place << "\n" << lost.output;
+  }
 }
 
 // The program that the README shows, word for word.
