@@ -389,6 +389,13 @@ ModelConfig load_config(const std::filesystem::path& path) {
         "directory",
         file.string());
   }
+  const std::string name = file.filename().string();
+  if (!is_directory && !name.ends_with(".json")) {
+    fail(ErrorKind::kUsage, "{}: expected a Hugging Face model directory, found a file{}",
+         file.string(),
+         name.ends_with(".gguf") ? "; GGUF is not supported, use the original checkpoint"
+                                 : "; give the directory that holds it");
+  }
   ModelConfig config = parse_config(read_text_file(file, kMaxConfigBytes), file.string());
   const std::filesystem::path generation = directory / "generation_config.json";
   if (std::filesystem::exists(generation, ignored)) {

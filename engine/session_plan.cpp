@@ -122,8 +122,6 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
   int64_t context = r.options.context;
   if (context == 0) {
     context = r.n_new >= 0 ? r.n_prompt + r.n_new : std::max(limit, r.n_prompt + 1);
-  } else if (r.n_new >= 0) {
-    context = std::min(context, r.n_prompt + r.n_new);
   }
   if (context < r.n_prompt) {
     fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", r.n_prompt, context);

@@ -197,7 +197,8 @@ class TIERCEL_API Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  // Plans memory for the prompt and "n-predict" tokens behind it, allocates, and runs the prompt.
+  // Plans memory for the prompt and "n-predict" tokens (512, unless given) behind it, or for
+  // "ctx-size" tokens in all where that is given; allocates, and runs the prompt.
   // False: the callback asked to stop; the session is empty again, as when it throws. The callback
   // comes every few hundred milliseconds to seconds and may not call sessions of the same engine
   // (kBusy). Throws kState when the session is not empty, kUsage for an empty prompt or an id

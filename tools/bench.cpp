@@ -54,11 +54,14 @@ struct BenchFlags {
     flags.text("-n,--n-gen", steps, "Tokens to generate behind each prompt: a list; 0: prefill only");
     flags.text("-d,--n-depth", depths,
                "Lengths behind which to generate: a list; -p then is prefilled only");
-    flags.text("-b,--batch", batches, "Sequences decoded together: a list, or 'max'");
+    flags.text("-b,--batch", batches, "Sequences decoded together: a list; max: as many as fit");
     flags.text("--compare", compare, "With -b, measure beside it: dense, device");
-    flags.text("--picture", picture, "With -b, write throughput as SVG to this file", "FILE");
-    flags.text("--from", from, "Make the picture from this JSON of an earlier bench -b", "FILE");
-    flags.text("-f,--prompt-file,--file", file, "Take the prompts from this text", "FILE");
+    flags.file("--picture", picture, Flags::FileUse::kWritten,
+               "With -b, write throughput as SVG to this file");
+    flags.file("--from", from, Flags::FileUse::kRead,
+               "Make the picture from this JSON of an earlier bench -b");
+    flags.file("-f,--prompt-file,--file", file, Flags::FileUse::kRead,
+               "Take the prompts from this text");
     flags.integer("-r,--repetitions", repetitions, 1, 1000, "Repetitions of each test");
     flags.choice("-o,--output", format,
                  {{"md", BenchFormat::kMarkdown},
@@ -176,9 +179,19 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
   return counts;
 }
 
+// Sequences; 0: as many as fit.
 std::vector<int64_t> parse_batches(const std::string& text) {
-  if (text == "max") return {0};
-  return parse_counts("-b", text, 1);
+  std::vector<int64_t> batches;
+  parse_list<int>("-b", text, [&](std::string_view item) {
+    if (item == "max") {
+      batches.push_back(0);
+      return 0;
+    }
+    const std::vector<int64_t> counts = parse_counts("-b", std::string(item), 1);
+    batches.insert(batches.end(), counts.begin(), counts.end());
+    return 0;
+  });
+  return batches;
 }
 
 std::vector<BenchRival> parse_rivals(const std::string& text) {

@@ -81,7 +81,8 @@ struct EvalFlags {
     flags.value("--style", "auto|plain|recall", "auto",
                 "Wording; recall: as tools/demo/recall-4m was trained; auto: by the model",
                 [this](const std::string& text) { set_style(text); });
-    flags.text("--text", text, "Prose to hide needles in: this file (-: stdin)");
+    flags.file("--text", text, Flags::FileUse::kRead,
+               "Prose to hide needles in: this file (-: stdin)");
     flags.section("Compositions and budgets");
     flags.text("--presets", presets, "Compositions, separated by commas");
     flags.text("--sweep", sweep,
@@ -104,10 +105,10 @@ struct EvalFlags {
     prompt.add_to(flags, false);
     add_session_flags(flags, session);
     flags.section("Output");
-    flags.text("--json", json, "Everything as one JSON object, to this file; -: stdout, no tables",
-               "FILE");
-    flags.text("--svg", svg, "A picture of the grid, and of lines over the budget, to this file",
-               "FILE");
+    flags.file("--json", json, Flags::FileUse::kWritten,
+               "Everything as one JSON object, to this file; -: stdout, no tables");
+    flags.file("--svg", svg, Flags::FileUse::kWritten,
+               "A picture of the grid, and of lines over the budget, to this file");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
     return flags.parse(argc, argv);
   }

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <filesystem>
+#include <map>
 #include <memory>
 
 #include "engine/base/check.h"
@@ -14,6 +16,8 @@
 
 namespace tiercel {
 namespace {
+
+namespace fs = std::filesystem;
 
 // "--ctx-size" -> "TIERCEL_ARG_CTX_SIZE"
 std::string environment_twin(const std::string& long_name) {
@@ -50,6 +54,24 @@ std::string wrapped(const std::string& text, size_t width) {
   return out;
 }
 
+// Steps of adding, dropping, changing or swapping characters.
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) {
+    for (size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        d[i][j] = i + j;
+        continue;
+      }
+      d[i][j] =
+          std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+      const bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+      if (swapped) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
 // CLI11's help, wrapped, without the "(Env:...)" behind every flag: one sentence below says it for all.
 class HelpFormatter : public CLI::Formatter {
  public:
@@ -79,6 +101,17 @@ void explain_environment(const CLI::App& app, std::string& message) {
 }
 
 }  // namespace
+
+std::string did_you_mean(std::string_view found, const std::vector<std::string>& known) {
+  if (found.size() > 40) return "";
+  const auto nearest = std::min_element(
+      known.begin(), known.end(), [&](const std::string& a, const std::string& b) {
+        return edit_distance(found, a) < edit_distance(found, b);
+      });
+  const size_t close = std::max<size_t>(found.size() / 4, 1) + 1;
+  if (nearest == known.end() || edit_distance(found, *nearest) > close) return "";
+  return "; did you mean " + *nearest + "?";
+}
 
 Flags::Flags(const char* command, const char* summary, std::string details)
     : app_(std::make_unique<CLI::App>(summary, std::string("tiercel ") + command)),
@@ -119,9 +152,21 @@ void Flags::text(const char* names, std::string& target, const char* help, const
   value(names, type, target, help, [&target](const std::string& text) { target = text; });
 }
 
-void Flags::text(const char* names, std::optional<std::string>& target, const char* help,
-                 const char* type) {
-  value(names, type, "", help, [&target](const std::string& text) { target = text; });
+void Flags::text(const char* names, std::optional<std::string>& target, const char* help) {
+  value(names, "TEXT", "", help, [&target](const std::string& text) { target = text; });
+}
+
+void Flags::file(const char* names, std::string& target, FileUse use, const char* help) {
+  value(names, "FILE", target, help, [&target](const std::string& text) { target = text; });
+  files_.push_back(
+      {first_long_name(names), use == FileUse::kWritten, [&target] { return target; }});
+}
+
+void Flags::file(const char* names, std::optional<std::string>& target, FileUse use,
+                 const char* help) {
+  value(names, "FILE", "", help, [&target](const std::string& text) { target = text; });
+  files_.push_back({first_long_name(names), use == FileUse::kWritten,
+                    [&target] { return target.value_or(""); }});
 }
 
 void Flags::integer(const char* names, int64_t& target, int64_t low, int64_t high,
@@ -158,8 +203,8 @@ void Flags::flag(const char* names, bool& target, const char* help) {
 // Every command has them, behind its own.
 void Flags::add_log_flags() {
   section("Log");
-  text("--log-file", log_file_, "Append what is said on stderr to this file, with time and level",
-       "FILE");
+  file("--log-file", log_file_, FileUse::kWritten,
+       "Append what is said on stderr to this file, with time and level");
   choice("--log-level", log_level_,
          {{"info", LogLevel::kInfo}, {"warning", LogLevel::kWarning}, {"error", LogLevel::kError}},
          "Say nothing below this level");
@@ -177,6 +222,43 @@ std::string Flags::list() const {
   return text;
 }
 
+// The first argument that is no flag's, and what may have been meant.
+std::string Flags::unexpected() const {
+  const std::vector<std::string> extras = app_->remaining();
+  const auto flag = std::find_if(extras.begin(), extras.end(), [](const std::string& word) {
+    return word.starts_with('-');
+  });
+  if (flag == extras.end()) {
+    return fmt::format("expected flags, found '{}'", printable(extras.at(0), 40));
+  }
+  const std::string name = flag->substr(0, flag->find('='));
+  std::vector<std::string> known;
+  for (const CLI::Option* option : app_->get_options()) {
+    for (const std::string& one : option->get_lnames()) known.push_back("--" + one);
+  }
+  return fmt::format("{}: no such flag{}", printable(name, 40), did_you_mean(name, known));
+}
+
+// Checked before anything is computed, and long before anything is written.
+void Flags::check_files() const {
+  std::map<std::string, const File*> written;
+  for (const bool outputs : {true, false}) {
+    for (const File& file : files_) {
+      const std::string path = file.path();
+      if (file.written != outputs || path.empty() || path == "-") continue;
+      std::error_code ignored;
+      if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) continue;
+      const std::string place = fs::weakly_canonical(path, ignored).string();
+      const auto found = written.find(place);
+      if (found != written.end()) {
+        fail(ErrorKind::kUsage, "{} and {}: expected two files, found {} twice",
+             found->second->name, file.name, path);
+      }
+      if (outputs) written.emplace(place, &file);
+    }
+  }
+}
+
 bool Flags::parse(int argc, char** argv) {
   if (with_log_) add_log_flags();
   if (argc == 2 && std::string_view(argv[1]) == "--list-flags") {
@@ -185,11 +267,16 @@ bool Flags::parse(int argc, char** argv) {
   }
   try {
     app_->parse(argc, argv);
+    check_files();
     if (with_log_) set_log(log_file_, log_level_);
     return true;
   } catch (const CLI::CallForHelp&) {
     print_result(app_->help());
     return false;
+  } catch (const CLI::ExtrasError&) {
+    std::string message = unexpected();
+    explain_environment(*app_, message);
+    fail(ErrorKind::kUsage, "{}; see tiercel {} --help", message, command_);
   } catch (const CLI::ParseError& error) {
     std::string message = fmt::format("{}; see tiercel {} --help", error.what(), command_);
     explain_environment(*app_, message);

@@ -44,6 +44,9 @@ std::vector<T> parse_list(const char* flag, std::string_view text, F parse) {
   return values;
 }
 
+// "; did you mean X?", or empty where nothing known is near.
+std::string did_you_mean(std::string_view found, const std::vector<std::string>& known);
+
 class Flags {
  public:
   static constexpr int64_t kNoLimit = INT64_MAX;
@@ -57,10 +60,13 @@ class Flags {
 
   // names: "-m,--model". The first long one gives the environment twin. Targets keep their value
   // when neither flag nor variable is given; it is shown as the default.
-  // type: what --help and completion call it: TEXT, FILE or DIR.
+  // type: what --help and completion call it.
   void text(const char* names, std::string& target, const char* help, const char* type = "TEXT");
-  void text(const char* names, std::optional<std::string>& target, const char* help,
-            const char* type = "TEXT");
+  void text(const char* names, std::optional<std::string>& target, const char* help);
+  // What is written must be no other file of the command: parse() refuses that.
+  enum class FileUse { kRead, kWritten };
+  void file(const char* names, std::string& target, FileUse use, const char* help);
+  void file(const char* names, std::optional<std::string>& target, FileUse use, const char* help);
   void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
   void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
                const char* help);
@@ -110,10 +116,18 @@ class Flags {
 
  private:
   CLI::Option* finish(CLI::Option* option, const char* help);
+  struct File {
+    std::string name;
+    bool written;
+    std::function<std::string()> path;  // empty: not given
+  };
   void add_log_flags();
+  void check_files() const;
+  std::string unexpected() const;
   std::string list() const;
   std::unique_ptr<CLI::App> app_;
   std::string command_, section_ = "Options";
+  std::vector<File> files_;
   std::string log_file_;
   LogLevel log_level_ = LogLevel::kInfo;
   bool with_log_ = true;

@@ -124,6 +124,22 @@ void save_session(Session& session, const GenerationRequest& request, const Cons
   result.saved_bytes = static_cast<int64_t>(std::filesystem::file_size(request.save_path, ignored));
 }
 
+namespace {
+
+// A prefill is worth more than its file: without one the answer is still given, and then the error.
+void try_to_save(Session& session, const GenerationRequest& request, const Console& console,
+                 Generation& result) {
+  try {
+    save_session(session, request, console, result);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kInterrupted) throw;
+    console.warn("{}; the answer follows", error.what());
+    result.error = error.what();
+  }
+}
+
+}  // namespace
+
 bool Generation::interrupted() const { return std::string_view(finish_reason) == "interrupted"; }
 
 Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokenizer,
@@ -138,7 +154,7 @@ Generation generate(Session& session, Sampler& sampler, const Tokenizer& tokeniz
   const Stopwatch watch;
   try {
     result.prefilled = take_prompt(session, request, console, result);
-    if (result.prefilled) save_session(session, request, console, result);
+    if (result.prefilled) try_to_save(session, request, console, result);
     result.finish_reason =
         result.prefilled ? decode(session, sampler, tokenizer, request, watch, console, result)
                          : "interrupted";

@@ -92,12 +92,14 @@ int command_haystack(int argc, char** argv) {
                 {"line", FactForm::kLine},
                 {"mixed", FactForm::kMixed}},
                "Form of the facts");
-  flags.text("--text", text_path, "Filler: this file (-: stdin) instead of our own prose", "FILE");
+  flags.file("--text", text_path, Flags::FileUse::kRead,
+             "Filler: this file (-: stdin) instead of our own prose");
   flags.text("-m,--model", model, "Whose tokenizer counts the tokens; default: the demo model",
              "DIR");
   flags.section("Output");
-  flags.text("-o,--output", prompt_path, "File for the prompt", "FILE");
-  flags.text("--answers", answers_path, "File for questions and answers (JSON)", "FILE");
+  flags.file("-o,--output", prompt_path, Flags::FileUse::kWritten, "File for the prompt");
+  flags.file("--answers", answers_path, Flags::FileUse::kWritten,
+             "File for questions and answers (JSON)");
   flags.integer("--ask", ask, 0, 1999, "Append the question of this fact to the prompt");
   if (!flags.parse(argc, argv)) return 0;
   const StopsAtOnce at_once;
@@ -109,10 +111,6 @@ int command_haystack(int argc, char** argv) {
   }
   if (prompt_path.empty())
     fail(ErrorKind::kUsage, "--output: expected a file, found none; add -o FILE");
-  if (prompt_path == answers_path) {
-    fail(ErrorKind::kUsage, "--output and --answers: expected two files, found {} twice",
-         prompt_path);
-  }
   const OutputFile prompt_file(prompt_path, "--output");
   const OutputFile answers_file =
       answers_path.empty() ? OutputFile() : OutputFile(answers_path, "--answers");

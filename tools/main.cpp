@@ -1,12 +1,15 @@
 // The tiercel command: finds the subcommand and turns what it throws into an exit code.
+#include <array>
 #include <exception>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "engine/base/check.h"
 #include "engine/json.h"
 #include "tools/commands.h"
 #include "tools/console.h"
+#include "tools/flags.h"
 #include "tools/signals.h"
 
 namespace tiercel {
@@ -45,6 +48,13 @@ std::string usage() {
 
 int dispatch(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
+  if (name == "help" && argc > 2) {
+    for (const Command& command : kCommands) {
+      std::string help = "--help";
+      std::array<char*, 2> words = {argv[2], help.data()};
+      if (std::string_view(argv[2]) == command.name) return command.run(2, words.data());
+    }
+  }
   if (name == "--help" || name == "-h" || name == "help") {
     print_result(usage());
     return 0;
@@ -62,7 +72,10 @@ int dispatch(int argc, char** argv) {
     names += (names.empty() ? "" : ", ") + std::string(command.name);
   }
   const std::string found = argc > 1 ? "'" + printable(name, 40) + "'" : "none";
-  fail(ErrorKind::kUsage, "expected a command, found {}; there are: {}", found, names);
+  std::vector<std::string> known;
+  for (const Command& command : kCommands) known.emplace_back(command.name);
+  fail(ErrorKind::kUsage, "expected a command, found {}{}; there are: {}", found,
+       did_you_mean(name, known), names);
 }
 
 }  // namespace

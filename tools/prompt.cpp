@@ -106,7 +106,8 @@ void PromptFlags::add_to(Flags& flags, bool escapes) {
   flags.section("Prompt");
   flags.without_twin([&] {
     flags.text("-p,--prompt", prompt_, "The prompt itself");
-    flags.text("-f,--file", file_, "File with the prompt, taken as it is; -: stdin", "FILE");
+    flags.file("-f,--file", file_, Flags::FileUse::kRead,
+               "File with the prompt, taken as it is; -: stdin");
   });
   if (escapes) flags.flag("-e,--escape", escape_, "Read \\n, \\t, \\r, \\\", \\' and \\\\ in -p");
 }

@@ -70,14 +70,13 @@ struct RunFlags {
         "--session", "FILE", "",
         "Restore this session instead of a prefill; a prompt given beside it follows its tokens",
         [this](const std::string& file) { open_saved(file); });
-    flags.text(
-        "--save-session", save_session,
-        "Save the session to this file before generating: a prefill that need not be repeated. "
-        "With --interactive: at the end, all that was said", "FILE");
+    flags.file("--save-session", save_session, Flags::FileUse::kWritten,
+               "Save the session to this file before generating: a prefill that need not be "
+               "repeated. With --interactive: at the end, all that was said");
     // Behind --session: its options are the defaults of these.
     add_session_flags(flags, session);
     flags.section("Output");
-    flags.text("--report", report, "Write a JSON report to this file", "FILE");
+    flags.file("--report", report, Flags::FileUse::kWritten, "Write a JSON report to this file");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
     return flags.parse(argc, argv);
   }

@@ -33,6 +33,11 @@ void install_signal_handlers() {
   // must always be stoppable in a way that keeps its results.
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  // A terminal that goes away; but whoever was started with nohup means to stay.
+  struct sigaction old {};
+  if (sigaction(SIGHUP, nullptr, &old) == 0 && old.sa_handler != SIG_IGN) {
+    sigaction(SIGHUP, &action, nullptr);
+  }
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
 }
@@ -48,7 +53,7 @@ StopsAtOnce::~StopsAtOnce() { g_at_once = g_at_once - 1; }
 bool stop_requested() { return g_stop != 0; }
 
 bool forgive_interrupt() {
-  if (g_stop == SIGTERM) return false;
+  if (g_stop != SIGINT) return false;
   g_stop = 0;
   return true;
 }

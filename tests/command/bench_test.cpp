@@ -90,13 +90,23 @@ TEST(Bench, SaysWhatDoesNotFit) {
   EXPECT_TRUE(contains(result.err, "--device-memory")) << result.err;
 }
 
+TEST(Bench, AsManyAsFitIsOneOfAList) {
+  const Result result = run(with_model("bench", {"-p", "64", "-n", "2", "-b", "1,max", "--budget", "16",
+                                                 "--device-memory", "16MiB", "-o", "json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json rows = Json::parse(result.out);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["pl"], 1);
+  EXPECT_GT(rows[1]["pl"], 1);
+}
+
 TEST(Bench, RefusesWhatMakesNoSense) {
   for (const std::vector<std::string>& flags : std::vector<std::vector<std::string>>{
            {"-p", "0"},
            {"-p", "64..32"},
            {"-p", "64..128*1"},
            {"-b", "0"},
-           {"-b", "1,max"},
+           {"-b", "1,most"},
            {"-b", "2000"},
            {"-b", "2", "-n", "0"},
            {"-b", "2", "--compare", "sparse"},

@@ -152,6 +152,50 @@ TEST(Estimate, FloorOfAStep) {
   EXPECT_TRUE(contains(dense.err, "(computed)")) << dense.err;
 }
 
+TEST(Usage, SaysWhatMayHaveBeenMeant) {
+  const auto error = [](std::vector<std::string> words) {
+    const Result result = run({.arguments = std::move(words)});
+    EXPECT_EQ(result.code, 2) << result.err;
+    return result.err;
+  };
+  EXPECT_TRUE(contains(error({"rnu"}), "did you mean run?"));
+  EXPECT_FALSE(contains(error({"sing"}), "did you mean"));
+  EXPECT_TRUE(contains(error({"run", "--buget", "4"}),
+                       "--buget: no such flag; did you mean --budget?"));
+  EXPECT_TRUE(contains(error({"run", "--zzzzzz=1"}), "--zzzzzz: no such flag; see"));
+  EXPECT_TRUE(contains(error({"run", "stray"}), "found 'stray'"));
+  const Scratch scratch;
+  write_file(scratch / "x.gguf", "GGUF");
+  EXPECT_TRUE(contains(error({"run", "-m", scratch / "x.gguf", "-p", "x"}), "GGUF is not supported"));
+  EXPECT_EQ(run({.arguments = {"help", "run"}}).out, run({.arguments = {"run", "--help"}}).out);
+}
+
+// What is written must not take the place of something else.
+TEST(Usage, TwoFilesAreTwoFiles) {
+  const Scratch scratch;
+  const std::string file = scratch / "f", other = scratch / "g";
+  write_file(file, "keep");
+  const auto refused = [&](const char* command, std::vector<std::string> more, const char* names) {
+    const Result result = run(with_model(command, std::move(more)));
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_TRUE(contains(result.err, names)) << result.err;
+    EXPECT_EQ(read_file(file), "keep");
+  };
+  refused("run", {"-f", file, "--report", file}, "--report and --file");
+  fs::create_directory(scratch / "in");
+  refused("run", {"-f", file, "--save-session", scratch / "in/../f"}, "--save-session and --file");
+  refused("run", {"-p", "x", "--save-session", other, "--report", other},
+          "--save-session and --report");
+  refused("run", {"-f", file, "--log-file", file}, "--log-file and --file");
+  refused("eval", {"--json", other, "--svg", other}, "--json and --svg");
+  refused("haystack", {"--tokens", "500", "-o", other, "--answers", other},
+          "--output and --answers");
+  EXPECT_EQ(run(with_model("run", {"-p", "x", "-n", "1", "--report", "/dev/null", "--log-file",
+                                   "/dev/null"}))
+                .code,
+            0);
+}
+
 TEST(Version, NamesWhatItIsMadeOf) {
   const Result result = run({.arguments = {"version"}});
   EXPECT_EQ(result.code, 0);

@@ -2,7 +2,9 @@
 // killed while it saves leaves no file that opens wrongly. TIERCEL_KILLS=1000 kills that often.
 #include "engine/saved_session.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <nlohmann/json.hpp>
@@ -157,6 +159,23 @@ TEST(RunSaved, KillsLeaveNoFileThatOpensWrongly) {
   RecordProperty("partial", n_partial);
   EXPECT_EQ(run(command).code, 0) << "what the killed ones left is in nobody's way";
   EXPECT_FALSE(fs::exists(partial));
+}
+
+// What cannot be saved after all is still answered.
+TEST(RunSaved, AFailedSaveCostsNoAnswer) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session", partial = file + ".partial";
+  const int fd = ::open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_EQ(::flock(fd, LOCK_EX), 0);  // as another process that saves does
+  const std::vector<std::string> words = {"-p", "Hello there.", "-n", "8"};
+  std::vector<std::string> saving = words;
+  saving.insert(saving.end(), {"--save-session", file});
+  const Result result = run(run_demo(saving));
+  ::close(fd);
+  EXPECT_EQ(result.code, 1);
+  EXPECT_TRUE(contains(result.err, "another process is writing")) << result.err;
+  EXPECT_EQ(result.out, run(run_demo(words)).out);
+  EXPECT_FALSE(fs::exists(file));
 }
 
 // A stop by a signal, or by two: at any moment, also within the writing of a file.
