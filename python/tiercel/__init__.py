@@ -20,6 +20,11 @@ names.
 Threads: an Engine, a Batch and a Request may be used from any thread; a Session serves one call at
 a time, a second one raises BusyError. The interpreter's lock is released while the library
 computes.
+
+Signals: Ctrl-C, and whatever a handler of SIGINT, SIGTERM or SIGALRM raises, stops a call in the
+main thread as a callback that says False does, and is raised behind it; so `tokens` has what was
+generated until then. What has no callback is not stopped, the exception comes at its end: step,
+fork, a score behind a prompt, opening an engine.
 """
 
 from ._abi import (

@@ -13,7 +13,8 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 from . import _abi
 from ._abi import OptionHandle, StateError, call, encoded, library, listed
-from ._types import REASONS, Generation, Guard, Piece, PieceCallback, c_tokens, numbers
+from ._guard import BlockingCall, Guard
+from ._types import REASONS, Generation, Piece, PieceCallback, c_tokens, numbers
 
 _STATES = ("queued", "prefilling", "decoding", "finished", "failed", "cancelled")
 
@@ -113,7 +114,7 @@ class Batch:
         self._batch = c_void_p()
         self._lock = threading.RLock()  # over the two: nobody uses what is being closed
         self._live: List[Request] = []  # listeners stay until their requests are done
-        with OptionHandle(options) as handle:
+        with OptionHandle(options) as handle, BlockingCall():  # it logs
             call("tiercel_batch_open", engine._handle, handle, byref(self._batch))
         _open_batches.add(self)
 
@@ -128,11 +129,12 @@ class Batch:
             self.close()
 
     def close(self) -> None:
-        with self._lock:
-            batch, self._batch = self._batch, c_void_p()
-        library.tiercel_batch_close(batch)  # waits for callbacks, which may need the lock
-        with self._lock:
-            self._live = []
+        with BlockingCall():  # Ctrl-C comes behind it: half closed would be never closed
+            with self._lock:
+                batch, self._batch = self._batch, c_void_p()
+            library.tiercel_batch_close(batch)  # waits for callbacks, which may need the lock
+            with self._lock:
+                self._live = []
 
     @property
     def _handle(self) -> c_void_p:

@@ -8,15 +8,16 @@ import os
 import weakref
 from array import array
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_size_t, c_void_p
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
 from ._abi import OptionHandle, StateError, UsageError, call, encoded, library, listed
 from ._batch import Batch
+from ._guard import BlockingCall
 from ._types import (
     REASONS,
     Generation,
-    Guard,
     Piece,
     PieceCallback,
     ProgressCallback,
@@ -115,10 +116,10 @@ class Engine:
 
     def session(self, **options: Any) -> "Session":
         """An empty session; memory is taken by its prefill."""
-        session = c_void_p()
+        opened = Session()
         with OptionHandle(options) as handle:
-            call("tiercel_session_open", self._handle, handle, byref(session))
-        return Session(session)
+            call("tiercel_session_open", self._handle, handle, byref(opened._session))
+        return opened
 
     def restore(
         self,
@@ -131,13 +132,11 @@ class Engine:
         options: those not given are as saved where its cache depends on them, else the engine's.
         """
         guard, report = reporter(progress)
-        session = c_void_p()
-        with OptionHandle(options) as handle:
+        restored = Session()
+        with OptionHandle(options) as handle, guard:
             status = call("tiercel_session_restore", self._handle, encoded(os.fspath(path)), handle,
-                          report, None, byref(session))
-        restored = Session(session) if status == _abi.OK else None
-        guard.check()
-        return restored
+                          report, None, byref(restored._session))
+        return restored if status == _abi.OK else None
 
     def batch(self, **options: Any) -> Batch:
         """Requests decoded together. options: max_prompt, parallel, max_gap, and a session's."""
@@ -213,14 +212,24 @@ class Engine:
         return _abi.take_tokens(tokens, n.value)
 
 
+class _SessionHandle(c_void_p):
+    """NULL until C fills it in. Closes as _EngineHandle does, which takes a while.
+
+    Ctrl-C in a __del__ of Python is dropped too. This one has no Python: it binds to
+    partial(close, self), by C alone, and what is pending is raised in whoever let go.
+    """
+
+    __del__: Any = property(partial(partial, library.tiercel_session_close))
+
+
 class Session:
     """One sequence: begins empty, takes a prompt once (prefill or score), grows behind it.
 
     One call at a time. Close it, or use it in a with block, to give its memory back early.
     """
 
-    def __init__(self, handle: c_void_p) -> None:
-        self._session = handle
+    def __init__(self) -> None:
+        self._session = _SessionHandle()
         self.finish_reason: Optional[str] = None  # of the last stream or generate
 
     def __enter__(self) -> "Session":
@@ -229,16 +238,12 @@ class Session:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_session", None):
-            self.close()
-
     def close(self) -> None:
-        library.tiercel_session_close(self._session)
-        self._session = c_void_p()
+        """Every later call raises StateError, except close. A call that is running ends as ever."""
+        self._session = _SessionHandle()
 
     @property
-    def _handle(self) -> c_void_p:
+    def _handle(self) -> _SessionHandle:
         if not self._session:
             raise StateError("this session is closed")
         return self._session
@@ -253,16 +258,19 @@ class Session:
         guard, report = reporter(progress)
         if isinstance(prompt, str):
             data = prompt.encode("utf-8", "surrogatepass")
-            status = call("tiercel_session_prefill", self._handle, data, len(data), report, None)
+            with guard:
+                status = call("tiercel_session_prefill", self._handle, data, len(data), report,
+                              None)
         else:
-            status = call("tiercel_session_prefill_tokens", self._handle, c_tokens(prompt),
-                          len(prompt), report, None)
-        guard.check()
+            ids = c_tokens(prompt)
+            with guard:
+                status = call("tiercel_session_prefill_tokens", self._handle, ids, len(ids), report,
+                              None)
         return status == _abi.OK
 
     def generate(self, n: int, callback: Optional[PieceCallback] = None) -> Generation:
         """Appends up to n tokens; callback returns False to stop. Splitting n changes nothing."""
-        guard = Guard()
+        guard = BlockingCall()
         pieces: List[Piece] = []
 
         @_abi.PIECE_CALLBACK
@@ -275,14 +283,17 @@ class Session:
             return guard.run(run)
 
         finish = c_int32()
-        call("tiercel_session_generate", self._handle, n, take, None, byref(finish))
-        guard.check()
-        self.finish_reason = REASONS[finish.value]
+        with guard:
+            call("tiercel_session_generate", self._handle, n, take, None, byref(finish))
+            self.finish_reason = REASONS[finish.value]
         return Generation([p.token for p in pieces], "".join(p.text for p in pieces),
                           self.finish_reason)
 
     def stream(self, n: int) -> Iterator[Piece]:
-        """As generate, a piece at a time; what is not asked for is not computed."""
+        """As generate, a piece at a time; what is not asked for is not computed.
+
+        Ctrl-C while a token is computed: `tokens` has it, the stream ends without it.
+        """
         for _ in range(n):
             result = self.generate(1)
             if result.tokens:
@@ -306,18 +317,20 @@ class Session:
         guard, report = reporter(progress)
         if isinstance(more, str):
             data = more.encode("utf-8", "surrogatepass")
-            status = call("tiercel_session_append", self._handle, data, len(data), report, None)
+            with guard:
+                status = call("tiercel_session_append", self._handle, data, len(data), report, None)
         else:
-            status = call("tiercel_session_append_tokens", self._handle, c_tokens(more), len(more),
-                          report, None)
-        guard.check()
+            ids = c_tokens(more)
+            with guard:
+                status = call("tiercel_session_append_tokens", self._handle, ids, len(ids), report,
+                              None)
         return status == _abi.OK
 
     def fork(self) -> "Session":
         """A session that stands where this one does and goes on by itself."""
-        session = c_void_p()
-        call("tiercel_session_fork", self._handle, byref(session))
-        return Session(session)
+        copy = Session()
+        call("tiercel_session_fork", self._handle, byref(copy._session))
+        return copy
 
     def logits(self) -> "array[float]":
         """fp32, one per token of the vocabulary, behind the last token."""
@@ -333,10 +346,10 @@ class Session:
         Empty: progress (of a prompt only) returned False, the session is empty again.
         """
         guard, report = reporter(progress)
-        logprobs = (c_double * len(tokens))()
-        status = call("tiercel_session_score", self._handle, c_tokens(tokens), len(tokens),
-                      logprobs, report, None)
-        guard.check()
+        ids, logprobs = c_tokens(tokens), (c_double * len(tokens))()
+        with guard:
+            status = call("tiercel_session_score", self._handle, ids, len(ids), logprobs, report,
+                          None)
         return list(logprobs) if status == _abi.OK else []
 
     def set_budget(self, tokens: int) -> None:
@@ -351,8 +364,9 @@ class Session:
         False: progress returned False.
         """
         guard, report = reporter(progress)
-        status = call("tiercel_session_save", self._handle, encoded(os.fspath(path)), report, None)
-        guard.check()
+        name = encoded(os.fspath(path))
+        with guard:
+            status = call("tiercel_session_save", self._handle, name, report, None)
         return status == _abi.OK
 
     def rewind(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 
 from . import _abi
 from ._abi import Progress, UsageError, call
+from ._guard import BlockingCall
 
 ProgressCallback = Callable[[Progress], bool]
 
@@ -37,26 +38,8 @@ def c_tokens(tokens: Sequence[int]) -> Any:
     return (c_int32 * len(tokens))(*tokens)
 
 
-class Guard:
-    """Runs Python in a callback; what it raises stops the call and is raised again behind it."""
-
-    def __init__(self) -> None:
-        self.raised: Optional[BaseException] = None
-
-    def run(self, function: Callable[[], bool]) -> int:
-        try:
-            return 1 if function() else 0
-        except BaseException as error:  # KeyboardInterrupt too
-            self.raised = error
-            return 0
-
-    def check(self) -> None:
-        if self.raised is not None:
-            raise self.raised
-
-
-def reporter(progress: Optional[ProgressCallback]) -> Tuple[Guard, Any]:
-    guard = Guard()
+def reporter(progress: Optional[ProgressCallback]) -> Tuple[BlockingCall, Any]:
+    guard = BlockingCall()
 
     # Even without a callback: this is where Ctrl-C gets its turn.
     @_abi.PROGRESS_CALLBACK

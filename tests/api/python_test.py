@@ -4,10 +4,13 @@ import gc
 import logging
 import math
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 import tiercel
@@ -420,6 +423,164 @@ class Batches(unittest.TestCase):
         result = subprocess.run([sys.executable, "-B", "-c", script], timeout=60,
                                 capture_output=True, text=True, check=False)
         self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+class Signals(unittest.TestCase):
+    """What handlers raise while C computes, Ctrl-C above all, is neither lost nor late."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.engine = tiercel.Engine(MODEL, backend="cpu", threads=2)
+        cls.prompt = cls.engine.tokenize(PROMPT)
+        cls.long = cls.prompt * 400
+        cls.options = {"budget": 128, "n_predict": 4000, "ignore_eos": True}
+
+    def setUp(self):
+        # A program in a shell's background ignores it.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def prefilled(self):
+        session = self.engine.session(**self.options)
+        session.prefill(self.prompt)
+        return session
+
+    @staticmethod
+    def send(number=signal.SIGINT, after=0.2):
+        threading.Timer(after, os.kill, (os.getpid(), number)).start()
+
+    def assert_interrupted(self, call):
+        """By Ctrl-C, sent while it runs."""
+        self.send()
+        with self.assertRaises(KeyboardInterrupt):
+            call()
+
+    def test_ctrl_c_stops_a_prompt(self):
+        session = self.engine.session(**self.options)
+        text = self.engine.detokenize(self.long)
+        for call in (session.prefill, session.score):
+            self.assert_interrupted(lambda: call(self.long))
+            self.assertEqual(session.tokens, [])
+        self.assert_interrupted(lambda: session.prefill(text))
+        self.assertEqual(session.tokens, [])
+        self.assertTrue(session.prefill(self.prompt))
+
+    def test_ctrl_c_stops_what_comes_behind_a_prompt(self):
+        expected = self.prompt + self.prefilled().generate(600).tokens
+        session = self.prefilled()
+        self.assert_interrupted(lambda: session.generate(4000))
+        n = session.n_tokens
+        self.assertTrue(len(self.prompt) < n < len(self.prompt) + 4000, n)
+        self.assertEqual(session.finish_reason, "stopped")
+        session.generate(5)  # from there on
+        self.assertEqual(session.n_tokens, n + 5)
+        both = min(n + 5, len(expected))
+        self.assertEqual(session.tokens[:both], expected[:both])
+
+        session = self.prefilled()
+        self.assert_interrupted(lambda: list(session.stream(4000)))
+        n = session.n_tokens
+        self.assertTrue(n < len(self.prompt) + 4000, n)
+        more = self.long[:4000 - n]
+        self.assert_interrupted(lambda: session.append(more))
+        self.assertTrue(session.n_tokens < n + len(more), session.n_tokens)
+        self.assertEqual(session.tokens[n:], more[: session.n_tokens - n])
+
+    def test_ctrl_c_stops_files_and_requests(self):
+        session = self.engine.session(**self.options)
+        session.prefill(self.long[:20000])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "a")
+
+            def again(call):  # as one of them is short
+                for _ in range(1000):
+                    self.assertTrue(call())
+
+            for _ in range(5):
+                self.assert_interrupted(lambda: again(lambda: session.save(path)))
+            self.assertEqual(os.listdir(folder), ["a"])
+            for _ in range(5):
+                self.assert_interrupted(lambda: again(lambda: self.engine.restore(path)))
+            self.assertEqual(self.engine.restore(path).tokens, session.tokens)
+        with self.engine.batch(max_prompt=1000, **self.options) as batch:
+            heard = []
+            request = batch.submit(self.prompt, 4000, lambda p: heard.append(p.token) or True)
+            self.assert_interrupted(request.wait)
+            request.cancel()
+            self.assertEqual(request.wait().tokens, heard)
+
+    def test_no_signal_is_lost_wherever_it_comes(self):
+        expected = self.prompt + self.prefilled().generate(400).tokens
+        session = self.prefilled()
+        rng = random.Random(1)
+        for _ in range(50):
+            if session.n_tokens + 40 > len(expected):
+                session = self.prefilled()
+            before = session.n_tokens
+            with self.assertRaises(KeyboardInterrupt):
+                self.send(after=rng.uniform(0, 0.03))
+                session.generate(20)
+                session.generate(20, lambda piece: True)
+                time.sleep(20)  # it comes behind them
+            self.assertLessEqual(before, session.n_tokens)
+            self.assertEqual(session.tokens, expected[: session.n_tokens])
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+
+    def test_calls_in_callbacks(self):
+        session, inner = self.prefilled(), self.prefilled()
+        self.assert_interrupted(lambda: session.generate(4000, lambda p: inner.generate(4000)))
+        self.assertEqual(session.n_tokens, len(self.prompt) + 1)
+        self.assertLess(inner.n_tokens, len(self.prompt) + 4000)
+        start = time.monotonic()
+        self.assert_interrupted(lambda: session.generate(9, lambda p: time.sleep(60)))
+        self.assertLess(time.monotonic() - start, 30)
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+
+    def test_handlers_of_programs(self):
+        class Late(Exception):
+            pass
+
+        def raise_late(number, frame):
+            raise Late
+
+        seen = []
+        quiet = lambda number, frame: seen.append(session.finish_reason)  # noqa: E731
+        session = self.prefilled()
+        self.addCleanup(signal.signal, signal.SIGALRM,
+                        signal.signal(signal.SIGALRM, raise_late))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with self.assertRaises(Late):
+            session.generate(4000)
+        self.assertIs(signal.getsignal(signal.SIGALRM), raise_late)
+
+        # One that raises nothing stops nothing, and is not put off until the end.
+        signal.signal(signal.SIGINT, quiet)
+        session = self.prefilled()
+        self.send(after=0)
+        self.assertEqual(session.generate(200, lambda p: not seen or None).reason, "stopped")
+        self.assertEqual(seen, [None])
+        self.assertIs(signal.getsignal(signal.SIGINT), quiet)
+        # What a callback sets stays.
+        session.generate(1, lambda p: signal.signal(signal.SIGINT, signal.SIG_IGN) and True)
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+
+    def test_calls_in_other_threads_go_on(self):
+        session, results, done = self.prefilled(), [], threading.Event()
+
+        def work():
+            results.append(session.generate(300))
+            done.set()
+
+        threading.Thread(target=work).start()
+        self.assert_interrupted(lambda: time.sleep(60))
+        self.assertTrue(done.wait(60))
+        self.assertEqual(len(results[0].tokens), 300)
+
+    def test_a_session_closed_by_its_callback_ends_behind_the_call(self):
+        session = self.prefilled()
+        self.assertEqual(len(session.generate(5, lambda p: session.close() or True).tokens), 5)
+        with self.assertRaises(tiercel.StateError):
+            session.generate(1)
 
 
 if __name__ == "__main__":
