@@ -23,7 +23,7 @@ namespace tiercel {
 // Bytes that pass through the host's memory in one piece.
 inline constexpr int64_t kStagingBytes = int64_t{16} << 20;
 
-// Tells how many bytes are done. Throws Error(kInterrupted) when the callback asks to stop.
+// Tells how many bytes are done, twenty times a second at most. Throws Error(kInterrupted) when the callback asks to stop.
 class ByteProgress {
  public:
   ByteProgress(const char* phase, int64_t n_tokens, int64_t total, const ProgressCallback& callback)
@@ -44,10 +44,12 @@ class ByteProgress {
  private:
   using Clock = std::chrono::steady_clock;
 
-  void report() const {
+  void report() {
     if (!callback_) return;
     const double fraction = static_cast<double>(done_) / static_cast<double>(total_);
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+    if (seconds < next_ && done_ < total_) return;
+    next_ = seconds + 0.05;
     if (!callback_({phase_, fraction,
                     static_cast<int64_t>(fraction * static_cast<double>(n_tokens_)), n_tokens_,
                     seconds})) {
@@ -59,6 +61,7 @@ class ByteProgress {
   int64_t n_tokens_, total_, done_ = 0;
   const ProgressCallback& callback_;
   Clock::time_point start_ = Clock::now();
+  double next_ = 0;  // seconds
 };
 
 template <Backend Device, HostTier Host>

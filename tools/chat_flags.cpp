@@ -62,6 +62,8 @@ void ChatFlags::add_to(Flags& flags) {
   flags.flag("-i,--interactive", interactive,
              "Read further messages from stdin, a line each (\\ at its end: more follows), until "
              "/exit; means --chat if the model has a template, else text is continued");
+  flags.flag("--no-template", no_template,
+             "With --interactive: text is continued, whatever template the model has");
   flags.text("--system,--system-prompt", system_, "System message of the conversation");
   flags.text("--date", date_,
              "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
@@ -69,7 +71,11 @@ void ChatFlags::add_to(Flags& flags) {
 
 Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer, Turns::Plain plain,
                        bool restored, const Console& console) const {
-  const bool by_template = chat || (interactive && ChatTemplate::exists(directory));
+  if (no_template && (chat || !interactive)) {
+    fail(ErrorKind::kUsage, "--no-template: expected --interactive and no --chat beside it");
+  }
+  const bool by_template =
+      chat || (interactive && !no_template && ChatTemplate::exists(directory));
   if (!by_template) {
     for (const auto& [given, name] :
          {std::pair{system_.has_value(), "--system"}, std::pair{date_.has_value(), "--date"}}) {
@@ -80,7 +86,8 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
       }
     }
     if (interactive) {
-      console.info("chat template: none; what you type is continued as plain text");
+      console.info("chat template: {}; what you type is continued as plain text",
+                   no_template ? "not used" : "none");
     }
     return Turns(tokenizer, plain);
   }
@@ -93,7 +100,15 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
   if (system_ && restored) {
     fail(ErrorKind::kUsage, "--system: the saved conversation has begun without or with another");
   }
-  ChatTemplate chat_template = ChatTemplate::load(directory);
+  ChatTemplate chat_template = [&] {
+    try {
+      return ChatTemplate::load(directory);
+    } catch (const Error& error) {
+      if (chat || error.kind() != ErrorKind::kUsage) throw;
+      fail(error.kind(), "{}; or --no-template: what you type is continued as plain text",
+           error.what());
+    }
+  }();
   console.info("chat template: {}", chat_template.name());
   if (interactive && !chat_template.rewrites().empty()) {
     console.info("note: {}", chat_template.rewrites());

@@ -51,7 +51,7 @@ class Turns {
 };
 
 struct ChatFlags {
-  bool chat = false, interactive = false;
+  bool chat = false, interactive = false, no_template = false;
 
   void add_to(Flags& flags);
   // Throws Error(kUsage) for flags that contradict each other or need --chat; for a template that

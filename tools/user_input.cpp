@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -9,10 +10,19 @@
 #include <memory>
 
 #include "engine/base/check.h"
+#include "engine/json.h"
 #include "tools/prompt.h"
 #include "tools/signals.h"
 
 namespace tiercel {
+namespace {
+
+bool is_word(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(),
+                                      [](char c) { return c >= 'a' && c <= 'z'; });
+}
+
+}  // namespace
 
 UserInput::UserInput(const Console& console, bool strict)
     : console_(console), strict_(strict), terminal_(::isatty(STDIN_FILENO) == 1) {}
@@ -55,7 +65,13 @@ std::optional<std::string> UserInput::line(const char* question) {
 
 std::optional<std::string> UserInput::next() {
   std::optional<std::string> text = line("> ");
-  if (!text || *text == "/exit") return std::nullopt;
+  while (text && text->starts_with('/') && is_word(std::string_view(*text).substr(1))) {
+    if (*text == "/exit") return std::nullopt;
+    console_.warn("{}: no such command; /exit leaves, as Ctrl-D does, and Ctrl-C stops an answer. "
+                  "With a space in front it is a message", printable(*text, 40));
+    text = line("> ");
+  }
+  if (!text) return std::nullopt;
   while (text->ends_with('\\')) {
     text->pop_back();
     const std::optional<std::string> more = line(". ");

@@ -16,7 +16,8 @@ class UserInput {
   UserInput(const Console& console, bool strict);
 
   // One line, or several of which all but the last end in a backslash, without the last line break;
-  // may be empty. None at the end of input, at /exit, and when a signal came (stop_requested()).
+  // may be empty. /help and other words like it are answered here. None at the end of input, at
+  // /exit, and when a signal came (stop_requested()).
   // Throws Error(kRuntime) when stdin cannot be read. Asks with "> " where stdin is a terminal.
   std::optional<std::string> next();
 

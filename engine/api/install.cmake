@@ -1,4 +1,5 @@
 # What `cmake --install` puts where: the command, the library, its two headers, and what finds them.
+#   share/doc/tiercel                   README.md, LICENSE
 # All of it may be moved as a whole.
 #
 #   bin/tiercel   lib/libtiercel.so.*   include/tiercel/tiercel.h, tiercel_c.h
@@ -24,6 +25,9 @@ install(FILES ${PROJECT_BINARY_DIR}/tiercel-config-version.cmake DESTINATION ${p
 file(RELATIVE_PATH up_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(${PROJECT_SOURCE_DIR}/engine/api/tiercel.pc.in tiercel.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/tiercel.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+install(FILES ${PROJECT_SOURCE_DIR}/README.md ${PROJECT_SOURCE_DIR}/LICENSE
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/tiercel)
 
 # The Python module (pip install PREFIX/share/tiercel/python, or PYTHONPATH) and the examples.
 install(FILES ${PROJECT_SOURCE_DIR}/python/pyproject.toml

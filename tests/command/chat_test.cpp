@@ -221,6 +221,18 @@ TEST_F(RunChat, SaysWhenTheContextIsFull) {
   EXPECT_TRUE(contains(three.err, "is full")) << three.err;
 }
 
+TEST_F(RunChat, ContinuesTextWithATemplateThatIsNotSupported) {
+  write_file(model_ + "/chat_template.jinja", "{{ messages | length }}");
+  const Result refused = talk("Hello\n", {"-n", "4"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_TRUE(contains(refused.err, "--no-template")) << refused.err;
+  const Result text = talk("/help\nHello\n", {"-n", "4", "--no-template"});
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_TRUE(contains(text.err, "/help: no such command; /exit leaves")) << text.err;
+  EXPECT_EQ(talk("Hello\n", {"-n", "4", "--no-template"}).out, text.out);
+  expect_refused(launch({"-p", "x", "--no-template"}), {"--no-template", "--interactive"});
+}
+
 TEST_F(RunChat, ContinuesTextWithoutATemplate) {
   fs::remove(model_ + "/chat_template.jinja");
   const std::string text = "The magic number for otter is 4821.\nThe magic number for otter is";

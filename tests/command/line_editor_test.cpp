@@ -38,14 +38,16 @@ class Terminal {
 
   // Once a question stands there.
   void type(const std::string& keys) {
-    const size_t from = shown_.size();
-    for (int i = 0; i < 600 && shown_.find("> ", from) == std::string::npos; ++i) read(100);
-    ASSERT_NE(shown_.find("> ", from), std::string::npos) << shown_;
+    for (int i = 0; i < 600 && shown_.find("> ", answered_) == std::string::npos; ++i) read(100);
+    const size_t question = shown_.find("> ", answered_);
+    ASSERT_NE(question, std::string::npos) << shown_;
+    answered_ = question + 2;
     ASSERT_EQ(::write(fd_, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
   }
   int wait() {
     while (read(60000)) {
     }
+    ::kill(id_, SIGALRM);  // where it does not end by itself
     int status = 0;
     ::waitpid(id_, &status, 0);
     id_ = -1;
@@ -66,6 +68,7 @@ class Terminal {
   pid_t id_ = -1;
   int fd_ = -1;
   std::string shown_;
+  size_t answered_ = 0;  // up to here
 };
 
 bool has_terminals() {

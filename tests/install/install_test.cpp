@@ -68,6 +68,8 @@ TEST_F(Installed, HasWhatItPromisesAndNothingElse) {
         "./lib/pkgconfig/tiercel.pc", "./share/tiercel/python/pyproject.toml",
         "./share/tiercel/python/tiercel/__init__.py", "./share/tiercel/python/tiercel/_batch.py",
         "./share/tiercel/python/tiercel/_library.py", "./share/tiercel/python/tiercel/py.typed",
+        "./share/bash-completion/completions/tiercel",
+        "./share/fish/vendor_completions.d/tiercel.fish", "./share/doc/tiercel/LICENSE",
         "./share/tiercel/examples/cpp/batch.cpp", "./share/tiercel/examples/c/main.c"}) {
     EXPECT_TRUE(contains(find.output, std::string(file) + "\n")) << file << "\n" << find.output;
   }
