@@ -4,40 +4,43 @@
 
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
 namespace tiercel {
 namespace {
 
 // More at a time is nobody's use of one process; what finds no room is not registered.
-constexpr int kEntries = 32;
-// Whoever takes a name out of here owns it: the handler never touches one that was given back.
-std::array<std::atomic<char*>, kEntries> g_names;
-static_assert(std::atomic<char*>::is_always_lock_free, "a signal handler reads it");
+constexpr size_t kEntries = 16;
+enum State : int { kFree, kChanging, kUsed };
+struct Entry {
+  std::atomic<int> state = kFree;
+  std::array<char, 4096> name;  // not on the heap: a signal handler reads it
+};
+std::array<Entry, kEntries> g_entries;
+static_assert(std::atomic<int>::is_always_lock_free);
 
 }  // namespace
 
 UnfinishedFile::UnfinishedFile(const std::string& path) {
-  char* name = ::strdup(path.c_str());
-  for (int i = 0; i < kEntries && name != nullptr; ++i) {
-    char* none = nullptr;
-    if (!g_names[static_cast<size_t>(i)].compare_exchange_strong(none, name)) continue;
-    entry_ = i;
+  if (path.size() >= g_entries[0].name.size()) return;
+  for (size_t i = 0; i < kEntries; ++i) {
+    int expected = kFree;
+    if (!g_entries[i].state.compare_exchange_strong(expected, kChanging)) continue;
+    std::memcpy(g_entries[i].name.data(), path.c_str(), path.size() + 1);
+    g_entries[i].state = kUsed;
+    entry_ = static_cast<int>(i);
     return;
   }
-  std::free(name);
 }
 
 void UnfinishedFile::forget() {
-  if (entry_ >= 0) std::free(g_names[static_cast<size_t>(entry_)].exchange(nullptr));
+  if (entry_ >= 0) g_entries[static_cast<size_t>(entry_)].state = kFree;
   entry_ = -1;
 }
 
 void unlink_unfinished_files() noexcept {
-  for (std::atomic<char*>& entry : g_names) {
-    const char* name = entry.exchange(nullptr);
-    if (name != nullptr) ::unlink(name);
+  for (Entry& entry : g_entries) {
+    if (entry.state == kUsed) ::unlink(entry.name.data());
   }
 }
 

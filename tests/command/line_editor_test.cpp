@@ -38,10 +38,14 @@ class Terminal {
 
   // Once a question stands there.
   void type(const std::string& keys) {
-    for (int i = 0; i < 600 && shown_.find("> ", answered_) == std::string::npos; ++i) read(100);
-    const size_t question = shown_.find("> ", answered_);
+    constexpr const char* kQuestion = "\n> ";  // not one that is drawn anew
+    for (int i = 0; i < 600 && shown_.find(kQuestion, answered_) == std::string::npos; ++i) {
+      read(100);
+    }
+    const size_t question = shown_.find(kQuestion, answered_);
     ASSERT_NE(question, std::string::npos) << shown_;
-    answered_ = question + 2;
+    answered_ = question + 3;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // as fast as nobody types
     ASSERT_EQ(::write(fd_, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
   }
   int wait() {
@@ -91,9 +95,9 @@ TEST(LineEditor, EditsLinesAndKnowsEarlierOnes) {
   const std::string file = scratch / "s.session";
   Terminal terminal(interactive(file));
   terminal.type("good morning\r");
-  terminal.type("\x1b[A\r");                // up
+  terminal.type("\x1b[A\r");                     // up
   terminal.type("h\xc3\xa9llo\x1b[D\x1b[DX\r");  // left, left
-  terminal.type("\x04");                     // Ctrl-D
+  terminal.type("/exit\r");
   EXPECT_EQ(terminal.wait(), 0) << terminal.shown();
   const std::string said =
       Tokenizer::load(demo_model()).decode(SavedSession::open(file)->ids(), /*skip_special=*/true);
