@@ -10,10 +10,14 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <optional>
 #include <random>
 
 #include "engine/base/check.h"
 #include "engine/presets.h"
+#include "engine/tokenizer.h"
+#include "tests/sanitized.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -245,6 +249,165 @@ TEST(SavedSession, AnotherContextAndAnotherCache) {
   }
 }
 
+// ---- what may differ ----
+
+constexpr const char* kDemo = TIERCEL_SOURCE_DIR "/tools/demo/recall-4m";
+
+// A fact among filler and the question for it: the answer is sure enough to survive roundings.
+std::vector<int32_t> question() {
+  std::string text = "\nThe magic number for silver-harbor is 48213.\n";
+  for (int i = 0; i < (test::kSanitized ? 5 : 25); ++i) {
+    text += fmt::format("Step {} explains how part {} is cleaned. ", i, i * 37 % 101);
+  }
+  text += "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is";
+  return Tokenizer::load(kDemo).encode(text);
+}
+
+std::vector<int32_t> greedy(Session& session, int64_t n) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto logits = session.logits();
+    tokens.push_back(static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin()));
+    session.step(tokens.back());
+  }
+  return tokens;
+}
+
+// What restoring changes. `same`: the tokens that follow may not change with it.
+struct Change {
+  const char* what;
+  bool same;
+  std::function<void(SessionOptions&)> options;
+  std::optional<ModelOptions> model = {};
+};
+
+// Saved once, restored with every change.
+void expect_may_differ(const SessionOptions& options, const std::vector<Change>& changes,
+                       BackendKind saved_with = kBackend) {
+  constexpr int64_t kBefore = 2, kAfter = test::kSanitized ? 3 : 8;
+  const Folder folder;
+  const std::string file = folder / "a.session";
+  const auto model = Model::open(kDemo, {.backend = saved_with, .n_threads = 2});
+  std::vector<int32_t> ids = question();
+  const auto n_prompt = std::ssize(ids);
+  const auto session =
+      Session::open(model, Session::plan(*model, options, n_prompt, kBefore + kAfter));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  for (const int32_t id : greedy(*session, kBefore)) ids.push_back(id);
+  session->save(file, ids, {});
+  const std::vector<float> logits = logits_of(*session);
+  const std::vector<int32_t> expected = greedy(*session, kAfter);
+  const auto saved = SavedSession::open(file);
+  const auto usual =
+      saved_with == kBackend ? model : Model::open(kDemo, {.backend = kBackend, .n_threads = 2});
+  for (const Change& change : changes) {
+    SCOPED_TRACE(change.what);
+    const auto other = change.model ? Model::open(kDemo, *change.model) : usual;
+    SessionOptions changed = saved->options();
+    changed.host_attention = options.host_attention;  // no property of a file
+    change.options(changed);
+    std::unique_ptr<Session> copy;
+    const std::string why = complaint([&] {
+      copy = Session::open(other, Session::plan(*other, changed, *saved, kAfter));
+      copy->restore(*saved, {});
+    });
+    ASSERT_EQ(why, "");
+    EXPECT_EQ(logits_of(*copy), logits);
+    const std::vector<int32_t> got = greedy(*copy, kAfter);
+    EXPECT_EQ(copy->n_tokens(), std::ssize(ids) + kAfter);
+    EXPECT_TRUE(std::ranges::all_of(logits_of(*copy), [](float x) { return std::isfinite(x); }));
+    if (change.same) {
+      EXPECT_EQ(got, expected);
+    }
+    const SelectionOptions& s = copy->plan().options.selection;
+    if (s.budget == kBudgetAll || options.attention == AttentionMode::kDense) continue;
+    const SelectionReport report = copy->selection();
+    const int64_t chunks = (s.budget + s.chunk_size - 1) / s.chunk_size;
+    EXPECT_LE(report.selected_chunks, report.steps * other->config().n_kv_heads * chunks);
+  }
+}
+
+using O = SessionOptions;
+const auto kNothing = [](O&) {};
+
+SessionOptions everything_selected(KeyCodec codec) {
+  SessionOptions options = small(AttentionMode::kShadow);
+  options.selection.outliers = 0;  // which --scope layer cannot have
+  options.selection.key_codec = codec;
+  options.selection.budget = kBudgetAll;
+  options.value_home = ValueHome::kHost;
+  return options;
+}
+
+TEST(SavedSession, WhatItsBytesDoNotDependOnMayDiffer) {
+  std::vector<Change> changes = {
+      {"nothing", true, kNothing},
+      {"--budget of all, in tokens", true, [](O& o) { o.selection.budget = 4096; }},
+      {"--budget", false, [](O& o) { o.selection.budget = 48; }},
+      {"--budget in percent", false, [](O& o) { o.selection.budget_share = 0.2; }},
+      {"--top-p-mass", false,
+       [](O& o) { o.selection.group = GroupScore::kSum, o.selection.top_p = 0.5; }},
+      {"--group mean", true, [](O& o) { o.selection.group = GroupScore::kMean; }},
+      {"--group sum", true, [](O& o) { o.selection.group = GroupScore::kSum; }},
+      {"--scope layer", true, [](O& o) { o.selection.scope = SelectScope::kLayer; }},
+      {"--reuse", true, [](O& o) { o.selection.reuse = 0.5; }},
+      {"--reuse-steps", true, [](O& o) { o.selection.reuse_steps = 3; }},
+      {"--miss-cap", false, [](O& o) { o.selection.miss_cap = 2; }},
+      {"--miss-cap that caps nothing", true, [](O& o) { o.selection.miss_cap = 4096; }},
+      {"--slots", true, [](O& o) { o.selection.slots = 1; }},
+      {"--prefill", true, [](O& o) { o.prefill = PrefillMode::kSelect, o.prefill_budget = 64; }},
+      {"--ctx-size", true, [](O& o) { o.context = 3000; }},
+      {"--device-memory", true, [](O& o) { o.device_memory = int64_t{1} << 30; }},
+      {"--host-memory", true, [](O& o) { o.host_memory = int64_t{1} << 30; }},
+      {"--value-home device", true, [](O& o) { o.value_home = ValueHome::kDevice; }},
+      {"--value-home auto", true, [](O& o) { o.value_home = ValueHome::kAuto; }},
+      {"--exact-exp", true, [](O& o) { o.exact_exp = true; }},
+      {"--no-graphs", true, [](O& o) { o.no_graphs = !o.no_graphs; }},
+      {"--strict", true, [](O& o) { o.strict = true; }},
+      {"--threads", true, [](O& o) { o.n_threads = 1; },
+       ModelOptions{.backend = kBackend, .n_threads = 1}},
+      {"--backend", true, kNothing, ModelOptions{.backend = BackendKind::kCpu, .n_threads = 2}},
+  };
+  expect_may_differ(everything_selected(KeyCodec::kInt8), changes);
+  expect_may_differ(everything_selected(KeyCodec::kLowRank), changes);
+  std::vector<Change> exact = changes, unselected = changes;
+  if (kBackend == BackendKind::kCpu) {
+    exact.push_back({"--host-attention", true, [](O& o) { o.host_attention = true; }});
+  }
+  expect_may_differ(everything_selected(KeyCodec::kExact), exact);
+  // Dense attention has outliers too, as far as what goes together is concerned.
+  std::erase_if(unselected, [](const Change& c) { return std::string(c.what) == "--scope layer"; });
+  expect_may_differ(small(AttentionMode::kDense), unselected);
+  // From a CPU to a device; the other way round is in the table.
+  expect_may_differ(everything_selected(KeyCodec::kInt8), {{"--backend", true, kNothing}},
+                    BackendKind::kCpu);
+}
+
+// Lists that serve several steps, slots and homes are part of a file, and of no use elsewhere.
+TEST(SavedSession, WhatTheCacheDependsOnMayDifferToo) {
+  SessionOptions options = small(AttentionMode::kShadow);
+  options.selection.reuse_steps = 7;
+  options.selection.coarse_chunk = 32;
+  options.selection.coarse_share = 0.5;
+  options.selection.key_codec = KeyCodec::kExact;
+  options.value_home = ValueHome::kDevice;
+  expect_may_differ(options,
+                    {{"nothing", true, kNothing},
+                     {"as many slots for shorter lists", false,
+                      [](O& o) { o.selection.budget /= 2, o.selection.slots *= 2; }},
+                     {"no reuse", false, [](O& o) { o.selection.reuse_steps = 0; }},
+                     {"--reuse", false, [](O& o) { o.selection.reuse = 0.9; }},
+                     {"--coarse-share", false, [](O& o) { o.selection.coarse_share = 0.1; }},
+                     {"--miss-cap", false, [](O& o) { o.selection.miss_cap = 1; }},
+                     {"--value-home host", false, [](O& o) { o.value_home = ValueHome::kHost; }},
+                     {"--slots", false, [](O& o) { o.selection.slots = 1; }},
+                     {"everything", true, [](O& o) { o.selection.budget = kBudgetAll; }}});
+  if (kBackend != BackendKind::kCpu) return;
+  options.host_attention = true;
+  const auto without = [](O& o) { o.host_attention = false; };
+  expect_may_differ(options, {{"nothing", true, kNothing}, {"no --host-attention", true, without}});
+}
+
 TEST(SavedSession, IsSavedAgainWithItsTokens) {
   const Saved saved(golden("llama"), small(AttentionMode::kShadow), 0);
   const auto copy = saved.restored();
@@ -320,7 +483,6 @@ TEST(SavedSession, OtherOptionsAreRefusedByName) {
     EXPECT_TRUE(contains(why, saved.file)) << why;
     EXPECT_EQ(kind, ErrorKind::kUsage);
   };
-  using O = SessionOptions;
   refuse("--attention shadow", [](O& o) { apply_preset(AttentionMode::kDense, o); });
   refuse("--chunk-size 8", [](O& o) { o.selection.chunk_size = 16; });
   refuse("--index mean", [](O& o) {
