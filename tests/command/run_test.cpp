@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "engine/model.h"
@@ -118,6 +119,59 @@ TEST(Run, EnvironmentTwinsAndFlagsThatBeatThem) {
   expect_refused(launch, 2, {"--top-k", "TIERCEL_ARG_TOP_K=many"});
 }
 
+std::vector<std::string> split(const std::string& text, const std::string& separator) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + separator.size();
+  }
+  return parts;
+}
+
+// {"--ctx-size", "TIERCEL_ARG_CTX_SIZE"} and so on: the flags of a command whose value is not just
+// any text. An option's names follow each other; its first long one has the variable.
+std::vector<std::pair<std::string, std::string>> twins_of(const std::string& command) {
+  std::vector<std::pair<std::string, std::string>> twins;
+  std::string previous;
+  for (const std::string& line : split(run({.arguments = {command, "--list-flags"}}).out, "\n")) {
+    const std::vector<std::string> cells = split(line, "\t");
+    if (cells.size() != 3 || !cells[0].starts_with("--")) continue;
+    const std::string &name = cells[0], &type = cells[1];
+    const std::string option = type + cells[2];
+    const bool alias = option == std::exchange(previous, option);
+    if (alias || type.empty() || type == "TEXT" || type == "FILE" || type == "DIR") continue;
+    std::string variable = "TIERCEL_ARG_";
+    for (const char c : name.substr(2)) {
+      variable += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    }
+    twins.emplace_back(name, variable);
+  }
+  return twins;
+}
+
+TEST(Run, EveryFlagOfEveryCommandHasAVariableThatIsChecked) {
+  const std::string complaint = run({.arguments = {"walk"}}).err;
+  const size_t list = complaint.find("there are: ");
+  ASSERT_NE(list, std::string::npos) << complaint;
+  const size_t begin = list + std::string("there are: ").size();
+  const std::vector<std::string> commands =
+      split(complaint.substr(begin, complaint.find('\n', list) - begin), ", ");
+  EXPECT_GE(commands.size(), 9u) << complaint;
+  size_t n_flags = 0;
+  for (const std::string& command : commands) {
+    for (const auto& [name, variable] : twins_of(command)) {
+      SCOPED_TRACE(command + " " + name);
+      // With a flag: without any, version says what it is whatever the environment says.
+      expect_refused(
+          {.arguments = {command, "--log-file", "/dev/null"}, .environment = {{variable, "x?"}}}, 2,
+          {name, variable + "=x?"});
+      ++n_flags;
+    }
+  }
+  EXPECT_GT(n_flags, 150u);
+}
+
 TEST(Run, PromptFromFileAndStdinIsTakenAsItIs) {
   const Scratch scratch;
   write_file(scratch / "prompt", "one two\n\nthree \n");
@@ -145,7 +199,8 @@ TEST(Run, UsageErrorsNameTheFlagAndWhatIsLegal) {
   expect_refused(run_demo({}), 2, {"-p", "-f"});
   expect_refused(run_demo({"-p", ""}), 2, {"empty"});
   expect_refused(run_demo({"-p", "x", "-f", "y"}), 2, {"--prompt", "--file"});
-  expect_refused(run_demo({"-p", "x", "--attention", "h2o"}), 2, {"dense", "shadow", "quest", "h2o"});
+  expect_refused(run_demo({"-p", "x", "--attention", "h2o"}), 2,
+                 {"dense", "shadow", "quest", "h2o"});
   expect_refused(run_demo({"-p", "x", "--budget", "5x"}), 2, {"--budget", "2%", "5x"});
   expect_refused(run_demo({"-p", "x", "--attention", "quest", "--outliers", "4"}), 2,
                  {"--outliers", "--index mean"});
@@ -213,6 +268,44 @@ TEST(Run, UnwritableStdoutEndsTheRun) {
   const Result result = run(launch);
   EXPECT_EQ(result.code, 1);
   EXPECT_TRUE(contains(result.err, "No space left")) << result.err;
+}
+
+TEST(Run, TwoProcessesShareAModelThatCannotBeWritten) {
+  const Scratch scratch;
+  const std::string model = scratch / "model";
+  fs::copy(demo_model(), model, fs::copy_options::recursive);
+  constexpr auto kWrite = fs::perms::owner_write | fs::perms::group_write | fs::perms::others_write;
+  // With times: whom permissions do not bind, as root, must not write either.
+  const auto files = [&] {
+    std::map<std::string, fs::file_time_type> times = {{model, fs::last_write_time(model)}};
+    for (const auto& entry : fs::recursive_directory_iterator(model)) {
+      times.emplace(entry.path(), entry.last_write_time());
+    }
+    return times;
+  };
+  const auto before = files();
+  for (const auto& [path, time] : before) fs::permissions(path, kWrite, fs::perm_options::remove);
+  std::string prompt = "The magic number for otter is 4821.\n";
+  for (int i = 0; i < 150; ++i) prompt += "The sky is blue today.\n";
+  prompt += "What is the magic number for otter? The magic number for otter is";
+  const Launch launch{.arguments = {"run", "-m", model, "-p", prompt, "-n", "8", "-t", "1"}};
+  const Result alone = run(launch);
+  EXPECT_EQ(alone.code, 0) << alone.err;
+  EXPECT_TRUE(alone.out.starts_with(" 4821")) << alone.out;
+  // One is held in the middle, so that the other comes and goes beside it; then two race.
+  Process held(launch);
+  ASSERT_TRUE(held.wait_until([&] { return contains(held.err(), "memory plan"); })) << held.err();
+  held.signal(SIGSTOP);
+  EXPECT_EQ(run(launch).out, alone.out);
+  held.signal(SIGCONT);
+  Process other(launch);
+  for (Process* process : {&held, &other}) {
+    const Result result = process->wait();
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_EQ(result.out, alone.out);
+  }
+  EXPECT_EQ(files(), before);
+  fs::permissions(model, fs::perms::owner_write, fs::perm_options::add);  // so that it can go
 }
 
 TEST(Run, CtrlCWhileDecodingKeepsEverything) {
