@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/api/deck.h"
 #include "tests/api/model.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
@@ -111,18 +112,11 @@ class Fuzz {
     }
   }
 
-  // Kinds of calls are dealt like cards, so that whatever the seed, all of them come soon.
   void run(int n_calls) {
-    std::vector<const Kind*> deck;
+    Deck<Kind> deck(kinds());
     for (int i = 0; i < n_calls && !::testing::Test::HasFailure(); ++i) {
-      if (deck.empty()) {
-        for (const Kind& kind : kinds())
-          deck.insert(deck.end(), static_cast<size_t>(kind.n), &kind);
-        std::shuffle(deck.begin(), deck.end(), random_);
-      }
+      const Kind& kind = deck.deal(random_);
       at_ = below(sessions_.size());
-      const Kind& kind = *deck.back();
-      deck.pop_back();
       SCOPED_TRACE(std::string(kind.name) + ", call " + std::to_string(i));
       (this->*kind.call)();
       verify();

@@ -16,9 +16,7 @@ class Terminal {
  public:
   explicit Terminal(std::vector<std::string> words) {
     words.insert(words.begin(), binary());
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
+    const std::vector<char*> argv = argv_of(words);
     id_ = ::forkpty(&fd_, nullptr, nullptr, nullptr);
     if (id_ == 0) {
       ::setenv("TERM", "xterm", 1);
@@ -52,10 +50,7 @@ class Terminal {
     while (read(60000)) {
     }
     ::kill(id_, SIGALRM);  // where it does not end by itself
-    int status = 0;
-    ::waitpid(id_, &status, 0);
-    id_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return wait_for(std::exchange(id_, -1));
   }
   const std::string& shown() const { return shown_; }
 

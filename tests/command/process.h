@@ -70,6 +70,21 @@ struct Launch {
   std::string standard_output = {};          // path; empty: collected in Result::out
 };
 
+// For exec. `words` must outlive it.
+inline std::vector<char*> argv_of(std::vector<std::string>& words) {
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  return argv;
+}
+
+// Its exit code, or 128 + the signal that killed it.
+inline int wait_for(pid_t id) {
+  int status = 0;
+  ::waitpid(id, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 // A running command whose output goes to files.
 class Process {
  public:
@@ -79,9 +94,7 @@ class Process {
     const std::string err = scratch_ / "err";
     std::vector<std::string> words = {binary()};
     words.insert(words.end(), launch.arguments.begin(), launch.arguments.end());
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
+    const std::vector<char*> argv = argv_of(words);
     id_ = ::fork();
     if (id_ == 0) {
       redirect(0, launch.standard_input, O_RDONLY);
@@ -122,10 +135,8 @@ class Process {
   }
 
   Result wait() {
-    int status = 0;
-    ::waitpid(id_, &status, 0);
-    id_ = -1;
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), out(), err()};
+    const int code = wait_for(std::exchange(id_, -1));
+    return {code, out(), err()};
   }
 
  private:
