@@ -135,6 +135,17 @@ std::optional<Source> find_source(const std::string& directory) {
        name, node->size(), kHelp);
 }
 
+// What is missing or not supported is said to whoever wants to chat, and to nobody else.
+template <typename F>
+auto unless_usage_error(F&& f) -> std::optional<decltype(f())> {
+  try {
+    return f();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    return std::nullopt;
+  }
+}
+
 }  // namespace
 
 bool ChatTemplate::exists(const std::string& directory) {
@@ -151,6 +162,10 @@ ChatTemplate ChatTemplate::load(const std::string& directory) {
          directory, kSupportedTemplates, kHelp);
   }
   return parse(source->jinja, source->bos, source->eos, source->file);
+}
+
+std::optional<ChatTemplate> ChatTemplate::find(const std::string& directory) {
+  return unless_usage_error([&] { return load(directory); });
 }
 
 ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
@@ -284,16 +299,13 @@ std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
   return ids;
 }
 
-std::vector<int64_t> end_tokens(const std::string& directory, const ModelConfig& config,
-                                const Tokenizer& tokenizer) {
+std::vector<int64_t> end_tokens(const ModelConfig& config, const Tokenizer& tokenizer,
+                                const ChatTemplate* chat) {
   std::vector<int64_t> ends = config.eos_token_ids;
-  if (!ChatTemplate::exists(directory)) return ends;
-  try {
-    const int64_t end = ChatTemplate::load(directory).end_of_turn(tokenizer);
-    if (std::find(ends.begin(), ends.end(), end) == ends.end()) ends.push_back(end);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kUsage) throw;  // not supported: said to whoever wants to chat
-  }
+  if (chat == nullptr) return ends;
+  const std::optional<int64_t> end =
+      unless_usage_error([&] { return int64_t{chat->end_of_turn(tokenizer)}; });
+  if (end && std::find(ends.begin(), ends.end(), *end) == ends.end()) ends.push_back(*end);
   return ends;
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -38,6 +39,8 @@ class ChatTemplate {
   // Throws Error(kUsage) naming the file, what is supported and what would help, where there is
   // none or it is not supported; Error(kRuntime) where a file cannot be read.
   static ChatTemplate load(const std::string& directory);
+  // None where there is none, or none that is supported. Throws Error(kRuntime) as load does.
+  static std::optional<ChatTemplate> find(const std::string& directory);
   // The same from memory; `name` stands for the file in messages. bos and eos are the tokenizer's
   // special tokens, empty where it has none.
   static ChatTemplate parse(std::string_view jinja, const std::string& bos, const std::string& eos,
@@ -77,10 +80,9 @@ class ChatTemplate {
   ChatSettings settings_;
 };
 
-// Tokens that generation stops at: the configuration's, and the one that ends a turn of a supported
-// template in `directory`, which many configurations lack. Throws Error(kRuntime) where a template's
-// file cannot be read.
-std::vector<int64_t> end_tokens(const std::string& directory, const ModelConfig& config,
-                                const Tokenizer& tokenizer);
+// Tokens that generation stops at: the configuration's, and the one that ends a turn of `chat` (null:
+// no template), which many configurations lack.
+std::vector<int64_t> end_tokens(const ModelConfig& config, const Tokenizer& tokenizer,
+                                const ChatTemplate* chat);
 
 }  // namespace tiercel

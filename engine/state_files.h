@@ -23,7 +23,8 @@ namespace tiercel {
 // Bytes that pass through the host's memory in one piece.
 inline constexpr int64_t kStagingBytes = int64_t{16} << 20;
 
-// Tells how many bytes are done, twenty times a second at most. Throws Error(kInterrupted) when the callback asks to stop.
+// Tells how many bytes are done, twenty times a second at most. Throws Error(kInterrupted) when the
+// callback asks to stop.
 class ByteProgress {
  public:
   ByteProgress(const char* phase, int64_t n_tokens, int64_t total, const ProgressCallback& callback)

@@ -147,8 +147,9 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   return session->backend_description();
 }
 
-// A list of counts with ranges: "512", "4K,8K", "4K..64K*2", "8..32+8".
-std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int64_t low) {
+// A list of counts with ranges: "512", "4K,8K", "4K..64K*2", "8..32+8". zero: a word for 0, or empty.
+std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int64_t low,
+                                  std::string_view zero = {}) {
   std::vector<int64_t> counts;
   const auto count_of = [&](std::string_view item) {
     const int64_t n = item == "0" ? 0 : parse_tokens(item);
@@ -158,7 +159,7 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
   const auto add = [&](std::string_view item) {
     const size_t dots = item.find("..");
     if (dots == std::string_view::npos) {
-      counts.push_back(count_of(item));
+      counts.push_back(!zero.empty() && item == zero ? 0 : count_of(item));
       return 0;
     }
     const int64_t first = count_of(item.substr(0, dots));
@@ -181,17 +182,7 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
 
 // Sequences; 0: as many as fit.
 std::vector<int64_t> parse_batches(const std::string& text) {
-  std::vector<int64_t> batches;
-  parse_list<int>("-b", text, [&](std::string_view item) {
-    if (item == "max") {
-      batches.push_back(0);
-      return 0;
-    }
-    const std::vector<int64_t> counts = parse_counts("-b", std::string(item), 1);
-    batches.insert(batches.end(), counts.begin(), counts.end());
-    return 0;
-  });
-  return batches;
+  return parse_counts("-b", text, 1, /*zero=*/"max");
 }
 
 std::vector<BenchRival> parse_rivals(const std::string& text) {

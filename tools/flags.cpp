@@ -72,7 +72,8 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return d[a.size()][b.size()];
 }
 
-// CLI11's help, wrapped, without the "(Env:...)" behind every flag: one sentence below says it for all.
+// CLI11's help, wrapped, without the "(Env:...)" behind every flag: one sentence below says it for
+// all.
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_group(std::string group, bool is_positional,

@@ -1,4 +1,5 @@
-// One line from a terminal, with the keys of a shell: editing, and the lines before it with the arrows.
+// One line from a terminal, with the keys of a shell: editing, and the lines before it with the
+// arrows.
 #pragma once
 
 #include <memory>

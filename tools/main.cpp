@@ -1,4 +1,7 @@
 // The tiercel command: finds the subcommand and turns what it throws into an exit code.
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <new>
@@ -46,14 +49,19 @@ std::string usage() {
          "130 interrupted\n";
 }
 
+// Null: there is none of that name.
+const Command* find_command(std::string_view name) {
+  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands),
+                                  [&](const Command& command) { return name == command.name; });
+  return found != std::end(kCommands) ? &*found : nullptr;
+}
+
 int dispatch(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
-  if (name == "help" && argc > 2) {
-    for (const Command& command : kCommands) {
-      std::string help = "--help";
-      std::array<char*, 2> words = {argv[2], help.data()};
-      if (std::string_view(argv[2]) == command.name) return command.run(2, words.data());
-    }
+  if (const Command* command = name == "help" && argc > 2 ? find_command(argv[2]) : nullptr) {
+    std::string help = "--help";
+    std::array<char*, 2> words = {argv[2], help.data()};
+    return command->run(2, words.data());
   }
   if (name == "--help" || name == "-h" || name == "help") {
     print_result(usage());
@@ -66,16 +74,12 @@ int dispatch(int argc, char** argv) {
     return 0;
   }
   if (name == "--version") return command_version(1, argv + 1);
-  std::string names;
-  for (const Command& command : kCommands) {
-    if (name == command.name) return command.run(argc - 1, argv + 1);
-    names += (names.empty() ? "" : ", ") + std::string(command.name);
-  }
+  if (const Command* command = find_command(name)) return command->run(argc - 1, argv + 1);
   const std::string found = argc > 1 ? "'" + printable(name, 40) + "'" : "none";
   std::vector<std::string> known;
   for (const Command& command : kCommands) known.emplace_back(command.name);
   fail(ErrorKind::kUsage, "expected a command, found {}{}; there are: {}", found,
-       did_you_mean(name, known), names);
+       did_you_mean(name, known), fmt::join(known, ", "));
 }
 
 }  // namespace

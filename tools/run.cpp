@@ -182,10 +182,14 @@ class Run {
                                           n_saved_ > 0, console_);
     const bool asks = flags_.chat.interactive && words.empty() &&
                       !(n_saved_ > 0 && turns.awaits_answer(flags_.saved->ids()));
+    // A turn ends a generation also where no template is put around the prompt.
+    const std::optional<ChatTemplate> found =
+        turns.chat() != nullptr ? std::nullopt : ChatTemplate::find(flags_.model.directory);
+    const ChatTemplate* chat = found ? &*found : turns.chat();
     GenerationRequest request{.prompt = {},
                               .saved = flags_.saved,
                               .save_path = flags_.save_session.value_or(""),
-                              .eos_token_ids = end_tokens(flags_.model.directory, config_, tokenizer),
+                              .eos_token_ids = end_tokens(config_, tokenizer, chat),
                               .ignore_eos = flags_.ignore_eos};
     if (!asks) request.prompt = encode(turns, words);
     stop_if_requested();

@@ -10,7 +10,8 @@
 namespace tiercel {
 namespace {
 
-// The signal that came, and whether the first one ends the process. A handler can reach nothing else.
+// The signal that came, and whether the first one ends the process. A handler can reach nothing
+// else.
 volatile std::sig_atomic_t g_stop = 0;
 volatile std::sig_atomic_t g_at_once = 0;
 

@@ -1,6 +1,6 @@
 // Ctrl-C, SIGTERM and SIGHUP. The first one asks: work stops at the next token or progress callback,
-// and what was generated, the timings and the report are still written. The second one ends the process,
-// as does the first where there is nothing to be saved yet. No file is left half written.
+// and what was generated, the timings and the report are still written. The second one ends the
+// process, as does the first where there is nothing to be saved yet. No file is left half written.
 #pragma once
 
 namespace tiercel {

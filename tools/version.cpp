@@ -14,9 +14,9 @@
 #include "engine/base/units.h"
 #include "engine/model.h"
 #include "tools/commands.h"
-#include "tools/line_editor.h"
 #include "tools/console.h"
 #include "tools/flags.h"
+#include "tools/line_editor.h"
 #include "tools/report.h"
 
 namespace tiercel {

@@ -1,4 +1,4 @@
-// tiercel::Engine: conversations. A template is read when it is asked for: most callers never do.
+// tiercel::Engine: conversations.
 #include "engine/api/state.h"
 #include "engine/chat_template.h"
 
@@ -13,6 +13,11 @@ ChatRole role_of(const std::string& name) {
   refuse(v0::ErrorKind::kUsage, "role: expected system, user or assistant, found '{}'", name);
 }
 
+// Throws Error(kUsage) saying why there is none.
+ChatTemplate template_of(const EngineState& engine) {
+  return engine.chat ? *engine.chat : ChatTemplate::load(engine.directory);
+}
+
 }  // namespace
 }  // namespace detail
 
@@ -24,7 +29,7 @@ std::vector<int32_t> Engine::tokenize_chat(std::span<const ChatMessage> messages
   return detail::translated([&] {
     std::vector<tiercel::ChatMessage> inner;
     for (const ChatMessage& m : messages) inner.push_back({detail::role_of(m.role), m.content});
-    const ChatTemplate chat = ChatTemplate::load(engine.directory);
+    const ChatTemplate chat = detail::template_of(engine);
     ChatOptions options;
     options.date = date.empty() ? chat_date_today() : parse_chat_date(date);
     return chat.encode(engine.tokenizer, inner, options);
@@ -35,7 +40,7 @@ std::vector<int32_t> Engine::tokenize_next_turn(std::span<const int32_t> sequenc
                                                 std::string_view user) const {
   const detail::EngineState& engine = detail::opened_engine(state_);
   return detail::translated([&] {
-    const ChatTemplate chat = ChatTemplate::load(engine.directory);
+    const ChatTemplate chat = detail::template_of(engine);
     std::vector<int32_t> tokens = chat.encode_next_turn(engine.tokenizer, user);
     const int32_t end = chat.end_of_turn(engine.tokenizer);
     if (sequence.empty() || sequence.back() != end) tokens.insert(tokens.begin(), end);

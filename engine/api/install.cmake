@@ -1,5 +1,4 @@
 # What `cmake --install` puts where: the command, the library, its two headers, and what finds them.
-#   share/doc/tiercel                   README.md, LICENSE
 # All of it may be moved as a whole.
 #
 #   bin/tiercel   lib/libtiercel.so.*   include/tiercel/tiercel.h, tiercel_c.h
@@ -7,6 +6,7 @@
 #   lib/pkgconfig/tiercel.pc            pkg-config tiercel
 #   share/tiercel/python, examples      the Python module with its pyproject.toml; programs
 #   share/bash-completion, fish         completion of the command's flags
+#   share/doc/tiercel                   README.md, LICENSE
 include(CMakePackageConfigHelpers)
 install(TARGETS tiercel_command RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS tiercel_library EXPORT tiercel-targets

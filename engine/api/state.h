@@ -46,14 +46,16 @@ struct EngineState {
         options(std::move(given)),
         model(std::move(opened)),
         tokenizer(std::move(loaded)),
-        end_tokens(tiercel::end_tokens(directory, model->config(), tokenizer)) {}
+        chat(ChatTemplate::find(directory)),
+        end_tokens(tiercel::end_tokens(model->config(), tokenizer, chat ? &*chat : nullptr)) {}
 
   const std::string directory;
 
   const v0::Options options;  // defaults of sessions
   const std::shared_ptr<Model> model;
   const Tokenizer tokenizer;
-  const std::vector<int64_t> end_tokens;  // generation stops at any of them
+  const std::optional<ChatTemplate> chat;  // none: the model has none that is supported
+  const std::vector<int64_t> end_tokens;   // generation stops at any of them
   // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
   TurnLock turn;
 

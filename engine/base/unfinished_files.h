@@ -1,5 +1,5 @@
-// Names of files that are being written beside their place, for whoever must end the process at once:
-// a signal handler can remove them, so that nothing half is left.
+// Names of files that are being written beside their place, for whoever must end the process at
+// once: a signal handler can remove them, so that nothing half is left.
 #pragma once
 
 #include <string>
