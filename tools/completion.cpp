@@ -22,7 +22,7 @@ _tiercel() {
   if [[ $before == -* ]]; then
     # Name, type: a flag that takes a value says which.
     types=$(awk -F'\t' -v flag="$before" '$1 == flag { print $2 }' <<<"$flags")
-    if [[ $types == *"|"* && $types != N* ]]; then
+    if [[ $types == *"|"* && $types != *[[:upper:]]* ]]; then
       COMPREPLY=($(compgen -W "${types//|/ }" -- "$word"))
       return
     elif [[ -n $types ]]; then
@@ -38,14 +38,27 @@ complete -o filenames -o bashdefault -F _tiercel tiercel
 constexpr const char* kZsh = "autoload -U +X bashcompinit && bashcompinit\n";
 
 constexpr const char* kFish = R"script(# tiercel completion fish
-function __tiercel_flags
+function __tiercel
   set -l words (commandline -opc)
-  test (count $words) -ge 2; and tiercel $words[2] --list-flags 2>/dev/null | while read -l -d \t name type help
-    printf '%s\t%s\n' $name $help
+  if test (count $words) -eq 1
+    tiercel --list-commands 2>/dev/null
+    return
   end
+  set -l flags (tiercel $words[2] --list-flags 2>/dev/null)
+  if string match -q -- '-*' $words[-1]
+    # Name, type, help: a flag that takes a value says which.
+    set -l type (string replace -fr -- "^$words[-1]\t([^\t]+)\t.*" '$1' $flags)
+    if string match -qr -- '^[^A-Z]*\|[^A-Z]*$' "$type"
+      string split '|' $type
+      return
+    else if test -n "$type"
+      string match -qr 'FILE|DIR' $type; and __fish_complete_path (commandline -ct)
+      return
+    end
+  end
+  string replace -r -- '\t[^\t]*\t' '\t' $flags
 end
-complete -c tiercel -n 'test (count (commandline -opc)) -eq 1' -f -a '(tiercel --list-commands 2>/dev/null)'
-complete -c tiercel -n 'test (count (commandline -opc)) -ge 2' -a '(__tiercel_flags)'
+complete -c tiercel -f -a '(__tiercel)'
 )script";
 
 }  // namespace

@@ -27,6 +27,33 @@ TEST(Completion, CommandsFlagsAndValues) {
   EXPECT_EQ(offered({"tiercel", "nonsense", "--"}), "\n");
 }
 
+// What fish would offer at the end of this line, without the descriptions.
+std::string offered_by_fish(const std::string& line, const std::string& cut = " | cut -f1") {
+  const std::string folder = fs::path(binary()).parent_path();
+  return shell("cd " + demo_model() + " && PATH=" + folder +
+               ":$PATH fish --no-config -c 'source (tiercel completion fish | psub); complete -C \"" +
+               line + "\"' 2>&1" + cut)
+      .output;
+}
+
+TEST(Completion, ByFish) {
+  if (shell("command -v fish").code != 0) GTEST_SKIP() << "fish is not installed";
+  EXPECT_EQ(offered_by_fish("tiercel e"), "estimate\neval\n");
+  EXPECT_EQ(offered_by_fish("tiercel run --value-"), "--value-codec\n--value-home\n");
+  EXPECT_EQ(offered_by_fish("tiercel run --strict --attention d"), "delta\ndense\n");
+  EXPECT_EQ(offered_by_fish("tiercel bench --prefill "), "auto\ndense\nselect\n");
+  EXPECT_EQ(offered_by_fish("tiercel run --budget "), "");
+  EXPECT_EQ(offered_by_fish("tiercel run -f conf"), "config.json\n");
+  EXPECT_EQ(offered_by_fish("tiercel run -f config.json zzz"), "");
+  EXPECT_EQ(offered_by_fish("tiercel nonsense --"), "");
+  EXPECT_EQ(offered_by_fish("tiercel run --key", ""),
+            "--key-codec\tKeys: exact beside the values, or coded on the device\n");
+  for (const char* flag : {"--model", "-m", "--log-file", "--help", "--strict"}) {
+    EXPECT_TRUE(contains("\n" + offered_by_fish("tiercel run -"), "\n" + std::string(flag) + "\n"))
+        << flag;
+  }
+}
+
 TEST(Completion, ScriptsForThreeShells) {
   for (const char* name : {"bash", "zsh", "fish"}) {
     const Result result = run({.arguments = {"completion", name}});
