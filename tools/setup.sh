@@ -3,6 +3,7 @@
 # later. Says nothing when nothing is to do.
 #
 #   tools/setup.sh            compiler, CMake, libraries
+#   tools/setup.sh --tests    Python that can build a package as well, which one test needs
 #   tools/setup.sh --fuzz     clang and its fuzzer runtime as well
 set -euo pipefail
 
@@ -11,17 +12,28 @@ packages=(
   libtbb-dev libhwloc-dev nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev libutf8proc-dev
   libxxhash-dev libeigen3-dev libedit-dev libgtest-dev libbenchmark-dev
 )
-with_fuzz=0
+with_tests=0 with_fuzz=0
 for argument in "$@"; do
   case $argument in
+    --tests) with_tests=1 ;;
     --fuzz) with_fuzz=1 ;;
-    *) echo "setup.sh: expected --fuzz, found $argument" >&2; exit 2 ;;
+    *) echo "setup.sh: expected --tests or --fuzz, found $argument" >&2; exit 2 ;;
   esac
 done
 
 # oneDNN's package has had two names. Its header says whether one of them is installed.
 have_onednn() {
   [[ -e /usr/include/dnnl.hpp || -e /usr/include/oneapi/dnnl/dnnl.hpp ]]
+}
+# The system's Python, or the one that comes first in the path. Wheels are part of setuptools since 70.
+can_build_python_packages() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    "$python" -c 'import venv, pip, setuptools.build_meta
+try: import setuptools.command.bdist_wheel
+except ImportError: import wheel' 2>/dev/null && return
+  done
+  return 1
 }
 is_installed() {
   dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed
@@ -60,6 +72,9 @@ fi
 if ((with_fuzz)); then
   # libFuzzer's runtime carries the version of the clang that it belongs to.
   packages+=(clang)
+fi
+if ((with_tests)) && ! can_build_python_packages; then
+  packages+=(python3-pip python3-setuptools python3-wheel)
 fi
 
 missing=()

@@ -41,8 +41,8 @@ failed_step() {
 }
 
 if ((setup)); then
-  setup_flags=()
-  if ((fuzz_seconds > 0)); then setup_flags=(--fuzz); fi
+  setup_flags=(--tests)
+  if ((fuzz_seconds > 0)); then setup_flags+=(--fuzz); fi
   tools/setup.sh "${setup_flags[@]}" || echo "test.sh: going on with what is installed"
 fi
 
