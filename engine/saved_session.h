@@ -38,8 +38,16 @@ class SavedSession {
   std::vector<int32_t> ids() const;
 
   // Throws Error(kUsage) with the reason when a session of this model and plan cannot take this
-  // state: another model, or options that its bytes depend on. Budgets, group, scope, reuse, caps,
-  // the cache's size, memory limits, homes, threads and the backend may differ.
+  // state: another model, or options that its bytes depend on. May differ:
+  //
+  //   for what is selected   --budget, --top-p-mass, --coarse-share, --group, --scope, --reuse,
+  //                          --reuse-steps, --miss-cap, a preset's name
+  //   for where and how      --slots, --value-home, --host-attention, --device-memory, --host-memory,
+  //                          --ctx-size, --threads, --backend, --device, --exact-exp, --no-graphs
+  //   for what is measured   --strict; --audit, but on only where it was on or keys are exact
+  //   for what is appended   --prefill, --prefill-budget
+  //
+  // With dense attention, everything of selection.
   void check_fits(const ModelConfig& config, const std::string& fingerprint,
                   const SessionPlan& plan) const;
 

@@ -56,6 +56,52 @@ void check_ranges(const SessionOptions& o) {
   }
 }
 
+// Dense attention selects nothing: chunks and sinks count, where they are what its prompt selects, and
+// nothing else of a selection. What was asked for besides is not judged, but said.
+void drop_selection(SessionOptions& o, std::vector<std::string>& notes) {
+  const SelectionOptions s = o.selection, unasked;
+  const std::pair<const char*, bool> asked[] = {
+      {"--budget", s.budget != unasked.budget || s.budget_share != unasked.budget_share},
+      {"--top-p-mass", s.top_p != unasked.top_p},
+      {"--index", s.index != unasked.index},
+      {"--coarse-chunk", s.coarse_chunk != unasked.coarse_chunk},
+      {"--coarse-share", s.coarse_share != unasked.coarse_share},
+      {"--group", s.group != unasked.group},
+      {"--scope", s.scope != unasked.scope},
+      {"--reuse", s.reuse != unasked.reuse},
+      {"--reuse-steps", s.reuse_steps != unasked.reuse_steps},
+      {"--share-layers", s.share_layers != unasked.share_layers},
+      {"--miss-cap", s.miss_cap != unasked.miss_cap},
+      {"--estimate", s.estimate != unasked.estimate},
+      {"--recent", s.recent != unasked.recent},
+      {"--outliers", s.outliers != unasked.outliers},
+      {"--static-budget", s.static_budget != unasked.static_budget},
+      {"--drop-share", s.drop_share != unasked.drop_share},
+      {"--slots", s.slots != unasked.slots},
+      {"--key-codec", s.key_codec != KeyCodec::kAuto && s.key_codec != KeyCodec::kExact},
+      {"--rank", s.rank != unasked.rank},
+      {"--rank-codec", s.rank_codec != unasked.rank_codec},
+      {"--landmark-codec", s.landmark_codec != unasked.landmark_codec},
+      {"--value-codec", s.value_codec != unasked.value_codec},
+      {"--value-home", o.value_home == ValueHome::kHost},
+      {"--host-attention", o.host_attention},
+      {"--audit", o.audit > 0}};
+  std::string names;
+  for (const auto& [name, is_asked] : asked) {
+    if (is_asked) names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+  }
+  if (!names.empty()) {
+    notes.push_back(names + ": of no use, as --attention dense attends everything, exactly and on "
+                            "the device.");
+  }
+  o.selection = unasked;
+  o.selection.chunk_size = s.chunk_size;
+  o.selection.sinks = s.sinks;
+  o.selection.key_codec = KeyCodec::kExact;
+  o.host_attention = false;
+  o.audit = 0;
+}
+
 // Settings that are fine by themselves, but not together.
 void check_composition(const SelectionOptions& s) {
   const auto refuse_if = [](bool wrong, const char* what) {
@@ -444,13 +490,15 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
   }
 }
 
-SessionPlan make_plan(const PlanRequest& r) {
+SessionPlan make_plan(const PlanRequest& asked) {
+  SessionPlan plan;
+  PlanRequest r = asked;
+  if (r.options.attention == AttentionMode::kDense) drop_selection(r.options, plan.notes);
   check_ranges(r.options);
   if (r.n_prompt < 1) fail(ErrorKind::kUsage, "the prompt is empty");
   if (r.n_new < -1) {
     fail(ErrorKind::kUsage, "-n: expected -1 (until the end) or a count, found {}", r.n_new);
   }
-  SessionPlan plan;
   plan.options = r.options;
   // Room for one token's hidden state is what a step needs.
   plan.n_prompt = r.restored ? 1 : r.n_prompt;
@@ -466,10 +514,6 @@ SessionPlan make_plan(const PlanRequest& r) {
   check_codecs(plan.options.selection, r.config);
   check_host_attention(r, plan);
   check_prefill_budget(r, plan);
-  if (plan.options.audit > 0 && plan.options.attention == AttentionMode::kDense) {
-    plan.notes.push_back("--audit measures selection; --attention dense selects nothing.");
-    plan.options.audit = 0;
-  }
   resolve_homes(r, plan);
   plan.memory = count_memory(r, plan);
   return plan;

@@ -466,6 +466,36 @@ TEST(Session, RefusesContradictions) {
   EXPECT_EQ(kind_of([&] { Session::plan(*m, strict, (1 << 20) + 1, 0); }), ErrorKind::kUsage);
 }
 
+// What dense attention has no use for is said, not judged: neither by itself nor together.
+TEST(Session, DenseAttentionHasNoUseForASelection) {
+  auto m = model();
+  SessionOptions options = dense();
+  EXPECT_TRUE(Session::plan(*m, options, 1000, 10).notes.empty());
+  const SessionPlan plain = Session::plan(*m, options, 1000, 10);
+  options.selection.top_p = 0.5;  // of --group max
+  options.selection.static_budget = 64;  // beside outliers
+  options.selection.scope = SelectScope::kLayer;
+  options.selection.coarse_chunk = 20;
+  options.selection.budget = 3;
+  options.selection.value_codec = RowCodec::kInt4;
+  options.host_attention = true;
+  options.audit = 4;
+  const SessionPlan plan = Session::plan(*m, options, 1000, 10);
+  ASSERT_EQ(plan.notes.size(), 1u);
+  EXPECT_TRUE(plan.notes[0].starts_with(
+      "--budget, --top-p-mass, --coarse-chunk, --scope, --static-budget, --value-codec, "
+      "--host-attention, --audit: of no use"))
+      << plan.notes[0];
+  EXPECT_EQ(plan.memory.total() - plan.memory.process,
+            plain.memory.total() - plain.memory.process);
+  const std::vector<int32_t> ids = prompt(10);
+  const auto n = static_cast<int64_t>(ids.size());
+  EXPECT_EQ(logits_after(ids, n, options), logits_after(ids, n, dense()));
+  // Chunks and sinks count in its prompt, and are judged.
+  options.selection.chunk_size = 0;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 1000, 10); }), ErrorKind::kUsage);
+}
+
 TEST(Session, RefusesTokensThatDoNotExist) {
   auto m = model();
   auto session = Session::open(m, Session::plan(*m, {}, 4, 2));
