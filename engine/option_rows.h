@@ -1,9 +1,9 @@
 // The options of a session and of sampling by name: once, for the command's flags and for the
 // library's settings.
 //
-// A sink `Rows` takes one call per option: section(), integer(), number(), size(), flag(), choice()
-// and value(), as tools/flags.h has them. Options act in the order in which they are added, so the
-// preset, which comes first, is what the others change. Names carry the command's dashes.
+// A sink `Rows` takes one call per option: section(), integer(), tokens(), number(), size(), flag(),
+// choice() and value(), as tools/flags.h has them. Options act in the order in which they are added,
+// so the preset, which comes first, is what the others change. Names carry the command's dashes.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,6 @@
 
 namespace tiercel {
 
-inline constexpr int64_t kMaxOptionTokens = int64_t{1} << 40;
-
 template <typename Rows>
 void add_backend_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads) {
   rows.choice(
@@ -35,14 +33,14 @@ void add_backend_options(Rows& rows, BackendKind& backend, int64_t& device, int6
 
 template <typename Rows>
 void add_budget(Rows& rows, const char* name, int64_t& target, const char* help) {
-  rows.value(name, "N|all", target == kBudgetAll ? "all" : std::to_string(target), help,
+  rows.value(name, "TOKENS|all", target == kBudgetAll ? "all" : std::to_string(target), help,
              [&target](const std::string& text) {
                if (text == "all") {
                  target = kBudgetAll;
                  return;
                }
                try {
-                 target = parse_integer(text, 1, kMaxOptionTokens);
+                 target = parse_tokens(text);
                } catch (const Error&) {
                  fail(ErrorKind::kUsage, "expected a number of tokens or all, found '{}'", text);
                }
@@ -74,7 +72,7 @@ void add_preset_option(Rows& rows, SessionOptions& options) {
 
 template <typename Rows>
 void add_selection_budget(Rows& rows, SelectionOptions& s) {
-  rows.value("--budget", "N|X%|all", std::to_string(s.budget),
+  rows.value("--budget", "TOKENS|X%|all", std::to_string(s.budget),
              "Tokens selected per KV head and decode step, or a share of the prompt",
              [&s](const std::string& text) {
                s.budget_share = 0;
@@ -84,7 +82,7 @@ void add_selection_budget(Rows& rows, SelectionOptions& s) {
                  s.budget_share = parse_number(text.substr(0, text.size() - 1), 0, 100) / 100;
                } else {
                  try {
-                   s.budget = parse_integer(text, 1, kMaxOptionTokens);
+                   s.budget = parse_tokens(text);
                  } catch (const Error&) {
                    fail(ErrorKind::kUsage,
                         "expected a number of tokens, a share such as 2% or all, found '{}'", text);
@@ -101,9 +99,9 @@ void add_selection_options(Rows& rows, SelectionOptions& s) {
               "Stop below the budget where this share of the weight is selected; 0: off");
   rows.choice("--index", s.index, {{"mean", IndexKind::kMean}, {"minmax", IndexKind::kMinMax}},
               "What stands for a chunk: the mean of its keys or their extremes per channel");
-  rows.integer("--chunk-size", s.chunk_size, 1, 4096, "Tokens per chunk; 1: exact tokens");
-  rows.integer("--coarse-chunk", s.coarse_chunk, 0, 1 << 20,
-               "Tokens per block of a first level; 0: one level");
+  rows.tokens("--chunk-size", s.chunk_size, 1, 4096, "Tokens per chunk; 1: exact tokens");
+  rows.tokens("--coarse-chunk", s.coarse_chunk, 0, 1 << 20,
+              "Tokens per block of a first level; 0: one level");
   rows.number("--coarse-share", s.coarse_share, 0, 1,
               "Share of the blocks whose chunks are looked at");
   rows.choice("--group", s.group,
@@ -120,12 +118,12 @@ void add_selection_options(Rows& rows, SelectionOptions& s) {
   rows.integer("--miss-cap", s.miss_cap, -1, INT32_MAX,
                "Chunks fetched per KV head and step, at most; -1: no limit");
   rows.flag("--estimate", s.estimate, "Chunks beyond --miss-cap count as their means");
-  rows.integer("--sinks", s.sinks, 0, kMaxOptionTokens, "First tokens, always attended exactly");
-  rows.integer("--recent", s.recent, 0, kMaxOptionTokens, "Last tokens, always attended exactly");
+  rows.tokens("--sinks", s.sinks, 0, kMaxOptionTokens, "First tokens, always attended exactly");
+  rows.tokens("--recent", s.recent, 0, kMaxOptionTokens, "Last tokens, always attended exactly");
   rows.integer("--outliers", s.outliers, 0, kMaxOptionTokens,
                "Chunks per KV head that stay exact: those whose mean describes them worst");
-  rows.integer("--static-budget", s.static_budget, 0, kMaxOptionTokens,
-               "Tokens per KV head that stay exact: those that the prompt's end attended most");
+  rows.tokens("--static-budget", s.static_budget, 0, kMaxOptionTokens,
+              "Tokens per KV head that stay exact: those that the prompt's end attended most");
   rows.number("--drop-share", s.drop_share, 0, 1,
               "Share of the chunks that never compete: those that the prompt's end attended least");
   rows.number("--slots", s.slots, 0, 1e9, "Selection cache, in budgets");
@@ -165,8 +163,8 @@ void add_session_options(Rows& rows, SessionOptions& options) {
   add_selection_options(rows, options.selection);
 
   rows.section("Memory");
-  rows.integer("-c,--ctx-size", options.context, 0, kMaxOptionTokens,
-               "Tokens that the sequence can hold; 0: prompt plus -n");
+  rows.tokens("-c,--ctx-size", options.context, 0, kMaxOptionTokens,
+              "Tokens that the sequence can hold; 0: prompt plus -n");
   rows.size("--device-memory", options.device_memory, "Limit of the device tier; default: none");
   rows.size("--host-memory", options.host_memory, "Limit of the host tier; default: none");
   rows.choice(
@@ -189,8 +187,8 @@ void add_sampling_options(Rows& rows, SamplingRequest& wish) {
   rows.integer("-s,--seed", wish.seed, -1, INT64_MAX, "Seed; -1: random, and printed");
   rows.number("--repeat-penalty", wish.repeat_penalty, 0.01, 1000,
               "Penalty of repeated tokens; 1: off");
-  rows.integer("--repeat-last-n", wish.repeat_last_n, -1, INT64_MAX,
-               "Tokens that the penalty looks back on; -1: all [64]");
+  rows.tokens("--repeat-last-n", wish.repeat_last_n, -1, INT64_MAX,
+              "Tokens that the penalty looks back on; -1: all [64]");
 }
 
 }  // namespace tiercel

@@ -11,14 +11,27 @@
 
 namespace tiercel {
 
-int64_t parse_integer(std::string_view text, int64_t low, int64_t high) {
-  int64_t value = 0;
+namespace {
+
+std::string range_text(int64_t low, int64_t high) {
+  return high == INT64_MAX ? fmt::format("from {} up", low)
+                           : fmt::format("from {} to {}", low, high);
+}
+
+// False: it is none, or out of range.
+bool read_integer(std::string_view text, int64_t low, int64_t high, int64_t& value) {
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc() || stop != end || value < low || value > high) {
-    const std::string range = high == INT64_MAX ? fmt::format("from {} up", low)
-                                                : fmt::format("from {} to {}", low, high);
-    fail(ErrorKind::kUsage, "expected an integer {}, found '{}'", range, printable(text, 40));
+  return error == std::errc() && stop == end && low <= value && value <= high;
+}
+
+}  // namespace
+
+int64_t parse_integer(std::string_view text, int64_t low, int64_t high) {
+  int64_t value = 0;
+  if (!read_integer(text, low, high, value)) {
+    fail(ErrorKind::kUsage, "expected an integer {}, found '{}'", range_text(low, high),
+         printable(text, 40));
   }
   return value;
 }
@@ -59,17 +72,16 @@ int64_t parse_size(std::string_view text) {
   return static_cast<int64_t>(bytes);
 }
 
-int64_t parse_tokens(std::string_view text) {
-  int64_t unit = 1;
-  if (text.ends_with('K')) unit = 1024;
-  if (text.ends_with('M')) unit = 1024 * 1024;
-  try {
-    const std::string_view digits = unit > 1 ? text.substr(0, text.size() - 1) : text;
-    return unit * parse_integer(digits, 1, (int64_t{1} << 40) / unit);
-  } catch (const Error&) {
-    fail(ErrorKind::kUsage, "expected a number of tokens such as 4096, 16K or 1M, found '{}'",
-         printable(text, 40));
+int64_t parse_tokens(std::string_view text, int64_t low, int64_t high) {
+  const int64_t unit = text.ends_with('M') ? 1024 * 1024 : text.ends_with('K') ? 1024 : 1;
+  const std::string_view digits = unit > 1 ? text.substr(0, text.size() - 1) : text;
+  int64_t n = 0;
+  const bool read = read_integer(digits, INT64_MIN / unit, INT64_MAX / unit, n);
+  if (!read || n * unit < low || n * unit > high) {
+    fail(ErrorKind::kUsage, "expected a number of tokens {}, such as 4096, 16K or 1M, found '{}'",
+         range_text(low, high), printable(text, 40));
   }
+  return n * unit;
 }
 
 void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal) {

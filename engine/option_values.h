@@ -10,11 +10,14 @@
 
 namespace tiercel {
 
+inline constexpr int64_t kMaxOptionTokens = int64_t{1} << 40;
+
 // high = INT64_MAX: no limit.
 int64_t parse_integer(std::string_view text, int64_t low, int64_t high);
 double parse_number(std::string_view text, double low, double high);
-int64_t parse_size(std::string_view text);    // "4096", "64MiB", "1.5 GiB"; bytes
-int64_t parse_tokens(std::string_view text);  // "4096", "16K", "1M"; K: 1,024 tokens
+int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
+// "4096", "16K", "1M": K is 1,024 tokens, M is 1,024 K.
+int64_t parse_tokens(std::string_view text, int64_t low = 1, int64_t high = kMaxOptionTokens);
 [[noreturn]] void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal);
 
 }  // namespace tiercel

@@ -19,8 +19,7 @@ namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
-    "Lists are separated by commas; 4K is 4,096; 4K..64K*2 is 4K,8K,16K,32K,64K, and 8..32+8 is\n"
-    "8,16,24,32.\n"
+    "Lists are separated by commas; 4K..64K*2 is 4K,8K,16K,32K,64K, and 8..32+8 is 8,16,24,32.\n"
     "With -b, so many sequences are prefilled and then decoded together; 'max' is as many as fit\n"
     "--device-memory and --host-memory. --compare dense,device measures the same for dense attention\n"
     "and for the same selection with everything on the device, each with as many sequences as fit.\n"
@@ -50,7 +49,7 @@ struct BenchFlags {
     Flags flags("bench", "Time of prefill and decode at given lengths.", kDetails);
     model.add_to(flags, /*with_synthetic=*/true);
     flags.section("Measurement");
-    flags.text("-p,--n-prompt", prompts, "Prompt lengths in tokens: a list");
+    flags.text("-p,--n-prompt", prompts, "Prompt lengths in TOKENS: a list");
     flags.text("-n,--n-gen", steps, "Tokens to generate behind each prompt: a list; 0: prefill only");
     flags.text("-d,--n-depth", depths,
                "Lengths behind which to generate: a list; -p then is prefilled only");

@@ -58,6 +58,7 @@ void print_most(const PlanRequest& request, const Console& console) {
     PlanRequest longer = request;
     longer.n_prompt = tokens;
     longer.options.context = 0;
+    longer.options.strict = false;  // of memory; what is asked for has been judged
     return fits([&] {
       check_limits(longer, make_plan(longer));
       return true;
@@ -128,10 +129,10 @@ int command_estimate(int argc, char** argv) {
               "    --link-bandwidth 50\n");
   model_flags.add_to(flags, /*with_synthetic=*/true);
   flags.section("Prompt");
-  flags.integer("--tokens", n_prompt, 0, int64_t{1} << 40,
-                "Tokens of the prompt; 0: all of the model's positions");
-  flags.integer("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 0, INT32_MAX,
-                "Tokens to generate");
+  flags.tokens("--tokens", n_prompt, 0, kMaxOptionTokens,
+               "Tokens of the prompt; 0: all of the model's positions");
+  flags.tokens("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 0, INT32_MAX,
+               "Tokens to generate");
   floor.add_to(flags);
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;

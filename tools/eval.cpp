@@ -72,8 +72,7 @@ struct EvalFlags {
     model.add_to(flags);
     flags.section("Tasks");
     flags.text("--tasks", tasks, "Families, separated by commas; all: those that the style knows");
-    flags.text("--lengths", lengths,
-               "Prompt lengths in tokens (4096, 16K, 1M), separated by commas");
+    flags.text("--lengths", lengths, "Prompt lengths in TOKENS, separated by commas");
     flags.text("--depths", depths,
                "Depths of what is asked for in percent: 0,50,100 or 0,10,..,100; default: drawn");
     flags.integer("--samples", samples, 1, 100000, "Samples per task and length");
@@ -87,15 +86,15 @@ struct EvalFlags {
     flags.text("--presets", presets, "Compositions, separated by commas");
     flags.text("--sweep", sweep,
                "Each of them with these values of a flag: slots=1,2,4,8; reuse=0.5,0.9");
-    flags.text("--budgets", budgets, "Selected tokens, separated by commas; all: everything");
-    flags.text("--totals", totals, "Selected and protected tokens together");
+    flags.text("--budgets", budgets, "Selected TOKENS, separated by commas; all: everything");
+    flags.text("--totals", totals, "Selected and protected TOKENS together");
     flags.text("--bytes", bytes, "Device bytes of the sequence");
     flags.choice("--compare", compare,
                  {{"none", ReferenceKind::kNone},
                   {"dense", ReferenceKind::kDense},
                   {"exact", ReferenceKind::kExact}},
                  "Reference; exact: all tokens selected, with exact keys");
-    flags.integer("-n,--compare-steps", steps, 1, 1 << 20, "Steps of an answer that are compared");
+    flags.tokens("-n,--compare-steps", steps, 1, 1 << 20, "Steps of an answer that are compared");
     flags.flag("--separate", separate,
                "Prefill anew for every budget, with a selection cache of its own size");
     flags.section("Tuning");
@@ -259,6 +258,12 @@ int run_tune(const EvalFlags& flags, const Tokenizer& tokenizer, const Console& 
   return 0;
 }
 
+// A number, or tokens.
+double parse_swept(std::string_view text) {
+  if (text.ends_with('K') || text.ends_with('M')) return static_cast<double>(parse_tokens(text));
+  return parse_number(text, -1e12, 1e12);
+}
+
 // "slots=1,2,4": every composition once with each value.
 void sweep_compositions(const std::string& sweep, const SessionOptions& base,
                         EvalRequest& request) {
@@ -270,7 +275,7 @@ void sweep_compositions(const std::string& sweep, const SessionOptions& base,
   request.swept_flag = sweep.substr(0, equals);
   const std::vector<std::string> values =
       parse_list<std::string>("--sweep", sweep.substr(equals + 1), [](std::string_view value) {
-        parse_number(value, -1e12, 1e12);
+        parse_swept(value);
         return std::string(value);
       });
   std::vector<EvalComposition> swept;
@@ -279,7 +284,7 @@ void sweep_compositions(const std::string& sweep, const SessionOptions& base,
       swept.push_back(
           parse_composition(fmt::format("{} --{} {}", from.name, request.swept_flag, value), base));
       swept.back().swept_from = from.name;
-      swept.back().swept_to = parse_number(value, -1e12, 1e12);
+      swept.back().swept_to = parse_swept(value);
     }
   }
   request.compositions = swept;
@@ -295,7 +300,8 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
   EvalRequest request{.model = {}, .tokenizer = tokenizer};
   request.style = flags.style.value_or(style_of(flags.model.directory));
   request.tasks = tasks_of(flags, request.style, console);
-  request.lengths = parse_list<int64_t>("--lengths", flags.lengths, parse_tokens);
+  request.lengths = parse_list<int64_t>(
+      "--lengths", flags.lengths, [](std::string_view text) { return parse_tokens(text); });
   request.depths = parse_depths(flags.depths);
   request.n_samples = flags.samples;
   request.seed = static_cast<uint64_t>(flags.seed);

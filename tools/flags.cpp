@@ -116,17 +116,24 @@ std::string did_you_mean(std::string_view found, const std::vector<std::string>&
 
 Flags::Flags(const char* command, const char* summary, std::string details)
     : app_(std::make_unique<CLI::App>(summary, std::string("tiercel ") + command)),
-      command_(command) {
+      command_(command),
+      details_(std::move(details)) {
   auto formatter = std::make_shared<HelpFormatter>();
   formatter->column_width(kNamesWidth);
   app_->formatter(formatter);
-  app_->footer((details.empty() ? "" : "\n" + details) +
-               "\nEvery flag --some-name can be given as TIERCEL_ARG_SOME_NAME in the environment; "
-               "the flag wins.\n");
   app_->set_help_flag("-h,--help", "Print this and exit")->group("Help");
 }
 
 Flags::~Flags() = default;
+
+std::string Flags::footer() const {
+  std::string text = details_.empty() ? "" : "\n" + details_;
+  text += "\n";
+  if (counts_tokens_) text += "TOKENS are 4096, or 16K (16,384), or 1M (1,048,576).\n";
+  return text +
+         "Every flag --some-name can be given as TIERCEL_ARG_SOME_NAME in the environment; the flag "
+         "wins.\n";
+}
 
 CLI::Option* Flags::finish(CLI::Option* option, const char* help) {
   option->description(help)->group(section_);
@@ -159,15 +166,17 @@ void Flags::text(const char* names, std::optional<std::string>& target, const ch
 
 void Flags::file(const char* names, std::string& target, FileUse use, const char* help) {
   value(names, "FILE", target, help, [&target](const std::string& text) { target = text; });
-  files_.push_back(
-      {first_long_name(names), use == FileUse::kWritten, [&target] { return target; }});
+  uses(first_long_name(names).c_str(), use, [&target] { return target; });
 }
 
 void Flags::file(const char* names, std::optional<std::string>& target, FileUse use,
                  const char* help) {
   value(names, "FILE", "", help, [&target](const std::string& text) { target = text; });
-  files_.push_back({first_long_name(names), use == FileUse::kWritten,
-                    [&target] { return target.value_or(""); }});
+  uses(first_long_name(names).c_str(), use, [&target] { return target.value_or(""); });
+}
+
+void Flags::uses(const char* name, FileUse use, std::function<std::string()> path) {
+  files_.push_back({name, use, std::move(path)});
 }
 
 void Flags::integer(const char* names, int64_t& target, int64_t low, int64_t high,
@@ -180,6 +189,20 @@ void Flags::integer(const char* names, std::optional<int64_t>& target, int64_t l
                     const char* help) {
   value(names, "N", "", help,
         [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
+}
+
+void Flags::tokens(const char* names, int64_t& target, int64_t low, int64_t high,
+                   const char* help) {
+  counts_tokens_ = true;
+  value(names, "TOKENS", std::to_string(target), help,
+        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
+}
+
+void Flags::tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
+                   const char* help) {
+  counts_tokens_ = true;
+  value(names, "TOKENS", "", help,
+        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
 }
 
 void Flags::number(const char* names, double& target, double low, double high, const char* help) {
@@ -242,26 +265,29 @@ std::string Flags::unexpected() const {
 
 // Checked before anything is computed, and long before anything is written.
 void Flags::check_files() const {
-  std::map<std::string, const File*> written;
-  for (const bool outputs : {true, false}) {
+  std::multimap<std::string, const File*> known;
+  for (const bool only_read : {false, true}) {
     for (const File& file : files_) {
       const std::string path = file.path();
-      if (file.written != outputs || path.empty() || path == "-") continue;
+      if ((file.use == FileUse::kRead) != only_read || path.empty() || path == "-") continue;
       std::error_code ignored;
       if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) continue;
       const std::string place = fs::weakly_canonical(path, ignored).string();
-      const auto found = written.find(place);
-      if (found != written.end()) {
-        fail(ErrorKind::kUsage, "{} and {}: expected two files, found {} twice",
-             found->second->name, file.name, path);
+      const auto [begin, end] = known.equal_range(place);
+      for (auto other = begin; other != end; ++other) {
+        const File& its = *other->second;
+        if (its.use == file.use && file.use != FileUse::kWritten) continue;
+        fail(ErrorKind::kUsage, "{} and {}: expected two files, found {} twice", its.name,
+             file.name, path);
       }
-      if (outputs) written.emplace(place, &file);
+      known.emplace(place, &file);
     }
   }
 }
 
 bool Flags::parse(int argc, char** argv) {
   if (with_log_) add_log_flags();
+  app_->footer(footer());
   if (argc == 2 && std::string_view(argv[1]) == "--list-flags") {
     print_result(list());
     return false;

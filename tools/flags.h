@@ -63,13 +63,20 @@ class Flags {
   // type: what --help and completion call it.
   void text(const char* names, std::string& target, const char* help, const char* type = "TEXT");
   void text(const char* names, std::optional<std::string>& target, const char* help);
-  // What is written must be no other file of the command: parse() refuses that.
-  enum class FileUse { kRead, kWritten };
+  // What is written must be no other file of the command: parse() refuses that. kReplaced: read or
+  // written by flags for which it may be the same file, as it is replaced as a whole behind the reading.
+  enum class FileUse { kRead, kReplaced, kWritten };
   void file(const char* names, std::string& target, FileUse use, const char* help);
   void file(const char* names, std::optional<std::string>& target, FileUse use, const char* help);
+  // A file that something else names than a flag added by file(). path: empty where none is.
+  void uses(const char* name, FileUse use, std::function<std::string()> path);
   void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
   void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
                const char* help);
+  // Counts that may be large: "16K" and "1M" will do.
+  void tokens(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
+  void tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
+              const char* help);
   void number(const char* names, double& target, double low, double high, const char* help);
   void number(const char* names, std::optional<double>& target, double low, double high,
               const char* help);
@@ -118,20 +125,22 @@ class Flags {
   CLI::Option* finish(CLI::Option* option, const char* help);
   struct File {
     std::string name;
-    bool written;
+    FileUse use;
     std::function<std::string()> path;  // empty: not given
   };
   void add_log_flags();
+  std::string footer() const;
   void check_files() const;
   std::string unexpected() const;
   std::string list() const;
   std::unique_ptr<CLI::App> app_;
-  std::string command_, section_ = "Options";
+  std::string command_, details_, section_ = "Options";
   std::vector<File> files_;
   std::string log_file_;
   LogLevel log_level_ = LogLevel::kInfo;
   bool with_log_ = true;
   bool twins_ = true;
+  bool counts_tokens_ = false;
 };
 
 }  // namespace tiercel

@@ -80,8 +80,8 @@ int command_haystack(int argc, char** argv) {
   int64_t seed = 0;
   Flags flags("haystack", "Write a long prompt with planted facts, and its questions.", kDetails);
   flags.section("Haystack");
-  flags.integer("--tokens", request.n_tokens, 1, int64_t{1} << 32,
-                "Tokens of the prompt, to 0.5 %");
+  flags.tokens("--tokens", request.n_tokens, 1, int64_t{1} << 32,
+               "Tokens of the prompt, to 0.5 %");
   flags.integer("--facts", request.n_facts, 1, 2000,
                 "Facts, at even depths from first to last line; up to 40 of them share no word in their keys");
   flags.integer("-s,--seed", seed, 0, Flags::kNoLimit, "The same seed gives the same files");

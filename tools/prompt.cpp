@@ -109,6 +109,9 @@ void PromptFlags::add_to(Flags& flags, bool escapes) {
     flags.file("-f,--file", file_, Flags::FileUse::kRead,
                "File with the prompt, taken as it is; -: stdin");
   });
+  flags.uses("TIERCEL_ARG_FILE", Flags::FileUse::kRead, [this] {
+    return prompt_ || file_ ? "" : from_environment("TIERCEL_ARG_FILE").value_or("");
+  });
   if (escapes) flags.flag("-e,--escape", escape_, "Read \\n, \\t, \\r, \\\", \\' and \\\\ in -p");
 }
 

@@ -60,9 +60,9 @@ struct RunFlags {
     flags.flag("--special", special, "Read <|special|> tokens in the prompt as such");
     chat.add_to(flags);
     flags.section("Generation");
-    flags.integer("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, -1, INT32_MAX,
-                  "Tokens to generate, or of each answer; -1: until end of text or context "
-                  "(default: 128; with --interactive -1)");
+    flags.tokens("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, -1, INT32_MAX,
+                 "Tokens to generate, or of each answer; -1: until end of text or context "
+                 "(default: 128; with --interactive -1)");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     sampling.add_to(flags);
     flags.section("Saved sessions");
@@ -70,7 +70,9 @@ struct RunFlags {
         "--session", "FILE", "",
         "Restore this session instead of a prefill; a prompt given beside it follows its tokens",
         [this](const std::string& file) { open_saved(file); });
-    flags.file("--save-session", save_session, Flags::FileUse::kWritten,
+    flags.uses("--session", Flags::FileUse::kReplaced,
+               [this] { return saved != nullptr ? saved->path() : ""; });
+    flags.file("--save-session", save_session, Flags::FileUse::kReplaced,
                "Save the session to this file before generating: a prefill that need not be "
                "repeated. With --interactive: at the end, all that was said");
     // Behind --session: its options are the defaults of these.

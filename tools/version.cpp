@@ -51,7 +51,7 @@ std::string build_type() {
 
 int command_version(int argc, char** argv) {
   Flags flags("version", "Version, compiler, libraries, instruction set.");
-  if (argc > 1 && !flags.parse(argc, argv)) return 0;
+  if (!flags.parse(argc, argv)) return 0;
   const cpu::Topology& machine = cpu::topology();
   std::string text = fmt::format("tiercel {} (commit {})\n", version(), source_commit());
   text +=

@@ -30,13 +30,13 @@ OptionTable::OptionTable(Settings& s) {
   scope_ = OptionScope::kBatch;
   integer("--parallel", s.parallel, 1, kMaxSequences,
           "Batches: sequences that are decoded together, at most");
-  integer("--max-prompt", s.max_prompt, 0, kMaxOptionTokens,
-          "Batches: tokens of the longest prompt; 0: one less than ctx-size");
+  tokens("--max-prompt", s.max_prompt, 0, kMaxOptionTokens,
+         "Batches: tokens of the longest prompt; 0: one less than ctx-size");
   number("--max-gap", s.max_gap, 0, 1e9,
          "Batches: seconds of prefill between two decode steps; 0: prompts first");
   scope_ = OptionScope::kRequest;
-  integer("-n,--n-predict,--max-tokens,--max-new-tokens", s.n_predict, -1, INT32_MAX,
-          "Tokens that can follow the prompt; -1: as many as the context, or the model, allows");
+  tokens("-n,--n-predict,--max-tokens,--max-new-tokens", s.n_predict, -1, INT32_MAX,
+         "Tokens that can follow the prompt; -1: as many as the context, or the model, allows");
   flag("--ignore-eos", s.ignore_eos, "Go on after an end-of-text token");
   flag("--no-bos", s.no_bos, "Do not put the begin-of-text token in front");
   flag("--special", s.special, "Read <|special|> tokens in texts as such");
@@ -64,6 +64,18 @@ void OptionTable::integer(const char* names, std::optional<int64_t>& target, int
                           int64_t high, const char* help) {
   value(names, "N", "", help,
         [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
+}
+
+void OptionTable::tokens(const char* names, int64_t& target, int64_t low, int64_t high,
+                         const char* help) {
+  value(names, "TOKENS", std::to_string(target), help,
+        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
+}
+
+void OptionTable::tokens(const char* names, std::optional<int64_t>& target, int64_t low,
+                         int64_t high, const char* help) {
+  value(names, "TOKENS", "", help,
+        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
 }
 
 void OptionTable::number(const char* names, double& target, double low, double high,

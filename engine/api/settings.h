@@ -53,6 +53,9 @@ class OptionTable {
   void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
   void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
                const char* help);
+  void tokens(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
+  void tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
+              const char* help);
   void number(const char* names, double& target, double low, double high, const char* help);
   void number(const char* names, std::optional<double>& target, double low, double high,
               const char* help);

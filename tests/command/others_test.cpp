@@ -98,6 +98,37 @@ TEST(Estimate, TableOrExitCodeThree) {
   EXPECT_EQ(run(with_model("estimate", {"--tokens", "100000", "--device-memory", "1KiB"})).code, 3);
 }
 
+// A number of tokens is written in one way everywhere.
+TEST(Usage, NumbersOfTokens) {
+  const auto estimate = [](const std::string& tokens, const std::string& context,
+                           const std::string& n) {
+    return run(with_model("estimate", {"--tokens", tokens, "-c", context, "-n", n, "--strict"}));
+  };
+  const Result plain = estimate("16384", "1048576", "2048");
+  EXPECT_TRUE(contains(plain.err, "prompt: 16,384 tokens; context: 1,048,576 tokens")) << plain.err;
+  const Result short_form = estimate("16K", "1M", "2K");
+  EXPECT_EQ(short_form.code, 0);
+  const size_t lines = plain.err.find("\n  process");  // behind it, what this machine has
+  EXPECT_EQ(short_form.err.substr(0, lines), plain.err.substr(0, lines));
+  for (const char* wrong : {"16k", "K", "1.5K", "16KB", "16 K", "-1K", "2000000M", "many"}) {
+    const Result result = estimate(wrong, "1M", "8");
+    EXPECT_EQ(result.code, 2) << wrong;
+    EXPECT_TRUE(contains(result.err, "--tokens: expected a number of tokens from 0")) << result.err;
+    EXPECT_TRUE(contains(result.err, "such as 4096, 16K or 1M")) << result.err;
+  }
+  const Scratch scratch;
+  const Result hay = run({.arguments = {"haystack", "--tokens", "1K", "-o", scratch / "prompt"}});
+  EXPECT_EQ(hay.code, 0) << hay.err;
+  const Result generated = run(with_model(
+      "run", {"-f", scratch / "prompt", "-n", "1K", "-c", "1500", "--budget", "1K", "--recent", "1K"}));
+  EXPECT_EQ(generated.code, 0) << generated.err;
+  EXPECT_TRUE(contains(generated.err, "of the 1024 asked for")) << generated.err;
+  for (const char* command : {"run", "bench", "perplexity", "estimate", "eval", "haystack"}) {
+    const Result help = run({.arguments = {command, "--help"}});
+    EXPECT_TRUE(contains(help.out, "TOKENS are 4096, or 16K (16,384), or 1M (1,048,576)")) << command;
+  }
+}
+
 // Of config.json alone; one token more than "the most" does not fit, and a run plans the same bytes.
 TEST(Estimate, TheMostIsTheMostAndARunAgrees) {
   const Scratch scratch;
@@ -203,6 +234,12 @@ TEST(Version, NamesWhatItIsMadeOf) {
     EXPECT_TRUE(contains(result.out, word)) << result.out;
   }
   EXPECT_EQ(run({.arguments = {"--version"}}).out, result.out);
+  // Its flags have variables too.
+  for (const char* how : {"version", "--version"}) {
+    const Result loud = run({.arguments = {how}, .environment = {{"TIERCEL_ARG_LOG_LEVEL", "loud"}}});
+    EXPECT_EQ(loud.code, 2);
+    EXPECT_TRUE(contains(loud.err, "--log-level")) << loud.err;
+  }
 }
 
 TEST(Log, FileGetsWhatStderrGets) {

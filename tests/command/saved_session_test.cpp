@@ -74,6 +74,37 @@ TEST(RunSaved, AnswersAFollowUp) {
   EXPECT_EQ(once_more.out, answer.out);
 }
 
+// A session is replaced by one that is complete, and by nothing else.
+TEST(RunSaved, WhatIsRestoredMayBeSavedOverAndNothingElse) {
+  const Scratch scratch;
+  const std::string file = scratch / "s.session";
+  ASSERT_EQ(run(run_demo({"-p", filler(5), "-n", "0", "--save-session", file})).code, 0);
+  const std::string bytes = read_file(file);
+  fs::create_directory(scratch / "in");
+  fs::create_symlink(file, scratch / "link");
+  const auto refused = [&](std::vector<std::string> more, const char* names,
+                           const char* variable = "TIERCEL_ARG_NONE") {
+    more.insert(more.end(), {"--session", file, "-n", "1"});
+    Launch launch = run_demo(std::move(more));
+    launch.environment = {{variable, file}};
+    const Result result = run(launch);
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_TRUE(contains(result.err, names)) << names << "\n" << result.err;
+    EXPECT_EQ(read_file(file), bytes);
+  };
+  refused({"--report", file}, "--session and --report");
+  refused({"--report", scratch / "in/../link"}, "--session and --report");
+  refused({"--log-file", file}, "--session and --log-file");
+  refused({"-p", "x"}, "--session and --log-file", "TIERCEL_ARG_LOG_FILE");
+  refused({"-f", file}, "--session and --file");
+  refused({}, "--session and TIERCEL_ARG_FILE", "TIERCEL_ARG_FILE");
+  const Result result =
+      run(run_demo({"--session", file, "-p", " And so on.", "-n", "1", "--save-session", file}));
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_GT(SavedSession::open(file)->n_tokens(), 50);
+  EXPECT_NE(read_file(file), bytes);
+}
+
 TEST(RunSaved, RefusesWithTheReason) {
   const Scratch scratch;
   const std::string file = scratch / "s.session";
