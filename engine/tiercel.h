@@ -84,7 +84,7 @@ class TIERCEL_API Error : public std::runtime_error {
 // What an option is, for help texts.
 struct OptionInfo {
   std::string name;     // "budget"
-  std::string type;     // "N|X%|all"
+  std::string type;     // "TOKENS|X%|all"; TOKENS: 4096, 16K or 1M
   std::string initial;  // value when it is not set; empty: none, or the model says
   std::string help;     // one sentence
 };
@@ -216,7 +216,8 @@ class TIERCEL_API Session {
   // outside the vocabulary.
   void step(int32_t token);
   // Appends tokens behind the prompt, a further turn of a conversation, say: as step with each of
-  // them, but faster. False: the callback asked to stop; n_tokens() says how many are in. Throws as
+  // them, but faster; behind a prompt that was prefilled with selection 16 tokens share a list, but for
+  // the last 64. False: the callback asked to stop; n_tokens() says how many are in. Throws as
   // step, before anything is appended. Text is tokenized without a begin-of-text token.
   bool append(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
   bool append(std::string_view text, const ProgressCallback& progress = {});
@@ -225,8 +226,8 @@ class TIERCEL_API Session {
 
   // Appends tokens and returns log p(token | all before it), natural logarithm, one per token. In
   // an empty session they become the prompt, as by prefill, and the first value is NaN: nothing
-  // precedes it. Empty: the callback (of a prompt only) asked to stop; the session is empty again.
-  // Throws kState when they do not fit into the context behind a prompt.
+  // precedes it. Fewer: the callback asked to stop; of a prompt nothing is kept then, behind one
+  // what was scored is in. Throws kState when they do not fit into the context behind a prompt.
   std::vector<double> score(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
 
   // Selected tokens per KV head from the next token on, at most what option "budget" planned; -1:

@@ -14,7 +14,9 @@
  * nothing.
  *
  * Options, numbers and texts go by name, so nothing here needs to change when there are more of
- * them. Structs are only ever passed by the library, by pointer, and only grow at their end.
+ * them. Numbers also come all at once, from functions called ..._numbers: values[i], of n_values,
+ * is that of name i; what lies beyond the names is left as it was. Structs are only ever passed by
+ * the library, by pointer, and only grow at their end.
  *
  * Meaning, errors and threads are those of engine/tiercel.h: an engine's functions are safe from
  * any thread, as are those of batches and requests; a session serves one call at a time, a second
@@ -82,7 +84,7 @@ TIERCEL_C_API tiercel_status tiercel_options_set(tiercel_options* options, const
 /* The options that exist: index 0 .. count - 1. NULL beyond. Valid for ever. */
 TIERCEL_C_API size_t tiercel_option_count(void);
 TIERCEL_C_API const char* tiercel_option_name(size_t index);
-TIERCEL_C_API const char* tiercel_option_type(size_t index);    /* "N|X%|all" */
+TIERCEL_C_API const char* tiercel_option_type(size_t index);    /* "TOKENS|X%|all" */
 TIERCEL_C_API const char* tiercel_option_initial(size_t index); /* "": none, or the model says */
 TIERCEL_C_API const char* tiercel_option_help(size_t index);
 
@@ -111,6 +113,8 @@ TIERCEL_C_API tiercel_status tiercel_engine_set_log(tiercel_engine* engine,
 TIERCEL_C_API tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* name,
                                                    double* value, tiercel_error** error);
 TIERCEL_C_API const char* tiercel_engine_number_name(size_t index);
+TIERCEL_C_API tiercel_status tiercel_engine_numbers(const tiercel_engine* engine, double* values,
+                                                    size_t n_values, tiercel_error** error);
 /* Generation stops at any of these. *tokens: to be freed. */
 TIERCEL_C_API tiercel_status tiercel_engine_end_tokens(const tiercel_engine* engine,
                                                        int32_t** tokens, size_t* n_tokens,
@@ -144,6 +148,11 @@ TIERCEL_C_API tiercel_status tiercel_engine_plan(const tiercel_engine* engine, i
                                                  const tiercel_options* options, const char* name,
                                                  double* value, tiercel_error** error);
 TIERCEL_C_API const char* tiercel_engine_plan_name(size_t index);
+TIERCEL_C_API tiercel_status tiercel_engine_plan_numbers(const tiercel_engine* engine,
+                                                         int64_t n_prompt,
+                                                         const tiercel_options* options,
+                                                         double* values, size_t n_values,
+                                                         tiercel_error** error);
 /* The same plan's words: "composition" (what selection would do, in one line) or "notes" (what was
  * adjusted or is worth a warning, one per line). *text: zero-terminated, to be freed. */
 TIERCEL_C_API tiercel_status tiercel_engine_plan_text(const tiercel_engine* engine,
@@ -193,7 +202,8 @@ TIERCEL_C_API tiercel_status tiercel_session_generate(tiercel_session* session, 
                                                       tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
                                                   tiercel_error** error);
-/* Behind the prompt: as a step with each token, but faster. Text gets no begin-of-text token.
+/* Behind the prompt: as a step with each token, but faster; behind a prompt that was prefilled with
+ * selection 16 tokens share a list, but for the last 64. Text gets no begin-of-text token.
  * TIERCEL_STOPPED: tiercel_session_n_tokens says how many are in. */
 TIERCEL_C_API tiercel_status tiercel_session_append(tiercel_session* session, const char* text,
                                                     size_t length,
@@ -206,7 +216,8 @@ TIERCEL_C_API tiercel_status tiercel_session_append_tokens(tiercel_session* sess
 /* *logits: [*n] = [vocab_size], valid until the next call on this session; not to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits,
                                                     size_t* n, tiercel_error** error);
-/* logprobs: [n_tokens], the caller's. The first of an empty session is NaN. */
+/* logprobs: [n_tokens], the caller's. The first of an empty session is NaN. TIERCEL_STOPPED: behind
+ * a prompt, those of the tokens that tiercel_session_n_tokens says are in have been written. */
 TIERCEL_C_API tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* tokens,
                                                    size_t n_tokens, double* logprobs,
                                                    tiercel_progress_callback progress, void* user,
@@ -246,6 +257,8 @@ TIERCEL_C_API tiercel_status tiercel_session_number(const tiercel_session* sessi
 /* The statistics that exist: index 0 .. count - 1. NULL beyond. */
 TIERCEL_C_API size_t tiercel_number_count(void);
 TIERCEL_C_API const char* tiercel_number_name(size_t index);
+TIERCEL_C_API tiercel_status tiercel_session_numbers(const tiercel_session* session, double* values,
+                                                     size_t n_values, tiercel_error** error);
 /* "backend", "composition" or "notes", the latter two as of tiercel_engine_plan_text. *text:
  * zero-terminated, to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_text(const tiercel_session* session, const char* name,
@@ -278,6 +291,8 @@ TIERCEL_C_API tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch,
 TIERCEL_C_API tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name,
                                                   double* value, tiercel_error** error);
 TIERCEL_C_API const char* tiercel_batch_number_name(size_t index);
+TIERCEL_C_API tiercel_status tiercel_batch_numbers(const tiercel_batch* batch, double* values,
+                                                   size_t n_values, tiercel_error** error);
 /* Of the memory plan: "composition" or "notes", as of tiercel_engine_plan_text. *text:
  * zero-terminated, to be freed. */
 TIERCEL_C_API tiercel_status tiercel_batch_text(const tiercel_batch* batch, const char* name,
@@ -311,6 +326,8 @@ TIERCEL_C_API tiercel_status tiercel_request_number(const tiercel_request* reque
                                                     const char* name, double* value,
                                                     tiercel_error** error);
 TIERCEL_C_API const char* tiercel_request_number_name(size_t index);
+TIERCEL_C_API tiercel_status tiercel_request_numbers(const tiercel_request* request, double* values,
+                                                     size_t n_values, tiercel_error** error);
 /* Returns at once; the callback is not called again, but for a call that is running. */
 TIERCEL_C_API tiercel_status tiercel_request_cancel(tiercel_request* request,
                                                     tiercel_error** error);

@@ -73,6 +73,15 @@ tiercel_status tiercel_engine_number(const tiercel_engine* engine, const char* n
   });
 }
 
+tiercel_status tiercel_engine_numbers(const tiercel_engine* engine, double* values,
+                                      size_t n_values, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::detail::numbers(at(engine, "engine").engine.info(),
+                             span_at(values, n_values, "values"));
+    return TIERCEL_OK;
+  });
+}
+
 const char* tiercel_engine_number_name(size_t i) { return tiercel::detail::model_number_name(i); }
 
 tiercel_status tiercel_engine_end_tokens(const tiercel_engine* engine, int32_t** tokens,
@@ -163,6 +172,16 @@ tiercel_status tiercel_engine_plan(const tiercel_engine* engine, int64_t n_promp
   return guarded(error, [&] {
     at(value, "value") = tiercel::detail::number(
         at(engine, "engine").engine.plan(n_prompt, or_none(options)), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_engine_plan_numbers(const tiercel_engine* engine, int64_t n_prompt,
+                                           const tiercel_options* options, double* values,
+                                           size_t n_values, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::detail::numbers(at(engine, "engine").engine.plan(n_prompt, or_none(options)),
+                             span_at(values, n_values, "values"));
     return TIERCEL_OK;
   });
 }
@@ -280,9 +299,8 @@ tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* to
     const std::vector<double> found =
         at(session, "session")
             .session.score(span_at(tokens, n_tokens, "tokens"), wrapped(progress, user));
-    if (found.size() < n_tokens) return TIERCEL_STOPPED;
     std::copy(found.begin(), found.end(), logprobs);
-    return TIERCEL_OK;
+    return found.size() < n_tokens ? TIERCEL_STOPPED : TIERCEL_OK;
   });
 }
 
@@ -354,6 +372,13 @@ tiercel_status tiercel_session_number(const tiercel_session* session, const char
                                       double* value, tiercel_error** error) {
   return guarded(error, [&] {
     at(value, "value") = tiercel::detail::number(at(session, "session").session, &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+tiercel_status tiercel_session_numbers(const tiercel_session* session, double* values,
+                                       size_t n_values, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::detail::numbers(at(session, "session").session, span_at(values, n_values, "values"));
     return TIERCEL_OK;
   });
 }

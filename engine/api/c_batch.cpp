@@ -54,6 +54,13 @@ tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name
     return TIERCEL_OK;
   });
 }
+tiercel_status tiercel_batch_numbers(const tiercel_batch* batch, double* values, size_t n_values,
+                                     tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::detail::numbers(at(batch, "batch").batch, span_at(values, n_values, "values"));
+    return TIERCEL_OK;
+  });
+}
 const char* tiercel_batch_number_name(size_t i) { return tiercel::detail::batch_number_name(i); }
 
 tiercel_status tiercel_batch_text(const tiercel_batch* batch, const char* name, char** text,
@@ -106,6 +113,14 @@ tiercel_status tiercel_request_number(const tiercel_request* request, const char
   return guarded(error, [&] {
     at(value, "value") =
         tiercel::detail::number(at(request, "request").request.stats(), &at(name, "name"));
+    return TIERCEL_OK;
+  });
+}
+tiercel_status tiercel_request_numbers(const tiercel_request* request, double* values,
+                                       size_t n_values, tiercel_error** error) {
+  return guarded(error, [&] {
+    tiercel::detail::numbers(at(request, "request").request.stats(),
+                             span_at(values, n_values, "values"));
     return TIERCEL_OK;
   });
 }

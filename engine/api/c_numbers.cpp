@@ -1,5 +1,6 @@
 #include "engine/api/c_numbers.h"
 
+#include <algorithm>
 #include <iterator>
 
 #include "engine/api/state.h"
@@ -122,6 +123,15 @@ double number_in(const Number<T> (&numbers)[n], const T& object, std::string_vie
   refuse_name(name, names);
 }
 
+// The room that is left.
+template <typename T, size_t n>
+std::span<double> numbers_in(const Number<T> (&numbers)[n], const T& object,
+                             std::span<double> values) {
+  const size_t n_written = std::min(n, values.size());
+  for (size_t i = 0; i < n_written; ++i) values[i] = numbers[i].of(object);
+  return values.subspan(n_written);
+}
+
 template <typename T, size_t n>
 const char* name_in(const Number<T> (&numbers)[n], size_t index) {
   return index < n ? numbers[index].name : nullptr;
@@ -137,10 +147,16 @@ const char* name_in(const Number<T> (&first)[n], const Number<U> (&second)[m], s
 double number(const ModelInfo& info, std::string_view name) {
   return number_in(kOfModel, info, name);
 }
+void numbers(const ModelInfo& info, std::span<double> values) {
+  numbers_in(kOfModel, info, values);
+}
 const char* model_number_name(size_t index) { return name_in(kOfModel, index); }
 
 double number(const MemoryPlan& plan, std::string_view name) {
   return number_in(kOfPlan, plan, name);
+}
+void numbers(const MemoryPlan& plan, std::span<double> values) {
+  numbers_in(kOfPlan, plan, values);
 }
 const char* plan_number_name(size_t index) { return name_in(kOfPlan, index); }
 
@@ -150,6 +166,9 @@ double number(const v0::Session& session, std::string_view name) {
   if (const auto* found = find(kOfPlan, name, names)) return found->of(session.memory());
   refuse_name(name, names);
 }
+void numbers(const v0::Session& session, std::span<double> values) {
+  numbers_in(kOfPlan, session.memory(), numbers_in(kOfSession, session.stats(), values));
+}
 
 double number(const v0::Batch& batch, std::string_view name) {
   std::string names;
@@ -157,10 +176,16 @@ double number(const v0::Batch& batch, std::string_view name) {
   if (const auto* found = find(kOfPlan, name, names)) return found->of(batch.memory());
   refuse_name(name, names);
 }
+void numbers(const v0::Batch& batch, std::span<double> values) {
+  numbers_in(kOfPlan, batch.memory(), numbers_in(kOfBatch, batch.stats(), values));
+}
 const char* batch_number_name(size_t index) { return name_in(kOfBatch, kOfPlan, index); }
 
 double number(const RequestStats& stats, std::string_view name) {
   return number_in(kOfRequest, stats, name);
+}
+void numbers(const RequestStats& stats, std::span<double> values) {
+  numbers_in(kOfRequest, stats, values);
 }
 const char* request_number_name(size_t index) { return name_in(kOfRequest, index); }
 

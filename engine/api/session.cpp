@@ -227,8 +227,9 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
                                    const ProgressCallback& progress) {
   const Call call(state_);
   SessionState& s = call.open();
-  std::vector<double> result(tokens.size(), std::nan(""));
+  const auto n = static_cast<int64_t>(tokens.size());
   if (s.inner == nullptr) {
+    std::vector<double> result(tokens.size(), std::nan(""));
     const std::span<double> behind_first =
         std::span(result).subspan(std::min<size_t>(1, result.size()));
     if (!detail::run_prompt(s, tokens, true, behind_first, progress)) return {};
@@ -236,15 +237,25 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
   }
   detail::check_tokens(*s.engine, tokens);
   detail::check_room(s, tokens.size());
-  for (size_t i = 0; i < tokens.size(); ++i) {
+  s.decoder->finish();
+  const auto start = std::chrono::steady_clock::now();
+  const auto before = static_cast<int64_t>(s.sequence.size());
+  std::vector<double> result;
+  result.reserve(tokens.size());
+  for (const int32_t token : tokens) {
     detail::decode(s, [&] {
       detail::flush(s);
-      result[i] = detail::log_probability(s.inner->logits(), tokens[i]);
+      result.push_back(detail::log_probability(s.inner->logits(), token));
     });
-    s.sequence.push_back(tokens[i]);
+    s.sequence.push_back(token);
     s.pending = true;
+    if (progress && !progress({.total = before + n,
+                               .cached = before,
+                               .processed = static_cast<int64_t>(s.sequence.size()),
+                               .elapsed = detail::seconds_since(start)})) {
+      break;
+    }
   }
-  s.decoder->finish();
   return result;
 }
 

@@ -24,7 +24,7 @@ computes.
 Signals: Ctrl-C, and whatever a handler of SIGINT, SIGTERM or SIGALRM raises, stops a call in the
 main thread as a callback that says False does, and is raised behind it; so `tokens` has what was
 generated until then. What has no callback is not stopped, the exception comes at its end: step,
-fork, a score behind a prompt, opening an engine.
+fork, opening an engine.
 """
 
 from ._abi import (

@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 class OptionInfo(NamedTuple):
     """What an option is, for help texts."""
 
-    type: str  # "N|X%|all"
+    type: str  # "TOKENS|X%|all"
     initial: str  # the value when it is not set; empty: none, or the model says
     help: str  # one sentence
 
@@ -100,9 +100,14 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_engine_close": (None, [_H]),
     "tiercel_engine_set_log": (c_int32, [_H, LOG_CALLBACK, c_void_p, c_int32, _E]),
     "tiercel_engine_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_engine_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_engine_number_name": (c_char_p, [c_size_t]),
     "tiercel_engine_end_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
     "tiercel_engine_plan": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_engine_plan_numbers": (
+        c_int32,
+        [_H, c_int64, _H, POINTER(c_double), c_size_t, _E],
+    ),
     "tiercel_engine_plan_name": (c_char_p, [c_size_t]),
     "tiercel_engine_plan_text": (c_int32, [_H, c_int64, _H, c_char_p, POINTER(c_void_p), _E]),
     "tiercel_tokenize": (
@@ -162,6 +167,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_session_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
     "tiercel_session_n_tokens": (c_int32, [_H, POINTER(c_size_t), _E]),
     "tiercel_session_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_session_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_number_count": (c_size_t, []),
     "tiercel_number_name": (c_char_p, [c_size_t]),
     "tiercel_session_text": (c_int32, [_H, c_char_p, POINTER(c_void_p), _E]),
@@ -176,6 +182,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         [_H, _TOKENS, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
     ),
     "tiercel_batch_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_batch_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_batch_number_name": (c_char_p, [c_size_t]),
     "tiercel_batch_text": (c_int32, [_H, c_char_p, POINTER(c_void_p), _E]),
     "tiercel_request_wait": (c_int32, [_H, POINTER(c_int32), _E]),
@@ -183,6 +190,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_request_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
     "tiercel_request_text": (c_int32, [_H, POINTER(c_void_p), POINTER(c_size_t), _E]),
     "tiercel_request_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
+    "tiercel_request_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_request_number_name": (c_char_p, [c_size_t]),
     "tiercel_request_cancel": (c_int32, [_H, _E]),
     "tiercel_request_free": (None, [_H]),

@@ -8,11 +8,11 @@ import itertools
 import threading
 import time
 import weakref
-from ctypes import POINTER, byref, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_double, c_int, c_int32, c_size_t, c_void_p
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, call, encoded, library, listed
+from ._abi import OptionHandle, StateError, call, encoded, library
 from ._guard import BlockingCall, Guard
 from ._types import REASONS, Generation, Piece, PieceCallback, c_tokens, numbers
 
@@ -87,8 +87,9 @@ class Request:
     @property
     def state(self) -> str:
         """ "queued", "prefilling", "decoding"; then "finished", "failed" or "cancelled"."""
-        value = numbers("tiercel_request_number", self._handle, [b"state"])["state"]
-        return _STATES[int(value)]
+        value = c_double()
+        call("tiercel_request_number", self._handle, b"state", byref(value))
+        return _STATES[int(value.value)]
 
     @property
     def done(self) -> bool:
@@ -100,8 +101,10 @@ class Request:
 
     def stats(self) -> Dict[str, float]:
         """Statistics by name, such as first_token_seconds."""
-        names = [name for name in listed(library.tiercel_request_number_name) if name != b"state"]
-        return numbers("tiercel_request_number", self._handle, names)
+        found = numbers("tiercel_request_numbers", library.tiercel_request_number_name,
+                        self._handle)
+        del found["state"]
+        return found
 
 
 class Batch:
@@ -171,9 +174,9 @@ class Batch:
 
     def stats(self) -> Dict[str, float]:
         """Statistics, and the memory plan of the largest sequences, by name."""
-        names = list(listed(library.tiercel_batch_number_name))
         with self._lock:
-            return numbers("tiercel_batch_number", self._handle, names)
+            return numbers("tiercel_batch_numbers", library.tiercel_batch_number_name,
+                           self._handle)
 
     def describe(self, what: str) -> str:
         """Of the memory plan: "composition" (in one line) or "notes" (one per line)."""

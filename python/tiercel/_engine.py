@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, UsageError, call, encoded, library, listed
+from ._abi import OptionHandle, StateError, UsageError, call, encoded, library
 from ._batch import Batch
 from ._guard import BlockingCall
 from ._types import (
@@ -180,13 +180,9 @@ class Engine:
 
         Allocates nothing. Raises as Session.prefill does.
         """
-        values: Dict[str, int] = {}
         with OptionHandle(options) as handle:
-            for name in listed(library.tiercel_engine_plan_name):
-                value = c_double()
-                call("tiercel_engine_plan", self._handle, n_prompt, handle, name, byref(value))
-                values[name.decode().replace("-", "_")] = int(value.value)
-        return values
+            return numbers("tiercel_engine_plan_numbers", library.tiercel_engine_plan_name,
+                           self._handle, n_prompt, handle)
 
     def describe_plan(self, n_prompt: int, what: str, **options: Any) -> str:
         """The plan's "composition" (what selection would do, in one line) or "notes" (what was
@@ -200,9 +196,7 @@ class Engine:
     def info(self) -> Dict[str, int]:
         """The model: layers, vocab_size, max_positions, parameters, weight_bytes, bos_token (-1:
         none)."""
-        found = numbers("tiercel_engine_number", self._handle,
-                        listed(library.tiercel_engine_number_name))
-        return {name: int(value) for name, value in found.items()}
+        return numbers("tiercel_engine_numbers", library.tiercel_engine_number_name, self._handle)
 
     @property
     def end_tokens(self) -> List[int]:
@@ -343,14 +337,17 @@ class Session:
     ) -> List[float]:
         """Appends tokens; log p of each given all before it. The first of an empty session is NaN.
 
-        Empty: progress (of a prompt only) returned False, the session is empty again.
+        Fewer: progress returned False; of a prompt nothing is kept then, behind one what was scored
+        is in.
         """
         guard, report = reporter(progress)
         ids, logprobs = c_tokens(tokens), (c_double * len(tokens))()
+        handle, before, after = self._handle, c_size_t(), c_size_t()
+        call("tiercel_session_n_tokens", handle, byref(before))
         with guard:
-            status = call("tiercel_session_score", self._handle, ids, len(ids), logprobs, report,
-                          None)
-        return list(logprobs) if status == _abi.OK else []
+            call("tiercel_session_score", handle, ids, len(ids), logprobs, report, None)
+        call("tiercel_session_n_tokens", handle, byref(after))
+        return logprobs[: after.value - before.value]
 
     def set_budget(self, tokens: int) -> None:
         """Selected tokens per KV head from the next one on, up to option budget; -1: all of it."""
@@ -392,7 +389,7 @@ class Session:
 
     def stats(self) -> Dict[str, float]:
         """Statistics and memory plan by name; zeros in an empty session."""
-        return numbers("tiercel_session_number", self._handle, listed(library.tiercel_number_name))
+        return numbers("tiercel_session_numbers", library.tiercel_number_name, self._handle)
 
     def describe(self, what: str) -> str:
         """ "backend", "composition" or "notes"; empty in an empty session."""

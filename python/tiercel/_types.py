@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_double, c_int32, c_void_p
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from ctypes import c_double, c_int32
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _abi
 from ._abi import Progress, UsageError, call
@@ -50,13 +50,14 @@ def reporter(progress: Optional[ProgressCallback]) -> Tuple[BlockingCall, Any]:
     return guard, report
 
 
-def numbers(function: str, handle: c_void_p, names: Iterable[bytes]) -> Dict[str, float]:
-    """What a function of the C interface says under these names."""
-    values: Dict[str, float] = {}
-    for name in names:
-        value = c_double()
-        call(function, handle, name, byref(value))
+def numbers(function: str, name_of: Any, *arguments: Any) -> Dict[str, Any]:
+    """What a tiercel_..._numbers function says of these arguments, by the names of `name_of`."""
+    names = list(_abi.listed(name_of))
+    found = (c_double * len(names))()
+    call(function, *arguments, found, len(names))
+    values: Dict[str, Any] = {}
+    for name, value in zip(names, found):
         key = name.decode().replace("-", "_")
         counts = not key.endswith("_seconds") and not key.startswith("audit_mass")
-        values[key] = int(value.value) if counts else value.value
+        values[key] = int(value) if counts else value
     return values

@@ -273,6 +273,43 @@ TEST(Api, LogitsScoresAndStepsAgree) {
   EXPECT_EQ(whole.n_tokens(), static_cast<int64_t>(all.size()));
 }
 
+TEST(Api, AScoreBehindAPromptStopsWhereItIsAskedTo) {
+  const Engine engine = open_demo();
+  const std::vector<int32_t> prompt = engine.tokenize(prompt_text(3)), more = {5, 6, 7, 8};
+  const auto n = static_cast<int64_t>(prompt.size());
+  Session session = engine.open_session(), other = engine.open_session();
+  ASSERT_TRUE(session.prefill(prompt) && other.prefill(prompt));
+  const std::vector<double> all = session.score(more);
+  std::vector<int64_t> told;
+  const std::vector<double> some = other.score(more, [&](const Progress& p) {
+    EXPECT_EQ(p.total, n + 4);
+    EXPECT_EQ(p.cached, n);
+    told.push_back(p.processed);
+    return p.processed < n + 2;
+  });
+  EXPECT_EQ(told, (std::vector{n + 1, n + 2}));
+  EXPECT_EQ(some, (std::vector{all[0], all[1]}));
+  EXPECT_EQ(other.n_tokens(), n + 2);
+  // What a callback throws stops it too.
+  const std::vector<int32_t> rest = {7, 8};
+  EXPECT_THROW(other.score(rest, [](const Progress&) -> bool { throw 1; }), int);
+  EXPECT_EQ(other.n_tokens(), n + 3);
+  EXPECT_EQ(other.score(std::vector{8}), (std::vector{all[3]}));
+  EXPECT_EQ(other.tokens(), session.tokens());
+}
+
+TEST(Api, NumbersOfTokensAreThoseOfTheCommand) {
+  const Engine engine = open_demo();
+  EXPECT_EQ(engine.plan(1000, {{"ctx-size", "16K"}}).context, 16384);
+  EXPECT_EQ(engine.plan(1000, {{"n-predict", "1K"}}).context, 2024);
+  EXPECT_NO_THROW(Options({{"budget", "2K"}, {"prefill-budget", "1M"}, {"max-prompt", "1M"},
+                           {"n-predict", "-1"}, {"repeat-last-n", "-1"}, {"sinks", "0"}}));
+  for (const char* wrong : {"2k", "K", "-2K", "9999999999999999M", ""}) {
+    EXPECT_KIND(Options({{"ctx-size", wrong}}), ErrorKind::kUsage);
+    EXPECT_KIND(Options({{"budget", wrong}}), ErrorKind::kUsage);
+  }
+}
+
 TEST(Api, PiecesAreWholeCharactersAndJoinToTheText) {
   const Engine engine = open_demo();
   // Random sampling of a byte-level model makes broken characters soon.

@@ -49,8 +49,8 @@ static int on_progress(void* user, const tiercel_progress* p) {
   return ++heard->calls != heard->stop_after;
 }
 
-/* Of a file, saved or restored. */
-static int on_restore(void* user, const tiercel_progress* p) {
+/* Of what is not done from the start: a file, what comes behind a prompt. */
+static int on_part(void* user, const tiercel_progress* p) {
   struct heard* heard = user;
   EXPECT(p->total > 0 && p->cached <= p->processed && p->processed <= p->total);
   return ++heard->calls != heard->stop_after;
@@ -70,6 +70,9 @@ static void null_is_refused(void) {
   EXPECT_ERROR(tiercel_detokenize(NULL, NULL, 0, 0, &text, NULL, &error), TIERCEL_USAGE, "engine");
   EXPECT_ERROR(tiercel_engine_plan(NULL, 5, NULL, "resident", &number, &error), TIERCEL_USAGE,
                "engine");
+  EXPECT_ERROR(tiercel_engine_numbers(NULL, &number, 1, &error), TIERCEL_USAGE, "engine");
+  EXPECT_ERROR(tiercel_engine_plan_numbers(NULL, 5, NULL, &number, 1, &error), TIERCEL_USAGE,
+               "engine");
   EXPECT_ERROR(tiercel_session_open(NULL, NULL, NULL, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_prefill(NULL, "x", 1, NULL, NULL, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_prefill_tokens(NULL, NULL, 0, NULL, NULL, &error), TIERCEL_USAGE,
@@ -84,6 +87,7 @@ static void null_is_refused(void) {
   EXPECT_ERROR(tiercel_session_reset(NULL, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_tokens(NULL, &tokens, &n, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_number(NULL, "seed", &number, &error), TIERCEL_USAGE, "session");
+  EXPECT_ERROR(tiercel_session_numbers(NULL, &number, 1, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_text(NULL, "notes", &text, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_save(NULL, "x", NULL, NULL, &error), TIERCEL_USAGE, "session");
   EXPECT_ERROR(tiercel_session_set_budget(NULL, 1, &error), TIERCEL_USAGE, "session");
@@ -115,11 +119,13 @@ static void null_is_refused_of_batches(void) {
   EXPECT_ERROR(tiercel_batch_submit_tokens(NULL, NULL, 0, 1, NULL, NULL, NULL, NULL, &error),
                TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_batch_number(NULL, "steps", &number, &error), TIERCEL_USAGE, "batch");
+  EXPECT_ERROR(tiercel_batch_numbers(NULL, &number, 1, &error), TIERCEL_USAGE, "batch");
   EXPECT_ERROR(tiercel_request_wait(NULL, NULL, &error), TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_request_wait_for(NULL, 1, &done, &error), TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_request_tokens(NULL, &tokens, &n, &error), TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_request_text(NULL, &text, NULL, &error), TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_request_number(NULL, "seed", &number, &error), TIERCEL_USAGE, "request");
+  EXPECT_ERROR(tiercel_request_numbers(NULL, &number, 1, &error), TIERCEL_USAGE, "request");
   EXPECT_ERROR(tiercel_request_cancel(NULL, &error), TIERCEL_USAGE, "request");
   tiercel_request_free(NULL);
   tiercel_batch_close(NULL);
@@ -211,6 +217,12 @@ static void one_sequence(tiercel_engine* engine) {
   for (i = 0; i < 3; ++i) EXPECT(logprobs[i] < 0 && logprobs[i] > -12);
   EXPECT_ERROR(tiercel_session_score(session, first, 3, NULL, NULL, NULL, &error), TIERCEL_USAGE,
                "logprobs");
+  heard = (struct heard){0, 0, 2};
+  for (i = 0; i < 3; ++i) logprobs[i] = 1;
+  EXPECT(tiercel_session_score(session, first, 3, logprobs, on_part, &heard, &error) ==
+         TIERCEL_STOPPED);
+  EXPECT(heard.calls == 2 && logprobs[0] < 0 && logprobs[1] < 0 && logprobs[2] == 1);
+  EXPECT(tiercel_session_n_tokens(session, &n, &error) == TIERCEL_OK && n == n_prompt + 5);
   EXPECT(tiercel_session_generate(session, 100, NULL, NULL, &finish, &error) == TIERCEL_OK);
   EXPECT(finish == TIERCEL_FINISH_CONTEXT_FULL || finish == TIERCEL_FINISH_END_OF_TEXT);
   EXPECT_ERROR(tiercel_session_prefill(session, "x", 1, NULL, NULL, &error), TIERCEL_STATE,
@@ -276,10 +288,10 @@ static void saved_and_restored(tiercel_engine* engine, const char* path) {
   EXPECT_ERROR(tiercel_session_save(session, path, NULL, NULL, &error), TIERCEL_STATE, "prefill");
   EXPECT(tiercel_session_prefill(session, text, strlen(text), NULL, NULL, &error) == TIERCEL_OK);
   EXPECT_ERROR(tiercel_session_save(session, NULL, NULL, NULL, &error), TIERCEL_USAGE, "path");
-  EXPECT(tiercel_session_save(session, path, on_restore, &heard, &error) == TIERCEL_STOPPED);
+  EXPECT(tiercel_session_save(session, path, on_part, &heard, &error) == TIERCEL_STOPPED);
   EXPECT(tiercel_session_save(session, path, NULL, NULL, &error) == TIERCEL_OK);
   heard = (struct heard){0, 0, 1};
-  EXPECT(tiercel_session_restore(engine, path, NULL, on_restore, &heard, &copy, &error) ==
+  EXPECT(tiercel_session_restore(engine, path, NULL, on_part, &heard, &copy, &error) ==
          TIERCEL_STOPPED);
   EXPECT(copy == NULL && error == NULL);
   EXPECT_ERROR(tiercel_session_restore(engine, "/nowhere", NULL, NULL, NULL, &copy, &error),

@@ -1,6 +1,7 @@
 // The C interface against the C++ one: that it has all of it, and says the same.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <set>
 
@@ -97,6 +98,73 @@ TEST_F(CAbi, NumbersOfModelsAndPlans) {
   ASSERT_EQ(tiercel_engine_plan(engine_, 5000, nullptr, "session-file", &value, nullptr),
             TIERCEL_OK);
   EXPECT_GT(value, 0);
+}
+
+// All of them at once are each of them, in as much room as there is.
+template <typename All, typename One>
+void expect_the_same(const char* (*name)(size_t), All all, One one) {
+  const std::vector<std::string> names = names_of(name);
+  std::vector<double> values(names.size() + 1, -7);
+  ASSERT_EQ(all(values.data(), values.size(), nullptr), TIERCEL_OK);
+  EXPECT_EQ(values.back(), -7);
+  for (size_t i = 0; i < names.size(); ++i) {
+    double value = 0;
+    ASSERT_EQ(one(names[i].c_str(), &value, nullptr), TIERCEL_OK) << names[i];
+    // What is measured anew: the memory of this process.
+    if (names[i] != "process" && names[i] != "resident") {
+      EXPECT_EQ(values[i], value) << names[i];
+    }
+  }
+  for (size_t room = 0; room <= names.size(); ++room) {
+    std::vector<double> some(names.size(), -7);
+    ASSERT_EQ(all(some.data(), room, nullptr), TIERCEL_OK);
+    EXPECT_TRUE(std::all_of(some.begin() + static_cast<std::ptrdiff_t>(room), some.end(),
+                            [](double value) { return value == -7; }));
+    if (room > 0 && names[room - 1] != "process" && names[room - 1] != "resident") {
+      EXPECT_EQ(some[room - 1], values[room - 1]) << names[room - 1];
+    }
+  }
+  EXPECT_EQ(all(nullptr, size_t{0}, nullptr), TIERCEL_OK);
+  EXPECT_REFUSED(all(nullptr, size_t{1}, &error), TIERCEL_USAGE, "values");
+}
+
+TEST_F(CAbi, NumbersAllAtOnce) {
+  expect_the_same(
+      tiercel_engine_number_name,
+      [&](auto... rest) { return tiercel_engine_numbers(engine_, rest...); },
+      [&](auto... rest) { return tiercel_engine_number(engine_, rest...); });
+  expect_the_same(
+      tiercel_engine_plan_name,
+      [&](auto... rest) { return tiercel_engine_plan_numbers(engine_, 5000, adjusted_, rest...); },
+      [&](auto... rest) { return tiercel_engine_plan(engine_, 5000, adjusted_, rest...); });
+  const std::string prompt = prompt_text(3);
+  tiercel_session* session = nullptr;
+  ASSERT_EQ(tiercel_session_open(engine_, nullptr, &session, nullptr), TIERCEL_OK);
+  ASSERT_EQ(tiercel_session_prefill(session, prompt.data(), prompt.size(), nullptr, nullptr, nullptr),
+            TIERCEL_OK);
+  ASSERT_EQ(tiercel_session_generate(session, 3, nullptr, nullptr, nullptr, nullptr), TIERCEL_OK);
+  expect_the_same(
+      tiercel_number_name, [&](auto... rest) { return tiercel_session_numbers(session, rest...); },
+      [&](auto... rest) { return tiercel_session_number(session, rest...); });
+  tiercel_session_close(session);
+  tiercel_options_set(adjusted_, "max-prompt", "1K", nullptr);
+  tiercel_batch* batch = nullptr;
+  ASSERT_EQ(tiercel_batch_open(engine_, adjusted_, &batch, nullptr), TIERCEL_OK);
+  expect_the_same(  // before its thread has anything to do
+      tiercel_batch_number_name,
+      [&](auto... rest) { return tiercel_batch_numbers(batch, rest...); },
+      [&](auto... rest) { return tiercel_batch_number(batch, rest...); });
+  tiercel_request* request = nullptr;
+  ASSERT_EQ(tiercel_batch_submit(batch, prompt.data(), prompt.size(), 3, nullptr, nullptr, nullptr,
+                                 &request, nullptr),
+            TIERCEL_OK);
+  ASSERT_EQ(tiercel_request_wait(request, nullptr, nullptr), TIERCEL_OK);
+  expect_the_same(
+      tiercel_request_number_name,
+      [&](auto... rest) { return tiercel_request_numbers(request, rest...); },
+      [&](auto... rest) { return tiercel_request_number(request, rest...); });
+  tiercel_request_free(request);
+  tiercel_batch_close(batch);
 }
 
 TEST_F(CAbi, EndTokens) {

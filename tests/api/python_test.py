@@ -61,6 +61,11 @@ class Module(unittest.TestCase):
         self.assertEqual(session.tokens, [])
         self.assertEqual(session.score(self.engine.tokenize(PROMPT), progress=lambda p: False), [])
         self.assertTrue(session.prefill(self.engine.tokenize(PROMPT)))
+        n = session.n_tokens
+        scores = session.score([5, 6, 7, 8], progress=lambda p: p.processed < n + 2)
+        self.assertEqual((len(scores), session.n_tokens), (2, n + 2))
+        self.assertTrue(all(score < 0 for score in scores))
+        session.rewind()
         result = session.generate(9, lambda piece: False)
         self.assertEqual((len(result.tokens), result.reason), (1, "stopped"))
 
@@ -300,6 +305,7 @@ class Module(unittest.TestCase):
         self.assertGreaterEqual(plan["context"], 100000)
         parts = "weights keys values landmarks slots exact activations"
         self.assertEqual(sum(plan[part] for part in parts.split()), plan["device_total"])
+        self.assertTrue(all(isinstance(value, int) for value in plan.values()))
         self.assertEqual(plan["weights"], self.engine.info()["weight_bytes"])
         session = self.engine.session(attention="quest")
         self.assertEqual(session.describe("composition"), "")
@@ -481,10 +487,12 @@ class Signals(unittest.TestCase):
         self.assert_interrupted(lambda: list(session.stream(4000)))
         n = session.n_tokens
         self.assertTrue(n < len(self.prompt) + 4000, n)
-        more = self.long[:4000 - n]
-        self.assert_interrupted(lambda: session.append(more))
-        self.assertTrue(session.n_tokens < n + len(more), session.n_tokens)
-        self.assertEqual(session.tokens[n:], more[: session.n_tokens - n])
+        for call in (session.append, session.score):
+            n = session.n_tokens
+            more = self.long[:4000 - (n - len(self.prompt))]
+            self.assert_interrupted(lambda: call(more))
+            self.assertTrue(n < session.n_tokens < n + len(more), session.n_tokens)
+            self.assertEqual(session.tokens[n:], more[: session.n_tokens - n])
 
     def test_ctrl_c_stops_files_and_requests(self):
         session = self.engine.session(**self.options)
