@@ -69,7 +69,12 @@ class Rows {
  public:
   Rows(const KvSource& source, int32_t kv_head)
       : source_(source),
-        ids_(source.ids == nullptr ? nullptr : source.ids + kv_head * source.ids_stride) {}
+        ids_(source.ids == nullptr ? nullptr : source.ids + kv_head * source.ids_stride) {
+    if (source.key_bias == nullptr) return;
+    bias_ = source.key_bias + kv_head * source.key_bias_head_stride;
+    if (source.bias_chunks == nullptr) return;
+    bias_chunks_ = source.bias_chunks + kv_head * source.bias_chunks_stride;
+  }
 
   // Tokens begin .. end - 1 into offsets[0 ..]; the last one again until n are filled.
   void fill(int64_t begin, int64_t end, int64_t n, int64_t* offsets) const {
@@ -92,9 +97,22 @@ class Rows {
     while (i < n) offsets[i++] = last;
   }
 
+  // What is added to the scores of tokens begin .. end - 1, in bias[0 ..].
+  void fill_bias(int64_t begin, int64_t end, float* bias) const {
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t chunk = token / source_.chunk_tokens;
+      int64_t id = ids_ == nullptr ? chunk : ids_[chunk];
+      if (bias_chunks_ != nullptr) id = bias_chunks_[id];
+      bias[token - begin] = bias_[id * source_.chunk_tokens + token % source_.chunk_tokens];
+    }
+  }
+  bool has_bias() const { return source_.key_bias != nullptr; }
+
  private:
   const KvSource& source_;
   const int32_t* ids_;
+  const float* bias_ = nullptr;
+  const int32_t* bias_chunks_ = nullptr;
 };
 
 // One item: the partials of all heads of a group over one range of tokens.
@@ -115,6 +133,7 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   block.score.scores = scratch.take<float>(n_heads * int64_t{kDecodeBlock});
   char* queries = scratch.take<char>(n_heads * width * int64_t{sizeof(float)});
   int64_t* offsets = scratch.take<int64_t>(2 * kDecodeBlock);
+  float* bias = scratch.take<float>(kDecodeBlock);
 
   block.score.query_bytes = pack_queries(kernel, p.q + int64_t{range.kv_head} * group * p.head_dim,
                                          group, p.head_dim, queries);
@@ -137,12 +156,14 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   block.score.prefetch_rows = static_cast<int32_t>(step);
 
   const Rows rows(source, range.kv_head);
+  block.bias = rows.has_bias() ? bias : nullptr;
   rows.fill(range.begin, range.end, step, offsets + step);
   for (int64_t token = range.begin; token < range.end; token += step) {
     // This block and the next one: what was next is this now.
     std::copy(offsets + step, offsets + 2 * step, offsets);
     if (token + step < range.end) rows.fill(token + step, range.end, step, offsets + step);
     block.score.n_rows = static_cast<int32_t>(std::min(step, range.end - token));
+    if (rows.has_bias()) rows.fill_bias(token, token + block.score.n_rows, bias);
     kernel.attend_block(block);
   }
 

@@ -83,7 +83,7 @@ Plan make_plan(const PrefillAttendParams& p, const Kernel& kernel) {
 // A worker's scratch memory, cut up.
 struct Buffers {
   std::byte *q, *keys, *values, *kernel_buffer;
-  float *out, *sum, *reference;
+  float *out, *sum, *reference, *bias;
   int32_t *begin, *end;
   int64_t* rows;
   uint8_t* failed;
@@ -106,6 +106,7 @@ struct Buffers {
     begin = reinterpret_cast<int32_t*>(take(plan.n_rows * 4));
     end = reinterpret_cast<int32_t*>(take(plan.n_rows * 4));
     rows = reinterpret_cast<int64_t*>(take(plan.superblock_keys * 8));
+    bias = reinterpret_cast<float*>(take(plan.superblock_keys * 4));
     failed = reinterpret_cast<uint8_t*>(take(plan.n_rows));
     CHECK(next - scratch <= static_cast<int64_t>(kScratchBytes),
           "{} query heads per KV head of dim {} need {} bytes of scratch", plan.group,
@@ -243,6 +244,9 @@ void attend_row_exactly(const PrefillAttendParams& p, const Item& item, int64_t 
                static_cast<double>(static_cast<float>(keys[row + i]));
     }
     score *= p.scale * kLog2e;
+    if (p.bias != nullptr) {
+      score += static_cast<double>(p.bias[item.kv_head * p.bias_head_stride + item.row_of_key(p, u)]);
+    }
     if (!(score < std::numeric_limits<double>::infinity())) {
       sum = kNan;
       break;
@@ -305,6 +309,10 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
     list_rows(p, item, first, n_keys, b.rows);
     std::fill(b.rows + n_keys, b.rows + n_staged, b.rows[n_keys - 1]);
     set_limits(p, plan, item, first, n_keys, b);
+    for (int64_t i = 0; p.bias != nullptr && i < n_staged; ++i) {
+      const int64_t row = b.rows[i] / p.head_dim;
+      b.bias[i] = p.bias[item.kv_head * p.bias_head_stride + row] * kernel.units_per_octave;
+    }
     kernel.stage({.keys = bits(p.keys) + item.kv_head * p.head_stride,
                   .values = bits(p.values) + item.kv_head * p.head_stride,
                   .rows = b.rows,
@@ -325,6 +333,7 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
                    .n_keys = static_cast<int32_t>(n_staged),
                    .padded_dim = static_cast<int32_t>(plan.padded_dim),
                    .exact_exp = p.exact_exp,
+                   .bias = p.bias == nullptr ? nullptr : b.bias,
                    .buffer = b.kernel_buffer});
   }
   return store_rows(p, plan, kernel, item, b);

@@ -71,6 +71,7 @@ struct AttendRows {
   int32_t n_rows = 0;              // a multiple of row_tile
   int32_t n_keys = 0, padded_dim = 0;
   bool exact_exp = false;
+  const float* bias = nullptr;  // [n_keys], kernel units, added to every row's scores; or null
   void* buffer = nullptr;  // buffer_bytes, 64-byte aligned
 };
 
@@ -88,6 +89,7 @@ struct Kernel {
   int32_t head_tile = 1;      // rows_per_head is padded to a multiple of this
   int32_t element_bytes = 2;  // of packed q and staged keys and values
   int32_t buffer_bytes = 0;
+  float units_per_octave = 1;  // of scores
   void (*pack)(const PackRows&) = nullptr;
   void (*stage)(const StageRows&) = nullptr;
   void (*attend)(const AttendRows&) = nullptr;

@@ -76,6 +76,17 @@ void scores(const Block& b, Buffers& buffers) {
   }
 }
 
+void add_bias(const float* bias, int n_keys, Buffers& buffers) {
+  for (int key = 0; key < n_keys; key += 16) {
+    const __m512 x = _mm512_loadu_ps(bias + key);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      float* s = buffers.scores[r] + key;
+      _mm512_store_ps(s, _mm512_add_ps(_mm512_load_ps(s), x));
+    }
+  }
+}
+
 // O += P V for kVectors * 16 columns.
 template <int kVectors>
 void values(const Block& b, const Buffers& buffers, int column) {
@@ -223,6 +234,7 @@ void attend_tile(const AttendRows& a, int row, Buffers& buffers) {
       end[r] = a.end[row + r] - first;
     }
     scores(b, buffers);
+    if (a.bias != nullptr) add_bias(a.bias + first, b.n_keys, buffers);
     weights<Exp>(b, buffers, begin, end, a.reference + row);
     values(b, buffers);
   }
@@ -250,6 +262,7 @@ const Kernel kAvx512Bf16Kernel{.row_tile = kRows,
                                .head_tile = 1,
                                .element_bytes = 2,
                                .buffer_bytes = sizeof(Buffers),
+                               .units_per_octave = kUnitsPerOctave,
                                .pack = pack_tiles,
                                .stage = stage_tiles,
                                .attend = attend_rows,

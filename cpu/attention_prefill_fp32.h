@@ -98,6 +98,7 @@ class Fp32Attention {
     const float* q = nullptr;       // [kRows][d]
     const float* keys = nullptr;    // groups, from the block's first key
     const float* values = nullptr;  // [n_keys][d]
+    const float* bias = nullptr;    // [n_keys] or null
     float* out = nullptr;           // [kRows][d]
     int d = 0, n_keys = 0;
   };
@@ -211,6 +212,7 @@ class Fp32Attention {
     float* s = buffers.scores[r];
     begin = begin < 0 ? 0 : begin;
     end = end > b.n_keys ? b.n_keys : end;
+    for (int key = 0; b.bias != nullptr && key < b.n_keys; ++key) s[key] += b.bias[key];
     for (int key = 0; key < begin && key < b.n_keys; ++key) s[key] = kNothing;
     for (int key = end < 0 ? 0 : end; key < b.n_keys; ++key) s[key] = kNothing;
     Vec highest = splat(kNothing);
@@ -263,6 +265,7 @@ class Fp32Attention {
       b.n_keys = (block_end < last ? block_end : last) - first;
       b.keys = static_cast<const float*>(a.keys) + int64_t{first} * b.d;
       b.values = static_cast<const float*>(a.values) + int64_t{first} * b.d;
+      b.bias = a.bias == nullptr ? nullptr : a.bias + first;
       scores(b, buffers);
       for (int r = 0; r < kRows; ++r) {
         weights(b, buffers, r, a.begin[row + r] - first, a.end[row + r] - first,

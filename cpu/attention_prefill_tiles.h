@@ -185,7 +185,7 @@ class Pipeline {
     asm("" : "+v"(watch));  // now: g++ would gather these operations, and spill their operands
     store_weights(p, s.weights + r * kSliceKeys, s.sums + r * 16);
   }
-  // All rows of a slice of which some rows do not see all. Few slices are.
+  // All rows of a slice of which some rows do not see all (few slices are), or whose keys have a bias.
   __attribute__((noinline)) void masked_weights(const float* scores, int slice) {
     if constexpr (Exp::kNone) return;
     uint16_t* weights = weights_of(weight_parity_, slice);
@@ -200,14 +200,19 @@ class Pipeline {
   struct Visible {
     __m512 a, b;
   };
-  // Row r of the scores of a slice of the current block, -inf where it does not see.
+  // Row r of the scores of a slice of the current block, with their bias, -inf where it does not see.
   Visible visible(const float* scores, int r, int slice) const {
     const int first_key = current_.first + slice * kSliceKeys;
     const int begin = a_.begin[current_.row + r] - first_key;
     const int end = a_.end[current_.row + r] - first_key;
     const float* s = row_of(scores, r);
-    return {load_scores(s, 0, begin, end, true),
-            load_scores(s + kTileFloats - 16, 16, begin, end, true)};
+    Visible v{load_scores(s, 0, begin, end, true),
+              load_scores(s + kTileFloats - 16, 16, begin, end, true)};
+    if (a_.bias != nullptr) {
+      v.a = _mm512_add_ps(v.a, _mm512_loadu_ps(a_.bias + first_key));
+      v.b = _mm512_add_ps(v.b, _mm512_loadu_ps(a_.bias + first_key + 16));
+    }
+    return v;
   }
 
   // ---- values: P of the block before x V, in units of one slice x one pass ----
@@ -277,7 +282,7 @@ class Pipeline {
 
   void step(int slice) {
     const int first_key = current_.first + slice * kSliceKeys;
-    const bool masked = first_key < all_begin_ || first_key + kSliceKeys > all_end_;
+    const bool masked = first_key < all_begin_ || first_key + kSliceKeys > all_end_ || a_.bias != nullptr;
     if (masked) {
       all_scores(b_.scores[score_parity_]);
       masked_weights(b_.scores[score_parity_ ^ 1], slice);
@@ -493,6 +498,7 @@ constexpr Kernel amx_kernel(int tall, void (*attend)(const AttendRows&)) {
   kernel.head_tile = kTileRows;
   kernel.element_bytes = 2;
   kernel.buffer_bytes = sizeof(Buffers);
+  kernel.units_per_octave = kUnitsPerOctave;
   kernel.pack = pack_tiles;
   kernel.stage = stage_tiles;
   kernel.attend = attend;

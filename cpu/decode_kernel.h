@@ -43,6 +43,7 @@ struct DecodeBlock {
   float* out;            // [n_heads][out_stride], even and odd elements split piece by piece
   int64_t out_stride;    // head_dim rounded up to whole pieces
   float* alpha;          // [n_heads] scratch
+  const float* bias;     // [n_rows] added to the scores of every head; or null
 };
 
 // What a level offers. A packed query is one row per head: whole pieces of 2 * lanes elements, as
@@ -152,6 +153,9 @@ void softmax_head(const DecodeBlock& b, int32_t head) {
   float* s = b.score.scores + head * b.score.score_stride;
   const int32_t n = b.score.n_rows;
   const int32_t n_padded = (n + V::kLanes - 1) / V::kLanes * V::kLanes;
+  if (b.bias != nullptr) {
+    for (int32_t i = 0; i < n; ++i) s[i] += b.bias[i];
+  }
   for (int32_t i = n; i < n_padded; ++i) s[i] = -__builtin_inff();
 
   typename V::F top = V::set1(b.max[head]);

@@ -6,6 +6,7 @@
 #include "cpu/codec.h"
 #include "cpu/elementwise.h"
 #include "cpu/gather.h"
+#include "cpu/key_bias.h"
 #include "cpu/landmark.h"
 #include "cpu/linear.h"
 #include "cpu/lowrank.h"

@@ -46,6 +46,7 @@ template <typename Q>
 concept Attends = requires(Q& queue) {
   attend_prefill(queue, PrefillAttendParams{});
   attend_decode(queue, DecodeAttendParams{});
+  make_key_bias(queue, KeyBiasParams{});
   merge_partials(queue, MergeParams{});
 };
 
@@ -65,6 +66,7 @@ concept Selects = requires(Q& queue) {
   encode_landmarks(queue, EncodeLandmarksParams{});
   accumulate_mass(queue, MassParams{});
   pick_chunks(queue, PickParams{});
+  pool_key_bias(queue, PoolBiasParams{});
   decide_reuse(queue, ReuseParams{});
 };
 

@@ -41,6 +41,9 @@ struct ModelConfig {
   bool o_bias = false;
   bool mlp_bias = false;  // gate, up and down
   bool qk_norm = false;   // RMS norm of every query and key head, before RoPE
+  // NOSA: a head that says of every token how much it will be attended, and biases attention by it.
+  // config.json does not tell; the checkpoint's tensors do.
+  bool eviction_head = false;
 
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // generation stops at any of them; may be empty

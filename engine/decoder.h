@@ -26,6 +26,10 @@ inline constexpr int64_t kLogprobRows = 128;
 inline constexpr int64_t kBestWorkspaceBytes = 256;
 // Tokens that are appended together: what a weight is read for.
 inline constexpr int64_t kAppendRows = 64;
+// Of a long append, where the prompt was prefilled with selection: tokens that attend what the first
+// of them selected, and how many at the end, the question perhaps, select each for itself.
+inline constexpr int64_t kAppendShare = 16;
+inline constexpr int64_t kAppendTail = 64;
 // Tokens of decode steps that may be on their way to the device at once.
 inline constexpr int64_t kTokenRing = 64;
 
@@ -86,8 +90,9 @@ class Decoder {
                const ProgressCallback& progress);
   void step(int32_t token);
   // As steps with these tokens, at most kAppendRows, bit by bit but where steps are replayed; every
-  // layer's weights are read once for all of them. The logits are those behind the last one.
-  void append(std::span<const int32_t> ids);
+  // layer's weights are read once for all of them. With share > 1 the first of every share tokens
+  // selects for all of them. The logits are those behind the last one.
+  void append(std::span<const int32_t> ids, int64_t share = 1);
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
   // What is kept here from one step to the next: logits [vocab_size] of the last token, and the
@@ -234,7 +239,7 @@ void Decoder<Device, Host>::step(int32_t token) {
 }
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::append(std::span<const int32_t> ids) {
+void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) {
   const auto n = static_cast<int64_t>(ids.size());
   CHECK(n <= kAppendRows, "{} tokens", n);
   forget_recording();
@@ -245,7 +250,7 @@ void Decoder<Device, Host>::append(std::span<const int32_t> ids) {
     transformer_.step_inputs(layer, hidden_, n);
     for (int64_t i = 0; i < n; ++i) {
       const Projections inputs = transformer_.step_row(layer, i);
-      store_.append(layer, inputs, i);
+      store_.append(layer, inputs, i, /*as_before=*/i % share != 0);
       store_.attend(layer, inputs.q, transformer_.attended() + i * config_.q_width());
     }
     transformer_.end_layer(layer, hidden_, n, /*alone=*/true);

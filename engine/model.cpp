@@ -6,6 +6,7 @@
 #include "engine/fingerprint.h"
 #include "engine/known_models.h"
 #include "engine/saved_session.h"
+#include "engine/weights.h"
 
 namespace tiercel {
 
@@ -31,6 +32,7 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
 std::shared_ptr<Model> Model::open(const std::string& directory, const ModelOptions& options) {
   // The configuration first: its errors are the cheapest to find.
   ModelConfig config = load_config(directory);
+  config.eviction_head = has_eviction_head(directory);
   return open_on_backend({directory}, std::move(config), options);
 }
 

@@ -52,7 +52,8 @@ struct ModelOptions {
 //   cap        at most miss_cap chunks are fetched per KV head and step; estimate: those left out count
 //              as one key and value each, their means
 //   static     static_budget: tokens that stay exact on the device because the prompt's last queries
-//              attended them most; drop_share: chunks that they attended least never compete
+//              attended them most; drop_share: chunks that they attended least never compete. A model
+//              with an eviction head says so itself
 struct SelectionOptions {
   IndexKind index = IndexKind::kMean;
   int64_t chunk_size = 8;      // tokens per chunk

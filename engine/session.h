@@ -83,8 +83,9 @@ class Session {
   virtual void step(int32_t token) = 0;
 
   // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
-  // them, and faster, as weights are read once for many. The logits are then those after the last
-  // one. False: the callback (phase "append") asked to stop; n_tokens() says how many are in. Throws
+  // them, and faster, as weights are read once for many. Where the prompt was prefilled with selection,
+  // lists are shared as they were there, 16 tokens each, but for the last 64 tokens; not where layers
+  // share them. The logits are then those after the last one. False: the callback (phase "append") asked to stop; n_tokens() says how many are in. Throws
   // as step, before anything is appended.
   virtual bool append(std::span<const int32_t> ids, const ProgressCallback& progress) = 0;
 

@@ -153,6 +153,10 @@ void check_codecs(const SelectionOptions& s, const ModelConfig& config) {
       fail(ErrorKind::kUsage, "{}: codes come in groups of 32, this {} is {}", flag, what, width);
     }
   };
+  if (config.eviction_head && s.estimate) {
+    fail(ErrorKind::kUsage, "--estimate: a chunk's mean does not know what this model's eviction head "
+                            "says of its tokens; leave it out");
+  }
   const int64_t d = config.head_dim;
   if (s.value_codec != RowCodec::kBf16) require_groups(d, "--value-codec", "model's head_dim");
   if (s.key_codec == KeyCodec::kInt8 || s.key_codec == KeyCodec::kInt4) {
@@ -316,6 +320,7 @@ KvShape kv_shape(const ModelConfig& c) {
   shape.n_kv_heads = static_cast<int32_t>(c.n_kv_heads);
   shape.head_dim = static_cast<int32_t>(c.head_dim);
   shape.window = c.sliding_window;
+  shape.eviction_head = c.eviction_head;
   return shape;
 }
 

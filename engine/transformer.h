@@ -131,7 +131,7 @@ Projections Transformer<Device>::separate_inputs(const LayerWeights& w, const bf
   project(normed_, w.q, w.q_bias, q_, n, hidden, config_.q_width(), false, alone);
   project(normed_, w.k, w.k_bias, k_, n, hidden, config_.kv_width(), false, alone);
   project(normed_, w.v, w.v_bias, v_, n, hidden, config_.kv_width(), false, alone);
-  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n};
+  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n, w.delta, w.a};
 }
 
 template <Backend Device>
@@ -172,10 +172,10 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
   const int64_t q = config_.q_width(), kv = config_.kv_width();
   const float eps = static_cast<float>(config_.rms_eps);
   if (w.qkv == nullptr) {
-    return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1};
+    return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a};
   }
   bf16* joined = qkv_ + row * (q + 2 * kv);
-  return {joined, joined + q, joined + q + kv, w.q_norm, w.k_norm, eps, 1};
+  return {joined, joined + q, joined + q + kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a};
 }
 
 template <Backend Device>

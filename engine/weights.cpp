@@ -21,12 +21,17 @@ constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; 
 
 }  // namespace
 
+bool has_eviction_head(const std::string& directory) {
+  return Checkpoint::open(directory).find("model.layers.0.self_attn.delta.weight") != nullptr;
+}
+
 int64_t parameter_count(const ModelConfig& c) {
   int64_t layer = 2 * c.hidden;  // norms
   layer += (2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate) * c.hidden;
   if (c.qkv_bias) layer += c.q_width() + 2 * c.kv_width();
   if (c.o_bias) layer += c.hidden;
   if (c.qk_norm) layer += 2 * c.head_dim;
+  if (c.eviction_head) layer += c.n_kv_heads * (c.kv_width() + 1);
   if (c.mlp_bias) layer += 2 * c.intermediate + c.hidden;
   const int64_t embeddings = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden;
   return c.n_layers * layer + embeddings + c.hidden;
@@ -60,6 +65,10 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     if (c.qk_norm) {
       want(&w.q_norm, attention + "q_norm.weight", {c.head_dim});
       want(&w.k_norm, attention + "k_norm.weight", {c.head_dim});
+    }
+    if (c.eviction_head) {
+      want(&w.delta, attention + "delta.weight", {c.n_kv_heads, c.kv_width()});
+      want(&w.a, attention + "A", {c.n_kv_heads});
     }
     want(&w.gate, mlp + "gate_proj.weight", {c.intermediate, c.hidden});
     want(&w.up, mlp + "up_proj.weight", {c.intermediate, c.hidden});

@@ -26,6 +26,7 @@ struct LayerWeights {
   const bf16* qkv_bias = nullptr;  // likewise, or null
   const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;  // [width] or null
   const bf16 *q_norm = nullptr, *k_norm = nullptr;                     // [head_dim] or null
+  const bf16 *delta = nullptr, *a = nullptr;  // [n_kv_heads][kv width], [n_kv_heads]; or null
   const bf16 *o = nullptr, *o_bias = nullptr;                          // [hidden][q width]
   const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;  // [ffn][hidden] x2, [hidden][ffn]
   const bf16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
@@ -49,6 +50,10 @@ struct WeightTensor {
     return n;
   }
 };
+// Whether this checkpoint's layers have an eviction head (ModelConfig). Errors: those of
+// Checkpoint::open.
+bool has_eviction_head(const std::string& directory);
+
 // Every tensor of a model of this configuration, in a fixed order; the targets lie in `weights`,
 // whose layers are made. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);

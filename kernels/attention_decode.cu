@@ -52,8 +52,16 @@ bool takes_tiles(const DecodeAttendParams& p) {
   return true;
 }
 
-// Shared memory does not hold two tiles per warp at head_dim 256.
-bool takes_few(const DecodeAttendParams& p) { return takes_tiles(p) && p.head_dim <= 128; }
+bool has_key_bias(const DecodeAttendParams& p) {
+  return std::any_of(p.sources, p.sources + p.n_sources,
+                     [](const KvSource& source) { return source.key_bias != nullptr; });
+}
+
+// Shared memory does not hold two tiles per warp at head_dim 256. Biases of keys are rare enough for
+// one kernel to know them.
+bool takes_few(const DecodeAttendParams& p) {
+  return takes_tiles(p) && p.head_dim <= 128 && !has_key_bias(p);
+}
 
 int64_t max_tokens(const KvSource& source) {
   return source.ids != nullptr ? source.ids_stride * source.chunk_tokens
@@ -110,6 +118,10 @@ Source make_source(const KvSource& from) {
   to.shift = 31 + std::bit_width(c - 1);
   to.reciprocal = static_cast<uint32_t>(((uint64_t{1} << to.shift) + c - 1) / c);
   to.bias = from.bias;
+  to.key_bias = from.key_bias;
+  to.key_bias_head_stride = from.key_bias_head_stride;
+  to.bias_chunks = from.bias_chunks;
+  to.bias_chunks_stride = from.bias_chunks_stride;
   return to;
 }
 
@@ -158,11 +170,15 @@ void launch_few(Stream& stream, Params params, const DecodeAttendParams& p) {
 }
 
 template <int kHeadDim>
-void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks) {
+void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks, bool key_bias) {
   const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
                   n_row_blocks);
-  launch_dependent<attend_tiles<kHeadDim>>(stream, grid, kThreads, Layout<kHeadDim>::kSharedBytes,
-                                           params);
+  constexpr size_t kBytes = Layout<kHeadDim>::kSharedBytes;
+  if (key_bias) {
+    launch_dependent<attend_tiles<kHeadDim, true>>(stream, grid, kThreads, kBytes, params);
+  } else {
+    launch_dependent<attend_tiles<kHeadDim, false>>(stream, grid, kThreads, kBytes, params);
+  }
 }
 
 template <int kMaxPartials>
@@ -225,10 +241,10 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
     launch_dependent<attend_plain>(stream, grid, kThreads, kPlainShared, params);
   } else {
     switch (p.head_dim) {
-      case 64: launch_tiles<64>(stream, params, n_row_blocks); break;
-      case 96: launch_tiles<96>(stream, params, n_row_blocks); break;
-      case 128: launch_tiles<128>(stream, params, n_row_blocks); break;
-      default: launch_tiles<256>(stream, params, n_row_blocks); break;
+      case 64: launch_tiles<64>(stream, params, n_row_blocks, has_key_bias(p)); break;
+      case 96: launch_tiles<96>(stream, params, n_row_blocks, has_key_bias(p)); break;
+      case 128: launch_tiles<128>(stream, params, n_row_blocks, has_key_bias(p)); break;
+      default: launch_tiles<256>(stream, params, n_row_blocks, has_key_bias(p)); break;
     }
   }
   if (params.merge_at_once) return;

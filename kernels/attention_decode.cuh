@@ -44,6 +44,10 @@ struct Source {
   uint32_t reciprocal = 0;
   int32_t shift = 0;
   float bias = 0;  // of every score, log2 units
+  const float* key_bias = nullptr;  // of every key, as in KvSource
+  int64_t key_bias_head_stride = 0;
+  const int32_t* bias_chunks = nullptr;
+  int64_t bias_chunks_stride = 0;
 };
 
 struct Params {
@@ -130,6 +134,17 @@ GPU Share share_of(int n_tiles, int worker, int n_workers) {
   return {first, static_cast<int>(int64_t{n_tiles} * (worker + 1) / n_workers) - first};
 }
 
+// Where token is in its source.
+struct Within {
+  int id, row;  // of its chunk
+};
+GPU Within find_token(const Source& source, int kv_head, int token) {
+  const int chunk = static_cast<int>(uint64_t{static_cast<uint32_t>(token)} * source.reciprocal >>
+                                     source.shift);
+  const int id = source.ids != nullptr ? source.ids[kv_head * source.ids_stride + chunk] : chunk;
+  return {id, token - chunk * source.chunk_tokens};
+}
+
 // One row of a tile. live: the keys of the tile, at most kTile; 0 or less past the last tile.
 struct Row {
   int64_t offset;  // in elements from the KV head's first row
@@ -148,13 +163,29 @@ GPU Row find_row(const Params& p, const Notes& notes, int kv_head, int tile, int
   const int left = n_tokens - tile * kTile;
   Row found{0, s, left < kTile ? left : kTile};
   if (token < n_tokens) {
-    const int chunk = static_cast<int>(uint64_t{static_cast<uint32_t>(token)} * source.reciprocal >>
-                                       source.shift);
-    const int within = token - chunk * source.chunk_tokens;
-    const int id = source.ids != nullptr ? source.ids[kv_head * source.ids_stride + chunk] : chunk;
-    found.offset = id * source.chunk_stride + within * source.token_stride;
+    const Within at = find_token(source, kv_head, token);
+    found.offset = at.id * source.chunk_stride + at.row * source.token_stride;
   }
   return found;
+}
+
+// What is added to the score of one row of a tile, beside the source's bias.
+GPU float find_key_bias(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
+  int s = 0;
+  for (; s + 1 < p.n_sources; ++s) {
+    const int n = tiles_of(notes.n_tokens[s]);
+    if (tile < n) break;
+    tile -= n;
+  }
+  const Source& source = p.sources[s];
+  const int token = tile * kTile + row;
+  if (source.key_bias == nullptr || token >= notes.n_tokens[s]) return 0.0f;
+  Within at = find_token(source, kv_head, token);
+  if (source.bias_chunks != nullptr) {
+    at.id = source.bias_chunks[kv_head * source.bias_chunks_stride + at.id];
+  }
+  return source.key_bias[kv_head * source.key_bias_head_stride +
+                         int64_t{at.id} * source.chunk_tokens + at.row];
 }
 
 // ---- merging ------------------------------------------------------------------------------------
@@ -427,7 +458,9 @@ KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
       for (int e = lane / 16; e < d; e += 2) s = fmaf(to_float(q[e]), to_float(key[e]), s);
     }
     s += shuffle_xor(s, 16);
-    s = lane % 16 < live ? fmaf(s, p.scale, source.bias) : -kInf;
+    const float bias =
+        source.bias + find_key_bias(p, notes, work.kv_head, share.first + i, lane % 16);
+    s = lane % 16 < live ? fmaf(s, p.scale, bias) : -kInf;
 
     // Weights.
     float top = fmaxf(max, s);

@@ -119,6 +119,20 @@ GPU void score_tile(float (&s)[2][4], const Queries<kHeadDim>& queries, const ui
   }
 }
 
+// s += the biases of the tile's keys, of which lane r has that of key r, in units of the scores.
+GPU void add_key_bias(float (&s)[2][4], float mine, int lane) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float bias =
+          gpu::bits_to_float(gpu::shuffle(gpu::float_to_bits(mine), j * 8 + 2 * (lane % 4) + e));
+      s[j][e] += bias;
+      s[j][2 + e] += bias;
+    }
+  }
+}
+
 // p = exp2(s - max) as bf16, for the lane's rows lane/4 and lane/4 + 8; alpha rescales what was
 // summed under the old maximum. sum stays per lane until the end.
 GPU void weigh_tile(uint32_t (&p)[4], float (&alpha)[2], float (&s)[2][4], float (&max)[2],
@@ -203,8 +217,9 @@ GPU Work work_of_block(const Params& p) {
   return work;
 }
 
-// Grid: splits, KV heads, blocks of 16 heads of the group.
-template <int kHeadDim>
+// Grid: splits, KV heads, blocks of 16 heads of the group. kKeyBias: some source has one; its tiles are
+// looked up a second time.
+template <int kHeadDim, bool kKeyBias>
 KERNEL(kThreads, Layout<kHeadDim>::kBlocksPerProcessor)
 attend_tiles(const GRID_CONST Params p) {
   using namespace gpu;
@@ -254,6 +269,10 @@ attend_tiles(const GRID_CONST Params p) {
     float s[2][4] = {}, alpha[2];
     uint32_t weights[4];
     score_tile<kHeadDim>(s, queries, keys, lane);
+    if constexpr (kKeyBias) {
+      const float mine = find_key_bias(p, notes, work.kv_head, share.first + i, lane % 16);
+      add_key_bias(s, mine / p.scale, lane);
+    }
     weigh_tile(weights, alpha, s, max, sum, live_of(tile), p.scale, bias, lane);
     add_values<kHeadDim>(o, alpha, weights, keys + L::kTileBytes, lane);
   }

@@ -54,7 +54,11 @@ unsigned grid_of(const Job& job) { return blocks_for(int64_t{job.n_tiles} * job.
 template <class Shape>
 void launch_mma(Stream& stream, const PrefillAttendParams& p) {
   const Job job = make_job(p, Shape::kQueries);
-  launch<attend_prefill_mma<Shape>>(stream, grid_of(job), Shape::kThreads, Shape::kBytes, job);
+  if (p.bias != nullptr) {
+    launch<attend_prefill_mma<Shape, true>>(stream, grid_of(job), Shape::kThreads, Shape::kBytes, job);
+  } else {
+    launch<attend_prefill_mma<Shape, false>>(stream, grid_of(job), Shape::kThreads, Shape::kBytes, job);
+  }
 }
 
 template <int kDim, int kKeys>
@@ -82,7 +86,7 @@ int32_t box_rows_of(const PrefillAttendParams& p, int32_t key_tile) {
 
 bool hopper_can(const Stream& stream, const PrefillAttendParams& p) {
   const int32_t key_tile = p.head_dim <= 128 ? 128 : 80;
-  return stream.architecture() == 90 && make_job(p, 1).aligned &&
+  return stream.architecture() == 90 && make_job(p, 1).aligned && p.bias == nullptr &&
          (p.block_tokens == 0 || box_rows_of(p, key_tile) % 8 == 0);
 }
 

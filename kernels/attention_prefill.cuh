@@ -120,6 +120,24 @@ GPU void mask_scores(float (&s)[kN], int first, int end, uint32_t window) {
   }
 }
 
+// The biases of keys first .., in units of the scores.
+template <int kN>
+GPU void add_key_bias(float (&s)[kN], const Job& job, const Tile& tile, int first) {
+  const float* bias = job.op.bias + tile.kv_head * job.op.bias_head_stride;
+  const float per_octave = 1.0f / job.unit;
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int key = first + i * 8 + lane_column() + e;
+      if (key >= tile.n_keys) continue;  // nobody sees it
+      const float x = bias[tile.list.row(key)] * per_octave;
+      s[i * 4 + e] += x;
+      s[i * 4 + 2 + e] += x;
+    }
+  }
+}
+
 // Scores to weights; alpha is what everything summed before shrinks by. A NaN is no maximum, but
 // makes its weight and with it the sum NaN.
 template <int kN>
@@ -233,6 +251,9 @@ GPU void attend_row_exactly(const Job& job, int64_t token, int head) {
     double score = -gpu::kInf;
     if (u < end) {
       score = dot(op.q + at, keys + list.row(u) * d, d) * static_cast<double>(job.unit);
+      if (op.bias != nullptr) {
+        score += static_cast<double>(op.bias[kv_head * op.bias_head_stride + list.row(u)]);
+      }
     }
     if (gpu::ballot(!(score < gpu::kInf)) != 0) {
       sum = __builtin_nan("");

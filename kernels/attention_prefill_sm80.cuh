@@ -160,7 +160,7 @@ struct MmaWarp {
   }
 };
 
-template <class Shape>
+template <class Shape, bool kKeyBias>
 KERNEL(Shape::kThreads, 1)
 attend_prefill_mma(const GRID_CONST Job job) {
   using namespace gpu;
@@ -187,6 +187,7 @@ attend_prefill_mma(const GRID_CONST Job job) {
     copy_wait<0>();
     sync_threads();  // the values are here, and everybody is done with the keys
     if (it > 0) load.rows(smem + Shape::kKeysAt, job.op.keys, first - kKeys);
+    if constexpr (kKeyBias) add_key_bias(warp.scores, job, tile, first);
     // In 64 bits: an unlimited window reaches far below zero.
     if (first + kKeys > first_end || first + int64_t{job.window} < first_end + 15) {
       mask_scores(warp.scores, first, tile.first_end + row, job.window);

@@ -8,6 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gather.h"
 #include "kernels/graph.h"
+#include "kernels/key_bias.h"
 #include "kernels/landmark.h"
 #include "kernels/linear.h"
 #include "kernels/lowrank.h"

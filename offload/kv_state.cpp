@@ -24,8 +24,15 @@ class LayerBlocks {
 
   void collect() {
     window();
+    if (l_.shape.eviction_head) {
+      heads(StatePart::kKeyBias, state_.n_tokens, o_.capacity, sizeof(float));
+    }
     if (!l_.tiered(layer_)) return;
     exact_regions();
+    if (l_.shape.eviction_head && l_.indexed(layer_)) {
+      const int64_t n = kv() * s_.n_exact;
+      ints(StatePart::kExactIds, 1, n, n, 0, std::max<int64_t>(s_.end_chunk, 1));
+    }
     if (l_.indexed(layer_)) index();
     coded_keys();
     home();
@@ -221,6 +228,8 @@ const char* name_of(StatePart part) {
     case StatePart::kDroppedIds: return "dropped chunks";
     case StatePart::kDroppedCounts: return "dropped counts";
     case StatePart::kResidualEnergy: return "residual energy";
+    case StatePart::kKeyBias: return "key bias";
+    case StatePart::kExactIds: return "exact chunks";
   }
   return "";
 }

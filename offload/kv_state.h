@@ -6,7 +6,7 @@
 //   here        only the rows in use: n_rows runs of row_bytes, stride apart in memory
 //
 // Left out is what the prompt needed only (planes, masses, ids of the exact chunks, which were
-// gathered) and statistics. It knows no addresses: those are the store's (kv_store_state.h).
+// gathered, but for models with an eviction head) and statistics. It knows no addresses: those are the store's (kv_store_state.h).
 #pragma once
 
 #include <cstdint>
@@ -69,7 +69,9 @@ enum class StatePart : uint8_t {
   kListCounts,
   kDroppedIds,
   kDroppedCounts,
-  kResidualEnergy
+  kResidualEnergy,
+  kKeyBias,
+  kExactIds
 };
 const char* name_of(StatePart part);
 

@@ -39,6 +39,9 @@ struct Projections {
   const bf16* k_norm = nullptr;
   float norm_eps = 0;
   int64_t n_tokens = 0;
+  // The eviction head, where the model has one (KeyBiasParams).
+  const bf16* delta = nullptr;
+  const bf16* a = nullptr;
 };
 
 // What selection did so far. Counts are summed over layers and KV heads.
@@ -77,8 +80,9 @@ class KvStore {
   // ---- decode, one token at position n_tokens() ----
   // Several tokens may pass through a layer, one append and attend after the other, before the next
   // layer has its turn: `ahead` of them did already. Not where layers share a list, nor in an audited
-  // step.
-  void append(int64_t layer, const Projections& p, int64_t ahead = 0);
+  // step. as_before: this token attends what the one before it selected, unless chunks leave the
+  // window; not where layers share a list.
+  void append(int64_t layer, const Projections& p, int64_t ahead = 0, bool as_before = false);
   void attend(int64_t layer, const bf16* q, bf16* out);
   // attend in two halves, so that what one store fetches between them arrives while others attend.
   void begin_attend(int64_t layer, const bf16* q, bf16* out);
@@ -170,6 +174,7 @@ class KvStore {
     // At home: planes of capacity rows, or rows of codes.
     bf16 *home_keys = nullptr, *home_values = nullptr;
     std::byte* value_codes = nullptr;
+    float* key_bias = nullptr;   // [kv][capacity], row r of position r; with an eviction head
     bf16* audit_keys = nullptr;  // a plane of exact keys, only where nothing else has them
     bf16* slots = nullptr;       // [kv][n_slots][record]
     SlotState slot_state;
@@ -215,6 +220,7 @@ class KvStore {
   PartialView take_partial(Arena<Device>& device_arena);
 
   RopeAppendParams rope_append_params(const Projections& p) const;
+  void append_key_bias(const Layer& layer, const Projections& p, int64_t first_token);
   LandmarkParams landmark_params(const bf16* rows, int64_t head_stride, int64_t first_row,
                                  int64_t first_chunk, int64_t end_chunk) const;
   void copy_rows(const bf16* source, int64_t source_stride, bf16* target, int64_t target_stride,
@@ -266,6 +272,8 @@ class KvStore {
   // Also what merge_with, if any, and out make together, where final_out is given.
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
                       const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
+  void attend_as_before(int64_t layer, const bf16* q, bf16* out);
+  void add_key_bias(const Layer& layer, int64_t first_position, KvSource& source) const;
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
   KvSource home_source(int64_t layer) const;
   KvSource estimate_source(int64_t layer) const;
@@ -307,6 +315,8 @@ class KvStore {
   int64_t position_ = 0;  // of the token in hand
   int64_t steps_ = 0;  // (layer, step) pairs that selected
   Pending pending_;
+  int64_t chosen_ = 0;  // chunks that the lists in hand have room for
+  bool as_before_ = false;  // the token in hand attends them
   bool auditing_ = false;
   bool recording_ = false;
   int64_t* clock_ = nullptr;  // [1]

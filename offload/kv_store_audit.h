@@ -74,6 +74,7 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   selected.ids = lists.ids;
   selected.counts = lists.counts;
   selected.ids_stride = selected_per_head(layer);
+  add_key_bias(layer, 0, selected);
   attend_sources(q, sources.data(), n + 1, audit_partials_[0]);
 
   // Everything: the window, and all that precedes it (sinks and outliers included) from the host.

@@ -6,7 +6,8 @@
 namespace tiercel {
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead) {
+void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead,
+                                   bool as_before) {
   position_ = n_tokens_ + ahead;
   CHECK(p.n_tokens == 1 && position_ < layout_.settings.capacity, "{} of {}", position_,
         layout_.settings.capacity);
@@ -21,9 +22,16 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
   append.first_position = position_;
   append.later = later();
   rope_append(device_, append);
+  append_key_bias(layer, p, position_);
   const int64_t window = layout_.shape.window[index];
   if (window > 0) recent.first = std::max(recent.first, position_ + 1 - window);
-  // Once at most, but for a window that was restored from a backend with longer ones.
+  // What leaves the window must be selected to be attended, so it stays while a list does, as long as
+  // make_room will find it in the upper half.
+  const int64_t most = layout_.settings.recent + layout_.retire_tokens + chunk();
+  as_before_ = as_before && layout_.tiered(index) && chosen_ > 0 && position_ + 1 - recent.first < most;
+  if (as_before_) return;
+  // Once at most, but after such tokens, or for a window that was restored from a backend with longer
+  // ones.
   while (layout_.tiered(index) && retire_chunks(index)) {
   }
 }
@@ -105,10 +113,29 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   const int64_t row = (recent.first - recent.base) * d();
   plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
   sources[0].later = later();  // never empty: the newest token is in it
+  add_key_bias(layer, recent.first, sources[0]);
   plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
-  plane(layer.exact_keys, layer.exact_values, layout_.outlier_rows * d(),
-        layout_.tiered(index) ? index_of(index).n_exact * chunk() : 0);
+  if (layer.n_sinks > 0) add_key_bias(layer, 0, sources[n - 1]);
+  const int64_t n_exact = layout_.tiered(index) ? index_of(index).n_exact : 0;
+  plane(layer.exact_keys, layer.exact_values, layout_.outlier_rows * d(), n_exact * chunk());
+  if (n_exact > 0 && layer.key_bias != nullptr) {
+    KvSource& exact = sources[n - 1];
+    exact.chunk_tokens = chunk();
+    exact.chunk_stride = chunk() * d();
+    add_key_bias(layer, 0, exact);
+    exact.bias_chunks = index_of(index).exact_ids;
+    exact.bias_chunks_stride = n_exact;
+  }
   return n;
+}
+
+// first_position: of the source's first row, or of its chunk 0.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::add_key_bias(const Layer& layer, int64_t first_position,
+                                         KvSource& source) const {
+  if (layer.key_bias == nullptr) return;
+  source.key_bias = layer.key_bias + first_position;
+  source.key_bias_head_stride = layout_.settings.capacity;
 }
 
 template <typename Device, typename Host>
@@ -123,7 +150,11 @@ KvSource KvStore<Device, Host>::slot_source(const Layer& layer, const int32_t* s
   source.chunk_tokens = chunk();
   source.ids = slots;
   source.counts = counts;
-  source.ids_stride = selected_per_head(layer);
+  source.ids_stride = chosen_;
+  add_key_bias(layer, 0, source);
+  if (layer.key_bias == nullptr) return source;
+  source.bias_chunks = layer.slot_state.chunk_of_slot;
+  source.bias_chunks_stride = layout_.n_slots;
   return source;
 }
 
@@ -141,7 +172,8 @@ KvSource KvStore<Device, Host>::home_source(int64_t index) const {
   source.chunk_tokens = chunk();
   source.ids = lists.ids;
   source.counts = lists.counts;
-  source.ids_stride = selected_per_head(layer);
+  source.ids_stride = chosen_;
+  add_key_bias(layer, 0, source);
   return source;
 }
 
@@ -157,7 +189,7 @@ KvSource KvStore<Device, Host>::estimate_source(int64_t index) const {
   source.chunk_tokens = 1;
   source.ids = its.lists.dropped_ids;
   source.counts = its.lists.dropped_counts;
-  source.ids_stride = selected_per_head(layers_[index]);
+  source.ids_stride = chosen_;
   source.bias = std::log2(static_cast<float>(chunk()));
   return source;
 }
@@ -237,8 +269,29 @@ void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
+  if (as_before_) {
+    attend_as_before(index, q, out);
+    return;
+  }
   begin_attend(index, q, out);
   end_attend(index, q, out);
+}
+
+// What was selected is in its slots by now.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16* out) {
+  const Layer& layer = layers_[index];
+  std::array<KvSource, 7> sources;
+  int n_sources = exact_sources(index, position_ + 1, sources.data());
+  ++steps_;
+  if (layout_.resident(index)) {
+    sources[n_sources++] = home_source(index);
+  } else {
+    sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
+    sources[n_sources++] = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
+    if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
+  }
+  attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
 }
 
 // 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side queue,
@@ -250,6 +303,7 @@ void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   const int64_t k = layout_.tiered(index) ? selected_per_head(layer) : 0;
   pending_ = {};
+  chosen_ = k;
   if (k == 0) {
     attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
     return;

@@ -190,11 +190,25 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
   pick_chunks(device_, pick);
 }
 
-// The attention of the prompt's last queries, as far as the means of chunks tell.
+// What the model's eviction head says of them; without one, the attention of the prompt's last queries,
+// as far as the means of chunks tell.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
   const Layer& l = layers_[layer];
   const Index& index = l.index;
+  if (l.key_bias != nullptr) {
+    PoolBiasParams pool;
+    pool.bias = l.key_bias;
+    pool.bias_head_stride = layout_.settings.capacity;
+    pool.first_chunk = l.first_chunk;
+    pool.n_chunks = l.end_chunk - l.first_chunk;
+    pool.chunk_tokens = chunk();
+    pool.n_kv_heads = layout_.shape.n_kv_heads;
+    pool.score = workspace_.chunk_mass;
+    pool.score_stride = layout_.chunks;
+    pool_key_bias(device_, pool);
+    return;
+  }
   MassParams params;
   params.q = last_q_;
   params.n_tokens = n_last_q_;

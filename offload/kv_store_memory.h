@@ -39,6 +39,8 @@ void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Are
   layer.recent.capacity = layout_.exact_capacity(index);
   layer.recent.keys = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
   layer.recent.values = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
+  layer.key_bias = device.template take<float>(
+      Purpose::kKeys, layout_.shape.eviction_head ? o.capacity * kv() : 0);
   if (!layout_.tiered(index)) return;
   layer.sink_keys = device.template take<bf16>(Purpose::kExact, o.sinks * width);
   layer.sink_values = device.template take<bf16>(Purpose::kExact, o.sinks * width);

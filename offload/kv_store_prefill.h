@@ -23,6 +23,24 @@ RopeAppendParams KvStore<Device, Host>::rope_append_params(const Projections& p)
 }
 
 template <typename Device, typename Host>
+void KvStore<Device, Host>::append_key_bias(const Layer& layer, const Projections& p,
+                                            int64_t first_token) {
+  if (layer.key_bias == nullptr) return;
+  KeyBiasParams params;
+  params.v = p.v;
+  params.delta = p.delta;
+  params.a = p.a;
+  params.bias = layer.key_bias;
+  params.bias_head_stride = layout_.settings.capacity;
+  params.first_row = first_token;
+  params.later = later();
+  params.n_tokens = p.n_tokens;
+  params.n_kv_heads = layout_.shape.n_kv_heads;
+  params.head_dim = layout_.shape.head_dim;
+  make_key_bias(device_, params);
+}
+
+template <typename Device, typename Host>
 void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
                                           int64_t first_token) {
   const bool planes = layout_.layer_planes;
@@ -37,6 +55,7 @@ void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
   append.first_position = first_token;
   if (planes) await_offload(first_token + p.n_tokens);
   rope_append(device_, append);
+  append_key_bias(layers_[index], p, first_token);
   append_landmarks(index, append, first_token, p.n_tokens);
 }
 
@@ -59,6 +78,8 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t 
   attend.head_dim = layout_.shape.head_dim;
   attend.scale = scale_;
   attend.exact_exp = exact_exp_;
+  attend.bias = layers_[index].key_bias;
+  attend.bias_head_stride = layout_.settings.capacity;
   n_last_q_ = std::min(n_tokens, kMaxMassTokens);
   last_q_ = q + (n_tokens - n_last_q_) * attend.n_heads * d();
   if (layout_.settings.select_prefill && !dense && attend.window == 0) {

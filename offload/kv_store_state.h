@@ -110,6 +110,8 @@ void* KvStore<Device, Host>::address_of(const StateBlock& block) {
     case StatePart::kDroppedIds: return index.lists.dropped_ids;
     case StatePart::kDroppedCounts: return index.lists.dropped_counts;
     case StatePart::kResidualEnergy: return residual_energy_;
+    case StatePart::kKeyBias: return layer.key_bias;
+    case StatePart::kExactIds: return index.exact_ids;
   }
   return nullptr;
 }

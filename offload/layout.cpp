@@ -111,6 +111,10 @@ int64_t KvLayout::coded_key_bytes() const {
   return 0;
 }
 
+int64_t KvLayout::key_bias_bytes() const {
+  return shape.eviction_head ? settings.capacity * shape.n_kv_heads * 4 : 0;
+}
+
 int64_t KvLayout::slot_bytes(int64_t layer) const {
   if (resident(layer)) return 0;
   return shape.n_kv_heads * (n_slots * record * kBf16 + (chunks + 2 * n_slots) * 4);
@@ -133,6 +137,7 @@ PurposeBytes KvLayout::held_bytes() const {
   const int64_t width = shape.key_width(), n_kv = shape.n_kv_heads;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     add(Purpose::kExact, 2 * exact_capacity(layer) * width * kBf16);
+    add(Purpose::kKeys, key_bias_bytes());
     if (!tiered(layer)) continue;
     add(Purpose::kExact, 2 * (o.sinks + outlier_rows) * width * kBf16);
     add(Purpose::kLandmarks, index_bytes(layer));

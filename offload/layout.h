@@ -21,6 +21,7 @@ struct KvShape {
   int64_t n_layers = 0;
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   std::vector<int64_t> window;  // per layer; 0: attends everything
+  bool eviction_head = false;   // every token biases its own scores (KeyBiasParams)
 
   int64_t key_width() const { return int64_t{n_kv_heads} * head_dim; }
 };
@@ -143,6 +144,7 @@ struct KvLayout {
   // Of one layer, in bytes.
   int64_t index_bytes(int64_t layer) const;
   int64_t coded_key_bytes() const;
+  int64_t key_bias_bytes() const;
   int64_t slot_bytes(int64_t layer) const;
   int64_t home_value_bytes() const;
   int64_t home_key_bytes(int64_t layer) const;

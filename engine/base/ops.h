@@ -192,6 +192,35 @@ struct RopeAppendParams {
   RopeView rope;
 };
 
+// What an eviction head (NOSA) says of a token: how much it will be attended, whatever the query. It is
+// a bias of attention too:
+//   bias[j][first_row + t] = a[j] * softplus(sum_i delta[j][i] v[t][i]) * log2(e),
+// fp32, softplus(x) = log(1 + e^x).
+struct KeyBiasParams {
+  const bf16* v = nullptr;      // [n_tokens][n_kv_heads * head_dim]
+  const bf16* delta = nullptr;  // [n_kv_heads][n_kv_heads * head_dim]
+  const bf16* a = nullptr;      // [n_kv_heads]
+  float* bias = nullptr;        // [n_kv_heads][capacity]
+  int64_t bias_head_stride = 0;
+  int64_t first_row = 0;
+  const int64_t* later = nullptr;  // added to first_row; null: 0
+  int64_t n_tokens = 0;
+  int32_t n_kv_heads = 0, head_dim = 0;
+};
+
+// What the head says of chunks first_chunk .. first_chunk + n_chunks - 1: the greatest of the means
+// over windows of kBiasWindow tokens, kBiasWindow / 2 apart, within the chunk; of a shorter chunk its
+// mean. fp32 sums in the order of tokens.
+inline constexpr int32_t kBiasWindow = 32;
+struct PoolBiasParams {
+  const float* bias = nullptr;  // [n_kv_heads][capacity]
+  int64_t bias_head_stride = 0;
+  int64_t first_chunk = 0, n_chunks = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0;
+  float* score = nullptr;  // [n_kv_heads][score_stride]; chunk c at c - first_chunk
+  int64_t score_stride = 0;
+};
+
 // logprobs[i] = log softmax(logits[i])[targets[i]], natural log, fp64 sums.
 struct LogprobParams {
   const float* logits = nullptr;     // [n_rows][vocab]
@@ -229,6 +258,9 @@ struct PrefillAttendParams {
   int64_t max_chunks = 0;
   int32_t chunk_tokens = 0;
   bool exact_exp = false;  // fp32 polynomial exp2 instead of the 16-bit lookup
+  // Added to every score of key row r of KV head j, log2 units: bias[j * bias_head_stride + r]; or null.
+  const float* bias = nullptr;
+  int64_t bias_head_stride = 0;
 };
 
 // Some keys and values that a decode step attends, all of them visible. The rows of chunk c of KV
@@ -249,6 +281,13 @@ struct KvSource {
   int64_t n_tokens = 0;
   const int64_t* later = nullptr;  // added to n_tokens, without ids: at most kMaxLater; null: 0
   float bias = 0;  // added to every score, log2 units: log2(n) for a row that stands for n tokens
+  // Added to the scores one by one, log2 units; or null. Of token i of chunk c of KV head j:
+  //   key_bias[j * key_bias_head_stride + b * chunk_tokens + i],
+  //   b = bias_chunks[j * bias_chunks_stride + c], or c where that is null
+  const float* key_bias = nullptr;
+  int64_t key_bias_head_stride = 0;
+  const int32_t* bias_chunks = nullptr;
+  int64_t bias_chunks_stride = 0;
 };
 
 // A partial result of attention for n_heads queries: a value of the algebra in partial.h.

@@ -192,6 +192,42 @@ TEST_P(DecodeTest, BiasIsAddedToEveryScore) {
   }
 }
 
+// Every kind of source: a plane, chunks by ids, and slots whose chunks another list names.
+TEST_P(DecodeTest, EveryKeyHasABiasOfItsOwn) {
+  for (const int32_t d : {64, 80, 128}) {
+    const int32_t n_kv = 2, chunk = 8, n_chunks = 90, n_slots = 20;
+    Case c(rng_, n_kv, 3, d);
+    const auto keys = random_rows(rng_, n_kv * n_chunks * chunk * d),
+               values = random_rows(rng_, n_kv * n_chunks * chunk * d);
+    std::vector<float> bias(n_kv * n_chunks * chunk);
+    for (float& x : bias) x = static_cast<float>(up_to(8000)) * 1e-3f - 2;
+    std::vector<int32_t> ids(n_kv * n_slots), counts = {n_slots, 11}, chunk_of_slot(n_kv * n_slots);
+    for (int32_t& id : ids) id = static_cast<int32_t>(up_to(n_slots));
+    for (int32_t& id : chunk_of_slot) id = static_cast<int32_t>(up_to(n_chunks));
+    const auto biased = [&](KvSource source, int64_t first) {
+      source.key_bias = bias.data() + first;
+      source.key_bias_head_stride = n_chunks * chunk;
+      return source;
+    };
+    KvSource listed = biased(plane(keys, values, n_kv, d, 0), 0);
+    listed.chunk_tokens = chunk;
+    listed.chunk_stride = chunk * d;
+    listed.ids = ids.data();
+    listed.counts = counts.data();
+    listed.ids_stride = n_slots;
+    KvSource slots = listed;
+    slots.bias_chunks = chunk_of_slot.data();
+    slots.bias_chunks_stride = n_slots;
+    KvSource exact = slots;  // chunk after chunk
+    exact.ids = exact.counts = nullptr;
+    exact.n_tokens = 5 * chunk;
+    c.sources = {biased(plane(keys, values, n_kv, d, 600), 77), listed, slots, exact,
+                 plane(values, keys, n_kv, d, 90)};
+    Partial result = attend(c);
+    expect_near_oracle(c, result);
+  }
+}
+
 TEST_P(DecodeTest, NoSourcesIsTheNeutralElement) {
   Case c(rng_, 2, 4, 64);
   Partial result = attend(c);

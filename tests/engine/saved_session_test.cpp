@@ -228,6 +228,14 @@ TEST(SavedSession, SlidingWindows) {
   }
 }
 
+// Every token's bias, and which chunks are exact, are part of it.
+TEST(SavedSession, EvictionHead) {
+  for (const AttentionMode mode :
+       {AttentionMode::kDense, AttentionMode::kShadow, AttentionMode::kNosa, AttentionMode::kDelta}) {
+    expect_same_session("llama_eviction_head", small(mode), name_of(mode));
+  }
+}
+
 // A longer context moves every plane; another cache starts empty. Only roundings may differ.
 TEST(SavedSession, AnotherContextAndAnotherCache) {
   for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {

@@ -136,6 +136,67 @@ TEST(Session, AppendedEqualsStepped) {
   }
 }
 
+// Behind selected prefill a long append makes a list for 16 tokens, but for its last 64. What selects
+// everything attends everything all the same, through windows that move and chunks that retire.
+TEST(Session, LongAppendsShareLists) {
+  const std::vector<int32_t> ids = prompt(60);
+  const auto n = static_cast<int64_t>(ids.size());
+  const int64_t n_prompt = n - 300;
+  auto m = model();
+  for (const KeyCodec keys : {KeyCodec::kExact, KeyCodec::kInt8}) {
+    for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
+      SessionOptions options;
+      options.prefill = PrefillMode::kSelect;
+      options.selection.key_codec = keys;
+      options.selection.budget = kBudgetAll;
+      options.selection.recent = 48;
+      options.value_home = home;
+      const SessionPlan plan = Session::plan(*m, options, n_prompt, 310);
+      auto stepped = Session::open(m, plan), appended = Session::open(m, plan);
+      for (auto* session : {stepped.get(), appended.get()}) {
+        ASSERT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+      }
+      for (int64_t i = n_prompt; i < n; ++i) stepped->step(ids[static_cast<size_t>(i)]);
+      ASSERT_TRUE(appended->append(std::span(ids).subspan(static_cast<size_t>(n_prompt)), {}));
+      const std::vector<float> expected(stepped->logits().begin(), stepped->logits().end());
+      EXPECT_LT(rms_difference({appended->logits().begin(), appended->logits().end()}, expected),
+                0.05 * rms(expected));
+      EXPECT_EQ(appended->selection().steps, stepped->selection().steps);
+      if (home == ValueHome::kDevice) continue;  // nothing is fetched, nothing counted
+      const auto whole = static_cast<double>(stepped->selection().selected_chunks);
+      const auto shared = static_cast<double>(appended->selection().selected_chunks);
+      // 64 of 300 tokens by themselves, of the others one in 16 or, where chunks leave the window, in 8.
+      EXPECT_LT(shared, 0.4 * whole);
+      EXPECT_GT(shared, 0.2 * whole);
+    }
+  }
+}
+
+// A shared list is attended in its slots, hits and misses, as it is where everything is at home.
+TEST(Session, SharedListsAreAttendedWherever) {
+  const std::vector<int32_t> ids = prompt(60);
+  const int64_t n_prompt = std::ssize(ids) - 300;
+  auto m = model();
+  std::vector<std::vector<float>> logits;
+  for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
+    SessionOptions options;
+    options.prefill = PrefillMode::kSelect;
+    options.selection.key_codec = KeyCodec::kExact;
+    options.selection.budget = 64;
+    options.selection.recent = 48;
+    options.selection.slots = 1;
+    options.value_home = home;
+    auto session = Session::open(m, Session::plan(*m, options, n_prompt, 310));
+    ASSERT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+    // Ends with a shared list: the last 64 would hide it.
+    const auto more = std::span(ids).subspan(static_cast<size_t>(n_prompt));
+    EXPECT_FALSE(session->append(more, [](const Progress& p) { return p.tokens_done < 192; }));
+    EXPECT_EQ(session->n_tokens(), n_prompt + 192);
+    logits.emplace_back(session->logits().begin(), session->logits().end());
+  }
+  EXPECT_LT(rms_difference(logits[0], logits[1]), 0.005 * rms(logits[1]));
+}
+
 // A fork goes on as its origin does, and as if the other was not there.
 TEST(Session, ForksGoTheirOwnWays) {
   const std::vector<int32_t> ids = prompt(60);

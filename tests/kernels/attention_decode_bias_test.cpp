@@ -149,6 +149,43 @@ TEST(CudaDecodeBias, EveryPlanAddsItToTheScores) {
   }
 }
 
+// Every key has one of its own: of a plane, of chunks by ids, and of slots whose chunks another list names.
+TEST(CudaDecodeBias, OfEveryKey) {
+  std::mt19937_64 rng(test::seed());
+  for (const int32_t d : {64, 96, 128, 256, 80}) {
+    const int32_t n_tokens = 400, n_chunks = n_tokens / Memory::kChunk;
+    const Memory memory(rng, 2, d, n_tokens);
+    DeviceVector<float> bias(static_cast<size_t>(2 * n_tokens));
+    for (float& x : bias) x = static_cast<float>(rng() % 8000) * 1e-3f - 2;
+    DeviceVector<int32_t> chunk_of_slot(static_cast<size_t>(2 * n_chunks));
+    for (int32_t& id : chunk_of_slot) id = static_cast<int32_t>(rng() % n_chunks);
+    const auto biased = [&](KvSource source, int64_t first) {
+      source.key_bias = bias.data() + first;
+      source.key_bias_head_stride = n_tokens;
+      return source;
+    };
+    KvSource slots = biased(memory.listed(0.5f), 0);
+    slots.bias_chunks = chunk_of_slot.data();
+    slots.bias_chunks_stride = n_chunks;
+    KvSource exact = slots;  // chunk after chunk
+    exact.ids = exact.counts = nullptr;
+    exact.n_tokens = 5 * Memory::kChunk;
+    const std::vector<KvSource> sources = {biased(memory.plane(300, 0.0f), 77),
+                                           biased(memory.listed(0.0f), 0), slots, exact,
+                                           memory.plane(37, -1.0f)};
+    Attended a(rng, 2, 3, d);
+    SCOPED_TRACE(testing::Message() << "head_dim " << d);
+    const Result result = a.run(sources);
+    ASSERT_NO_FATAL_FAILURE(a.expect_near_oracle(result, d != 80));
+    for (const cuda::DecodePlan& plan : plans(d)) {
+      if (plan.few) continue;
+      SCOPED_TRACE(testing::Message() << plan.n_splits << " splits");
+      const Result other = a.run(sources, &plan);
+      ASSERT_NO_FATAL_FAILURE(a.expect_near_oracle(other, d != 80));
+    }
+  }
+}
+
 // A bias of log2(n) makes a row stand for n: four times the weight of one row, as four sources.
 TEST(CudaDecodeBias, ARowThatStandsForFour) {
   std::mt19937_64 rng(test::seed());

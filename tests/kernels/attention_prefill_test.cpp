@@ -39,6 +39,7 @@ struct Problem {
   DeviceVector<bf16> q, keys, values, out;
   DeviceVector<int32_t> ids, counts;
   DeviceVector<int64_t> local_begin;
+  DeviceVector<float> bias;
   std::mt19937_64 random;
 
   struct Shape {
@@ -106,6 +107,20 @@ struct Problem {
       }
     }
     point();
+  }
+
+  // Biases of a few octaves, all of one sign as an eviction head's are; rows past the last are NaN.
+  void bias_keys(float octaves) {
+    params.bias_head_stride = params.head_stride / params.head_dim;
+    std::uniform_real_distribution<float> uniform(0, octaves);
+    bias.assign(static_cast<size_t>(params.n_kv_heads * params.bias_head_stride),
+                std::numeric_limits<float>::quiet_NaN());
+    for (int64_t j = 0; j < params.n_kv_heads; ++j) {
+      for (int64_t row = 0; row < params.first_position + params.n_tokens; ++row) {
+        bias[static_cast<size_t>(j * params.bias_head_stride + row)] = uniform(random);
+      }
+    }
+    params.bias = bias.data();
   }
 
   void point() {
@@ -271,6 +286,34 @@ TEST_P(AttendPrefillKernel, ExactExp) {
 }
 
 // Sharp scores: one key takes nearly all the weight.
+TEST_P(AttendPrefillKernel, BiasOfKeys) {
+  for (const int head_dim : {64, 80, 128}) {
+    for (const float octaves : {6.0f, -6.0f, 300.0f}) {
+      SCOPED_TRACE("d " + std::to_string(head_dim) + ", " + std::to_string(octaves) + " octaves");
+      Problem dense({.n_tokens = 53, .head_dim = head_dim, .group = 3, .first_position = 90});
+      dense.bias_keys(octaves);
+      expect_right(dense);
+      if (octaves != 6.0f) continue;
+      Problem window({.n_tokens = 70, .head_dim = head_dim, .first_position = 100});
+      window.params.window = 37;
+      window.bias_keys(octaves);
+      expect_right(window);
+      Problem blocks({.n_tokens = 150, .head_dim = head_dim, .first_position = 320});
+      blocks.select(64, 16, 7, 32);
+      blocks.bias_keys(octaves);
+      expect_right(blocks, 3);
+    }
+  }
+}
+
+// A key that is not finite takes its row to the fp64 path, which must know the bias too.
+TEST_P(AttendPrefillKernel, BiasOfRowsThatAreDoneAgain) {
+  Problem p({.n_tokens = 40, .first_position = 20});
+  p.bias_keys(6);
+  p.values[p.at(1, 30, 5)] = bf16::from_bits(0x7f80);
+  expect_right(p, 1, false);
+}
+
 TEST_P(AttendPrefillKernel, SharpScores) {
   Problem p({.n_tokens = 60, .first_position = 300, .key_scale = 8});
   expect_right(p);

@@ -1,4 +1,6 @@
 // KvStore with a GPU (or its emulation) as the device tier and pinned memory as the host tier.
+#include <string>
+
 #include "kernels/ops.h"
 #include "tests/kernels/device_vector.h"
 #include "tests/offload/cpu_tiers.h"
@@ -36,8 +38,19 @@ INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, KvStoreSuite, CudaTiers);
 // what was attended agree for every composition.
 TEST(KvStores, BothBackendsSelectTheSame) {
   const int64_t n_prompt = 300, n_new = 6;
-  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 11);
-  for (const Composition& composition : compositions()) {
+  const Sequence plain(Model{}, n_prompt + n_new, seed() + 11);
+  Model model;
+  model.eviction_head = true;
+  const Sequence biased(model, n_prompt + n_new, seed() + 11);
+  std::vector<Composition> all = compositions();
+  // With an eviction head it is the head that chooses the static part.
+  for (const char* name : {"a static part", "at home on the device"}) {
+    const auto same = [&](const Composition& c) { return std::string(c.name) == name; };
+    all.push_back(*std::find_if(all.begin(), all.end(), same));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Composition& composition = all[i];
+    const Sequence& sequence = i < compositions().size() ? plain : biased;
     KvSettings settings = tiered();
     settings.budget = 48;
     settings.slots = 2;

@@ -25,10 +25,11 @@ struct Model {
   int64_t n_layers = 2;
   int32_t n_heads = 4, n_kv_heads = 2, head_dim = 64;
   std::vector<int64_t> window{0, 0};
+  bool eviction_head = false;
 };
 
 inline KvShape shape_of(const Model& m) {
-  return {m.n_layers, m.n_heads, m.n_kv_heads, m.head_dim, m.window};
+  return {m.n_layers, m.n_heads, m.n_kv_heads, m.head_dim, m.window, m.eviction_head};
 }
 
 inline std::vector<double> frequencies(int head_dim) {
@@ -53,6 +54,12 @@ struct Sequence {
     v.resize(k.size());
     for (bf16& x : q) x = bf16(normal(random));
     for (bf16& x : v) x = bf16(normal(random));
+    if (m.eviction_head) {
+      delta.resize(static_cast<size_t>(m.n_layers * m.n_kv_heads * kv_width));
+      a.resize(static_cast<size_t>(m.n_layers * m.n_kv_heads));
+      for (bf16& x : delta) x = bf16(0.2f * normal(random));
+      for (bf16& x : a) x = bf16(0.5f + std::abs(normal(random)));
+    }
     if (key_rank >= kv_width) {
       for (bf16& x : k) x = bf16(normal(random) + 0.5f);
       return;
@@ -75,13 +82,14 @@ struct Sequence {
   Model model;
   int64_t n_tokens;
   std::vector<bf16> q, k, v;
+  std::vector<bf16> delta, a;  // [layers][kv][kv width], [layers][kv]
 };
 
 // Tokens of a sequence where the device can read them. q is turned in place by the store, so each
 // use gets a copy.
 template <typename Tiers>
 struct Inputs {
-  typename Tiers::template Vector<bf16> q, k, v;
+  typename Tiers::template Vector<bf16> q, k, v, delta, a;
 
   Projections at(const Sequence& s, int64_t layer, int64_t first, int64_t n) {
     const int64_t row = layer * s.n_tokens + first;
@@ -97,6 +105,16 @@ struct Inputs {
     p.k = k.data();
     p.v = v.data();
     p.n_tokens = n;
+    if (s.model.eviction_head) {
+      const int64_t heads = s.model.n_kv_heads;
+      const auto head = [&](auto& target, const std::vector<bf16>& source, int64_t size) {
+        target.assign(source.begin() + layer * size, source.begin() + (layer + 1) * size);
+      };
+      head(delta, s.delta, heads * kv_width);
+      head(a, s.a, heads);
+      p.delta = delta.data();
+      p.a = a.data();
+    }
     return p;
   }
 };
@@ -395,6 +413,67 @@ TYPED_TEST_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense) {
   }
 }
 
+// Every token biases its own scores, wherever it is kept: everything selected still is dense, and it
+// would not be without the head. The windows of another layer know it too.
+TYPED_TEST_P(KvStoreSuite, EvictionHeadBiasesEveryToken) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 130 : 230;
+  Model model;
+  model.eviction_head = true;
+  const Sequence sequence(model, n_prompt + (TypeParam::kEmulated ? 6 : 120), seed() + 12);
+  const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+  Sequence headless = sequence;
+  headless.model.eviction_head = false;
+  EXPECT_GT(relative_error(run<TypeParam>(headless, dense(), n_prompt).outputs, reference.outputs),
+            0.3);
+  for (const Composition& composition : compositions()) {
+    KvSettings settings = tiered();
+    composition.apply(settings);
+    if (settings.estimate) continue;
+    EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt).outputs,
+                             reference.outputs),
+              kSameUpToRounding<TypeParam>)
+        << composition.name;
+  }
+  KvSettings audited = tiered();
+  audited.audit = true;
+  EXPECT_NEAR(run<TypeParam>(sequence, audited, n_prompt).mass.mean(), 1.0, 1e-5);
+  if (TypeParam::kEmulated) return;
+  model.window = {24, 0};
+  const Sequence windowed(model, n_prompt + 120, seed() + 13);
+  EXPECT_LT(relative_error(run<TypeParam>(windowed, tiered(), n_prompt).outputs,
+                           run<TypeParam>(windowed, dense(), n_prompt).outputs),
+            kSameUpToRounding<TypeParam>);
+}
+
+// The chunks of which the head says most stay exact: here they hold nearly all of the mass.
+TYPED_TEST_P(KvStoreSuite, EvictionHeadChoosesTheStaticPart) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 200 : 400, n_new = TypeParam::kEmulated ? 3 : 20;
+  Model model;
+  model.eviction_head = true;
+  Sequence sequence(model, n_prompt + n_new, seed() + 14);
+  KvSettings settings = tiered();
+  const int64_t width = int64_t{model.n_kv_heads} * model.head_dim;
+  for (int64_t layer = 0; layer < model.n_layers; ++layer) {
+    const bf16* delta = sequence.delta.data() + layer * model.n_kv_heads * width;
+    for (int64_t t = 0; t < n_prompt; ++t) {
+      const int64_t chunk = t / settings.chunk_tokens;
+      if (chunk % 4 != 1 || chunk < 4 || chunk > 15) continue;  // 5, 9 and 13
+      for (int64_t i = 0; i < width; ++i) {
+        float sum = 0;
+        for (int32_t j = 0; j < model.n_kv_heads; ++j) sum += static_cast<float>(delta[j * width + i]);
+        sequence.v[static_cast<size_t>((layer * sequence.n_tokens + t) * width + i)] = bf16(4 * sum);
+      }
+    }
+  }
+  settings.audit = true;
+  settings.outliers = 0;
+  settings.budget = 8;
+  const double without = run<TypeParam>(sequence, settings, n_prompt).mass.mean();
+  settings.static_chunks = 3;
+  EXPECT_GT(run<TypeParam>(sequence, settings, n_prompt).mass.mean(), 0.9) << "without: " << without;
+  EXPECT_LT(without, 0.7);
+}
+
 // What is kept in few bits comes back with the error of its codec: q . k of normal keys of 64
 // channels has an error of about |q| step / sqrt(12) sqrt(64) / 8 with steps of 1/255 or 1/15 of a
 // range of 5, so 0.006 and 0.1; values have step / sqrt(12) by themselves, averaged over what is
@@ -505,6 +584,7 @@ TYPED_TEST_P(KvStoreSuite, DroppedChunksAreNotAttended) {
 }
 
 REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense,
+                            EvictionHeadBiasesEveryToken, EvictionHeadChoosesTheStaticPart,
                             CodecsLoseWhatTheirBitsLose, ReuseAndCapsBoundWhatMoves,
                             DroppedChunksAreNotAttended, EverythingSelectedEqualsDense,
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,

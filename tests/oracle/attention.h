@@ -66,6 +66,9 @@ inline AttendRow attend_row(const PrefillAttendParams& p, int64_t t, int64_t h,
       score += product;
       square += product * product;
     }
+    if (p.bias != nullptr) {
+      score += static_cast<double>(p.bias[j * p.bias_head_stride + positions[i]]);
+    }
     weights[i] = score;
     score_rms[i] = std::sqrt(square) * rounding.query;
     max = std::max(max, score);

@@ -32,6 +32,23 @@ inline std::vector<int64_t> rows_of(const KvSource& source, int32_t kv_head) {
   return rows;
 }
 
+// What each of them is given beside the bias of all.
+inline std::vector<double> key_biases_of(const KvSource& source, int32_t kv_head) {
+  const size_t n = rows_of(source, kv_head).size();
+  std::vector<double> biases(n, 0.0);
+  for (size_t t = 0; source.key_bias != nullptr && t < n; ++t) {
+    int64_t chunk = static_cast<int64_t>(t) / source.chunk_tokens;
+    if (source.ids != nullptr) chunk = source.ids[kv_head * source.ids_stride + chunk];
+    if (source.bias_chunks != nullptr) {
+      chunk = source.bias_chunks[kv_head * source.bias_chunks_stride + chunk];
+    }
+    biases[t] = static_cast<double>(
+        source.key_bias[kv_head * source.key_bias_head_stride + chunk * source.chunk_tokens +
+                        static_cast<int64_t>(t) % source.chunk_tokens]);
+  }
+  return biases;
+}
+
 struct DecodeExpected {
   double log_sum = -std::numeric_limits<double>::infinity();  // log2 of sum exp2(s)
   double log_sum_tolerance = 0;
@@ -48,19 +65,22 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
   std::vector<const bf16*> values;
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
-    for (const int64_t row : rows_of(source, kv_head)) {
+    const std::vector<int64_t> rows = rows_of(source, kv_head);
+    const std::vector<double> biases = key_biases_of(source, kv_head);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const int64_t row = rows[i];
       const bf16* key = source.keys + kv_head * source.head_stride + row;
       double dot = 0, magnitude = 0;
-      for (int32_t i = 0; i < d; ++i) {
+      for (int32_t c = 0; c < d; ++c) {
         const double product =
-            double{static_cast<float>(p.q[int64_t{head} * d + i])} * static_cast<float>(key[i]);
+            double{static_cast<float>(p.q[int64_t{head} * d + c])} * static_cast<float>(key[c]);
         dot += product;
         magnitude += std::abs(product);
       }
-      const double bias = static_cast<double>(source.bias);
+      const double bias = static_cast<double>(source.bias) + biases[i];
       scores.push_back(dot * scale + bias);
       errors.push_back(scale * (d + 2) * kUnit * magnitude +
-                       3 * kUnit * (std::abs(dot * scale) + std::abs(bias)));
+                       4 * kUnit * (std::abs(dot * scale) + std::abs(bias)));
       values.push_back(source.values + kv_head * source.head_stride + row);
     }
   }

@@ -89,6 +89,7 @@ TEST(DeviceBatch, EverySequenceAsAlone) {
   expect_as_alone("llama", small(AttentionMode::kShadow, KeyCodec::kExact));
   expect_as_alone("qwen3", small(AttentionMode::kShadow, KeyCodec::kLowRank));
   expect_as_alone("qwen2", small(AttentionMode::kDense, KeyCodec::kAuto));
+  expect_as_alone("llama_eviction_head", small(AttentionMode::kNosa, KeyCodec::kExact));
 }
 
 TEST(DeviceBatch, AppendedAsStepped) {

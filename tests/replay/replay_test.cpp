@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base/ops.h"
+#include "engine/presets.h"
 #include "engine/session.h"
 #include "tests/seed.h"
 
@@ -67,6 +68,18 @@ TEST(Replay, SelectedAttention) {
   expect_same("llama", options, 150, kLong);  // chunks retire at least once
   options.selection.key_codec = KeyCodec::kExact;
   expect_same("qwen3", options, 150, kShort);
+}
+
+// The bias of the newest token goes where the clock says.
+TEST(Replay, EvictionHead) {
+  SessionOptions options = preset(AttentionMode::kNosa);
+  options.selection.budget = 32;
+  options.selection.recent = 16;
+  options.selection.static_budget = 16;
+  expect_same("llama_eviction_head", options, 150, kLong);
+  options = SessionOptions();
+  options.attention = AttentionMode::kDense;
+  expect_same("llama_eviction_head", options, 40, kShort);
 }
 
 TEST(Replay, DenseAttention) {

@@ -46,7 +46,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPT_TOKENS = 96
@@ -67,6 +71,40 @@ SMALL = dict(
     eos_token_id=2,
     pad_token_id=None,
 )
+
+
+class EvictionHeadAttention(LlamaAttention):
+    """Llama's with an eviction head (NOSA, arXiv 2510.13602): every token says how much it will be
+    attended, s = A softplus(delta v), v of all KV heads, and attention is softmax(q k / sqrt(d) + s)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        n_kv = config.num_key_value_heads
+        self.delta = torch.nn.Linear(n_kv * self.head_dim, n_kv, bias=False)
+        self.A = torch.nn.Parameter(torch.ones(n_kv))
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        batch, n, _ = hidden_states.shape
+        q, k, v = (p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj))
+        bias = self.A * torch.nn.functional.softplus(self.delta(v))  # [batch, n, KV heads]
+        q, k, v = (x.view(batch, n, -1, self.head_dim).transpose(1, 2) for x in (q, k, v))
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        group = self.num_key_value_groups
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = q @ k.transpose(2, 3) * self.scaling
+        scores = scores + bias.transpose(1, 2).repeat_interleave(group, 1)[:, :, None, :]
+        hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(hidden, float("-inf")).float().softmax(-1).to(q.dtype)
+        out = (weights @ v).transpose(1, 2).reshape(batch, n, -1)
+        return self.o_proj(out), weights
+
+
+class EvictionHeadForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = EvictionHeadAttention(config, index)
+
 
 LLAMA3 = dict(
     rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -89,6 +127,11 @@ def qwen2(**changes):
 
 def qwen3(**changes):
     return Qwen3ForCausalLM, Qwen3Config(**{**SMALL, **changes})
+
+
+# Its published checkpoints are Llama's plus the head's tensors.
+def as_llama(config):
+    config["architectures"] = ["LlamaForCausalLM"]
 
 
 # What some older exporter would have written instead of rope_parameters.
@@ -132,6 +175,10 @@ MODELS = {
         qwen3(num_attention_heads=4, num_key_value_heads=2,
               tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6)),
         "bf16", {}),
+    "llama_eviction_head": (
+        (EvictionHeadForCausalLM,
+         LlamaConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2,
+                        "tie_word_embeddings": True})), "bf16", {"edit": as_llama}),
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -143,7 +190,9 @@ def randomise(model, seed):
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         fan_in = parameter.shape[-1]
-        if "norm" in name:
+        if name.endswith(".A"):
+            value = 1.0 + 0.5 * noise
+        elif "norm" in name:
             value = 1.0 + 0.25 * noise
         elif name.endswith("k_proj.bias"):
             # Large and with a mean, as in Qwen2: dominates the spectrum of the keys.
@@ -200,7 +249,7 @@ def describe_config(model):
     rotary = model.model.rotary_emb
     eos = config.eos_token_id
     return {
-        "architecture": type(model).__name__,
+        "architecture": config.architectures[0],
         "n_layers": len(model.model.layers),
         "hidden": config.hidden_size,
         "intermediate": mlp.gate_proj.out_features,
@@ -220,6 +269,7 @@ def describe_config(model):
         "o_bias": attention.o_proj.bias is not None,
         "mlp_bias": mlp.gate_proj.bias is not None,
         "qk_norm": hasattr(attention, "q_norm"),
+        "eviction_head": hasattr(attention, "delta"),
         "bos_token_id": config.bos_token_id,
         "eos_token_ids": eos if isinstance(eos, list) else [eos],
     }
@@ -259,7 +309,8 @@ def make(name, seed):
         options["edit"](content)
         path.write_text(json.dumps(content, indent=2) + "\n")
 
-    reference = AutoModelForCausalLM.from_pretrained(
+    loader = AutoModelForCausalLM if model_class.__module__.startswith("transformers") else model_class
+    reference = loader.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="eager")
     # The frequencies must have been computed in fp32, whatever the weights' dtype.
     assert reference.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -277,7 +328,7 @@ def make(name, seed):
     prompt, logits, generated, greedy_logits, margins = best[2:]
     # How far transformers' own bf16 run is from fp32: the yardstick for an engine that keeps
     # activations in bf16.
-    lowered = AutoModelForCausalLM.from_pretrained(
+    lowered = loader.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
     with torch.no_grad():
         lowered_logits = lowered(torch.tensor([prompt]), use_cache=False).logits[0].float()
