@@ -41,6 +41,23 @@ void take_lowest(const OutlierParams& p, int64_t kv_head) {
   }
 }
 
+// Where the chunk goes among the kept ones of its KV head.
+int32_t admit(const LateOutlierParams& p, int64_t kv_head, int64_t i, float cosine) {
+  int32_t* ids = p.ids + kv_head * p.n_most;
+  float* cosines = p.cosines + kv_head * p.n_most;
+  uint64_t* excluded = p.excluded + kv_head * p.excluded_stride;
+  int64_t place = p.n_kept + i;
+  if (place >= p.n_most) {
+    place = std::max_element(cosines, cosines + p.n_most) - cosines;
+    if (!(cosine < cosines[place])) return -1;
+    excluded[ids[place] >> 6] &= ~(uint64_t{1} << (ids[place] & 63));
+  }
+  ids[place] = static_cast<int32_t>(p.first_chunk + i);
+  cosines[place] = cosine;
+  excluded[ids[place] >> 6] |= uint64_t{1} << (ids[place] & 63);
+  return static_cast<int32_t>(place);
+}
+
 }  // namespace
 
 void build_landmarks(Queue& queue, const LandmarkParams& p) {
@@ -113,6 +130,37 @@ void find_outliers(Queue& queue, const OutlierParams& p) {
     kernel.min_cosine(cosine);
   });
   queue.for_each(p.n_kv_heads, [&](int64_t kv_head, const Worker&) { take_lowest(p, kv_head); });
+}
+
+void keep_late_outliers(Queue& queue, const LateOutlierParams& p) {
+  CHECK(p.n_most > 0 && p.chunk_tokens > 0 && p.head_dim > 0, "{} chunks of {} x {}", p.n_most,
+        p.chunk_tokens, p.head_dim);
+  const LandmarkKernel& kernel = landmark_kernel(queue.isa());
+  const int64_t size = int64_t{p.chunk_tokens} * p.head_dim;
+  queue.for_each(p.n_kv_heads, [&](int64_t kv_head, const Worker&) {
+    for (int64_t i = 0; i < p.n_chunks; ++i) {
+      const int64_t chunk = p.first_chunk + i;
+      const int64_t from = kv_head * p.head_stride + chunk * size - p.first_row * p.head_dim;
+      int32_t& place = p.places[kv_head * p.n_chunks + i];
+      if (p.choose) {
+        float lowest = 0;
+        MinCosine cosine{};
+        cosine.rows = bits(p.keys + from);
+        cosine.means = bits(p.landmarks + kv_head * p.landmark_head_stride +
+                            (chunk - p.first_landmark) * p.head_dim);
+        cosine.cosines = &lowest;
+        cosine.n_chunks = 1;
+        cosine.chunk_tokens = p.chunk_tokens;
+        cosine.head_dim = p.head_dim;
+        kernel.min_cosine(cosine);
+        place = admit(p, kv_head, i, lowest);
+      }
+      if (place < 0) continue;
+      const int64_t to = (kv_head * p.n_most + place) * size;
+      std::copy_n(p.keys + from, size, p.kept_keys + to);
+      std::copy_n(p.values + from, size, p.kept_values + to);
+    }
+  });
 }
 
 }  // namespace tiercel::cpu

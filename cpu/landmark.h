@@ -17,4 +17,7 @@ void encode_landmarks(Queue& queue, const EncodeLandmarksParams& params);
 // chunk is exact from then on. Bits of excluded are set, never cleared.
 void find_outliers(Queue& queue, const OutlierParams& params);
 
+// Cosines as there.
+void keep_late_outliers(Queue& queue, const LateOutlierParams& params);
+
 }  // namespace tiercel::cpu

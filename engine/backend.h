@@ -54,6 +54,7 @@ template <typename Q>
 concept Selects = requires(Q& queue) {
   build_landmarks(queue, LandmarkParams{});
   find_outliers(queue, OutlierParams{});
+  keep_late_outliers(queue, LateOutlierParams{});
   select_chunks(queue, SelectParams{});
   select_prefill_chunks(queue, PrefillSelectParams{});
   reset_slots(queue, SlotState{}, int32_t{});

@@ -121,7 +121,8 @@ void add_selection_options(Rows& rows, SelectionOptions& s) {
   rows.tokens("--sinks", s.sinks, 0, kMaxOptionTokens, "First tokens, always attended exactly");
   rows.tokens("--recent", s.recent, 0, kMaxOptionTokens, "Last tokens, always attended exactly");
   rows.integer("--outliers", s.outliers, 0, kMaxOptionTokens,
-               "Chunks per KV head that stay exact: those whose mean describes them worst");
+               "Chunks per KV head that stay exact: those of the prompt whose mean describes them worst, "
+               "and again so many of what follows");
   rows.tokens("--static-budget", s.static_budget, 0, kMaxOptionTokens,
               "Tokens per KV head that stay exact: those that the prompt's end attended most");
   rows.number("--drop-share", s.drop_share, 0, 1,

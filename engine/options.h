@@ -71,7 +71,9 @@ struct SelectionOptions {
   bool estimate = false;
   int64_t sinks = 16;         // tokens; rounded up to whole chunks
   int64_t recent = 256;       // tokens
-  int64_t outliers = 48;      // chunks per KV head whose mean describes them worst: exact
+  // Chunks per KV head whose mean describes them worst stay exact: so many of the prompt, and again so
+  // many of what follows it.
+  int64_t outliers = 48;
   int64_t static_budget = 0;  // tokens per KV head; rounded up to whole chunks
   double drop_share = 0;      // of the chunks between sinks and window
   double slots = 3.0;         // selection cache, in budgets

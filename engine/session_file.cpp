@@ -27,7 +27,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "files are written as memory holds them");
 
 constexpr char kMagic[9] = "TIERCEL\x1a";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int64_t kPrefixBytes = 40, kChecksumAt = 32;
 constexpr size_t kBufferBytes = size_t{1} << 20;
 constexpr int64_t kMaxHeaderBytes = int64_t{64} << 20;

@@ -73,4 +73,12 @@ void find_outliers(Stream& stream, const OutlierParams& p) {
                         sizeof(RankShared), p);
 }
 
+void keep_late_outliers(Stream& stream, const LateOutlierParams& p) {
+  CHECK(p.n_most > 0 && p.chunk_tokens > 0 && p.head_dim > 0 && p.head_dim % 2 == 0,
+        "{} chunks of {} x {}", p.n_most, p.chunk_tokens, p.head_dim);
+  if (p.n_chunks == 0 || p.n_kv_heads == 0) return;
+  launch_dependent<keep_late>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)), kCosineThreads,
+                              sizeof(int), p);
+}
+
 }  // namespace tiercel::cuda

@@ -198,30 +198,36 @@ GPU Products products(const bf16* a, const bf16* b, int32_t n, bool is_valid) {
   return {dot, square};
 }
 
-// One warp per chunk, four tokens at a time. workspace[kv_head][chunk - first_chunk] = -cosine.
-KERNEL(kCosineThreads, 8) min_cosines(const GRID_CONST OutlierParams p) {
+// The lowest of a chunk's keys with its mean, by one warp, four tokens at a time.
+GPU float min_cosine(const bf16* mean, const bf16* keys, int32_t chunk_tokens, int32_t head_dim) {
   using namespace gpu;
-  constexpr float kMost = 3.402823466e+38f;  // -inf is no candidate
-  const int lane = static_cast<int>(threadIdx.x) % 32, team = lane / 8;
-  const int64_t n = p.end_chunk - p.first_chunk;
-  const int64_t i = (int64_t{blockIdx.x} * kCosineThreads + threadIdx.x) / 32;
-  if (i >= n) return;
-  const int64_t head = blockIdx.y, chunk = p.first_chunk + i;
-  const bf16* mean = p.landmarks + head * p.landmark_head_stride + chunk * p.head_dim;
-  const bf16* keys =
-      p.keys + head * p.key_head_stride + chunk * p.chunk_tokens * int64_t{p.head_dim};
-  const float mean_square = products(mean, mean, p.head_dim, true).square;
+  const int team = static_cast<int>(threadIdx.x) % 32 / 8;
+  const float mean_square = products(mean, mean, head_dim, true).square;
   float lowest = kInf;
-  for (int32_t t = 0; t < p.chunk_tokens; t += 4) {
-    const bool is_valid = t + team < p.chunk_tokens;
-    const Products v = products(mean, keys + int64_t{t + team} * p.head_dim, p.head_dim, is_valid);
+  for (int32_t t = 0; t < chunk_tokens; t += 4) {
+    const bool is_valid = t + team < chunk_tokens;
+    const Products v = products(mean, keys + int64_t{t + team} * head_dim, head_dim, is_valid);
     // Two roots, because the product of the squares may overflow.
     const float norm = sqrtf(mean_square) * sqrtf(v.square);
     const float cosine = norm == 0.0f ? 0.0f : v.dot / norm;
     if (is_valid) lowest = fminf(lowest, cosine == cosine ? cosine : -kInf);
   }
   for (int mask = 8; mask < 32; mask *= 2) lowest = fminf(lowest, shuffle_xor(lowest, mask));
-  if (lane == 0) p.workspace[head * n + i] = fmaxf(-lowest, -kMost);
+  return lowest;
+}
+
+// One warp per chunk. workspace[kv_head][chunk - first_chunk] = -cosine.
+KERNEL(kCosineThreads, 8) min_cosines(const GRID_CONST OutlierParams p) {
+  constexpr float kMost = 3.402823466e+38f;  // -inf is no candidate
+  const int64_t n = p.end_chunk - p.first_chunk;
+  const int64_t i = (int64_t{blockIdx.x} * kCosineThreads + threadIdx.x) / 32;
+  if (i >= n) return;
+  const int64_t head = blockIdx.y, chunk = p.first_chunk + i;
+  const float lowest =
+      min_cosine(p.landmarks + head * p.landmark_head_stride + chunk * p.head_dim,
+                 p.keys + head * p.key_head_stride + chunk * p.chunk_tokens * int64_t{p.head_dim},
+                 p.chunk_tokens, p.head_dim);
+  if (threadIdx.x % 32 == 0) p.workspace[head * n + i] = fmaxf(-lowest, -kMost);
 }
 
 // One block per KV head.
@@ -242,6 +248,74 @@ KERNEL(kRankThreads, 1) rank_outliers(const GRID_CONST OutlierParams p) {
     ids[i] = chunk;
     gpu::atomic_or(excluded + chunk / 32, 1u << chunk % 32);
   });
+}
+
+// Where the kept chunk with the greatest cosine is, the first of equals. By one warp.
+GPU int place_of_greatest(const float* cosines, int n) {
+  using namespace gpu;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float greatest = -kInf;
+  int place = n;
+  for (int i = lane; i < n; i += 32) {
+    if (place == n || cosines[i] > greatest) {
+      greatest = cosines[i];
+      place = i;
+    }
+  }
+  for (int mask = 1; mask < 32; mask *= 2) {
+    const float other = shuffle_xor(greatest, mask);
+    const int at = static_cast<int>(shuffle_xor(static_cast<uint32_t>(place), mask));
+    const bool takes = at < n && (place == n || other > greatest || (other == greatest && at < place));
+    greatest = takes ? other : greatest;
+    place = takes ? at : place;
+  }
+  return place;
+}
+
+// One block per KV head: its first warp decides, all of them copy.
+KERNEL(kCosineThreads, 8) keep_late(const GRID_CONST LateOutlierParams p) {
+  using namespace gpu;
+  SHARED(smem);
+  int& place = *reinterpret_cast<int*>(smem);
+  begin_dependent();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t head = blockIdx.x, size = int64_t{p.chunk_tokens} * p.head_dim;
+  int32_t* ids = p.ids + head * p.n_most;
+  float* cosines = p.cosines + head * p.n_most;
+  // Little-endian: bit c of the map is bit c % 32 of its 32-bit word c / 32.
+  uint32_t* excluded = reinterpret_cast<uint32_t*>(p.excluded + head * p.excluded_stride);
+  for (int64_t i = 0; i < p.n_chunks; ++i) {
+    const auto chunk = static_cast<int32_t>(p.first_chunk + i);
+    const int64_t from = head * p.head_stride + chunk * size - p.first_row * p.head_dim;
+    if (p.choose && thread < 32) {
+      const float cosine = min_cosine(p.landmarks + head * p.landmark_head_stride +
+                                          (chunk - p.first_landmark) * p.head_dim,
+                                      p.keys + from, p.chunk_tokens, p.head_dim);
+      const bool has_room = p.n_kept + i < p.n_most;
+      int at = has_room ? static_cast<int>(p.n_kept + i)
+                        : place_of_greatest(cosines, static_cast<int>(p.n_most));
+      const bool takes = has_room || cosine < cosines[at];
+      sync_warp();  // all lanes have read what lane 0 writes
+      if (thread == 0) {
+        if (takes) {
+          if (!has_room) excluded[ids[at] / 32] &= ~(1u << ids[at] % 32);
+          ids[at] = chunk;
+          cosines[at] = cosine;
+          excluded[chunk / 32] |= 1u << chunk % 32;
+        }
+        p.places[head * p.n_chunks + i] = place = takes ? at : -1;
+      }
+      sync_warp();
+    }
+    if (!p.choose && thread == 0) place = p.places[head * p.n_chunks + i];
+    sync_threads();
+    const int64_t to = (head * p.n_most + place) * size;
+    for (int64_t e = thread; place >= 0 && e < size; e += kCosineThreads) {
+      p.kept_keys[to + e] = p.keys[from + e];
+      p.kept_values[to + e] = p.values[from + e];
+    }
+    sync_threads();
+  }
 }
 
 }  // namespace tiercel::cuda

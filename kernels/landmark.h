@@ -15,4 +15,7 @@ void encode_landmarks(Stream& stream, const EncodeLandmarksParams& params);
 // chunk is exact from then on. Bits of excluded are set, never cleared.
 void find_outliers(Stream& stream, const OutlierParams& params);
 
+// Cosines as there.
+void keep_late_outliers(Stream& stream, const LateOutlierParams& params);
+
 }  // namespace tiercel::cuda

@@ -33,6 +33,7 @@ class LayerBlocks {
       const int64_t n = kv() * s_.n_exact;
       ints(StatePart::kExactIds, 1, n, n, 0, std::max<int64_t>(s_.end_chunk, 1));
     }
+    late_outliers();
     if (l_.indexed(layer_)) index();
     coded_keys();
     home();
@@ -83,6 +84,16 @@ class LayerBlocks {
     const int64_t rows = leader.n_exact * o_.chunk_tokens;
     heads(StatePart::kExactKeys, rows * d(), l_.outlier_rows * d(), kBf16);
     heads(StatePart::kExactValues, rows * d(), l_.outlier_rows * d(), kBf16);
+  }
+
+  void late_outliers() {
+    const int64_t n = l_.late_in_use(s_.end_chunk - s_.prompt_end_chunk), most = l_.late_chunks;
+    const int64_t rows = o_.chunk_tokens * d();
+    heads(StatePart::kLateKeys, n * rows, most * rows, kBf16);
+    heads(StatePart::kLateValues, n * rows, most * rows, kBf16);
+    if (!l_.indexed(layer_)) return;
+    ints(StatePart::kLateIds, kv(), n, most, 0, std::max<int64_t>(s_.end_chunk, 1));
+    heads(StatePart::kLateCosines, n, most, sizeof(float));
   }
 
   void index() {
@@ -230,6 +241,10 @@ const char* name_of(StatePart part) {
     case StatePart::kResidualEnergy: return "residual energy";
     case StatePart::kKeyBias: return "key bias";
     case StatePart::kExactIds: return "exact chunks";
+    case StatePart::kLateKeys: return "late outliers' keys";
+    case StatePart::kLateValues: return "late outliers' values";
+    case StatePart::kLateIds: return "late outliers";
+    case StatePart::kLateCosines: return "late outliers' cosines";
   }
   return "";
 }

@@ -71,7 +71,11 @@ enum class StatePart : uint8_t {
   kDroppedCounts,
   kResidualEnergy,
   kKeyBias,
-  kExactIds
+  kExactIds,
+  kLateKeys,
+  kLateValues,
+  kLateIds,
+  kLateCosines
 };
 const char* name_of(StatePart part);
 

@@ -155,6 +155,8 @@ class KvStore {
     bf16* value_means = nullptr;     // [kv][chunks][d], where what is dropped is estimated
     uint64_t* excluded = nullptr;    // [kv][mask_words]
     int32_t* exact_ids = nullptr;    // [kv][exact chunks]: outliers, or the static part
+    int32_t* late_ids = nullptr;     // [kv][late chunks]: outliers of what left the window
+    float* late_cosines = nullptr;   // [kv][late chunks]
     bf16* previous_q = nullptr;      // [n_heads][d]
     int32_t* reuse_state = nullptr;  // [2]
     Lists lists;
@@ -167,6 +169,7 @@ class KvStore {
     Recent recent;
     bf16 *sink_keys = nullptr, *sink_values = nullptr;    // [kv][sinks][d]
     bf16 *exact_keys = nullptr, *exact_values = nullptr;  // [kv][outlier_rows][d]
+    bf16 *late_keys = nullptr, *late_values = nullptr;    // [kv][late chunks * chunk][d]
     Index index;                                          // of leaders; see index_of
     bf16* coefficients = nullptr;                         // [capacity][rank], or
     std::byte* key_codes = nullptr;                       // coded coefficients or coded keys
@@ -188,6 +191,7 @@ class KvStore {
     int32_t *miss_chunks = nullptr, *miss_slots = nullptr, *miss_counts = nullptr;
     int32_t* scratch = nullptr;
     int32_t *blocks = nullptr, *block_counts = nullptr;  // [kv][coarse_select]
+    int32_t* late_places = nullptr;  // [kv][retire chunks]: where the leader put them
     // [layers][kv][3]: chunks selected, hit and missed so far; then decisions on reuse, and those that
     // kept
     int64_t* totals = nullptr;
@@ -256,6 +260,10 @@ class KvStore {
     std::optional<typename Device::Ticket> fetched, rebuilt;
   };
   bool retire_chunks(int64_t layer);
+  void keep_late_chunks(int64_t layer, int64_t first_chunk, int64_t end_chunk);
+  int64_t n_late(int64_t layer) const {
+    return layout_.late_in_use(layers_[layer].end_chunk - prompt_end_[layer].end_chunk);
+  }
   void make_room(Layer& layer);
   int64_t selected_per_head(const Layer& layer) const;
   SelectParams select_params(int64_t layer, const bf16* q, int64_t k) const;
@@ -278,6 +286,7 @@ class KvStore {
   KvSource home_source(int64_t layer) const;
   KvSource estimate_source(int64_t layer) const;
   void audit_layer(int64_t layer, const bf16* q, int64_t n_rows);
+  void forget_late_chunks(int64_t layer);
   const int64_t* later() const { return recording_ ? clock_ : nullptr; }
   int64_t chunk_bytes(int64_t layer) const;
   void read_back(const void* source, void* target, int64_t bytes) const;

@@ -61,7 +61,7 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   const Layer& layer = layers_[index];
   const Lists& lists = index_of(index).lists;
   device_.wait(copy_.record());  // keys of the newest chunks may be on their way to the host
-  std::array<KvSource, 4> sources;
+  std::array<KvSource, kMaxDecodeSources> sources;
   int n = exact_sources(index, n_rows, sources.data());
   KvSource& selected = sources[n];
   selected = KvSource{};
@@ -113,6 +113,36 @@ void KvStore<Device, Host>::set_selected(int64_t chunks) {
   selected_ = chunks;
 }
 
+// Their bits go: chunks behind the prompt's last one have none.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::forget_late_chunks(int64_t index) {
+  if (!layout_.indexed(index) || n_late(index) == 0) return;
+  Index& its = layers_[index].index;
+  const int64_t end = prompt_end_[index].end_chunk, first_word = end / 64;
+  const int64_t n_words = layout_.mask_words - first_word;
+  const auto word = static_cast<int64_t>(sizeof(uint64_t));
+  std::vector<uint64_t> words(static_cast<size_t>(kv() * n_words));
+  CopyParams rows;
+  rows.source = its.excluded + first_word;
+  rows.target = words.data();
+  rows.n_rows = kv();
+  rows.row_bytes = rows.target_stride = n_words * word;
+  rows.source_stride = layout_.mask_words * word;
+  copy(device_, rows);
+  device_.finish();
+  for (int64_t j = 0; j < kv(); ++j) {
+    auto first = words.begin() + j * n_words;
+    *first &= (uint64_t{1} << end % 64) - 1;
+    std::fill(first + 1, first + n_words, 0);
+  }
+  std::swap(rows.source_stride, rows.target_stride);
+  rows.source = words.data();
+  rows.target = its.excluded + first_word;
+  copy(device_, rows);
+  device_.finish();
+  its.excludes = layer_after_prompt(layout_, index, n_prompt_).excludes != 0;
+}
+
 // Rows behind the prompt stay where they are and are written again. Retired chunks go back to the
 // window: their rows were left in place, unless make_room moved them.
 template <typename Device, typename Host>
@@ -122,6 +152,7 @@ bool KvStore<Device, Host>::rewind() {
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
+    forget_late_chunks(static_cast<int64_t>(i));
     layer.recent.first = prompt_end_[i].first;
     layer.end_chunk = prompt_end_[i].end_chunk;
     // A chunk that retires again may hold other tokens.

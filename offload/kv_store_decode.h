@@ -75,6 +75,7 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
     // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
     if (its.codes == nullptr) build_blocks(its, landmark_plane(its), end);
   }
+  if (layout_.late_chunks > 0) keep_late_chunks(index, first, end);
   if (o.keys != KeyForm::kExact) {
     side_.wait(device_.record());
     if (o.keys == KeyForm::kLowRank) {
@@ -91,6 +92,43 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   recent.first += n;
   layer.end_chunk = recent.first / chunk();
   return true;
+}
+
+// Of chunks that leave the window, those that their means describe worst stay exact, as the prompt's
+// do. Every layer of a group keeps the same ones.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::keep_late_chunks(int64_t index, int64_t first_chunk, int64_t end_chunk) {
+  const Layer& layer = layers_[index];
+  const Recent& recent = layer.recent;
+  Index& its = index_of(index);
+  LateOutlierParams late;
+  late.keys = recent.keys;
+  late.values = recent.values;
+  late.head_stride = recent.capacity * d();
+  late.first_row = recent.base;
+  late.choose = layout_.indexed(index);
+  if (late.choose) {
+    const LandmarkPlane plane = landmark_plane(its);
+    late.landmarks = plane.rows;
+    late.landmark_head_stride = plane.head_stride;
+    late.first_landmark = its.codes != nullptr ? first_chunk : 0;
+    its.excludes = true;
+  }
+  late.first_chunk = first_chunk;
+  late.n_chunks = end_chunk - first_chunk;
+  late.chunk_tokens = chunk();
+  late.n_kv_heads = layout_.shape.n_kv_heads;
+  late.head_dim = layout_.shape.head_dim;
+  late.n_kept = n_late(index);
+  late.n_most = layout_.late_chunks;
+  late.ids = its.late_ids;
+  late.cosines = its.late_cosines;
+  late.excluded = its.excluded;
+  late.excluded_stride = layout_.mask_words;
+  late.places = lists_.late_places;
+  late.kept_keys = layer.late_keys;
+  late.kept_values = layer.late_values;
+  keep_late_outliers(device_, late);
 }
 
 // The regions that are always attended: window, sinks, outliers.
@@ -125,6 +163,16 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
     add_key_bias(layer, 0, exact);
     exact.bias_chunks = index_of(index).exact_ids;
     exact.bias_chunks_stride = n_exact;
+  }
+  const int64_t n_kept = layout_.tiered(index) ? n_late(index) : 0;
+  plane(layer.late_keys, layer.late_values, layout_.late_chunks * chunk() * d(), n_kept * chunk());
+  if (n_kept > 0 && layer.key_bias != nullptr) {
+    KvSource& late = sources[n - 1];
+    late.chunk_tokens = chunk();
+    late.chunk_stride = chunk() * d();
+    add_key_bias(layer, 0, late);
+    late.bias_chunks = index_of(index).late_ids;
+    late.bias_chunks_stride = layout_.late_chunks;
   }
   return n;
 }
@@ -281,7 +329,7 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
-  std::array<KvSource, 7> sources;
+  std::array<KvSource, kMaxDecodeSources> sources;
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   ++steps_;
   if (layout_.resident(index)) {
@@ -299,7 +347,7 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
 template <typename Device, typename Host>
 void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out) {
   const Layer& layer = layers_[index];
-  std::array<KvSource, 6> sources;
+  std::array<KvSource, kMaxDecodeSources> sources;
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   const int64_t k = layout_.tiered(index) ? selected_per_head(layer) : 0;
   pending_ = {};

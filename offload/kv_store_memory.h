@@ -46,6 +46,9 @@ void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Are
   layer.sink_values = device.template take<bf16>(Purpose::kExact, o.sinks * width);
   layer.exact_keys = device.template take<bf16>(Purpose::kExact, layout_.outlier_rows * width);
   layer.exact_values = device.template take<bf16>(Purpose::kExact, layout_.outlier_rows * width);
+  const int64_t late_rows = layout_.late_chunks * chunk();
+  layer.late_keys = device.template take<bf16>(Purpose::kExact, late_rows * width);
+  layer.late_values = device.template take<bf16>(Purpose::kExact, late_rows * width);
   if (layout_.indexed(index)) take_index(index, device);
   take_coded_keys(layer, device);
   if (layout_.at_home_on_device(index)) {
@@ -74,6 +77,8 @@ void KvStore<Device, Host>::take_index(int64_t layer, Arena<Device>& arena) {
   if (o.estimate) index.value_means = arena.template take<bf16>(Purpose::kLandmarks, n * d());
   index.excluded = arena.template take<uint64_t>(Purpose::kLandmarks, kv() * layout_.mask_words);
   index.exact_ids = arena.template take<int32_t>(Purpose::kLandmarks, kv() * o.exact_chunks());
+  index.late_ids = arena.template take<int32_t>(Purpose::kLandmarks, kv() * layout_.late_chunks);
+  index.late_cosines = arena.template take<float>(Purpose::kLandmarks, kv() * layout_.late_chunks);
   index.lists = lists_.shared;
   if (!o.reuses()) return;
   index.previous_q = arena.template take<bf16>(Purpose::kLandmarks, layout_.shape.n_heads * d());
@@ -169,6 +174,9 @@ void KvStore<Device, Host>::take_step_lists(Arena<Device>& arena) {
     lists_.blocks =
         arena.template take<int32_t>(Purpose::kSlots, kv() * (layout_.coarse_select + 1));
     lists_.block_counts = lists_.blocks + kv() * layout_.coarse_select;
+  }
+  if (layout_.late_chunks > 0) {
+    lists_.late_places = arena.template take<int32_t>(Purpose::kSlots, kv() * layout_.retire_chunks());
   }
   lists_.totals = arena.template take<int64_t>(Purpose::kSlots, layout_.total_counts());
 }

@@ -112,6 +112,10 @@ void* KvStore<Device, Host>::address_of(const StateBlock& block) {
     case StatePart::kResidualEnergy: return residual_energy_;
     case StatePart::kKeyBias: return layer.key_bias;
     case StatePart::kExactIds: return index.exact_ids;
+    case StatePart::kLateKeys: return layer.late_keys;
+    case StatePart::kLateValues: return layer.late_values;
+    case StatePart::kLateIds: return index.late_ids;
+    case StatePart::kLateCosines: return index.late_cosines;
   }
   return nullptr;
 }

@@ -39,6 +39,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   n_slots = std::clamp(static_cast<int64_t>(std::ceil(o.slots * static_cast<double>(select))),
                        select, std::max(chunks, select));
   outlier_rows = o.exact_chunks() * o.chunk_tokens;
+  late_chunks = any_tiered ? std::min(o.outliers, chunks) : 0;
   if (o.coarse_tokens > 0) {
     blocks = ceil_div(chunks, block_chunks());
     coarse_select = blocks_looked_into(blocks, select);
@@ -85,7 +86,7 @@ int64_t KvLayout::index_bytes(int64_t layer) const {
   const KvSettings& o = settings;
   const int64_t n_kv = shape.n_kv_heads, width = landmark_elements();
   if (!indexed(layer)) return 0;
-  int64_t bytes = n_kv * (mask_words * 8 + o.exact_chunks() * 4);
+  int64_t bytes = n_kv * (mask_words * 8 + o.exact_chunks() * 4 + late_chunks * 8);
   bytes += o.landmark_codec == RowCodec::kBf16 ? n_kv * chunks * width * kBf16
                                                : n_kv * chunks * (width + 4);
   bytes += n_kv * blocks * width * kBf16;
@@ -139,7 +140,8 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kExact, 2 * exact_capacity(layer) * width * kBf16);
     add(Purpose::kKeys, key_bias_bytes());
     if (!tiered(layer)) continue;
-    add(Purpose::kExact, 2 * (o.sinks + outlier_rows) * width * kBf16);
+    add(Purpose::kExact,
+        2 * (o.sinks + outlier_rows + late_chunks * o.chunk_tokens) * width * kBf16);
     add(Purpose::kLandmarks, index_bytes(layer));
     add(Purpose::kKeys, coded_key_bytes());
     add(Purpose::kSlots, slot_bytes(layer));
@@ -153,6 +155,7 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kSlots, n_kv * (3 * select + n_slots + 2) * 4);
     add(Purpose::kSlots, n_kv * (coarse_select > 0 ? coarse_select + 1 : 0) * 4);
     add(Purpose::kSlots, total_counts() * 8);
+    if (late_chunks > 0) add(Purpose::kSlots, n_kv * retire_chunks() * 4);
     if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
   }
   if (o.replay) add(Purpose::kActivations, 8);
@@ -218,7 +221,7 @@ PurposeBytes KvLayout::host_bytes() const {
 int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, prefill_chunk); }
 
 int64_t KvLayout::index_plane_chunks() const {
-  return std::max(prompt_chunks, retire_tokens / settings.chunk_tokens);
+  return std::max(prompt_chunks, retire_chunks());
 }
 
 int64_t KvLayout::value_staging_bytes() const {

@@ -8,6 +8,7 @@
 //                         |  host, or on the device where they fit      |               |
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -102,6 +103,10 @@ struct KvLayout {
   bool tiered(int64_t layer) const {
     return settings.kind == StoreKind::kTiered && shape.window[layer] == 0;
   }
+  // Late outliers of a layer when so many of its chunks have left the window since the prompt.
+  int64_t late_in_use(int64_t retired) const { return std::min(late_chunks, retired); }
+  // Chunks that leave the window together.
+  int64_t retire_chunks() const { return retire_tokens / settings.chunk_tokens; }
   bool any_low_rank() const { return any_tiered && settings.keys == KeyForm::kLowRank; }
   // Values and exact keys live on the device.
   bool at_home_on_device(int64_t layer) const {
@@ -183,6 +188,7 @@ struct KvLayout {
   int64_t select = 0;        // chunks selected per KV head and step, at most
   int64_t n_slots = 0;       // per KV head
   int64_t outlier_rows = 0;  // tokens in outlier or static chunks
+  int64_t late_chunks = 0;   // outliers among what leaves the window, kept beside the prompt's
   int64_t mask_words = 0;    // of the bit map over chunks
   int64_t record = 0;        // elements of a slot: K and V of one chunk
   int64_t prefill_ids = 0;   // chunk ids of one block and KV head: sinks and selection

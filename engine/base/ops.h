@@ -426,6 +426,33 @@ struct OutlierParams {
   float* workspace = nullptr;    // [n_kv_heads][end_chunk - first_chunk]
 };
 
+// The same of chunks that come later, one after the other: per KV head the n_most of them with the
+// lowest min over members of cos(landmark, key) are kept. While there is room each one is; then it
+// takes the place of the kept chunk with the greatest cosine (the first of equals) if its own is
+// lower, and that one is an ordinary chunk again: its bit goes, its place is overwritten. With choose
+// false, ids, cosines and bits stay as they are, and places are read: what another layer chose is
+// copied.
+struct LateOutlierParams {
+  const bf16* keys = nullptr;    // planes; chunk c starts at row c*chunk_tokens - first_row
+  const bf16* values = nullptr;
+  int64_t head_stride = 0;
+  int64_t first_row = 0;
+  const bf16* landmarks = nullptr;  // means; chunk c at row c - first_landmark; with choose
+  int64_t landmark_head_stride = 0;
+  int64_t first_landmark = 0;
+  int64_t first_chunk = 0, n_chunks = 0;
+  int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
+  bool choose = true;
+  int64_t n_kept = 0, n_most = 0;  // of every KV head, before; n_most > 0
+  int32_t* ids = nullptr;          // [n_kv_heads][n_most]
+  float* cosines = nullptr;        // [n_kv_heads][n_most]
+  uint64_t* excluded = nullptr;    // [n_kv_heads][excluded_stride] bit maps over chunks
+  int64_t excluded_stride = 0;     // in words
+  int32_t* places = nullptr;       // [n_kv_heads][n_chunks]; -1: not kept
+  bf16* kept_keys = nullptr;       // [n_kv_heads][n_most][chunk_tokens][head_dim]
+  bf16* kept_values = nullptr;
+};
+
 // What the heads of a group make of their weights: ShadowKV takes the max, FreeKV the mean. The sum
 // ranks as the mean does; over a layer (SelectScope::kLayer) it is TokenSelect's soft vote.
 enum class GroupScore : uint8_t { kMax, kMean, kSum };

@@ -5,7 +5,9 @@
 #include <sys/mman.h>
 
 #include <bit>
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -344,6 +346,92 @@ TEST_P(LandmarkTest, OutliersAreTheLowestCosines) {
         ASSERT_LE(highest, lowest_left + 2 * tolerance);
       }
       ASSERT_EQ(excluded[0] & 3, 3u);
+    }
+  }
+}
+
+// Chunks that come a few at a time leave what find_outliers finds among all of them, with their rows;
+// another layer copies the same chunks of its own.
+TEST_P(LandmarkTest, LateOutliersAreTheSame) {
+  const int32_t d = 80, chunk = 5;
+  const int64_t first = 17, n_chunks = 200;
+  for (const int64_t n_most : {int64_t{1}, int64_t{7}, int64_t{190}}) {
+    SCOPED_TRACE(n_most);
+    Plane plane{2, d, chunk, n_chunks, normal_rows(2 * n_chunks * chunk * d, 1.0f), {}};
+    plane.build(queue_, 0, n_chunks);
+    const auto values = normal_rows(2 * n_chunks * chunk * d, 1.0f);
+    std::vector<int32_t> ids(2 * n_most), places(2 * 4);
+    std::vector<float> cosines(2 * n_most);
+    std::vector<uint64_t> excluded(2 * 4, 0);
+    const int64_t rows = 2 * n_most * chunk * d;
+    std::vector<bf16> keys(rows), kept_values(rows), other_keys(rows), other_values(rows);
+    LateOutlierParams p;
+    p.keys = plane.keys.data();
+    p.values = values.data();
+    p.head_stride = n_chunks * chunk * d;
+    p.landmarks = plane.landmarks.data();
+    p.landmark_head_stride = n_chunks * d;
+    p.chunk_tokens = chunk;
+    p.n_kv_heads = 2;
+    p.head_dim = d;
+    p.n_most = n_most;
+    p.ids = ids.data();
+    p.cosines = cosines.data();
+    p.excluded = excluded.data();
+    p.excluded_stride = 4;
+    p.places = places.data();
+    for (int64_t at = first; at < n_chunks; at += p.n_chunks) {
+      p.first_chunk = at;
+      p.n_chunks = std::min<int64_t>(n_chunks - at, 1 + at % 4);
+      p.n_kept = std::min(at - first, n_most);
+      p.choose = true;
+      p.kept_keys = keys.data();
+      p.kept_values = kept_values.data();
+      cpu::keep_late_outliers(queue_, p);
+      p.choose = false;  // the other way round: values for keys
+      std::swap(p.keys, p.values);
+      p.kept_keys = other_keys.data();
+      p.kept_values = other_values.data();
+      cpu::keep_late_outliers(queue_, p);
+      std::swap(p.keys, p.values);
+    }
+    const int64_t n = std::min(n_most, n_chunks - first);
+    OutlierParams all;
+    std::vector<int32_t> expected(2 * n);
+    std::vector<uint64_t> bits(2 * 4, 0);
+    std::vector<float> workspace(2 * (n_chunks - first));
+    all.keys = p.keys;
+    all.key_head_stride = p.head_stride;
+    all.landmarks = p.landmarks;
+    all.landmark_head_stride = p.landmark_head_stride;
+    all.first_chunk = first;
+    all.end_chunk = n_chunks;
+    all.n_outliers = n;
+    all.chunk_tokens = chunk;
+    all.n_kv_heads = 2;
+    all.head_dim = d;
+    all.ids = expected.data();
+    all.excluded = bits.data();
+    all.excluded_stride = 4;
+    all.workspace = workspace.data();
+    cpu::find_outliers(queue_, all);
+    EXPECT_EQ(excluded, bits);
+    const auto same_rows = [&](const std::vector<bf16>& kept, const bf16* plane_rows, int64_t to,
+                               int64_t from) {
+      return std::memcmp(kept.data() + to, plane_rows + from, sizeof(bf16) * chunk * d) == 0;
+    };
+    for (int64_t j = 0; j < 2; ++j) {
+      std::vector<int32_t> found(ids.begin() + j * n_most, ids.begin() + j * n_most + n);
+      std::sort(found.begin(), found.end());
+      ASSERT_TRUE(std::equal(found.begin(), found.end(), expected.begin() + j * n));
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t id = ids[j * n_most + i], to = (j * n_most + i) * chunk * d;
+        const int64_t from = (j * n_chunks + id) * chunk * d;
+        ASSERT_EQ(cosines[j * n_most + i], workspace[j * (n_chunks - first) + id - first]);
+        ASSERT_TRUE(same_rows(keys, p.keys, to, from) && same_rows(kept_values, p.values, to, from));
+        ASSERT_TRUE(same_rows(other_keys, p.values, to, from) &&
+                    same_rows(other_values, p.keys, to, from));
+      }
     }
   }
 }

@@ -171,10 +171,10 @@ TEST_F(SessionFileTest, SaysWhatItFound) {
     EXPECT_TRUE(contains(why, word) && contains(why, path)) << why;
   };
   std::string bytes = read_all(path_);
-  bytes[8] = 2;
+  bytes[8] = 3;
   const std::string other = (folder_ / "other").string();
   std::ofstream(other, std::ios::binary) << bytes;
-  refuse(other, "expected version 1");
+  refuse(other, "expected version 2");
   std::ofstream(other) << "{\"not\": \"a session, however long this text may be made to be\"}";
   refuse(other, "expected a saved session");
   refuse((folder_ / "none").string(), "No such file");

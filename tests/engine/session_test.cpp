@@ -197,6 +197,37 @@ TEST(Session, SharedListsAreAttendedWherever) {
   EXPECT_LT(rms_difference(logits[0], logits[1]), 0.005 * rms(logits[1]));
 }
 
+// Chunks that left the window after the prompt, and outliers among them, are forgotten by a rewind: the
+// same tokens lead to the same bits again, and other tokens to those of a session that never went back.
+TEST(Session, RewindForgetsWhatLeftTheWindow) {
+  const std::vector<int32_t> ids = prompt(60);
+  const int64_t n_prompt = std::ssize(ids) - 70;
+  auto m = model();
+  SessionOptions options;
+  options.selection.budget = 64;
+  options.selection.recent = 48;
+  options.selection.outliers = 2;
+  options.selection.key_codec = KeyCodec::kInt8;
+  const SessionPlan plan = Session::plan(*m, options, n_prompt, 80);
+  const auto open = [&] {
+    auto session = Session::open(m, plan);
+    EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+    return session;
+  };
+  const auto walk = [&](Session& session, bool backwards) {
+    for (int64_t i = 0; i < 65; ++i) {
+      session.step(ids[static_cast<size_t>(backwards ? 64 - i : n_prompt + i)]);
+    }
+    return std::vector<float>(session.logits().begin(), session.logits().end());
+  };
+  auto session = open();
+  const std::vector<float> first = walk(*session, false);
+  session->rewind();
+  EXPECT_EQ(walk(*session, true), walk(*open(), true));
+  session->rewind();
+  EXPECT_EQ(walk(*session, false), first);
+}
+
 // A fork goes on as its origin does, and as if the other was not there.
 TEST(Session, ForksGoTheirOwnWays) {
   const std::vector<int32_t> ids = prompt(60);

@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <random>
 #include <vector>
@@ -261,6 +264,80 @@ TEST_F(CudaLandmark, OutliersOfTheCpu) {
       if (n_outliers == 0) continue;
       for (size_t i = 0; i < a.cosines.size(); ++i) {
         ASSERT_EQ(a.cosines[i], std::min(-b.cosines[i], std::numeric_limits<float>::infinity()));
+      }
+    }
+  }
+}
+
+struct LateOutliers {
+  Memory<int32_t> ids, places;
+  Memory<float> cosines;
+  Memory<uint64_t> excluded;
+  Memory<bf16> keys, values;
+  LateOutlierParams p;
+
+  LateOutliers(const Plane& plane, const Memory<bf16>& rows, int64_t n_most)
+      : ids(plane.n_kv_heads * n_most, -7),
+        places(plane.n_kv_heads * 8, -7),
+        cosines(plane.n_kv_heads * n_most, 7.0f),
+        excluded(plane.n_kv_heads * ((plane.n_chunks + 63) / 64), 0),
+        keys(plane.n_kv_heads * n_most * plane.chunk * plane.d),
+        values(keys.size()) {
+    p.keys = plane.keys.data();
+    p.values = rows.data();
+    p.head_stride = static_cast<int64_t>(plane.keys.size()) / plane.n_kv_heads;
+    p.landmarks = plane.landmarks.data();
+    p.landmark_head_stride = plane.n_chunks * plane.d;
+    p.chunk_tokens = plane.chunk;
+    p.n_kv_heads = plane.n_kv_heads;
+    p.head_dim = plane.d;
+    p.n_most = n_most;
+    p.ids = ids.data();
+    p.cosines = cosines.data();
+    p.excluded = excluded.data();
+    p.excluded_stride = (plane.n_chunks + 63) / 64;
+    p.places = places.data();
+    p.kept_keys = keys.data();
+    p.kept_values = values.data();
+  }
+  // The next chunks, then what another layer does: a copy of the same ones.
+  void next(int64_t first, int64_t n, int64_t n_kept, const std::function<void()>& run) {
+    p.first_chunk = first;
+    p.n_chunks = n;
+    p.n_kept = n_kept;
+    p.choose = true;
+    run();
+    p.choose = false;
+    run();
+  }
+  bool operator==(const LateOutliers& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+    };
+    return same(ids, other.ids) && same(places, other.places) && same(cosines, other.cosines) &&
+           same(excluded, other.excluded) && same(keys, other.keys) && same(values, other.values);
+  }
+};
+
+TEST_F(CudaLandmark, LateOutliersOfTheCpu) {
+  cpu::Queue queue({.n_threads = 1, .isa = cpu::Isa::kPortable});
+  for (const int32_t d : {34, 64, 128}) {
+    for (const int64_t n_most : {1, 5, 33, 100}) {
+      const int32_t chunk = d == 64 ? 8 : 5;
+      const int64_t n_chunks = 90;
+      Plane plane{2, d, chunk, n_chunks, normal_rows(2 * n_chunks * chunk * d, 1.0f), {}};
+      plane.keys[60 * chunk * d + 3] = bf16(std::numeric_limits<float>::quiet_NaN());
+      plane.build(0, n_chunks);
+      const Memory<bf16> values = normal_rows(2 * n_chunks * chunk * d, 1.0f);
+      LateOutliers a(plane, values, n_most), b(plane, values, n_most);
+      int64_t n = 0;
+      for (int64_t at = 9; at < n_chunks; at += n) {
+        n = std::min<int64_t>(n_chunks - at, 1 + at % 8);
+        const int64_t n_kept = std::min(at - 9, n_most);
+        a.next(at, n, n_kept, [&] { cuda::keep_late_outliers(test::stream(), a.p); });
+        test::stream().finish();
+        b.next(at, n, n_kept, [&] { cpu::keep_late_outliers(queue, b.p); });
+        ASSERT_TRUE(a == b) << "d " << d << " n " << n_most << " chunk " << at;
       }
     }
   }
