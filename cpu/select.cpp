@@ -9,6 +9,7 @@
 #include "cpu/select_refine.h"
 #include "cpu/select_scan.h"
 #include "cpu/slots.h"
+#include "cpu/top_k.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
@@ -97,15 +98,16 @@ class Ranking {
     Carver scratch(worker.scratch);
     log_sums_ = scratch.take<float>(n_heads_);
     sorted_ = scratch.take<float>(Columns::kMost);
+    // Beyond this many candidates the list is cut in place.
+    entries_room_ = std::min(candidates_.size(), static_cast<int64_t>(kScratchBytes / 4 / sizeof(uint64_t)));
+    entries_ = scratch.take<uint64_t>(entries_room_);
     for (int64_t h = 0; !adds_weights(p) && h < n_heads_; ++h) {
       log_sums_[h] = log_sum(work, first_head_ + h, n_ranges);
     }
   }
 
   void run() {
-    int64_t n = list_best();
-    move_best_first(scores_, list_, n, p_.k);
-    n = std::min(n, p_.k);
+    int64_t n = cut_to_best(list_best());
     if (p_.top_p > 0 && n > 0) n = fewest_with_weight(scores_, list_, n, p_.top_p * all_weight());
     int64_t n_kept = n;
     if (p_.max_misses >= 0) {
@@ -118,6 +120,26 @@ class Ranking {
   }
 
  private:
+  // Leaves the best k of the list, in the order that it had.
+  int64_t cut_to_best(int64_t n) {
+    const int64_t k = p_.k;
+    if (n <= k) return n;
+    if (n > entries_room_) {
+      move_best_first(scores_, list_, n, k);
+      return k;
+    }
+    for (int64_t i = 0; i < n; ++i) entries_[i] = ranked(scores_[list_[i]], list_[i]);
+    select_largest(entries_, n, k);
+    const uint64_t least = *std::min_element(entries_, entries_ + k);
+    int64_t n_kept = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t candidate = list_[i];
+      list_[n_kept] = candidate;
+      n_kept += ranked(scores_[candidate], candidate) >= least;
+    }
+    return n_kept;
+  }
+
   // A superset of the best k, with scores_[i] the final score of each of them.
   int64_t list_best() {
     const float least = bound();
@@ -180,7 +202,7 @@ class Ranking {
 
   // Ascending; for every KV head where there is one list.
   void write(int32_t* list, int64_t n, int32_t* ids, int32_t* counts) const {
-    std::sort(list, list + n);
+    if (!std::is_sorted(list, list + n)) std::sort(list, list + n);
     int32_t* first = ids + index_ * p_.k;
     for (int64_t i = 0; i < n; ++i) first[i] = static_cast<int32_t>(candidates_.chunk(list[i]));
     counts[index_] = static_cast<int32_t>(n);
@@ -200,6 +222,8 @@ class Ranking {
   int32_t* list_;
   float* log_sums_;
   float* sorted_;  // [Columns::kMost]
+  int64_t entries_room_;
+  uint64_t* entries_;
 };
 
 void check(const SelectParams& p) {
