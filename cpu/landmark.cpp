@@ -58,6 +58,14 @@ int32_t admit(const LateOutlierParams& p, int64_t kv_head, int64_t i, float cosi
   return static_cast<int32_t>(place);
 }
 
+// Where another layer put the chunk; -1: nowhere. Behind the places in use names may be left from
+// before a rewind: the first one counts.
+int64_t named_place(const LateOutlierParams& p, int64_t kv_head, int64_t chunk) {
+  const int32_t* ids = p.ids + kv_head * p.n_most;
+  const int64_t place = std::find(ids, ids + p.n_most, chunk) - ids;
+  return place < p.n_most ? place : -1;
+}
+
 }  // namespace
 
 void build_landmarks(Queue& queue, const LandmarkParams& p) {
@@ -141,7 +149,7 @@ void keep_late_outliers(Queue& queue, const LateOutlierParams& p) {
     for (int64_t i = 0; i < p.n_chunks; ++i) {
       const int64_t chunk = p.first_chunk + i;
       const int64_t from = kv_head * p.head_stride + chunk * size - p.first_row * p.head_dim;
-      int32_t& place = p.places[kv_head * p.n_chunks + i];
+      int64_t place = -1;
       if (p.choose) {
         float lowest = 0;
         MinCosine cosine{};
@@ -154,6 +162,8 @@ void keep_late_outliers(Queue& queue, const LateOutlierParams& p) {
         cosine.head_dim = p.head_dim;
         kernel.min_cosine(cosine);
         place = admit(p, kv_head, i, lowest);
+      } else {
+        place = named_place(p, kv_head, chunk);
       }
       if (place < 0) continue;
       const int64_t to = (kv_head * p.n_most + place) * size;

@@ -303,11 +303,13 @@ KERNEL(kCosineThreads, 8) keep_late(const GRID_CONST LateOutlierParams p) {
           cosines[at] = cosine;
           excluded[chunk / 32] |= 1u << chunk % 32;
         }
-        p.places[head * p.n_chunks + i] = place = takes ? at : -1;
+        place = takes ? at : -1;
       }
       sync_warp();
+    } else if (!p.choose && thread == 0) {
+      place = -1;  // the first of a name: behind the places in use some may be left from before a rewind
+      for (int at = 0; at < p.n_most && place < 0; ++at) place = ids[at] == chunk ? at : -1;
     }
-    if (!p.choose && thread == 0) place = p.places[head * p.n_chunks + i];
     sync_threads();
     const int64_t to = (head * p.n_most + place) * size;
     for (int64_t e = thread; place >= 0 && e < size; e += kCosineThreads) {

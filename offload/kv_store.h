@@ -191,7 +191,6 @@ class KvStore {
     int32_t *miss_chunks = nullptr, *miss_slots = nullptr, *miss_counts = nullptr;
     int32_t* scratch = nullptr;
     int32_t *blocks = nullptr, *block_counts = nullptr;  // [kv][coarse_select]
-    int32_t* late_places = nullptr;  // [kv][retire chunks]: where the leader put them
     // [layers][kv][3]: chunks selected, hit and missed so far; then decisions on reuse, and those that
     // kept
     int64_t* totals = nullptr;

@@ -125,7 +125,6 @@ void KvStore<Device, Host>::keep_late_chunks(int64_t index, int64_t first_chunk,
   late.cosines = its.late_cosines;
   late.excluded = its.excluded;
   late.excluded_stride = layout_.mask_words;
-  late.places = lists_.late_places;
   late.kept_keys = layer.late_keys;
   late.kept_values = layer.late_values;
   keep_late_outliers(device_, late);

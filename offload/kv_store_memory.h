@@ -175,9 +175,6 @@ void KvStore<Device, Host>::take_step_lists(Arena<Device>& arena) {
         arena.template take<int32_t>(Purpose::kSlots, kv() * (layout_.coarse_select + 1));
     lists_.block_counts = lists_.blocks + kv() * layout_.coarse_select;
   }
-  if (layout_.late_chunks > 0) {
-    lists_.late_places = arena.template take<int32_t>(Purpose::kSlots, kv() * layout_.retire_chunks());
-  }
   lists_.totals = arena.template take<int64_t>(Purpose::kSlots, layout_.total_counts());
 }
 

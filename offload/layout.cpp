@@ -155,7 +155,6 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kSlots, n_kv * (3 * select + n_slots + 2) * 4);
     add(Purpose::kSlots, n_kv * (coarse_select > 0 ? coarse_select + 1 : 0) * 4);
     add(Purpose::kSlots, total_counts() * 8);
-    if (late_chunks > 0) add(Purpose::kSlots, n_kv * retire_chunks() * 4);
     if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
   }
   if (o.replay) add(Purpose::kActivations, 8);

@@ -430,8 +430,8 @@ struct OutlierParams {
 // lowest min over members of cos(landmark, key) are kept. While there is room each one is; then it
 // takes the place of the kept chunk with the greatest cosine (the first of equals) if its own is
 // lower, and that one is an ordinary chunk again: its bit goes, its place is overwritten. With choose
-// false, ids, cosines and bits stay as they are, and places are read: what another layer chose is
-// copied.
+// false, ids, cosines and bits stay as they are: of these chunks those that ids name are copied, as
+// another layer chose them.
 struct LateOutlierParams {
   const bf16* keys = nullptr;    // planes; chunk c starts at row c*chunk_tokens - first_row
   const bf16* values = nullptr;
@@ -448,7 +448,6 @@ struct LateOutlierParams {
   float* cosines = nullptr;        // [n_kv_heads][n_most]
   uint64_t* excluded = nullptr;    // [n_kv_heads][excluded_stride] bit maps over chunks
   int64_t excluded_stride = 0;     // in words
-  int32_t* places = nullptr;       // [n_kv_heads][n_chunks]; -1: not kept
   bf16* kept_keys = nullptr;       // [n_kv_heads][n_most][chunk_tokens][head_dim]
   bf16* kept_values = nullptr;
 };

@@ -360,7 +360,7 @@ TEST_P(LandmarkTest, LateOutliersAreTheSame) {
     Plane plane{2, d, chunk, n_chunks, normal_rows(2 * n_chunks * chunk * d, 1.0f), {}};
     plane.build(queue_, 0, n_chunks);
     const auto values = normal_rows(2 * n_chunks * chunk * d, 1.0f);
-    std::vector<int32_t> ids(2 * n_most), places(2 * 4);
+    std::vector<int32_t> ids(2 * n_most);
     std::vector<float> cosines(2 * n_most);
     std::vector<uint64_t> excluded(2 * 4, 0);
     const int64_t rows = 2 * n_most * chunk * d;
@@ -379,7 +379,6 @@ TEST_P(LandmarkTest, LateOutliersAreTheSame) {
     p.cosines = cosines.data();
     p.excluded = excluded.data();
     p.excluded_stride = 4;
-    p.places = places.data();
     for (int64_t at = first; at < n_chunks; at += p.n_chunks) {
       p.first_chunk = at;
       p.n_chunks = std::min<int64_t>(n_chunks - at, 1 + at % 4);

@@ -270,7 +270,7 @@ TEST_F(CudaLandmark, OutliersOfTheCpu) {
 }
 
 struct LateOutliers {
-  Memory<int32_t> ids, places;
+  Memory<int32_t> ids;
   Memory<float> cosines;
   Memory<uint64_t> excluded;
   Memory<bf16> keys, values;
@@ -278,7 +278,6 @@ struct LateOutliers {
 
   LateOutliers(const Plane& plane, const Memory<bf16>& rows, int64_t n_most)
       : ids(plane.n_kv_heads * n_most, -7),
-        places(plane.n_kv_heads * 8, -7),
         cosines(plane.n_kv_heads * n_most, 7.0f),
         excluded(plane.n_kv_heads * ((plane.n_chunks + 63) / 64), 0),
         keys(plane.n_kv_heads * n_most * plane.chunk * plane.d),
@@ -296,7 +295,6 @@ struct LateOutliers {
     p.cosines = cosines.data();
     p.excluded = excluded.data();
     p.excluded_stride = (plane.n_chunks + 63) / 64;
-    p.places = places.data();
     p.kept_keys = keys.data();
     p.kept_values = values.data();
   }
@@ -314,7 +312,7 @@ struct LateOutliers {
     const auto same = [](const auto& a, const auto& b) {
       return std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
     };
-    return same(ids, other.ids) && same(places, other.places) && same(cosines, other.cosines) &&
+    return same(ids, other.ids) && same(cosines, other.cosines) &&
            same(excluded, other.excluded) && same(keys, other.keys) && same(values, other.values);
   }
 };
