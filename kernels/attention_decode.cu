@@ -240,11 +240,12 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
     const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(p.n_heads));
     launch_dependent<attend_plain>(stream, grid, kThreads, kPlainShared, params);
   } else {
+    const bool key_bias = has_key_bias(p);
     switch (p.head_dim) {
-      case 64: launch_tiles<64>(stream, params, n_row_blocks, has_key_bias(p)); break;
-      case 96: launch_tiles<96>(stream, params, n_row_blocks, has_key_bias(p)); break;
-      case 128: launch_tiles<128>(stream, params, n_row_blocks, has_key_bias(p)); break;
-      default: launch_tiles<256>(stream, params, n_row_blocks, has_key_bias(p)); break;
+      case 64: launch_tiles<64>(stream, params, n_row_blocks, key_bias); break;
+      case 96: launch_tiles<96>(stream, params, n_row_blocks, key_bias); break;
+      case 128: launch_tiles<128>(stream, params, n_row_blocks, key_bias); break;
+      default: launch_tiles<256>(stream, params, n_row_blocks, key_bias); break;
     }
   }
   if (params.merge_at_once) return;

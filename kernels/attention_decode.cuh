@@ -145,18 +145,24 @@ GPU Within find_token(const Source& source, int kv_head, int token) {
   return {id, token - chunk * source.chunk_tokens};
 }
 
-// One row of a tile. live: the keys of the tile, at most kTile; 0 or less past the last tile.
-struct Row {
-  int64_t offset;  // in elements from the KV head's first row
-  int source, live;
-};
-GPU Row find_row(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
+// The source that a tile lies in; tile becomes its number there.
+GPU int find_source(const Params& p, const Notes& notes, int& tile) {
   int s = 0;
   for (; s + 1 < p.n_sources; ++s) {
     const int n = tiles_of(notes.n_tokens[s]);
     if (tile < n) break;
     tile -= n;
   }
+  return s;
+}
+
+// One row of a tile. live: the keys of the tile, at most kTile; 0 or less past the last tile.
+struct Row {
+  int64_t offset;  // in elements from the KV head's first row
+  int source, live;
+};
+GPU Row find_row(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
+  const int s = find_source(p, notes, tile);
   const Source& source = p.sources[s];
   const int n_tokens = notes.n_tokens[s];
   const int token = tile * kTile + row;
@@ -171,12 +177,7 @@ GPU Row find_row(const Params& p, const Notes& notes, int kv_head, int tile, int
 
 // What is added to the score of one row of a tile, beside the source's bias.
 GPU float find_key_bias(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
-  int s = 0;
-  for (; s + 1 < p.n_sources; ++s) {
-    const int n = tiles_of(notes.n_tokens[s]);
-    if (tile < n) break;
-    tile -= n;
-  }
+  const int s = find_source(p, notes, tile);
   const Source& source = p.sources[s];
   const int token = tile * kTile + row;
   if (source.key_bias == nullptr || token >= notes.n_tokens[s]) return 0.0f;

@@ -1,9 +1,9 @@
 // Prefill attention on a GPU: causal, windowed, or over selected chunks (PrefillAttendParams).
 //
 // Two kernels: wgmma and the tensor copy engine where the stream's architecture is exactly 9.0, rows
-// are multiples of 16 bytes and keys have no bias; mma.sync and cp.async everywhere else. A third, small one
-// computes rows again that came out non-finite (key by key, in fp64), so that a NaN or an infinity
-// reaches the queries that see it and no others, as in cpu/.
+// are multiples of 16 bytes and keys have no bias; mma.sync and cp.async everywhere else. A third,
+// small one computes rows again that came out non-finite (key by key, in fp64), so that a NaN or an
+// infinity reaches the queries that see it and no others, as in cpu/.
 //
 // exact_exp changes nothing here: the hardware's ex2.approx on fp32 is within 2 ulp already.
 //

@@ -5,8 +5,9 @@
 //   in memory   planes are as far apart as the sequence may become long
 //   here        only the rows in use: n_rows runs of row_bytes, stride apart in memory
 //
-// Left out is what the prompt needed only (planes, masses, ids of the exact chunks, which were
-// gathered, but for models with an eviction head) and statistics. It knows no addresses: those are the store's (kv_store_state.h).
+// Left out is what the prompt needed only (planes, masses; ids of the exact chunks, which were
+// gathered, but for models with an eviction head) and statistics. It knows no addresses: those are
+// the store's (kv_store_state.h).
 #pragma once
 
 #include <cstdint>

@@ -280,7 +280,8 @@ class KvStore {
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
                       const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
   void attend_as_before(int64_t layer, const bf16* q, bf16* out);
-  void add_key_bias(const Layer& layer, int64_t first_position, KvSource& source) const;
+  void add_key_bias(const Layer& layer, int64_t first_position, KvSource& source,
+                    const int32_t* chunks = nullptr, int64_t chunks_stride = 0) const;
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
   KvSource home_source(int64_t layer) const;
   KvSource estimate_source(int64_t layer) const;

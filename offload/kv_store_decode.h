@@ -153,36 +153,35 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   add_key_bias(layer, recent.first, sources[0]);
   plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
   if (layer.n_sinks > 0) add_key_bias(layer, 0, sources[n - 1]);
-  const int64_t n_exact = layout_.tiered(index) ? index_of(index).n_exact : 0;
-  plane(layer.exact_keys, layer.exact_values, layout_.outlier_rows * d(), n_exact * chunk());
-  if (n_exact > 0 && layer.key_bias != nullptr) {
-    KvSource& exact = sources[n - 1];
-    exact.chunk_tokens = chunk();
-    exact.chunk_stride = chunk() * d();
-    add_key_bias(layer, 0, exact);
-    exact.bias_chunks = index_of(index).exact_ids;
-    exact.bias_chunks_stride = n_exact;
-  }
-  const int64_t n_kept = layout_.tiered(index) ? n_late(index) : 0;
-  plane(layer.late_keys, layer.late_values, layout_.late_chunks * chunk() * d(), n_kept * chunk());
-  if (n_kept > 0 && layer.key_bias != nullptr) {
-    KvSource& late = sources[n - 1];
-    late.chunk_tokens = chunk();
-    late.chunk_stride = chunk() * d();
-    add_key_bias(layer, 0, late);
-    late.bias_chunks = index_of(index).late_ids;
-    late.bias_chunks_stride = layout_.late_chunks;
-  }
+  // Chunks that another list names: their rows here say nothing of their positions.
+  auto chunks = [&](const bf16* keys, const bf16* values, int64_t capacity, int64_t n_chunks,
+                    const int32_t* ids, int64_t ids_stride) {
+    plane(keys, values, capacity * chunk() * d(), n_chunks * chunk());
+    if (n_chunks == 0 || layer.key_bias == nullptr) return;
+    KvSource& source = sources[n - 1];
+    source.chunk_tokens = chunk();
+    source.chunk_stride = chunk() * d();
+    add_key_bias(layer, 0, source, ids, ids_stride);
+  };
+  if (!layout_.tiered(index)) return n;
+  const Index& its = index_of(index);
+  chunks(layer.exact_keys, layer.exact_values, layout_.settings.exact_chunks(), its.n_exact,
+         its.exact_ids, its.n_exact);
+  chunks(layer.late_keys, layer.late_values, layout_.late_chunks, n_late(index), its.late_ids,
+         layout_.late_chunks);
   return n;
 }
 
-// first_position: of the source's first row, or of its chunk 0.
+// first_position: of the source's first row, or of its chunk 0. chunks: those that its own stand for
+// (KvSource::bias_chunks), or null.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::add_key_bias(const Layer& layer, int64_t first_position,
-                                         KvSource& source) const {
+void KvStore<Device, Host>::add_key_bias(const Layer& layer, int64_t first_position, KvSource& source,
+                                         const int32_t* chunks, int64_t chunks_stride) const {
   if (layer.key_bias == nullptr) return;
   source.key_bias = layer.key_bias + first_position;
   source.key_bias_head_stride = layout_.settings.capacity;
+  source.bias_chunks = chunks;
+  source.bias_chunks_stride = chunks_stride;
 }
 
 template <typename Device, typename Host>
@@ -198,10 +197,7 @@ KvSource KvStore<Device, Host>::slot_source(const Layer& layer, const int32_t* s
   source.ids = slots;
   source.counts = counts;
   source.ids_stride = chosen_;
-  add_key_bias(layer, 0, source);
-  if (layer.key_bias == nullptr) return source;
-  source.bias_chunks = layer.slot_state.chunk_of_slot;
-  source.bias_chunks_stride = layout_.n_slots;
+  add_key_bias(layer, 0, source, layer.slot_state.chunk_of_slot, layout_.n_slots);
   return source;
 }
 

@@ -220,7 +220,7 @@ PurposeBytes KvLayout::host_bytes() const {
 int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, prefill_chunk); }
 
 int64_t KvLayout::index_plane_chunks() const {
-  return std::max(prompt_chunks, retire_chunks());
+  return std::max(prompt_chunks, retire_tokens / settings.chunk_tokens);
 }
 
 int64_t KvLayout::value_staging_bytes() const {

@@ -105,8 +105,6 @@ struct KvLayout {
   }
   // Late outliers of a layer when so many of its chunks have left the window since the prompt.
   int64_t late_in_use(int64_t retired) const { return std::min(late_chunks, retired); }
-  // Chunks that leave the window together.
-  int64_t retire_chunks() const { return retire_tokens / settings.chunk_tokens; }
   bool any_low_rank() const { return any_tiered && settings.keys == KeyForm::kLowRank; }
   // Values and exact keys live on the device.
   bool at_home_on_device(int64_t layer) const {

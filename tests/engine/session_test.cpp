@@ -21,16 +21,23 @@ std::shared_ptr<Model> model(int threads = 2) {
   return Model::open(kModel, {.backend = BackendKind::kCpu, .n_threads = threads});
 }
 
+// n sentences that say nothing.
+std::string filler(int64_t first, int64_t n) {
+  std::string text;
+  for (int64_t i = first; i < first + n; ++i) {
+    text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
+                        (i * 37) % 101);
+  }
+  return text;
+}
+
 // A fact among filler, and the question for it. Short under a sanitizer.
 std::vector<int32_t> prompt(int64_t n_filler_sentences) {
   if (test::kSanitized && n_filler_sentences > 40) n_filler_sentences = 40;
   const Tokenizer tokenizer = Tokenizer::load(kModel);
-  std::string text;
-  for (int64_t i = 0; i < n_filler_sentences; ++i) {
-    text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
-                        (i * 37) % 101);
-    if (i == n_filler_sentences / 3) text += "\nThe magic number for silver-harbor is 48213.\n";
-  }
+  const int64_t before = n_filler_sentences / 3 + 1;
+  std::string text = filler(0, before) + "\nThe magic number for silver-harbor is 48213.\n" +
+                     filler(before, n_filler_sentences - before);
   text += "\nWhat is the magic number for silver-harbor? The magic number for silver-harbor is";
   return tokenizer.encode(text);
 }
@@ -233,21 +240,14 @@ std::vector<bool> found_in_follow_up(const SessionOptions& options) {
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   const char* const keys[] = {"silver-harbor", "amber mango",   "bison-pebble", "falcon jade",
                               "lemur-nova",    "quartz willow", "cedar-comet",  "violet anchor"};
-  const auto filler = [](std::string& text, int64_t first, int64_t n) {
-    for (int64_t i = first; i < first + n; ++i) {
-      text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
-                          (i * 37) % 101);
-    }
-  };
-  std::string text, more;
-  filler(text, 0, 300);
+  std::string more;
   for (int64_t i = 0; i < 8; ++i) {
-    filler(more, 300 + 10 * i, 8);
+    more += filler(300 + 10 * i, 8);
     more += fmt::format("\nThe magic number for {} is {}.\n", keys[i], 10843 + 7919 * i);
   }
-  filler(more, 400, 40);
+  more += filler(400, 40);
   auto m = model();
-  const std::vector<int32_t> ids = tokenizer.encode(text), follow_up = tokenizer.encode(more);
+  const std::vector<int32_t> ids = tokenizer.encode(filler(0, 300)), follow_up = tokenizer.encode(more);
   auto session = Session::open(
       m, Session::plan(*m, options, std::ssize(ids), std::ssize(follow_up) + 100));
   EXPECT_TRUE(session->prefill(ids, {}));
