@@ -8,15 +8,13 @@
 
 #include "cpu/levels.h"
 #include "cpu/query.h"
+#include "cpu/source_rows.h"
 #include "engine/base/check.h"
 #include "engine/base/partial.h"
 
 namespace tiercel::cpu {
 namespace {
 
-constexpr int64_t kMinRangeTokens = 512;
-// Below this many bytes of keys and values waking a second thread costs more than it saves.
-constexpr int64_t kMinParallelBytes = 256 * 1024;
 struct Range {
   int32_t source = 0, kv_head = 0;
   int64_t index = 0;           // among the ranges of this (source, KV head)
@@ -24,20 +22,10 @@ struct Range {
   int64_t begin = 0, end = 0;  // tokens of the source
 };
 
-// Tokens that KV head j sees in a source, and how they are cut. Functions of shapes and counts
-// only.
+// Tokens that KV head j sees in a source: a function of shapes and counts only.
 int64_t tokens_of(const KvSource& source, int32_t kv_head) {
   return source.ids != nullptr ? int64_t{source.counts[kv_head]} * source.chunk_tokens
                                : source.n_tokens + (source.later != nullptr ? *source.later : 0);
-}
-int64_t range_tokens(int64_t n_tokens) {
-  const int64_t share = (n_tokens + kMaxDecodeRanges - 1) / kMaxDecodeRanges;
-  const int64_t whole = (share + kDecodeBlock - 1) / kDecodeBlock * kDecodeBlock;
-  return std::max(whole, kMinRangeTokens);
-}
-int64_t range_count(int64_t n_tokens) {
-  const int64_t size = range_tokens(n_tokens);
-  return (n_tokens + size - 1) / size;
 }
 
 // The item-th range, KV heads one after the other, each with its sources in order.
@@ -63,57 +51,6 @@ Range find_range(const DecodeAttendParams& p, int64_t item) {
 float* partial_at(const DecodeAttendParams& p, int64_t head, int64_t slot) {
   return p.workspace + (head * kMaxDecodeRanges * kMaxDecodeSources + slot) * (p.head_dim + 2);
 }
-
-// Offsets, in elements from the KV head's first row, of the tokens of a source.
-class Rows {
- public:
-  Rows(const KvSource& source, int32_t kv_head)
-      : source_(source),
-        ids_(source.ids == nullptr ? nullptr : source.ids + kv_head * source.ids_stride) {
-    if (source.key_bias == nullptr) return;
-    bias_ = source.key_bias + kv_head * source.key_bias_head_stride;
-    if (source.bias_chunks == nullptr) return;
-    bias_chunks_ = source.bias_chunks + kv_head * source.bias_chunks_stride;
-  }
-
-  // Tokens begin .. end - 1 into offsets[0 ..]; the last one again until n are filled.
-  void fill(int64_t begin, int64_t end, int64_t n, int64_t* offsets) const {
-    const int64_t n_live = std::min(end - begin, n);
-    int64_t i = 0;
-    if (ids_ == nullptr && source_.chunk_stride == source_.chunk_tokens * source_.token_stride) {
-      for (; i < n_live; ++i) offsets[i] = (begin + i) * source_.token_stride;
-    }
-    int64_t chunk = begin / source_.chunk_tokens;
-    int64_t within = begin % source_.chunk_tokens;
-    for (; i < n_live; ++chunk, within = 0) {
-      const int64_t id = ids_ == nullptr ? chunk : ids_[chunk];
-      int64_t offset = id * source_.chunk_stride + within * source_.token_stride;
-      for (; within < source_.chunk_tokens && i < n_live; ++within) {
-        offsets[i++] = offset;
-        offset += source_.token_stride;
-      }
-    }
-    const int64_t last = i > 0 ? offsets[i - 1] : 0;
-    while (i < n) offsets[i++] = last;
-  }
-
-  // What is added to the scores of tokens begin .. end - 1, in bias[0 ..].
-  void fill_bias(int64_t begin, int64_t end, float* bias) const {
-    for (int64_t token = begin; token < end; ++token) {
-      const int64_t chunk = token / source_.chunk_tokens;
-      int64_t id = ids_ == nullptr ? chunk : ids_[chunk];
-      if (bias_chunks_ != nullptr) id = bias_chunks_[id];
-      bias[token - begin] = bias_[id * source_.chunk_tokens + token % source_.chunk_tokens];
-    }
-  }
-  bool has_bias() const { return source_.key_bias != nullptr; }
-
- private:
-  const KvSource& source_;
-  const int32_t* ids_;
-  const float* bias_ = nullptr;
-  const int32_t* bias_chunks_ = nullptr;
-};
 
 // One item: the partials of all heads of a group over one range of tokens.
 void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const Range& range,
@@ -155,7 +92,7 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   const int64_t step = block_rows(p.head_dim);
   block.score.prefetch_rows = static_cast<int32_t>(step);
 
-  const Rows rows(source, range.kv_head);
+  const SourceRows rows(source, range.kv_head);
   block.bias = rows.has_bias() ? bias : nullptr;
   rows.fill(range.begin, range.end, step, offsets + step);
   for (int64_t token = range.begin; token < range.end; token += step) {

@@ -4,8 +4,7 @@
 
 namespace tiercel::cpu {
 
-const DecodeKernel kDecodeAvx2 = {Vector::kLanes, Vector::kBf16Query, score_rows<Vector>,
-                                  attend_block<Vector>};
+const DecodeKernel kDecodeAvx2 = kDecodeKernel<Vector>;
 
 }  // namespace tiercel::cpu
 #endif

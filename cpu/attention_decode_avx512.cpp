@@ -4,8 +4,7 @@
 
 namespace tiercel::cpu {
 
-const DecodeKernel kDecodeAvx512 = {Avx512::kLanes, Avx512::kBf16Query, score_rows<Avx512>,
-                                    attend_block<Avx512>};
+const DecodeKernel kDecodeAvx512 = kDecodeKernel<Avx512>;
 
 }  // namespace tiercel::cpu
 #endif

@@ -4,8 +4,7 @@
 
 namespace tiercel::cpu {
 
-const DecodeKernel kDecodeAvx512Bf16 = {Avx512Bf16::kLanes, Avx512Bf16::kBf16Query,
-                                        score_rows<Avx512Bf16>, attend_block<Avx512Bf16>};
+const DecodeKernel kDecodeAvx512Bf16 = kDecodeKernel<Avx512Bf16>;
 
 }  // namespace tiercel::cpu
 #endif

@@ -3,7 +3,6 @@
 
 namespace tiercel::cpu {
 
-const DecodeKernel kDecodePortable = {Vector::kLanes, Vector::kBf16Query, score_rows<Vector>,
-                                      attend_block<Vector>};
+const DecodeKernel kDecodePortable = kDecodeKernel<Vector>;
 
 }  // namespace tiercel::cpu

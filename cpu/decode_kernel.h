@@ -6,6 +6,7 @@
 //   score    s[h][r] = (q_h . k_r) * scale             horizontal sums by a transposing reduction
 //   softmax  p = exp2(s - max), running max and sum
 //   add      out_h = out_h * 2^(old max - max) + sum_r p[h][r] v_r
+// Where keys and values are apart (key_weights, weighted_values) the phases are called one by one.
 // All heads of a group use a row while it is in L1. Rows ahead are prefetched by software: a loop
 // with this much arithmetic per line gets little help from the hardware's prefetcher.
 #pragma once
@@ -44,6 +45,9 @@ struct DecodeBlock {
   int64_t out_stride;    // head_dim rounded up to whole pieces
   float* alpha;          // [n_heads] scratch
   const float* bias;     // [n_rows] added to the scores of every head; or null
+  // Values ahead are prefetched row after row, not column after column as they are used: 5 to 20 %
+  // faster on Zen 4 where no keys are read between.
+  bool prefetch_in_rows;
 };
 
 // What a level offers. A packed query is one row per head: whole pieces of 2 * lanes elements, as
@@ -53,6 +57,12 @@ struct DecodeKernel {
   bool bf16_query;
   void (*score_rows)(const ScoreRows&);
   void (*attend_block)(const DecodeBlock&);
+  void (*add_values)(const DecodeBlock&);  // the last phase alone: out = out * alpha + scores v
+  // n scores (room for whole vectors) with their biases, or null, to bf16 weights relative to their
+  // maximum, which is returned.
+  float (*weigh_scores)(float* scores, int32_t n, const float* bias, uint16_t* weights);
+  // scaled[i] = weights[i] * factor, i < n, and their sum.
+  float (*scale_weights)(const uint16_t* weights, int32_t n, float factor, float* scaled);
 };
 extern const DecodeKernel kDecodePortable, kDecodeAvx2, kDecodeAvx512, kDecodeAvx512Bf16;
 
@@ -146,21 +156,25 @@ void score_rows(const ScoreRows& p) {
   }
 }
 
-// Turns one head's scores into weights. A NaN score never becomes the maximum, but its weight is
-// NaN; so is every weight where the maximum is +inf. -inf weighs nothing.
 template <class V>
-void softmax_head(const DecodeBlock& b, int32_t head) {
-  float* s = b.score.scores + head * b.score.score_stride;
-  const int32_t n = b.score.n_rows;
-  const int32_t n_padded = (n + V::kLanes - 1) / V::kLanes * V::kLanes;
-  if (b.bias != nullptr) {
-    for (int32_t i = 0; i < n; ++i) s[i] += b.bias[i];
+constexpr int32_t whole_vectors(int32_t n) {
+  return (n + V::kLanes - 1) / V::kLanes * V::kLanes;
+}
+
+// Weights in place of n scores, and their sum. max: of what came before, then of these too. A NaN
+// score never becomes the maximum, but its weight is NaN; so is every weight where the maximum is
+// +inf. -inf weighs nothing.
+template <class V>
+typename V::F weigh(float* s, int32_t n, const float* bias, float& max) {
+  const int32_t n_padded = whole_vectors<V>(n);
+  if (bias != nullptr) {
+    for (int32_t i = 0; i < n; ++i) s[i] += bias[i];
   }
   for (int32_t i = n; i < n_padded; ++i) s[i] = -__builtin_inff();
 
-  typename V::F top = V::set1(b.max[head]);
+  typename V::F top = V::set1(max);
   for (int32_t i = 0; i < n_padded; i += V::kLanes) top = V::max(V::load(s + i), top);
-  const float max = V::maximum(top);
+  max = V::maximum(top);
   const typename V::F reference = V::set1(max == -__builtin_inff() ? 0.0f : max);
   typename V::F total = V::zero();
   for (int32_t i = 0; i < n_padded; i += V::kLanes) {
@@ -168,6 +182,15 @@ void softmax_head(const DecodeBlock& b, int32_t head) {
     V::store(s + i, weight);
     total = V::add(total, weight);
   }
+  return total;
+}
+
+template <class V>
+void softmax_head(const DecodeBlock& b, int32_t head) {
+  float max = b.max[head];
+  const typename V::F total =
+      weigh<V>(b.score.scores + head * b.score.score_stride, b.score.n_rows, b.bias, max);
+  const typename V::F reference = V::set1(max == -__builtin_inff() ? 0.0f : max);
   alignas(64) float factor[V::kLanes];
   V::store(factor, V::exp2(V::sub(V::set1(b.max[head]), reference)));
   b.alpha[head] = factor[0];
@@ -191,12 +214,25 @@ void add_tile(const DecodeBlock& b, int32_t head, int32_t piece, int tail) {
   const uint16_t* base = b.value_base + piece * kPiece;
   const float* weights = b.score.scores + head * b.score.score_stride;
   const bool prefetch = head == 0 && b.score.prefetch_rows > 0;
+  // All passes together go once through the rows ahead, in either order.
+  const int32_t columns = tail == 0 ? kPieces * kPiece : tail;
+  int32_t ahead_row = b.score.prefetch_rows, ahead_column = piece * kPiece;
+  if (b.prefetch_in_rows) {
+    ahead_row += ahead_column * b.score.n_rows / b.score.head_dim;
+    ahead_column = ahead_column * b.score.n_rows % b.score.head_dim;
+  }
   for (int32_t row = 0; row < b.score.n_rows; ++row) {
     const uint16_t* value = base + b.score.offsets[row];
     if (prefetch) {
-      const uint16_t* ahead = base + b.score.offsets[row + b.score.prefetch_rows];
+      const uint16_t* ahead = b.value_base + b.score.offsets[ahead_row] + ahead_column;
 #pragma GCC unroll 4
       for (int i = 0; i < kPieces * kPiece; i += 32) V::prefetch(ahead + i);
+      if (!b.prefetch_in_rows) {
+        ++ahead_row;
+      } else if ((ahead_column += columns) >= b.score.head_dim) {
+        ++ahead_row;
+        ahead_column -= b.score.head_dim;
+      }
     }
     typename V::F v[2 * kPieces];
 #pragma GCC unroll 4
@@ -242,9 +278,7 @@ void add_heads(const DecodeBlock& b, int32_t head) {
 }
 
 template <class V>
-void attend_block(const DecodeBlock& b) {
-  score_rows<V>(b.score);
-  for (int32_t head = 0; head < b.n_live_heads; ++head) softmax_head<V>(b, head);
+void add_values(const DecodeBlock& b) {
   constexpr int kMost = V::kRegisters / 4 < kMaxHeadTile ? V::kRegisters / 4 : kMaxHeadTile;
   for (int32_t head = 0; head < b.n_live_heads;) {
     int tile = kMost;
@@ -258,6 +292,47 @@ void attend_block(const DecodeBlock& b) {
     head += tile;
   }
 }
+
+template <class V>
+void attend_block(const DecodeBlock& b) {
+  score_rows<V>(b.score);
+  for (int32_t head = 0; head < b.n_live_heads; ++head) softmax_head<V>(b, head);
+  add_values<V>(b);
+}
+
+// Loops on integers become the level's instructions by themselves.
+template <class V>
+float weigh_scores(float* scores, int32_t n, const float* bias, uint16_t* weights) {
+  float max = -__builtin_inff();
+  weigh<V>(scores, n, bias, max);
+  for (int32_t i = 0; i < n; ++i) {  // to nearest, ties to even; NaN stays NaN
+    uint32_t u;
+    __builtin_memcpy(&u, scores + i, sizeof u);
+    const uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+    weights[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  }
+  return max;
+}
+
+template <class V>
+float scale_weights(const uint16_t* weights, int32_t n, float factor, float* scaled) {
+  for (int32_t i = 0; i < n; ++i) {
+    const uint32_t u = uint32_t{weights[i]} << 16;
+    float weight;
+    __builtin_memcpy(&weight, &u, sizeof weight);
+    scaled[i] = weight * factor;
+  }
+  const int32_t n_padded = whole_vectors<V>(n);
+  for (int32_t i = n; i < n_padded; ++i) scaled[i] = 0.0f;
+  typename V::F total = V::zero();
+  for (int32_t i = 0; i < n_padded; i += V::kLanes) total = V::add(total, V::load(scaled + i));
+  return V::sum(total);
+}
+
+template <class V>
+constexpr DecodeKernel kDecodeKernel = {V::kLanes,       V::kBf16Query, score_rows<V>,
+                                        attend_block<V>, add_values<V>, weigh_scores<V>,
+                                        scale_weights<V>};
 
 }  // namespace
 }  // namespace tiercel::cpu

@@ -7,6 +7,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/gather.h"
 #include "cpu/key_bias.h"
+#include "cpu/key_weights.h"
 #include "cpu/landmark.h"
 #include "cpu/linear.h"
 #include "cpu/lowrank.h"
@@ -17,3 +18,4 @@
 #include "cpu/select.h"
 #include "cpu/slots.h"
 #include "cpu/synthetic.h"
+#include "cpu/weighted_values.h"

@@ -20,6 +20,7 @@ constexpr int32_t padded_heads(int32_t n_heads) {
 }
 
 inline const uint16_t* bits(const bf16* p) { return reinterpret_cast<const uint16_t*>(p); }
+inline uint16_t* bits(bf16* p) { return reinterpret_cast<uint16_t*>(p); }
 
 // Rows of one block, which is also how far ahead rows are prefetched: the next block's keys and
 // values are on their way while this block is in use, and both stay in a first-level cache of 48

@@ -46,6 +46,7 @@ template <typename Q>
 concept Attends = requires(Q& queue) {
   attend_prefill(queue, PrefillAttendParams{});
   attend_decode(queue, DecodeAttendParams{});
+  key_weights(queue, KeyWeightsParams{});
   make_key_bias(queue, KeyBiasParams{});
   merge_partials(queue, MergeParams{});
 };

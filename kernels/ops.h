@@ -9,6 +9,7 @@
 #include "kernels/gather.h"
 #include "kernels/graph.h"
 #include "kernels/key_bias.h"
+#include "kernels/key_weights.h"
 #include "kernels/landmark.h"
 #include "kernels/linear.h"
 #include "kernels/lowrank.h"

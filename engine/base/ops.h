@@ -331,6 +331,49 @@ struct MergeParams {
   bf16* out = nullptr;  // [n_heads][head_dim]
 };
 
+// Attention in two halves, for values that only the host holds: key_weights where the keys are, the
+// product with the values where those are.
+//
+// Of token i of the list of KV head j (its chunks in order, whole; i < counts[j] * chunk_tokens), in
+// range r = i / kWeightRange, with scores s as attend_decode has them:
+//   maxima[h][r] = max of s over the range,  weights[h][i] = bf16(exp2(s_i - maxima[h][r]))
+// A range of nothing but -inf has weights of 0. Nothing is written behind the end of a list.
+inline constexpr int32_t kWeightRange = 64;
+struct KeyWeightsParams {
+  const bf16* q = nullptr;  // [n_heads][head_dim], after RoPE
+  KvSource keys;            // with ids; its values are not read
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  bf16* weights = nullptr;  // [n_heads][weight_stride]; also in host memory that the device maps
+  int64_t weight_stride = 0;
+  float* maxima = nullptr;  // [n_heads][maximum_stride], log2 units; likewise
+  int64_t maximum_stride = 0;
+};
+
+// The other half, an op of cpu::Queue: (max, sum, out) of what key_weights has weighed. The sum is of
+// weights as they are rounded, so that sum and out agree.
+struct WeightedValuesParams {
+  const bf16* weights = nullptr;  // [n_heads][weight_stride]
+  int64_t weight_stride = 0;
+  const float* maxima = nullptr;  // [n_heads][maximum_stride]
+  int64_t maximum_stride = 0;
+  const int32_t* ids = nullptr;     // [n_kv_heads][ids_stride], the chunks that were weighed
+  const int32_t* counts = nullptr;  // [n_kv_heads]
+  int64_t ids_stride = 0;
+  int32_t chunk_tokens = 0;
+  const bf16* values = nullptr;  // plane, row r = token r; null where they are coded
+  int64_t value_head_stride = 0;
+  RowCodec codec = RowCodec::kBf16;
+  const std::byte* codes = nullptr;  // [n_kv_heads][capacity][row_bytes(codec, head_dim)]
+  int64_t code_head_stride = 0;      // in bytes
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  PartialView out;
+  float* workspace = nullptr;  // weighted_values_workspace_floats(n_heads, head_dim)
+};
+constexpr int64_t weighted_values_workspace_floats(int64_t n_heads, int64_t head_dim) {
+  return n_heads * kMaxDecodeRanges * (head_dim + 2);
+}
+
 // ---- index and selection ------------------------------------------------------------------------
 
 // What the index keeps of a chunk, its landmark: width(kind, head_dim) elements.

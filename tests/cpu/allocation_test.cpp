@@ -9,6 +9,7 @@
 
 #include "cpu/codec.h"
 #include "cpu/elementwise.h"
+#include "cpu/key_weights.h"
 #include "cpu/linear.h"
 #include "cpu/lowrank.h"
 #include "cpu/mass.h"
@@ -16,6 +17,7 @@
 #include "cpu/pick.h"
 #include "cpu/reuse.h"
 #include "cpu/select.h"
+#include "cpu/weighted_values.h"
 #include "engine/base/rope.h"
 #include "tests/count_allocations.h"
 #include "tests/oracle/elementwise.h"
@@ -194,6 +196,64 @@ TEST_P(Allocation, CodedRowsMassAndPick) {
                          .n_kv_heads = heads,
                          .excluded = excluded.data(),
                          .excluded_stride = 1});
+  };
+  step();
+  const int64_t before = test::n_allocations;
+  for (int i = 0; i < 20; ++i) step();
+  EXPECT_EQ(test::n_allocations - before, 0);
+}
+
+TEST_P(Allocation, WeightsAndValuesApart) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
+  const int64_t n = 4096;
+  const int32_t d = 64, chunk = 8;
+  std::vector<bf16> q(4 * d, bf16(0.5f)), rows(2 * n * d, bf16(0.25f)), weights(4 * n);
+  std::vector<std::byte> codes(2 * n * row_bytes(RowCodec::kInt4, d));
+  std::vector<float> maxima(4 * n / kWeightRange), max(4), sum(4), out(4 * d);
+  std::vector<float> workspace(weighted_values_workspace_floats(4, d));
+  std::vector<int32_t> ids(2 * n / chunk), counts(2, n / chunk);
+  KeyWeightsParams keys;
+  keys.q = q.data();
+  keys.keys.keys = rows.data();
+  keys.keys.head_stride = n * d;
+  keys.keys.chunk_stride = chunk * d;
+  keys.keys.token_stride = d;
+  keys.keys.chunk_tokens = chunk;
+  keys.keys.ids = ids.data();
+  keys.keys.counts = counts.data();
+  keys.keys.ids_stride = n / chunk;
+  keys.n_heads = 4;
+  keys.n_kv_heads = 2;
+  keys.head_dim = d;
+  keys.scale = 0.1f;
+  keys.weights = weights.data();
+  keys.weight_stride = n;
+  keys.maxima = maxima.data();
+  keys.maximum_stride = n / kWeightRange;
+  WeightedValuesParams values;
+  values.weights = weights.data();
+  values.weight_stride = n;
+  values.maxima = maxima.data();
+  values.maximum_stride = n / kWeightRange;
+  values.ids = ids.data();
+  values.counts = counts.data();
+  values.ids_stride = n / chunk;
+  values.chunk_tokens = chunk;
+  values.values = rows.data();
+  values.value_head_stride = n * d;
+  values.codes = codes.data();
+  values.code_head_stride = n * row_bytes(RowCodec::kInt4, d);
+  values.n_heads = 4;
+  values.n_kv_heads = 2;
+  values.head_dim = d;
+  values.out = {max.data(), sum.data(), out.data()};
+  values.workspace = workspace.data();
+  const auto step = [&] {
+    key_weights(queue_, keys);
+    for (const RowCodec codec : {RowCodec::kBf16, RowCodec::kInt4}) {
+      values.codec = codec;
+      weighted_values(queue_, values);
+    }
   };
   step();
   const int64_t before = test::n_allocations;

@@ -49,6 +49,32 @@ inline std::vector<double> key_biases_of(const KvSource& source, int32_t kv_head
   return biases;
 }
 
+// Scores of a source in log2 units, and how far fp32 may be from each.
+struct Score {
+  double value = 0, error = 0;
+};
+inline std::vector<Score> expected_scores(const bf16* q, const KvSource& source, int32_t kv_head,
+                                          int32_t d, float softmax_scale) {
+  const double scale = static_cast<double>(softmax_scale) * std::log2(std::exp(1.0));
+  const std::vector<int64_t> rows = rows_of(source, kv_head);
+  const std::vector<double> biases = key_biases_of(source, kv_head);
+  std::vector<Score> scores;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const bf16* key = source.keys + kv_head * source.head_stride + rows[i];
+    double dot = 0, magnitude = 0;
+    for (int32_t c = 0; c < d; ++c) {
+      const double product = double{static_cast<float>(q[c])} * static_cast<float>(key[c]);
+      dot += product;
+      magnitude += std::abs(product);
+    }
+    const double bias = static_cast<double>(source.bias) + biases[i];
+    scores.push_back(
+        {dot * scale + bias, scale * (d + 2) * kUnit * magnitude +
+                                 4 * kUnit * (std::abs(dot * scale) + std::abs(bias))});
+  }
+  return scores;
+}
+
 struct DecodeExpected {
   double log_sum = -std::numeric_limits<double>::infinity();  // log2 of sum exp2(s)
   double log_sum_tolerance = 0;
@@ -60,27 +86,15 @@ struct DecodeExpected {
 inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head) {
   const int32_t d = p.head_dim;
   const int32_t kv_head = head / (p.n_heads / p.n_kv_heads);
-  const double scale = static_cast<double>(p.scale) * std::log2(std::exp(1.0));
-  std::vector<double> scores, errors;
+  std::vector<Score> scores;
   std::vector<const bf16*> values;
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
-    const std::vector<int64_t> rows = rows_of(source, kv_head);
-    const std::vector<double> biases = key_biases_of(source, kv_head);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const int64_t row = rows[i];
-      const bf16* key = source.keys + kv_head * source.head_stride + row;
-      double dot = 0, magnitude = 0;
-      for (int32_t c = 0; c < d; ++c) {
-        const double product =
-            double{static_cast<float>(p.q[int64_t{head} * d + c])} * static_cast<float>(key[c]);
-        dot += product;
-        magnitude += std::abs(product);
-      }
-      const double bias = static_cast<double>(source.bias) + biases[i];
-      scores.push_back(dot * scale + bias);
-      errors.push_back(scale * (d + 2) * kUnit * magnitude +
-                       4 * kUnit * (std::abs(dot * scale) + std::abs(bias)));
+    for (const Score& score :
+         expected_scores(p.q + int64_t{head} * d, source, kv_head, d, p.scale)) {
+      scores.push_back(score);
+    }
+    for (const int64_t row : rows_of(source, kv_head)) {
       values.push_back(source.values + kv_head * source.head_stride + row);
     }
   }
@@ -90,14 +104,15 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
   e.size.assign(static_cast<size_t>(d), 0.0);
   if (scores.empty()) return e;
 
-  const double max = *std::max_element(scores.begin(), scores.end());
+  double max = -std::numeric_limits<double>::infinity();
+  for (const Score& score : scores) max = std::max(max, score.value);
   const double gamma = (2.0 * static_cast<double>(scores.size()) + 100) * kUnit;
   double sum = 0, moved = 0;
   std::vector<double> weight, delta;
   for (size_t i = 0; i < scores.size(); ++i) {
-    weight.push_back(std::exp2(scores[i] - max));
-    delta.push_back(std::log(2.0) *
-                        (errors[i] + 2 * kUnit * (std::abs(scores[i]) + std::abs(max))) +
+    weight.push_back(std::exp2(scores[i].value - max));
+    delta.push_back(std::log(2.0) * (scores[i].error +
+                                     2 * kUnit * (std::abs(scores[i].value) + std::abs(max))) +
                     8 * kUnit);
     sum += weight[i];
     moved += weight[i] * delta[i];
