@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -12,9 +13,11 @@
 #include "engine/base/check.h"
 #include "engine/batch_layout.h"
 #include "engine/batch_plan.h"
+#include "engine/cost_model.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
 #include "engine/session_backend.h"
+#include "engine/tier_rates.h"
 
 namespace tiercel {
 
@@ -33,6 +36,7 @@ class BackendBatch : public Batch {
         workspace_(device_arena_, KvLayout(kv_shape(config_), kv_settings(plan.largest, config_))),
         transformer_(backend_.device, device_arena_, config_, backend_.weights,
                      layout_.transformer) {
+    measure_tiers();
     hidden_ = device_arena_.template take<bf16>(Purpose::kActivations, layout_.hidden);
     if (!kStaged) return;
     ids_ = device_arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
@@ -112,11 +116,16 @@ class BackendBatch : public Batch {
       token_ids_.push_back(step.token);
     }
     transformer_.embed_tokens(upload_ids(), hidden_, n);
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) run_layer(layer, n);
+    run_layers(n);
     for (Sequence* s : running_) s->store.advance();
     transformer_.make_logits(hidden_, n, /*alone=*/true);
     find_best(n);
     backend_.device.finish();
+  }
+
+  int64_t micro_batches(int64_t n) const override {
+    if (plan_.micro_batches == MicroBatches::kTwo) return n > 1 ? 2 : 1;
+    return bandwidths_ && splitting_gains(bytes_, *bandwidths_, n) ? 2 : 1;
   }
 
   int32_t sample(int64_t name, Sampler& sampler, std::span<const int32_t> history) override {
@@ -220,21 +229,65 @@ class BackendBatch : public Batch {
     return ids_;
   }
 
+  // Where fetches run beside the rest, it depends on how fast either is how a step is best taken.
+  void measure_tiers() {
+    const bool overlap = &backend_.device != &backend_.copy;
+    if (plan_.micro_batches != MicroBatches::kAuto || !overlap) return;
+    if (plan_.n_sequences < kLeastToSplit) return;
+    const SessionPlan& largest = plan_.largest;
+    const double imposed = largest.options.imposed_hit_rate;
+    bytes_ = step_bytes(config_, largest, imposed >= 0 ? imposed : kExpectedHitRate);
+    if (bytes_.link == 0) return;
+    // In memory that a sequence will take.
+    const SequenceBytes one =
+        bytes_of(plan_sequence(largest.n_prompt, largest.context - largest.n_prompt, 0));
+    bandwidths_ = measure_bandwidths(backend_.device, backend_.copy, backend_.host,
+                                     std::min({kMeasuredBytes, one.device / 2, one.host}));
+  }
+
+  // Rows of a step that run through the layers together.
+  struct Rows {
+    int64_t first = 0, n = 0;
+  };
+
+  // Two micro-batches, A and B, follow each other half a layer apart: what A fetches arrives while
+  // the device attends for B, and what B fetches while it ends the layer for A and begins the next.
+  //
+  //   device   begin A 0 | begin B 0 | end A 0, begin A 1 | end B 0, begin B 1 | end A 1, ..
+  //   copy                 fetch A 0   fetch B 0            fetch A 1            fetch B 1
+  void run_layers(int64_t n) {
+    const int64_t n_parts = micro_batches(n), half = (n + n_parts - 1) / n_parts;
+    const std::array<Rows, 2> parts = {Rows{0, half}, Rows{half, n - half}};
+    const std::span<const Rows> in_use = std::span(parts).first(static_cast<size_t>(n_parts));
+    for (const Rows& rows : in_use) begin_layer(0, rows);
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+      for (const Rows& rows : in_use) {
+        end_layer(layer, rows);
+        if (layer + 1 < config_.n_layers) begin_layer(layer + 1, rows);
+      }
+    }
+  }
+
+  bf16* hidden_of(const Rows& rows) { return hidden_ + rows.first * config_.hidden; }
+  bf16* attended_of(int64_t row) { return transformer_.attended() + row * config_.q_width(); }
+
   // What one sequence fetches arrives while the others attend.
-  void run_layer(int64_t layer, int64_t n) {
-    const int64_t width = config_.q_width();
-    transformer_.step_inputs(layer, hidden_, n);
-    for (int64_t i = 0; i < n; ++i) {
-      const Projections inputs = transformer_.step_row(layer, i);
-      KvStore<Device, Host>& store = running_[static_cast<size_t>(i)]->store;
+  void begin_layer(int64_t layer, const Rows& rows) {
+    transformer_.step_inputs(layer, hidden_of(rows), rows.n, rows.first);
+    for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
+      const Projections inputs = transformer_.step_row(layer, row);
+      KvStore<Device, Host>& store = running_[static_cast<size_t>(row)]->store;
       store.append(layer, inputs);
-      store.begin_attend(layer, inputs.q, transformer_.attended() + i * width);
+      store.begin_attend(layer, inputs.q, attended_of(row));
     }
-    for (int64_t i = 0; i < n; ++i) {
-      running_[static_cast<size_t>(i)]->store.end_attend(
-          layer, transformer_.step_row(layer, i).q, transformer_.attended() + i * width);
+  }
+
+  void end_layer(int64_t layer, const Rows& rows) {
+    for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
+      running_[static_cast<size_t>(row)]->store.end_attend(
+          layer, transformer_.step_row(layer, row).q, attended_of(row));
     }
-    transformer_.end_layer(layer, hidden_, n, /*alone=*/true);
+    transformer_.end_layer(layer, hidden_of(rows), rows.n, /*alone=*/true, rows.first);
   }
 
   void find_best(int64_t n) {
@@ -262,6 +315,9 @@ class BackendBatch : public Batch {
   Arena<Host> host_arena_;
   KvWorkspace<Device> workspace_;
   Transformer<Device> transformer_;
+  // What the number of micro-batches is decided by, where there is something to decide.
+  StepBytes bytes_;  // of one of the largest sequences
+  std::optional<Bandwidths> bandwidths_;
   bf16* hidden_ = nullptr;              // [n_sequences][hidden]
   int32_t* ids_ = nullptr;              // [n_sequences], on the device
   std::byte* best_workspace_ = nullptr;

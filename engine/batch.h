@@ -19,6 +19,7 @@ struct BatchPlan {
   SessionPlan largest;         // of one sequence of the largest size; its options hold for all of them
   KeyCodec key_codec = KeyCodec::kAuto;  // as asked for
   PrefillMode prefill = PrefillMode::kAuto;
+  MicroBatches micro_batches = MicroBatches::kAuto;  // no memory depends on it: set it until it opens
   int64_t n_sequences = 0;     // decoded together, at most
   int64_t shared_device = 0;   // bytes that do not depend on how many sequences there are: weights,
   int64_t shared_host = 0;     // activations, workspace
@@ -79,6 +80,8 @@ class Batch {
   virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
   // Appends one token to each of these sequences, whose prompts are done, each named once.
   virtual void step(std::span<const Step> steps) = 0;
+  // In how many parts it takes a step of so many sequences: 1 or 2. No bit depends on it.
+  virtual int64_t micro_batches(int64_t n_sequences) const = 0;
   // The next token behind the last one of this sequence; once after each advance_prefill that finished
   // and each step, before the next call of either. Throws Error(kRuntime) where no token can be named.
   virtual int32_t sample(int64_t sequence, Sampler& sampler, std::span<const int32_t> history) = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "engine/base/dtype.h"
 #include "engine/session_plan.h"
@@ -46,8 +47,9 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   const KvSettings& o = layout.settings;
   const auto width = static_cast<double>(layout.shape.key_width());
   const double pair = 2 * width * kBf16;  // a token's key and value
-  double device = 0, link = 0;
+  std::vector<LayerBytes> layers(static_cast<size_t>(config.n_layers));
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    auto& [device, link] = layers[static_cast<size_t>(layer)];
     const int64_t window = layout.shape.window[static_cast<size_t>(layer)];
     if (!layout.tiered(layer)) {
       const int64_t seen = window > 0 ? std::min(window, o.capacity) : o.capacity;
@@ -65,10 +67,16 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
     device += missed * (coded_key_bytes(layout) + pair);  // read, and written into slots
     (layout.at_home_on_device(layer) ? device : link) += missed * (value + key);
   }
+  LayerBytes all;
+  for (const LayerBytes& layer : layers) {
+    all.device += layer.device;
+    all.link += layer.link;
+  }
+  const int64_t head = config.vocab_size * config.hidden * kBf16;
   int64_t weights = parameter_count(config) * kBf16;
   // A step reads a row of the embedding; the same matrix as the head is read whole.
-  if (!config.tie_word_embeddings) weights -= config.vocab_size * config.hidden * kBf16;
-  return {weights, std::llround(device), std::llround(link)};
+  if (!config.tie_word_embeddings) weights -= head;
+  return {weights, head, std::llround(all.device), std::llround(all.link), std::move(layers)};
 }
 
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
@@ -77,7 +85,23 @@ StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64
                         bandwidths.device;
   const double link =
       bytes.link > 0 ? n * static_cast<double>(bytes.link) / bandwidths.link : 0;
-  return {std::max(device, link), device + link, link > device};
+  const double head = static_cast<double>(bytes.head) / bandwidths.device;
+  double joined = head, split = head;
+  for (const LayerBytes& layer : bytes.layers) {
+    const double read = static_cast<double>(bytes.weights - bytes.head) /
+                        static_cast<double>(bytes.layers.size()) / bandwidths.device;
+    const double attend = n * layer.device / bandwidths.device;
+    const double fetch = layer.link > 0 ? n * layer.link / bandwidths.link : 0;
+    joined += read + std::max(attend, fetch);
+    split += std::max(2 * read + attend, fetch);
+  }
+  return {std::max(device, link), device + link, link > device, joined, split};
+}
+
+bool splitting_gains(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
+  if (n_sequences < kLeastToSplit || bytes.link == 0) return false;
+  const StepFloor floor = step_floor(bytes, bandwidths, n_sequences);
+  return floor.split < floor.joined;
 }
 
 }  // namespace tiercel

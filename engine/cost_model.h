@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "engine/config.h"
 #include "engine/session.h"
@@ -15,21 +16,42 @@ struct Bandwidths {
   double link = 0;    // between host and device
 };
 
+// The share of the selected chunks that a selection cache is expected to hold, where nothing was
+// measured: ShadowKV's published figure. Ours were 0.41 to 0.73 on real text (tools/JOURNAL.md).
+inline constexpr double kExpectedHitRate = 0.6;
+// Sequences from which a step may be taken in two micro-batches: fewer are too few to hide behind.
+inline constexpr int64_t kLeastToSplit = 4;
+
+// Of one layer, for each sequence.
+struct LayerBytes {
+  double device = 0, link = 0;
+};
+
 // Bytes of one decode step at the planned context.
 struct StepBytes {
   int64_t weights = 0;  // of the device, once for all sequences
+  int64_t head = 0;     // of those, what makes logits behind the last layer
   int64_t device = 0;   // of the device, for each sequence: index, attended keys and values, slots
   int64_t link = 0;     // fetched for each sequence
+  std::vector<LayerBytes> layers;  // the latter two, layer by layer
 };
 
 // hit_rate: share of the selected chunks that the selection cache holds, 0..1.
 StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double hit_rate);
 
-// Seconds of one step of n sequences: fetches beside everything else, or after it.
+// Seconds of one step of n sequences: fetches beside everything else, or after it; and in the order
+// of a batch. Per layer, with W to read its weights, A to attend and F to fetch for all, that is
+//
+//   joined   W + max(A, F)     nothing is left to do while the last of the layer is fetched
+//   split    max(2W + A, F)    two micro-batches: one is computed while the other one fetches
 struct StepFloor {
   double overlapped = 0, serial = 0;
   bool link_bound = false;  // overlapped, the link takes longer than the device
+  double joined = 0, split = 0;
 };
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences);
+
+// Whether two micro-batches take less time than one.
+bool splitting_gains(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences);
 
 }  // namespace tiercel

@@ -178,6 +178,14 @@ void add_session_options(Rows& rows, SessionOptions& options) {
 }
 
 template <typename Rows>
+void add_micro_batches_option(Rows& rows, MicroBatches& micro_batches) {
+  rows.choice("--micro-batches", micro_batches,
+              {{"auto", MicroBatches::kAuto}, {"1", MicroBatches::kOne}, {"2", MicroBatches::kTwo}},
+              "Batches: parts of a step, of which one is computed while the other fetches; auto: 2 "
+              "where that gains (CUDA)");
+}
+
+template <typename Rows>
 void add_sampling_options(Rows& rows, SamplingRequest& wish) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   rows.section("Sampling (default: generation_config.json, else greedy)");

@@ -29,6 +29,9 @@ enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank, kInt8, kInt4 };
 // Where values (and exact keys) live. kAuto: layer by layer on the device while they fit the device's
 // memory, where that is known; else on the host.
 enum class ValueHome : uint8_t { kAuto, kHost, kDevice };
+// In how many parts a batch takes a step, one of which is computed while what the other one fetches
+// is on its way. kAuto: in two where that takes less time.
+enum class MicroBatches : uint8_t { kAuto, kOne, kTwo };
 
 inline constexpr int64_t kBudgetAll = -1;
 

@@ -402,10 +402,11 @@ class TIERCEL_API Engine {
                   const ProgressCallback& progress = {}) const;
 
   // Plans memory, and allocates what all requests share. Options beside those of a session:
-  // "parallel", "max-prompt" and "max-gap"; the context of a request is limited by "ctx-size", or
-  // else by "max-prompt" plus "n-predict". "audit" is refused, and of the engine's left out. Throws
-  // kUsage for such options and when neither "max-prompt" nor "ctx-size" is given, kDoesNotFit when
-  // not even one sequence of the largest size fits, kRuntime when no thread can be had.
+  // "parallel", "max-prompt", "max-gap" and "micro-batches"; the context of a request is limited by
+  // "ctx-size", or else by "max-prompt" plus "n-predict". "audit" is refused, and of the engine's
+  // left out. Throws kUsage for such options and when neither "max-prompt" nor "ctx-size" is given,
+  // kDoesNotFit when not even one sequence of the largest size fits, kRuntime when no thread can be
+  // had.
   Batch open_batch(const Options& options = {}) const;
 
   // Ids of arbitrary bytes; invalid UTF-8 becomes U+FFFD. Begin-of-text is added unless option

@@ -266,7 +266,8 @@ TIERCEL_C_API tiercel_status tiercel_session_text(const tiercel_session* session
 
 /* ---- batch ---- requests decoded together by a thread of its own; safe from any thread */
 
-/* options: those of a session (but "audit"), "parallel", "max-prompt" and "max-gap". */
+/* options: those of a session (but "audit"), "parallel", "max-prompt", "max-gap" and
+ * "micro-batches". */
 TIERCEL_C_API tiercel_status tiercel_batch_open(const tiercel_engine* engine,
                                                 const tiercel_options* options,
                                                 tiercel_batch** batch, tiercel_error** error);

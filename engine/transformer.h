@@ -53,14 +53,15 @@ class Transformer {
   void embed_tokens(const int32_t* ids, bf16* x, int64_t n);
   // Of n consecutive tokens of one prompt.
   Projections prompt_inputs(int64_t layer, const bf16* x, int64_t n);
-  // Of one token each of n sequences. A row's bits depend neither on n nor on the other rows, here and
-  // in whatever is told `alone`.
-  void step_inputs(int64_t layer, const bf16* x, int64_t n);
+  // Of one token each of n sequences, whose projections become rows first_row .. of the step; those
+  // of its other rows stay, so that two parts of a step may be in different layers. A row's bits
+  // depend neither on n nor on the other rows, here and in whatever is told `alone`.
+  void step_inputs(int64_t layer, const bf16* x, int64_t n, int64_t first_row = 0);
   Projections step_row(int64_t layer, int64_t row) const;
-  // Where attention writes [n][q width] before end_layer.
+  // Where attention writes [rows][q width] before end_layer.
   bf16* attended() { return attended_; }
-  // Output projection and MLP, added to x.
-  void end_layer(int64_t layer, bf16* x, int64_t n, bool alone);
+  // Output projection and MLP of n rows attended from first_row on, added to x.
+  void end_layer(int64_t layer, bf16* x, int64_t n, bool alone, int64_t first_row = 0);
   // To logits(): [n][vocab_size].
   void make_logits(const bf16* x, int64_t n, bool alone);
   float* logits() { return logits_; }
@@ -72,7 +73,8 @@ class Transformer {
   void norm(const bf16* x, const bf16* weight, int64_t n);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate, bool alone);
-  Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone);
+  Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone,
+                              int64_t first_row);
 
   Device& device_;
   const ModelConfig& config_;
@@ -125,13 +127,15 @@ void Transformer<Device>::project(const bf16* x, const bf16* weight, const bf16*
 
 template <Backend Device>
 Projections Transformer<Device>::separate_inputs(const LayerWeights& w, const bf16* x, int64_t n,
-                                                 bool alone) {
-  const int64_t hidden = config_.hidden;
+                                                 bool alone, int64_t first_row) {
+  const int64_t hidden = config_.hidden, kv = config_.kv_width();
+  bf16* q = q_ + first_row * config_.q_width();
+  bf16 *k = k_ + first_row * kv, *v = v_ + first_row * kv;
   norm(x, w.attention_norm, n);
-  project(normed_, w.q, w.q_bias, q_, n, hidden, config_.q_width(), false, alone);
-  project(normed_, w.k, w.k_bias, k_, n, hidden, config_.kv_width(), false, alone);
-  project(normed_, w.v, w.v_bias, v_, n, hidden, config_.kv_width(), false, alone);
-  return {q_, k_, v_, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n, w.delta, w.a};
+  project(normed_, w.q, w.q_bias, q, n, hidden, config_.q_width(), false, alone);
+  project(normed_, w.k, w.k_bias, k, n, hidden, kv, false, alone);
+  project(normed_, w.v, w.v_bias, v, n, hidden, kv, false, alone);
+  return {q, k, v, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n, w.delta, w.a};
 }
 
 template <Backend Device>
@@ -140,25 +144,26 @@ Projections Transformer<Device>::prompt_inputs(int64_t layer, const bf16* x, int
     step_inputs(layer, x, 1);
     return step_row(layer, 0);
   }
-  return separate_inputs(weights_of(layer), x, n, false);
+  return separate_inputs(weights_of(layer), x, n, false, 0);
 }
 
 // One product for q, k and v where their weights lie behind each other.
 template <Backend Device>
-void Transformer<Device>::step_inputs(int64_t layer, const bf16* x, int64_t n) {
+void Transformer<Device>::step_inputs(int64_t layer, const bf16* x, int64_t n, int64_t first_row) {
   const LayerWeights& w = weights_of(layer);
   if (w.qkv == nullptr) {
-    separate_inputs(w, x, n, true);
+    separate_inputs(w, x, n, true, first_row);
     return;
   }
+  const int64_t width = config_.q_width() + 2 * config_.kv_width();
   NormLinearParams params;
   params.linear.x = x;
   params.linear.weight = w.qkv;
   params.linear.bias = w.qkv_bias;
-  params.linear.out = qkv_;
+  params.linear.out = qkv_ + first_row * width;
   params.linear.m = n;
   params.linear.k = config_.hidden;
-  params.linear.n = config_.q_width() + 2 * config_.kv_width();
+  params.linear.n = width;
   params.linear.alone = true;
   params.norm_weight = w.attention_norm;
   params.eps = static_cast<float>(config_.rms_eps);
@@ -179,9 +184,11 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
 }
 
 template <Backend Device>
-void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alone) {
+void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alone,
+                                    int64_t first_row) {
   const LayerWeights& w = weights_of(layer);
-  project(attended_, w.o, w.o_bias, x, n, config_.q_width(), config_.hidden, true, alone);
+  const int64_t q = config_.q_width();
+  project(attended_ + first_row * q, w.o, w.o_bias, x, n, q, config_.hidden, true, alone);
   GatedLinearParams params;
   params.x = x;
   params.norm_weight = w.mlp_norm;

@@ -3,6 +3,7 @@
 
 #include "engine/base/check.h"
 #include "engine/batch_plan.h"
+#include "engine/option_rows.h"
 #include "engine/tokenizer.h"
 #include "tools/bench_batch.h"
 #include "tools/bench_report.h"
@@ -43,6 +44,7 @@ struct BenchFlags {
   std::optional<std::string> file;
   std::string picture, from;
   int64_t repetitions = 3;
+  MicroBatches micro_batches = MicroBatches::kAuto;
   BenchFormat format = BenchFormat::kMarkdown;
 
   bool parse(int argc, char** argv) {
@@ -54,6 +56,7 @@ struct BenchFlags {
     flags.text("-d,--n-depth", depths,
                "Lengths behind which to generate: a list; -p then is prefilled only");
     flags.text("-b,--batch", batches, "Sequences decoded together: a list; max: as many as fit");
+    add_micro_batches_option(flags, micro_batches);
     flags.text("--compare", compare, "With -b, measure beside it: dense, device");
     flags.file("--picture", picture, Flags::FileUse::kWritten,
                "With -b, write throughput as SVG to this file");
@@ -218,7 +221,7 @@ std::vector<BatchRow> measure_batches(const BenchFlags& flags, const std::shared
           if (fits > 0 && fits == measured) continue;
           measured = fits;
           rows.push_back(measure_batch(
-              model, flags.session, rival, n_prompt, n_gen, fits,
+              model, flags.session, flags.micro_batches, rival, n_prompt, n_gen, fits,
               [&](int64_t i) { return source.take(n_prompt, i); }, console));
           rows.back().n_wanted = n;
           rows.back().refusal = refusal;

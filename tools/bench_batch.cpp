@@ -48,7 +48,8 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t
 }
 
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_sequences,
+                       MicroBatches micro_batches, BenchRival rival, int64_t n_prompt,
+                       int64_t n_gen, int64_t n_sequences,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console) {
   BatchRow row;
@@ -57,11 +58,12 @@ BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions
   row.n_gen = n_gen;
   row.n_sequences = n_sequences;
   if (n_sequences == 0) return row;
-  const BatchPlan plan =
-      Batch::plan(*model, options_of(rival, options), n_sequences, n_prompt, n_gen);
+  BatchPlan plan = Batch::plan(*model, options_of(rival, options), n_sequences, n_prompt, n_gen);
+  plan.micro_batches = micro_batches;
   Scheduler scheduler(Batch::open(model, plan), {});
   row.plan = scheduler.batch().plan_sequence(n_prompt, n_gen);
   row.backend = scheduler.batch().backend_description();
+  row.micro_batches = scheduler.batch().micro_batches(n_sequences);
   std::vector<Scheduler::RequestId> ids;
   int64_t n_begun = 0;
   Stopwatch watch;

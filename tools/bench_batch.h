@@ -27,6 +27,7 @@ struct BatchRow {
   int64_t n_prompt = 0, n_gen = 0;
   int64_t n_wanted = 0;     // sequences that were asked for; 0: as many as fit
   int64_t n_sequences = 0;  // that fit and were run; 0: not even one
+  int64_t micro_batches = 1;  // of a step of all of them
   std::string refusal;      // why not
   SessionPlan plan;         // of one of them
   double prompt_seconds = 0;
@@ -45,7 +46,8 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t
 
 // Of n_sequences, which fit. prompts(i): the tokens of sequence i. Throws Error(kInterrupted) when the user has asked to stop.
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       BenchRival rival, int64_t n_prompt, int64_t n_gen, int64_t n_sequences,
+                       MicroBatches micro_batches, BenchRival rival, int64_t n_prompt,
+                       int64_t n_gen, int64_t n_sequences,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console);
 

@@ -133,6 +133,7 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
           {"pp", row.n_prompt},
           {"tg", row.n_gen},
           {"pl", n},
+          {"micro_batches", row.micro_batches},
           {"n_kv", n * (row.n_prompt + row.n_gen)},
           {"t_pp", row.prompt_seconds},
           {"speed_pp", per_second(n_prompt_tokens, row.prompt_seconds)},

@@ -72,7 +72,7 @@ void print_most(const PlanRequest& request, const Console& console) {
 
 struct FloorFlags {
   std::optional<double> device, link;
-  double hit_rate = 0.6;
+  double hit_rate = kExpectedHitRate;
 
   void add_to(Flags& flags) {
     flags.section("Floor of a decode step (bytes that must move, over bandwidth)");
@@ -94,7 +94,8 @@ struct FloorFlags {
         fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
              "live on the host");
       }
-      const StepFloor floor = step_floor(bytes, {*device * 1e9, link.value_or(1) * 1e9}, n);
+      const Bandwidths bandwidths = {*device * 1e9, link.value_or(1) * 1e9};
+      const StepFloor floor = step_floor(bytes, bandwidths, n);
       const auto text = [&](double seconds) {
         return fmt::format("{:.3g} ms, {} tokens/s", 1e3 * seconds,
                            format_rate(static_cast<double>(n) / seconds));
@@ -105,6 +106,10 @@ struct FloorFlags {
           text(floor.serial));
       console.info("  a step moves {} of weights, and per sequence {} on the device, {} over the link",
                    format_bytes(bytes.weights), format_bytes(bytes.device), format_bytes(bytes.link));
+      if (splitting_gains(bytes, bandwidths, n)) {
+        console.info("  layer by layer, as a batch runs: {} in one part, {} in two micro-batches",
+                     text(floor.joined), text(floor.split));
+      }
       if (most <= 1) break;
     }
   }

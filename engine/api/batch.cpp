@@ -337,8 +337,9 @@ Batch Engine::open_batch(const Options& options) const {
   return detail::translated([&] {
     detail::Settings s = detail::resolve({&options, &engine.options});
     const BatchSizes sizes = batch_sizes(s);
-    const BatchPlan plan = tiercel::Batch::plan(*engine.model, s.session, s.parallel,
-                                                sizes.max_prompt, sizes.max_new);
+    BatchPlan plan = tiercel::Batch::plan(*engine.model, s.session, s.parallel, sizes.max_prompt,
+                                          sizes.max_new);
+    plan.micro_batches = s.micro_batches;
     engine.log_plan("batch", plan.largest);
     const auto worker = std::make_shared<detail::BatchWorker>(
         state_, options, tiercel::Batch::open(engine.model, plan), s.max_gap);

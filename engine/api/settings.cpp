@@ -34,6 +34,7 @@ OptionTable::OptionTable(Settings& s) {
          "Batches: tokens of the longest prompt; 0: one less than ctx-size");
   number("--max-gap", s.max_gap, 0, 1e9,
          "Batches: seconds of prefill between two decode steps; 0: prompts first");
+  add_micro_batches_option(*this, s.micro_batches);
   scope_ = OptionScope::kRequest;
   tokens("-n,--n-predict,--max-tokens,--max-new-tokens", s.n_predict, -1, INT32_MAX,
          "Tokens that can follow the prompt; -1: as many as the context, or the model, allows");

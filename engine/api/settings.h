@@ -26,6 +26,7 @@ struct Settings {
   bool ignore_eos = false, no_bos = false, special = false;
   int64_t parallel = 8, max_prompt = 0;  // of a batch
   double max_gap = 0.1;                  // seconds
+  MicroBatches micro_batches = MicroBatches::kAuto;
 };
 
 // Where an option counts. One of a session is also that of a batch, for all that is in it; one of a

@@ -139,7 +139,10 @@ class Engine:
         return restored if status == _abi.OK else None
 
     def batch(self, **options: Any) -> Batch:
-        """Requests decoded together. options: max_prompt, parallel, max_gap, and a session's."""
+        """Requests decoded together.
+
+        options: max_prompt, parallel, max_gap, micro_batches, and a session's.
+        """
         return Batch(self, options)
 
     def tokenize(self, text: str, **options: Any) -> List[int]:

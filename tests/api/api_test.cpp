@@ -132,7 +132,8 @@ TEST(Api, OptionsAreTheCommandsFlags) {
   ASSERT_EQ(help.code, 0);
   const std::vector<OptionInfo> options = Options::list();
   EXPECT_GT(options.size(), 40u);
-  const std::set<std::string> of_batches = {"parallel", "max-prompt", "max-gap"};
+  const std::set<std::string> of_batches = {"parallel", "max-prompt", "max-gap",
+                                            "micro-batches"};
   for (const OptionInfo& option : options) {
     EXPECT_EQ(help.output.find("--" + option.name) == std::string::npos,
               of_batches.contains(option.name))

@@ -29,7 +29,10 @@ TEST(ApiBatch, SaysWhatItRefuses) {
               ErrorKind::kDoesNotFit);
   EXPECT_KIND(engine.open_session({{"parallel", "2"}}), ErrorKind::kUsage);
   EXPECT_KIND(engine.plan(5, {{"max-gap", "2"}}), ErrorKind::kUsage);
+  EXPECT_KIND(engine.open_session({{"micro-batches", "2"}}), ErrorKind::kUsage);
   EXPECT_KIND(Options().set("parallel", "0"), ErrorKind::kUsage);
+  EXPECT_NE(complaint([] { Options().set("micro-batches", "3"); }).find("auto, 1 or 2"),
+            std::string::npos);
 
   Batch batch = engine.open_batch({{"max-prompt", "40"}, {"ctx-size", "50"}});
   const std::vector<int32_t> ids(40, 7);

@@ -98,6 +98,16 @@ TEST(Bench, AsManyAsFitIsOneOfAList) {
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_EQ(rows[0]["pl"], 1);
   EXPECT_GT(rows[1]["pl"], 1);
+  EXPECT_EQ(rows[1]["micro_batches"], 1);  // nothing runs beside anything here
+}
+
+TEST(Bench, InTwoMicroBatchesWhereThatIsAskedFor) {
+  const Result result = run(with_model(
+      "bench", {"-p", "64", "-n", "2", "-b", "1,3", "--micro-batches", "2", "-o", "json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json rows = Json::parse(result.out);
+  EXPECT_EQ(rows[0]["micro_batches"], 1);
+  EXPECT_EQ(rows[1]["micro_batches"], 2);
 }
 
 TEST(Bench, RefusesWhatMakesNoSense) {
@@ -110,6 +120,7 @@ TEST(Bench, RefusesWhatMakesNoSense) {
            {"-b", "2000"},
            {"-b", "2", "-n", "0"},
            {"-b", "2", "--compare", "sparse"},
+           {"-b", "2", "--micro-batches", "3"},
            {"--compare", "dense"},
            {"--from", "x.json"}}) {
     const Result result = run(with_model("bench", flags));

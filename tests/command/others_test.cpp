@@ -181,6 +181,13 @@ TEST(Estimate, FloorOfAStep) {
   EXPECT_TRUE(contains(dense.err, "or 7 sequences of 131,072")) << dense.err;
   EXPECT_TRUE(contains(dense.err, "floor, 7 sequences: ")) << dense.err;
   EXPECT_TRUE(contains(dense.err, "(computed)")) << dense.err;
+  EXPECT_FALSE(contains(dense.err, "micro-batches")) << dense.err;
+  // Many that fetch: half of them may work while the other half waits.
+  more = flags;
+  more.insert(more.end(), {"--value-codec", "int8", "--link-bandwidth", "20"});
+  const Result fetches = run({.arguments = more});
+  ASSERT_EQ(fetches.code, 0) << fetches.err;
+  EXPECT_TRUE(contains(fetches.err, "in two micro-batches")) << fetches.err;
 }
 
 TEST(Usage, SaysWhatMayHaveBeenMeant) {

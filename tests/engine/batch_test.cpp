@@ -92,14 +92,15 @@ SessionOptions decided(AttentionMode mode) {
 TEST(Batch, EverySequenceSaysWhatItSaysAlone) {
   const auto m = model();
   const std::vector<Case> cases = some_cases(test::kSanitized ? 400 : 1200);
-  // Prompts first, or steps between them.
+  // Prompts first and then steps in two parts, or steps between them.
   for (const auto& [mode, max_gap] :
        {std::pair{AttentionMode::kDense, 0.001}, std::pair{AttentionMode::kShadow, 0.0},
         std::pair{AttentionMode::kTokenSelect, 0.001}, std::pair{AttentionMode::kDelta, 0.0}}) {
     if (test::kSanitized && mode == AttentionMode::kDelta) continue;
     const SessionOptions options = decided(mode);
-    Scheduler scheduler(Batch::open(m, Batch::plan(*m, options, 4, longest_of(cases), 32)),
-                        {max_gap});
+    BatchPlan plan = Batch::plan(*m, options, 4, longest_of(cases), 32);
+    if (max_gap == 0) plan.micro_batches = MicroBatches::kTwo;
+    Scheduler scheduler(Batch::open(m, plan), {max_gap});
     std::vector<Scheduler::RequestId> ids;
     for (const Case& c : cases) {
       ids.push_back(
@@ -140,6 +141,7 @@ class FlakyBatch : public Batch {
     return batch_->advance_prefill(s);
   }
   void step(std::span<const Step> steps) override { batch_->step(steps); }
+  int64_t micro_batches(int64_t n) const override { return batch_->micro_batches(n); }
   int32_t sample(int64_t s, Sampler& sampler, std::span<const int32_t> history) override {
     if (fails(300)) fail("no token can be named");
     return batch_->sample(s, sampler, history);
@@ -190,6 +192,7 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
     const SequenceBytes largest = probe->bytes_of(probe->plan_sequence(longest_of(cases), 24));
     options.device_memory = plan.shared_device + 3 * largest.device + largest.prefill;
     plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+    plan.micro_batches = MicroBatches::kTwo;
   }
   auto opened = Batch::open(m, plan);
   const int64_t device_before = opened->device_bytes(), host_before = opened->host_bytes();

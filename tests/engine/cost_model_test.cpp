@@ -3,9 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/ops.h"
 #include "engine/batch_plan.h"
 #include "engine/known_models.h"
 #include "engine/session_plan.h"
+#include "engine/tier_rates.h"
 #include "engine/weights.h"
 
 namespace tiercel {
@@ -63,6 +68,64 @@ TEST(CostModel, SelectionReadsIndexExactRegionsAndWhatItSelects) {
   const SessionPlan resident = make_plan(request_for(config, options, 131072));
   EXPECT_EQ(step_bytes(config, resident, 0).device, 32 * (index + (always + 2048) * kPair));
   EXPECT_EQ(step_bytes(config, resident, 0).link, 0);
+}
+
+// Two layers, one of which fetches; a byte takes a second.
+TEST(CostModel, TwoMicroBatchesGainWhereFetchesOutlastAttentionAndWeights) {
+  StepBytes bytes{.weights = 25, .head = 5, .device = 6, .link = 9, .layers = {{4, 9}, {2, 0}}};
+  const Bandwidths unit = {1, 1};
+  const StepFloor four = step_floor(bytes, unit, 4);
+  EXPECT_DOUBLE_EQ(four.joined, 5 + (10 + 36) + (10 + 8));
+  EXPECT_DOUBLE_EQ(four.split, 5 + 36 + (20 + 8));
+  EXPECT_FALSE(splitting_gains(bytes, unit, 4));  // what one layer gains the other one loses
+  // Both fetch: a layer gains from n (F - A) > W on.
+  bytes.layers[1] = {4, 9};
+  bytes.device = 8;
+  bytes.link = 18;
+  for (const int64_t n : {1, 2, 3, 4, 5, 100}) {
+    EXPECT_EQ(splitting_gains(bytes, unit, n), n >= kLeastToSplit) << n;
+    const StepFloor floor = step_floor(bytes, unit, n);
+    EXPECT_EQ(floor.split < floor.joined, n * (9 - 4) > 10) << n;
+    EXPECT_GE(std::min(floor.split, floor.joined), floor.overlapped) << n;
+  }
+  // The device is the slower one, or nothing is fetched.
+  EXPECT_FALSE(splitting_gains(bytes, {1, 3}, 100));
+  bytes.link = 0;
+  bytes.layers = {{4, 0}, {4, 0}};
+  EXPECT_FALSE(splitting_gains(bytes, unit, 100));
+}
+
+TEST(CostModel, LayersMakeUpTheStep) {
+  const ModelConfig config = known_model("llama-3.1-8b");
+  SessionOptions options;
+  options.value_home = ValueHome::kHost;
+  options.selection.value_codec = RowCodec::kInt8;
+  options.selection.share_layers = 4;
+  const SessionPlan plan = make_plan(request_for(config, options, 131072));
+  const StepBytes bytes = step_bytes(config, plan, kExpectedHitRate);
+  ASSERT_EQ(bytes.layers.size(), 32u);
+  double device = 0, link = 0;
+  for (const LayerBytes& layer : bytes.layers) {
+    device += layer.device;
+    link += layer.link;
+  }
+  EXPECT_NEAR(device, static_cast<double>(bytes.device), 1);
+  EXPECT_NEAR(link, static_cast<double>(bytes.link), 1);
+  EXPECT_GT(bytes.layers[4].device, bytes.layers[5].device);  // who selects reads the index
+  EXPECT_EQ(bytes.head, int64_t{2} * 128256 * 4096);
+  // An H100 with fetches as its link allows: a few sequences hide behind the weights, many do not.
+  const Bandwidths h100 = {3.35e12, 5e10};
+  EXPECT_FALSE(splitting_gains(bytes, h100, 4));
+  EXPECT_TRUE(splitting_gains(bytes, h100, 40));
+}
+
+TEST(TierRates, AreMeasured) {
+  cpu::Queue queue(cpu::QueueOptions{.n_threads = 2});
+  for (const int64_t bytes : {int64_t{1}, int64_t{4} << 20}) {
+    const Bandwidths measured = measure_bandwidths(queue, queue, queue, bytes);
+    EXPECT_TRUE(measured.device > 0 && std::isfinite(measured.device)) << measured.device;
+    EXPECT_TRUE(measured.link > 0 && std::isfinite(measured.link)) << measured.link;
+  }
 }
 
 // Of a batch, that codec is chosen with which so many sequences fit both tiers.

@@ -54,6 +54,7 @@ class CountingBatch : public Batch {
     return {static_cast<double>(s.prefilled), static_cast<double>(s.plan.n_prompt),
             s.prefilled == s.plan.n_prompt};
   }
+  int64_t micro_batches(int64_t) const override { return 1; }
   void step(std::span<const Step> steps) override {
     log += "s";
     if (fails_next_step) {
