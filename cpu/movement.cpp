@@ -103,31 +103,45 @@ void copy(Queue& queue, const CopyParams& p) {
   });
 }
 
-void fetch(Queue& queue, const FetchParams& p) {
-  CHECK(p.chunk_tokens > 0 && p.head_dim > 0, "chunks of {} x {}", p.chunk_tokens, p.head_dim);
-  const bool coded = p.value_codec != RowCodec::kBf16;
-  CHECK(!coded || can_code(p.head_dim), "rows of {} cannot be coded", p.head_dim);
+void fetch(Queue& queue, std::span<const FetchParams> fetches) {
+  if (fetches.empty()) return;
+  const FetchParams& shape = fetches[0];
+  CHECK(shape.chunk_tokens > 0 && shape.head_dim > 0, "chunks of {} x {}", shape.chunk_tokens,
+        shape.head_dim);
+  const bool coded = shape.value_codec != RowCodec::kBf16;
+  CHECK(!coded || can_code(shape.head_dim), "rows of {} cannot be coded", shape.head_dim);
   const RowCodecKernel& codec = row_codec_kernel(queue.isa());
-  const auto fetch_some = [&](int64_t kv_head, int64_t first, int64_t end) {
+  const auto fetch_some = [&](const FetchParams& p, int64_t kv_head, int64_t first, int64_t end) {
     if (coded) return fetch_coded_chunks(p, codec, kv_head, first, end);
     fetch_chunks(p, kv_head, first, end);
   };
-  const int64_t chunk_bytes = int64_t{2} * p.chunk_tokens * p.head_dim * (p.keys ? 2 : 1);
+  const int64_t chunk_bytes =
+      int64_t{2} * shape.chunk_tokens * shape.head_dim * (shape.keys != nullptr ? 2 : 1);
+  const int64_t n_kv = shape.n_kv_heads, n_lists = static_cast<int64_t>(fetches.size()) * n_kv;
+  const auto fetch_of = [&](int64_t list) -> const FetchParams& {
+    return fetches[static_cast<size_t>(list / n_kv)];
+  };
   int64_t total = 0, longest = 0;
-  for (int32_t j = 0; j < p.n_kv_heads; ++j) {
-    total += p.miss_counts[j];
-    longest = std::max<int64_t>(longest, p.miss_counts[j]);
+  for (int64_t list = 0; list < n_lists; ++list) {
+    const int64_t n_misses = fetch_of(list).miss_counts[list % n_kv];
+    total += n_misses;
+    longest = std::max(longest, n_misses);
   }
   if (total * chunk_bytes < kMinParallelBytes) {
-    for (int32_t j = 0; j < p.n_kv_heads; ++j) fetch_some(j, 0, p.miss_counts[j]);
+    for (int64_t list = 0; list < n_lists; ++list) {
+      fetch_some(fetch_of(list), list % n_kv, 0, fetch_of(list).miss_counts[list % n_kv]);
+    }
     return;
   }
   const int64_t pieces = (longest + kItemChunks - 1) / kItemChunks;
-  queue.for_each(p.n_kv_heads * pieces, [&](int64_t item, const Worker&) {
-    const int64_t kv_head = item / pieces;
-    const int64_t first = item % pieces * kItemChunks;
-    fetch_some(kv_head, first, std::min<int64_t>(first + kItemChunks, p.miss_counts[kv_head]));
+  queue.for_each(n_lists * pieces, [&](int64_t item, const Worker&) {
+    const int64_t list = item / pieces, first = item % pieces * kItemChunks;
+    const FetchParams& p = fetch_of(list);
+    fetch_some(p, list % n_kv, first,
+               std::min<int64_t>(first + kItemChunks, p.miss_counts[list % n_kv]));
   });
 }
+
+void call_host(Queue&, const HostCallParams& p) { p.function(p.data); }
 
 }  // namespace tiercel::cpu

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <concepts>
+#include <span>
 
 #include "engine/base/ops.h"
 
@@ -28,6 +29,8 @@ template <typename Q>
 concept Moves = requires(Q& queue) {
   copy(queue, CopyParams{});
   fetch(queue, FetchParams{});
+  fetch(queue, std::span<const FetchParams>());
+  call_host(queue, HostCallParams{});
 };
 
 template <typename Q>

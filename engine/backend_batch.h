@@ -178,7 +178,7 @@ class BackendBatch : public Batch {
           device(batch.backend_.device, "device", bytes.device + bytes.prefill),
           host(batch.backend_.host, "host", bytes.host),
           store({batch.backend_.device, batch.backend_.copy, batch.backend_.side,
-                 batch.backend_.host},
+                 batch.backend_.host, batch.backend_.worker},
                 device, host, batch.workspace_,
                 KvLayout(kv_shape(batch.config_), kv_settings(plan, batch.config_)),
                 batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp) {}
@@ -274,12 +274,14 @@ class BackendBatch : public Batch {
   // What one sequence fetches arrives while the others attend.
   void begin_layer(int64_t layer, const Rows& rows) {
     transformer_.step_inputs(layer, hidden_of(rows), rows.n, rows.first);
+    attentions_.clear();
     for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
       const Projections inputs = transformer_.step_row(layer, row);
       KvStore<Device, Host>& store = running_[static_cast<size_t>(row)]->store;
       store.append(layer, inputs);
-      store.begin_attend(layer, inputs.q, attended_of(row));
+      attentions_.push_back({&store, inputs.q, attended_of(row)});
     }
+    KvStore<Device, Host>::begin_attend(layer, attentions_);
   }
 
   void end_layer(int64_t layer, const Rows& rows) {
@@ -326,6 +328,7 @@ class BackendBatch : public Batch {
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_name_ = 0;
   std::vector<Sequence*> running_;  // rows of the step in hand
+  std::vector<typename KvStore<Device, Host>::Attention> attentions_;  // of the layer in hand
   std::vector<int32_t> token_ids_;
 };
 

@@ -49,7 +49,7 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   const double pair = 2 * width * kBf16;  // a token's key and value
   std::vector<LayerBytes> layers(static_cast<size_t>(config.n_layers));
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    auto& [device, link] = layers[static_cast<size_t>(layer)];
+    auto& [device, link, host] = layers[static_cast<size_t>(layer)];
     const int64_t window = layout.shape.window[static_cast<size_t>(layer)];
     if (!layout.tiered(layer)) {
       const int64_t seen = window > 0 ? std::min(window, o.capacity) : o.capacity;
@@ -58,12 +58,27 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
     }
     const auto selected = static_cast<double>(layout.select * o.chunk_tokens);
     const auto always = static_cast<double>(o.sinks + o.recent + layout.outlier_rows);
-    device += scanned_bytes(layout, layer) + (always + selected) * pair;
-    if (layout.resident(layer)) continue;
-    const double missed = (1 - hit_rate) * selected;
     const double value =
         layout.shape.n_kv_heads * static_cast<double>(row_bytes(o.value_codec, layout.shape.head_dim));
-    const double key = o.keys == KeyForm::kExact && !layout.index_is_keys(layer) ? width * kBf16 : 0;
+    const double key = layout.weighed_on_device(layer) ? 0 : width * kBf16;
+    device += scanned_bytes(layout, layer) + always * pair;
+    if (layout.attended_by_host(layer) && !o.one_memory) {
+      const double n_heads = layout.shape.n_heads;
+      host += selected * (value + key);
+      link += layout.shape.n_kv_heads * static_cast<double>(layout.select) * 4 +
+              n_heads * (layout.shape.head_dim + 2) * 4;
+      if (!layout.weighed_on_device(layer)) {
+        link += n_heads * layout.shape.head_dim * kBf16;
+        continue;
+      }
+      link += n_heads * selected * (kBf16 + 4.0 / kWeightRange);
+      // Keys where the index has them; or decoded, written and read again.
+      device += selected * (o.keys == KeyForm::kExact ? width * kBf16 : coded_key_bytes(layout) + pair);
+      continue;
+    }
+    device += selected * pair;
+    if (!layout.has_slots(layer)) continue;
+    const double missed = (1 - hit_rate) * selected;
     device += missed * (coded_key_bytes(layout) + pair);  // read, and written into slots
     (layout.at_home_on_device(layer) ? device : link) += missed * (value + key);
   }
@@ -71,31 +86,38 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   for (const LayerBytes& layer : layers) {
     all.device += layer.device;
     all.link += layer.link;
+    all.host += layer.host;
   }
   const int64_t head = config.vocab_size * config.hidden * kBf16;
   int64_t weights = parameter_count(config) * kBf16;
   // A step reads a row of the embedding; the same matrix as the head is read whole.
   if (!config.tie_word_embeddings) weights -= head;
-  return {weights, head, std::llround(all.device), std::llround(all.link), std::move(layers)};
+  return {weights, head, std::llround(all.device), std::llround(all.link), std::llround(all.host),
+          std::move(layers)};
 }
 
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
   const auto n = static_cast<double>(n_sequences);
   const double device = (static_cast<double>(bytes.weights) + n * static_cast<double>(bytes.device)) /
                         bandwidths.device;
-  const double link =
-      bytes.link > 0 ? n * static_cast<double>(bytes.link) / bandwidths.link : 0;
+  const auto seconds = [&](double moved, double bandwidth) {
+    return moved > 0 ? n * moved / bandwidth : 0;
+  };
+  const double link = seconds(static_cast<double>(bytes.link), bandwidths.link);
+  const double host = seconds(static_cast<double>(bytes.host), bandwidths.host);
   const double head = static_cast<double>(bytes.head) / bandwidths.device;
   double joined = head, split = head;
   for (const LayerBytes& layer : bytes.layers) {
     const double read = static_cast<double>(bytes.weights - bytes.head) /
                         static_cast<double>(bytes.layers.size()) / bandwidths.device;
     const double attend = n * layer.device / bandwidths.device;
-    const double fetch = layer.link > 0 ? n * layer.link / bandwidths.link : 0;
+    const double fetch =
+        std::max(seconds(layer.link, bandwidths.link), seconds(layer.host, bandwidths.host));
     joined += read + std::max(attend, fetch);
     split += std::max(2 * read + attend, fetch);
   }
-  return {std::max(device, link), device + link, link > device, joined, split};
+  return {std::max({device, link, host}), device + link + host, link > std::max(device, host),
+          host > std::max(device, link), joined, split};
 }
 
 bool splitting_gains(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {

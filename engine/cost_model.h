@@ -14,6 +14,7 @@ namespace tiercel {
 struct Bandwidths {
   double device = 0;  // of the device's memory
   double link = 0;    // between host and device
+  double host = 0;    // at which the host attends (HostAttention)
 };
 
 // The share of the selected chunks that a selection cache is expected to hold, where nothing was
@@ -24,7 +25,7 @@ inline constexpr int64_t kLeastToSplit = 4;
 
 // Of one layer, for each sequence.
 struct LayerBytes {
-  double device = 0, link = 0;
+  double device = 0, link = 0, host = 0;
 };
 
 // Bytes of one decode step at the planned context.
@@ -32,21 +33,23 @@ struct StepBytes {
   int64_t weights = 0;  // of the device, once for all sequences
   int64_t head = 0;     // of those, what makes logits behind the last layer
   int64_t device = 0;   // of the device, for each sequence: index, attended keys and values, slots
-  int64_t link = 0;     // fetched for each sequence
-  std::vector<LayerBytes> layers;  // the latter two, layer by layer
+  int64_t link = 0;     // for each sequence: fetched, or sent to the host that attends and back
+  int64_t host = 0;     // for each sequence: keys and values that the host attends
+  std::vector<LayerBytes> layers;  // the latter three, layer by layer
 };
 
 // hit_rate: share of the selected chunks that the selection cache holds, 0..1.
 StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double hit_rate);
 
-// Seconds of one step of n sequences: fetches beside everything else, or after it; and in the order
-// of a batch. Per layer, with W to read its weights, A to attend and F to fetch for all, that is
+// Seconds of one step of n sequences: fetches (and what the host attends) beside everything else, or after
+// it; and in the order of a batch. Per layer, with W to read its weights, A to attend and F to fetch, or
+// have attended by the host, for all sequences, that is
 //
 //   joined   W + max(A, F)     nothing is left to do while the last of the layer is fetched
 //   split    max(2W + A, F)    two micro-batches: one is computed while the other one fetches
 struct StepFloor {
   double overlapped = 0, serial = 0;
-  bool link_bound = false;  // overlapped, the link takes longer than the device
+  bool link_bound = false, host_bound = false;  // overlapped, that takes longest
   double joined = 0, split = 0;
 };
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences);

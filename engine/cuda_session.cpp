@@ -4,9 +4,11 @@
 // two streams: one that computes, and an urgent one that moves bytes beside it.
 #include <algorithm>
 
+#include "cpu/topology.h"
 #include "engine/backend_batch.h"
 #include "engine/backend_session.h"
 #include "engine/base/rope.h"
+#include "engine/cpu_worker.h"
 #include "kernels/ops.h"
 #include "kernels/stream.h"
 
@@ -80,6 +82,7 @@ class CudaModel final : public LoadedModel {
   CudaModel(const WeightSource& source, ModelConfig config, const ModelOptions& options)
       : LoadedModel(std::move(config)),
         options_(options),
+        n_threads_(options.n_threads > 0 ? options.n_threads : cpu::topology().n_cores),
         stream_({.device = options.device}),
         free_before_(stream_.device_memory_free()),
         weights_(stream_, this->config()) {
@@ -97,6 +100,7 @@ class CudaModel final : public LoadedModel {
     PlanRequest request{.config = config(), .backend = BackendKind::kCuda, .options = {}};
     request.weight_bytes = weight_bytes();
     request.weights_resident = false;  // of main memory
+    request.n_threads = n_threads_;
     request.device_free_bytes = stream_.device_memory_free();
     return request;
   }
@@ -107,6 +111,7 @@ class CudaModel final : public LoadedModel {
 
  private:
   ModelOptions options_;
+  int n_threads_ = 0;  // of a worker of the host
   cuda::Stream stream_;
   int64_t free_before_;  // of the device, without anything of this model's
   DeviceWeights weights_;
@@ -142,6 +147,13 @@ Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
 
 // What a session must own before its stores are made.
 struct CudaQueues {
+  CudaQueues(int device, int n_threads, const LoadedModel& model, const SessionPlan& plan)
+      : CudaQueues(device, scratch_of(model.config(), plan), model.rope().inv_freq, plan.context) {
+    const ModelConfig& config = model.config();
+    if (KvLayout(kv_shape(config), kv_settings(plan, config)).has_worker()) {
+      worker.emplace(n_threads, config.n_heads, config.head_dim);
+    }
+  }
   CudaQueues(int device, const Scratch& scratch, std::span<const double> inv_freq, int64_t context)
       : stream({.device = device, .scratch_bytes = scratch.device}),
         copy({.device = device, .urgent = true}),
@@ -167,6 +179,7 @@ struct CudaQueues {
   RopeTable table;
   float* tables = nullptr;
   RopeView rope;
+  std::optional<CpuWorker> worker;
 };
 
 using CudaBackend = SessionBackend<cuda::Stream, cuda::PinnedMemory>;
@@ -179,7 +192,8 @@ CudaBackend cuda_backend(const LoadedModel& model, CudaQueues& queues, const Wei
           weights,
           model.weight_bytes(),
           queues.rope,
-          "cuda: " + queues.stream.device_name()};
+          "cuda: " + queues.stream.device_name(),
+          queues.worker ? &*queues.worker : nullptr};
 }
 
 // Nothing may still run when stores give their memory back.
@@ -196,9 +210,9 @@ void finish(CudaQueues& queues) {
 class CudaSession final : private CudaQueues,
                           public BackendSession<cuda::Stream, cuda::PinnedMemory> {
  public:
-  CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device,
+  CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device, int n_threads,
               const Weights& weights, int64_t free_before)
-      : CudaQueues(device, scratch_of(model->config(), plan), model->rope().inv_freq, plan.context),
+      : CudaQueues(device, n_threads, *model, plan),
         BackendSession(model, plan, cuda_backend(*model, *this, weights)),
         in_use_(free_before - CudaQueues::stream.device_memory_free()) {}
   int64_t device_bytes_in_use() const override { return in_use_; }
@@ -211,22 +225,22 @@ class CudaSession final : private CudaQueues,
 class CudaBatch final : private CudaQueues,
                         public BackendBatch<cuda::Stream, cuda::PinnedMemory> {
  public:
-  CudaBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, int device,
+  CudaBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, int device, int n_threads,
             const Weights& weights)
-      : CudaQueues(device, scratch_of(model->config(), plan.largest), model->rope().inv_freq,
-                   plan.largest.context),
+      : CudaQueues(device, n_threads, *model, plan.largest),
         BackendBatch(model, plan, cuda_backend(*model, *this, weights)) {}
   ~CudaBatch() override { finish(*this); }
 };
 
 std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> self,
                                                  const SessionPlan& plan) {
-  return std::make_unique<CudaSession>(std::move(self), plan, options_.device, weights_.weights(),
-                                       free_before_);
+  return std::make_unique<CudaSession>(std::move(self), plan, options_.device, options_.n_threads,
+                                       weights_.weights(), free_before_);
 }
 std::unique_ptr<Batch> CudaModel::open_batch(std::shared_ptr<LoadedModel> self,
                                              const BatchPlan& plan) {
-  return std::make_unique<CudaBatch>(std::move(self), plan, options_.device, weights_.weights());
+  return std::make_unique<CudaBatch>(std::move(self), plan, options_.device, options_.n_threads,
+                                     weights_.weights());
 }
 
 }  // namespace

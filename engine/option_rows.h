@@ -172,8 +172,9 @@ void add_session_options(Rows& rows, SessionOptions& options) {
       "--value-home", options.value_home,
       {{"auto", ValueHome::kAuto}, {"host", ValueHome::kHost}, {"device", ValueHome::kDevice}},
       "Where values live; auto: on the device while they fit its memory");
-  rows.flag("--host-attention", options.host_attention,
-            "The host attends what it holds instead of sending it: no selection cache (CPU; exact keys)");
+  rows.choice("--host-attention", options.host_attention,
+              {{"off", HostAttention::kOff}, {"on", HostAttention::kOn}, {"auto", HostAttention::kAuto}},
+              "The host attends what it holds instead of sending it; auto: layers where a trial was faster");
   rows.flag("--strict", options.strict, "Refuse what is otherwise a warning");
 }
 

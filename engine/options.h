@@ -29,6 +29,12 @@ enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank, kInt8, kInt4 };
 // Where values (and exact keys) live. kAuto: layer by layer on the device while they fit the device's
 // memory, where that is known; else on the host.
 enum class ValueHome : uint8_t { kAuto, kHost, kDevice };
+// Whether the host attends what it holds, instead of sending it. Where the device has the keys, the host
+// only multiplies values. kOn: always, there is no selection cache. kAuto: layer by layer where that takes
+// less time, tried once some steps were taken; times decide, so a run may differ from the next one in
+// rounding.
+enum class HostAttention : uint8_t { kOff, kOn, kAuto };
+
 // In how many parts a batch takes a step, one of which is computed while what the other one fetches
 // is on its way. kAuto: in two where that takes less time.
 enum class MicroBatches : uint8_t { kAuto, kOne, kTwo };
@@ -98,7 +104,7 @@ struct SessionOptions {
   PrefillMode prefill = PrefillMode::kAuto;  // auto: dense where it is affordable
   int64_t prefill_budget = 2048;             // selected tokens of prefill blocks, or kBudgetAll
   ValueHome value_home = ValueHome::kAuto;
-  bool host_attention = false;  // the host attends what it holds, instead of sending it
+  HostAttention host_attention = HostAttention::kOff;
   int64_t audit = 0;                         // every N steps; 0: off
   int64_t context = 0;                       // tokens per sequence; 0: prompt plus generation
   int64_t device_memory = 0;                 // bytes; 0: no limit of its own
@@ -156,6 +162,9 @@ struct SelectionReport {
   int64_t selected_chunks = 0, hit_chunks = 0;
   int64_t fetched_bytes = 0;
   int64_t decisions = 0, reused = 0;  // whether an earlier selection may stay, and how often it did
+  int64_t host_layers = 0;  // whose selection the host attends now
+  // Of layers that were tried both ways: seconds of one step's attention (HostAttention::kAuto).
+  double tried_fetch_seconds = 0, tried_host_seconds = 0;
   double reuse_rate() const {
     return decisions > 0 ? static_cast<double>(reused) / static_cast<double>(decisions) : 0;
   }

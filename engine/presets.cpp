@@ -176,6 +176,15 @@ const char* name_of(GroupScore group) {
 
 const char* name_of(SelectScope scope) { return scope == SelectScope::kKvHead ? "head" : "layer"; }
 
+const char* name_of(HostAttention use) {
+  switch (use) {
+    case HostAttention::kOff: return "off";
+    case HostAttention::kOn: return "on";
+    case HostAttention::kAuto: return "auto";
+  }
+  return "";
+}
+
 const char* name_of(ValueHome home) {
   switch (home) {
     case ValueHome::kAuto: return "auto";

@@ -24,6 +24,7 @@ const char* name_of(IndexKind index);
 const char* name_of(GroupScore group);
 const char* name_of(SelectScope scope);
 const char* name_of(ValueHome home);
+const char* name_of(HostAttention use);
 
 // Tokens that are attended beside the budget: sinks, window, outliers and the static part.
 int64_t protected_tokens(const SelectionOptions& selection);

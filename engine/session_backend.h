@@ -23,6 +23,7 @@ struct SessionBackend {
   int64_t weight_bytes = 0;
   RopeView rope;
   std::string description;
+  HostWorker* worker = nullptr;  // where the layout has one
 };
 
 // Throws Error(kUsage) for an id outside the vocabulary.
@@ -40,6 +41,9 @@ inline SelectionReport report_of(const SelectionCounters& c) {
   report.fetched_bytes = c.fetched_bytes;
   report.decisions = c.decisions;
   report.reused = c.reused;
+  report.host_layers = c.host_layers;
+  report.tried_fetch_seconds = c.tried_fetch_seconds;
+  report.tried_host_seconds = c.tried_host_seconds;
   return report;
 }
 

@@ -84,7 +84,7 @@ void drop_selection(SessionOptions& o, std::vector<std::string>& notes) {
       {"--landmark-codec", s.landmark_codec != unasked.landmark_codec},
       {"--value-codec", s.value_codec != unasked.value_codec},
       {"--value-home", o.value_home == ValueHome::kHost},
-      {"--host-attention", o.host_attention},
+      {"--host-attention", o.host_attention != HostAttention::kOff},
       {"--audit", o.audit > 0}};
   std::string names;
   for (const auto& [name, is_asked] : asked) {
@@ -98,7 +98,7 @@ void drop_selection(SessionOptions& o, std::vector<std::string>& notes) {
   o.selection.chunk_size = s.chunk_size;
   o.selection.sinks = s.sinks;
   o.selection.key_codec = KeyCodec::kExact;
-  o.host_attention = false;
+  o.host_attention = HostAttention::kOff;
   o.audit = 0;
 }
 
@@ -132,18 +132,31 @@ void check_composition(const SelectionOptions& s) {
             "--miss-cap: layers that share a list have caches of their own; use --share-layers 1");
 }
 
-// What the host attends it must hold as it is attended, and the queue that attends must reach it.
+// In place, or with keys and values, the host attends them as they are: bf16. Where the device has the
+// keys, values may be coded.
 void check_host_attention(const PlanRequest& r, const SessionPlan& plan) {
   const SelectionOptions& s = plan.options.selection;
-  if (!plan.options.host_attention) return;
-  if (r.backend != BackendKind::kCpu) {
-    fail(ErrorKind::kUsage, "--host-attention: expected --backend cpu; beside a GPU, chunks are fetched");
-  }
-  if (s.key_codec != KeyCodec::kExact || s.value_codec != RowCodec::kBf16) {
-    fail(ErrorKind::kUsage, "--host-attention: expected --key-codec exact and --value-codec bf16");
-  }
+  if (plan.options.host_attention == HostAttention::kOff) return;
   if (s.miss_cap >= 0) {
     fail(ErrorKind::kUsage, "--host-attention: nothing is fetched; --miss-cap has no meaning beside it");
+  }
+  if (r.backend == BackendKind::kCpu) {
+    if (s.key_codec == KeyCodec::kExact && s.value_codec == RowCodec::kBf16) return;
+    fail(ErrorKind::kUsage, "--host-attention: expected --key-codec exact and --value-codec bf16 on a CPU");
+  }
+  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  bool keys_on_device = true;
+  for (int64_t layer = 0; layer < r.config.n_layers; ++layer) {
+    keys_on_device &= !layout.tiered(layer) || layout.weighed_on_device(layer);
+  }
+  if (keys_on_device) return;
+  if (s.value_codec != RowCodec::kBf16) {
+    fail(ErrorKind::kUsage, "--host-attention: with --key-codec exact expected --value-codec bf16; or use "
+                            "--key-codec int8, then the host only multiplies values");
+  }
+  if (r.config.eviction_head) {
+    fail(ErrorKind::kUsage, "--host-attention: what this model's eviction head says of keys is on the "
+                            "device; use --key-codec int8, then the host only multiplies values");
   }
 }
 
@@ -265,7 +278,8 @@ bool fits_tiers(const PlanRequest& r, SessionPlan plan) {
 // "Codecs of keys"); the latter are the smallest that there is.
 KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   SelectionOptions& s = plan.options.selection;
-  if (s.budget == kBudgetAll || s.chunk_size == 1 || r.options.host_attention) {
+  const bool in_place = r.options.host_attention != HostAttention::kOff && r.backend == BackendKind::kCpu;
+  if (s.budget == kBudgetAll || s.chunk_size == 1 || in_place) {
     return KeyCodec::kExact;
   }
   if (can_code(r.config.head_dim)) {
@@ -378,7 +392,10 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.rank = std::min(from.rank, config.kv_width());
   s.value_codec = from.value_codec;
   s.device_layers = plan.device_layers;
-  s.host_attends = o.host_attention;
+  s.host_use = o.host_attention == HostAttention::kOff  ? HostUse::kNever
+               : o.host_attention == HostAttention::kOn ? HostUse::kAlways
+                                                        : HostUse::kMeasured;
+  s.one_memory = plan.backend == BackendKind::kCpu;
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
@@ -464,10 +481,10 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   }
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
-  m.host.staging = activations.host;
+  m.host.staging = activations.host + of(host, Purpose::kActivations);
   const int64_t resident_weights = r.weights_resident ? r.weight_bytes : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
-              r.n_threads * static_cast<int64_t>(cpu::kScratchBytes);
+              (layout.has_worker() || !cuda ? r.n_threads * static_cast<int64_t>(cpu::kScratchBytes) : 0);
   return m;
 }
 

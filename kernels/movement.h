@@ -5,6 +5,8 @@
 // the bus; the rest of the device is left to the kernels that run beside it.
 #pragma once
 
+#include <span>
+
 #include "engine/base/ops.h"
 #include "kernels/stream.h"
 
@@ -12,6 +14,8 @@ namespace tiercel::cuda {
 
 // Source and target do not overlap.
 void copy(Stream& stream, const CopyParams& p);
+
+void call_host(Stream& stream, const HostCallParams& p);
 
 // How missed chunks cross the bus.
 //   kDirect  every lane of a warp loads 16 bytes, `depth` times before its first store (4, 8 or 16)
@@ -29,7 +33,9 @@ FetchPlan default_fetch_plan(const Stream& stream);
 // Host planes are pinned memory. Chunks that are not a multiple of 16 bytes, or not aligned to it,
 // are copied element by element, whatever the plan. Coded values are decoded by a kernel of their
 // own, which takes only the number of blocks from the plan; keys then come in a second launch.
-void fetch(Stream& stream, const FetchParams& p);
-void fetch_with(Stream& stream, const FetchParams& p, const FetchPlan& plan);
+// Fetches that are alike but for their memory are one launch, up to 16 of them.
+void fetch(Stream& stream, std::span<const FetchParams> fetches);
+inline void fetch(Stream& stream, const FetchParams& p) { fetch(stream, std::span(&p, 1)); }
+void fetch_with(Stream& stream, std::span<const FetchParams> fetches, const FetchPlan& plan);
 
 }  // namespace tiercel::cuda

@@ -154,6 +154,10 @@ void Stream::fill_bytes(void* target, int value, int64_t bytes) {
                              static_cast<cudaStream_t>(raw())));
 }
 
+void Stream::call(void (*function)(void*), void* data) {
+  CUDA_CHECK(cudaLaunchHostFunc(static_cast<cudaStream_t>(raw()), function, data));
+}
+
 void* allocate(Stream& stream, int64_t bytes) {
   void* address = nullptr;
   const cudaError_t error = cudaMalloc(&address, static_cast<size_t>(bytes));

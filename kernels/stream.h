@@ -66,6 +66,7 @@ class Stream {
   void copy_bytes(void* target, int64_t target_stride, const void* source, int64_t source_stride,
                   int64_t row_bytes, int64_t n_rows);
   void fill_bytes(void* target, int value, int64_t bytes);
+  void call(void (*function)(void*), void* data);
 
   // cudaStream_t, for kernels/*.cu. Whoever asks for it may enqueue anything.
   void* raw() {

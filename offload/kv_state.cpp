@@ -38,7 +38,7 @@ class LayerBlocks {
     coded_keys();
     home();
     if (!state_.cache) return;
-    if (!l_.resident(layer_)) slots();
+    if (l_.has_slots(layer_)) slots();
     if (l_.indexed(layer_) && s_.list_chunks >= 0) lists();
   }
 

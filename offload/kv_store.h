@@ -13,16 +13,23 @@
 // It knows nothing of weights, tokens or sampling.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <numeric>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/base/ops.h"
 #include "engine/base/partial.h"
 #include "offload/arena.h"
+#include "offload/host_worker.h"
 #include "offload/kv_state.h"
 #include "offload/kv_workspace.h"
 #include "offload/layout.h"
@@ -44,12 +51,20 @@ struct Projections {
   const bf16* a = nullptr;
 };
 
+// Steps after which a layer is tried both ways (HostUse::kMeasured): its hit rate is known by then. And
+// how often each way, the best of which counts.
+inline constexpr int64_t kStepsBeforeTrial = 32;
+inline constexpr int kTrials = 3;
+
 // What selection did so far. Counts are summed over layers and KV heads.
 struct SelectionCounters {
   int64_t steps = 0;  // (layer, step) pairs that attended a selection
   // Of layers that have a selection cache; resident ones fetch nothing.
   int64_t selected_chunks = 0, hit_chunks = 0, fetched_bytes = 0;
   int64_t decisions = 0, reused = 0;  // whether a list may stay; how often it did
+  int64_t host_layers = 0;  // whose selection the host attends now
+  // Of layers that were tried both ways, at their hit rates: seconds of one step's attention.
+  double tried_fetch_seconds = 0, tried_host_seconds = 0;
 };
 
 template <typename Device, typename Host>
@@ -62,6 +77,7 @@ class KvStore {
     Device& copy;
     Device& side;
     Host& host;
+    HostWorker* worker = nullptr;  // where the layout has one
   };
   // Takes its memory from the two arenas, but for the workspace, which covers the layout and outlives
   // the store. scale multiplies q . k before softmax.
@@ -86,6 +102,13 @@ class KvStore {
   void attend(int64_t layer, const bf16* q, bf16* out);
   // attend in two halves, so that what one store fetches between them arrives while others attend.
   void begin_attend(int64_t layer, const bf16* q, bf16* out);
+  // The first half of several stores on the same queues: what they miss is fetched together.
+  struct Attention {
+    KvStore* store = nullptr;
+    const bf16* q = nullptr;
+    bf16* out = nullptr;
+  };
+  static void begin_attend(int64_t layer, std::span<const Attention> all);
   void end_attend(int64_t layer, const bf16* q, bf16* out);
   void advance(int64_t n = 1);
 
@@ -165,6 +188,10 @@ class KvStore {
     int64_t n_blocks = 0;      // of the first level; chunks behind them always compete
     bool excludes = false;
   };
+  // Seconds of attending what a step chose.
+  struct Trial {
+    double fetched = 0, on_host = 0;
+  };
   struct Layer {
     Recent recent;
     bf16 *sink_keys = nullptr, *sink_values = nullptr;    // [kv][sinks][d]
@@ -181,8 +208,33 @@ class KvStore {
     bf16* audit_keys = nullptr;  // a plane of exact keys, only where nothing else has them
     bf16* slots = nullptr;       // [kv][n_slots][record]
     SlotState slot_state;
+    bool host_attends = false;  // what is selected of this layer, where the host has it
+    std::optional<Trial> trial;  // whether it should
     int64_t n_sinks = 0;                     // tokens in use
     int64_t first_chunk = 0, end_chunk = 0;  // the middle
+  };
+  // What the worker reads and writes, in memory of the host that the device reaches.
+  struct HostStaging {
+    bf16* q = nullptr;  // [n_heads][d]
+    Lists lists;        // ids: [kv][select]
+    PartialView partial;
+    bf16* weights = nullptr;  // [n_heads][staged_weights]
+    float* maxima = nullptr;  // [n_heads][staged_maxima]
+  };
+  // What it is called with, one for each layer.
+  struct HostCall {
+    HostWorker* worker = nullptr;
+    bool weighed = false;
+    KvSource source;
+    DecodeAttendParams attend;
+    WeightedValuesParams values;
+  };
+  // Chunks, and the records that they go to.
+  struct MissList {
+    const int32_t *chunks = nullptr, *slots = nullptr, *counts = nullptr;
+    int64_t stride = 0;
+    bf16* records = nullptr;
+    int64_t head_stride = 0;
   };
   // Lists of one step, shared by all layers. [kv][select] each.
   struct StepLists {
@@ -217,6 +269,7 @@ class KvStore {
   void take_home(int64_t layer, Arena<Tier>& arena);
   void take_slots(Layer& layer, Arena<Device>& device_arena);
   Lists take_lists(Arena<Device>& device_arena);
+  void take_host_staging(Arena<Host>& host_arena);
   void take_shared(Arena<Device>& device_arena);
   void take_step_lists(Arena<Device>& device_arena);
   void take_prefill_buffers(Arena<Device>& device_arena);
@@ -256,7 +309,8 @@ class KvStore {
   // decode
   // What end_attend waits for.
   struct Pending {
-    std::optional<typename Device::Ticket> fetched, rebuilt;
+    bool misses = false;
+    std::optional<typename Device::Ticket> fetched, rebuilt, host;
   };
   bool retire_chunks(int64_t layer);
   void keep_late_chunks(int64_t layer, int64_t first_chunk, int64_t end_chunk);
@@ -267,14 +321,35 @@ class KvStore {
   int64_t selected_per_head(const Layer& layer) const;
   SelectParams select_params(int64_t layer, const bf16* q, int64_t k) const;
   MapSlotsParams map_params(int64_t layer, int64_t k) const;
-  void choose_chunks(int64_t layer, const bf16* q, int64_t k);
+  void choose_chunks(int64_t layer, const bf16* q, int64_t k, bool map);
   const int32_t* decide_reuse_of(int64_t layer, const bf16* q);
   void choose_blocks(SelectParams& fine, const Index& index);
   void impose(int64_t layer, int64_t k);
+  bool in_place(int64_t layer) const {
+    return layout_.resident(layer) || (layers_[layer].host_attends && layout_.settings.one_memory);
+  }
+  bool by_worker(int64_t layer) const {
+    return layers_[layer].host_attends && !layout_.settings.one_memory;
+  }
+  bool fetches(int64_t layer) const { return !layout_.resident(layer) && !layers_[layer].host_attends; }
+  MissList misses_of(const Layer& layer) const;
   template <typename Params>
-  Params miss_params(const Layer& layer, int64_t k) const;
-  void fetch_misses(const Layer& layer, int64_t k);
-  void rebuild_misses(const Layer& layer, int64_t k);
+  Params params_of(const MissList& list) const;
+  FetchParams fetch_params(const Layer& layer) const;
+  static void fetch_misses(int64_t layer, std::span<const Attention> some);
+  void attend_hits(int64_t layer, const bf16* q);
+  void rebuild_keys_of(const Layer& layer, const MissList& list);
+  bool is_to_be_tried(int64_t layer) const;
+  double hit_rate(int64_t layer) const;
+  void try_both_ways(int64_t layer, const bf16* q, bf16* out);
+  void begin_chosen(int64_t layer, const bf16* q, bf16* out);
+  void end_chosen(int64_t layer, const bf16* q, bf16* out);
+  void choose(int64_t layer, const bf16* q, bf16* out);
+  HostCall host_call(int64_t layer);
+  static void run_host_call(void* data);
+  void weigh_chosen(int64_t layer, const bf16* q);
+  void begin_host_attend(int64_t layer, const bf16* q);
+  void end_host_attend(bf16* out);
   int exact_sources(int64_t layer, int64_t n_rows, KvSource* sources) const;
   // Also what merge_with, if any, and out make together, where final_out is given.
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
@@ -303,6 +378,9 @@ class KvStore {
   bool exact_exp_;
 
   std::vector<Layer> layers_;
+  HostWorker* worker_ = nullptr;
+  HostStaging staging_;
+  std::vector<HostCall> host_calls_;  // per layer
   double* residual_energy_ = nullptr;  // [n_layers]
   StepLists lists_;
   bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
@@ -332,6 +410,7 @@ class KvStore {
   std::vector<MassHistogram> mass_;     // per layer
   std::vector<PromptEnd> prompt_end_;  // per layer
   int64_t n_prompt_ = 0;
+  int64_t n_steps_ = 0;  // since the prompt was made or restored
   int64_t selected_ = 0;  // chunks per KV head and step, at most
 };
 
@@ -339,6 +418,7 @@ class KvStore {
 
 #include "offload/kv_store_audit.h"
 #include "offload/kv_store_decode.h"
+#include "offload/kv_store_host.h"
 #include "offload/kv_store_index.h"
 #include "offload/kv_store_memory.h"
 #include "offload/kv_store_prefill.h"

@@ -28,6 +28,12 @@ template <typename Device, typename Host>
 SelectionCounters KvStore<Device, Host>::selection() const {
   SelectionCounters counters;
   counters.steps = steps_;
+  for (const Layer& layer : layers_) {
+    counters.host_layers += layer.host_attends;
+    if (!layer.trial) continue;
+    counters.tried_fetch_seconds += layer.trial->fetched;
+    counters.tried_host_seconds += layer.trial->on_host;
+  }
   if (lists_.totals == nullptr) return counters;
   std::vector<int64_t> totals(static_cast<size_t>(layout_.total_counts()));
   read_back(lists_.totals, totals.data(),

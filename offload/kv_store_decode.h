@@ -88,7 +88,7 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   // the device goes on, unless it reads its own home.
   copy_.wait(device_.record());
   send_home(layer, recent.keys + row * d(), recent.values + row * d(), stride, recent.first, n);
-  if (layout_.resident(index)) device_.wait(copy_.record());
+  if (in_place(index)) device_.wait(copy_.record());
   recent.first += n;
   layer.end_chunk = recent.first / chunk();
   return true;
@@ -257,42 +257,53 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend_decode(device_, attend);
 }
 
-// Which chunks are missed, and where they go.
+template <typename Device, typename Host>
+typename KvStore<Device, Host>::MissList KvStore<Device, Host>::misses_of(const Layer& layer) const {
+  MissList list;
+  list.chunks = lists_.miss_chunks;
+  list.slots = lists_.miss_slots;
+  list.counts = lists_.miss_counts;
+  list.stride = chosen_;
+  list.records = layer.slots;
+  list.head_stride = layout_.n_slots * layout_.record;
+  return list;
+}
+
 template <typename Device, typename Host>
 template <typename Params>
-Params KvStore<Device, Host>::miss_params(const Layer& layer, int64_t k) const {
+Params KvStore<Device, Host>::params_of(const MissList& list) const {
   Params params;
-  params.miss_chunks = lists_.miss_chunks;
-  params.miss_slots = lists_.miss_slots;
-  params.miss_counts = lists_.miss_counts;
-  params.stride = k;
-  params.slots = layer.slots;
-  params.slot_head_stride = layout_.n_slots * layout_.record;
+  params.miss_chunks = list.chunks;
+  params.miss_slots = list.slots;
+  params.miss_counts = list.counts;
+  params.stride = list.stride;
+  params.slots = list.records;
+  params.slot_head_stride = list.head_stride;
   params.chunk_tokens = chunk();
   params.n_kv_heads = layout_.shape.n_kv_heads;
   params.head_dim = layout_.shape.head_dim;
   return params;
 }
 
-// On the copy queue: values (and exact keys) of the missed chunks into their slots.
+// Values (and exact keys) of the missed chunks, for their slots.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::fetch_misses(const Layer& layer, int64_t k) {
+FetchParams KvStore<Device, Host>::fetch_params(const Layer& layer) const {
   const KvSettings& o = layout_.settings;
-  auto params = miss_params<FetchParams>(layer, k);
+  auto params = params_of<FetchParams>(misses_of(layer));
   params.values = layer.home_values;
   params.value_head_stride = params.key_head_stride = o.capacity * d();
   params.value_codec = o.value_codec;
   params.value_codes = layer.value_codes;
   params.value_code_head_stride = layout_.plane_bytes(o.value_codec);
   params.keys = layer.home_keys;
-  fetch(copy_, params);
+  return params;
 }
 
-// On the side queue: coded keys of the missed chunks into their slots.
+// On the side queue: coded keys of these chunks into their records.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
+void KvStore<Device, Host>::rebuild_keys_of(const Layer& layer, const MissList& list) {
   if (layout_.settings.keys == KeyForm::kCoded) {
-    auto params = miss_params<DecodeKeysParams>(layer, k);
+    auto params = params_of<DecodeKeysParams>(list);
     params.codec = layout_.settings.key_codec;
     params.rope = rope_;
     params.codes = layer.key_codes;
@@ -301,7 +312,7 @@ void KvStore<Device, Host>::rebuild_misses(const Layer& layer, int64_t k) {
     decode_keys(side_, params);
     return;
   }
-  auto params = miss_params<RebuildParams>(layer, k);
+  auto params = params_of<RebuildParams>(list);
   params.codec = layout_.settings.key_codec;
   params.rope = rope_;
   params.coefficients = layer.coefficients;
@@ -327,7 +338,13 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
   std::array<KvSource, kMaxDecodeSources> sources;
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   ++steps_;
-  if (layout_.resident(index)) {
+  if (by_worker(index)) {
+    begin_host_attend(index, q);
+    attend_sources(q, sources.data(), n_sources, partials_[0]);
+    end_host_attend(out);
+    return;
+  }
+  if (in_place(index)) {
     sources[n_sources++] = home_source(index);
   } else {
     sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
@@ -337,37 +354,106 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
   attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
 }
 
-// 2-5 select and map; 6 fetch the misses on the copy queue and rebuild their keys on the side queue,
-// meanwhile attend the exact regions and the hits (DESIGN, "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out) {
-  const Layer& layer = layers_[index];
+  const Attention alone{this, q, out};
+  begin_attend(index, {&alone, 1});
+}
+
+// Some stores choose, then what they all miss is on its way while they attend their hits, and others
+// choose.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::begin_attend(int64_t index, std::span<const Attention> all) {
+  while (!all.empty()) {
+    const auto some = all.first(std::min(all.size(), kFetchedTogether));
+    for (const Attention& a : some) a.store->choose(index, a.q, a.out);
+    fetch_misses(index, some);
+    for (const Attention& a : some) {
+      if (a.store->pending_.misses) a.store->attend_hits(index, a.q);
+    }
+    all = all.subspan(some.size());
+  }
+}
+
+// 2-5 select and map. What is chosen is attended at once where it lies; where it must be fetched, misses
+// are pending.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::choose(int64_t index, const bf16* q, bf16* out) {
+  pending_ = {};
+  chosen_ = layout_.tiered(index) ? selected_per_head(layers_[index]) : 0;
+  if (chosen_ == 0) {
+    std::array<KvSource, kMaxDecodeSources> sources;
+    const int n_sources = exact_sources(index, position_ + 1, sources.data());
+    attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+    return;
+  }
+  const bool tries = is_to_be_tried(index);
+  choose_chunks(index, q, chosen_, fetches(index) && !tries);
+  ++steps_;
+  if (tries) {
+    try_both_ways(index, q, out);
+  } else {
+    begin_chosen(index, q, out);
+  }
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::begin_chosen(int64_t index, const bf16* q, bf16* out) {
+  if (fetches(index)) {
+    pending_.misses = true;
+    return;
+  }
   std::array<KvSource, kMaxDecodeSources> sources;
   int n_sources = exact_sources(index, position_ + 1, sources.data());
-  const int64_t k = layout_.tiered(index) ? selected_per_head(layer) : 0;
-  pending_ = {};
-  chosen_ = k;
-  if (k == 0) {
-    attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+  if (by_worker(index)) {
+    begin_host_attend(index, q);
+    attend_sources(q, sources.data(), n_sources, partials_[0]);
     return;
   }
-  choose_chunks(index, q, k);
-  ++steps_;
-  if (layout_.resident(index)) {
-    sources[n_sources++] = home_source(index);
-    attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
-    return;
+  sources[n_sources++] = home_source(index);
+  attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+}
+
+// 6 on the copy queue: what these stores miss, in one fetch as far as they are alike; on the side queue:
+// its keys are rebuilt (DESIGN, "Decode").
+template <typename Device, typename Host>
+void KvStore<Device, Host>::fetch_misses(int64_t index, std::span<const Attention> some) {
+  KvStore& first = *some.front().store;
+  std::vector<FetchParams>& fetches = first.workspace_.fetches;
+  fetches.clear();
+  const auto chosen = first.device_.record();
+  bool waited = false;
+  for (const Attention& a : some) {
+    KvStore& store = *a.store;
+    if (!store.pending_.misses) continue;
+    if (!std::exchange(waited, true)) first.copy_.wait(chosen);
+    const FetchParams next = store.fetch_params(store.layers_[index]);
+    if (!fetches.empty() && !are_alike(fetches.front(), next)) {
+      fetch(first.copy_, std::span<const FetchParams>(fetches));
+      fetches.clear();
+    }
+    fetches.push_back(next);
   }
-  const auto chosen = device_.record();
-  copy_.wait(chosen);
-  fetch_misses(layer, k);
-  pending_.fetched = copy_.record();
-  if (layout_.settings.keys != KeyForm::kExact) {
-    side_.wait(chosen);
-    rebuild_misses(layer, k);
-    pending_.rebuilt = side_.record();
+  if (!waited) return;
+  fetch(first.copy_, std::span<const FetchParams>(fetches));
+  const auto fetched = first.copy_.record();
+  for (const Attention& a : some) {
+    KvStore& store = *a.store;
+    if (!store.pending_.misses) continue;
+    store.pending_.fetched = fetched;
+    if (store.layout_.settings.keys == KeyForm::kExact) continue;
+    store.side_.wait(chosen);
+    store.rebuild_keys_of(store.layers_[index], store.misses_of(store.layers_[index]));
+    store.pending_.rebuilt = store.side_.record();
   }
-  sources[n_sources++] = slot_source(layer, lists_.hit_slots, lists_.hit_counts);
+}
+
+// Meanwhile the exact regions and the hits.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_hits(int64_t index, const bf16* q) {
+  std::array<KvSource, kMaxDecodeSources> sources;
+  int n_sources = exact_sources(index, position_ + 1, sources.data());
+  sources[n_sources++] = slot_source(layers_[index], lists_.hit_slots, lists_.hit_counts);
   if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
   attend_sources(q, sources.data(), n_sources, partials_[0]);
 }
@@ -375,14 +461,21 @@ void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out
 // 7 attend the misses and merge.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::end_attend(int64_t index, const bf16* q, bf16* out) {
-  if (pending_.fetched) {
+  end_chosen(index, q, out);
+  const bool selected = layout_.tiered(index) && selected_per_head(layers_[index]) > 0;
+  if (auditing_ && selected) audit_layer(index, q, position_ + 1);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::end_chosen(int64_t index, const bf16* q, bf16* out) {
+  if (pending_.misses) {
     device_.wait(*pending_.fetched);
     if (pending_.rebuilt) device_.wait(*pending_.rebuilt);
     const KvSource misses = slot_source(layers_[index], lists_.miss_slots, lists_.miss_counts);
     attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
   }
-  const bool selected = layout_.tiered(index) && selected_per_head(layers_[index]) > 0;
-  if (auditing_ && selected) audit_layer(index, q, position_ + 1);
+  if (pending_.host) end_host_attend(out);
+  pending_ = {};
 }
 
 template <typename Device, typename Host>
@@ -392,7 +485,7 @@ bool KvStore<Device, Host>::next_step_is_plain() const {
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const Layer& layer = layers_[index];
     const Recent& recent = layer.recent;
-    if (layout_.shape.window[index] > 0) return false;
+    if (layout_.shape.window[index] > 0 || is_to_be_tried(index)) return false;
     // The first list of a new length is made whatever the query says.
     if (o.reuses() && layout_.indexed(index) && layer.index.list_chunks != selected_per_head(layer)) {
       return false;
@@ -416,6 +509,7 @@ void KvStore<Device, Host>::count_replayed_step() {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::advance(int64_t n) {
   n_tokens_ += n;
+  n_steps_ += n;
   if (auditing_) {
     for (MassHistogram& mass : mass_) mass.end_step();
   }

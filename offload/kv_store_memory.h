@@ -25,10 +25,12 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
       prompt_end_(static_cast<size_t>(layout.shape.n_layers)),
       selected_(layout.select) {
   CHECK(workspace.covers(layout), "a workspace for {} tokens", workspace.capacity);
+  worker_ = queues.worker;
   take_shared(device_arena);
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
     take_layer(layer, device_arena, host_arena);
   }
+  take_host_staging(host_arena);
 }
 
 template <typename Device, typename Host>
@@ -59,7 +61,8 @@ void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Are
   if (o.audit && o.keys != KeyForm::kExact) {
     layer.audit_keys = host.template take<bf16>(Purpose::kKeys, o.capacity * width);
   }
-  if (!layout_.resident(index)) take_slots(layer, device);
+  if (layout_.has_slots(index)) take_slots(layer, device);
+  layer.host_attends = layout_.attended_by_host(index);
 }
 
 template <typename Device, typename Host>

@@ -34,7 +34,7 @@ SelectParams KvStore<Device, Host>::select_params(int64_t layer, const bf16* q, 
   select.group = o.group;
   select.scope = o.scope;
   select.top_p = static_cast<float>(o.top_p);
-  if (o.miss_cap >= 0 && !layout_.resident(layer)) {
+  if (o.miss_cap >= 0 && fetches(layer)) {
     select.max_misses = o.miss_cap;
     select.slot_of_chunk = l.slot_state.slot_of_chunk;
     select.chunk_capacity = l.slot_state.chunk_capacity;
@@ -67,13 +67,12 @@ MapSlotsParams KvStore<Device, Host>::map_params(int64_t layer, int64_t k) const
   return map;
 }
 
-// Ids of the chunks to attend, and where they are in the selection cache. Layers behind their
-// leader attend what it selected.
+// Ids of the chunks to attend, and with `map` where they are in the selection cache. Layers behind
+// their leader attend what it selected.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t k) {
-  const bool has_slots = !layout_.resident(layer);
+void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t k, bool map) {
   if (layout_.leader(layer) != layer) {
-    if (has_slots) map_slots(device_, map_params(layer, k));
+    if (map) map_slots(device_, map_params(layer, k));
     return;
   }
   SelectParams select = select_params(layer, q, k);
@@ -82,8 +81,8 @@ void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t 
   if (layout_.settings.imposed_hit_rate >= 0) {
     select_chunks(device_, select);
     impose(layer, k);
-    if (has_slots) map_slots(device_, map_params(layer, k));
-  } else if (has_slots) {
+    if (map) map_slots(device_, map_params(layer, k));
+  } else if (map) {
     select_and_map(device_, select, map_params(layer, k));
   } else {
     select_chunks(device_, select);

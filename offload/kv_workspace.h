@@ -5,12 +5,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "engine/base/ops.h"
 #include "offload/arena.h"
 #include "offload/layout.h"
 
 namespace tiercel {
+
+// Stores whose misses are one fetch: enough to fill the link, few enough for it to begin early.
+inline constexpr size_t kFetchedTogether = 8;
 
 template <typename Device>
 struct KvWorkspace {
@@ -25,6 +29,7 @@ struct KvWorkspace {
     const auto take_ints = [&](int64_t n) {
       return arena.template take<int32_t>(Purpose::kActivations, n);
     };
+    fetches.reserve(kFetchedTogether);
     attend = arena.template take<float>(
         Purpose::kActivations,
         decode_workspace_floats(layout.shape.n_heads, layout.shape.head_dim));
@@ -46,6 +51,10 @@ struct KvWorkspace {
       landmarks = take_bf16(n_kv * layout.index_plane_chunks() * layout.landmark_elements());
     }
     values = arena.template take<std::byte>(Purpose::kActivations, layout.value_staging_bytes());
+    records = arena.template take<bf16>(Purpose::kSlots, layout.weighed_records());
+    if (records != nullptr) {
+      record_of = arena.template take<int32_t>(Purpose::kSlots, n_kv * layout.select);
+    }
   }
 
   bool covers(const KvLayout& layout) const {
@@ -59,9 +68,12 @@ struct KvWorkspace {
   bf16* landmarks = nullptr;         // [kv][index_plane_chunks][width], before they are coded
   bf16* coefficients = nullptr;      // [kPrefillChunk][rank], before they are coded
   std::byte* values = nullptr;       // coded values of kPrefillChunk tokens on their way home
+  bf16* records = nullptr;           // [kv * select][record]: keys of a selection that the host attends
+  int32_t* record_of = nullptr;      // [kv * select]: 0, 1, 2, ..
   // Of one prefill run: chunks that each block of queries attends.
   int32_t *block_ids = nullptr, *block_counts = nullptr;
   int64_t* block_local = nullptr;
+  std::vector<FetchParams> fetches;  // of stores that fetch together
 };
 
 }  // namespace tiercel

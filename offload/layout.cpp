@@ -117,8 +117,34 @@ int64_t KvLayout::key_bias_bytes() const {
 }
 
 int64_t KvLayout::slot_bytes(int64_t layer) const {
-  if (resident(layer)) return 0;
+  if (!has_slots(layer)) return 0;
   return shape.n_kv_heads * (n_slots * record * kBf16 + (chunks + 2 * n_slots) * 4);
+}
+
+bool KvLayout::has_worker() const {
+  if (settings.host_use == HostUse::kNever || settings.one_memory) return false;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    if (at_home_on_host(layer)) return true;
+  }
+  return false;
+}
+
+int64_t KvLayout::staged_weights() const {
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    if (at_home_on_host(layer) && weighed_on_device(layer)) return select * settings.chunk_tokens;
+  }
+  return 0;
+}
+
+int64_t KvLayout::host_staging_bytes() const {
+  if (!has_worker()) return 0;
+  const int64_t heads = shape.n_heads, d = shape.head_dim;
+  return heads * d * kBf16 + shape.n_kv_heads * (select + 1) * 4 + heads * (d + 2) * 4 +
+         heads * (staged_weights() * kBf16 + staged_maxima() * 4);
+}
+
+int64_t KvLayout::weighed_records() const {
+  return has_worker() && settings.keys != KeyForm::kExact ? shape.n_kv_heads * select * record : 0;
 }
 
 int64_t KvLayout::home_value_bytes() const {
@@ -191,6 +217,9 @@ PurposeBytes KvLayout::workspace_bytes() const {
     add(Purpose::kActivations, n_kv * index_plane_chunks() * landmark_elements() * kBf16);
   }
   add(Purpose::kActivations, value_staging_bytes());
+  if (weighed_records() > 0) {
+    add(Purpose::kSlots, weighed_records() * kBf16 + n_kv * select * 4);
+  }
   return bytes;
 }
 
@@ -214,6 +243,7 @@ PurposeBytes KvLayout::host_bytes() const {
       bytes[static_cast<size_t>(Purpose::kKeys)] += settings.capacity * shape.key_width() * kBf16;
     }
   }
+  bytes[static_cast<size_t>(Purpose::kActivations)] += host_staging_bytes();
   return bytes;
 }
 

@@ -39,6 +39,13 @@ enum class KeyForm : uint8_t {
   kCoded     // on the device: int8 or int4, as key_codec says
 };
 
+// Whether the host attends what it holds, instead of sending it to the device.
+enum class HostUse : uint8_t {
+  kNever,
+  kAlways,   // there is no selection cache
+  kMeasured  // layer by layer, where that was seen to take less time
+};
+
 // Options with every "auto" decided. What selection means: SelectParams in engine/base/ops.h.
 struct KvSettings {
   StoreKind kind = StoreKind::kTiered;
@@ -76,7 +83,8 @@ struct KvSettings {
   RowCodec value_codec = RowCodec::kBf16;
   int64_t device_layers = 0;  // so many tiered layers, the first ones, have their home on the device
 
-  bool host_attends = false;  // the device's queue attends what is at home on the host, in place
+  HostUse host_use = HostUse::kNever;
+  bool one_memory = false;  // the device's queue reaches what is at home on the host, where it is
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
@@ -110,10 +118,25 @@ struct KvLayout {
   bool at_home_on_device(int64_t layer) const {
     return tiered(layer) && tiered_rank[static_cast<size_t>(layer)] < settings.device_layers;
   }
+  bool at_home_on_host(int64_t layer) const { return tiered(layer) && !at_home_on_device(layer); }
+  // The host attends what it holds of this layer, whatever is measured.
+  bool attended_by_host(int64_t layer) const {
+    return at_home_on_host(layer) && settings.host_use == HostUse::kAlways;
+  }
   // Nothing need be fetched, rebuilt or decoded: selected chunks are attended where they are.
   bool resident(int64_t layer) const {
-    return (at_home_on_device(layer) || (tiered(layer) && settings.host_attends)) &&
+    return (at_home_on_device(layer) || (attended_by_host(layer) && settings.one_memory)) &&
            settings.keys == KeyForm::kExact && settings.value_codec == RowCodec::kBf16;
+  }
+  // Selected chunks are fetched, or may be.
+  bool has_slots(int64_t layer) const {
+    return tiered(layer) && !resident(layer) && !attended_by_host(layer);
+  }
+  // A worker of the host's own attends, beside the device's queue.
+  bool has_worker() const;
+  // The host has values only: the device, which has the keys, weighs them.
+  bool weighed_on_device(int64_t layer) const {
+    return settings.keys != KeyForm::kExact || index_is_keys(layer);
   }
   // The layer whose selection this one attends: the first of its group.
   int64_t leader(int64_t layer) const { return leaders[static_cast<size_t>(layer)]; }
@@ -157,6 +180,14 @@ struct KvLayout {
   int64_t mean_plane_chunks() const;
   int64_t index_plane_chunks() const;
   int64_t value_staging_bytes() const;
+  // What goes to the host's worker and comes back: of weights, for each query head; and in all, in bytes.
+  int64_t staged_weights() const;
+  int64_t staged_maxima() const {
+    return (staged_weights() + kWeightRange - 1) / kWeightRange;
+  }
+  int64_t host_staging_bytes() const;
+  // Rebuilt keys of one selection, on the device; elements.
+  int64_t weighed_records() const;
   // Counters of all layers and KV heads.
   int64_t total_counts() const { return shape.n_layers * shape.n_kv_heads * 3 + 2; }
   // Ids and counts of one selection, and of what the cap dropped.

@@ -71,13 +71,14 @@ void print_most(const PlanRequest& request, const Console& console) {
 }
 
 struct FloorFlags {
-  std::optional<double> device, link;
+  std::optional<double> device, link, host;
   double hit_rate = kExpectedHitRate;
 
   void add_to(Flags& flags) {
     flags.section("Floor of a decode step (bytes that must move, over bandwidth)");
     flags.number("--device-bandwidth", device, 0.001, 1e6, "GB/s of the device's memory");
     flags.number("--link-bandwidth", link, 0.001, 1e6, "GB/s between host and device");
+    flags.number("--host-bandwidth", host, 0.001, 1e6, "GB/s at which the host attends");
     flags.number("--hit-rate", hit_rate, 0, 1, "Share of what is selected that needs no fetch");
   }
 
@@ -94,7 +95,11 @@ struct FloorFlags {
         fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
              "live on the host");
       }
-      const Bandwidths bandwidths = {*device * 1e9, link.value_or(1) * 1e9};
+      if (bytes.host > 0 && !host) {
+        fail(ErrorKind::kUsage, "--device-bandwidth: expected --host-bandwidth beside it, as the host "
+             "attends");
+      }
+      const Bandwidths bandwidths = {*device * 1e9, link.value_or(1) * 1e9, host.value_or(1) * 1e9};
       const StepFloor floor = step_floor(bytes, bandwidths, n);
       const auto text = [&](double seconds) {
         return fmt::format("{:.3g} ms, {} tokens/s", 1e3 * seconds,
@@ -102,10 +107,11 @@ struct FloorFlags {
       };
       console.info(
           "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)",
-          n, n == 1 ? "" : "s", text(floor.overlapped), floor.link_bound ? " (link-bound)" : "",
+          n, n == 1 ? "" : "s", text(floor.overlapped), floor.link_bound ? " (link-bound)" : floor.host_bound ? " (host-bound)" : "",
           text(floor.serial));
-      console.info("  a step moves {} of weights, and per sequence {} on the device, {} over the link",
-                   format_bytes(bytes.weights), format_bytes(bytes.device), format_bytes(bytes.link));
+      console.info("  a step moves {} of weights, and per sequence {} on the device, {} over the link{}",
+                   format_bytes(bytes.weights), format_bytes(bytes.device), format_bytes(bytes.link),
+                   bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
       if (splitting_gains(bytes, bandwidths, n)) {
         console.info("  layer by layer, as a batch runs: {} in one part, {} in two micro-batches",
                      text(floor.joined), text(floor.split));

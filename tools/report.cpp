@@ -59,7 +59,7 @@ Json attention_json(const SessionPlan& plan) {
                {"prefill_budget", budget(o.prefill_budget)},
                {"value_home", name_of(o.value_home)},
                {"device_layers", plan.device_layers},
-               {"host_attention", o.host_attention},
+               {"host_attention", name_of(o.host_attention)},
                {"audit_interval", o.audit},
                {"exact_exp", o.exact_exp},
                {"context", plan.context},
@@ -161,7 +161,10 @@ std::string to_json(const RunReport& report) {
         {"hit_rate", report.selection.selected_chunks > 0 ? Json(report.selection.hit_rate())
                                                            : Json(nullptr)},
         {"reuse_rate", report.selection.reuse_rate()},
-        {"fetched_bytes", report.selection.fetched_bytes}}},
+        {"fetched_bytes", report.selection.fetched_bytes},
+        {"host_layers", report.selection.host_layers},
+        {"tried_fetch_seconds", report.selection.tried_fetch_seconds},
+        {"tried_host_seconds", report.selection.tried_host_seconds}}},
       {"audit",
        {{"steps", report.audit.steps},
         {"mass_mean", report.audit.steps > 0 ? Json(report.audit.mass_mean) : Json(nullptr)},
@@ -234,7 +237,14 @@ void print_summary(const RunReport& report, const Console& console) {
       console.info("{:>17}: {}, hit rate {:.1f} %, {} fetched", "selection", steps,
                    100 * report.selection.hit_rate(), format_bytes(report.selection.fetched_bytes));
     } else {
-      console.info("{:>17}: {}, everything at home on the device", "selection", steps);
+      console.info("{:>17}: {}, nothing to fetch", "selection", steps);
+    }
+    if (report.selection.host_layers > 0) {
+      console.info("{:>17}: attends {} layers", "host", report.selection.host_layers);
+    }
+    if (report.selection.tried_host_seconds > 0) {
+      console.info("{:>17}: attention of a step {:.3f} ms fetched, {:.3f} ms on the host", "tried",
+                   1e3 * report.selection.tried_fetch_seconds, 1e3 * report.selection.tried_host_seconds);
     }
     if (report.selection.decisions > 0) {
       console.info("{:>17}: {:.1f} % of the lists stayed", "reuse",

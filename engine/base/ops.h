@@ -665,7 +665,8 @@ struct MapSlotsParams {
 };
 
 // Copies the values (and, with keys, the keys) of the missed chunks from planes on either tier into
-// their slots; coded values are decoded on the way. Runs on the copy queue.
+// their slots; coded values are decoded on the way. Runs on the copy queue. One op takes those of several
+// stores, as far as they are alike.
 struct FetchParams {
   const bf16* values = nullptr;  // plane, row r = token r; null where they are coded
   int64_t value_head_stride = 0;
@@ -682,6 +683,13 @@ struct FetchParams {
   int64_t slot_head_stride = 0;
   int32_t chunk_tokens = 0, n_kv_heads = 0, head_dim = 0;
 };
+
+// Whether one fetch may serve both: they differ in memory, lengths and strides only.
+inline bool are_alike(const FetchParams& a, const FetchParams& b) {
+  return a.chunk_tokens == b.chunk_tokens && a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim &&
+         a.value_codec == b.value_codec && (a.keys == nullptr) == (b.keys == nullptr) &&
+         (a.values == nullptr) == (b.values == nullptr);
+}
 
 // Copies whole chunks of two planes, per KV head in the order of ids, to consecutive rows.
 struct GatherParams {
@@ -766,6 +774,13 @@ struct CopyParams {
   void* target = nullptr;
   int64_t n_rows = 1, row_bytes = 0;
   int64_t source_stride = 0, target_stride = 0;
+};
+
+// The host calls function(data) when the queue gets there, and the queue goes on when it returns: what
+// it wrote to host memory may be read then. It may not use the queue's backend, nor throw.
+struct HostCallParams {
+  void (*function)(void* data) = nullptr;
+  void* data = nullptr;
 };
 
 }  // namespace tiercel

@@ -100,61 +100,91 @@ struct CodedValues {
   int64_t head_stride = 0;
 };
 
+// Random planes, lists and slots, and what the slots must hold afterwards.
+struct Fetched {
+  Fetched(Queue& queue, const FetchCase& f, bool with_keys, RowCodec codec, std::mt19937_64& rng) {
+    const int64_t chunk_elements = int64_t{f.chunk} * f.d;
+    values.resize(static_cast<size_t>(f.n_kv_heads * f.n_chunks * chunk_elements));
+    keys.resize(values.size());
+    for (bf16& x : values) {
+      x.bits = static_cast<uint16_t>(rng());
+      if (codec != RowCodec::kBf16) x.bits &= 0xbfff;  // finite ranges; NaNs compare by their bits
+    }
+    for (bf16& x : keys) x.bits = static_cast<uint16_t>(rng());
+    slots.assign(static_cast<size_t>(f.n_kv_heads * f.n_slots * 2 * chunk_elements), bf16(7.0f));
+    chunks.resize(static_cast<size_t>(f.n_kv_heads * f.stride));
+    targets.resize(chunks.size());
+    for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+      std::vector<int32_t> free(f.n_slots);
+      for (int32_t s = 0; s < f.n_slots; ++s) free[s] = s;
+      std::shuffle(free.begin(), free.end(), rng);
+      counts.push_back(static_cast<int32_t>(rng() % (f.stride + 1)));
+      for (int64_t i = 0; i < f.stride; ++i) {
+        chunks[j * f.stride + i] = static_cast<int32_t>(rng() % f.n_chunks);
+        targets[j * f.stride + i] = free[i];
+      }
+    }
+    params.values = values.data();
+    params.value_head_stride = f.n_chunks * chunk_elements;
+    if (codec != RowCodec::kBf16) {
+      coded = CodedValues(queue, codec, f, values);
+      params.values = nullptr;
+      params.value_codec = codec;
+      params.value_codes = reinterpret_cast<const std::byte*>(coded.memory.data());
+      params.value_code_head_stride = coded.head_stride;
+    }
+    expected = slots;
+    for (int64_t j = 0; j < f.n_kv_heads; ++j) {
+      for (int64_t i = 0; i < counts[j]; ++i) {
+        const int64_t from = (j * f.n_chunks + chunks[j * f.stride + i]) * chunk_elements;
+        const int64_t to = (j * f.n_slots + targets[j * f.stride + i]) * 2 * chunk_elements;
+        if (with_keys) std::copy_n(keys.begin() + from, chunk_elements, expected.begin() + to);
+        std::copy_n(values.begin() + from, chunk_elements, expected.begin() + to + chunk_elements);
+      }
+    }
+    params.keys = with_keys ? keys.data() : nullptr;
+    params.key_head_stride = f.n_chunks * chunk_elements;
+    params.miss_chunks = chunks.data();
+    params.miss_slots = targets.data();
+    params.miss_counts = counts.data();
+    params.stride = f.stride;
+    params.slots = slots.data();
+    params.slot_head_stride = f.n_slots * 2 * chunk_elements;
+    params.chunk_tokens = f.chunk;
+    params.n_kv_heads = f.n_kv_heads;
+    params.head_dim = f.d;
+  }
+
+  std::vector<bf16> values, keys, slots, expected;
+  std::vector<int32_t> chunks, targets, counts;
+  CodedValues coded;
+  FetchParams params;
+};
+
 void expect_fetched(const FetchCase& f, bool with_keys, RowCodec codec, std::mt19937_64& rng,
                     const cpu::QueueOptions& options = {.n_threads = 2}) {
   Queue queue(options);
-  const int64_t chunk_elements = int64_t{f.chunk} * f.d;
-  std::vector<bf16> values(f.n_kv_heads * f.n_chunks * chunk_elements), keys(values.size());
-  for (bf16& x : values) {
-    x.bits = static_cast<uint16_t>(rng());
-    if (codec != RowCodec::kBf16) x.bits &= 0xbfff;  // finite ranges; NaNs compare by their bits
-  }
-  for (bf16& x : keys) x.bits = static_cast<uint16_t>(rng());
-  std::vector<bf16> slots(f.n_kv_heads * f.n_slots * 2 * chunk_elements, bf16(7.0f));
-  std::vector<int32_t> chunks(f.n_kv_heads * f.stride), targets(chunks.size()), counts;
-  for (int64_t j = 0; j < f.n_kv_heads; ++j) {
-    std::vector<int32_t> free(f.n_slots);
-    for (int32_t s = 0; s < f.n_slots; ++s) free[s] = s;
-    std::shuffle(free.begin(), free.end(), rng);
-    counts.push_back(static_cast<int32_t>(rng() % (f.stride + 1)));
-    for (int64_t i = 0; i < f.stride; ++i) {
-      chunks[j * f.stride + i] = static_cast<int32_t>(rng() % f.n_chunks);
-      targets[j * f.stride + i] = free[i];
+  const Fetched fetched(queue, f, with_keys, codec, rng);
+  cpu::fetch(queue, fetched.params);
+  ASSERT_EQ(fetched.slots, fetched.expected);
+}
+
+TEST(Fetch, SeveralStoresAtOnce) {
+  std::mt19937_64 rng(test::seed());
+  Queue queue({.n_threads = 2});
+  for (const RowCodec codec : {RowCodec::kBf16, RowCodec::kInt4}) {
+    for (const int64_t n : {2, 40}) {  // by one thread, and by several
+      std::vector<Fetched> all;
+      std::vector<FetchParams> params;
+      for (int64_t i = 0; i < n; ++i) {
+        const FetchCase f = {2, 8, 64, 30 + i, 8 + i, 2 + i};
+        all.emplace_back(queue, f, codec == RowCodec::kBf16, codec, rng);
+      }
+      for (const Fetched& one : all) params.push_back(one.params);
+      cpu::fetch(queue, params);
+      for (const Fetched& one : all) ASSERT_EQ(one.slots, one.expected);
     }
   }
-  FetchParams p;
-  p.values = values.data();
-  p.value_head_stride = f.n_chunks * chunk_elements;
-  CodedValues coded;
-  if (codec != RowCodec::kBf16) {
-    coded = CodedValues(queue, codec, f, values);
-    p.values = nullptr;
-    p.value_codec = codec;
-    p.value_codes = reinterpret_cast<const std::byte*>(coded.memory.data());
-    p.value_code_head_stride = coded.head_stride;
-  }
-  auto expected = slots;
-  for (int64_t j = 0; j < f.n_kv_heads; ++j) {
-    for (int64_t i = 0; i < counts[j]; ++i) {
-      const int64_t from = (j * f.n_chunks + chunks[j * f.stride + i]) * chunk_elements;
-      const int64_t to = (j * f.n_slots + targets[j * f.stride + i]) * 2 * chunk_elements;
-      if (with_keys) std::copy_n(keys.begin() + from, chunk_elements, expected.begin() + to);
-      std::copy_n(values.begin() + from, chunk_elements, expected.begin() + to + chunk_elements);
-    }
-  }
-  p.keys = with_keys ? keys.data() : nullptr;
-  p.key_head_stride = f.n_chunks * chunk_elements;
-  p.miss_chunks = chunks.data();
-  p.miss_slots = targets.data();
-  p.miss_counts = counts.data();
-  p.stride = f.stride;
-  p.slots = slots.data();
-  p.slot_head_stride = f.n_slots * 2 * chunk_elements;
-  p.chunk_tokens = f.chunk;
-  p.n_kv_heads = f.n_kv_heads;
-  p.head_dim = f.d;
-  cpu::fetch(queue, p);
-  ASSERT_EQ(slots, expected);
 }
 
 TEST(Fetch, MissedChunksAndNothingBesides) {

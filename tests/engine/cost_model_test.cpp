@@ -70,6 +70,30 @@ TEST(CostModel, SelectionReadsIndexExactRegionsAndWhatItSelects) {
   EXPECT_EQ(step_bytes(config, resident, 0).link, 0);
 }
 
+// With exact keys the query goes to the host; with keys on the device, weights do. A partial comes back.
+TEST(CostModel, TheHostReadsWhatIsSelected) {
+  const ModelConfig config = known_model("llama-3.1-8b");
+  SessionOptions options;
+  options.value_home = ValueHome::kHost;
+  options.host_attention = HostAttention::kOn;
+  options.selection.key_codec = KeyCodec::kExact;
+  const int64_t index = 8 * (131072 / 8) * 128 * 2, always = 16 + 256 + 48 * 8;
+  const int64_t lists = 8 * 256 * 4, partial = 32 * 130 * 4;
+  const StepBytes exact = step_bytes(config, make_plan(request_for(config, options, 131072)), 0.5);
+  EXPECT_EQ(exact.device, 32 * (index + always * kPair));
+  EXPECT_EQ(exact.host, 32 * 2048 * kPair);
+  EXPECT_EQ(exact.link, 32 * (lists + partial + 32 * 128 * 2));
+  options.selection.key_codec = KeyCodec::kInt8;
+  options.selection.value_codec = RowCodec::kInt8;
+  const StepBytes weighed = step_bytes(config, make_plan(request_for(config, options, 131072)), 0.5);
+  EXPECT_EQ(weighed.device, 32 * (index + always * kPair + 2048 * (8 * 136 + kPair)));
+  EXPECT_EQ(weighed.host, 32 * 2048 * 8 * 136);
+  EXPECT_EQ(weighed.link, 32 * (lists + partial + 32 * (2048 * 2 + 2048 / 64 * 4)));
+  const StepFloor floor = step_floor(weighed, {4e12, 5e10, 1e9}, 3);
+  EXPECT_TRUE(floor.host_bound);
+  EXPECT_DOUBLE_EQ(floor.overlapped, 3 * static_cast<double>(weighed.host) / 1e9);
+}
+
 // Two layers, one of which fetches; a byte takes a second.
 TEST(CostModel, TwoMicroBatchesGainWhereFetchesOutlastAttentionAndWeights) {
   StepBytes bytes{.weights = 25, .head = 5, .device = 6, .link = 9, .layers = {{4, 9}, {2, 0}}};

@@ -380,7 +380,7 @@ TEST(SavedSession, WhatItsBytesDoNotDependOnMayDiffer) {
   expect_may_differ(everything_selected(KeyCodec::kLowRank), changes);
   std::vector<Change> exact = changes;
   if (kBackend == BackendKind::kCpu) {
-    exact.push_back({"--host-attention", true, [](O& o) { o.host_attention = true; }});
+    exact.push_back({"--host-attention", true, [](O& o) { o.host_attention = HostAttention::kOn; }});
   }
   expect_may_differ(everything_selected(KeyCodec::kExact), exact);
   expect_may_differ(small(AttentionMode::kDense), changes);
@@ -409,8 +409,8 @@ TEST(SavedSession, WhatTheCacheDependsOnMayDifferToo) {
                      {"--slots", false, [](O& o) { o.selection.slots = 1; }},
                      {"everything", true, [](O& o) { o.selection.budget = kBudgetAll; }}});
   if (kBackend != BackendKind::kCpu) return;
-  options.host_attention = true;
-  const auto without = [](O& o) { o.host_attention = false; };
+  options.host_attention = HostAttention::kOn;
+  const auto without = [](O& o) { o.host_attention = HostAttention::kOff; };
   expect_may_differ(options, {{"nothing", true, kNothing}, {"no --host-attention", true, without}});
 }
 

@@ -330,7 +330,7 @@ TEST(Session, HostAttendsAsTheDeviceDoes) {
     options.value_home = ValueHome::kDevice;
     const auto device = Session::open(m, Session::plan(*m, options, n, 100));
     options.value_home = ValueHome::kHost;
-    options.host_attention = true;
+    options.host_attention = HostAttention::kOn;
     const auto host = Session::open(m, Session::plan(*m, options, n, 100));
     EXPECT_EQ(host->plan().memory.device.values, 0);
     EXPECT_LT(host->plan().memory.device.total(), device->plan().memory.device.total());
@@ -344,8 +344,23 @@ TEST(Session, HostAttendsAsTheDeviceDoes) {
     ASSERT_TRUE(std::ranges::equal(host->logits(), device->logits())) << name_of(mode);
     EXPECT_EQ(host->selection().fetched_bytes, 0);
   }
+  // Layer by layer, after a trial of both: the same bits again.
+  SessionOptions options = preset(AttentionMode::kShadow);
+  options.selection.budget = 64;
+  options.selection.recent = 48;
+  options.selection.key_codec = KeyCodec::kExact;
+  options.value_home = ValueHome::kHost;
+  const auto fetching = Session::open(m, Session::plan(*m, options, n, 100));
+  options.host_attention = HostAttention::kAuto;
+  const auto trying = Session::open(m, Session::plan(*m, options, n, 100));
+  for (Session* session : {fetching.get(), trying.get()}) ASSERT_TRUE(session->prefill(ids, {}));
+  for (int32_t i = 0; i < 70; ++i) {
+    for (Session* session : {fetching.get(), trying.get()}) session->step(ids[static_cast<size_t>(i)]);
+  }
+  EXPECT_GT(trying->selection().tried_fetch_seconds, 0);
+  EXPECT_GT(trying->selection().tried_host_seconds, 0);
   SessionOptions wrong;
-  wrong.host_attention = true;
+  wrong.host_attention = HostAttention::kOn;
   wrong.selection.value_codec = RowCodec::kInt8;
   EXPECT_THROW(Session::plan(*m, wrong, n, 100), Error);
   wrong.selection.value_codec = RowCodec::kBf16;
@@ -625,7 +640,7 @@ TEST(Session, DenseAttentionHasNoUseForASelection) {
   options.selection.coarse_chunk = 20;
   options.selection.budget = 3;
   options.selection.value_codec = RowCodec::kInt4;
-  options.host_attention = true;
+  options.host_attention = HostAttention::kOn;
   options.audit = 4;
   const SessionPlan plan = Session::plan(*m, options, 1000, 10);
   ASSERT_EQ(plan.notes.size(), 1u);

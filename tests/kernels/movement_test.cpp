@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <list>
 #include <random>
 #include <vector>
 
@@ -152,7 +153,7 @@ TEST(CudaFetch, EveryPlanMovesTheSame) {
   for (const FetchPlan& plan : plans) {
     for (const FetchCase& f : {FetchCase{3, 8, 128, 40, 30, 25}, FetchCase{2, 3, 104, 20, 9, 8}}) {
       Fetched fetched(f, true, rng);
-      cuda::fetch_with(test::stream(), fetched.params, plan);
+      cuda::fetch_with(test::stream(), {&fetched.params, 1}, plan);
       test::stream().finish();
       ASSERT_EQ(host(fetched.slots), fetched.expected)
           << "depth " << plan.depth << ", " << plan.stage_bytes << " bytes";
@@ -170,6 +171,8 @@ struct FetchCoded : Fetched {
     const int64_t head_stride = (n_tokens * bytes + 31) / 16 * 16;
     codes.resize(static_cast<size_t>(f.n_kv_heads * head_stride + offset));
     for (std::byte& b : codes) b = static_cast<std::byte>(rng());
+    expected_of_planes = expected;
+    planes = params;
     params.values = nullptr;
     params.value_head_stride = 0;
     params.value_codec = codec;
@@ -198,6 +201,8 @@ struct FetchCoded : Fetched {
     }
   }
   DeviceVector<std::byte> codes;
+  FetchParams planes;  // the same fetch of values as they are
+  std::vector<bf16> expected_of_planes;
 };
 
 TEST(CudaFetch, CodedValues) {
@@ -226,6 +231,27 @@ TEST(CudaFetch, CodedValues) {
               << f.chunk << " x " << f.d << ", " << code_bits(codec) << " bits"
               << (with_keys ? ", with keys" : "");
         }
+      }
+    }
+  }
+}
+
+// Stores whose contexts have other lengths: one launch, or several.
+TEST(CudaFetch, SeveralStoresAtOnce) {
+  std::mt19937_64 rng(test::seed());
+  for (const RowCodec codec : {RowCodec::kBf16, RowCodec::kInt8}) {
+    for (const int64_t n : {2, 16, 35}) {
+      std::list<FetchCoded> all;
+      std::vector<FetchParams> params;
+      for (int64_t i = 0; i < n; ++i) {
+        const FetchCase f = {2, 8, 64, 20 + i, 6 + i % 5, 1 + i % 5};
+        all.emplace_back(f, RowCodec::kInt8, /*with_keys=*/true, /*offset=*/0, rng);
+        params.push_back(codec == RowCodec::kBf16 ? all.back().planes : all.back().params);
+      }
+      cuda::fetch(test::stream(), params);
+      test::stream().finish();
+      for (FetchCoded& one : all) {
+        ASSERT_EQ(host(one.slots), codec == RowCodec::kBf16 ? one.expected_of_planes : one.expected);
       }
     }
   }

@@ -13,6 +13,7 @@
 #include <random>
 
 #include "engine/base/rope.h"
+#include "engine/cpu_worker.h"
 #include "offload/kv_store.h"
 #include "tests/seed.h"
 
@@ -155,8 +156,9 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   const RopeView rope = rope_on_device(table, tables);
   KvWorkspace<typename Tiers::Device> workspace(device, layout);
   EXPECT_EQ(sum(device.used()), sum(layout.workspace_bytes()));
-  StoreOf<Tiers> store({tiers.device(), tiers.copy(), tiers.side(), tiers.host()}, device, host,
-                       workspace, layout, rope,
+  CpuWorker worker(n_threads, m.n_heads, m.head_dim);
+  StoreOf<Tiers> store({tiers.device(), tiers.copy(), tiers.side(), tiers.host(), &worker}, device,
+                       host, workspace, layout, rope,
                        1.0f / std::sqrt(static_cast<float>(m.head_dim)), true);
   EXPECT_EQ(sum(device.used()), sum(layout.device_bytes())) << "the plan and the store disagree";
   EXPECT_EQ(sum(host.used()), sum(layout.host_bytes()));
@@ -413,6 +415,94 @@ TYPED_TEST_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense) {
   }
 }
 
+struct HostAttended {
+  Composition composition;
+  bool weighed;  // the device has the keys
+};
+inline std::vector<HostAttended> host_attended() {
+  return {
+      {{"exact keys", [](KvSettings&) {}}, false},
+      {{"two layers share a list", [](KvSettings& s) { s.share_layers = 2; }}, false},
+      {{"half at home on the device", [](KvSettings& s) { s.device_layers = 1; }}, false},
+      {{"tokens", [](KvSettings& s) { s.chunk_tokens = 1; s.outliers = 0; s.recent = 33; }}, true},
+      {{"int8 keys",
+        [](KvSettings& s) {
+          s.keys = KeyForm::kCoded;
+          s.key_codec = RowCodec::kInt8;
+        }},
+       true},
+      {{"low-rank keys, int8 values",
+        [](KvSettings& s) {
+          s.keys = KeyForm::kLowRank;
+          s.value_codec = RowCodec::kInt8;
+        }},
+       true},
+      {{"int4 keys and values, a list per layer",
+        [](KvSettings& s) {
+          s.keys = KeyForm::kCoded;
+          s.key_codec = s.value_codec = RowCodec::kInt4;
+          s.scope = SelectScope::kLayer;
+          s.outliers = 0;
+        }},
+       true},
+  };
+}
+
+// Weights that go to the host are rounded to bf16: 2^-8 of each, and of sum(p |v|) in all.
+template <typename Tiers>
+constexpr double kSameOnTheHost = kSameUpToRounding<Tiers> + 5.0 / 256;
+
+TYPED_TEST_P(KvStoreSuite, TheHostAttendsWhatItWouldSend) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 170 : 350, n_new = TypeParam::kEmulated ? 8 : 90;
+  const Sequence plain(Model{}, n_prompt + n_new, seed() + 13);
+  Model model;
+  model.eviction_head = true;
+  const Sequence biased(model, n_prompt + n_new, seed() + 13);
+  for (const HostAttended& one : host_attended()) {
+    KvSettings settings = tiered();
+    settings.budget = 64;
+    settings.slots = 2;
+    one.composition.apply(settings);
+    for (const Sequence* sequence : {&plain, &biased}) {
+      if (sequence == &biased && !one.weighed) continue;
+      const Outcome fetched = run<TypeParam>(*sequence, settings, n_prompt);
+      KvSettings on_host = settings;
+      on_host.host_use = HostUse::kAlways;
+      const Outcome attended = run<TypeParam>(*sequence, on_host, n_prompt);
+      EXPECT_LT(relative_error(attended.outputs, fetched.outputs), kSameOnTheHost<TypeParam>)
+          << one.composition.name;
+      EXPECT_GT(fetched.counters.fetched_bytes, 0) << one.composition.name;
+      EXPECT_EQ(attended.counters.fetched_bytes, 0) << one.composition.name;
+      EXPECT_EQ(attended.counters.host_layers, 2 - settings.device_layers);
+      EXPECT_EQ(attended.counters.steps, fetched.counters.steps);
+    }
+  }
+}
+
+// Which way is faster is the machine's business: both are tried, one of them is taken, and nothing is lost.
+TYPED_TEST_P(KvStoreSuite, TheFasterWayIsTried) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 200 : 350, n_new = kStepsBeforeTrial + 3;
+  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 14);
+  for (const KeyForm keys : {KeyForm::kExact, KeyForm::kCoded}) {
+    KvSettings settings = tiered();
+    settings.budget = 32;
+    settings.slots = 2;
+    settings.keys = keys;
+    if (keys == KeyForm::kCoded) settings.key_codec = RowCodec::kInt8;
+    const Outcome fetched = run<TypeParam>(sequence, settings, n_prompt);
+    settings.host_use = HostUse::kMeasured;
+    const Outcome tried = run<TypeParam>(sequence, settings, n_prompt);
+    EXPECT_LT(relative_error(tried.outputs, fetched.outputs), kSameOnTheHost<TypeParam>);
+    EXPECT_GT(tried.counters.tried_fetch_seconds, 0);
+    EXPECT_GT(tried.counters.tried_host_seconds, 0);
+    EXPECT_EQ(fetched.counters.tried_host_seconds, 0);
+    EXPECT_EQ(tried.counters.steps, fetched.counters.steps);
+    // What is tried is not counted, and what the host attends is not fetched.
+    EXPECT_LT(tried.counters.selected_chunks, fetched.counters.selected_chunks);
+    EXPECT_GE(tried.counters.selected_chunks, 2 * kStepsBeforeTrial * 2 * (32 / 8));
+  }
+}
+
 // Every token biases its own scores, wherever it is kept: everything selected still is dense, and it
 // would not be without the head. The windows of another layer know it too.
 TYPED_TEST_P(KvStoreSuite, EvictionHeadBiasesEveryToken) {
@@ -589,6 +679,7 @@ REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqu
                             DroppedChunksAreNotAttended, EverythingSelectedEqualsDense,
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
                             SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
-                            AuditOfEverythingIsOne);
+                            AuditOfEverythingIsOne, TheHostAttendsWhatItWouldSend,
+                            TheFasterWayIsTried);
 
 }  // namespace tiercel::test

@@ -92,9 +92,21 @@ TEST(DeviceBatch, EverySequenceAsAlone) {
   expect_as_alone("llama_eviction_head", small(AttentionMode::kNosa, KeyCodec::kExact));
 }
 
-TEST(DeviceBatch, AppendedAsStepped) {
+SessionOptions attended_by_host(KeyCodec codec) {
+  SessionOptions options = small(AttentionMode::kShadow, codec);
+  options.value_home = ValueHome::kHost;
+  options.host_attention = HostAttention::kOn;
+  return options;
+}
+
+// One worker for all of them.
+TEST(DeviceBatch, AttendedByTheHostAsAlone) {
+  expect_as_alone("llama", attended_by_host(KeyCodec::kExact));
+  expect_as_alone("qwen3", attended_by_host(KeyCodec::kInt8));
+}
+
+void expect_appended_as_stepped(const SessionOptions& options) {
   const auto model = tiny("llama");
-  const SessionOptions options = small(AttentionMode::kShadow, KeyCodec::kExact);
   const std::vector<int32_t> ids = prompts(*model).back();
   const auto n = static_cast<int64_t>(ids.size()) - kMore;
   std::vector<std::unique_ptr<Session>> sessions;
@@ -105,6 +117,11 @@ TEST(DeviceBatch, AppendedAsStepped) {
   for (int64_t i = n; i < std::ssize(ids); ++i) sessions[0]->step(ids[static_cast<size_t>(i)]);
   ASSERT_TRUE(sessions[1]->append(std::span(ids).subspan(static_cast<size_t>(n)), {}));
   EXPECT_TRUE(std::ranges::equal(sessions[0]->logits(), sessions[1]->logits()));
+}
+
+TEST(DeviceBatch, AppendedAsStepped) {
+  expect_appended_as_stepped(small(AttentionMode::kShadow, KeyCodec::kExact));
+  expect_appended_as_stepped(attended_by_host(KeyCodec::kInt8));
 }
 
 }  // namespace

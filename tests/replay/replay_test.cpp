@@ -70,6 +70,21 @@ TEST(Replay, SelectedAttention) {
   expect_same("qwen3", options, 150, kShort);
 }
 
+// The worker is called by recorded steps too, with keys and values or with weights.
+TEST(Replay, TheHostAttends) {
+  SessionOptions options;
+  options.selection.budget = 32;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.value_home = ValueHome::kHost;
+  options.host_attention = HostAttention::kOn;
+  options.selection.key_codec = KeyCodec::kExact;
+  expect_same("llama", options, 150, kShort);
+  options.selection.key_codec = KeyCodec::kInt8;
+  options.selection.value_codec = RowCodec::kInt8;
+  expect_same("llama", options, 150, kLong);
+}
+
 // The bias of the newest token goes where the clock says.
 TEST(Replay, EvictionHead) {
   SessionOptions options = preset(AttentionMode::kNosa);

@@ -56,6 +56,10 @@ void Stream::fill_bytes(void* target, int value, int64_t bytes) {
   simt::run_or_record([=] { std::memset(target, value, static_cast<size_t>(bytes)); });
 }
 
+void Stream::call(void (*function)(void*), void* data) {
+  simt::run_or_record([=] { function(data); });
+}
+
 namespace {
 
 void* zeroed(int64_t bytes) {

@@ -68,7 +68,10 @@ class Misses {
             .head_dim = kHeadDim};
   }
   Device::Call fetch(cuda::Stream& stream, const FetchPlan& plan) const {
-    return [this, &stream, plan](int64_t turn) { cuda::fetch_with(stream, params(turn), plan); };
+    return [this, &stream, plan](int64_t turn) {
+      const FetchParams p = params(turn);
+      cuda::fetch_with(stream, {&p, 1}, plan);
+    };
   }
   double bytes() const { return static_cast<double>(n_kv_heads_ * n_misses_ * piece_ * 2); }
 
