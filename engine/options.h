@@ -27,7 +27,8 @@ enum class PrefillMode : uint8_t { kAuto, kDense, kSelect };
 // kExact: beside the values, on their tier; or in the index, where chunks are exact tokens.
 enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank, kInt8, kInt4 };
 // Where values (and exact keys) live. kAuto: layer by layer on the device while they fit the device's
-// memory, where that is known; else on the host.
+// memory, where that is known. On a CPU whose tiers nobody limits: all of it on the device with exact keys,
+// attended in place, where that leaves the machine room; else on the host.
 enum class ValueHome : uint8_t { kAuto, kHost, kDevice };
 // Whether the host attends what it holds, instead of sending it. Where the device has the keys, the host
 // only multiplies values. kOn: always, there is no selection cache. kAuto: layer by layer where that takes

@@ -16,6 +16,9 @@
 namespace tiercel {
 namespace {
 
+// Of the memory that is left: what everything in place may take where nothing is asked for.
+constexpr double kInPlaceShare = 0.75;
+
 void require(bool ok, const char* flag, const char* expected, int64_t found) {
   if (!ok) fail(ErrorKind::kUsage, "{}: expected {}, found {}", flag, expected, found);
 }
@@ -240,22 +243,43 @@ bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
   return limit == 0 || count_memory(r, plan).device.total() <= limit;
 }
 
+int64_t available_bytes() { return cpu::available_memory_bytes() + cpu::current_rss_bytes(); }
+
+// Where both tiers are one memory and nobody limits the device, what is attended in place is copied
+// nowhere; it is worth its exact keys as long as they leave the machine some room.
+bool fits_in_place(const PlanRequest& r, const SessionPlan& whole) {
+  const SelectionOptions& s = whole.options.selection;
+  if (r.backend != BackendKind::kCpu || r.options.host_memory > 0 ||
+      r.options.host_attention != HostAttention::kOff ||
+      r.options.imposed_hit_rate >= 0 || s.key_codec != KeyCodec::kExact ||
+      s.value_codec != RowCodec::kBf16) {
+    return false;
+  }
+  const auto room = static_cast<int64_t>(kInPlaceShare * static_cast<double>(available_bytes()));
+  return !r.this_machine || count_memory(r, whole).resident() <= room;
+}
+
 // How many layers' values (and exact keys) live on the device. With room for everything, keys that
 // nobody chose are exact: then nothing is fetched, rebuilt or decoded, and nothing is lost.
 void resolve_homes(const PlanRequest& r, SessionPlan& plan) {
   if (plan.options.attention == AttentionMode::kDense) return;
   const ValueHome home = r.options.value_home;
   if (home == ValueHome::kHost) return;
-  if (home == ValueHome::kAuto && device_limit(r) == 0) return;
+  const bool unlimited = home == ValueHome::kAuto && device_limit(r) == 0;
   const int64_t n_layers = r.config.n_layers;
   SessionPlan whole = plan;
   whole.device_layers = n_layers;
   if (r.options.selection.key_codec == KeyCodec::kAuto) {
     whole.options.selection.key_codec = KeyCodec::kExact;
-    if (fits_device(r, whole)) {
+    if (unlimited ? fits_in_place(r, whole) : fits_device(r, whole)) {
       plan = whole;
       return;
     }
+  }
+  if (unlimited) {
+    whole.options.selection = plan.options.selection;
+    if (fits_in_place(r, whole)) plan = whole;
+    return;
   }
   plan.device_layers = n_layers;
   while (home == ValueHome::kAuto && plan.device_layers > 0 && !fits_device(r, plan)) {
@@ -497,7 +521,7 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
     does_not_fit(r, plan, "host", "--host-memory", m.host.total(), r.options.host_memory);
   }
   // What this process holds already (weights, prompt) is not to be found again.
-  const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
+  const int64_t available = available_bytes();
   if (!m.one_memory && r.device_free_bytes > 0 &&
       m.device.total() - m.device.weights > r.device_free_bytes) {
     does_not_fit(r, plan, "device", "--device-memory", m.device.total(),

@@ -102,6 +102,7 @@ struct EvalFlags {
     flags.number("--max-loss", max_loss, 0, 1e9,
                  "The fastest whose KL divergence is at most this; default: the least loss");
     prompt.add_to(flags, false);
+    session.value_home = ValueHome::kHost;  // what is fetched is part of the results
     add_session_flags(flags, session);
     flags.section("Output");
     flags.file("--json", json, Flags::FileUse::kWritten,

@@ -337,7 +337,9 @@ TEST(Api, PiecesAreWholeCharactersAndJoinToTheText) {
 
 TEST(Api, StatisticsAddUp) {
   const Engine engine = open_demo();
-  Session session = engine.open_session({{"budget", "64"}, {"audit", "1"}, {"outliers", "0"}});
+  const Options options = {
+      {"budget", "64"}, {"audit", "1"}, {"outliers", "0"}, {"value-home", "host"}};
+  Session session = engine.open_session(options);
   EXPECT_EQ(session.stats().prompt_tokens, 0);
   EXPECT_EQ(session.memory().device_total, 0);
   EXPECT_EQ(session.backend(), "");
@@ -356,9 +358,7 @@ TEST(Api, StatisticsAddUp) {
   EXPECT_GT(stats.prefill_seconds, 0);
   const MemoryPlan plan = session.memory();
   EXPECT_EQ(plan.context, stats.prompt_tokens + 512);
-  EXPECT_EQ(plan.device_total,
-            engine.plan(stats.prompt_tokens, {{"budget", "64"}, {"audit", "1"}, {"outliers", "0"}})
-                .device_total);
+  EXPECT_EQ(plan.device_total, engine.plan(stats.prompt_tokens, options).device_total);
   EXPECT_EQ(session.backend().find("cpu: "), 0u);
   session.rewind();
   EXPECT_EQ(session.stats().generated_tokens, 0);

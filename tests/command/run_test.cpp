@@ -81,7 +81,7 @@ TEST(Run, ReportHasEveryField) {
   }
   const Json& device = report["memory"]["device_bytes"];
   int64_t total = 0;
-  for (const char* name : {"weights", "keys", "landmarks", "slots", "exact", "activations"}) {
+  for (const char* name : {"weights", "keys", "values", "landmarks", "slots", "exact", "activations"}) {
     total += device.at(name).get<int64_t>();
   }
   EXPECT_EQ(device.at("total"), total);

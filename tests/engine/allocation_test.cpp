@@ -5,6 +5,7 @@
 #include "engine/sampler.h"
 #include "engine/session.h"
 #include "tests/count_allocations.h"
+#include "tests/engine/two_tiers.h"
 
 namespace tiercel {
 namespace {
@@ -37,7 +38,7 @@ TEST(DecodeLoop, DenseAllocatesNothing) {
 
 TEST(DecodeLoop, ShadowAllocatesNothing) {
   if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.selection.budget = 256;
   options.audit = 7;
   EXPECT_EQ(allocations_while_decoding(options), 0);
@@ -48,11 +49,11 @@ TEST(DecodeLoop, ShadowAllocatesNothing) {
 TEST(DecodeLoop, NoPresetAllocates) {
   if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
   for (const AttentionMode mode : attention_modes()) {
-    SessionOptions options = preset(mode);
+    SessionOptions options = test::two_tiers(preset(mode));
     options.selection.recent = 64;
     EXPECT_EQ(allocations_while_decoding(options), 0) << name_of(mode);
   }
-  SessionOptions coded;
+  SessionOptions coded = test::two_tiers();
   coded.selection.key_codec = KeyCodec::kInt8;
   coded.selection.value_codec = RowCodec::kInt4;
   coded.selection.landmark_codec = RowCodec::kInt8;

@@ -15,6 +15,7 @@
 #include "engine/presets.h"
 #include "engine/scheduler.h"
 #include "engine/tokenizer.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
 
@@ -82,7 +83,7 @@ int64_t longest_of(const std::vector<Case>& cases) {
 
 // Sessions decide about codecs by themselves; a batch decides once for all.
 SessionOptions decided(AttentionMode mode) {
-  SessionOptions options = preset(mode);
+  SessionOptions options = test::two_tiers(preset(mode));
   options.selection.budget = 256;
   options.selection.slots = 2;
   if (options.selection.key_codec == KeyCodec::kAuto) options.selection.key_codec = KeyCodec::kInt8;

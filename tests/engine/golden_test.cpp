@@ -17,6 +17,7 @@
 #include "engine/base/check.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
+#include "tests/engine/two_tiers.h"
 
 namespace tiercel {
 namespace {
@@ -136,7 +137,7 @@ TEST_P(GoldenModel, ExactExp) {
 
 // Everything selected, through all tiers: a small window, so that the middle is long.
 TEST_P(GoldenModel, ShadowWithWholeBudget) {
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.attention = AttentionMode::kShadow;
   options.selection.budget = kBudgetAll;
   options.selection.recent = 24;

@@ -8,6 +8,7 @@
 
 #include "cpu/topology.h"
 #include "engine/scheduler.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
 
@@ -24,7 +25,7 @@ double load_seconds() {
 TEST(Load, MemoryStaysFlat) {
   const auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m",
                                  {.backend = BackendKind::kCpu, .n_threads = 2});
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.selection.budget = 64;
   options.selection.recent = 32;
   options.selection.outliers = 4;

@@ -17,6 +17,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/tokenizer.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
 
@@ -149,7 +150,7 @@ struct Saved {
 };
 
 SessionOptions small(AttentionMode mode) {
-  SessionOptions options = preset(mode);
+  SessionOptions options = test::two_tiers(preset(mode));
   SelectionOptions& s = options.selection;
   s.budget = 64;
   s.recent = 32;

@@ -16,6 +16,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/saved_session.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -62,7 +63,7 @@ class SessionFileTest : public testing::Test {
     session_->save(path_, ids_, {});
   }
   void save_small() {
-    SessionOptions options = preset(AttentionMode::kTokenSelect);
+    SessionOptions options = test::two_tiers(preset(AttentionMode::kTokenSelect));
     options.selection.budget = 16;
     options.selection.recent = 4;
     options.selection.sinks = 2;
@@ -227,7 +228,7 @@ TEST_F(SessionFileTest, NonsenseUnderRightChecksumsIsRefused) {
 
 // Ids in lists and slot tables are read as places in memory.
 TEST_F(SessionFileTest, PlacesOutOfBoundsAreRefused) {
-  SessionOptions options = preset(AttentionMode::kShadow);
+  SessionOptions options = test::two_tiers(preset(AttentionMode::kShadow));
   options.selection.budget = 16;
   options.selection.recent = 8;
   options.selection.outliers = 1;
@@ -318,7 +319,7 @@ TEST_F(SessionFileTest, LinksStay) {
 
 // Long rows are mapped, not read: a session that goes on writes to its own memory.
 TEST_F(SessionFileTest, AMappedFileStaysAsItIs) {
-  SessionOptions options = preset(AttentionMode::kShadow);
+  SessionOptions options = test::two_tiers(preset(AttentionMode::kShadow));
   options.selection.budget = 64;
   options.selection.recent = 32;
   options.selection.rank = 16;

@@ -10,6 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/tokenizer.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 
 namespace tiercel {
@@ -88,7 +89,7 @@ std::string answer(const std::vector<int32_t>& ids, const SessionOptions& option
 TEST(Session, FindsAFact) {
   const std::vector<int32_t> ids = prompt(150);
   EXPECT_EQ(answer(ids, dense()).substr(0, 6), " 48213");
-  SessionOptions shadow;
+  SessionOptions shadow = test::two_tiers();
   shadow.selection.budget = 256;
   EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
   shadow.prefill = PrefillMode::kSelect;
@@ -117,7 +118,7 @@ TEST(Session, AppendedEqualsStepped) {
   auto m = model();
   for (const AttentionMode mode : attention_modes()) {
     if (test::kSanitized && mode != AttentionMode::kShadow) continue;
-    SessionOptions options = preset(mode);
+    SessionOptions options = test::two_tiers(preset(mode));
     options.selection.budget = 64;
     options.selection.recent = 48;
     const SessionPlan plan = Session::plan(*m, options, n_prompt, 310);
@@ -210,7 +211,7 @@ TEST(Session, RewindForgetsWhatLeftTheWindow) {
   const std::vector<int32_t> ids = prompt(60);
   const int64_t n_prompt = std::ssize(ids) - 70;
   auto m = model();
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.selection.budget = 64;
   options.selection.recent = 48;
   options.selection.outliers = 2;
@@ -274,7 +275,7 @@ std::vector<bool> found_in_follow_up(const SessionOptions& options) {
 // are those that a mean describes badly, and stay exact behind the prompt as well.
 TEST(Session, FindsFactsOfAFollowUp) {
   if (test::kSanitized) GTEST_SKIP() << "minutes under a sanitizer";
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.prefill = PrefillMode::kSelect;
   options.selection.budget = 128;
   const std::vector<bool> reference = found_in_follow_up(dense());
@@ -290,7 +291,7 @@ TEST(Session, ForksGoTheirOwnWays) {
   auto m = model();
   for (const AttentionMode mode : attention_modes()) {
     if (test::kSanitized && mode != AttentionMode::kShadow) continue;
-    SessionOptions options = preset(mode);
+    SessionOptions options = test::two_tiers(preset(mode));
     options.selection.budget = 64;
     options.selection.recent = 48;
     const SessionPlan plan = Session::plan(*m, options, n, 200);
@@ -401,7 +402,7 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   EXPECT_LT(rms_difference(whole, logits_after(ids, n, select)), 0.03 * rms(whole));
   // Whatever the index of decode is made of, prefill selects by means of chunks.
   for (const AttentionMode mode : attention_modes()) {
-    SessionOptions options = preset(mode);
+    SessionOptions options = test::two_tiers(preset(mode));
     options.prefill = PrefillMode::kSelect;
     options.prefill_budget = 2 * n;
     EXPECT_LT(rms_difference(whole, logits_after(ids, n, options)), 0.03 * rms(whole))
@@ -414,7 +415,7 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
 TEST(Session, WholeBudgetEqualsDense) {
   const std::vector<int32_t> ids = prompt(100);
   const auto n = static_cast<int64_t>(ids.size());
-  SessionOptions all;
+  SessionOptions all = test::two_tiers();
   all.selection.budget = kBudgetAll;
   all.prefill = PrefillMode::kDense;
   const std::vector<float> whole = logits_after(ids, n - 20, dense());
@@ -424,7 +425,7 @@ TEST(Session, WholeBudgetEqualsDense) {
 TEST(Session, SameBitsForAnyThreadCount) {
   const std::vector<int32_t> ids = prompt(120);
   const auto n = static_cast<int64_t>(ids.size());
-  SessionOptions shadow;
+  SessionOptions shadow = test::two_tiers();
   shadow.selection.budget = 256;
   shadow.prefill = PrefillMode::kSelect;
   shadow.prefill_budget = 256;
@@ -441,7 +442,7 @@ TEST(Session, EveryPresetFindsAFact) {
   const auto n = static_cast<int64_t>(ids.size());
   const std::vector<float> whole = logits_after(ids, n - 20, dense());
   for (const AttentionMode mode : attention_modes()) {
-    SessionOptions options = preset(mode);
+    SessionOptions options = test::two_tiers(preset(mode));
     options.prefill = PrefillMode::kDense;
     options.selection.budget = 512;
     options.selection.static_budget = std::min<int64_t>(options.selection.static_budget, 512);
@@ -492,7 +493,7 @@ TEST(Session, WhatFitsTheDeviceStaysThere) {
 TEST(Session, RewindsToTheEndOfItsPrompt) {
   const std::vector<int32_t> ids = prompt(150);
   const auto n = static_cast<int64_t>(ids.size());
-  SessionOptions shadow;
+  SessionOptions shadow = test::two_tiers();
   shadow.selection.budget = 512;
   shadow.selection.recent = 64;
   shadow.audit = 1;
@@ -537,7 +538,7 @@ TEST(Session, RewindsToTheEndOfItsPrompt) {
 }
 
 TEST(Session, GrowsFarBeyondItsWindow) {
-  SessionOptions shadow;
+  SessionOptions shadow = test::two_tiers();
   shadow.selection.budget = 128;
   shadow.selection.recent = 64;
   const std::vector<int32_t> ids = prompt(150);
@@ -585,6 +586,31 @@ TEST(Session, PlansBeforeItAllocates) {
   // More than any machine has: refused by arithmetic, past 2^31 elements and far beyond.
   EXPECT_EQ(kind_of([&] { Session::plan(*m, dense(), int64_t{1} << 40, 100); }, &message),
             ErrorKind::kDoesNotFit);
+}
+
+// Two tiers of one memory that nobody limits are one.
+TEST(Session, ACpuAttendsInPlace) {
+  auto m = model();
+  const auto plan_of = [&](const std::function<void(SessionOptions&)>& change) {
+    SessionOptions options;
+    change(options);
+    return Session::plan(*m, options, 4000, 100);
+  };
+  const SessionPlan plan = plan_of([](SessionOptions&) {});
+  EXPECT_EQ(plan.device_layers, m->config().n_layers);
+  EXPECT_EQ(plan.options.selection.key_codec, KeyCodec::kExact);
+  EXPECT_EQ(plan.memory.host.total(), 0);
+  EXPECT_EQ(plan.memory.device.slots, plan_of([](SessionOptions& o) {
+              o.value_home = ValueHome::kDevice;
+            }).memory.device.slots);
+  const std::function<void(SessionOptions&)> two_tiers[] = {
+      [](SessionOptions& o) { o.value_home = ValueHome::kHost; },
+      [](SessionOptions& o) { o.host_memory = int64_t{1} << 30; },
+      [](SessionOptions& o) { o.selection.key_codec = KeyCodec::kInt8; },
+      [](SessionOptions& o) { o.selection.value_codec = RowCodec::kInt8; },
+      [](SessionOptions& o) { o.host_attention = HostAttention::kAuto; },
+      [](SessionOptions& o) { o.imposed_hit_rate = 0.5; }};
+  for (const auto& change : two_tiers) EXPECT_GT(plan_of(change).memory.host.values, 0);
 }
 
 TEST(Session, RefusesContradictions) {

@@ -8,6 +8,7 @@
 
 #include "engine/batch.h"
 #include "engine/session.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -37,7 +38,7 @@ std::vector<std::vector<int32_t>> prompts(const Model& model) {
 }
 
 SessionOptions small(AttentionMode mode, KeyCodec codec) {
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.attention = mode;
   options.no_graphs = true;  // a replay adds in another order
   options.selection.budget = 16;

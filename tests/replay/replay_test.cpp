@@ -9,6 +9,7 @@
 #include "engine/base/ops.h"
 #include "engine/presets.h"
 #include "engine/session.h"
+#include "tests/engine/two_tiers.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -59,7 +60,7 @@ constexpr int64_t kShort = 100, kLong = 3 * kMaxLater;
 #endif
 
 TEST(Replay, SelectedAttention) {
-  SessionOptions options;
+  SessionOptions options = test::two_tiers();
   options.selection.budget = 32;
   options.selection.recent = 16;
   options.selection.outliers = 1;
@@ -87,7 +88,7 @@ TEST(Replay, TheHostAttends) {
 
 // The bias of the newest token goes where the clock says.
 TEST(Replay, EvictionHead) {
-  SessionOptions options = preset(AttentionMode::kNosa);
+  SessionOptions options = test::two_tiers(preset(AttentionMode::kNosa));
   options.selection.budget = 32;
   options.selection.recent = 16;
   options.selection.static_budget = 16;
