@@ -71,7 +71,7 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"device_bytes", row.plan.memory.device.total()},
           {"device_bytes_in_use", row.device_bytes_in_use},
           {"host_bytes", row.plan.memory.host.total()},
-          {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
+          {"hit_rate", row.selection.selected_chunks > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
           {"fetched_bytes_per_second", fetch_rate(row)},
           {"time_to_first_token_seconds", row.time_to_first_token},
           {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
@@ -97,7 +97,7 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
   for (const BenchRow& row : rows) {
     const SessionOptions& o = row.plan.options;
     const Spread ts = spread_of(rates(row));
-    const bool decode = row.n_gen > 0, selects = row.selection.steps > 0;
+    const bool decode = row.n_gen > 0, selects = row.selection.selected_chunks > 0;
     const bool imposed = o.imposed_hit_rate >= 0;
     table.push_back(
         {setup.model, format_bytes(setup.weight_bytes),
@@ -147,7 +147,7 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
           {"host_bytes", row.host_bytes},
           {"device_memory", o.device_memory},
           {"host_memory", o.host_memory},
-          {"hit_rate", row.selection.steps > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
+          {"hit_rate", row.selection.selected_chunks > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
           {"fetched_bytes_per_second", per_second(row.selection.fetched_bytes, row.step_seconds)},
           {"token_p50_seconds", percentile_of(row.token_seconds, 0.5)},
           {"token_p95_seconds", percentile_of(row.token_seconds, 0.95)}});

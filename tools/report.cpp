@@ -183,7 +183,9 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   console.info("attention: {}, prefill {}", name_of(o.attention), name_of(o.prefill));
   if (o.attention != AttentionMode::kDense) {
     console.info("selection: {}", composition(o));
-    if (plan.device_layers > 0) {
+    if (plan.device_layers > 0 && plan.memory.host.values == 0) {
+      console.info("home: all layers on the device");
+    } else if (plan.device_layers > 0) {
       console.info("home: {} layers on the device, the others on the host", plan.device_layers);
     }
   }
