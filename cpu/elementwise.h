@@ -1,5 +1,5 @@
 // Ops whose cost is memory: embedding lookup, RMS norm, SwiGLU, RoPE with the append to the KV
-// planes, log probabilities. Semantics stand with the parameter structs in engine/base/ops.h.
+// planes, log probabilities. Semantics stand with the parameter structs in engine/base/ops/layers.h.
 //
 // Arithmetic is fp32 with one rounding at the end, also where a norm precedes RoPE (Qwen3). Sums of
 // squares and exponentials are added in vector lanes, so the last bits differ between levels.

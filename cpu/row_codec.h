@@ -1,4 +1,4 @@
-// The inner loops of coded rows (RowCodec in engine/base/ops.h), as plain loops that become the
+// The inner loops of coded rows (RowCodec in engine/base/ops/codes.h), as plain loops that become the
 // instructions of whatever level includes this file. Encoding is made of operations that IEEE 754
 // defines to the bit, and decoding of one fused multiply-add: all levels agree.
 //

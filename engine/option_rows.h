@@ -72,7 +72,10 @@ void add_preset_option(Rows& rows, SessionOptions& options) {
 
 template <typename Rows>
 void add_selection_budget(Rows& rows, SelectionOptions& s) {
-  rows.value("--budget", "TOKENS|X%|all", std::to_string(s.budget),
+  const std::string now = s.budget_share > 0        ? fmt::format("{}%", 100 * s.budget_share)
+                          : s.budget == kBudgetAll ? "all"
+                                                   : std::to_string(s.budget);
+  rows.value("--budget", "TOKENS|X%|all", now,
              "Tokens selected per KV head and decode step, or a share of the prompt",
              [&s](const std::string& text) {
                s.budget_share = 0;

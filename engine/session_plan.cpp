@@ -12,6 +12,7 @@
 #include "engine/batch_layout.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
+#include "engine/option_rows.h"
 
 namespace tiercel {
 namespace {
@@ -59,40 +60,53 @@ void check_ranges(const SessionOptions& o) {
   }
 }
 
+// The options of a selection by name, each with its value as text.
+class OptionTexts {
+ public:
+  explicit OptionTexts(SelectionOptions s) { add_selection_options(*this, s); }
+  const std::vector<std::pair<std::string, std::string>>& texts() const { return texts_; }
+
+  // A sink of option_rows.h.
+  void section(const char*) {}
+  void integer(const char* name, int64_t value, int64_t, int64_t, const char*) { add(name, value); }
+  void tokens(const char* name, int64_t value, int64_t, int64_t, const char*) { add(name, value); }
+  void number(const char* name, double value, double, double, const char*) { add(name, value); }
+  void flag(const char* name, bool value, const char*) { add(name, value); }
+  template <typename E>
+  void choice(const char* name, E value, std::vector<std::pair<const char*, E>>, const char*) {
+    add(name, static_cast<int>(value));
+  }
+  template <typename Parse>
+  void value(const char* name, const char*, const std::string& text, const char*, Parse&&) {
+    add(name, text);
+  }
+
+ private:
+  template <typename T>
+  void add(const char* name, const T& value) {
+    texts_.emplace_back(name, fmt::format("{}", value));
+  }
+  std::vector<std::pair<std::string, std::string>> texts_;
+};
+
 // Dense attention selects nothing: chunks and sinks count, where they are what its prompt selects, and
 // nothing else of a selection. What was asked for besides is not judged, but said.
 void drop_selection(SessionOptions& o, std::vector<std::string>& notes) {
   const SelectionOptions s = o.selection, unasked;
-  const std::pair<const char*, bool> asked[] = {
-      {"--budget", s.budget != unasked.budget || s.budget_share != unasked.budget_share},
-      {"--top-p-mass", s.top_p != unasked.top_p},
-      {"--index", s.index != unasked.index},
-      {"--coarse-chunk", s.coarse_chunk != unasked.coarse_chunk},
-      {"--coarse-share", s.coarse_share != unasked.coarse_share},
-      {"--group", s.group != unasked.group},
-      {"--scope", s.scope != unasked.scope},
-      {"--reuse", s.reuse != unasked.reuse},
-      {"--reuse-steps", s.reuse_steps != unasked.reuse_steps},
-      {"--share-layers", s.share_layers != unasked.share_layers},
-      {"--miss-cap", s.miss_cap != unasked.miss_cap},
-      {"--estimate", s.estimate != unasked.estimate},
-      {"--recent", s.recent != unasked.recent},
-      {"--outliers", s.outliers != unasked.outliers},
-      {"--static-budget", s.static_budget != unasked.static_budget},
-      {"--drop-share", s.drop_share != unasked.drop_share},
-      {"--slots", s.slots != unasked.slots},
-      {"--key-codec", s.key_codec != KeyCodec::kAuto && s.key_codec != KeyCodec::kExact},
-      {"--rank", s.rank != unasked.rank},
-      {"--rank-codec", s.rank_codec != unasked.rank_codec},
-      {"--landmark-codec", s.landmark_codec != unasked.landmark_codec},
-      {"--value-codec", s.value_codec != unasked.value_codec},
-      {"--value-home", o.value_home == ValueHome::kHost},
-      {"--host-attention", o.host_attention != HostAttention::kOff},
-      {"--audit", o.audit > 0}};
   std::string names;
-  for (const auto& [name, is_asked] : asked) {
-    if (is_asked) names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+  const auto mention = [&names](std::string_view name) {
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+  };
+  const auto asked = OptionTexts(s).texts(), defaults = OptionTexts(unasked).texts();
+  for (size_t i = 0; i < asked.size(); ++i) {
+    const auto& [name, text] = asked[i];
+    const bool of_use = name == "--chunk-size" || name == "--sinks" ||
+                        (name == "--key-codec" && s.key_codec == KeyCodec::kExact);
+    if (!of_use && text != defaults[i].second) mention(name);
   }
+  if (o.value_home == ValueHome::kHost) mention("--value-home");
+  if (o.host_attention != HostAttention::kOff) mention("--host-attention");
+  if (o.audit > 0) mention("--audit");
   if (!names.empty()) {
     notes.push_back(names + ": of no use, as --attention dense attends everything, exactly and on "
                             "the device.");
@@ -193,11 +207,9 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
     fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", r.n_prompt, context);
   }
   if (limit > 0 && r.n_prompt > limit) {
-    const std::string what =
-        fmt::format("the prompt has {} tokens, the model was made for {} positions", r.n_prompt,
-                    limit);
-    if (r.options.strict) fail(ErrorKind::kUsage, "{} (--strict)", what);
-    plan.notes.push_back(what + "; answers may be poor.");
+    plan.notes.push_back(
+        fmt::format("The prompt has {} tokens, the model was made for {} positions; answers may be poor.",
+                    r.n_prompt, limit));
   }
   return context;
 }
@@ -562,6 +574,9 @@ SessionPlan make_plan(const PlanRequest& asked) {
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
   plan.memory = count_memory(r, plan);
+  if (r.options.strict && !plan.notes.empty()) {
+    fail(ErrorKind::kUsage, "{} (--strict)", plan.notes.front());
+  }
   return plan;
 }
 

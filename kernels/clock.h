@@ -1,4 +1,4 @@
-// The clock of recorded steps (engine/base/ops.h).
+// The clock of recorded steps (engine/base/ops/position.h).
 #pragma once
 
 #include "engine/base/ops.h"

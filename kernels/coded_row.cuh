@@ -1,4 +1,4 @@
-// Rows in few bits (RowCodec of engine/base/ops.h): where their parts lie, and how eight elements
+// Rows in few bits (RowCodec of engine/base/ops/codes.h): where their parts lie, and how eight elements
 // of one are decoded.
 //
 // A row begins at a multiple of four bytes and is no longer aligned than that; eight elements never

@@ -1,5 +1,5 @@
 // Ops whose cost is memory: embedding lookup, RMS norm, SwiGLU, RoPE with the append to the KV
-// planes, log probabilities. Semantics stand with the parameter structs in engine/base/ops.h.
+// planes, log probabilities. Semantics stand with the parameter structs in engine/base/ops/layers.h.
 //
 // Every pointer is a device pointer, ids and targets included. Where the CPU's ops stop the program
 // for an id or a target outside the vocabulary, these write NaN. Arithmetic is fp32 with one

@@ -112,7 +112,7 @@ class KvStore {
   void end_attend(int64_t layer, const bf16* q, bf16* out);
   void advance(int64_t n = 1);
 
-  // ---- recorded steps (ClockParams in engine/base/ops.h) ----
+  // ---- recorded steps (ClockParams in engine/base/ops/position.h) ----
   // Whether the next step enqueues the same kinds of ops as any other such step: nothing retires, no
   // room is made, nothing is audited, no window moves.
   bool next_step_is_plain() const;

@@ -46,7 +46,7 @@ enum class HostUse : uint8_t {
   kMeasured  // layer by layer, where that was seen to take less time
 };
 
-// Options with every "auto" decided. What selection means: SelectParams in engine/base/ops.h.
+// Options with every "auto" decided. What selection means: SelectParams in engine/base/ops/selection.h.
 struct KvSettings {
   StoreKind kind = StoreKind::kTiered;
   bool select_prefill = false;  // prefill attends selected chunks

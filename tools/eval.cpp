@@ -102,7 +102,6 @@ struct EvalFlags {
     flags.number("--max-loss", max_loss, 0, 1e9,
                  "The fastest whose KL divergence is at most this; default: the least loss");
     prompt.add_to(flags, false);
-    session.value_home = ValueHome::kHost;  // what is fetched is part of the results
     add_session_flags(flags, session);
     flags.section("Output");
     flags.file("--json", json, Flags::FileUse::kWritten,
@@ -341,6 +340,11 @@ int command_eval(int argc, char** argv) {
   const Console console(flags.quiet);
   flags.model.check();
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
+  // What is fetched is part of the results, so a CPU that nobody limits has two tiers all the same.
+  if (!flags.tune && flags.model.backend() == BackendKind::kCpu && flags.session.device_memory == 0 &&
+      flags.session.value_home == ValueHome::kAuto) {
+    flags.session.value_home = ValueHome::kHost;
+  }
   const Tokenizer tokenizer = Tokenizer::load(flags.model.directory);
   return flags.tune ? run_tune(flags, tokenizer, console) : run_tasks(flags, tokenizer, console);
 }

@@ -1,4 +1,4 @@
-// Prefill attention in fp64, straight from its definition (engine/base/ops.h): two passes, no
+// Prefill attention in fp64, straight from its definition (engine/base/ops/attention.h): two passes, no
 // tricks. Also predicts how far a kernel may be off, from what the kernel rounds.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Coded rows by their definition (RowCodec in engine/base/ops.h), one group at a time, and how far
+// Coded rows by their definition (RowCodec in engine/base/ops/codes.h), one group at a time, and how far
 // a decoded element may be from what was coded.
 //
 // The bound. With u = 2^-24: x - least and the quotient by step are rounded once each, so the code

@@ -1,4 +1,4 @@
-// What an eviction head says, in fp64, from its definition in engine/base/ops.h, and a backend against
+// What an eviction head says, in fp64, from its definition in engine/base/ops/layers.h, and a backend against
 // it.
 #pragma once
 

@@ -83,6 +83,7 @@ int64_t sequence_device_bytes(const MemoryReport& memory) {
 PlannedBudget plan_budget(const PlanInput& input, SessionOptions options, const BudgetWish& wish) {
   PlannedBudget planned{wish, {}, 0, 0};
   const bool dense = options.attention == AttentionMode::kDense;
+  if (dense) options.strict = false;  // what it has no use for is meant for the others
   const int64_t beside = dense ? 0 : protected_tokens(options.selection);
   const int64_t chunk = options.selection.chunk_size;
   switch (dense ? BudgetWish::Kind::kPlanned : wish.kind) {

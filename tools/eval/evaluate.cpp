@@ -253,6 +253,7 @@ SessionOptions reference_options(ReferenceKind kind, const SessionOptions& base)
   options.prefill =
       base.prefill == PrefillMode::kSelect ? PrefillMode::kSelect : PrefillMode::kDense;
   options.audit = 0;
+  options.strict = false;  // the other options are meant for what is compared with it
   if (kind == ReferenceKind::kExact) {
     options.selection.key_codec = KeyCodec::kExact;
     options.selection.budget = kBudgetAll;

@@ -1,0 +1,32 @@
+// Where a token is in its sequence: rotary embedding, and the clock of recorded steps.
+#pragma once
+
+#include <cstdint>
+
+namespace tiercel {
+
+// cos and sin of position * inv_freq, as a product of two small tables (angle addition), so that a
+// position of many millions is as exact as position 1: angles are reduced in fp64 when the tables
+// are made (engine/base/rope.h), and the sum of angles costs one rounding of fp32.
+//   position = 1024 * a + b:  cos = ca*cb - sa*sb,  sin = sa*cb + ca*sb
+// HF's "rotate half": element i pairs with i + head_dim/2 and turns by inv_freq[i].
+struct RopeView {
+  const float* coarse_cos = nullptr;  // [n_coarse][half]
+  const float* coarse_sin = nullptr;  // [n_coarse][half]
+  const float* fine_cos = nullptr;    // [1024][half]
+  const float* fine_sin = nullptr;    // [1024][half]
+  int64_t n_coarse = 0;               // positions below 1024 * n_coarse are valid
+  int32_t half = 0;                   // head_dim / 2
+};
+inline constexpr int64_t kRopeFine = 1024;
+
+// A decode step that has been recorded is replayed some steps later. What differs then is read from
+// a clock, one int64 in device memory: the number of steps since the recording. Params that depend
+// on the step point at it with `later`.
+inline constexpr int64_t kMaxLater = 256;
+struct ClockParams {
+  int64_t* clock = nullptr;  // [1]
+  bool reset = false;        // to zero; else one step on
+};
+
+}  // namespace tiercel

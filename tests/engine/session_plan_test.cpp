@@ -1,0 +1,131 @@
+// What a session will do is decided, and refused, before anything is allocated.
+#include <gtest/gtest.h>
+
+#include "engine/base/check.h"
+#include "engine/session.h"
+#include "tests/engine/recall.h"
+
+namespace tiercel {
+namespace {
+
+using namespace test;
+
+TEST(SessionPlan, PlansBeforeItAllocates) {
+  auto m = model();
+  std::string message;
+  SessionOptions options = dense();
+  options.device_memory = int64_t{64} << 20;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 500000, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+  EXPECT_NE(message.find("--device-memory"), std::string::npos) << message;
+  SessionOptions host;
+  host.host_memory = 1 << 20;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, host, 500000, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+  EXPECT_NE(message.find("--host-memory"), std::string::npos) << message;
+  // More than any machine has: refused by arithmetic, past 2^31 elements and far beyond.
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, dense(), int64_t{1} << 40, 100); }, &message),
+            ErrorKind::kDoesNotFit);
+}
+
+// Two tiers of one memory that nobody limits are one.
+TEST(SessionPlan, ACpuAttendsInPlace) {
+  auto m = model();
+  const auto plan_of = [&](const std::function<void(SessionOptions&)>& change) {
+    SessionOptions options;
+    change(options);
+    return Session::plan(*m, options, 4000, 100);
+  };
+  const SessionPlan plan = plan_of([](SessionOptions&) {});
+  EXPECT_EQ(plan.device_layers, m->config().n_layers);
+  EXPECT_EQ(plan.options.selection.key_codec, KeyCodec::kExact);
+  EXPECT_EQ(plan.memory.host.total(), 0);
+  EXPECT_EQ(plan.memory.device.slots, plan_of([](SessionOptions& o) {
+              o.value_home = ValueHome::kDevice;
+            }).memory.device.slots);
+  const std::function<void(SessionOptions&)> not_in_place[] = {
+      [](SessionOptions& o) { o.value_home = ValueHome::kHost; },
+      [](SessionOptions& o) { o.host_memory = int64_t{1} << 30; },
+      [](SessionOptions& o) { o.selection.key_codec = KeyCodec::kInt8; },
+      [](SessionOptions& o) { o.selection.value_codec = RowCodec::kInt8; },
+      [](SessionOptions& o) { o.host_attention = HostAttention::kAuto; },
+      [](SessionOptions& o) { o.imposed_hit_rate = 0.5; }};
+  for (const auto& change : not_in_place) EXPECT_GT(plan_of(change).memory.host.values, 0);
+}
+
+TEST(SessionPlan, RefusesContradictions) {
+  auto m = model();
+  auto usage = [&](auto change) {
+    SessionOptions options;
+    change(options);
+    return kind_of([&] { Session::plan(*m, options, 1000, 10); });
+  };
+  EXPECT_EQ(usage([](auto& o) { o.selection.chunk_size = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.budget = 3; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.budget = -7; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.slots = 0.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.slots = std::nan(""); }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.rank = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.recent = 0; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.context = 999; }), ErrorKind::kUsage);
+  // Fine by themselves, not together.
+  EXPECT_EQ(usage([](auto& o) { o.selection.top_p = 0.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.index = IndexKind::kMinMax; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.static_budget = 64; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.scope = SelectScope::kLayer; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.coarse_chunk = 20; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.estimate = true; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.reuse = 1.5; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) { o.selection.drop_share = -0.1; }), ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) {
+              o.selection.miss_cap = 4;
+              o.selection.share_layers = 2;
+            }),
+            ErrorKind::kUsage);
+  EXPECT_EQ(usage([](auto& o) {
+              o.selection.rank = 40;
+              o.selection.rank_codec = RowCodec::kInt8;
+              o.selection.key_codec = KeyCodec::kLowRank;
+            }),
+            ErrorKind::kUsage);
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, {}, 0, 10); }), ErrorKind::kUsage);
+  SessionOptions strict;
+  strict.strict = true;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, strict, (1 << 20) + 1, 0); }), ErrorKind::kUsage);
+}
+
+// What dense attention has no use for is said, not judged: neither by itself nor together.
+TEST(SessionPlan, DenseAttentionHasNoUseForASelection) {
+  auto m = model();
+  SessionOptions options = dense();
+  EXPECT_TRUE(Session::plan(*m, options, 1000, 10).notes.empty());
+  const SessionPlan plain = Session::plan(*m, options, 1000, 10);
+  options.selection.top_p = 0.5;  // of --group max
+  options.selection.static_budget = 64;  // beside outliers
+  options.selection.scope = SelectScope::kLayer;
+  options.selection.coarse_chunk = 20;
+  options.selection.budget = 3;
+  options.selection.value_codec = RowCodec::kInt4;
+  options.host_attention = HostAttention::kOn;
+  options.audit = 4;
+  const SessionPlan plan = Session::plan(*m, options, 1000, 10);
+  ASSERT_EQ(plan.notes.size(), 1u);
+  EXPECT_TRUE(plan.notes[0].starts_with(
+      "--budget, --top-p-mass, --coarse-chunk, --scope, --static-budget, --value-codec, "
+      "--host-attention, --audit: of no use"))
+      << plan.notes[0];
+  EXPECT_EQ(plan.memory.total() - plan.memory.process,
+            plain.memory.total() - plain.memory.process);
+  options.strict = true;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 1000, 10); }), ErrorKind::kUsage);
+  options.strict = false;
+  const std::vector<int32_t> ids = prompt(10);
+  const auto n = static_cast<int64_t>(ids.size());
+  EXPECT_EQ(logits_after(ids, n, options), logits_after(ids, n, dense()));
+  // Chunks and sinks count in its prompt, and are judged.
+  options.selection.chunk_size = 0;
+  EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 1000, 10); }), ErrorKind::kUsage);
+}
+
+}  // namespace
+}  // namespace tiercel
