@@ -20,6 +20,7 @@
 #include "cpu/weighted_values.h"
 #include "engine/base/rope.h"
 #include "tests/count_allocations.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/elementwise.h"
 
 namespace tiercel::cpu {
@@ -29,7 +30,7 @@ class Allocation : public ::testing::TestWithParam<Isa> {
  protected:
   Queue queue_{{.n_threads = 2, .isa = GetParam()}};
 };
-INSTANTIATE_TEST_SUITE_P(Levels, Allocation, ::testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, Allocation, ::testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Allocation, LinearAndElementwise) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/partial.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/decode.h"
 #include "tests/seed.h"
 
@@ -455,7 +456,7 @@ TEST_P(DecodeTest, OffsetsBeyondTwoToThe31) {
   munmap(map, bytes);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, DecodeTest, testing::ValuesIn(cpu::runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, DecodeTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

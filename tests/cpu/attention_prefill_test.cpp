@@ -16,6 +16,7 @@
 #include "cpu/isa.h"
 #include "cpu/queue.h"
 #include "engine/base/ops.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/attention.h"
 #include "tests/seed.h"
 
@@ -30,12 +31,12 @@ struct Level {
 
 std::vector<Level> levels() {
   std::vector<Level> found;
-  for (cpu::Isa isa : cpu::runnable_isas()) {
+  for (cpu::Isa isa : tested_isas()) {
     found.push_back({std::string(cpu::name_of(isa)), &cpu::prefill::kernel_of(isa),
                      isa >= cpu::Isa::kAvx512Bf16});
   }
 #if defined(__x86_64__)
-  if (cpu::detected_isa() >= cpu::Isa::kAvx512Bf16) {
+  if (!kThreadSanitized && cpu::detected_isa() >= cpu::Isa::kAvx512Bf16) {
     found.push_back({"amx_emulated", &cpu::prefill::kAmxEmulatedKernel, true});
   }
 #endif

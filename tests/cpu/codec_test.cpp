@@ -17,6 +17,7 @@
 
 #include "cpu/levels.h"
 #include "engine/base/rope.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/codec.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/lowrank.h"
@@ -506,7 +507,7 @@ TEST_P(CodecTest, KeysComeBackWithinHalfAStep) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, CodecTest, testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, CodecTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace

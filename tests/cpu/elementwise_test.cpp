@@ -8,6 +8,7 @@
 #include <random>
 
 #include "engine/base/rope.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/elementwise.h"
 #include "tests/seed.h"
 
@@ -31,7 +32,7 @@ class Elementwise : public ::testing::TestWithParam<Isa> {
   Queue queue_{{.n_threads = 2, .isa = GetParam()}};
   std::mt19937 random_{static_cast<std::mt19937::result_type>(test::seed())};
 };
-INSTANTIATE_TEST_SUITE_P(Levels, Elementwise, ::testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, Elementwise, ::testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Elementwise, EmbedCopiesRows) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/key_weights.h"
 
 namespace tiercel::cpu {
@@ -44,7 +45,7 @@ TEST_P(KeyWeightsTest, AnyNumberOfThreadsMakesTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, KeyWeightsTest, testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, KeyWeightsTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace

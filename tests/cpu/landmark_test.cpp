@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/decode.h"
 #include "tests/seed.h"
 
@@ -496,7 +497,7 @@ TEST_P(LandmarkTest, OffsetsBeyondTwoToThe31) {
   munmap(landmarks, landmark_bytes);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, LandmarkTest, testing::ValuesIn(cpu::runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, LandmarkTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

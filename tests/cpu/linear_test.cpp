@@ -9,6 +9,7 @@
 #include <limits>
 #include <random>
 
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/linear.h"
 #include "tests/seed.h"
 
@@ -102,7 +103,7 @@ const Case kCases[] = {
 };
 
 class Linear : public ::testing::TestWithParam<Isa> {};
-INSTANTIATE_TEST_SUITE_P(Levels, Linear, ::testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, Linear, ::testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Linear, MatchesOracle) {

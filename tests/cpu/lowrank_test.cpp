@@ -10,6 +10,7 @@
 #include "cpu/codec.h"
 #include "cpu/eigen.h"
 #include "engine/base/rope.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/codec.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/lowrank.h"
@@ -185,7 +186,7 @@ class LowRank : public ::testing::TestWithParam<Isa> {
  protected:
   Queue queue_{{.n_threads = 2, .isa = GetParam()}};
 };
-INSTANTIATE_TEST_SUITE_P(Levels, LowRank, ::testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, LowRank, ::testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 std::vector<double> spectrum(int64_t n, double decades) {

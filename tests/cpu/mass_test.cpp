@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/mass.h"
 #include "tests/seed.h"
 
@@ -152,7 +153,7 @@ TEST_P(MassTest, BitsDoNotDependOnThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, MassTest, testing::ValuesIn(cpu::runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, MassTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/codec.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/codec.h"
 #include "tests/seed.h"
 
@@ -200,7 +201,7 @@ TEST(Fetch, MissedChunksAndNothingBesides) {
 
 TEST(Fetch, CodedValuesAreDecodedOnTheWay) {
   std::mt19937_64 rng(test::seed());
-  for (const cpu::Isa isa : cpu::runnable_isas()) {
+  for (const cpu::Isa isa : test::tested_isas()) {
     for (const RowCodec codec : {RowCodec::kInt8, RowCodec::kInt4}) {
       for (const bool with_keys : {false, true}) {
         for (const int threads : {1, 3}) {

@@ -13,6 +13,7 @@
 #include "cpu/levels.h"
 #include "cpu/select.h"
 #include "cpu/select_scan.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/refined_selection.h"
 #include "tests/seed.h"
 
@@ -483,7 +484,7 @@ TEST_P(SelectRefinementsTest, CodeScoresAreExact) {
   munmap(map, n_bytes + page);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectRefinementsTest, testing::ValuesIn(cpu::runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectRefinementsTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/select_kernel.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/selection.h"
 #include "tests/seed.h"
 
@@ -436,7 +437,7 @@ TEST(SelectTiles, EmulatedScoresAreWithinTheDotProductsBound) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(cpu::runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

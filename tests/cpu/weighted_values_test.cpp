@@ -15,6 +15,7 @@
 #include "cpu/codec.h"
 #include "cpu/key_weights.h"
 #include "engine/base/partial.h"
+#include "tests/cpu/tested_isas.h"
 #include "tests/oracle/codec.h"
 #include "tests/oracle/key_weights.h"
 
@@ -221,7 +222,7 @@ TEST_P(WeightedValuesTest, NanAndInfinityStayWithTheirHead) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, WeightedValuesTest, testing::ValuesIn(runnable_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, WeightedValuesTest, testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace

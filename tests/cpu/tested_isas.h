@@ -1,0 +1,18 @@
+// The instruction-set levels that a test runs at.
+#pragma once
+
+#include <vector>
+
+#include "cpu/isa.h"
+#include "tests/sanitized.h"
+
+namespace tiercel::test {
+
+// Every one that this machine has. Where threads are what is checked, the best of them: how an op is cut for
+// its threads is no matter of the level.
+inline std::vector<cpu::Isa> tested_isas() {
+  const std::vector<cpu::Isa> all = cpu::runnable_isas();
+  return kThreadSanitized ? std::vector(1, all.back()) : all;
+}
+
+}  // namespace tiercel::test
