@@ -418,15 +418,16 @@ void KvStore<Device, Host>::begin_chosen(int64_t index, const bf16* q, bf16* out
 // its keys are rebuilt (DESIGN, "Decode").
 template <typename Device, typename Host>
 void KvStore<Device, Host>::fetch_misses(int64_t index, std::span<const Attention> some) {
+  const auto misses = [](const Attention& a) { return a.store->pending_.misses; };
+  if (std::none_of(some.begin(), some.end(), misses)) return;
   KvStore& first = *some.front().store;
   std::vector<FetchParams>& fetches = first.workspace_.fetches;
   fetches.clear();
   const auto chosen = first.device_.record();
-  bool waited = false;
+  first.copy_.wait(chosen);
   for (const Attention& a : some) {
-    KvStore& store = *a.store;
-    if (!store.pending_.misses) continue;
-    if (!std::exchange(waited, true)) first.copy_.wait(chosen);
+    if (!misses(a)) continue;
+    const KvStore& store = *a.store;
     const FetchParams next = store.fetch_params(store.layers_[index]);
     if (!fetches.empty() && !are_alike(fetches.front(), next)) {
       fetch(first.copy_, std::span<const FetchParams>(fetches));
@@ -434,12 +435,11 @@ void KvStore<Device, Host>::fetch_misses(int64_t index, std::span<const Attentio
     }
     fetches.push_back(next);
   }
-  if (!waited) return;
   fetch(first.copy_, std::span<const FetchParams>(fetches));
   const auto fetched = first.copy_.record();
   for (const Attention& a : some) {
+    if (!misses(a)) continue;
     KvStore& store = *a.store;
-    if (!store.pending_.misses) continue;
     store.pending_.fetched = fetched;
     if (store.layout_.settings.keys == KeyForm::kExact) continue;
     store.side_.wait(chosen);
