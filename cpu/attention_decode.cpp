@@ -113,19 +113,6 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   }
 }
 
-void merge_head(const DecodeAttendParams& p, int32_t head, int64_t n_slots) {
-  float max = kEmptyMax;
-  float sum = 0;
-  float* out = p.out.out + int64_t{head} * p.head_dim;
-  std::fill(out, out + p.head_dim, 0.0f);
-  for (int64_t slot = 0; slot < n_slots; ++slot) {
-    const float* partial = partial_at(p, head, slot);
-    merge_into(max, sum, out, partial[0], partial[1], partial + 2, p.head_dim);
-  }
-  p.out.max[head] = max;
-  p.out.sum[head] = sum;
-}
-
 int64_t slots_of(const DecodeAttendParams& p, int32_t kv_head) {
   int64_t n = 0;
   for (int32_t s = 0; s < p.n_sources; ++s) n += range_count(tokens_of(p.sources[s], kv_head));
@@ -160,8 +147,8 @@ void write_partial(Queue& queue, const DecodeAttendParams& p) {
   const int64_t group = p.n_heads / p.n_kv_heads;
   const auto merge_group = [&](int64_t kv_head) {
     const int64_t n_slots = slots_of(p, static_cast<int32_t>(kv_head));
-    for (int64_t h = 0; h < group; ++h) {
-      merge_head(p, static_cast<int32_t>(kv_head * group + h), n_slots);
+    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+      merge_ranges(partial_at(p, h, 0), n_slots, h, p.head_dim, p.out);
     }
   };
 

@@ -1,5 +1,5 @@
-// The rows of a decode step: where the tokens of a source lie, and how they are cut into ranges
-// that threads take.
+// The rows of a decode step: where the tokens of a source lie, how they are cut into ranges that
+// threads take, and how those become one result again.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 
 #include "cpu/decode_kernel.h"
 #include "engine/base/ops.h"
+#include "engine/base/partial.h"
 
 namespace tiercel::cpu {
 
@@ -75,5 +76,18 @@ class SourceRows {
   const float* bias_ = nullptr;
   const int32_t* bias_chunks_ = nullptr;
 };
+
+// One head's result of its n ranges, in their order; partials: [n][max, sum, out of head_dim].
+inline void merge_ranges(const float* partials, int64_t n, int64_t head, int64_t head_dim,
+                         const PartialView& result) {
+  float max = kEmptyMax, sum = 0;
+  float* out = result.out + head * head_dim;
+  std::fill(out, out + head_dim, 0.0f);
+  for (int64_t range = 0; range < n; ++range, partials += head_dim + 2) {
+    merge_into(max, sum, out, partials[0], partials[1], partials + 2, head_dim);
+  }
+  result.max[head] = max;
+  result.sum[head] = sum;
+}
 
 }  // namespace tiercel::cpu

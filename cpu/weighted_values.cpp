@@ -142,18 +142,6 @@ void add_range(const WeightedValuesParams& p, const Kernels& kernels, int32_t kv
   }
 }
 
-void merge_head(const WeightedValuesParams& p, int64_t head, int64_t n_ranges) {
-  float max = kEmptyMax, sum = 0;
-  float* out = p.out.out + head * p.head_dim;
-  std::fill(out, out + p.head_dim, 0.0f);
-  for (int64_t range = 0; range < n_ranges; ++range) {
-    const float* partial = partial_at(p, head, range);
-    merge_into(max, sum, out, partial[0], partial[1], partial + 2, p.head_dim);
-  }
-  p.out.max[head] = max;
-  p.out.sum[head] = sum;
-}
-
 void check_params(const WeightedValuesParams& p) {
   CHECK(p.n_kv_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads", p.n_heads,
         p.n_kv_heads);
@@ -186,7 +174,9 @@ void weighted_values(Queue& queue, const WeightedValuesParams& p) {
   };
   const auto merge_group = [&](int64_t j) {
     const int64_t n_ranges = range_count(tokens_of(p, j));
-    for (int64_t h = j * group; h < (j + 1) * group; ++h) merge_head(p, h, n_ranges);
+    for (int64_t h = j * group; h < (j + 1) * group; ++h) {
+      merge_ranges(partial_at(p, h, 0), n_ranges, h, p.head_dim, p.out);
+    }
   };
   if (n_tokens * row_bytes(p.codec, p.head_dim) < kMinParallelBytes) {
     queue.for_each(1, [&](int64_t, const Worker& worker) {

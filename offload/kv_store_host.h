@@ -74,12 +74,7 @@ typename KvStore<Device, Host>::HostCall KvStore<Device, Host>::host_call(int64_
     p.out = staging_.partial;
     return call;
   }
-  call.source.keys = layer.home_keys;
-  call.source.values = layer.home_values;
-  call.source.head_stride = o.capacity * d();
-  call.source.chunk_stride = chunk() * d();
-  call.source.token_stride = d();
-  call.source.chunk_tokens = chunk();
+  call.source = home_source(index);
   call.source.ids = staging_.lists.ids;
   call.source.counts = staging_.lists.counts;
   call.source.ids_stride = layout_.select;

@@ -17,6 +17,7 @@
 #include "engine/base/check.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
+#include "tests/engine/backend.h"
 #include "tests/engine/two_tiers.h"
 
 namespace tiercel {
@@ -24,11 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-#if defined(TIERCEL_TEST_BACKEND)
-constexpr BackendKind kBackend = BackendKind::TIERCEL_TEST_BACKEND;
-#else
-constexpr BackendKind kBackend = BackendKind::kCpu;
-#endif
+using test::kBackend;
 
 struct Golden {
   std::vector<int32_t> prompt, greedy;

@@ -8,16 +8,13 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "tests/engine/backend.h"
 #include "tests/seed.h"
 
 namespace tiercel {
 namespace {
 
-#if defined(TIERCEL_TEST_BACKEND)
-constexpr BackendKind kBackend = BackendKind::TIERCEL_TEST_BACKEND;
-#else
-constexpr BackendKind kBackend = BackendKind::kCpu;
-#endif
+using test::kBackend;
 #if defined(TIERCEL_EMULATED)
 constexpr int64_t kSteps = 6, kSequences = 5, kShortest = 30;
 #else

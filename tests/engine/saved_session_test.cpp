@@ -17,6 +17,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/tokenizer.h"
+#include "tests/engine/backend.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
@@ -26,11 +27,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-#if defined(TIERCEL_TEST_BACKEND)
-constexpr BackendKind kBackend = BackendKind::TIERCEL_TEST_BACKEND;
-#else
-constexpr BackendKind kBackend = BackendKind::kCpu;
-#endif
+using test::kBackend;
 #if defined(TIERCEL_EMULATED)
 constexpr int64_t kPrompt = 150, kSteps = 70, kMore = 3;
 #else
