@@ -42,6 +42,8 @@ class Queue {
   static constexpr bool kHostReadable = true;
   // FLOPs of a piece of work that nothing interrupts: about two seconds of two cores.
   static constexpr double kRunFlops = 2e12;
+  // Ops of so many sequences run at once, see together().
+  static constexpr int64_t kTogether = 1;
 
   explicit Queue(const QueueOptions& options = {});
   ~Queue();
@@ -88,5 +90,11 @@ class Queue {
   std::byte* scratch_ = nullptr;
   Ticket last_ticket_ = 0;
 };
+
+// Calls each(i) for i = 0 .. n-1, whose ops have nothing to do with each other.
+template <typename Each>
+void together(Queue&, int64_t n, Each&& each) {
+  for (int64_t i = 0; i < n; ++i) each(i);
+}
 
 }  // namespace tiercel::cpu

@@ -123,10 +123,18 @@ concept Maps = requires(Q& queue, void* target, int64_t bytes, int descriptor, i
   map_file(queue, target, bytes, descriptor, offset);
 };
 
+// Sequences that take a step together: what each(i) enqueues for different i may run in any order, or
+// at once, up to kTogether of them, which then need workspaces of their own.
+template <typename Q>
+concept Groups = requires(Q& queue) {
+  together(queue, int64_t{}, [](int64_t) {});
+  { Q::kTogether } -> std::convertible_to<int64_t>;
+};
+
 // A tier that computes.
 template <typename Q>
 concept Backend =
     HostTier<Q> && Finishes<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q> &&
-    Codes<Q> && Synthesises<Q> && Picks<Q>;
+    Codes<Q> && Synthesises<Q> && Picks<Q> && Groups<Q>;
 
 }  // namespace tiercel

@@ -41,7 +41,7 @@ class BackendBatch : public Batch {
     if (!kStaged) return;
     ids_ = device_arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
     best_workspace_ =
-        device_arena_.template take<std::byte>(Purpose::kActivations, kBestWorkspaceBytes);
+        device_arena_.template take<std::byte>(Purpose::kActivations, layout_.best_workspace);
     host_ids_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_ids);
     host_best_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_best);
     host_logits_ = host_arena_.template take<float>(Purpose::kActivations, layout_.host_logits);
@@ -271,33 +271,36 @@ class BackendBatch : public Batch {
   bf16* hidden_of(const Rows& rows) { return hidden_ + rows.first * config_.hidden; }
   bf16* attended_of(int64_t row) { return transformer_.attended() + row * config_.q_width(); }
 
+  using Store = KvStore<Device, Host>;
+  Store& store_of(int64_t row) { return running_[static_cast<size_t>(row)]->store; }
+  std::span<const typename Store::Attention> attentions_of(int64_t layer, const Rows& rows) {
+    attentions_.clear();
+    for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
+      attentions_.push_back({&store_of(row), transformer_.step_row(layer, row).q, attended_of(row)});
+    }
+    return attentions_;
+  }
+
   // What one sequence fetches arrives while the others attend.
   void begin_layer(int64_t layer, const Rows& rows) {
     transformer_.step_inputs(layer, hidden_of(rows), rows.n, rows.first);
-    attentions_.clear();
-    for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
-      const Projections inputs = transformer_.step_row(layer, row);
-      KvStore<Device, Host>& store = running_[static_cast<size_t>(row)]->store;
-      store.append(layer, inputs);
-      attentions_.push_back({&store, inputs.q, attended_of(row)});
-    }
-    KvStore<Device, Host>::begin_attend(layer, attentions_);
+    together(backend_.device, rows.n, [&](int64_t i) {
+      store_of(rows.first + i).append(layer, transformer_.step_row(layer, rows.first + i));
+    });
+    Store::begin_attend(layer, attentions_of(layer, rows));
   }
 
   void end_layer(int64_t layer, const Rows& rows) {
-    for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
-      running_[static_cast<size_t>(row)]->store.end_attend(
-          layer, transformer_.step_row(layer, row).q, attended_of(row));
-    }
+    Store::end_attend(layer, attentions_of(layer, rows));
     transformer_.end_layer(layer, hidden_of(rows), rows.n, /*alone=*/true, rows.first);
   }
 
   void find_best(int64_t n) {
     if constexpr (kStaged) {
-      for (int64_t row = 0; row < n; ++row) {
+      together(backend_.device, n, [&](int64_t row) {
         argmax(backend_.device, transformer_.logits() + row * config_.vocab_size,
-               config_.vocab_size, host_best_ + row, best_workspace_);
-      }
+               config_.vocab_size, host_best_ + row, best_workspace_ + row * kBestWorkspaceBytes);
+      });
     }
   }
 
@@ -322,7 +325,7 @@ class BackendBatch : public Batch {
   std::optional<Bandwidths> bandwidths_;
   bf16* hidden_ = nullptr;              // [n_sequences][hidden]
   int32_t* ids_ = nullptr;              // [n_sequences], on the device
-  std::byte* best_workspace_ = nullptr;
+  std::byte* best_workspace_ = nullptr;  // [n_sequences][kBestWorkspaceBytes]
   int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [n_sequences]
   float* host_logits_ = nullptr;                        // [vocab_size]
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;

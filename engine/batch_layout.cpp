@@ -12,12 +12,13 @@ BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_seq
   hidden = n_sequences * c.hidden;
   if (!staged) return;
   ids = host_ids = host_best = n_sequences;
+  best_workspace = n_sequences * kBestWorkspaceBytes;
   host_logits = c.vocab_size;
 }
 
 int64_t BatchLayout::device_bytes() const {
   return transformer.bytes() + hidden * static_cast<int64_t>(sizeof(bf16)) +
-         ids * static_cast<int64_t>(sizeof(int32_t)) + (ids > 0 ? kBestWorkspaceBytes : 0);
+         ids * static_cast<int64_t>(sizeof(int32_t)) + best_workspace;
 }
 
 int64_t BatchLayout::host_bytes() const {

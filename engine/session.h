@@ -50,6 +50,7 @@ struct SessionPlan {
   int64_t n_restored = 0;  // tokens from a saved session instead of a prefill; n_prompt is 1 then
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
+  int64_t together = 1;  // sequences of a batch whose ops run at once
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };
 

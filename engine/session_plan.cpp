@@ -13,6 +13,7 @@
 #include "engine/decoder.h"
 #include "engine/model.h"
 #include "engine/option_rows.h"
+#include "kernels/stream.h"
 
 namespace tiercel {
 namespace {
@@ -435,6 +436,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
+  s.together = plan.together;
   return s;
 }
 
@@ -453,6 +455,10 @@ bool too_few_for_basis(const PlanRequest& r) {
 }
 
 namespace {
+
+int64_t most_together(BackendKind backend) {
+  return backend == BackendKind::kCuda ? cuda::Stream::kTogether : cpu::Queue::kTogether;
+}
 
 // Beside weights and what stores take.
 SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
@@ -563,6 +569,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.n_restored = r.restored ? r.n_prompt : 0;
   plan.logprobs = r.logprobs;
   plan.backend = r.backend;
+  plan.together = std::clamp<int64_t>(r.n_sequences, 1, most_together(r.backend));
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);

@@ -6,7 +6,7 @@
 #include "kernels/attention_decode.h"
 #include "kernels/attention_decode_few.cuh"
 #include "kernels/attention_decode_tiles.cuh"
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda {
 namespace {
@@ -166,7 +166,7 @@ void launch_few(Stream& stream, Params params, const DecodeAttendParams& p) {
   const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
                   static_cast<unsigned>(row_blocks(p)));
   const auto shared_bytes = static_cast<size_t>(kFewWarps * params.warp_bytes + kNotesBytes);
-  launch_dependent<attend_few<kHeadDim>>(stream, grid, kFewThreads, shared_bytes, params);
+  launch_joint<AttendFew<kHeadDim>>(stream, grid, shared_bytes, params);
 }
 
 template <int kHeadDim>
@@ -175,9 +175,9 @@ void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks, b
                   n_row_blocks);
   constexpr size_t kBytes = Layout<kHeadDim>::kSharedBytes;
   if (key_bias) {
-    launch_dependent<attend_tiles<kHeadDim, true>>(stream, grid, kThreads, kBytes, params);
+    launch_joint<AttendTiles<kHeadDim, true>>(stream, grid, kBytes, params);
   } else {
-    launch_dependent<attend_tiles<kHeadDim, false>>(stream, grid, kThreads, kBytes, params);
+    launch_joint<AttendTiles<kHeadDim, false>>(stream, grid, kBytes, params);
   }
 }
 
@@ -238,7 +238,7 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
   }
   if (!tiles) {
     const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(p.n_heads));
-    launch_dependent<attend_plain>(stream, grid, kThreads, kPlainShared, params);
+    launch_joint<AttendPlain>(stream, grid, kPlainShared, params);
   } else {
     const bool key_bias = has_key_bias(p);
     switch (p.head_dim) {
@@ -253,9 +253,9 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
       kNotesBytes + static_cast<size_t>(params.n_splits + 1) * sizeof(float2);
   const dim3 heads(static_cast<unsigned>(p.n_heads));
   if (tiles) {
-    launch_dependent<merge_splits<4>>(stream, heads, kThreads, shared_bytes, params);
+    launch_joint<MergeSplits<4>>(stream, heads, shared_bytes, params);
   } else {
-    launch_dependent<merge_splits<1>>(stream, heads, kThreads, shared_bytes, params);
+    launch_joint<MergeSplits<1>>(stream, heads, shared_bytes, params);
   }
 }
 

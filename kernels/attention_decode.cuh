@@ -18,6 +18,7 @@
 #include "engine/base/ops.h"
 #include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda::decode {
 
@@ -407,8 +408,7 @@ GPU void finish_block(const Params& p, const Work& work, uint8_t* shared, int wa
 
 // Where the splits are too many for one block to merge: one block per query head.
 template <int kWidth>
-KERNEL(kThreads, 2)
-merge_splits(const GRID_CONST Params p) {
+GPU void merge_splits(const Params& p) {
   SHARED(shared);
   gpu::begin_dependent();
   Notes& notes = *reinterpret_cast<Notes*>(shared);
@@ -420,6 +420,10 @@ merge_splits(const GRID_CONST Params p) {
   if (work.n_splits == 1) return;  // its only block has written the result
   merge_rows<0, kWidth, kWarps>(p, work, reinterpret_cast<float2*>(shared + kNotesBytes));
 }
+template <int kWidth>
+struct MergeSplits : JointKernel<Params, kThreads, 2> {
+  GPU static void run(const Params& p, const JointGrid&) { merge_splits<kWidth>(p); }
+};
 
 // ---- any shape ----------------------------------------------------------------------------------
 
@@ -428,7 +432,7 @@ inline constexpr int kPlainRecord = kMaxHeadDim + 8;
 inline constexpr int kPlainShared = kWarps * kPlainRecord * 4 + kNotesBytes;
 
 // Grid: splits, query heads. A tile's scores: two lanes per key. Its values: a lane per 32 columns.
-KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
+GPU void attend_plain(const Params& p) {
   using namespace gpu;
   SHARED(shared);
   begin_dependent();
@@ -501,6 +505,9 @@ KERNEL(kThreads, 4) attend_plain(const GRID_CONST Params p) {
   sync_threads();
   finish_block<0, 1, kPlainRecord, kWarps>(p, work, shared, kPlainRecord, notes);
 }
+struct AttendPlain : JointKernel<Params, kThreads, 4> {
+  GPU static void run(const Params& p, const JointGrid&) { attend_plain(p); }
+};
 
 // ---- merge_partials -----------------------------------------------------------------------------
 

@@ -66,15 +66,14 @@ GPU uint32_t live_splits(const Params& p, int seen, int lane) {
 
 // Grid: splits, KV heads, blocks of 16 heads of the group.
 template <int kHeadDim>
-KERNEL(kFewThreads, 1)
-attend_few(const GRID_CONST Params p) {
+GPU void attend_few(const Params& p, const JointGrid& grid) {
   using namespace gpu;
   begin_dependent();
   using L = Layout<kHeadDim>;
   SHARED(shared);
   Notes& notes = *reinterpret_cast<Notes*>(shared + kFewWarps * p.warp_bytes);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  Work work = work_of_block(p);
+  Work work = work_of_block(p, grid);
 
   // Counts, a lane per source, and ids. Lanes 0..15 hold the rows of the warp's first tile, the
   // others the second's. Nothing uses a count before the ids are on their way.
@@ -126,5 +125,9 @@ attend_few(const GRID_CONST Params p) {
   sync_threads();
   finish_block<kHeadDim, 4, L::kRecord, kFewWarps>(p, work, shared, p.warp_bytes / 4, notes);
 }
+template <int kHeadDim>
+struct AttendFew : JointKernel<Params, kFewThreads, 1> {
+  GPU static void run(const Params& p, const JointGrid& grid) { attend_few<kHeadDim>(p, grid); }
+};
 
 }  // namespace tiercel::cuda::decode

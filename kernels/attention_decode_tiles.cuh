@@ -206,22 +206,21 @@ GPU void store_partial(float* records, const float (&o)[kHeadDim / 8][4], const 
 }
 
 // The query heads that a block of a grid of (splits, KV heads, blocks of 16 heads) has.
-GPU Work work_of_block(const Params& p) {
-  const int group = p.n_heads / p.n_kv_heads, row_block = static_cast<int>(blockIdx.z);
+GPU Work work_of_block(const Params& p, const JointGrid& grid) {
+  const int group = p.n_heads / p.n_kv_heads, row_block = static_cast<int>(grid.z);
   Work work;
   work.kv_head = static_cast<int>(blockIdx.y);
   work.first_head = work.kv_head * group + row_block * kMaxRows;
   work.n_rows = group - row_block * kMaxRows < kMaxRows ? group - row_block * kMaxRows : kMaxRows;
   work.split = static_cast<int>(blockIdx.x);
-  work.counter = work.kv_head * static_cast<int>(gridDim.z) + row_block;
+  work.counter = work.kv_head * static_cast<int>(grid.n_z) + row_block;
   return work;
 }
 
 // Grid: splits, KV heads, blocks of 16 heads of the group. kKeyBias: some source has one; its tiles are
 // looked up a second time.
 template <int kHeadDim, bool kKeyBias>
-KERNEL(kThreads, Layout<kHeadDim>::kBlocksPerProcessor)
-attend_tiles(const GRID_CONST Params p) {
+GPU void attend_tiles(const Params& p, const JointGrid& grid) {
   using namespace gpu;
   using L = Layout<kHeadDim>;
   constexpr int kStages = L::kStages;
@@ -231,7 +230,7 @@ attend_tiles(const GRID_CONST Params p) {
 
   // What is ours.
   begin_dependent();
-  Work work = work_of_block(p);
+  Work work = work_of_block(p, grid);
   const int n_tiles = count_tiles(p, work.kv_head, notes);
   work.n_splits = splits_with_work(n_tiles, p.n_splits);
   if (work.split >= work.n_splits) return;
@@ -286,5 +285,11 @@ attend_tiles(const GRID_CONST Params p) {
   sync_threads();
   finish_block<kHeadDim, 4, L::kRecord, kWarps>(p, work, shared, kWarpRecords, notes);
 }
+template <int kHeadDim, bool kKeyBias>
+struct AttendTiles : JointKernel<Params, kThreads, Layout<kHeadDim>::kBlocksPerProcessor> {
+  GPU static void run(const Params& p, const JointGrid& grid) {
+    attend_tiles<kHeadDim, kKeyBias>(p, grid);
+  }
+};
 
 }  // namespace tiercel::cuda::decode

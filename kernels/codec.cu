@@ -2,7 +2,7 @@
 
 #include "kernels/codec.cuh"
 #include "kernels/codec.h"
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda {
 namespace {
@@ -70,7 +70,7 @@ void decode_keys(Stream& stream, const DecodeKeysParams& p) {
   const int64_t parallel = std::max<int64_t>(1, 4 * stream.n_processors() / p.n_kv_heads);
   const int64_t wanted = (items + kDecodeThreads - 1) / kDecodeThreads;
   const dim3 grid(blocks_for(std::min(wanted, parallel), 1), static_cast<unsigned>(p.n_kv_heads));
-  launch_dependent<decode_keys_kernel>(stream, grid, kDecodeThreads, 0, k);
+  launch_joint<DecodeMissedKeys>(stream, grid, 0, k);
 }
 
 }  // namespace tiercel::cuda

@@ -175,7 +175,7 @@ struct DecodeKernelParams {
 };
 
 // Grid: (units of eight channel pairs in parallel, KV heads).
-KERNEL(kDecodeThreads, 2) decode_keys_kernel(const GRID_CONST DecodeKernelParams p) {
+GPU void decode_missed_keys(const DecodeKernelParams& p, const JointGrid& grid) {
   using namespace lowrank;
   gpu::begin_dependent();
   const int64_t head = blockIdx.y, tokens = p.op.chunk_tokens;
@@ -183,7 +183,7 @@ KERNEL(kDecodeThreads, 2) decode_keys_kernel(const GRID_CONST DecodeKernelParams
   const int64_t n_items = p.op.miss_counts[head] * tokens * n_units;
   const auto* codes = reinterpret_cast<const uint8_t*>(p.op.codes) + head * p.op.code_head_stride;
   const float* mean = p.op.mean + head * d;
-  const int64_t step = int64_t{gridDim.x} * kDecodeThreads;
+  const int64_t step = int64_t{grid.n_x} * kDecodeThreads;
   for (int64_t i = int64_t{blockIdx.x} * kDecodeThreads + threadIdx.x; i < n_items; i += step) {
     const int64_t row = i / n_units, at = row / tokens, in_chunk = row - at * tokens;
     const int pair = static_cast<int>(i - row * n_units) * 8;
@@ -210,5 +210,10 @@ KERNEL(kDecodeThreads, 2) decode_keys_kernel(const GRID_CONST DecodeKernelParams
     store_eight(target + half + pair, round_eight(high), 8, p.units);
   }
 }
+struct DecodeMissedKeys : JointKernel<DecodeKernelParams, kDecodeThreads, 2> {
+  GPU static void run(const DecodeKernelParams& p, const JointGrid& grid) {
+    decode_missed_keys(p, grid);
+  }
+};
 
 }  // namespace tiercel::cuda::codec

@@ -1,6 +1,6 @@
 #include "kernels/elementwise.cuh"
 #include "kernels/elementwise.h"
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/rotary.cuh"
 
 namespace tiercel::cuda {
@@ -80,14 +80,14 @@ void rope_append(Stream& stream, const RopeAppendParams& p) {
   const int tokens = p.n_tokens >= 16 * stream.n_processors() ? 4 : 1;
   const int64_t heads = p.n_heads + 2 * p.n_kv_heads;
   const unsigned parts =
-      p.n_tokens >= stream.n_processors() ? 1 : blocks_for(heads * lanes, kThreads);
+      p.n_tokens >= stream.n_processors() ? 1 : blocks_for(heads * lanes, kRopeThreads);
   const RopeKernelParams params{p, tokens, lanes};
   const auto shared = static_cast<size_t>(2 * tokens * p.rope.half) * sizeof(float);
   const dim3 blocks(blocks_for(p.n_tokens, tokens), parts);
   if (pieces) {
-    launch_dependent<rope_append_kernel<true>>(stream, blocks, kThreads, shared, params);
+    launch_joint<RopeAppend<true>>(stream, blocks, shared, params);
   } else {
-    launch_dependent<rope_append_kernel<false>>(stream, blocks, kThreads, shared, params);
+    launch_joint<RopeAppend<false>>(stream, blocks, shared, params);
   }
 }
 

@@ -52,6 +52,7 @@ void allow_shared(size_t bytes) {
 template <auto kKernel, typename Params>
 void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
   allow_shared<kKernel>(shared_bytes);
+  stream.count_launch();
   kKernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream.raw())>>>(params);
   CUDA_CHECK(cudaGetLastError());
 }
@@ -63,7 +64,9 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
     launch<kKernel>(stream, grid, threads, shared_bytes, params);
     return;
   }
+  stream.launch_held();
   allow_shared<kKernel>(shared_bytes);
+  stream.count_launch();
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -81,7 +84,9 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
 #else
 
 template <auto kKernel, typename Params>
-void launch(Stream&, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
+void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
+  stream.launch_held();
+  stream.count_launch();
   const bool must_wait = simt::g.must_wait;
   simt::run_or_record([=] {
     simt::g.must_wait = must_wait;
@@ -95,6 +100,7 @@ void launch(Stream&, dim3 grid, int threads, size_t shared_bytes, const Params& 
 template <auto kKernel, typename Params>
 void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_bytes,
                       const Params& params) {
+  stream.launch_held();
   simt::g.must_wait = true;
   launch<kKernel>(stream, grid, threads, shared_bytes, params);
   simt::g.must_wait = false;

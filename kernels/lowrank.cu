@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/lowrank.cuh"
 #include "kernels/lowrank.h"
 #include "kernels/lowrank_fit.cuh"
@@ -57,8 +57,8 @@ void launch_rebuild(Stream& stream, const RebuildParams& p) {
   const int64_t parallel = std::max<int64_t>(1, 2 * stream.n_processors() / p.n_kv_heads);
   const dim3 grid(blocks_for(std::min(tiles, parallel), 1), static_cast<unsigned>(p.n_kv_heads),
                   blocks_for(p.rope.half, 32 * kPairs));
-  launch_dependent<rebuild_kernel<kPairs, kCoded>>(
-      stream, grid, kThreads, static_cast<size_t>(rebuild_shared_bytes(kPairs, k.panel)), k);
+  launch_joint<Rebuild<kPairs, kCoded>>(
+      stream, grid, static_cast<size_t>(rebuild_shared_bytes(kPairs, k.panel)), k);
 }
 
 template <bool kCoded>

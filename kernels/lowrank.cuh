@@ -12,6 +12,7 @@
 #include "engine/base/ops.h"
 #include "kernels/coded_row.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda::lowrank {
 
@@ -276,8 +277,7 @@ GPU void store_turned(const RebuildKernelParams& p, const RebuildRow& row, int h
 
 // Grid: (tiles in parallel, KV heads, ranges of 32 * kPairs channel pairs).
 template <int kPairs, bool kCoded>
-KERNEL(kThreads, 2)
-rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
+GPU void rebuild(const RebuildKernelParams& p, const JointGrid& grid) {
   using namespace gpu;
   SHARED(smem);
   constexpr int kBasisRows = 64 * kPairs;
@@ -286,14 +286,14 @@ rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
   uint8_t* coefficients = basis + kBasisRows * pitch;
   auto* rows = reinterpret_cast<RebuildRow*>(coefficients + kTileTokens * pitch);
   begin_dependent();
-  const int head = blockIdx.y, first_pair = blockIdx.z * (32 * kPairs);
+  const int head = blockIdx.y, first_pair = static_cast<int>(grid.z) * (32 * kPairs);
   const int64_t n_rows = int64_t{p.op.miss_counts[head]} * p.op.chunk_tokens;
   int64_t tile = int64_t{blockIdx.x} * kTileTokens;
   if (tile >= n_rows) return;
   if (p.n_panels == 1) load_head_basis(p, basis, head, first_pair, kBasisRows, 0);
 
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
-  for (; tile < n_rows; tile += int64_t{gridDim.x} * kTileTokens) {
+  for (; tile < n_rows; tile += int64_t{grid.n_x} * kTileTokens) {
     // Which tokens: the last tile's rows are read no more.
     sync_threads();
     if (tid < kTileTokens) rows[tid] = rebuild_row(p, head, tile + tid, n_rows);
@@ -335,5 +335,11 @@ rebuild_kernel(const GRID_CONST RebuildKernelParams p) {
     }
   }
 }
+template <int kPairs, bool kCoded>
+struct Rebuild : JointKernel<RebuildKernelParams, kThreads, 2> {
+  GPU static void run(const RebuildKernelParams& p, const JointGrid& grid) {
+    rebuild<kPairs, kCoded>(p, grid);
+  }
+};
 
 }  // namespace tiercel::cuda::lowrank

@@ -1,4 +1,4 @@
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/reuse.cuh"
 #include "kernels/reuse.h"
 
@@ -6,7 +6,7 @@ namespace tiercel::cuda {
 
 void decide_reuse(Stream& stream, const ReuseParams& p) {
   CHECK(p.n > 0 && p.every >= 0, "{} elements, every {} steps", p.n, p.every);
-  launch_dependent<decide_reuse_kernel>(stream, 1, kReuseThreads, sizeof(ReuseShared), p);
+  launch_joint<DecideReuse>(stream, 1, sizeof(ReuseShared), p);
 }
 
 }  // namespace tiercel::cuda

@@ -3,6 +3,7 @@
 
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda {
 
@@ -56,7 +57,7 @@ GPU double query_cosine(const ReuseParams& p, bool is_wide, ReuseShared& s) {
   return s.ab[0] / sqrt(gpu::mul_rn(s.aa[0], s.bb[0]));  // equal queries: exactly 1
 }
 
-KERNEL(kReuseThreads, 1) decide_reuse_kernel(const GRID_CONST ReuseParams p) {
+GPU void decide_reuse(const ReuseParams& p) {
   SHARED(smem);
   gpu::begin_dependent();
   const bool is_wide =
@@ -86,5 +87,8 @@ KERNEL(kReuseThreads, 1) decide_reuse_kernel(const GRID_CONST ReuseParams p) {
     for (int64_t i = threadIdx.x; i < p.n; i += kReuseThreads) p.previous[i] = p.q[i];
   }
 }
+struct DecideReuse : JointKernel<ReuseParams, kReuseThreads, 1> {
+  GPU static void run(const ReuseParams& p, const JointGrid&) { decide_reuse(p); }
+};
 
 }  // namespace tiercel::cuda

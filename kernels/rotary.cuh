@@ -7,6 +7,7 @@
 #include "engine/base/ops.h"
 #include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/piece.cuh"
 
 namespace tiercel::cuda {
@@ -130,10 +131,11 @@ GPU void move_channels(const RopeKernelParams& p, const HeadPlace& head, int lan
   }
 }
 
+inline constexpr int kRopeThreads = 256;
+
 // The blocks of one blockIdx.x share tokens_per_block tokens: first the angles, then the heads.
 template <bool kPieces>
-KERNEL(256, 4)
-rope_append_kernel(const GRID_CONST RopeKernelParams p) {
+GPU void rope_append(const RopeKernelParams& p) {
   SHARED(smem);
   const int tid = threadIdx.x, half = p.op.rope.half;
   const int64_t first = int64_t{blockIdx.x} * p.tokens_per_block;
@@ -143,7 +145,7 @@ rope_append_kernel(const GRID_CONST RopeKernelParams p) {
   float* sines = cosines + p.tokens_per_block * half;
   // The clock moves between steps; the layer's projection is what precedes this kernel.
   const int64_t later = steps_later(p.op.later);
-  for (int i = tid; i < n_tokens * half; i += 256) {
+  for (int i = tid; i < n_tokens * half; i += kRopeThreads) {
     const Angle a = rope_angle(p.op.rope, p.op.first_position + later + first + i / half, i % half);
     cosines[i] = a.cos;
     sines[i] = a.sin;
@@ -154,7 +156,7 @@ rope_append_kernel(const GRID_CONST RopeKernelParams p) {
   const int lanes = p.lanes_per_head, lane = tid % lanes;
   const int n_heads = p.op.n_heads + 2 * p.op.n_kv_heads, n_places = n_tokens * n_heads;
   // Every lane of a warp makes the same number of turns, as sums need all of them.
-  const int at_once = 256 / lanes;
+  const int at_once = kRopeThreads / lanes;
   for (int base = blockIdx.y * at_once; base < n_places; base += gridDim.y * at_once) {
     const int place = base + tid / lanes;
     const int token = place < n_places ? place / n_heads : 0;
@@ -167,5 +169,9 @@ rope_append_kernel(const GRID_CONST RopeKernelParams p) {
     }
   }
 }
+template <bool kPieces>
+struct RopeAppend : JointKernel<RopeKernelParams, kRopeThreads, 4> {
+  GPU static void run(const RopeKernelParams& p, const JointGrid&) { rope_append<kPieces>(p); }
+};
 
 }  // namespace tiercel::cuda

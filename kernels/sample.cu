@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/sample.cuh"
 #include "kernels/sample.h"
 
@@ -22,8 +22,8 @@ void find_best(Stream& stream, SampleKernelParams params, bool is_last) {
   constexpr int64_t kMaxBlocks = 64;
   const int64_t blocks = (params.op.vocab + kThreads - 1) / kThreads;
   params.is_last = is_last;
-  launch_dependent<best_kernel>(stream, blocks_for(std::min(blocks, kMaxBlocks), 1), kThreads,
-                                kThreads * sizeof(uint64_t), params);
+  launch_joint<FindBest>(stream, blocks_for(std::min(blocks, kMaxBlocks), 1),
+                         kThreads * sizeof(uint64_t), params);
 }
 
 void mark_recent(Stream& stream, SampleKernelParams params, bool set) {

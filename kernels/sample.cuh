@@ -11,6 +11,7 @@
 #pragma once
 
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/sample.h"
 
 namespace tiercel::cuda {
@@ -107,13 +108,13 @@ KERNEL(kSampleThreads, 1) mark_kernel(const GRID_CONST SampleKernelParams p) {
 // ---- the best -----------------------------------------------------------------------------------
 
 // The highest key of all; the last block to arrive knows it. A NaN is the highest.
-KERNEL(kSampleThreads, 1) best_kernel(const GRID_CONST SampleKernelParams p) {
+GPU void find_best(const SampleKernelParams& p, const JointGrid& grid) {
   using namespace gpu;
   SHARED(smem);
   begin_dependent();
   auto* keys = reinterpret_cast<uint64_t*>(smem);
   const int tid = threadIdx.x;
-  const int64_t stride = int64_t{gridDim.x} * kSampleThreads;
+  const int64_t stride = int64_t{grid.n_x} * kSampleThreads;
   uint64_t best = 0;
   for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + tid; i < p.op.vocab; i += stride) {
     const uint64_t key = key_of(penalised(p, i), i);
@@ -127,7 +128,7 @@ KERNEL(kSampleThreads, 1) best_kernel(const GRID_CONST SampleKernelParams p) {
   if (tid != 0) return;
   atomic_max(&p.state->best, keys[0]);
   thread_fence();
-  if (atomic_add(&p.state->n_arrived, 1) != gridDim.x - 1) return;
+  if (atomic_add(&p.state->n_arrived, 1) != grid.n_x - 1) return;
   thread_fence();
   if (p.is_last) {
     *p.op.token = token_of(atomic_max(&p.state->best, 0));
@@ -135,6 +136,9 @@ KERNEL(kSampleThreads, 1) best_kernel(const GRID_CONST SampleKernelParams p) {
   }
   p.state->n_arrived = 0;
 }
+struct FindBest : JointKernel<SampleKernelParams, kSampleThreads, 1> {
+  GPU static void run(const SampleKernelParams& p, const JointGrid& grid) { find_best(p, grid); }
+};
 
 // ---- candidates ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@
 
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/score_any.cuh"
 #include "kernels/score_tile.cuh"
 
@@ -258,8 +258,7 @@ struct ScoreShared {
 // bytes.
 template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole,
           LandmarkForm kForm = LandmarkForm::kMeans>
-KERNEL(kScoreThreads, kScoreResidency)
-score_landmarks(const GRID_CONST ScoreParams p) {
+GPU void score_landmarks(const ScoreParams& p) {
   using namespace gpu;
   constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
   constexpr bool kIsPlain = kForm == LandmarkForm::kMeans;
@@ -355,6 +354,13 @@ score_landmarks(const GRID_CONST ScoreParams p) {
   }
 }
 
+template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole, LandmarkForm kForm>
+struct ScoreLandmarks : JointKernel<ScoreParams, kScoreThreads, kScoreResidency> {
+  GPU static void run(const ScoreParams& p, const JointGrid&) {
+    score_landmarks<kMode, kTiles, kLoads, kWhole, kForm>(p);
+  }
+};
+
 // How many blocks share the landmarks of a KV head: a function of shapes only, as sums are merged
 // in their order. All blocks of 132 processors at once.
 inline int32_t score_splits(int64_t n_positions, int32_t head_dim, int64_t n_kv_heads,
@@ -375,10 +381,14 @@ void launch_score_instance(Stream& stream, const ScoreParams& p) {
   const size_t bytes = sizeof(ScoreShared<kTiles>) +
                        size_t{kTiles} * steps_of(kForm) * kLoads * 32 * sizeof(uint4) +
                        (kRing ? sizeof(LandmarkRing<kLoads>) : 0);
-  launch_dependent<score_landmarks<kMode, kTiles, kLoads, kWhole, kForm>>(
-      stream,
-      dim3(static_cast<unsigned>(p.n_groups * p.n_splits), static_cast<unsigned>(p.n_kv_heads)),
-      kScoreThreads, bytes, p);
+  const dim3 grid(static_cast<unsigned>(p.n_groups * p.n_splits),
+                  static_cast<unsigned>(p.n_kv_heads));
+  using Kernel = ScoreLandmarks<kMode, kTiles, kLoads, kWhole, kForm>;
+  if constexpr (kMode == ScoreMode::kKeep) {
+    launch_joint<Kernel>(stream, grid, bytes, p);
+  } else {  // of a prompt, which is prefilled by itself
+    launch_dependent<run_alone<Kernel>>(stream, grid, kScoreThreads, bytes, p);
+  }
 }
 
 // Fills in what follows from the landmarks' layout, and chooses the instance.

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/select.cuh"
 #include "kernels/select.h"
 #include "kernels/select_refined.h"
@@ -30,7 +30,7 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
                               p.k,
                               map,
                               nullptr};
-    launch_dependent<select_all<kMap>>(stream, heads, kRankThreads, sizeof(MapShared), all);
+    launch_joint<SelectAll<kMap>>(stream, heads, sizeof(MapShared), all);
     return;
   }
   const int64_t origin = p.first_chunk / 8 * 8;
@@ -45,9 +45,9 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
                   static_cast<unsigned>(p.n_kv_heads));
   const size_t bytes = sizeof(GroupShared) + log_sum_bytes;
   if (p.group != GroupScore::kMax) {  // the sum ranks as the mean does
-    launch_dependent<select_group<kMap, GroupScore::kMean>>(stream, grid, kPieceThreads, bytes, w);
+    launch_joint<SelectGroup<kMap, GroupScore::kMean>>(stream, grid, bytes, w);
   } else {
-    launch_dependent<select_group<kMap, GroupScore::kMax>>(stream, grid, kPieceThreads, bytes, w);
+    launch_joint<SelectGroup<kMap, GroupScore::kMax>>(stream, grid, bytes, w);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/score.cuh"
 #include "kernels/slots.cuh"
 #include "kernels/top_k.cuh"
@@ -152,9 +153,9 @@ GPU float4 group_scores(const SelectWork& w, const float* scores, const float* l
 // The group's scores and their maxima, all that is this block's: four positions of each thread at a
 // time, while the next are on their way.
 template <GroupScore kScore>
-GPU void aggregate(const SelectWork& w, int64_t kv_head, float* log_sums) {
+GPU void aggregate(const SelectWork& w, int64_t kv_head, unsigned n_blocks, float* log_sums) {
   using namespace gpu;
-  const int64_t step = int64_t{gridDim.x} * kGroupPositions;
+  const int64_t step = int64_t{n_blocks} * kGroupPositions;
   const int32_t n_maxima = (w.n + 4 * kPiece - 1) / (4 * kPiece) * 4;
   float* scores = w.scores + kv_head * w.group * w.stride;
   float* maxima = w.maxima + kv_head * w.stride;
@@ -220,8 +221,7 @@ GPU int32_t choose_chunks(const SelectWork& w, int64_t kv_head, GroupShared& s) 
 // Grid: (up to ceil(n / kGroupPositions), n_kv_heads). Shared memory: GroupShared, log sums
 // [group].
 template <bool kMap, GroupScore kScore>
-KERNEL(kPieceThreads, 1)
-select_group(const GRID_CONST SelectWork w) {
+GPU void select_group(const SelectWork& w, const JointGrid& grid) {
   using namespace gpu;
   SHARED(smem);
   GroupShared& s = *reinterpret_cast<GroupShared*>(smem);
@@ -232,10 +232,10 @@ select_group(const GRID_CONST SelectWork w) {
   begin_dependent();
 
   // ---- scores of the group
-  aggregate<kScore>(w, kv_head, log_sums);
+  aggregate<kScore>(w, kv_head, grid.n_x, log_sums);
   sync_threads();  // all have written: thread 0 passes that on
   if (threadIdx.x == 0) {
-    s.is_last = atomic_add_ordered(w.arrivals + kv_head * w.arrival_stride, 1u) == gridDim.x - 1;
+    s.is_last = atomic_add_ordered(w.arrivals + kv_head * w.arrival_stride, 1u) == grid.n_x - 1;
   }
   sync_threads();
   if (s.is_last == 0) return;
@@ -251,6 +251,13 @@ select_group(const GRID_CONST SelectWork w) {
                               n, items, s.map);
   }
 }
+
+template <bool kMap, GroupScore kScore>
+struct SelectGroup : JointKernel<SelectWork, kPieceThreads, 1> {
+  GPU static void run(const SelectWork& w, const JointGrid& grid) {
+    select_group<kMap, kScore>(w, grid);
+  }
+};
 
 // ---- everything ---------------------------------------------------------------------------------
 
@@ -279,8 +286,7 @@ GPU uint32_t candidates_of_word(const SelectAllParams& p, int64_t kv_head, int32
 
 // A budget of all candidates needs no scores: they are listed. One block per KV head.
 template <bool kMap>
-KERNEL(kRankThreads, 1)
-select_all(const GRID_CONST SelectAllParams p) {
+GPU void select_all(const SelectAllParams& p) {
   using namespace gpu;
   SHARED(smem);
   uint32_t* sums = reinterpret_cast<uint32_t*>(smem);
@@ -319,5 +325,9 @@ select_all(const GRID_CONST SelectAllParams p) {
                            *reinterpret_cast<MapShared*>(smem));
   }
 }
+template <bool kMap>
+struct SelectAll : JointKernel<SelectAllParams, kRankThreads, 1> {
+  GPU static void run(const SelectAllParams& p, const JointGrid&) { select_all<kMap>(p); }
+};
 
 }  // namespace tiercel::cuda

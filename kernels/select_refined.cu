@@ -2,7 +2,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/select.cuh"
 #include "kernels/select.h"
 #include "kernels/select_refined.cuh"
@@ -112,8 +112,8 @@ void launch_group(Stream& stream, const SelectParams& p, const RefinedWork& r) {
   const unsigned most = std::max(132u / static_cast<unsigned>(n_lists), 1u);
   const dim3 grid(std::min(blocks_for(r.select.n, kGroupPositions), most),
                   static_cast<unsigned>(n_lists));
-  launch_dependent<select_refined_group<kScore, kScope>>(stream, grid, kPieceThreads,
-                                                         sizeof(RefinedShared) + log_sum_bytes, r);
+  launch_joint<SelectRefinedGroup<kScore, kScope>>(stream, grid,
+                                                   sizeof(RefinedShared) + log_sum_bytes, r);
 }
 
 void trim(Stream& stream, const SelectParams& p, const SelectWork& w, const ChunkMap& map) {
@@ -142,8 +142,8 @@ void trim(Stream& stream, const SelectParams& p, const SelectWork& w, const Chun
   t.id_stride = p.k;
   t.dropped_ids = p.dropped_ids;
   t.dropped_counts = p.dropped_counts;
-  launch_dependent<trim_selection>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)), kPieceThreads,
-                                   sizeof(TrimShared), t);
+  launch_joint<TrimSelection>(stream, dim3(static_cast<unsigned>(p.n_kv_heads)),
+                              sizeof(TrimShared), t);
 }
 
 }  // namespace
@@ -158,7 +158,7 @@ void select_refined(Stream& stream, const SelectParams& p) {
   if (all.n_candidates == 0 || p.k == 0) {
     const EmptyListsParams empty{p.counts, p.max_misses >= 0 ? p.dropped_counts : nullptr, p.keep,
                                  p.n_kv_heads};
-    launch_dependent<empty_lists>(stream, 1, kEmptyThreads, 0, empty);
+    launch_joint<EmptyLists>(stream, 1, 0, empty);
     return;
   }
   if (p.k >= all.n_candidates && p.blocks == nullptr && !is_trimmed) {
@@ -171,7 +171,7 @@ void select_refined(Stream& stream, const SelectParams& p) {
                                      p.k,
                                      {},
                                      p.keep};
-    launch_dependent<select_all<false>>(stream, heads, kRankThreads, sizeof(MapShared), everything);
+    launch_joint<SelectAll<false>>(stream, heads, sizeof(MapShared), everything);
     return;
   }
   const int32_t width = landmark_width(p.index, p.head_dim);

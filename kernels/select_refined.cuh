@@ -8,6 +8,7 @@
 #include "engine/base/ops.h"
 #include "kernels/chunk_map.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/select.cuh"
 
 namespace tiercel::cuda {
@@ -56,11 +57,11 @@ GPU float4 layer_scores(const RefinedWork& r, const float* scores, const float* 
 
 // As aggregate, for the layer: in place of the first head's scores.
 template <GroupScore kScore>
-GPU void aggregate_layer(const RefinedWork& r, float* log_sums) {
+GPU void aggregate_layer(const RefinedWork& r, unsigned n_blocks, float* log_sums) {
   using namespace gpu;
   const SelectWork& w = r.select;
   layer_log_sums(r, log_sums);
-  const int64_t step = int64_t{gridDim.x} * kGroupPositions;
+  const int64_t step = int64_t{n_blocks} * kGroupPositions;
   const int32_t n_maxima = (w.n + 4 * kPiece - 1) / (4 * kPiece) * 4;
   for (int64_t begin = int64_t{blockIdx.x} * kGroupPositions; begin < w.n; begin += step) {
     const int64_t position = begin + threadIdx.x * 4;
@@ -82,8 +83,7 @@ struct RefinedShared {
 // Grid: (up to ceil(n / kGroupPositions), lists). Shared memory: RefinedShared, log sums of a
 // list's heads.
 template <GroupScore kScore, SelectScope kScope>
-KERNEL(kPieceThreads, 1)
-select_refined_group(const GRID_CONST RefinedWork r) {
+GPU void select_refined_group(const RefinedWork& r, const JointGrid& grid) {
   using namespace gpu;
   constexpr bool kLayer = kScope == SelectScope::kLayer;
   SHARED(smem);
@@ -97,13 +97,13 @@ select_refined_group(const GRID_CONST RefinedWork r) {
 
   // ---- one score per position
   if constexpr (kLayer) {
-    aggregate_layer<kScore>(r, log_sums);
+    aggregate_layer<kScore>(r, grid.n_x, log_sums);
   } else {
-    aggregate<kScore>(w, list, log_sums);
+    aggregate<kScore>(w, list, grid.n_x, log_sums);
   }
   sync_threads();  // all have written: thread 0 passes that on
   if (threadIdx.x == 0) {
-    s.is_last = atomic_add_ordered(w.arrivals + list * w.arrival_stride, 1u) == gridDim.x - 1;
+    s.is_last = atomic_add_ordered(w.arrivals + list * w.arrival_stride, 1u) == grid.n_x - 1;
   }
   sync_threads();
   if (s.is_last == 0) return;
@@ -126,6 +126,12 @@ select_refined_group(const GRID_CONST RefinedWork r) {
       row, s.pieces, [](int32_t) {}, emit);
   if (threadIdx.x < n_lists) w.counts[list + threadIdx.x] = n;
 }
+template <GroupScore kScore, SelectScope kScope>
+struct SelectRefinedGroup : JointKernel<RefinedWork, kPieceThreads, 1> {
+  GPU static void run(const RefinedWork& r, const JointGrid& grid) {
+    select_refined_group<kScore, kScope>(r, grid);
+  }
+};
 
 // ---- nothing to choose --------------------------------------------------------------------------
 
@@ -139,7 +145,7 @@ struct EmptyListsParams {
 inline constexpr int kEmptyThreads = 64;
 
 // One block.
-KERNEL(kEmptyThreads, 1) empty_lists(const GRID_CONST EmptyListsParams p) {
+GPU void empty_lists(const EmptyListsParams& p) {
   gpu::begin_dependent();
   if (is_kept(p.keep)) return;
   for (int32_t j = static_cast<int32_t>(threadIdx.x); j < p.n_kv_heads; j += kEmptyThreads) {
@@ -147,5 +153,8 @@ KERNEL(kEmptyThreads, 1) empty_lists(const GRID_CONST EmptyListsParams p) {
     if (p.dropped_counts != nullptr) p.dropped_counts[j] = 0;
   }
 }
+struct EmptyLists : JointKernel<EmptyListsParams, kEmptyThreads, 1> {
+  GPU static void run(const EmptyListsParams& p, const JointGrid&) { empty_lists(p); }
+};
 
 }  // namespace tiercel::cuda

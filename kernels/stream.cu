@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "engine/base/check.h"
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/libraries.cuh"
 
 namespace tiercel::cuda {
@@ -92,6 +92,7 @@ Stream::Libraries& Stream::libraries() { return *libraries_; }
 
 // The ring is far longer than the tickets alive at once: a ticket is waited for in the same layer.
 Stream::Ticket Stream::record() {
+  launch_held();
   void* event = events_[next_event_];
   next_event_ = (next_event_ + 1) % kEvents;
   CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(raw_)));
@@ -99,6 +100,7 @@ Stream::Ticket Stream::record() {
 }
 
 void Stream::wait(Ticket ticket) {
+  launch_held();
   is_last_dependent_ = false;
   CUDA_CHECK(cudaStreamWaitEvent(static_cast<cudaStream_t>(raw_),
                                  static_cast<cudaEvent_t>(ticket.event), 0));

@@ -27,7 +27,12 @@ struct StreamOptions {
   bool programmatic = true;
 };
 
-class Graph;  // kernels/graph.h
+class Graph;         // kernels/graph.h
+class HeldLaunches;  // kernels/joint_launch.cuh
+
+// Sequences whose kernels become one launch: by then a launch is a tenth of what it does, and their
+// parameters still fit.
+inline constexpr int kMostTogether = 8;
 
 class Stream {
  public:
@@ -37,8 +42,12 @@ class Stream {
   // FLOPs of a piece of work that nothing interrupts: under a second.
   static constexpr double kRunFlops = 2e14;
 
+  // Ops of so many sequences run at once, see together().
+  static constexpr int64_t kTogether = kMostTogether;
+
   struct Ticket {
     void* event = nullptr;
+    bool operator==(const Ticket&) const = default;
   };
 
   explicit Stream(const StreamOptions& options = {});
@@ -70,6 +79,7 @@ class Stream {
 
   // cudaStream_t, for kernels/*.cu. Whoever asks for it may enqueue anything.
   void* raw() {
+    launch_held();
     is_last_dependent_ = false;
     return raw_;
   }
@@ -77,6 +87,17 @@ class Stream {
   bool programmatic() const { return programmatic_; }
   bool is_last_dependent() const { return is_last_dependent_; }
   void mark_last_dependent() { is_last_dependent_ = true; }
+
+  // From here on kernels of launch_joint belong to this of several sequences and are held back;
+  // launch_held() enqueues them, and so does whatever else is enqueued or waited for. see together().
+  void hold_for(int sequence);
+  void launch_held();
+  void stop_holding();  // what has not been launched is dropped
+  HeldLaunches* holding() { return holding_ && !launching_held_ ? held_.get() : nullptr; }
+  // Kernels launched so far; those of a replayed graph when it was recorded.
+  int64_t n_launches() const { return n_launches_; }
+  void count_launch() { ++n_launches_; }
+
   // cublasLtHandle_t and friends of this stream; kernels/*.cu know its fields.
   struct Libraries;
   Libraries& libraries();
@@ -95,7 +116,30 @@ class Stream {
   void* scratch_ = nullptr;
   int64_t scratch_bytes_ = 0;
   std::unique_ptr<Libraries> libraries_;
+  std::unique_ptr<HeldLaunches> held_;
+  bool holding_ = false, launching_held_ = false;
+  int64_t n_launches_ = 0;
 };
+
+// Calls each(i) for i = 0 .. n-1. What different calls enqueue has nothing to do with each other: it may
+// run in any order, or at once. Here kernels that are at the same place in every sequence become one
+// launch (kernels/joint_launch.cuh), with the bits that they have apart.
+template <typename Each>
+void together(Stream& stream, int64_t n, Each&& each) {
+  struct Holding {
+    Stream& stream;
+    ~Holding() { stream.stop_holding(); }
+  };
+  for (int64_t first = 0; first < n; first += kMostTogether) {
+    if (n - first == 1) return each(first);
+    const Holding holding{stream};
+    for (int64_t i = first; i < n && i < first + kMostTogether; ++i) {
+      stream.hold_for(static_cast<int>(i - first));
+      each(i);
+    }
+    stream.launch_held();
+  }
+}
 
 // Zeroed device memory. Throws Error(kDoesNotFit) when the device has no more.
 void* allocate(Stream& stream, int64_t bytes);

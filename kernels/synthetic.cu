@@ -1,6 +1,6 @@
 #include "kernels/synthetic.cuh"
 
-#include "kernels/launch.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/synthetic.h"
 
 namespace tiercel::cuda {
@@ -14,8 +14,7 @@ void fill_random(Stream& stream, const RandomParams& p) {
 void impose_selection(Stream& stream, const ImposeParams& p) {
   CHECK(p.k >= 0 && p.k <= p.end_chunk - p.first_chunk, "{} of {} chunks", p.k,
         p.end_chunk - p.first_chunk);
-  launch_dependent<impose_selection_kernel>(stream, static_cast<unsigned>(p.n_kv_heads),
-                                            kSyntheticThreads, 0, p);
+  launch_joint<ImposeSelection>(stream, static_cast<unsigned>(p.n_kv_heads), 0, p);
 }
 
 }  // namespace tiercel::cuda

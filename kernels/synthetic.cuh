@@ -4,6 +4,7 @@
 #include "engine/base/ops.h"
 #include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 
 namespace tiercel::cuda {
 
@@ -29,7 +30,7 @@ KERNEL(kSyntheticThreads, 1) fill_random_kernel(const GRID_CONST RandomParams p)
 }
 
 // One block per KV head.
-KERNEL(kSyntheticThreads, 1) impose_selection_kernel(const GRID_CONST ImposeParams p) {
+GPU void impose_selection(const ImposeParams& p) {
   gpu::begin_dependent();
   const int64_t j = blockIdx.x, n = p.end_chunk - p.first_chunk;
   const int64_t step = p.step + steps_later(p.later);
@@ -45,5 +46,8 @@ KERNEL(kSyntheticThreads, 1) impose_selection_kernel(const GRID_CONST ImposePara
   }
   if (threadIdx.x == 0) p.counts[j] = static_cast<int32_t>(p.k);
 }
+struct ImposeSelection : JointKernel<ImposeParams, kSyntheticThreads, 1> {
+  GPU static void run(const ImposeParams& p, const JointGrid&) { impose_selection(p); }
+};
 
 }  // namespace tiercel::cuda

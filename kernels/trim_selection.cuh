@@ -10,6 +10,7 @@
 
 #include "kernels/chunk_map.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/joint_launch.cuh"
 #include "kernels/score_any.cuh"
 #include "kernels/top_k_pieces.cuh"
 
@@ -210,7 +211,7 @@ GPU int32_t split_list(const Row& row, const Threshold& t, TrimShared& s, Fetch 
 }
 
 // One block per KV head.
-KERNEL(kPieceThreads, 1) trim_selection(const GRID_CONST TrimParams p) {
+GPU void trim_selection(const TrimParams& p) {
   SHARED(smem);
   TrimShared& s = *reinterpret_cast<TrimShared*>(smem);
   gpu::begin_dependent();
@@ -253,5 +254,8 @@ KERNEL(kPieceThreads, 1) trim_selection(const GRID_CONST TrimParams p) {
     p.dropped_counts[j] = n - n_kept;
   }
 }
+struct TrimSelection : JointKernel<TrimParams, kPieceThreads, 1> {
+  GPU static void run(const TrimParams& p, const JointGrid&) { trim_selection(p); }
+};
 
 }  // namespace tiercel::cuda

@@ -99,16 +99,15 @@ class KvStore {
   // window; not where layers share a list.
   void append(int64_t layer, const Projections& p, int64_t ahead = 0, bool as_before = false);
   void attend(int64_t layer, const bf16* q, bf16* out);
-  // attend in two halves, so that what one store fetches between them arrives while others attend.
-  void begin_attend(int64_t layer, const bf16* q, bf16* out);
-  // The first half of several stores on the same queues: what they miss is fetched together.
+  // attend of several stores on the same queues, in two halves: what some of them fetch together
+  // arrives while others attend. The same stores in both.
   struct Attention {
     KvStore* store = nullptr;
     const bf16* q = nullptr;
     bf16* out = nullptr;
   };
   static void begin_attend(int64_t layer, std::span<const Attention> all);
-  void end_attend(int64_t layer, const bf16* q, bf16* out);
+  static void end_attend(int64_t layer, std::span<const Attention> all);
   void advance(int64_t n = 1);
 
   // ---- recorded steps (ClockParams in engine/base/ops/position.h) ----
@@ -343,7 +342,12 @@ class KvStore {
   void try_both_ways(int64_t layer, const bf16* q, bf16* out);
   void begin_chosen(int64_t layer, const bf16* q, bf16* out);
   void end_chosen(int64_t layer, const bf16* q, bf16* out);
-  void choose(int64_t layer, const bf16* q, bf16* out);
+  template <typename Each>
+  static void for_each_store(std::span<const Attention> some, Each&& each);
+  void choose(int64_t layer, const bf16* q);
+  void attend_at_home(int64_t layer, const bf16* q, bf16* out);
+  static void await_chosen(std::span<const Attention> some);
+  void audit_if_wanted(int64_t layer, const bf16* q);
   HostCall host_call(int64_t layer);
   static void run_host_call(void* data);
   void weigh_chosen(int64_t layer, const bf16* q);
@@ -401,6 +405,7 @@ class KvStore {
   int64_t position_ = 0;  // of the token in hand
   int64_t steps_ = 0;  // (layer, step) pairs that selected
   Pending pending_;
+  int64_t place_ = 0;   // among stores whose ops run at once
   int64_t chosen_ = 0;  // chunks that the lists in hand have room for
   bool as_before_ = false;  // the token in hand attends them
   bool auditing_ = false;

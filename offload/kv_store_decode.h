@@ -250,7 +250,7 @@ void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* source
   attend.head_dim = layout_.shape.head_dim;
   attend.scale = scale_;
   attend.out = out;
-  attend.workspace = workspace_.attend;
+  attend.workspace = workspace_.attend(place_);
   attend.merge_with = merge_with;
   attend.n_merge = merge_with != nullptr ? 1 : 0;
   attend.final_out = final_out;
@@ -327,8 +327,9 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
     attend_as_before(index, q, out);
     return;
   }
-  begin_attend(index, q, out);
-  end_attend(index, q, out);
+  const Attention alone{this, q, out};
+  begin_attend(index, {&alone, 1});
+  end_attend(index, {&alone, 1});
 }
 
 // What was selected is in its slots by now.
@@ -341,6 +342,7 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
   if (by_worker(index)) {
     begin_host_attend(index, q);
     attend_sources(q, sources.data(), n_sources, partials_[0]);
+    device_.wait(*pending_.host);
     end_host_attend(out);
     return;
   }
@@ -354,10 +356,22 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
   attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
 }
 
+// Calls each(store, q, out) for stores that the device serves at once, if each has a workspace.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::begin_attend(int64_t index, const bf16* q, bf16* out) {
-  const Attention alone{this, q, out};
-  begin_attend(index, {&alone, 1});
+template <typename Each>
+void KvStore<Device, Host>::for_each_store(std::span<const Attention> some, Each&& each) {
+  KvStore& first = *some.front().store;
+  const auto n = static_cast<int64_t>(some.size());
+  const auto call = [&](int64_t i) {
+    const Attention& a = some[static_cast<size_t>(i)];
+    a.store->place_ = i;
+    each(*a.store, a.q, a.out);
+  };
+  if (first.workspace_.together >= n) {
+    together(first.device_, n, call);
+  } else {
+    for (int64_t i = 0; i < n; ++i) call(i);
+  }
 }
 
 // Some stores choose, then what they all miss is on its way while they attend their hits, and others
@@ -366,51 +380,50 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::begin_attend(int64_t index, std::span<const Attention> all) {
   while (!all.empty()) {
     const auto some = all.first(std::min(all.size(), kFetchedTogether));
-    for (const Attention& a : some) a.store->choose(index, a.q, a.out);
+    for_each_store(some, [&](KvStore& store, const bf16* q, bf16*) { store.choose(index, q); });
+    for_each_store(some, [&](KvStore& store, const bf16* q, bf16* out) {
+      store.begin_chosen(index, q, out);
+    });
     fetch_misses(index, some);
-    for (const Attention& a : some) {
-      if (a.store->pending_.misses) a.store->attend_hits(index, a.q);
-    }
+    for_each_store(some, [&](KvStore& store, const bf16* q, bf16*) {
+      if (store.pending_.misses) store.attend_hits(index, q);
+    });
     all = all.subspan(some.size());
   }
 }
 
-// 2-5 select and map. What is chosen is attended at once where it lies; where it must be fetched, misses
-// are pending.
+// 2-5 select and map.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::choose(int64_t index, const bf16* q, bf16* out) {
+void KvStore<Device, Host>::choose(int64_t index, const bf16* q) {
   pending_ = {};
   chosen_ = layout_.tiered(index) ? selected_per_head(layers_[index]) : 0;
-  if (chosen_ == 0) {
-    std::array<KvSource, kMaxDecodeSources> sources;
-    const int n_sources = exact_sources(index, position_ + 1, sources.data());
-    attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
-    return;
-  }
-  const bool tries = is_to_be_tried(index);
-  choose_chunks(index, q, chosen_, fetches(index) && !tries);
+  if (chosen_ == 0) return;
+  choose_chunks(index, q, chosen_, fetches(index) && !is_to_be_tried(index));
   ++steps_;
-  if (tries) {
+}
+
+// What is chosen is attended at once where it lies; where it must be fetched, misses are pending.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::begin_chosen(int64_t index, const bf16* q, bf16* out) {
+  if (chosen_ > 0 && is_to_be_tried(index)) {
     try_both_ways(index, q, out);
+  } else if (chosen_ > 0 && fetches(index)) {
+    pending_.misses = true;
   } else {
-    begin_chosen(index, q, out);
+    attend_at_home(index, q, out);
   }
 }
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::begin_chosen(int64_t index, const bf16* q, bf16* out) {
-  if (fetches(index)) {
-    pending_.misses = true;
-    return;
-  }
+void KvStore<Device, Host>::attend_at_home(int64_t index, const bf16* q, bf16* out) {
   std::array<KvSource, kMaxDecodeSources> sources;
   int n_sources = exact_sources(index, position_ + 1, sources.data());
-  if (by_worker(index)) {
+  if (chosen_ > 0 && by_worker(index)) {
     begin_host_attend(index, q);
     attend_sources(q, sources.data(), n_sources, partials_[0]);
     return;
   }
-  sources[n_sources++] = home_source(index);
+  if (chosen_ > 0) sources[n_sources++] = home_source(index);
   attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
 }
 
@@ -438,13 +451,22 @@ void KvStore<Device, Host>::fetch_misses(int64_t index, std::span<const Attentio
   fetch(first.copy_, std::span<const FetchParams>(fetches));
   const auto fetched = first.copy_.record();
   for (const Attention& a : some) {
-    if (!misses(a)) continue;
+    if (misses(a)) a.store->pending_.fetched = fetched;
+  }
+
+  const auto rebuilds = [&](const Attention& a) {
+    return misses(a) && a.store->layout_.settings.keys != KeyForm::kExact;
+  };
+  if (std::none_of(some.begin(), some.end(), rebuilds)) return;
+  first.side_.wait(chosen);
+  together(first.side_, static_cast<int64_t>(some.size()), [&](int64_t i) {
+    const Attention& a = some[static_cast<size_t>(i)];
     KvStore& store = *a.store;
-    store.pending_.fetched = fetched;
-    if (store.layout_.settings.keys == KeyForm::kExact) continue;
-    store.side_.wait(chosen);
-    store.rebuild_keys_of(store.layers_[index], store.misses_of(store.layers_[index]));
-    store.pending_.rebuilt = store.side_.record();
+    if (rebuilds(a)) store.rebuild_keys_of(store.layers_[index], store.misses_of(store.layers_[index]));
+  });
+  const auto rebuilt = first.side_.record();
+  for (const Attention& a : some) {
+    if (rebuilds(a)) a.store->pending_.rebuilt = rebuilt;
   }
 }
 
@@ -460,8 +482,37 @@ void KvStore<Device, Host>::attend_hits(int64_t index, const bf16* q) {
 
 // 7 attend the misses and merge.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::end_attend(int64_t index, const bf16* q, bf16* out) {
-  end_chosen(index, q, out);
+void KvStore<Device, Host>::end_attend(int64_t index, std::span<const Attention> all) {
+  while (!all.empty()) {
+    const auto some = all.first(std::min(all.size(), kFetchedTogether));
+    await_chosen(some);
+    for_each_store(some, [&](KvStore& store, const bf16* q, bf16* out) {
+      store.end_chosen(index, q, out);
+    });
+    for (const Attention& a : some) a.store->audit_if_wanted(index, a.q);
+    all = all.subspan(some.size());
+  }
+}
+
+// What stores fetched together arrives together.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::await_chosen(std::span<const Attention> some) {
+  std::optional<typename Device::Ticket> fetched, rebuilt;
+  for (const Attention& a : some) {
+    KvStore& store = *a.store;
+    const auto await = [&](const auto& ticket, auto& last) {
+      if (!ticket || ticket == last) return;
+      store.device_.wait(*ticket);
+      last = ticket;
+    };
+    await(store.pending_.fetched, fetched);
+    await(store.pending_.rebuilt, rebuilt);
+    if (store.pending_.host) store.device_.wait(*store.pending_.host);
+  }
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::audit_if_wanted(int64_t index, const bf16* q) {
   const bool selected = layout_.tiered(index) && selected_per_head(layers_[index]) > 0;
   if (auditing_ && selected) audit_layer(index, q, position_ + 1);
 }
@@ -469,8 +520,6 @@ void KvStore<Device, Host>::end_attend(int64_t index, const bf16* q, bf16* out) 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::end_chosen(int64_t index, const bf16* q, bf16* out) {
   if (pending_.misses) {
-    device_.wait(*pending_.fetched);
-    if (pending_.rebuilt) device_.wait(*pending_.rebuilt);
     const KvSource misses = slot_source(layers_[index], lists_.miss_slots, lists_.miss_counts);
     attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
   }

@@ -175,7 +175,6 @@ void KvStore<Device, Host>::begin_host_attend(int64_t index, const bf16* q) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::end_host_attend(bf16* out) {
-  device_.wait(*pending_.host);
   const PartialView both[] = {partials_[0], staging_.partial};
   MergeParams merge;
   merge.partials = both;
@@ -223,12 +222,15 @@ void KvStore<Device, Host>::try_both_ways(int64_t index, const bf16* q, bf16* ou
       device_.finish();
       const auto start = std::chrono::steady_clock::now();
       if (!on_host) map_slots(device_, map);
-      begin_chosen(index, q, out);
-      if (pending_.misses) {
-        const Attention alone{this, q, out};
+      const Attention alone{this, q, out};
+      if (fetches(index)) {
+        pending_.misses = true;
         fetch_misses(index, {&alone, 1});
         attend_hits(index, q);
+      } else {
+        attend_at_home(index, q, out);
       }
+      await_chosen({&alone, 1});
       end_chosen(index, q, out);
       device_.finish();
       const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;

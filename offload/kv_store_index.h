@@ -165,7 +165,7 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
     params.ids = index.exact_ids;
     params.excluded = index.excluded;
     params.excluded_stride = layout_.mask_words;
-    params.workspace = workspace_.select;
+    params.workspace = workspace_.select(place_);
     find_outliers(device_, params);
   }
   if (!o.weighs_chunks() || n_middle == 0) return;
@@ -228,7 +228,7 @@ void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
   params.scale = scale_;
   params.mass = workspace_.chunk_mass;
   params.mass_stride = layout_.chunks;
-  params.workspace = workspace_.select;
+  params.workspace = workspace_.select(place_);
   accumulate_mass(device_, params);
 }
 

@@ -43,7 +43,7 @@ SelectParams KvStore<Device, Host>::select_params(int64_t layer, const bf16* q, 
   }
   select.ids = index.lists.ids;
   select.counts = index.lists.counts;
-  select.workspace = workspace_.select;
+  select.workspace = workspace_.select(place_);
   return select;
 }
 

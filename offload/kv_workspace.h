@@ -13,14 +13,19 @@
 
 namespace tiercel {
 
-// Stores whose misses are one fetch: enough to fill the link, few enough for it to begin early.
+// Stores whose misses are one fetch: enough to fill the link, few enough for it to begin early. As many
+// as attend at once on a GPU.
 inline constexpr size_t kFetchedTogether = 8;
 
 template <typename Device>
 struct KvWorkspace {
   // Takes layout.workspace_bytes() from the arena.
   KvWorkspace(Arena<Device>& arena, const KvLayout& layout)
-      : capacity(layout.settings.capacity), prompt(layout.settings.prompt) {
+      : capacity(layout.settings.capacity),
+        prompt(layout.settings.prompt),
+        together(layout.settings.together),
+        attend_floats(layout.attend_floats()),
+        select_floats(layout.select_floats) {
     const KvSettings& o = layout.settings;
     const int64_t n_kv = layout.shape.n_kv_heads;
     const auto take_bf16 = [&](int64_t n) {
@@ -30,9 +35,7 @@ struct KvWorkspace {
       return arena.template take<int32_t>(Purpose::kActivations, n);
     };
     fetches.reserve(kFetchedTogether);
-    attend = arena.template take<float>(
-        Purpose::kActivations,
-        decode_workspace_floats(layout.shape.n_heads, layout.shape.head_dim));
+    attend_ = arena.template take<float>(Purpose::kActivations, together * attend_floats);
     if (o.select_prefill) {
       const int64_t blocks = layout.prefill_blocks();
       block_ids = take_ints(blocks * n_kv * layout.prefill_ids);
@@ -40,7 +43,7 @@ struct KvWorkspace {
       block_local = arena.template take<int64_t>(Purpose::kActivations, blocks);
     }
     if (!layout.any_tiered) return;
-    select = arena.template take<float>(Purpose::kLandmarks, layout.select_floats);
+    select_ = arena.template take<float>(Purpose::kLandmarks, together * select_floats);
     if (o.weighs_chunks()) {
       chunk_mass = arena.template take<float>(Purpose::kActivations, n_kv * layout.chunks);
     }
@@ -61,9 +64,13 @@ struct KvWorkspace {
     return layout.settings.capacity <= capacity && layout.settings.prompt <= prompt;
   }
 
+  // Of attend_decode, and of scoring, for the store at this place among those whose ops run at once.
+  float* attend(int64_t place) const { return attend_ + place % together * attend_floats; }
+  float* select(int64_t place) const { return select_ + place % together * select_floats; }
+
   int64_t capacity = 0, prompt = 0;  // tokens of the longest sequence and prompt
-  float* attend = nullptr;           // of attend_decode
-  float* select = nullptr;           // of scoring
+  int64_t together = 1;              // places
+  int64_t attend_floats = 0, select_floats = 0;
   float* chunk_mass = nullptr;       // [kv][chunks]
   bf16* landmarks = nullptr;         // [kv][index_plane_chunks][width], before they are coded
   bf16* coefficients = nullptr;      // [kPrefillChunk][rank], before they are coded
@@ -74,6 +81,9 @@ struct KvWorkspace {
   int32_t *block_ids = nullptr, *block_counts = nullptr;
   int64_t* block_local = nullptr;
   std::vector<FetchParams> fetches;  // of stores that fetch together
+
+ private:
+  float *attend_ = nullptr, *select_ = nullptr;  // [together][attend_floats], [together][select_floats]
 };
 
 }  // namespace tiercel

@@ -58,9 +58,10 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   const int64_t at_once = o.overlap ? kRetireTokens / o.chunk_tokens : 1;
   retire_tokens = std::max<int64_t>(at_once, 1) * o.chunk_tokens;
   spare_key_plane = o.overlap && any_tiered && o.keys != KeyForm::kExact;
-  select_floats = any_tiered ? std::max(select_workspace_floats(s.n_heads, s.n_kv_heads, chunks),
-                                        s.n_kv_heads * chunks)
-                             : 0;
+  const int64_t floats = std::max(select_workspace_floats(s.n_heads, s.n_kv_heads, chunks),
+                                  s.n_kv_heads * chunks);
+  // Several lie behind each other, aligned as memory of the device is.
+  select_floats = any_tiered ? (floats + 63) / 64 * 64 : 0;
 }
 
 int64_t KvLayout::blocks_looked_into(int64_t n_blocks, int64_t k) const {
@@ -202,13 +203,13 @@ PurposeBytes KvLayout::workspace_bytes() const {
   const int64_t n_kv = shape.n_kv_heads;
   PurposeBytes bytes{};
   auto add = [&](Purpose purpose, int64_t n) { bytes[static_cast<size_t>(purpose)] += n; };
-  add(Purpose::kActivations, decode_workspace_floats(shape.n_heads, shape.head_dim) * 4);
+  add(Purpose::kActivations, o.together * attend_floats() * 4);
   if (o.select_prefill) {
     add(Purpose::kActivations,
         prefill_blocks() * n_kv * (prefill_ids + 1) * 4 + prefill_blocks() * 8);
   }
   if (!any_tiered) return bytes;
-  add(Purpose::kLandmarks, select_floats * 4);
+  add(Purpose::kLandmarks, o.together * select_floats * 4);
   if (o.weighs_chunks()) add(Purpose::kActivations, n_kv * chunks * 4);
   if (any_low_rank() && o.key_codec != RowCodec::kBf16) {
     add(Purpose::kActivations, kPrefillChunk * o.rank * kBf16);

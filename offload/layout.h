@@ -87,6 +87,7 @@ struct KvSettings {
   bool one_memory = false;  // the device's queue reaches what is at home on the host, where it is
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
+  int64_t together = 1;  // stores that share a workspace and whose ops run at once
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 
   bool reuses() const { return reuse_cosine > 0 || reuse_steps > 1; }
@@ -202,6 +203,8 @@ struct KvLayout {
   // Their sum: the peak of one sequence by itself, at the end of its prefill.
   PurposeBytes device_bytes() const;
   PurposeBytes host_bytes() const;
+  // Workspace of attention.
+  int64_t attend_floats() const { return decode_workspace_floats(shape.n_heads, shape.head_dim); }
 
   KvShape shape;
   KvSettings settings;

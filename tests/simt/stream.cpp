@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/base/check.h"
+#include "kernels/joint_launch.cuh"
 #include "tests/seed.h"
 #include "tests/simt/simt.h"
 
@@ -29,9 +30,12 @@ Stream::Stream(const StreamOptions& options)
 Stream::~Stream() { std::free(scratch_); }
 
 Stream::Libraries& Stream::libraries() { return *libraries_; }
-Stream::Ticket Stream::record() { return {}; }
-void Stream::wait(Ticket) {}
-void Stream::finish() {}
+Stream::Ticket Stream::record() {
+  launch_held();
+  return {};
+}
+void Stream::wait(Ticket) { launch_held(); }
+void Stream::finish() { launch_held(); }
 int64_t Stream::device_memory_free() const { return int64_t{8} << 30; }
 int64_t Stream::device_memory_total() const { return int64_t{8} << 30; }
 
@@ -43,6 +47,7 @@ void* Stream::scratch(int64_t bytes) {
 
 void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
                         int64_t source_stride, int64_t row_bytes, int64_t n_rows) {
+  launch_held();
   simt::run_or_record([=] {
     for (int64_t row = 0; row < n_rows; ++row) {
       std::memcpy(static_cast<char*>(target) + row * target_stride,
@@ -53,10 +58,12 @@ void Stream::copy_bytes(void* target, int64_t target_stride, const void* source,
 }
 
 void Stream::fill_bytes(void* target, int value, int64_t bytes) {
+  launch_held();
   simt::run_or_record([=] { std::memset(target, value, static_cast<size_t>(bytes)); });
 }
 
 void Stream::call(void (*function)(void*), void* data) {
+  launch_held();
   simt::run_or_record([=] { function(data); });
 }
 
