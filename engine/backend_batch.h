@@ -115,13 +115,17 @@ class BackendBatch : public Batch {
       running_.push_back(&s);
       token_ids_.push_back(step.token);
     }
+    const int64_t launches = n_launches();
     transformer_.embed_tokens(upload_ids(), hidden_, n);
     run_layers(n);
     for (Sequence* s : running_) s->store.advance();
     transformer_.make_logits(hidden_, n, /*alone=*/true);
     find_best(n);
     backend_.device.finish();
+    step_launches_ = n_launches() - launches;
   }
+
+  int64_t step_launches() const override { return step_launches_; }
 
   int64_t micro_batches(int64_t n) const override {
     if (plan_.micro_batches == MicroBatches::kTwo) return n > 1 ? 2 : 1;
@@ -213,6 +217,18 @@ class BackendBatch : public Batch {
 
   PlanRequest request() const { return model_->plan_request(); }
   Sequence& at(int64_t name) { return *sequences_.at(name); }
+
+  int64_t n_launches() const {
+    if constexpr (requires { backend_.device.n_launches(); }) {
+      int64_t n = 0;
+      const Device* queues[] = {&backend_.device, &backend_.copy, &backend_.side};
+      for (int i = 0; i < 3; ++i) {
+        if (std::find(queues, queues + i, queues[i]) == queues + i) n += queues[i]->n_launches();
+      }
+      return n;
+    }
+    return 0;
+  }
 
   void move(const void* source, void* target, int64_t bytes) {
     CopyParams params;
@@ -330,6 +346,7 @@ class BackendBatch : public Batch {
   float* host_logits_ = nullptr;                        // [vocab_size]
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_name_ = 0;
+  int64_t step_launches_ = 0;
   std::vector<Sequence*> running_;  // rows of the step in hand
   std::vector<typename KvStore<Device, Host>::Attention> attentions_;  // of the layer in hand
   std::vector<int32_t> token_ids_;

@@ -134,6 +134,7 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
           {"tg", row.n_gen},
           {"pl", n},
           {"micro_batches", row.micro_batches},
+          {"kernels_per_step", row.step_launches > 0 ? Json(row.step_launches) : Json(nullptr)},
           {"n_kv", n * (row.n_prompt + row.n_gen)},
           {"t_pp", row.prompt_seconds},
           {"speed_pp", per_second(n_prompt_tokens, row.prompt_seconds)},

@@ -93,6 +93,32 @@ TEST(DeviceBatch, EverySequenceAsAlone) {
   expect_as_alone("llama_eviction_head", small(AttentionMode::kNosa, KeyCodec::kExact));
 }
 
+// Kernels of a step of n sequences of one length.
+int64_t launches_of(const SessionOptions& options, int n) {
+  const auto model = tiny("llama");
+  const std::vector<int32_t> ids = prompts(*model).back();
+  const auto tokens = static_cast<int64_t>(ids.size());
+  const auto batch = Batch::open(model, Batch::plan(*model, options, kSequences, tokens, 2));
+  std::vector<Batch::Step> steps;
+  for (int i = 0; i < n; ++i) {
+    steps.push_back({batch->add(batch->plan_sequence(tokens, 2), ids), ids[0]});
+    while (!batch->advance_prefill(steps.back().sequence).finished) {
+    }
+  }
+  batch->step(steps);
+  return batch->step_launches();
+}
+
+TEST(DeviceBatch, EightSequencesTakeAsManyLaunchesAsOne) {
+  for (const KeyCodec codec : {KeyCodec::kExact, KeyCodec::kInt8, KeyCodec::kLowRank}) {
+    const SessionOptions options = small(AttentionMode::kShadow, codec);
+    const int64_t one = launches_of(options, 1);
+    EXPECT_GT(one, 2 * 7) << "two layers of RoPE, selection, attention, fetches";
+    EXPECT_EQ(launches_of(options, 8), one);
+    EXPECT_LE(launches_of(options, 10), 2 * one);
+  }
+}
+
 SessionOptions attended_by_host(KeyCodec codec) {
   SessionOptions options = small(AttentionMode::kShadow, codec);
   options.value_home = ValueHome::kHost;
