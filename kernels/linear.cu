@@ -2,8 +2,8 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/launch.cuh"
-#include "kernels/linear.cuh"
 #include "kernels/linear.h"
+#include "kernels/linear_rows.cuh"
 #include "kernels/matmul.h"
 
 namespace tiercel::cuda {
@@ -15,13 +15,15 @@ constexpr int64_t kResidentBlocks = 3;
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-bool is_skinny(int64_t m, int64_t k) {
-  return m <= kMaxSkinnyRows && k % kPiece == 0 && k <= (int64_t{1} << 24);
+// Whether weights can be streamed into matrix instructions.
+bool can_stream(int64_t k) { return k % kPiece == 0 && k <= (int64_t{1} << 24); }
+bool can_stream(const LinearParams& p) {
+  return can_stream(p.k) && aligned(p.x) && aligned(p.weight);
 }
 
 template <int kOctets, bool kNorm, bool kGated>
 void launch_skinny(Stream& stream, const SkinnyParams& p) {
-  constexpr int kColumns = 8 * (kGated ? kOctets / 2 : kOctets);
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
   launch_dependent<skinny_kernel<kOctets, kNorm, kGated>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
       skinny_shared_bytes(p.m, p.panel, kOctets), p);
@@ -67,17 +69,54 @@ void linear_any(Stream& stream, const LinearParams& p) {
                             256, 0, p);
 }
 
-// Calls op for group after group of as many rows as a row's bits do not depend on.
-template <typename Op>
-void for_row_groups(int64_t m, Op op) {
-  for (int64_t row = 0; row < m; row += kMaxSkinnyRows) op(row, std::min(m - row, kMaxSkinnyRows));
+template <int kOctets, bool kGated>
+void launch_rows(Stream& stream, const SkinnyParams& p) {
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
+  launch_dependent<linear_rows_kernel<kOctets, kGated>>(
+      stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
+      linear_rows_shared_bytes(padded_rows(p.m), kOctets), p);
 }
 
-LinearParams rows_of(LinearParams p, int64_t first, int64_t n) {
-  p.x += first * p.k;
-  p.out = static_cast<std::byte*>(p.out) + first * p.n * static_cast<int64_t>(size_of(p.out_type));
-  p.m = n;
-  return p;
+// Eight octets a block read x half as often as four, but must be enough blocks to fill the device.
+void run_rows(Stream& stream, const SkinnyParams& p) {
+  if (p.up != nullptr) {
+    launch_rows<8, true>(stream, p);
+  } else if (p.n >= int64_t{64} * stream.n_processors()) {
+    launch_rows<8, false>(stream, p);
+  } else {
+    launch_rows<4, false>(stream, p);
+  }
+}
+
+// Rows of one launch: two panels of 64 take 128 KiB of shared memory, which not every device has.
+int64_t rows_at_once(const Stream& stream) {
+  const bool large = stream.architecture() == 80 || stream.architecture() == 90;
+  return large ? kMostRows : kMostRows / 2;
+}
+
+// Rows that have the bits of m = 1, some at a time. norm_weight is null: it has been done.
+void run_streamed(Stream& stream, const SkinnyParams& all) {
+  const int64_t most = rows_at_once(stream);
+  const int64_t out_bytes = all.out_f32 ? sizeof(float) : sizeof(bf16);
+  for (int64_t row = 0; row < all.m; row += most) {
+    SkinnyParams p = all;
+    p.m = static_cast<int32_t>(std::min(all.m - row, most));
+    p.x += row * p.k;
+    p.out = static_cast<std::byte*>(p.out) + row * p.n * out_bytes;
+    if (p.m > kMaxSkinnyRows) {
+      run_rows(stream, p);
+    } else {
+      run_skinny<false>(stream, p);
+    }
+  }
+}
+
+void norm_rows(Stream& stream, const bf16* x, const bf16* weight, bf16* out, int64_t m, int64_t k,
+               float eps) {
+  CHECK(out != nullptr, "m {} k {}", m, k);
+  const NormRowsParams p{x, weight, out, static_cast<int32_t>(k), eps};
+  launch_dependent<norm_rows_kernel>(stream, blocks_for(m, 1), 32 * kSkinnyWarps,
+                                     kSkinnyWarps * sizeof(float), p);
 }
 
 }  // namespace
@@ -86,91 +125,94 @@ void linear(Stream& stream, const LinearParams& p) {
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
   if (p.m == 0 || p.n == 0) return;
   CHECK(p.k > 0, "k is {}", p.k);
-  if (p.alone && p.m > kMaxSkinnyRows) {
-    for_row_groups(p.m, [&](int64_t row, int64_t n) { linear(stream, rows_of(p, row, n)); });
-  } else if (p.m > kMaxSkinnyRows) {
-    if (!matmul(stream, p)) linear_any(stream, p);
-  } else if (is_skinny(p.m, p.k) && aligned(p.x) && aligned(p.weight)) {
-    run_skinny<false>(stream, skinny_params(p));
-  } else {
-    linear_any(stream, p);
-  }
-}
-
-bool can_fuse(const NormLinearParams& p) {
-  const LinearParams& l = p.linear;
-  return is_skinny(l.m, l.k) && aligned(l.x) && aligned(l.weight) && aligned(p.norm_weight);
-}
-
-void norm_linear(Stream& stream, const NormLinearParams& p) {
-  if (p.linear.m == 0 || p.linear.n == 0) return;
-  if (p.linear.alone && p.linear.m > kMaxSkinnyRows) {
-    for_row_groups(p.linear.m, [&](int64_t row, int64_t n) {
-      NormLinearParams group = p;
-      group.linear = rows_of(p.linear, row, n);
-      if (p.normed != nullptr) group.normed += row * p.linear.k;
-      norm_linear(stream, group);
-    });
+  const bool few = p.m <= kMaxSkinnyRows;
+  if (few || p.alone) {
+    if (can_stream(p)) return run_streamed(stream, skinny_params(p));
+  } else if (matmul(stream, p)) {
     return;
   }
-  if (!can_fuse(p)) {
-    CHECK(p.normed != nullptr, "m {} k {}", p.linear.m, p.linear.k);
-    rms_norm(stream, {p.linear.x, p.norm_weight, p.normed, p.linear.m, p.linear.k, p.eps});
-    LinearParams product = p.linear;
-    product.x = p.normed;
-    linear(stream, product);
-    return;
-  }
-  SkinnyParams params = skinny_params(p.linear);
-  params.norm_weight = p.norm_weight;
-  params.eps = p.eps;
-  run_skinny<true>(stream, params);
+  linear_any(stream, p);
 }
 
-bool can_fuse(const GatedLinearParams& p) {
-  return p.gate_bias == nullptr && p.up_bias == nullptr && is_skinny(p.m, p.k) && aligned(p.x) &&
+namespace {
+
+// Whether the norm of a few rows is folded in; more rows, if they are to have the same bits, are
+// normalised in the same way before.
+bool folds_norm(const NormLinearParams& p) {
+  return can_stream(p.linear) && aligned(p.norm_weight);
+}
+bool folds_gate(const GatedLinearParams& p) {
+  return p.gate_bias == nullptr && p.up_bias == nullptr && can_stream(p.k) && aligned(p.x) &&
          aligned(p.gate) && aligned(p.up) && aligned(p.norm_weight);
 }
 
-void gated_linear(Stream& stream, const GatedLinearParams& p) {
-  if (p.m == 0 || p.n == 0) return;
-  if (p.alone && p.m > kMaxSkinnyRows) {
-    for_row_groups(p.m, [&](int64_t row, int64_t n) {
-      GatedLinearParams group = p;
-      group.m = n;
-      group.x += row * p.k;
-      group.out += row * p.n;
-      if (p.normed != nullptr) group.normed += row * p.k;
-      if (p.up_result != nullptr) group.up_result += row * p.n;
-      gated_linear(stream, group);
-    });
+}  // namespace
+
+bool can_fuse(const NormLinearParams& p) {
+  return p.linear.m <= kMaxSkinnyRows && folds_norm(p);
+}
+
+void norm_linear(Stream& stream, const NormLinearParams& p) {
+  const LinearParams& l = p.linear;
+  if (l.m == 0 || l.n == 0) return;
+  if (can_fuse(p)) {
+    SkinnyParams params = skinny_params(l);
+    params.norm_weight = p.norm_weight;
+    params.eps = p.eps;
+    run_skinny<true>(stream, params);
     return;
   }
-  if (!can_fuse(p)) {
+  if (l.alone && folds_norm(p)) {
+    norm_rows(stream, l.x, p.norm_weight, p.normed, l.m, l.k, p.eps);
+  } else {
+    CHECK(p.normed != nullptr, "m {} k {}", l.m, l.k);
+    rms_norm(stream, {l.x, p.norm_weight, p.normed, l.m, l.k, p.eps});
+  }
+  LinearParams product = l;
+  product.x = p.normed;
+  linear(stream, product);
+}
+
+bool can_fuse(const GatedLinearParams& p) { return p.m <= kMaxSkinnyRows && folds_gate(p); }
+
+void gated_linear(Stream& stream, const GatedLinearParams& p) {
+  if (p.m == 0 || p.n == 0) return;
+  const bool fuse = can_fuse(p), alike = !fuse && p.alone && folds_gate(p);
+  if (!fuse && !alike) {
     const bf16* x = p.x;
     if (p.norm_weight != nullptr) {
       rms_norm(stream, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps});
       x = p.normed;
     }
-    linear(stream, {x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n});
-    linear(stream, {x, p.up, p.up_bias, p.up_result, p.m, p.k, p.n});
+    LinearParams product{x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n};
+    product.alone = p.alone;
+    linear(stream, product);
+    product.weight = p.up;
+    product.bias = p.up_bias;
+    product.out = p.up_result;
+    linear(stream, product);
     swiglu(stream, {p.out, p.up_result, p.out, p.m * p.n});
     return;
   }
-  const SkinnyParams params{.x = p.x,
+  SkinnyParams params{.x = p.x,
                             .weight = p.gate,
-                            .up = p.up,
-                            .norm_weight = p.norm_weight,
-                            .out = p.out,
-                            .n = p.n,
-                            .m = static_cast<int32_t>(p.m),
-                            .k = static_cast<int32_t>(p.k),
-                            .eps = p.eps};
-  if (p.norm_weight != nullptr) {
+                      .up = p.up,
+                      .norm_weight = p.norm_weight,
+                      .out = p.out,
+                      .n = p.n,
+                      .m = static_cast<int32_t>(p.m),
+                      .k = static_cast<int32_t>(p.k),
+                      .eps = p.eps};
+  if (fuse && p.norm_weight != nullptr) {
     run_skinny<true>(stream, params);
-  } else {
-    run_skinny<false>(stream, params);
+    return;
   }
+  if (p.norm_weight != nullptr) {
+    norm_rows(stream, p.x, p.norm_weight, p.normed, p.m, p.k, p.eps);
+    params.x = p.normed;
+    params.norm_weight = nullptr;
+  }
+  run_streamed(stream, params);
 }
 
 }  // namespace tiercel::cuda

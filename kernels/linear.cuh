@@ -64,30 +64,46 @@ GPU uint4 piece_of(const bf16* row, int at, int k) {
   return at < k ? load_piece(row + at) : uint4{0, 0, 0, 0};
 }
 
-// Sums of squares of every row of x, a part per warp.
-GPU void sum_squares(const SkinnyParams& p, float* squares) {
+// The sum of squares of a row of x, a part per warp, in [kSkinnyWarps].
+GPU void sum_squares_of_row(const bf16* x, int k, float* squares) {
   constexpr int kBatch = 2;
   const int tid = threadIdx.x;
+  float sum = 0;
+#pragma unroll 1
+  for (int i = tid * kPiece; i < k; i += kBatch * kTurn) {
+    uint4 pieces[kBatch];  // in flight together; zeros add nothing
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) pieces[b] = piece_of(x, i + b * kTurn, k);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      float values[kPiece];
+      unpack(pieces[b], values);
+      sum = square_sum(values, sum);
+    }
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
+  if (tid % 32 == 0) squares[tid / 32] = sum;
+}
+GPU void sum_squares(const SkinnyParams& p, float* squares) {
 #pragma unroll 1
   for (int row = 0; row < p.m; ++row) {
-    const bf16* x = p.x + int64_t{row} * p.k;
-    float sum = 0;
-#pragma unroll 1
-    for (int i = tid * kPiece; i < p.k; i += kBatch * kTurn) {
-      uint4 pieces[kBatch];  // in flight together; zeros add nothing
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) pieces[b] = piece_of(x, i + b * kTurn, p.k);
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        float values[kPiece];
-        unpack(pieces[b], values);
-        sum = square_sum(values, sum);
-      }
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
-    if (tid % 32 == 0) squares[row * kSkinnyWarps + tid / 32] = sum;
+    sum_squares_of_row(p.x + int64_t{row} * p.k, p.k, squares + row * kSkinnyWarps);
   }
+}
+GPU float scale_of_row(const float* squares, int k, float eps) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kSkinnyWarps; ++i) sum += squares[i];
+  return norm_scale(sum, k, eps);
+}
+GPU uint4 normalised(uint4 x, uint4 norm, float scale) {
+  float values[kPiece], weights[kPiece];
+  unpack(x, values);
+  unpack(norm, weights);
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i) values[i] = values[i] * scale * weights[i];
+  return pack(values);
 }
 
 // Elements first .. end of the rows of x in the order of the fragments, zeros past k.
@@ -99,12 +115,7 @@ GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squ
   for (int row = 0; row < p.m; ++row) {
     const bf16* x = p.x + int64_t{row} * p.k;
     float scale = 1;
-    if constexpr (kNorm) {
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kSkinnyWarps; ++i) sum += squares[row * kSkinnyWarps + i];
-      scale = norm_scale(sum, p.k, p.eps);
-    }
+    if constexpr (kNorm) scale = scale_of_row(squares + row * kSkinnyWarps, p.k, p.eps);
 #pragma unroll 1
     for (int at = first + static_cast<int>(threadIdx.x) * kPiece; at < end; at += kBatch * kTurn) {
       uint4 pieces[kBatch], norms[kNorm ? kBatch : 1];  // in flight together
@@ -118,12 +129,7 @@ GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squ
         if (at + b * kTurn >= end) break;
         uint4 v = pieces[b];
         if constexpr (kNorm) {
-          float values[kPiece], weights[kPiece];
-          unpack(v, values);
-          unpack(norms[b], weights);
-#pragma unroll
-          for (int i = 0; i < kPiece; ++i) values[i] = values[i] * scale * weights[i];
-          v = at + b * kTurn < p.k ? pack(values) : uint4{0, 0, 0, 0};
+          v = at + b * kTurn < p.k ? normalised(v, norms[b], scale) : uint4{0, 0, 0, 0};
         }
         const int piece = (at + b * kTurn - first) / kPiece;
         uint2* target = staged + (piece / 4 * 2 * p.m + row) * 4 + piece % 4;
@@ -141,6 +147,54 @@ GPU int64_t skinny_place(const SkinnyParams& p, int octets) {
   return tid < octets * 64 && row < p.m && column < p.n ? row * p.n + column : -1;
 }
 
+GPU bf16 gated(float gate, float up) {
+  using namespace gpu;
+  return to_bf16(mul_rn(silu(to_float(to_bf16(gate))), to_float(to_bf16(up))));
+}
+GPU float load_result(const SkinnyParams& p, int64_t place) {
+  return p.out_f32 ? static_cast<const float*>(p.out)[place]
+                   : gpu::to_float(static_cast<const bf16*>(p.out)[place]);
+}
+GPU void store_result(const SkinnyParams& p, int64_t place, float sum) {
+  if (p.out_f32) {
+    static_cast<float*>(p.out)[place] = sum;
+  } else {
+    static_cast<bf16*>(p.out)[place] = gpu::to_bf16(sum);
+  }
+}
+
+// The weights of a block, 8 * kOctets rows of them, as a lane reads them. kGated: the even octets are
+// rows of weight, the odd ones the same rows of up.
+template <int kOctets, bool kGated>
+struct SkinnyWeights {
+  static constexpr int kColumns = kGated ? kOctets / 2 : kOctets;  // octets of the result
+  const bf16 *weight, *up;
+  int64_t k;
+  int k_left, rows_left;
+
+  GPU explicit SkinnyWeights(const SkinnyParams& p) : k(p.k) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
+    const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
+    weight = p.weight + (first_row + g) * p.k + t * kPiece;
+    up = kGated ? p.up + (first_row + g) * p.k + t * kPiece : nullptr;
+    k_left = p.k - t * kPiece;
+    rows_left = n_rows - g;
+  }
+  // Those of 32 elements of k from offset on; zeros outside.
+  GPU void load(uint4 (&target)[kOctets], int offset) const {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const int below = (kGated ? o / 2 : o) * 8;
+      const bf16* source = (kGated && o % 2 == 1 ? up : weight) + below * k + offset;
+      const bool inside = offset < k_left && below < rows_left;
+      target[o] = inside ? gpu::load_stream(source) : uint4{0, 0, 0, 0};
+    }
+  }
+};
+// Of a warp's steps, each of kGroup elements of k, the first element; without the warp's own 2 * kGroup.
+GPU int step_offset(int step) { return step / 2 * kPairStride + step % 2 * kGroup; }
+
 // Adds up what the warps have, and writes this thread's result.
 template <int kOctets, bool kGated>
 GPU void finish_skinny(const SkinnyParams& p, const SkinnyShared<kOctets>& shared, int64_t place) {
@@ -154,24 +208,16 @@ GPU void finish_skinny(const SkinnyParams& p, const SkinnyShared<kOctets>& share
       sum += shared.sums[(i * kOctets + octet) * 64 + tid % 64];
     return sum;
   };
-  auto* out = static_cast<bf16*>(p.out) + place;
   if constexpr (kGated) {
-    const float gate = to_float(to_bf16(total(tid / 64 * 2)));
-    const float up = to_float(to_bf16(total(tid / 64 * 2 + 1)));
-    *out = to_bf16(mul_rn(silu(gate), up));
+    static_cast<bf16*>(p.out)[place] = gated(total(tid / 64 * 2), total(tid / 64 * 2 + 1));
   } else {
     float sum = total(tid / 64);
     if (p.bias != nullptr) sum += shared.added[tid];
     if (p.accumulate) sum += shared.added[kOctets * 64 + tid];
-    if (p.out_f32) {
-      static_cast<float*>(p.out)[place] = sum;
-    } else {
-      *out = to_bf16(sum);
-    }
+    store_result(p, place, sum);
   }
 }
 
-// kGated: the even octets are rows of weight, the odd ones the same rows of up.
 template <int kOctets, bool kNorm, bool kGated>
 KERNEL(32 * kSkinnyWarps, kOctets == 4 ? 2 : 3)
 skinny_kernel(const GRID_CONST SkinnyParams p) {
@@ -179,40 +225,27 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
   SHARED(smem);
   constexpr int kAhead = 8 / kOctets;  // steps of weights in flight: 4 KiB a warp
   constexpr int kStride = kAhead / 2 * kPairStride;
-  constexpr int kColumns = kGated ? kOctets / 2 : kOctets;  // octets of the result
+  using Weights = SkinnyWeights<kOctets, kGated>;
+  constexpr int kColumns = Weights::kColumns;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
   const SkinnyShared<kOctets> shared(smem, p);
 
   // The weights of the first steps, before anything that makes us wait: no kernel writes them.
-  const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
-  const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
-  const bf16* weight = p.weight + (first_row + g) * p.k + t * kPiece;
-  const bf16* up = kGated ? p.up + (first_row + g) * p.k + t * kPiece : nullptr;
-  const int k_left = p.k - t * kPiece, rows_left = n_rows - g;
+  const Weights weights(p);
   uint4 w[kAhead][kOctets];
-  const auto load_step = [&](uint4(&target)[kOctets], int offset) {
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-      const int below = (kGated ? o / 2 : o) * 8;
-      const bf16* source = (kGated && o % 2 == 1 ? up : weight) + below * p.k + offset;
-      const bool inside = offset < k_left && below < rows_left;
-      target[o] = inside ? load_stream(source) : uint4{0, 0, 0, 0};
-    }
-  };
-  const auto step_of = [](int a) { return a / 2 * kPairStride + a % 2 * kGroup; };
   int offset = warp * 2 * kGroup;
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) load_step(w[a], offset + step_of(a));
+  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset(a));
 
   if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
+    const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
     shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
   }
   wait_for_predecessors();
 
   float old = 0;  // asked for now, and kept in shared memory when it has come with x
   if (const int64_t place = skinny_place(p, kColumns); p.accumulate && place >= 0) {
-    old = p.out_f32 ? static_cast<const float*>(p.out)[place]
-                    : to_float(static_cast<const bf16*>(p.out)[place]);
+    old = load_result(p, place);
   }
   if constexpr (kNorm) sum_squares(p, shared.squares);
 
@@ -230,7 +263,7 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
       if (offset + 2 * kStride >= p.k) launch_dependents();  // the last weights are asked for
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const uint2* xs = x + (offset + step_of(a)) / kGroup * 8 * p.m;
+        const uint2* xs = x + (offset + step_offset(a)) / kGroup * 8 * p.m;
         const bool row = g < p.m;
         const uint2 x0 = row ? xs[0] : uint2{0, 0}, x1 = row ? xs[4 * p.m] : uint2{0, 0};
         const uint32_t a0[4] = {x0.x, 0, x0.y, 0}, a1[4] = {x1.x, 0, x1.y, 0};
@@ -239,7 +272,7 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
           mma_16x8x16(acc[o], a0, w[a][o].x, w[a][o].y);
           mma_16x8x16(acc[o], a1, w[a][o].z, w[a][o].w);
         }
-        load_step(w[a], offset + kStride + step_of(a));
+        weights.load(w[a], offset + kStride + step_offset(a));
       }
     }
   }

@@ -2,8 +2,9 @@
 //
 // Up to kMaxSkinnyRows rows the weights are streamed straight into matrix instructions: the op is
 // as fast as memory, and the bits of a row depend neither on the other rows nor on how many there
-// are. More rows go to the matrix library (matmul.h). Rows whose addresses or widths are not
-// multiples of 16 bytes take a slow kernel where the fast ones cannot.
+// are. More rows that are to have the same bits (`alone`) take a kernel that reads the weights once for
+// 64 of them (linear_rows.cuh); others go to the matrix library (matmul.h). Rows whose addresses or
+// widths are not multiples of 16 bytes take a slow kernel where the fast ones cannot.
 #pragma once
 
 #include "engine/base/ops.h"

@@ -2,6 +2,7 @@
 // in steps.
 #include "kernels/linear.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "kernels/elementwise.h"
 #include "kernels/synthetic.h"
@@ -217,41 +219,84 @@ TEST(KernelLinear, BitsDependNotOnOtherRows) {
   }
 }
 
+// More rows than a warp's matrix product has, up to several launches; k in one panel and in many, and
+// not a whole number of steps; few columns and many; at addresses and widths that nothing fast reads.
 TEST(KernelLinear, RowsAloneHaveTheBitsOfOneRow) {
-  const int64_t m = 19, k = 264, n = 90;
-  Problem all({.m = m, .k = k, .n = n, .f32 = false});
-  const DeviceVector<bf16> norm = random_bf16(k, all.random, 1, 0.1f);
-  DeviceVector<bf16> gated(static_cast<size_t>(m * n)), one = gated;
-  LinearParams together = all.params();
-  together.alone = true;
-  cuda::norm_linear(test::stream(), {.linear = together, .norm_weight = norm.data(), .eps = 1e-5f});
-  GatedLinearParams mlp{.x = all.x.data(),
-                        .norm_weight = norm.data(),
-                        .gate = all.weight.data(),
-                        .up = all.weight.data(),
-                        .out = gated.data(),
-                        .m = m,
-                        .k = k,
-                        .n = n,
-                        .eps = 1e-5f,
-                        .alone = true};
-  cuda::gated_linear(test::stream(), mlp);
-  test::stream().finish();
-  const DeviceVector<bf16> out = all.out;
-  mlp.out = one.data();
-  mlp.m = 1;
-  for (int64_t row = 0; row < m; ++row) {
-    all.reset();
-    LinearParams part = all.params();
-    part.x += row * k;
-    part.m = 1;
-    cuda::norm_linear(test::stream(), {.linear = part, .norm_weight = norm.data(), .eps = 1e-5f});
-    mlp.x = part.x;
-    cuda::gated_linear(test::stream(), mlp);
-    test::stream().finish();
-    const auto bytes = static_cast<size_t>(n) * sizeof(bf16);
-    ASSERT_EQ(std::memcmp(out.data() + row * n, all.out.data(), bytes), 0) << row;
-    ASSERT_EQ(std::memcmp(gated.data() + row * n, one.data(), bytes), 0) << row;
+  for (const Case& s : {
+           Case{19, 264, 90},
+           Case{9, 1032, 40, true},
+           Case{16, 512, 258, false, true},
+           Case{33, 1544, 66, true, true, true},
+           Case{64, 520, 270, false, false, true},
+           Case{70, 328, 257, true},
+           Case{12, 98, 30, true},
+       }) {
+    Problem all(s);
+    const DeviceVector<bf16> norm = random_bf16(s.k, all.random, 1, 0.1f);
+    DeviceVector<bf16> normed(static_cast<size_t>(s.m * s.k));
+    DeviceVector<bf16> gated(static_cast<size_t>(s.m * s.n)), one = gated, up_result = gated;
+    const auto of = [&](int64_t row, int64_t m) {
+      LinearParams p = all.params();
+      const auto size = static_cast<int64_t>(size_of(p.out_type));
+      p.x += row * s.k;
+      p.out = static_cast<std::byte*>(p.out) + row * s.n * size;
+      p.m = m;
+      p.alone = true;
+      return p;
+    };
+    const auto mlp_of = [&](int64_t row, int64_t m, DeviceVector<bf16>& out) {
+      return GatedLinearParams{.x = all.x.data() + row * s.k,
+                               .norm_weight = norm.data(),
+                               .gate = all.weight.data(),
+                               .up = all.weight.data(),
+                               .gate_bias = s.bias ? all.bias.data() : nullptr,
+                               .out = out.data() + row * s.n,
+                               .m = m,
+                               .k = s.k,
+                               .n = s.n,
+                               .eps = 1e-5f,
+                               .alone = true,
+                               .normed = normed.data(),
+                               .up_result = up_result.data()};
+    };
+    std::set<int64_t> rows = {0, 7, 8, s.m - 1};
+    for (int i = 0; i < 4; ++i) rows.insert(static_cast<int64_t>(all.random() % s.m));
+    // Every op once with all rows and then some of them by themselves.
+    const auto expect_alike = [&](const char* what, auto op) {
+      for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) {
+        all.reset();
+        op(*stream, 0, s.m, gated);
+        stream->finish();
+        const DeviceVector<bf16> out = all.out;
+        const DeviceVector<float> out_f32 = all.out_f32;
+        all.reset();
+        for (const int64_t row : rows) {
+          op(*stream, row, 1, one);
+          stream->finish();
+          const std::string where =
+              fmt::format("{}, row {} of {} x {} x {}", what, row, s.m, s.k, s.n);
+          const auto is_alike = [&](const auto& a, const auto& b) {
+            const auto bytes = static_cast<size_t>(s.n) * sizeof(a[0]);
+            return std::memcmp(a.data() + row * s.n, b.data() + row * s.n, bytes) == 0;
+          };
+          EXPECT_TRUE(is_alike(out, all.out)) << where;
+          EXPECT_TRUE(is_alike(out_f32, all.out_f32)) << where;
+          EXPECT_TRUE(is_alike(gated, one)) << where;
+        }
+      }
+    };
+    expect_alike("linear", [&](cuda::Stream& stream, int64_t row, int64_t m, auto&) {
+      cuda::linear(stream, of(row, m));
+    });
+    expect_alike("norm_linear", [&](cuda::Stream& stream, int64_t row, int64_t m, auto&) {
+      cuda::norm_linear(stream, {.linear = of(row, m),
+                                 .norm_weight = norm.data(),
+                                 .eps = 1e-5f,
+                                 .normed = normed.data()});
+    });
+    expect_alike("gated_linear", [&](cuda::Stream& stream, int64_t row, int64_t m, auto& out) {
+      cuda::gated_linear(stream, mlp_of(row, m, out));
+    });
   }
 }
 

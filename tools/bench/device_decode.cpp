@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -185,6 +186,28 @@ void plans(Device& device, Step& step, double bytes,
   }
 }
 
+// Sequences of a batch, one launch after the other and all in one.
+void batch(Device& device, const SparseLayers& layers, int64_t n_kv_heads) {
+  std::vector<std::unique_ptr<Step>> steps;
+  for (int i = 0; i < cuda::kMostTogether; ++i) steps.push_back(std::make_unique<Step>(device));
+  const auto n = static_cast<int64_t>(steps.size());
+  const auto row = [&](const char* how, const Device::Call& call) {
+    device.report({.name = "decode batch",
+                   .shape = fmt::format("{} sequences, {}", n, how),
+                   .us = device.time_us(call),
+                   .bytes = static_cast<double>(n) * attended_bytes(n_kv_heads, layers.n_tokens())});
+  };
+  const auto attend = [&](int64_t turn, int64_t i) {
+    steps[static_cast<size_t>(i)]->attend(device.stream(), layers.layer(n * turn + i));
+  };
+  row("one by one", [&](int64_t turn) {
+    for (int64_t i = 0; i < n; ++i) attend(turn, i);
+  });
+  row("at once", [&](int64_t turn) {
+    together(device.stream(), n, [&](int64_t i) { attend(turn, i); });
+  });
+}
+
 }  // namespace
 
 void run_decode_dense(Device& device) {
@@ -246,6 +269,7 @@ void run_decode_sparse(Device& device) {
          step.attend_and_merge(device.stream(), std::span(all).last(1));
        }),
        .bytes = attended_bytes(step.n_kv_heads(), missed.listed * kChunkTokens)});
+  batch(device, layers, step.n_kv_heads());
   device.report({.name = "merge",
                  .shape = fmt::format("2 of {} heads", step.params.n_heads),
                  .us = device.time_us([&](int64_t) { step.merge(device.stream(), 2); })});

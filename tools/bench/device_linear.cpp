@@ -16,17 +16,21 @@ struct Layer {
 constexpr Layer kLayers[] = {
     {4096, 4096}, {1024, 4096}, {14336, 4096}, {4096, 14336}, {128256, 4096}};
 
-// Weights come cold; x and out lie in the cache, as they do in a model.
+// Weights come cold; x and out lie in the cache, as they do in a model. alone: with the bits of one row.
 void linear(Device& device, ColdNoise& weights, const Noise& x, const Noise& out, int64_t m,
-            const Layer& layer) {
+            const Layer& layer, bool alone) {
   const int64_t n = device.size(layer.n, 64), k = device.size(layer.k, 128);
   const double us = device.time_us([&](int64_t) {
-    cuda::linear(
-        device.stream(),
-        {.x = x.data(), .weight = weights.next(n * k), .out = out.data(), .m = m, .k = k, .n = n});
+    cuda::linear(device.stream(), {.x = x.data(),
+                                   .weight = weights.next(n * k),
+                                   .out = out.data(),
+                                   .m = m,
+                                   .k = k,
+                                   .n = n,
+                                   .alone = alone});
   });
   const std::string shape = fmt::format("m {} n {} k {}", m, n, k);
-  device.report({.name = "linear",
+  device.report({.name = alone ? "linear_alone" : "linear",
                  .shape = shape,
                  .us = us,
                  .bytes = 2 * static_cast<double>(n * k),
@@ -38,7 +42,7 @@ void linear(Device& device, ColdNoise& weights, const Noise& x, const Noise& out
 void fused(Device& device, ColdNoise& weights, const Noise& x, const Noise& out, int64_t m) {
   const int64_t k = device.size(4096, 128), n_qkv = device.size(6144, 64);
   const int64_t n_gate = device.size(14336, 64);
-  const Noise norm(device, k);
+  const Noise norm(device, k), normed(device, m * k);
   const auto row = [&](const char* name, int64_t n, double products, const Device::Call& call) {
     const double values = products * static_cast<double>(n * k);
     device.report({.name = name,
@@ -53,9 +57,11 @@ void fused(Device& device, ColdNoise& weights, const Noise& x, const Noise& out,
                                                    .out = out.data(),
                                                    .m = m,
                                                    .k = k,
-                                                   .n = n_qkv},
+                                                   .n = n_qkv,
+                                                   .alone = true},
                                         .norm_weight = norm.data(),
-                                        .eps = 1e-5f});
+                                        .eps = 1e-5f,
+                                        .normed = normed.data()});
   });
   row("gated_linear", n_gate, 2, [&](int64_t) {
     cuda::gated_linear(device.stream(), {.x = x.data(),
@@ -66,7 +72,9 @@ void fused(Device& device, ColdNoise& weights, const Noise& x, const Noise& out,
                                          .m = m,
                                          .k = k,
                                          .n = n_gate,
-                                         .eps = 1e-5f});
+                                         .eps = 1e-5f,
+                                         .alone = true,
+                                         .normed = normed.data()});
   });
 }
 
@@ -80,11 +88,18 @@ void run_linear(Device& device) {
   const Noise out(device, max_rows * device.size(128256, 64));
   for (const Layer& layer : kLayers) {
     for (const int64_t m : {1, 2, 4, 8, 16, 64, 512, 4096}) {
-      if (m <= max_rows) linear(device, weights, x, out, m, layer);
+      if (m <= max_rows) linear(device, weights, x, out, m, layer, false);
+    }
+    // Sequences that take a step together, tokens that are appended.
+    for (const int64_t m : {16, 32, 48, 64}) {
+      if (m <= max_rows) linear(device, weights, x, out, m, layer, true);
     }
     if (device.smoke()) break;
   }
-  for (const int64_t m : {1, 4, 8}) fused(device, weights, x, out, m);
+  for (const int64_t m : {1, 4, 8, 16, 32, 48, 64}) {
+    if (m > max_rows) continue;
+    fused(device, weights, x, out, m);
+  }
 }
 
 }  // namespace tiercel::bench
