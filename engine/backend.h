@@ -100,11 +100,12 @@ concept Finishes = requires(Q& queue) {
   { Q::kRunFlops } -> std::convertible_to<double>;
 };
 
-// Names the most likely token without bringing the logits to the host; the host does so itself where it
-// can read them.
+// Picks the next token without bringing the logits to the host; the host does so itself where it can read
+// them.
 template <typename Q>
 concept Picks = Q::kHostReadable || requires(Q& queue, const float* logits, int32_t* token) {
   argmax(queue, logits, int64_t{}, token, static_cast<void*>(nullptr));
+  sample(queue, SampleParams{});
 };
 
 // Records what is enqueued and replays it. What a queue that runs ops when they are called has no use for.

@@ -35,13 +35,12 @@ class BackendBatch : public Batch {
         host_arena_(backend_.host, "host", 0),
         workspace_(device_arena_, KvLayout(kv_shape(config_), kv_settings(plan.largest, config_))),
         transformer_(backend_.device, device_arena_, config_, backend_.weights,
-                     layout_.transformer) {
+                     layout_.transformer),
+        sampler_(backend_.device, device_arena_, host_arena_, layout_.sampler) {
     measure_tiers();
     hidden_ = device_arena_.template take<bf16>(Purpose::kActivations, layout_.hidden);
     if (!kStaged) return;
     ids_ = device_arena_.template take<int32_t>(Purpose::kActivations, layout_.ids);
-    best_workspace_ =
-        device_arena_.template take<std::byte>(Purpose::kActivations, layout_.best_workspace);
     host_ids_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_ids);
     host_best_ = host_arena_.template take<int32_t>(Purpose::kActivations, layout_.host_best);
     host_logits_ = host_arena_.template take<float>(Purpose::kActivations, layout_.host_logits);
@@ -133,9 +132,28 @@ class BackendBatch : public Batch {
   }
 
   int32_t sample(int64_t name, Sampler& sampler, std::span<const int32_t> history) override {
-    const int64_t row = at(name).row;
-    if (kStaged && sampler.is_argmax() && host_best_[row] >= 0) return host_best_[row];
-    return sampler.sample(logits(name), history);
+    Sampling one{name, &sampler, history};
+    sample_ahead({&one, 1});
+    return one.token >= 0 ? one.token : sampler.sample(logits(name), history);
+  }
+
+  void sample_ahead(std::span<Sampling> all) override {
+    if constexpr (kStaged) {
+      picks_.clear();
+      picked_.clear();
+      for (Sampling& one : all) {
+        const int64_t row = at(one.sequence).row;
+        if (one.sampler->is_argmax()) {
+          one.token = host_best_[row];
+        } else if (sampler_.can_sample(*one.sampler, one.history)) {
+          picks_.push_back(
+              {transformer_.logits() + row * config_.vocab_size, one.sampler, one.history});
+          picked_.push_back(&one);
+        }
+      }
+      sampler_.pick(picks_);
+      for (size_t i = 0; i < picks_.size(); ++i) picked_[i]->token = picks_[i].token;
+    }
   }
 
   std::span<const float> logits(int64_t name) override {
@@ -312,12 +330,7 @@ class BackendBatch : public Batch {
   }
 
   void find_best(int64_t n) {
-    if constexpr (kStaged) {
-      together(backend_.device, n, [&](int64_t row) {
-        argmax(backend_.device, transformer_.logits() + row * config_.vocab_size,
-               config_.vocab_size, host_best_ + row, best_workspace_ + row * kBestWorkspaceBytes);
-      });
-    }
+    if constexpr (kStaged) sampler_.find_best(transformer_.logits(), n, host_best_);
   }
 
   // Nothing may still read or write what is given back.
@@ -336,12 +349,12 @@ class BackendBatch : public Batch {
   Arena<Host> host_arena_;
   KvWorkspace<Device> workspace_;
   Transformer<Device> transformer_;
+  [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   // What the number of micro-batches is decided by, where there is something to decide.
   StepBytes bytes_;  // of one of the largest sequences
   std::optional<Bandwidths> bandwidths_;
   bf16* hidden_ = nullptr;              // [n_sequences][hidden]
   int32_t* ids_ = nullptr;              // [n_sequences], on the device
-  std::byte* best_workspace_ = nullptr;  // [n_sequences][kBestWorkspaceBytes]
   int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [n_sequences]
   float* host_logits_ = nullptr;                        // [vocab_size]
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
@@ -350,6 +363,9 @@ class BackendBatch : public Batch {
   std::vector<Sequence*> running_;  // rows of the step in hand
   std::vector<typename KvStore<Device, Host>::Attention> attentions_;  // of the layer in hand
   std::vector<int32_t> token_ids_;
+  // Of tokens that are picked on the device.
+  std::vector<DevicePick> picks_;
+  std::vector<Sampling*> picked_;
 };
 
 }  // namespace tiercel

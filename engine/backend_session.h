@@ -178,9 +178,7 @@ class BackendSession : public Session {
 
   std::span<const float> logits() override { return decoder_.logits(); }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
-    if (sampler.is_argmax()) {
-      if (const std::optional<int32_t> best = decoder_.best_token()) return *best;
-    }
+    if (const std::optional<int32_t> token = decoder_.sample(sampler, history)) return *token;
     return sampler.sample(logits(), history);
   }
   int64_t n_tokens() const override { return store_.n_tokens(); }

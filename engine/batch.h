@@ -87,6 +87,15 @@ class Batch {
   // The next token behind the last one of this sequence; once after each advance_prefill that finished
   // and each step, before the next call of either. Throws Error(kRuntime) where no token can be named.
   virtual int32_t sample(int64_t sequence, Sampler& sampler, std::span<const int32_t> history) = 0;
+  // sample() of several sequences at once, where the device picks tokens; elsewhere, and where none can be
+  // named, they stay -1: sample() picks one, or says why not.
+  struct Sampling {
+    int64_t sequence = 0;
+    Sampler* sampler = nullptr;
+    std::span<const int32_t> history;
+    int32_t token = -1;
+  };
+  virtual void sample_ahead(std::span<Sampling>) {}
   // fp32 [vocab_size], at the same time. Valid until the next call.
   virtual std::span<const float> logits(int64_t sequence) = 0;
   // Gives its memory back, at whatever stage it is.

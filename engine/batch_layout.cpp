@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/decoder.h"
+#include "kernels/stream.h"
 
 namespace tiercel {
 
@@ -12,18 +12,18 @@ BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_seq
   hidden = n_sequences * c.hidden;
   if (!staged) return;
   ids = host_ids = host_best = n_sequences;
-  best_workspace = n_sequences * kBestWorkspaceBytes;
+  sampler = {.vocab = c.vocab_size, .places = std::min(n_sequences, cuda::Stream::kTogether)};
   host_logits = c.vocab_size;
 }
 
 int64_t BatchLayout::device_bytes() const {
   return transformer.bytes() + hidden * static_cast<int64_t>(sizeof(bf16)) +
-         ids * static_cast<int64_t>(sizeof(int32_t)) + best_workspace;
+         ids * static_cast<int64_t>(sizeof(int32_t)) + sampler.device_bytes();
 }
 
 int64_t BatchLayout::host_bytes() const {
   return (host_ids + host_best) * static_cast<int64_t>(sizeof(int32_t)) +
-         host_logits * static_cast<int64_t>(sizeof(float));
+         host_logits * static_cast<int64_t>(sizeof(float)) + sampler.host_bytes();
 }
 
 int64_t BatchLayout::prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool staged) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "engine/config.h"
+#include "engine/device_sampler.h"
 #include "engine/transformer.h"
 
 namespace tiercel {
@@ -20,10 +21,10 @@ struct BatchLayout {
   TransformerLayout transformer;
   int64_t hidden = 0;       // bf16, [n_sequences][hidden]
   int64_t ids = 0;          // int32 [n_sequences] on the device, staged only
-  int64_t best_workspace = 0;  // bytes [n_sequences][kBestWorkspaceBytes], likewise
   int64_t host_ids = 0;     // int32 [n_sequences], likewise
   int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each row
   int64_t host_logits = 0;  // fp32 [vocab], likewise
+  DeviceSamplerLayout sampler;  // likewise, for those that are picked at once
 };
 
 }  // namespace tiercel

@@ -15,17 +15,18 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_l
   ids = std::max(n_prompt, kAppendRows);
   logprobs = want_logprobs ? kLogprobRows : 0;
   host_logits = c.vocab_size;
+  sampler = {.vocab = c.vocab_size, .places = 1};
 }
 
 int64_t DecoderLayout::bytes() const {
   return transformer.bytes() + (hidden + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
          ids * static_cast<int64_t>(sizeof(float)) +
-         logprobs * static_cast<int64_t>(sizeof(double)) +
-         (host_logits > 0 ? kBestWorkspaceBytes : 0);
+         logprobs * static_cast<int64_t>(sizeof(double)) + sampler.device_bytes();
 }
 
 int64_t DecoderLayout::host_bytes() const {
-  return host_logits > 0 ? (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) : 0;
+  if (host_logits == 0) return 0;
+  return (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) + sampler.host_bytes();
 }
 
 }  // namespace tiercel

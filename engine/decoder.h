@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/backend.h"
+#include "engine/device_sampler.h"
 #include "engine/options.h"
 #include "engine/prompt_pass.h"
 #include "engine/transformer.h"
@@ -22,8 +23,6 @@ namespace tiercel {
 
 // Rows of logits that are made at once when every position's log-probability is wanted.
 inline constexpr int64_t kLogprobRows = 128;
-// Device memory in which the most likely token is found.
-inline constexpr int64_t kBestWorkspaceBytes = 256;
 // Tokens that are appended together: what a weight is read for.
 inline constexpr int64_t kAppendRows = 64;
 // Of a long append, where the prompt was prefilled with selection: tokens that attend what the first
@@ -46,6 +45,7 @@ struct DecoderLayout {
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
   int64_t host_logits = 0;  // fp32, staged only
+  DeviceSamplerLayout sampler;  // staged only
 };
 
 // After so many replays a step is recorded again: attention is cut for the length at the recording.
@@ -72,7 +72,8 @@ class Decoder {
         arena_(arena),
         config_(config),
         transformer_(device, arena, config, weights, layout.transformer),
-        store_(store) {
+        store_(store),
+        sampler_(device, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
     prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
     ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout.ids);
@@ -81,7 +82,6 @@ class Decoder {
     if (kStaged) {
       host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
       host_best_ = host_tokens_ + kTokenRing;
-      best_workspace_ = arena_.template take<std::byte>(Purpose::kActivations, kBestWorkspaceBytes);
     }
   }
 
@@ -112,12 +112,21 @@ class Decoder {
     return {kStaged ? host_logits_ : transformer_.logits(),
             static_cast<size_t>(config_.vocab_size)};
   }
-  // The most likely token, found where the logits are; nothing where the host reads them anyway, or
-  // where no token can be named (NaN). Waits for it.
-  std::optional<int32_t> best_token() {
-    if (!kStaged) return std::nullopt;
-    device_.finish();
-    return *host_best_ >= 0 ? std::optional(*host_best_) : std::nullopt;
+  // The sampler's token, picked where the logits are; nothing where the host reads them anyway, where no
+  // token can be named (NaN), or where the sampler looks back further than the device. Waits for it.
+  std::optional<int32_t> sample(Sampler& sampler, std::span<const int32_t> history) {
+    int32_t token = -1;
+    if constexpr (kStaged) {
+      if (sampler.is_argmax()) {
+        device_.finish();
+        token = *host_best_;
+      } else if (sampler_.can_sample(sampler, history)) {
+        DevicePick pick{transformer_.logits(), &sampler, history};
+        sampler_.pick({&pick, 1});
+        token = pick.token;
+      }
+    }
+    return token >= 0 ? std::optional(token) : std::nullopt;
   }
 
  private:
@@ -134,6 +143,7 @@ class Decoder {
   const ModelConfig& config_;
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
+  [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   bf16* hidden_ = nullptr;
   bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
   int32_t* ids_ = nullptr;          // [n_prompt] on the device
@@ -141,7 +151,6 @@ class Decoder {
   float* host_logits_ = nullptr;    // [vocab]
   int32_t* host_tokens_ = nullptr;  // [kTokenRing]
   int32_t* host_best_ = nullptr;    // written by the device
-  std::byte* best_workspace_ = nullptr;
   bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
   typename GraphOf<Device>::Type graph_;
@@ -209,9 +218,7 @@ void Decoder<Device, Host>::make_logits(const bf16* x) {
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::find_best() {
-  if constexpr (kStaged) {
-    argmax(device_, transformer_.logits(), config_.vocab_size, host_best_, best_workspace_);
-  }
+  if constexpr (kStaged) sampler_.find_best(transformer_.logits(), 1, host_best_);
 }
 
 template <Backend Device, HostTier Host>

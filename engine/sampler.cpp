@@ -92,12 +92,14 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   seen_.resize(static_cast<size_t>(vocab_size));
 }
 
+std::span<const int32_t> Sampler::recent_of(std::span<const int32_t> history) const {
+  if (options_.repeat_penalty == 1) return {};
+  return history.last(std::min(history.size(), static_cast<size_t>(options_.repeat_last_n)));
+}
+
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
   CHECK(logits.size() == seen_.size(), "logits {} vocabulary {}", logits.size(), seen_.size());
-  const size_t n_back = options_.repeat_penalty == 1
-                            ? 0
-                            : std::min(history.size(), static_cast<size_t>(options_.repeat_last_n));
-  const auto recent = history.last(n_back);
+  const auto recent = recent_of(history);
   struct Marks {  // taken back even when bad logits throw
     Sampler& sampler;
     std::span<const int32_t> tokens;

@@ -19,6 +19,12 @@ class Sampler {
 
   // Whether the most likely token is what sample gives, whatever came before.
   bool is_argmax() const { return options_.temperature == 0 && options_.repeat_penalty == 1; }
+  // What else sample depends on, for others who give the same tokens: the tokens that the repeat penalty
+  // applies to, and the state of the generator (splitmix64), which a draw moves on.
+  const SamplingOptions& options() const { return options_; }
+  std::span<const int32_t> recent_of(std::span<const int32_t> history) const;
+  uint64_t generator() const { return state_; }
+  void set_generator(uint64_t state) { state_ = state; }
 
   // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
   // is.

@@ -58,6 +58,7 @@ Scheduler::Scheduler(std::unique_ptr<Batch> batch, const SchedulerOptions& optio
     fail(ErrorKind::kUsage, "max_gap: expected 0 or more seconds, found {}", options.max_gap);
   }
   steps_.reserve(static_cast<size_t>(batch_->plan().n_sequences));
+  samplings_.reserve(steps_.capacity());
 }
 
 Scheduler::~Scheduler() = default;
@@ -271,16 +272,16 @@ void Scheduler::advance(Entry& entry) {
   }
   prefilling_ = nullptr;
   decoding_.push_back(&entry);
-  accept(entry);
+  accept(entry, -1);
 }
 
-// The token behind what the sequence holds. The entry may be gone afterwards.
-void Scheduler::accept(Entry& entry) {
+// The token behind what the sequence holds, or -1 where it is still to be sampled. The entry may be gone
+// afterwards.
+void Scheduler::accept(Entry& entry, int32_t token) {
   const Request& request = entry.request;
-  int32_t token = -1;
   bool go_on = false;
   const bool sampled = guarded(entry, [&] {
-    token = batch_->sample(entry.sequence, entry.sampler, entry.history);
+    if (token < 0) token = batch_->sample(entry.sequence, entry.sampler, entry.history);
     return true;
   });
   if (!sampled) return;
@@ -318,8 +319,11 @@ void Scheduler::step() {
   }
   // What fails here fails for all: nobody knows whose memory it left in what state.
   const std::vector<Entry*> running = decoding_;
+  samplings_.clear();
+  for (Entry* entry : running) samplings_.push_back({entry->sequence, &entry->sampler, entry->history});
   try {
     batch_->step(steps_);
+    batch_->sample_ahead(samplings_);
   } catch (const Error& error) {
     for (Entry* entry : running) fail_entry(*entry, error.kind(), error.what());
     return;
@@ -333,9 +337,9 @@ void Scheduler::step() {
   }
   gap_ = 0;
   ++n_steps_;
-  for (Entry* entry : running) {
-    work_done_ += entry->work.step;
-    accept(*entry);
+  for (size_t i = 0; i < running.size(); ++i) {
+    work_done_ += running[i]->work.step;
+    accept(*running[i], samplings_[i].token);
   }
   const std::lock_guard lock(mutex_);
   totals_.step_seconds += now() - begin;

@@ -117,7 +117,7 @@ class Scheduler {
   void prefill();
   void advance(Entry& entry);
   void step();
-  void accept(Entry& entry);
+  void accept(Entry& entry, int32_t token);
   void end(Entry& entry, RequestState state);
   void fail_entry(Entry& entry, ErrorKind kind, const std::string& what);
   template <typename Work>
@@ -143,6 +143,7 @@ class Scheduler {
   int64_t n_steps_ = 0, measured_at_ = 0;
   double measured_slots_ = 0;  // of working_set_slots
   std::vector<Batch::Step> steps_;
+  std::vector<Batch::Sampling> samplings_;
 };
 
 }  // namespace tiercel

@@ -29,8 +29,7 @@ void find_best(Stream& stream, SampleKernelParams params, bool is_last) {
 void mark_recent(Stream& stream, SampleKernelParams params, bool set) {
   if (params.op.n_recent == 0) return;
   params.set = set;
-  launch_dependent<mark_kernel>(stream, blocks_for(params.op.n_recent, kThreads), kThreads, 0,
-                                params);
+  launch_joint<MarkRecent>(stream, blocks_for(params.op.n_recent, kThreads), 0, params);
 }
 
 }  // namespace
@@ -54,8 +53,8 @@ void sample(Stream& stream, const SampleParams& p) {
   mark_recent(stream, params, true);
   find_best(stream, params, op.temperature == 0);
   if (op.temperature != 0) {
-    launch_dependent<collect_kernel>(stream, blocks_for(op.vocab, kThreads), kThreads, 0, params);
-    launch_dependent<draw_kernel>(stream, 1, kThreads, sizeof(DrawShared), params);
+    launch_joint<CollectCandidates>(stream, blocks_for(op.vocab, kThreads), 0, params);
+    launch_joint<DrawToken>(stream, 1, sizeof(DrawShared), params);
   }
   mark_recent(stream, params, false);
 }

@@ -80,8 +80,8 @@ struct SampleKernelParams {
   SampleState* state = nullptr;
   uint32_t* marks = nullptr;  // a bit per token: the repeat penalty applies
   CandidateList lists[2];     // of up to vocab; n is found by the kernels
-  bool set = false;           // mark_kernel: sets or clears
-  bool is_last = false;       // best_kernel: nothing follows, so it leaves the state clean
+  bool set = false;           // mark_recent: sets or clears
+  bool is_last = false;       // find_best: nothing follows, so it leaves the state clean
 };
 
 GPU float penalised(const SampleKernelParams& p, int64_t token) {
@@ -91,7 +91,7 @@ GPU float penalised(const SampleKernelParams& p, int64_t token) {
   return logit > 0 ? logit / penalty : logit * penalty;
 }
 
-KERNEL(kSampleThreads, 1) mark_kernel(const GRID_CONST SampleKernelParams p) {
+GPU void mark_recent(const SampleKernelParams& p) {
   gpu::begin_dependent();
   const int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
   if (i >= p.op.n_recent) return;
@@ -104,6 +104,9 @@ KERNEL(kSampleThreads, 1) mark_kernel(const GRID_CONST SampleKernelParams p) {
     gpu::atomic_and(p.marks + token / 32, ~bit);
   }
 }
+struct MarkRecent : JointKernel<SampleKernelParams, kSampleThreads, 1> {
+  GPU static void run(const SampleKernelParams& p, const JointGrid&) { mark_recent(p); }
+};
 
 // ---- the best -----------------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ GPU uint32_t append(uint32_t* n, bool wanted) {
   return shuffle(first, 0) + static_cast<uint32_t>(popcount(with & ((1u << lane) - 1)));
 }
 
-KERNEL(kSampleThreads, 1) collect_kernel(const GRID_CONST SampleKernelParams p) {
+GPU void collect_candidates(const SampleKernelParams& p) {
   using namespace gpu;
   begin_dependent();
   const uint64_t best_key = p.state->best;
@@ -178,6 +181,9 @@ KERNEL(kSampleThreads, 1) collect_kernel(const GRID_CONST SampleKernelParams p) 
   p.lists[0].keys[at] = key_of(logit, i);
   p.lists[0].weights[at] = weight;
 }
+struct CollectCandidates : JointKernel<SampleKernelParams, kSampleThreads, 1> {
+  GPU static void run(const SampleKernelParams& p, const JointGrid&) { collect_candidates(p); }
+};
 
 // ---- the draw -----------------------------------------------------------------------------------
 
@@ -350,7 +356,7 @@ GPU CandidateList filter(const SampleKernelParams& p, DrawShared& shared, Candid
 }
 
 // One block: the filters, and the draw among what they leave, by token number.
-KERNEL(kSampleThreads, 1) draw_kernel(const GRID_CONST SampleKernelParams p) {
+GPU void draw_token(const SampleKernelParams& p) {
   using namespace gpu;
   SHARED(smem);
   begin_dependent();
@@ -372,5 +378,8 @@ KERNEL(kSampleThreads, 1) draw_kernel(const GRID_CONST SampleKernelParams p) {
   *p.op.token = token;
   *p.state = {};
 }
+struct DrawToken : JointKernel<SampleKernelParams, kSampleThreads, 1> {
+  GPU static void run(const SampleKernelParams& p, const JointGrid&) { draw_token(p); }
+};
 
 }  // namespace tiercel::cuda

@@ -20,5 +20,6 @@
 #include "engine/base/ops/low_rank.h"
 #include "engine/base/ops/movement.h"
 #include "engine/base/ops/position.h"
+#include "engine/base/ops/sampling.h"
 #include "engine/base/ops/selection.h"
 #include "engine/base/ops/synthetic.h"

@@ -143,6 +143,7 @@ class FlakyBatch : public Batch {
   }
   void step(std::span<const Step> steps) override { batch_->step(steps); }
   int64_t micro_batches(int64_t n) const override { return batch_->micro_batches(n); }
+  int64_t step_launches() const override { return batch_->step_launches(); }
   int32_t sample(int64_t s, Sampler& sampler, std::span<const int32_t> history) override {
     if (fails(300)) fail("no token can be named");
     return batch_->sample(s, sampler, history);

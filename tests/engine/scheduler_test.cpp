@@ -55,6 +55,7 @@ class CountingBatch : public Batch {
             s.prefilled == s.plan.n_prompt};
   }
   int64_t micro_batches(int64_t) const override { return 1; }
+  int64_t step_launches() const override { return 0; }
   void step(std::span<const Step> steps) override {
     log += "s";
     if (fails_next_step) {

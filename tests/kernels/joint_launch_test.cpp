@@ -1,6 +1,6 @@
 // Kernels of several sequences as one launch: each sequence has the bits that it has alone, in the order
 // that it enqueued them.
-#include "kernels/joint_launch.cuh"
+#include "kernels/stream.h"
 
 #include <gtest/gtest.h>
 

@@ -37,7 +37,7 @@ class KernelSample : public ::testing::Test {
   int32_t sample(const DeviceVector<float>& logits, const SamplingOptions& options,
                  DeviceVector<uint64_t>& state, const DeviceVector<int32_t>& recent = {}) {
     const auto vocab = static_cast<int64_t>(logits.size());
-    workspace_.resize(static_cast<size_t>(cuda::sample_workspace_bytes(vocab)));
+    workspace_.resize(static_cast<size_t>(sample_workspace_bytes(vocab)));
     DeviceVector<int32_t> token(1, -7);
     cuda::sample(stream_, {.logits = logits.data(),
                            .vocab = vocab,
@@ -58,7 +58,7 @@ class KernelSample : public ::testing::Test {
   cuda::Stream& stream_ = test::stream();
   std::mt19937 random_{static_cast<std::mt19937::result_type>(test::seed())};
   DeviceVector<uint8_t> workspace_ =
-      DeviceVector<uint8_t>(static_cast<size_t>(cuda::argmax_workspace_bytes()), 0);
+      DeviceVector<uint8_t>(static_cast<size_t>(argmax_workspace_bytes()), 0);
 };
 
 TEST_F(KernelSample, ArgmaxTakesTheLowestOfEqualTokens) {

@@ -110,12 +110,64 @@ int64_t launches_of(const SessionOptions& options, int n) {
 }
 
 TEST(DeviceBatch, EightSequencesTakeAsManyLaunchesAsOne) {
-  for (const KeyCodec codec : {KeyCodec::kExact, KeyCodec::kInt8, KeyCodec::kLowRank}) {
+  for (const KeyCodec codec : {KeyCodec::kInt8, KeyCodec::kLowRank}) {
     const SessionOptions options = small(AttentionMode::kShadow, codec);
     const int64_t one = launches_of(options, 1);
     EXPECT_GT(one, 2 * 7) << "two layers of RoPE, selection, attention, fetches";
     EXPECT_EQ(launches_of(options, 8), one);
-    EXPECT_LE(launches_of(options, 10), 2 * one);
+  }
+}
+
+// What the device picks is what the sampler would have: for every kind of sampler, one or several at once,
+// in a batch and in a session.
+TEST(DeviceBatch, TokensAreTheSamplers) {
+  const auto model = tiny("llama");
+  const std::vector<int32_t> ids = prompts(*model).back();
+  const auto tokens = static_cast<int64_t>(ids.size()), vocab = model->config().vocab_size;
+  const SessionOptions options = small(AttentionMode::kDense, KeyCodec::kAuto);
+  const SamplingOptions kinds[] = {{.temperature = 0.9, .seed = 1},
+                                   {},
+                                   {.temperature = 1.5, .top_k = 7, .repeat_penalty = 1.3, .seed = 2},
+                                   {.repeat_penalty = 1.7},
+                                   {.temperature = 0.7, .top_p = 0.8, .min_p = 0.02, .seed = 3},
+                                   // looks back further than the device
+                                   {.temperature = 1, .repeat_penalty = 1.2, .repeat_last_n = 1 << 20}};
+  std::vector<int32_t> long_history;
+  for (int i = 0; i < 1500; ++i) long_history.push_back(ids[static_cast<size_t>(i) % ids.size()]);
+  const auto history_of = [&](const SamplingOptions& o) -> std::span<const int32_t> {
+    return o.repeat_last_n > 1000 ? std::span<const int32_t>(long_history) : ids;
+  };
+
+  const int64_t n = std::ssize(kinds);
+  const auto batch = Batch::open(model, Batch::plan(*model, options, n, tokens, 4));
+  const auto session = Session::open(model, Session::plan(*model, options, tokens, 4));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  std::vector<Sampler> samplers, references, of_session;
+  std::vector<Batch::Step> steps;
+  for (const SamplingOptions& kind : kinds) {
+    for (auto* list : {&samplers, &references, &of_session}) list->emplace_back(kind, vocab);
+    steps.push_back({batch->add(batch->plan_sequence(tokens, 4), ids), ids[0]});
+    while (!batch->advance_prefill(steps.back().sequence).finished) {
+    }
+  }
+  for (int step = 0; step < 3; ++step) {
+    batch->step(steps);
+    session->step(ids[0]);
+    std::vector<Batch::Sampling> all;
+    for (int64_t i = 0; i < n; ++i) {
+      all.push_back({steps[i].sequence, &samplers[i], history_of(kinds[i])});
+    }
+    batch->sample_ahead(all);
+    for (int64_t i = 0; i < n; ++i) {
+      const auto history = history_of(kinds[i]);
+      const int32_t expected = references[i].sample(batch->logits(steps[i].sequence), history);
+      const bool ahead = history.size() < 1000;
+      EXPECT_EQ(all[i].token >= 0, ahead) << "kind " << i;
+      const int32_t found =
+          ahead ? all[i].token : batch->sample(steps[i].sequence, samplers[i], history);
+      EXPECT_EQ(found, expected) << "kind " << i << ", step " << step;
+      EXPECT_EQ(session->sample(of_session[i], history), expected) << "kind " << i << ", step " << step;
+    }
   }
 }
 

@@ -120,7 +120,7 @@ void sampling(Elementwise& e) {
   const int64_t vocab = e.device.size(128256, 512);
   const Array<int32_t> token(e.device, 1);
   const Array<uint64_t> generator(e.device, 1);
-  const Array<uint8_t> workspace(e.device, cuda::sample_workspace_bytes(vocab));
+  const Array<uint8_t> workspace(e.device, sample_workspace_bytes(vocab));
   const auto logits = [&] { return reinterpret_cast<const float*>(e.pool.next(2 * vocab)); };
   const auto shape = fmt::format("{} logits", vocab);
   e.report("argmax", shape, 2.0 * static_cast<double>(vocab), [&](int64_t) {

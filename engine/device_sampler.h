@@ -1,0 +1,125 @@
+// Picks tokens where the logits are, on a device whose memory the host cannot read: a vocabulary's logits
+// are half a megabyte to bring over, and a pass over them by one core takes as long as a layer or two of
+// the device. The tokens are those of Sampler::sample, draw by draw.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "engine/backend.h"
+#include "engine/sampler.h"
+#include "offload/arena.h"
+
+namespace tiercel {
+
+// Its buffers: of so many tokens that are picked at once.
+struct DeviceSamplerLayout {
+  int64_t vocab = 0, places = 0;
+
+  int64_t device_bytes() const { return places * sample_workspace_bytes(vocab); }
+  int64_t host_bytes() const {
+    return places * ((kMostRecent + 1) * static_cast<int64_t>(sizeof(int32_t)) +
+                     static_cast<int64_t>(sizeof(uint64_t)));
+  }
+  // Tokens that the repeat penalty looks back on, at most.
+  static constexpr int64_t kMostRecent = 1024;
+};
+
+struct DevicePick {
+  const float* logits = nullptr;  // [vocab], on the device
+  Sampler* sampler = nullptr;     // one that can_sample says yes to
+  std::span<const int32_t> history;
+  int32_t token = -1;  // -1: none can be named, and the sampler is as before
+};
+
+template <Backend Device, HostTier Host>
+class DeviceSampler {
+ public:
+  DeviceSampler(Device& device, Arena<Device>& arena, Arena<Host>& host_arena,
+                const DeviceSamplerLayout& layout)
+      : device_(device), layout_(layout) {
+    workspace_ = arena.template take<std::byte>(Purpose::kActivations, layout.device_bytes());
+    const int64_t n = layout.places;
+    recent_ = host_arena.template take<int32_t>(Purpose::kActivations,
+                                                n * DeviceSamplerLayout::kMostRecent);
+    generators_ = host_arena.template take<uint64_t>(Purpose::kActivations, n);
+    tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, n);
+  }
+
+  // Whether the device has room for what this sampler looks back on.
+  static bool can_sample(const Sampler& sampler, std::span<const int32_t> history) {
+    return std::ssize(sampler.recent_of(history)) <= DeviceSamplerLayout::kMostRecent;
+  }
+
+  // The most likely token of each row of logits [n][vocab], in tokens [n] of the host, -1 where none can
+  // be named. Waits for nothing.
+  void find_best(const float* logits, int64_t n, int32_t* tokens) {
+    together(device_, n, [&](int64_t row) {
+      argmax(device_, logits + row * layout_.vocab, layout_.vocab, tokens + row, workspace_of(row));
+    });
+  }
+
+  // Waits for the tokens.
+  void pick(std::span<DevicePick> picks) {
+    while (!picks.empty()) {
+      const auto some = picks.first(std::min(picks.size(), static_cast<size_t>(layout_.places)));
+      pick_at_once(some);
+      picks = picks.subspan(some.size());
+    }
+  }
+
+ private:
+  std::byte* workspace_of(int64_t place) const {
+    return workspace_ + place % layout_.places * sample_workspace_bytes(layout_.vocab);
+  }
+
+  void pick_at_once(std::span<DevicePick> picks) {
+    together(device_, static_cast<int64_t>(picks.size()), [&](int64_t place) {
+      const DevicePick& pick = picks[static_cast<size_t>(place)];
+      const auto recent = pick.sampler->recent_of(pick.history);
+      int32_t* its_recent = recent_ + place * DeviceSamplerLayout::kMostRecent;
+      std::copy(recent.begin(), recent.end(), its_recent);
+      generators_[place] = pick.sampler->generator();
+      const SamplingOptions& o = pick.sampler->options();
+      SampleParams p;
+      p.logits = pick.logits;
+      p.vocab = layout_.vocab;
+      p.recent = its_recent;
+      p.n_recent = static_cast<int64_t>(recent.size());
+      p.repeat_penalty = o.repeat_penalty;
+      p.temperature = o.temperature;
+      p.top_k = o.top_k;
+      p.top_p = o.top_p;
+      p.min_p = o.min_p;
+      p.generator = generators_ + place;
+      p.token = tokens_ + place;
+      p.workspace = workspace_of(place);
+      sample(device_, p);
+    });
+    device_.finish();
+    for (size_t place = 0; place < picks.size(); ++place) {
+      picks[place].token = tokens_[place];
+      picks[place].sampler->set_generator(generators_[place]);
+    }
+  }
+
+  Device& device_;
+  DeviceSamplerLayout layout_;
+  std::byte* workspace_ = nullptr;  // [places][sample_workspace_bytes]
+  int32_t* recent_ = nullptr;       // [places][kMostRecent]
+  uint64_t* generators_ = nullptr;  // [places]
+  int32_t* tokens_ = nullptr;       // [places]
+};
+
+// What a decoder has of it: nothing where the host reads the logits.
+struct NoDeviceSampler {
+  NoDeviceSampler(const auto&...) {}
+};
+template <Backend Device, HostTier Host>
+using DeviceSamplerOf =
+    std::conditional_t<Device::kHostReadable, NoDeviceSampler, DeviceSampler<Device, Host>>;
+
+}  // namespace tiercel
