@@ -5,7 +5,7 @@ namespace tiercel::cuda {
 void Stream::hold_for(int sequence) {
   CHECK(sequence >= 0 && sequence < kMostTogether, "sequence {}", sequence);
   CHECK(sequence == 0 ? !holding_ : holding_, "launches are held within held ones");
-  if (held_ == nullptr) held_ = std::make_unique<HeldLaunches>();
+  if (held_ == nullptr) held_ = std::make_shared<HeldLaunches>();
   if (sequence == 0) held_->clear();
   held_->set_sequence(sequence);
   holding_ = true;

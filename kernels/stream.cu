@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "engine/base/check.h"
-#include "kernels/joint_launch.cuh"
+#include "kernels/launch.cuh"
 #include "kernels/libraries.cuh"
 
 namespace tiercel::cuda {

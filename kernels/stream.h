@@ -116,7 +116,7 @@ class Stream {
   void* scratch_ = nullptr;
   int64_t scratch_bytes_ = 0;
   std::unique_ptr<Libraries> libraries_;
-  std::unique_ptr<HeldLaunches> held_;
+  std::shared_ptr<HeldLaunches> held_;  // shared: its type is known where it is made only
   bool holding_ = false, launching_held_ = false;
   int64_t n_launches_ = 0;
 };

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "engine/base/check.h"
-#include "kernels/joint_launch.cuh"
 #include "tests/seed.h"
 #include "tests/simt/simt.h"
 
