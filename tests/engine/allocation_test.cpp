@@ -6,6 +6,7 @@
 #include "engine/session.h"
 #include "tests/count_allocations.h"
 #include "tests/engine/two_tiers.h"
+#include "tests/sanitized.h"
 
 namespace tiercel {
 namespace {
@@ -13,7 +14,8 @@ namespace {
 int64_t allocations_while_decoding(const SessionOptions& options) {
   auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m",
                            {.backend = BackendKind::kCpu, .n_threads = 2});
-  const int64_t n_prompt = 2000, n_new = 200;
+  const int64_t n_prompt = test::kSanitized ? 800 : 2000, n_new = 200;
+  const int n_steps = test::kSanitized ? 20 : 150;
   auto session = Session::open(model, Session::plan(*model, options, n_prompt, n_new));
   std::vector<int32_t> ids(static_cast<size_t>(n_prompt));
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((i * 7919) % 2000);
@@ -25,7 +27,7 @@ int64_t allocations_while_decoding(const SessionOptions& options) {
   // The first steps may set things up (a primitive for one row, a worker's first task).
   for (int i = 0; i < 4; ++i) session->step(sampler.sample(session->logits(), ids));
   const int64_t before = test::n_allocations;
-  for (int i = 0; i < 150; ++i) session->step(sampler.sample(session->logits(), ids));
+  for (int i = 0; i < n_steps; ++i) session->step(sampler.sample(session->logits(), ids));
   return test::n_allocations - before;
 }
 

@@ -135,6 +135,7 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   EXPECT_LT(rms_difference(whole, logits_after(ids, n, select)), 0.03 * rms(whole));
   // Whatever the index of decode is made of, prefill selects by means of chunks.
   for (const AttentionMode mode : attention_modes()) {
+    if (kThreadSanitized && mode != AttentionMode::kQuest) continue;
     SessionOptions options = two_tiers(preset(mode));
     options.prefill = PrefillMode::kSelect;
     options.prefill_budget = 2 * n;
@@ -175,6 +176,7 @@ TEST(Session, EveryPresetFindsAFact) {
   const auto n = static_cast<int64_t>(ids.size());
   const std::vector<float> whole = logits_after(ids, n - 20, dense());
   for (const AttentionMode mode : attention_modes()) {
+    if (kThreadSanitized && mode != AttentionMode::kShadow) continue;
     SessionOptions options = two_tiers(preset(mode));
     options.prefill = PrefillMode::kDense;
     options.selection.budget = 512;
