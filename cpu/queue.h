@@ -10,6 +10,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -56,6 +57,12 @@ class Queue {
   Ticket record() { return ++last_ticket_; }
   void wait(Ticket) {}
   void finish() {}
+  // When the ops before it had ended.
+  using TimeMark = std::chrono::steady_clock::time_point;
+  TimeMark mark_time() { return std::chrono::steady_clock::now(); }
+  double seconds_between(TimeMark first, TimeMark second) {
+    return std::chrono::duration<double>(second - first).count();
+  }
 
   // Calls body(item, worker) for items 0 .. n_items-1; items are claimed in that order, so put heavy
   // ones first. Allocates nothing. body must not throw and must not call for_each.

@@ -108,6 +108,12 @@ concept Picks = Q::kHostReadable || requires(Q& queue, const float* logits, int3
   sample(queue, SampleParams{});
 };
 
+// Says how long what was enqueued between two marks took.
+template <typename Q>
+concept Times = requires(Q& queue) {
+  { queue.seconds_between(queue.mark_time(), queue.mark_time()) } -> std::same_as<double>;
+};
+
 // Records what is enqueued and replays it. What a queue that runs ops when they are called has no use for.
 template <typename Q>
 concept Replays = requires(Q& queue, typename Q::Graph& graph) {
@@ -136,6 +142,6 @@ concept Groups = requires(Q& queue) {
 template <typename Q>
 concept Backend =
     HostTier<Q> && Finishes<Q> && Moves<Q> && Transforms<Q> && Attends<Q> && Selects<Q> &&
-    Codes<Q> && Synthesises<Q> && Picks<Q> && Groups<Q>;
+    Codes<Q> && Synthesises<Q> && Picks<Q> && Groups<Q> && Times<Q>;
 
 }  // namespace tiercel

@@ -198,6 +198,7 @@ class BackendSession : public Session {
     return report;
   }
   std::vector<double> residual_energy() const override { return store_.residual_energy(); }
+  double key_coding_seconds() const override { return store_.key_coding_seconds(); }
   std::string backend_description() const override { return backend_.description; }
 
  protected:

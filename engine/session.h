@@ -132,6 +132,9 @@ class Session {
   virtual int64_t device_bytes_in_use() const { return 0; }
   virtual std::vector<double> residual_energy()
       const = 0;                                        // per layer; empty without low-rank keys
+  // What coding the prompt's keys took of the prefill, or took beside it where the device does two things
+  // at once; 0 where they are exact or were restored.
+  virtual double key_coding_seconds() const = 0;
   virtual std::string backend_description() const = 0;  // e.g. "cpu: amx, 2 threads"
 };
 

@@ -85,6 +85,7 @@ Stream::~Stream() {
   libraries_.reset();
   cudaFree(scratch_);
   for (void* event : events_) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  for (void* event : time_marks_) cudaEventDestroy(static_cast<cudaEvent_t>(event));
   cudaStreamDestroy(static_cast<cudaStream_t>(raw_));
 }
 
@@ -107,6 +108,28 @@ void Stream::wait(Ticket ticket) {
 }
 
 void Stream::finish() { CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(raw()))); }
+
+Stream::TimeMark Stream::mark_time() {
+  if (next_time_mark_ == time_marks_.size()) {
+    cudaEvent_t created = nullptr;
+    CUDA_CHECK(cudaEventCreate(&created));
+    time_marks_.push_back(created);
+  }
+  void* event = time_marks_[next_time_mark_];
+  next_time_mark_ = (next_time_mark_ + 1) % kTimeMarks;
+  CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(raw())));
+  return {.event = event};
+}
+
+double Stream::seconds_between(TimeMark first, TimeMark second) {
+  float milliseconds = 0;
+  for (void* event : {first.event, second.event}) {
+    CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+  }
+  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(first.event),
+                                  static_cast<cudaEvent_t>(second.event)));
+  return 1e-3 * static_cast<double>(milliseconds);
+}
 
 int64_t Stream::device_memory_free() const {
   size_t free = 0, total = 0;

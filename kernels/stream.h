@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace tiercel::cuda {
 
@@ -59,6 +60,15 @@ class Stream {
   void wait(Ticket ticket);
   // Blocks the host until everything enqueued so far is done. Throws Error for a device fault.
   void finish();
+  // When the ops before it had ended, by the device's clock. Only the newest kTimeMarks are known.
+  struct TimeMark {
+    void* event = nullptr;
+    double seconds = 0;  // in the emulator
+  };
+  static constexpr size_t kTimeMarks = 1024;
+  TimeMark mark_time();
+  // Blocks the host until both are past.
+  double seconds_between(TimeMark first, TimeMark second);
 
   // The calling thread enqueues on this stream's device from now on; a new thread has device 0.
   void use_in_this_thread() const;
@@ -113,6 +123,8 @@ class Stream {
   bool is_last_dependent_ = false;
   void* events_[kEvents] = {};
   int next_event_ = 0;
+  std::vector<void*> time_marks_;  // made as they are asked for, then a ring
+  size_t next_time_mark_ = 0;
   void* scratch_ = nullptr;
   int64_t scratch_bytes_ = 0;
   std::unique_ptr<Libraries> libraries_;

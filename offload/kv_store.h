@@ -23,6 +23,7 @@
 #include <numeric>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/base/ops.h"
@@ -143,6 +144,9 @@ class KvStore {
   SelectionCounters selection() const;
   // Per layer: the share of key energy that the low-rank basis leaves out; empty without one.
   std::vector<double> residual_energy() const;
+  // What the side queue spent on the prompt's keys: a basis and coefficients, or codes; beside the rest of
+  // the prefill where queues overlap. 0 where keys are exact or were restored.
+  double key_coding_seconds() const;
   // Of all layers; and of one.
   MassHistogram audit() const;
   const MassHistogram& audit(int64_t layer) const { return mass_[static_cast<size_t>(layer)]; }
@@ -385,6 +389,7 @@ class KvStore {
   HostStaging staging_;
   std::vector<HostCall> host_calls_;  // per layer
   double* residual_energy_ = nullptr;  // [n_layers]
+  std::vector<std::pair<typename Device::TimeMark, typename Device::TimeMark>> key_coding_;  // per layer
   StepLists lists_;
   bf16 *plane_keys_ = nullptr, *plane_values_ = nullptr;  // prefill planes, [kv][prompt][d]
   bf16* plane_means_ = nullptr;  // [kv][mean_plane_chunks][d], of prefill_chunk tokens each

@@ -52,6 +52,13 @@ SelectionCounters KvStore<Device, Host>::selection() const {
 }
 
 template <typename Device, typename Host>
+double KvStore<Device, Host>::key_coding_seconds() const {
+  double seconds = 0;
+  for (const auto& [begin, end] : key_coding_) seconds += side_.seconds_between(begin, end);
+  return seconds;
+}
+
+template <typename Device, typename Host>
 std::vector<double> KvStore<Device, Host>::residual_energy() const {
   if (residual_energy_ == nullptr) return {};
   std::vector<double> energy(layers_.size());

@@ -258,6 +258,7 @@ void KvStore<Device, Host>::code_keys(int64_t index, int64_t n_tokens) {
   const int64_t plane = layout_.settings.prompt * d();
   const int64_t middle_end = layer.end_chunk * chunk();
   side_.wait(device_.record());
+  const auto begin = side_.mark_time();
   if (layout_.settings.keys == KeyForm::kCoded) {
     MeanKeysParams mean;
     mean.keys = plane_keys_;
@@ -269,6 +270,7 @@ void KvStore<Device, Host>::code_keys(int64_t index, int64_t n_tokens) {
     mean.mean = layer.lowrank.mean;
     mean_keys(side_, mean);
     encode_key_rows(layer, plane_keys_, plane, 0, 0, middle_end);
+    key_coding_.emplace_back(begin, side_.mark_time());
     return;
   }
   FitBasisParams fit;
@@ -282,6 +284,7 @@ void KvStore<Device, Host>::code_keys(int64_t index, int64_t n_tokens) {
   fit.residual_energy = residual_energy_ + index;
   fit_basis(side_, fit);
   project_rows(layer, plane_keys_, plane, 0, 0, middle_end);
+  key_coding_.emplace_back(begin, side_.mark_time());
 }
 
 // Coefficients of tokens first .. end - 1, from rows of a key plane, on the side queue. Coded ones

@@ -170,6 +170,7 @@ std::string to_json(const RunReport& report) {
         {"mass_mean", report.audit.steps > 0 ? Json(report.audit.mass_mean) : Json(nullptr)},
         {"mass_p05", report.audit.steps > 0 ? Json(report.audit.mass_p05) : Json(nullptr)}}},
       {"residual_energy", report.residual_energy},
+      {"key_coding_seconds", report.key_coding_seconds > 0 ? Json(report.key_coding_seconds) : Json(nullptr)},
       {"notes", report.plan.notes}};
   if (!g.error.empty()) json["error"] = g.error;
   // A path or a message may hold bytes that are not UTF-8.
@@ -257,6 +258,11 @@ void print_summary(const RunReport& report, const Console& console) {
     console.info("{:>17}: {} steps, attention mass covered: mean {:.4f}, 5th percentile {:.4f}",
                  "audit", format_count(report.audit.steps), report.audit.mass_mean,
                  report.audit.mass_p05);
+  }
+  if (report.key_coding_seconds > 0 && g.prefill_seconds > 0) {
+    console.info("{:>17}: {:.3f} s{}, {:.1f} % of the prefill's time", "keys coded",
+                 report.key_coding_seconds, report.plan.memory.one_memory ? "" : " beside it",
+                 100 * report.key_coding_seconds / g.prefill_seconds);
   }
   const std::vector<double>& energy = report.residual_energy;
   if (!energy.empty()) {

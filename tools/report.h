@@ -25,6 +25,7 @@ struct RunReport {
   AuditReport audit;
   int64_t device_bytes_in_use = 0;      // Session::device_bytes_in_use
   std::vector<double> residual_energy;  // per layer
+  double key_coding_seconds = 0;        // Session::key_coding_seconds
   int64_t peak_rss_bytes = 0;
 };
 

@@ -250,6 +250,7 @@ class Run {
     report_.selection = session->selection();
     report_.audit = session->audit();
     report_.residual_energy = session->residual_energy();
+    report_.key_coding_seconds = session->key_coding_seconds();
     report_.peak_rss_bytes = cpu::peak_rss_bytes();
     print_summary(report_, console_);
     const int code = exit_code(report_.generation, console_);

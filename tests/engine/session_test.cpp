@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "engine/base/check.h"
 #include "engine/presets.h"
@@ -143,6 +144,25 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
         << name_of(mode);
     options.prefill_budget = 256;
     EXPECT_GT(rms_difference(whole, logits_after(ids, n, options)), 0) << name_of(mode);
+  }
+}
+
+TEST(Session, SaysWhatCodingItsKeysTook) {
+  const std::vector<int32_t> ids = prompt(60);
+  auto m = model();
+  for (const KeyCodec codec : {KeyCodec::kExact, KeyCodec::kInt8, KeyCodec::kLowRank}) {
+    SessionOptions options = two_tiers();
+    options.selection.key_codec = codec;
+    auto session = Session::open(m, Session::plan(*m, options, std::ssize(ids), 2));
+    EXPECT_EQ(session->key_coding_seconds(), 0) << "before the prefill";
+    const auto start = std::chrono::steady_clock::now();
+    ASSERT_TRUE(session->prefill(ids, {}));
+    const std::chrono::duration<double> whole = std::chrono::steady_clock::now() - start;
+    const double seconds = session->key_coding_seconds();
+    EXPECT_EQ(seconds > 0, codec != KeyCodec::kExact);
+    EXPECT_LT(seconds, whole.count());
+    session->step(ids[0]);
+    EXPECT_EQ(session->key_coding_seconds(), seconds) << "of the prompt only";
   }
 }
 

@@ -1,6 +1,7 @@
 // cuda::Stream and cuda::PinnedMemory of the SIMT emulator: everything runs when it is enqueued.
 #include "kernels/stream.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -35,6 +36,14 @@ Stream::Ticket Stream::record() {
 }
 void Stream::wait(Ticket) { launch_held(); }
 void Stream::finish() { launch_held(); }
+Stream::TimeMark Stream::mark_time() {
+  launch_held();
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return {.seconds = std::chrono::duration<double>(now).count()};
+}
+double Stream::seconds_between(TimeMark first, TimeMark second) {
+  return second.seconds - first.seconds;
+}
 int64_t Stream::device_memory_free() const { return int64_t{8} << 30; }
 int64_t Stream::device_memory_total() const { return int64_t{8} << 30; }
 
