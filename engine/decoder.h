@@ -134,6 +134,7 @@ class Decoder {
   void move(const void* source, void* target, int64_t bytes);
   void make_logits(const bf16* x);
   void find_best();
+  void append_rows(int64_t layer, int64_t n, int64_t share);
   void enqueue_step(const int32_t* id);
   bool step_by_graph(const int32_t* id);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
@@ -153,6 +154,7 @@ class Decoder {
   int32_t* host_best_ = nullptr;    // written by the device
   bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
+  std::vector<typename KvStore<Device, Host>::Follower> followers_;
   typename GraphOf<Device>::Type graph_;
   int64_t n_replays_ = kMaxReplays;  // of what graph_ holds; kMaxReplays: it is not to be replayed
 };
@@ -255,16 +257,34 @@ void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) 
   transformer_.embed_tokens(upload_ids(ids), hidden_, n);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     transformer_.step_inputs(layer, hidden_, n);
-    for (int64_t i = 0; i < n; ++i) {
-      const Projections inputs = transformer_.step_row(layer, i);
-      store_.append(layer, inputs, i, /*as_before=*/i % share != 0);
-      store_.attend(layer, inputs.q, transformer_.attended() + i * config_.q_width());
-    }
+    append_rows(layer, n, share);
     transformer_.end_layer(layer, hidden_, n, /*alone=*/true);
   }
   store_.advance(n);
   make_logits(hidden_ + (n - 1) * config_.hidden);
   if (kStaged) device_.finish();  // ids are the caller's
+}
+
+// Appends and attends rows of step_inputs, those that follow when the one that they follow has attended.
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::append_rows(int64_t layer, int64_t n, int64_t share) {
+  const auto attended_of = [&](int64_t i) { return transformer_.attended() + i * config_.q_width(); };
+  for (int64_t i = 0; i < n;) {
+    const Projections inputs = transformer_.step_row(layer, i);
+    store_.append(layer, inputs, i);
+    store_.attend(layer, inputs.q, attended_of(i));
+    ++i;
+    const int64_t end = std::min(n, (i + share - 1) / share * share);
+    followers_.clear();
+    for (; i < end && store_.may_follow(layer, i); ++i) {
+      followers_.push_back({i, transformer_.step_row(layer, i).q, attended_of(i)});
+    }
+    together(device_, std::ssize(followers_), [&](int64_t j) {
+      const int64_t row = followers_[static_cast<size_t>(j)].ahead;
+      store_.append(layer, transformer_.step_row(layer, row), row, /*follows=*/true);
+    });
+    store_.attend_followers(layer, followers_);
+  }
 }
 
 template <Backend Device, HostTier Host>

@@ -51,6 +51,7 @@ struct SessionPlan {
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
   int64_t together = 1;  // sequences of a batch whose ops run at once
+  int64_t attend_places = 1;  // attentions that do, of sequences or of appended tokens
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };
 

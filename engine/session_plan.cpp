@@ -437,6 +437,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
   s.together = plan.together;
+  s.attend_places = plan.attend_places;
   return s;
 }
 
@@ -569,7 +570,9 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.n_restored = r.restored ? r.n_prompt : 0;
   plan.logprobs = r.logprobs;
   plan.backend = r.backend;
-  plan.together = std::clamp<int64_t>(r.n_sequences, 1, most_together(r.backend));
+  const int64_t most = most_together(r.backend);
+  plan.together = std::clamp<int64_t>(r.n_sequences, 1, most);
+  plan.attend_places = r.n_sequences > 0 ? plan.together : most;
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);

@@ -96,10 +96,19 @@ class KvStore {
   // ---- decode, one token at position n_tokens() ----
   // Several tokens may pass through a layer, one append and attend after the other, before the next
   // layer has its turn: `ahead` of them did already. Not where layers share a list, nor in an audited
-  // step. as_before: this token attends what the one before it selected, unless chunks leave the
-  // window; not where layers share a list.
-  void append(int64_t layer, const Projections& p, int64_t ahead = 0, bool as_before = false);
+  // step.
+  void append(int64_t layer, const Projections& p, int64_t ahead = 0, bool follows = false);
   void attend(int64_t layer, const bf16* q, bf16* out);
+  // A token that follows attends what the last one that did not has selected. It may where no chunk has
+  // to leave the window for it, and is attended when all that follow have been appended; not where
+  // layers share a list.
+  bool may_follow(int64_t layer, int64_t ahead) const;
+  struct Follower {
+    int64_t ahead = 0;
+    const bf16* q = nullptr;
+    bf16* out = nullptr;
+  };
+  void attend_followers(int64_t layer, std::span<const Follower> followers);
   // attend of several stores on the same queues, in two halves: what some of them fetch together
   // arrives while others attend. The same stores in both.
   struct Attention {
@@ -361,7 +370,7 @@ class KvStore {
   // Also what merge_with, if any, and out make together, where final_out is given.
   void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
                       const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
-  void attend_as_before(int64_t layer, const bf16* q, bf16* out);
+  void attend_as_before(int64_t layer, const Follower& follower);
   void add_key_bias(const Layer& layer, int64_t first_position, KvSource& source,
                     const int32_t* chunks = nullptr, int64_t chunks_stride = 0) const;
   KvSource slot_source(const Layer& layer, const int32_t* slots, const int32_t* counts) const;
@@ -412,7 +421,6 @@ class KvStore {
   Pending pending_;
   int64_t place_ = 0;   // among stores whose ops run at once
   int64_t chosen_ = 0;  // chunks that the lists in hand have room for
-  bool as_before_ = false;  // the token in hand attends them
   bool auditing_ = false;
   bool recording_ = false;
   int64_t* clock_ = nullptr;  // [1]

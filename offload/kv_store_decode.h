@@ -6,8 +6,7 @@
 namespace tiercel {
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead,
-                                   bool as_before) {
+void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead, bool follows) {
   position_ = n_tokens_ + ahead;
   CHECK(p.n_tokens == 1 && position_ < layout_.settings.capacity, "{} of {}", position_,
         layout_.settings.capacity);
@@ -25,15 +24,20 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
   append_key_bias(layer, p, position_);
   const int64_t window = layout_.shape.window[index];
   if (window > 0) recent.first = std::max(recent.first, position_ + 1 - window);
-  // What leaves the window must be selected to be attended, so it stays while a list does, as long as
-  // make_room will find it in the upper half.
-  const int64_t most = layout_.settings.recent + layout_.retire_tokens + chunk();
-  as_before_ = as_before && layout_.tiered(index) && chosen_ > 0 && position_ + 1 - recent.first < most;
-  if (as_before_) return;
+  if (follows) return;
   // Once at most, but after such tokens, or for a window that was restored from a backend with longer
   // ones.
   while (layout_.tiered(index) && retire_chunks(index)) {
   }
+}
+
+// What leaves the window must be selected to be attended, so it stays while a list does, as long as
+// make_room will find it in the upper half.
+template <typename Device, typename Host>
+bool KvStore<Device, Host>::may_follow(int64_t index, int64_t ahead) const {
+  const int64_t most = layout_.settings.recent + layout_.retire_tokens + chunk();
+  return layout_.tiered(index) && chosen_ > 0 &&
+         n_tokens_ + ahead + 1 - layers_[index].recent.first < most;
 }
 
 // Moves the rows still attended to the front. They are at most half of the capacity, so source and
@@ -323,21 +327,27 @@ void KvStore<Device, Host>::rebuild_keys_of(const Layer& layer, const MissList& 
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
-  if (as_before_) {
-    attend_as_before(index, q, out);
-    return;
-  }
   const Attention alone{this, q, out};
   begin_attend(index, {&alone, 1});
   end_attend(index, {&alone, 1});
 }
 
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_followers(int64_t index, std::span<const Follower> followers) {
+  together(device_, std::ssize(followers), [&](int64_t i) {
+    place_ = i;
+    attend_as_before(index, followers[static_cast<size_t>(i)]);
+  });
+  place_ = 0;
+}
+
 // What was selected is in its slots by now.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16* out) {
+void KvStore<Device, Host>::attend_as_before(int64_t index, const Follower& follower) {
   const Layer& layer = layers_[index];
+  const auto& [ahead, q, out] = follower;
   std::array<KvSource, kMaxDecodeSources> sources;
-  int n_sources = exact_sources(index, position_ + 1, sources.data());
+  int n_sources = exact_sources(index, n_tokens_ + ahead + 1, sources.data());
   ++steps_;
   if (by_worker(index)) {
     begin_host_attend(index, q);
@@ -353,7 +363,7 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const bf16* q, bf16*
     sources[n_sources++] = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
     if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
   }
-  attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+  attend_sources(q, sources.data(), n_sources, workspace_.partial(place_), nullptr, out);
 }
 
 // Calls each(store, q, out) for stores that the device serves at once, if each has a workspace.

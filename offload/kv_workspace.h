@@ -24,6 +24,7 @@ struct KvWorkspace {
       : capacity(layout.settings.capacity),
         prompt(layout.settings.prompt),
         together(layout.settings.together),
+        attend_places(layout.settings.attend_places),
         attend_floats(layout.attend_floats()),
         select_floats(layout.select_floats) {
     const KvSettings& o = layout.settings;
@@ -35,7 +36,9 @@ struct KvWorkspace {
       return arena.template take<int32_t>(Purpose::kActivations, n);
     };
     fetches.reserve(kFetchedTogether);
-    attend_ = arena.template take<float>(Purpose::kActivations, together * attend_floats);
+    attend_ = arena.template take<float>(Purpose::kActivations, attend_places * attend_floats);
+    n_heads_ = layout.shape.n_heads;
+    partial_at_ = attend_floats - layout.partial_floats();
     if (o.select_prefill) {
       const int64_t blocks = layout.prefill_blocks();
       block_ids = take_ints(blocks * n_kv * layout.prefill_ids);
@@ -64,12 +67,17 @@ struct KvWorkspace {
     return layout.settings.capacity <= capacity && layout.settings.prompt <= prompt;
   }
 
-  // Of attend_decode, and of scoring, for the store at this place among those whose ops run at once.
-  float* attend(int64_t place) const { return attend_ + place % together * attend_floats; }
+  // Of attend_decode, and of scoring, at this place among what runs at once.
+  float* attend(int64_t place) const { return attend_ + place % attend_places * attend_floats; }
   float* select(int64_t place) const { return select_ + place % together * select_floats; }
+  // A partial result that nobody reads.
+  PartialView partial(int64_t place) const {
+    float* block = attend(place) + partial_at_;
+    return {block, block + n_heads_, block + 2 * n_heads_};
+  }
 
   int64_t capacity = 0, prompt = 0;  // tokens of the longest sequence and prompt
-  int64_t together = 1;              // places
+  int64_t together = 1, attend_places = 1;
   int64_t attend_floats = 0, select_floats = 0;
   float* chunk_mass = nullptr;       // [kv][chunks]
   bf16* landmarks = nullptr;         // [kv][index_plane_chunks][width], before they are coded
@@ -83,7 +91,8 @@ struct KvWorkspace {
   std::vector<FetchParams> fetches;  // of stores that fetch together
 
  private:
-  float *attend_ = nullptr, *select_ = nullptr;  // [together][attend_floats], [together][select_floats]
+  float *attend_ = nullptr, *select_ = nullptr;  // [places][floats]
+  int64_t n_heads_ = 0, partial_at_ = 0;
 };
 
 }  // namespace tiercel

@@ -203,7 +203,7 @@ PurposeBytes KvLayout::workspace_bytes() const {
   const int64_t n_kv = shape.n_kv_heads;
   PurposeBytes bytes{};
   auto add = [&](Purpose purpose, int64_t n) { bytes[static_cast<size_t>(purpose)] += n; };
-  add(Purpose::kActivations, o.together * attend_floats() * 4);
+  add(Purpose::kActivations, o.attend_places * attend_floats() * 4);
   if (o.select_prefill) {
     add(Purpose::kActivations,
         prefill_blocks() * n_kv * (prefill_ids + 1) * 4 + prefill_blocks() * 8);

@@ -88,6 +88,7 @@ struct KvSettings {
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
   int64_t together = 1;  // stores that share a workspace and whose ops run at once
+  int64_t attend_places = 1;  // attentions that do, of different stores or of one; at least together
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 
   bool reuses() const { return reuse_cosine > 0 || reuse_steps > 1; }
@@ -203,8 +204,11 @@ struct KvLayout {
   // Their sum: the peak of one sequence by itself, at the end of its prefill.
   PurposeBytes device_bytes() const;
   PurposeBytes host_bytes() const;
-  // Workspace of attention.
-  int64_t attend_floats() const { return decode_workspace_floats(shape.n_heads, shape.head_dim); }
+  // Workspace of attention, and a partial result that nobody reads.
+  int64_t attend_floats() const {
+    return decode_workspace_floats(shape.n_heads, shape.head_dim) + partial_floats();
+  }
+  int64_t partial_floats() const { return (shape.n_heads * (shape.head_dim + 2) + 63) / 64 * 64; }
 
   KvShape shape;
   KvSettings settings;

@@ -141,13 +141,22 @@ RopeView rope_on_device(const RopeTable& table, Vector& tables) {
   return view;
 }
 
+// How tokens behind the prompt are taken: so many pass through a layer together, of which all but the
+// first attend what it selected, at once or one after the other.
+struct Taken {
+  int64_t share = 1;
+  bool at_once = true;
+};
+
 template <typename Tiers>
-Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int n_threads = 2) {
+Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int n_threads = 2,
+            Taken taken = {}) {
   const Model& m = sequence.model;
   Tiers tiers(n_threads);
   settings.capacity = sequence.n_tokens;
   settings.overlap |= Tiers::kOverlaps;
   settings.replay = Tiers::kOverlaps;
+  settings.attend_places = Tiers::Device::kTogether;
   settings.prompt = n_prompt;
   const KvLayout layout(shape_of(m), settings);
   Arena<typename Tiers::Device> device(tiers.device(), "device", sum(layout.device_bytes()));
@@ -181,16 +190,32 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
 
   Outcome result;
   store.set_audit(settings.audit);
-  for (int64_t t = n_prompt; t < sequence.n_tokens; ++t) {
+  const int64_t width = int64_t{m.n_heads} * m.head_dim;
+  std::vector<Inputs<Tiers>> rows(static_cast<size_t>(taken.share));
+  for (int64_t t = n_prompt; t < sequence.n_tokens; t += taken.share) {
+    const int64_t n = std::min(taken.share, sequence.n_tokens - t);
     for (int64_t layer = 0; layer < m.n_layers; ++layer) {
-      store.append(layer, inputs.at(sequence, layer, t, 1));
-      store.attend(layer, inputs.q.data(), out.data());
+      const auto row = [&](int64_t i) {
+        return rows[static_cast<size_t>(i)].at(sequence, layer, t + i, 1);
+      };
+      const Projections first = row(0);
+      store.append(layer, first);
+      store.attend(layer, first.q, out.data());
+      std::vector<typename StoreOf<Tiers>::Follower> followers;
+      for (int64_t i = 1; i < n; ++i) {
+        EXPECT_TRUE(store.may_follow(layer, i));
+        const Projections next = row(i);
+        store.append(layer, next, i, /*follows=*/true);
+        followers.push_back({i, next.q, out.data() + i * width});
+        if (!taken.at_once) store.attend_followers(layer, {&followers.back(), 1});
+      }
+      if (taken.at_once) store.attend_followers(layer, followers);
       tiers.device().finish();
-      for (int64_t i = 0; i < m.n_heads * m.head_dim; ++i) {
+      for (int64_t i = 0; i < n * width; ++i) {
         result.outputs.push_back(static_cast<float>(out[static_cast<size_t>(i)]));
       }
     }
-    store.advance();
+    store.advance(n);
   }
   result.counters = store.selection();
   result.mass = store.audit();
@@ -400,6 +425,23 @@ inline std::vector<Composition> compositions() {
          s.device_layers = 2;
        }},
   };
+}
+
+// Tokens that attend what one before them selected, some of them with a window that others have grown.
+TYPED_TEST_P(KvStoreSuite, FollowersAtOnceAsOneByOne) {
+  const int64_t n_prompt = 300, share = 8;
+  const Sequence sequence(Model{}, n_prompt + 2 * share, seed() + 15);
+  for (const bool on_host : {false, true}) {
+    KvSettings settings = tiered();
+    settings.budget = 64;
+    settings.slots = 2;
+    if (on_host) settings.host_use = HostUse::kAlways;
+    const Outcome one = run<TypeParam>(sequence, settings, n_prompt, 2, {share, false});
+    const Outcome all = run<TypeParam>(sequence, settings, n_prompt, 2, {share, true});
+    EXPECT_EQ(one.outputs, all.outputs);
+    EXPECT_EQ(one.counters.steps, all.counters.steps);
+    EXPECT_EQ(one.counters.steps, int64_t{2} * share * Model{}.n_layers);
+  }
 }
 
 // Under a sanitizer the emulator takes minutes: it does every other one of a list, which ones the seed
@@ -696,6 +738,6 @@ REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqu
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
                             SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
                             AuditOfEverythingIsOne, TheHostAttendsWhatItWouldSend,
-                            TheFasterWayIsTried);
+                            TheFasterWayIsTried, FollowersAtOnceAsOneByOne);
 
 }  // namespace tiercel::test
