@@ -140,19 +140,13 @@ class BackendBatch : public Batch {
   void sample_ahead(std::span<Sampling> all) override {
     if constexpr (kStaged) {
       picks_.clear();
-      picked_.clear();
-      for (Sampling& one : all) {
+      for (const Sampling& one : all) {
         const int64_t row = at(one.sequence).row;
-        if (one.sampler->is_argmax()) {
-          one.token = host_best_[row];
-        } else if (sampler_.can_sample(*one.sampler, one.history)) {
-          picks_.push_back(
-              {transformer_.logits() + row * config_.vocab_size, one.sampler, one.history});
-          picked_.push_back(&one);
-        }
+        picks_.push_back({transformer_.logits() + row * config_.vocab_size, host_best_ + row,
+                          one.sampler, one.history});
       }
       sampler_.pick(picks_);
-      for (size_t i = 0; i < picks_.size(); ++i) picked_[i]->token = picks_[i].token;
+      for (size_t i = 0; i < picks_.size(); ++i) all[i].token = picks_[i].token;
     }
   }
 
@@ -363,9 +357,7 @@ class BackendBatch : public Batch {
   std::vector<Sequence*> running_;  // rows of the step in hand
   std::vector<typename KvStore<Device, Host>::Attention> attentions_;  // of the layer in hand
   std::vector<int32_t> token_ids_;
-  // Of tokens that are picked on the device.
-  std::vector<DevicePick> picks_;
-  std::vector<Sampling*> picked_;
+  std::vector<DevicePick> picks_;  // of the tokens in hand
 };
 
 }  // namespace tiercel

@@ -115,18 +115,9 @@ class Decoder {
   // The sampler's token, picked where the logits are; nothing where the host reads them anyway, where no
   // token can be named (NaN), or where the sampler looks back further than the device. Waits for it.
   std::optional<int32_t> sample(Sampler& sampler, std::span<const int32_t> history) {
-    int32_t token = -1;
-    if constexpr (kStaged) {
-      if (sampler.is_argmax()) {
-        device_.finish();
-        token = *host_best_;
-      } else if (sampler_.can_sample(sampler, history)) {
-        DevicePick pick{transformer_.logits(), &sampler, history};
-        sampler_.pick({&pick, 1});
-        token = pick.token;
-      }
-    }
-    return token >= 0 ? std::optional(token) : std::nullopt;
+    DevicePick pick{transformer_.logits(), host_best_, &sampler, history};
+    if constexpr (kStaged) sampler_.pick({&pick, 1});
+    return pick.token >= 0 ? std::optional(pick.token) : std::nullopt;
   }
 
  private:

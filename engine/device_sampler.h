@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "engine/backend.h"
 #include "engine/sampler.h"
@@ -29,10 +30,12 @@ struct DeviceSamplerLayout {
 };
 
 struct DevicePick {
-  const float* logits = nullptr;  // [vocab], on the device
-  Sampler* sampler = nullptr;     // one that can_sample says yes to
+  const float* logits = nullptr;   // [vocab], on the device
+  const int32_t* best = nullptr;   // where find_best put their most likely token
+  Sampler* sampler = nullptr;
   std::span<const int32_t> history;
-  int32_t token = -1;  // -1: none can be named, and the sampler is as before
+  // -1, and the sampler is as before: none can be named, or the sampler looks back further than the device.
+  int32_t token = -1;
 };
 
 template <Backend Device, HostTier Host>
@@ -49,11 +52,6 @@ class DeviceSampler {
     tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, n);
   }
 
-  // Whether the device has room for what this sampler looks back on.
-  static bool can_sample(const Sampler& sampler, std::span<const int32_t> history) {
-    return std::ssize(sampler.recent_of(history)) <= DeviceSamplerLayout::kMostRecent;
-  }
-
   // The most likely token of each row of logits [n][vocab], in tokens [n] of the host, -1 where none can
   // be named. Waits for nothing.
   void find_best(const float* logits, int64_t n, int32_t* tokens) {
@@ -64,10 +62,20 @@ class DeviceSampler {
 
   // Waits for the tokens.
   void pick(std::span<DevicePick> picks) {
-    while (!picks.empty()) {
-      const auto some = picks.first(std::min(picks.size(), static_cast<size_t>(layout_.places)));
-      pick_at_once(some);
-      picks = picks.subspan(some.size());
+    device_.finish();  // what is best is known
+    drawn_.clear();
+    for (DevicePick& pick : picks) {
+      if (pick.sampler->is_argmax()) {
+        pick.token = *pick.best;
+      } else if (std::ssize(pick.sampler->recent_of(pick.history)) <= DeviceSamplerLayout::kMostRecent) {
+        drawn_.push_back(&pick);
+      }
+    }
+    std::span<DevicePick* const> left = drawn_;
+    while (!left.empty()) {
+      const auto some = left.first(std::min(left.size(), static_cast<size_t>(layout_.places)));
+      draw_at_once(some);
+      left = left.subspan(some.size());
     }
   }
 
@@ -76,9 +84,9 @@ class DeviceSampler {
     return workspace_ + place % layout_.places * sample_workspace_bytes(layout_.vocab);
   }
 
-  void pick_at_once(std::span<DevicePick> picks) {
+  void draw_at_once(std::span<DevicePick* const> picks) {
     together(device_, static_cast<int64_t>(picks.size()), [&](int64_t place) {
-      const DevicePick& pick = picks[static_cast<size_t>(place)];
+      const DevicePick& pick = *picks[static_cast<size_t>(place)];
       const auto recent = pick.sampler->recent_of(pick.history);
       int32_t* its_recent = recent_ + place * DeviceSamplerLayout::kMostRecent;
       std::copy(recent.begin(), recent.end(), its_recent);
@@ -101,8 +109,8 @@ class DeviceSampler {
     });
     device_.finish();
     for (size_t place = 0; place < picks.size(); ++place) {
-      picks[place].token = tokens_[place];
-      picks[place].sampler->set_generator(generators_[place]);
+      picks[place]->token = tokens_[place];
+      picks[place]->sampler->set_generator(generators_[place]);
     }
   }
 
@@ -112,6 +120,7 @@ class DeviceSampler {
   int32_t* recent_ = nullptr;       // [places][kMostRecent]
   uint64_t* generators_ = nullptr;  // [places]
   int32_t* tokens_ = nullptr;       // [places]
+  std::vector<DevicePick*> drawn_;  // of the picks in hand, those that are no argmax
 };
 
 // What a decoder has of it: nothing where the host reads the logits.

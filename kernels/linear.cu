@@ -111,12 +111,13 @@ void run_streamed(Stream& stream, const SkinnyParams& all) {
   }
 }
 
-void norm_rows(Stream& stream, const bf16* x, const bf16* weight, bf16* out, int64_t m, int64_t k,
-               float eps) {
-  CHECK(out != nullptr, "m {} k {}", m, k);
-  const NormRowsParams p{x, weight, out, static_cast<int32_t>(k), eps};
-  launch_dependent<norm_rows_kernel>(stream, blocks_for(m, 1), 32 * kSkinnyWarps,
-                                     kSkinnyWarps * sizeof(float), p);
+// A norm by itself. folded: with the bits that it has where it is folded into the product.
+void normalise(Stream& stream, const NormParams& p, bool folded) {
+  CHECK(p.out != nullptr, "m {} k {}", p.n_rows, p.width);
+  if (!folded) return rms_norm(stream, p);
+  const NormRowsParams rows{p.x, p.weight, p.out, static_cast<int32_t>(p.width), p.eps};
+  launch_dependent<norm_rows_kernel>(stream, blocks_for(p.n_rows, 1), 32 * kSkinnyWarps,
+                                     kSkinnyWarps * sizeof(float), rows);
 }
 
 }  // namespace
@@ -162,12 +163,7 @@ void norm_linear(Stream& stream, const NormLinearParams& p) {
     run_skinny<true>(stream, params);
     return;
   }
-  if (l.alone && folds_norm(p)) {
-    norm_rows(stream, l.x, p.norm_weight, p.normed, l.m, l.k, p.eps);
-  } else {
-    CHECK(p.normed != nullptr, "m {} k {}", l.m, l.k);
-    rms_norm(stream, {l.x, p.norm_weight, p.normed, l.m, l.k, p.eps});
-  }
+  normalise(stream, {l.x, p.norm_weight, p.normed, l.m, l.k, p.eps}, l.alone && folds_norm(p));
   LinearParams product = l;
   product.x = p.normed;
   linear(stream, product);
@@ -177,42 +173,27 @@ bool can_fuse(const GatedLinearParams& p) { return p.m <= kMaxSkinnyRows && fold
 
 void gated_linear(Stream& stream, const GatedLinearParams& p) {
   if (p.m == 0 || p.n == 0) return;
-  const bool fuse = can_fuse(p), alike = !fuse && p.alone && folds_gate(p);
-  if (!fuse && !alike) {
-    const bf16* x = p.x;
-    if (p.norm_weight != nullptr) {
-      rms_norm(stream, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps});
-      x = p.normed;
-    }
-    LinearParams product{x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n};
-    product.alone = p.alone;
-    linear(stream, product);
-    product.weight = p.up;
-    product.bias = p.up_bias;
-    product.out = p.up_result;
-    linear(stream, product);
-    swiglu(stream, {p.out, p.up_result, p.out, p.m * p.n});
-    return;
+  LinearParams product{p.x, p.gate, p.gate_bias, p.out, p.m, p.k, p.n};
+  product.alone = p.alone;
+  const bool fuse = can_fuse(p), folds = fuse || (p.alone && folds_gate(p));
+  if (!fuse && p.norm_weight != nullptr) {
+    normalise(stream, {p.x, p.norm_weight, p.normed, p.m, p.k, p.eps}, folds);
+    product.x = p.normed;
   }
-  SkinnyParams params{.x = p.x,
-                            .weight = p.gate,
-                      .up = p.up,
-                      .norm_weight = p.norm_weight,
-                      .out = p.out,
-                      .n = p.n,
-                      .m = static_cast<int32_t>(p.m),
-                      .k = static_cast<int32_t>(p.k),
-                      .eps = p.eps};
-  if (fuse && p.norm_weight != nullptr) {
-    run_skinny<true>(stream, params);
-    return;
+  if (folds) {
+    SkinnyParams params = skinny_params(product);
+    params.up = p.up;
+    if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params);
+    params.norm_weight = p.norm_weight;
+    params.eps = p.eps;
+    return run_skinny<true>(stream, params);
   }
-  if (p.norm_weight != nullptr) {
-    norm_rows(stream, p.x, p.norm_weight, p.normed, p.m, p.k, p.eps);
-    params.x = p.normed;
-    params.norm_weight = nullptr;
-  }
-  run_streamed(stream, params);
+  linear(stream, product);
+  product.weight = p.up;
+  product.bias = p.up_bias;
+  product.out = p.up_result;
+  linear(stream, product);
+  swiglu(stream, {p.out, p.up_result, p.out, p.m * p.n});
 }
 
 }  // namespace tiercel::cuda
