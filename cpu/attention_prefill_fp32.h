@@ -13,13 +13,12 @@
 #include <cstdint>
 
 #include "cpu/attention_prefill.h"
-#include "cpu/exp2.h"
 
 namespace tiercel::cpu::prefill {
 namespace {
 
-// Level: kWidth floats per Vec, kRows per row tile, kScoreVectors keys vectors and kValueVectors
-// column vectors at once, Vec madd(a, b, c) = a * b + c.
+// Level: its Vector (see vector_portable.h), kRows per row tile, kScoreVectors key vectors and
+// kValueVectors column vectors at once.
 template <typename Level>
 class Fp32Attention {
  public:
@@ -88,10 +87,11 @@ class Fp32Attention {
   }
 
  private:
-  using Vec = typename Level::Vec;
-  using IntVec = typename Level::IntVec;
-  static constexpr int kWidth = Level::kWidth;
+  using V = typename Level::Vector;
+  using F = typename V::F;
+  static constexpr int kWidth = V::kLanes;
   static constexpr int kGroup = 16;  // keys per group of staged K
+  static constexpr float kNothing = -__builtin_inff();
 
   // One tile of rows against one block of keys.
   struct Block {
@@ -120,72 +120,62 @@ class Fp32Attention {
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
 
-  static Vec splat(float x) { return Vec{} + x; }
-  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-  static void save(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
-
-  // 2^x for x <= 0. NaN stays NaN: a comparison with it is false.
-  static Vec exp2(Vec x) {
-    x = x < splat(kExp2Min) ? splat(kExp2Min) : x;
-    const Vec rounded = x + splat(kRoundMagic);
-    const Vec f = x - (rounded - splat(kRoundMagic));
-    Vec p = splat(kExp2C[5]);
-    for (int i = 4; i >= 0; --i) p = Level::madd(p, f, splat(kExp2C[i]));
-    const IntVec power = (reinterpret_cast<IntVec>(rounded) - (kRoundMagicBits - 127)) << 23;
-    return p * reinterpret_cast<Vec>(power);
-  }
-
   static void scores(const Block& b, Buffers& buffers) {
     constexpr int kVectors = Level::kScoreVectors;
     for (int key = 0; key < b.n_keys; key += kWidth * kVectors) {
-      Vec s[kRows][kVectors] = {};
+      F s[kRows][kVectors];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) s[r][v] = V::zero();
+      }
       const float* column[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         const int c = key + v * kWidth;
         column[v] = b.keys + c / kGroup * kGroup * b.d + c % kGroup;
       }
       for (int i = 0; i < b.d; ++i) {
-        Vec k[kVectors];
+        F k[kVectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) k[v] = load(column[v] + i * kGroup);
+        for (int v = 0; v < kVectors; ++v) k[v] = V::load(column[v] + i * kGroup);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const Vec q = splat(b.q[r * b.d + i]);
+          const F q = V::set1(b.q[r * b.d + i]);
 #pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) s[r][v] = Level::madd(q, k[v], s[r][v]);
+          for (int v = 0; v < kVectors; ++v) s[r][v] = V::fma(q, k[v], s[r][v]);
         }
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) save(buffers.scores[r] + key + v * kWidth, s[r][v]);
+        for (int v = 0; v < kVectors; ++v) V::store(buffers.scores[r] + key + v * kWidth, s[r][v]);
       }
     }
   }
 
   template <int kVectors>
   static void values(const Block& b, const Buffers& buffers, int first) {
-    Vec o[kRows][kVectors];
+    F o[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) o[r][v] = load(b.out + r * b.d + first + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) o[r][v] = V::load(b.out + r * b.d + first + v * kWidth);
     }
     for (int key = 0; key < b.n_keys; ++key) {
-      Vec x[kVectors];
+      F x[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) x[v] = load(b.values + key * b.d + first + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) x[v] = V::load(b.values + key * b.d + first + v * kWidth);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Vec p = splat(buffers.scores[r][key]);
+        const F p = V::set1(buffers.scores[r][key]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) o[r][v] = Level::madd(p, x[v], o[r][v]);
+        for (int v = 0; v < kVectors; ++v) o[r][v] = V::fma(p, x[v], o[r][v]);
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) save(b.out + r * b.d + first + v * kWidth, o[r][v]);
+      for (int v = 0; v < kVectors; ++v) V::store(b.out + r * b.d + first + v * kWidth, o[r][v]);
     }
   }
 
@@ -208,40 +198,38 @@ class Fp32Attention {
   // Scores of one row become weights; what is not in [begin, end) weighs 0.
   static void weights(const Block& b, Buffers& buffers, int r, int begin, int end,
                       float& reference) {
-    constexpr float kNothing = -__builtin_inff();
     float* s = buffers.scores[r];
     begin = begin < 0 ? 0 : begin;
     end = end > b.n_keys ? b.n_keys : end;
     for (int key = 0; b.bias != nullptr && key < b.n_keys; ++key) s[key] += b.bias[key];
     for (int key = 0; key < begin && key < b.n_keys; ++key) s[key] = kNothing;
     for (int key = end < 0 ? 0 : end; key < b.n_keys; ++key) s[key] = kNothing;
-    Vec highest = splat(kNothing);
-    for (int key = 0; key < b.n_keys; key += kWidth) {
-      const Vec x = load(s + key);
-      highest = x > highest ? x : highest;
+    static_assert(kKeyMultiple % (4 * kWidth) == 0);
+    F highest[4] = {V::set1(kNothing), V::set1(kNothing), V::set1(kNothing), V::set1(kNothing)};
+    for (int key = 0; key < b.n_keys; key += 4 * kWidth) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) highest[v] = V::max(V::load(s + key + v * kWidth), highest[v]);
     }
-    float max = kNothing;
-    for (int i = 0; i < kWidth; ++i) max = highest[i] > max ? highest[i] : max;
+    const float max = V::maximum(
+        V::max(V::max(highest[0], highest[1]), V::max(highest[2], highest[3])));
     if (max > reference) raise(b, buffers, r, max, reference);
-    const Vec shift = splat(reference == kNothing ? 0.0f : reference);
-    Vec sum{};
+    const F shift = V::set1(reference == kNothing ? 0.0f : reference);
+    F sum = V::zero();
     for (int key = 0; key < b.n_keys; key += kWidth) {
-      const Vec score = load(s + key);
-      Vec p = exp2(score - shift);
-      p = score == splat(kNothing) ? Vec{} : p;
-      sum += p;
-      save(s + key, p);
+      const F p = V::exp2(V::sub(V::load(s + key), shift));
+      sum = V::add(sum, p);
+      V::store(s + key, p);
     }
-    for (int i = 0; i < kWidth; ++i) buffers.sums[r] += sum[i];
+    buffers.sums[r] += V::sum(sum);
   }
 
   static void raise(const Block& b, Buffers& buffers, int r, float max, float& reference) {
     const float raised = __builtin_ceilf(max);
-    if (reference != -__builtin_inff()) {
-      const Vec factor = exp2(splat(reference - raised));
-      buffers.sums[r] *= factor[0];
+    if (reference != kNothing) {
+      const F factor = V::exp2(V::set1(reference - raised));
+      buffers.sums[r] *= V::maximum(factor);
       float* out = b.out + r * b.d;
-      for (int i = 0; i < b.d; i += kWidth) save(out + i, load(out + i) * factor);
+      for (int i = 0; i < b.d; i += kWidth) V::store(out + i, V::mul(V::load(out + i), factor));
     }
     reference = raised;
   }

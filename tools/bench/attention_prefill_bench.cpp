@@ -107,9 +107,19 @@ void staged(benchmark::State& state, const Kernel* kernel, int32_t d, int32_t n_
   const double began = cpu_seconds();
   for (auto _ : state) {
     best.time([&] {
-      kernel->attend({q.as<void>(), keys.as<void>(), values.as<void>(), out.as<float>(), sum.data(),
-                      reference.data(), begin.data(), end.data(), n_rows, n_keys, d, exact,
-                      buffer.as<void>()});
+      kernel->attend({.q = q.as<void>(),
+                      .keys = keys.as<void>(),
+                      .values = values.as<void>(),
+                      .out = out.as<float>(),
+                      .sum = sum.data(),
+                      .reference = reference.data(),
+                      .begin = begin.data(),
+                      .end = end.data(),
+                      .n_rows = n_rows,
+                      .n_keys = n_keys,
+                      .padded_dim = d,
+                      .exact_exp = exact,
+                      .buffer = buffer.as<void>()});
     });
     std::fill(sum.begin(), sum.end(), 0.0f);
   }
