@@ -10,15 +10,11 @@ namespace tiercel::cpu {
 namespace {
 
 constexpr int kMaxRows = 6;
+constexpr int kWidened = 64;  // elements of a row at a time
 
 __m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 __m512 high_of(__m512i pairs) {
   return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-}
-__m512i broadcast_pair(const uint16_t* p) {
-  int pair;
-  __builtin_memcpy(&pair, p, 4);
-  return _mm512_set1_epi32(pair);
 }
 
 // Rounds to nearest even; NaN stays NaN.
@@ -33,6 +29,26 @@ __m256i narrow(__m512 value) {
 
 __m512 widen(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// The n elements of pairs that lie stride apart, as fp32.
+void widen_pairs(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
+  if (stride == 2) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      _mm512_store_ps(out + i, widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs + i))));
+    }
+    if (i == n) return;
+    const __mmask16 mask = static_cast<__mmask16>((1u << (n - i)) - 1u);
+    _mm512_store_ps(out + i, widen(_mm256_maskz_loadu_epi16(mask, pairs + i)));
+    return;
+  }
+  for (int64_t i = 0; i < n; i += 2, pairs += stride) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, pairs, 4);
+    const uint32_t bits[2] = {pair << 16, pair & 0xffff0000u};
+    __builtin_memcpy(out + i, bits, 8);
+  }
 }
 
 __mmask16 columns_from(const PanelProduct& p, int64_t column) {
@@ -112,32 +128,38 @@ void tile(const PanelProduct& p, int64_t row) {
   }
 
   // sums[r][v] += a[r][pair] * panel[pair][v]
+  alignas(64) float x[kRows][kWidened];
   const uint16_t* a = p.a + row * p.row_stride;
   const uint16_t* b = p.panel;
-  for (int64_t pair = 0; pair < p.n_pairs; ++pair) {
-    __m512 columns[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = low_of(_mm512_loadu_si512(b + v * 32));
+  for (int64_t first = 0; first < p.n_pairs; first += kWidened / 2) {
+    const int64_t left = p.n_pairs - first, n = 2 * (left < kWidened / 2 ? left : kWidened / 2);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const __m512 x = low_of(broadcast_pair(a + r * p.row_stride));
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sums[r][v] = _mm512_fmadd_ps(columns[v], x, sums[r][v]);
-      }
+      widen_pairs(a + r * p.row_stride + first * p.pair_stride, p.pair_stride, n, x[r]);
     }
+    for (int64_t i = 0; i < n; i += 2, b += 2 * kPanelColumns) {
+      __m512 columns[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = high_of(_mm512_loadu_si512(b + v * 32));
+      for (int v = 0; v < kVectors; ++v) columns[v] = low_of(_mm512_loadu_si512(b + v * 32));
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 x = high_of(broadcast_pair(a + r * p.row_stride));
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 element = _mm512_set1_ps(x[r][i]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sums[r][v] = _mm512_fmadd_ps(columns[v], x, sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) columns[v] = high_of(_mm512_loadu_si512(b + v * 32));
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 element = _mm512_set1_ps(x[r][i + 1]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
+        }
       }
     }
-    a += p.pair_stride;
-    b += 2 * kPanelColumns;
   }
 
   finish(p, row, sums);
