@@ -359,7 +359,8 @@ const Kernel& kernel_of(Isa isa) {
   switch (isa) {
     case Isa::kPortable: return kPortableKernel;
     case Isa::kAvx2: return kAvx2Kernel;
-    case Isa::kAvx512: return kAvx512Kernel;
+    case Isa::kAvx512:
+    case Isa::kAvx512Vnni: return kAvx512Kernel;
     case Isa::kAvx512Bf16: return kAvx512Bf16Kernel;
     case Isa::kAmx: return kAmxKernel;
   }

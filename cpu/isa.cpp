@@ -14,7 +14,8 @@
 namespace tiercel::cpu {
 namespace {
 
-constexpr Isa kLevels[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
+constexpr Isa kLevels[] = {Isa::kPortable,   Isa::kAvx2,       Isa::kAvx512,
+                           Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx};
 
 #if defined(__x86_64__)
 // Tile data is a dynamic feature (XFEATURE 18): a process has to ask for it before its first tile
@@ -41,9 +42,9 @@ Isa detect() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return Isa::kAvx2;
   }
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
-      !__builtin_cpu_supports("avx512vnni")) {
-    return Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi")) {
+    return Isa::kAvx512Vnni;
   }
   return has_amx() && request_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
 #else
@@ -58,6 +59,7 @@ std::string_view name_of(Isa isa) {
     case Isa::kPortable: return "portable";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Vnni: return "avx512vnni";
     case Isa::kAvx512Bf16: return "avx512bf16";
     case Isa::kAmx: return "amx";
   }
@@ -69,7 +71,8 @@ Isa parse_isa(std::string_view name) {
     if (name == name_of(isa)) return isa;
   }
   fail(ErrorKind::kUsage,
-       "unknown instruction set '{}'; known: portable, avx2, avx512, avx512bf16, amx", name);
+       "unknown instruction set '{}'; known: portable, avx2, avx512, avx512vnni, avx512bf16, amx",
+       name);
 }
 
 Isa detected_isa() {

@@ -1,7 +1,7 @@
 // Instruction-set levels of the CPU kernels, chosen at run time.
 //
-// One file per (op, level): the suffix of its name (_avx2, _avx512, _avx512bf16, _amx) gives its
-// compiler flags. Such a file includes only <immintrin.h>, fixed-width types and plain parameter
+// One file per (op, level): the suffix of its name (_avx2, _avx512, _avx512vnni, _avx512bf16, _amx)
+// gives its compiler flags. Such a file includes only <immintrin.h>, fixed-width types and plain parameter
 // structs, and keeps everything but its entry points inside an anonymous namespace: an inline
 // function compiled there could otherwise be the copy that the linker keeps for everybody.
 #pragma once
@@ -16,7 +16,8 @@ enum class Isa : uint8_t {
   kPortable,    // plain C++ for the compiler's baseline
   kAvx2,        // AVX2, FMA, F16C
   kAvx512,      // F, BW, DQ, VL
-  kAvx512Bf16,  // + BF16, VBMI, VNNI, on a core whose vdpbf16ps is fast (no AMX beside it)
+  kAvx512Vnni,  // + VNNI: Cascade Lake, Ice Lake; where only selection differs
+  kAvx512Bf16,  // + BF16, VBMI, on a core whose vdpbf16ps is fast (no AMX beside it)
   kAmx          // + AMX-TILE, AMX-BF16, AMX-INT8
 };
 

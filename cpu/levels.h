@@ -14,7 +14,7 @@ namespace tiercel::cpu {
 inline const DecodeKernel& decode_kernel(Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAvx512Bf16) return kDecodeAvx512Bf16;
-  if (isa == Isa::kAvx512) return kDecodeAvx512;
+  if (isa >= Isa::kAvx512) return kDecodeAvx512;
   if (isa == Isa::kAvx2) return kDecodeAvx2;
 #endif
   static_cast<void>(isa);
@@ -25,6 +25,7 @@ inline const SelectKernel& select_kernel(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAmx) return kSelectAmx;
   if (isa == Isa::kAvx512Bf16) return kSelectAvx512Bf16;
+  if (isa == Isa::kAvx512Vnni) return kSelectAvx512Vnni;
   if (isa == Isa::kAvx512) return kSelectAvx512;
   if (isa == Isa::kAvx2) return kSelectAvx2;
 #endif

@@ -78,8 +78,8 @@ struct SelectKernel {
   void (*score_codes)(const CodeRows&);
   void (*scale_scores)(const float* scales, int64_t n, float* scores);
 };
-extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Bf16,
-    kSelectAmx;
+extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Vnni,
+    kSelectAvx512Bf16, kSelectAmx;
 // kSelectAmx with tiles in plain memory, for tests on machines without AMX.
 extern const SelectKernel kSelectAmxEmulated;
 

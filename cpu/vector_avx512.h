@@ -1,5 +1,6 @@
-// Sixteen fp32 lanes with AVX-512: the Vector of the avx512 level (see vector_portable.h), and of
-// avx512bf16, which multiplies bf16 pairs directly. vdpbf16ps takes the query as it is stored, so
+// Sixteen fp32 lanes with AVX-512: the Vector of the avx512 level (see vector_portable.h); of
+// avx512vnni, which multiplies codes four at a time; and of avx512bf16, which multiplies bf16 pairs
+// directly. vdpbf16ps takes the query as it is stored, so
 // products are exact there too; it flushes denormals.
 #pragma once
 
@@ -162,17 +163,8 @@ struct Avx512 {
   };
 };
 
-#if defined(__AVX512BF16__)
-struct Avx512Bf16 : Avx512 {
-  static constexpr bool kBf16Query = true;
-
-  using Piece = __m512bh;
-  static __m512bh pairs(__m512i x) { return (__m512bh)x; }
-  static Piece load_piece(const uint16_t* p) { return pairs(_mm512_loadu_si512(p)); }
-  static Piece load_piece(const uint16_t* p, int n) { return pairs(load_first(p, n)); }
-  static F dot(F acc, Piece row, const char* query, int64_t piece) {
-    return _mm512_dpbf16_ps(acc, row, pairs(_mm512_loadu_si512(query + piece * 64)));
-  }
+#if defined(__AVX512VNNI__)
+struct Avx512Vnni : Avx512 {
   // vpdpbusd multiplies all four codes of a lane, as code + 128, with four bytes of the query: its
   // low ones, then its high ones.
   static constexpr bool kByteQuery = true;
@@ -182,6 +174,20 @@ struct Avx512Bf16 : Avx512 {
     return _mm512_dpbusd_epi32(acc, codes, broadcast4(query));
   }
   static I join_sums(I low, I high) { return _mm512_add_epi32(low, _mm512_slli_epi32(high, 8)); }
+};
+#endif
+
+#if defined(__AVX512BF16__)
+struct Avx512Bf16 : Avx512Vnni {
+  static constexpr bool kBf16Query = true;
+
+  using Piece = __m512bh;
+  static __m512bh pairs(__m512i x) { return (__m512bh)x; }
+  static Piece load_piece(const uint16_t* p) { return pairs(_mm512_loadu_si512(p)); }
+  static Piece load_piece(const uint16_t* p, int n) { return pairs(load_first(p, n)); }
+  static F dot(F acc, Piece row, const char* query, int64_t piece) {
+    return _mm512_dpbf16_ps(acc, row, pairs(_mm512_loadu_si512(query + piece * 64)));
+  }
 
   struct BroadcastPair {
     explicit BroadcastPair(const uint16_t* p) {

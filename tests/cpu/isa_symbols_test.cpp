@@ -21,7 +21,7 @@ TEST(IsaSymbols, NoWeakOnesInFilesOfOneLevel) {
       popen("nm -C --defined-only " TIERCEL_BINARY_DIR "/libtiercel_cpu.a 2>/dev/null", "r"),
       pclose);
   ASSERT_NE(nm, nullptr);
-  const std::regex member("^(\\S+_(avx2|avx512|avx512bf16|amx)\\.cpp\\.o):");
+  const std::regex member("^(\\S+_(avx2|avx512|avx512vnni|avx512bf16|amx)\\.cpp\\.o):");
   const std::regex any_member("^(\\S+\\.o):");
   const std::regex weak("^[0-9a-f]+ [WVu] (.*)");
   std::string file;
