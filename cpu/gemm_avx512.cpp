@@ -31,24 +31,27 @@ __m512 widen(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// The n elements of pairs that lie stride apart, as fp32.
-void widen_pairs(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
-  if (stride == 2) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-      _mm512_store_ps(out + i, widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs + i))));
-    }
-    if (i == n) return;
-    const __mmask16 mask = static_cast<__mmask16>((1u << (n - i)) - 1u);
-    _mm512_store_ps(out + i, widen(_mm256_maskz_loadu_epi16(mask, pairs + i)));
-    return;
-  }
+void widen_apart(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 2, pairs += stride) {
     uint32_t pair;
     __builtin_memcpy(&pair, pairs, 4);
     const uint32_t bits[2] = {pair << 16, pair & 0xffff0000u};
     __builtin_memcpy(out + i, bits, 8);
   }
+}
+
+// The n elements of pairs that lie stride apart, as fp32.
+__attribute__((always_inline)) inline void widen_pairs(const uint16_t* pairs, int64_t stride,
+                                                       int64_t n, float* out) {
+  if (stride != 2) return widen_apart(pairs, stride, n, out);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const auto* halves = reinterpret_cast<const __m256i*>(pairs + i);
+    _mm512_store_ps(out + i, widen(_mm256_loadu_si256(halves)));
+  }
+  if (i == n) return;
+  const __mmask16 mask = static_cast<__mmask16>((1u << (n - i)) - 1u);
+  _mm512_store_ps(out + i, widen(_mm256_maskz_loadu_epi16(mask, pairs + i)));
 }
 
 __mmask16 columns_from(const PanelProduct& p, int64_t column) {
