@@ -50,14 +50,14 @@ launcher=()
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 fi
-generator=()
+# build preset [option...]
 build() {
-  local start=$SECONDS
-  generator=()
-  [[ -e build/$1/CMakeCache.txt ]] || generator=(-G Ninja)
-  echo "== $1: build"
-  cmake --preset "$1" "${generator[@]}" "${launcher[@]}" >/dev/null && cmake --build --preset "$1" &&
-    echo "== $1: built ($((SECONDS - start)) s)"
+  local preset=$1 start=$SECONDS
+  local options=("${launcher[@]}" "${@:2}")
+  [[ -e build/$preset/CMakeCache.txt ]] || options+=(-G Ninja)
+  echo "== $preset: build"
+  cmake --preset "$preset" "${options[@]}" >/dev/null && cmake --build --preset "$preset" &&
+    echo "== $preset: built ($((SECONDS - start)) s)"
 }
 
 # Adds what one test program printed: gtest's closing lines hold the counts.
@@ -124,12 +124,19 @@ run_fuzzers() {
 }
 
 # With a CUDA toolkit the CUDA build is the one to test; the sanitizer builds are without it.
-presets=(cpu)
-if command -v nvcc >/dev/null; then presets=(cuda); fi
-if ((sanitizers)); then presets+=(cpu-asan cpu-tsan); fi
-for preset in "${presets[@]}"; do
-  if build "$preset"; then run_tests "$preset"; else failed_step "$preset does not build"; fi
-done
+build_and_test() {
+  if build "$@"; then run_tests "$1"; else failed_step "$1 does not build"; fi
+}
+# Benchmarks are built so that they still compile on the day that they are needed.
+if command -v nvcc >/dev/null; then
+  build_and_test cuda -DTIERCEL_BUILD_BENCH=ON
+else
+  build_and_test cpu -DTIERCEL_BUILD_BENCH=ON
+fi
+if ((sanitizers)); then
+  build_and_test cpu-asan
+  build_and_test cpu-tsan
+fi
 if ((fuzz_seconds > 0)); then
   if ! command -v clang++ >/dev/null; then
     failed_step "fuzzing needs clang++ (tools/setup.sh --fuzz)"

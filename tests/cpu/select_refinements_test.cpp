@@ -484,7 +484,7 @@ TEST_P(SelectRefinementsTest, CodeScoresAreExact) {
   munmap(map, n_bytes + page);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectRefinementsTest, testing::ValuesIn(test::tested_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectRefinementsTest, testing::ValuesIn(test::selection_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

@@ -437,7 +437,7 @@ TEST(SelectTiles, EmulatedScoresAreWithinTheDotProductsBound) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(test::tested_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(test::selection_isas()),
                          [](const auto& info) { return std::string(cpu::name_of(info.param)); });
 
 }  // namespace

@@ -10,9 +10,16 @@ namespace tiercel::test {
 
 // Every one that this machine has. Where threads are what is checked, the best of them: how an op is cut for
 // its threads is no matter of the level.
-inline std::vector<cpu::Isa> tested_isas() {
+inline std::vector<cpu::Isa> selection_isas() {
   const std::vector<cpu::Isa> all = cpu::runnable_isas();
   return kThreadSanitized ? std::vector(1, all.back()) : all;
+}
+
+// The same for ops other than selection, which the avx512vnni level takes from avx512.
+inline std::vector<cpu::Isa> tested_isas() {
+  std::vector<cpu::Isa> isas = selection_isas();
+  if (isas.size() > 1) std::erase(isas, cpu::Isa::kAvx512Vnni);
+  return isas;
 }
 
 }  // namespace tiercel::test
