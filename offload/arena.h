@@ -39,12 +39,25 @@ class Arena {
         budget_(budget_bytes > 0 ? budget_bytes : std::numeric_limits<int64_t>::max()) {}
   ~Arena() {
     for (const Block& block : blocks_) release(queue_, block.address, block.bytes);
+    if (reserved_ != nullptr) release(queue_, reserved_, reserved_bytes_);
   }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
+  // Where single blocks are costly, one block now, of which parts are taken from here on as long as it
+  // lasts. Not for activations, which come and go, each in a block of its own.
+  void reserve(int64_t bytes) {
+    if constexpr (kCostlyBlocks) {
+      CHECK(reserved_ == nullptr, "{} arena: reserved twice", name_);
+      if (bytes == 0) return;
+      reserved_ = static_cast<std::byte*>(allocate(queue_, bytes));
+      reserved_bytes_ = bytes;
+    }
+  }
+
   // count elements of T, zeroed, aligned to 64 bytes or more; null when count is 0. Lives until
-  // give_back or the end of the arena. Throws Error(kDoesNotFit) beyond the budget.
+  // the end of the arena, or give_back of what was not reserved. Throws Error(kDoesNotFit) beyond the
+  // budget.
   template <typename T>
   T* take(Purpose purpose, int64_t count) {
     CHECK(count >= 0 && count <= std::numeric_limits<int64_t>::max() / int64_t{sizeof(T)},
@@ -55,8 +68,11 @@ class Arena {
       fail(ErrorKind::kDoesNotFit, "{} memory: {} bytes more than the budget of {} allows", name_,
            bytes - (budget_ - sum(used_)), budget_);
     }
-    void* address = allocate(queue_, bytes);
-    blocks_.push_back({address, bytes, purpose});
+    void* address = take_reserved(purpose, bytes);
+    if (address == nullptr) {
+      address = allocate(queue_, bytes);
+      blocks_.push_back({address, bytes, purpose});
+    }
     used_[static_cast<size_t>(purpose)] += bytes;
     peak_ = std::max(peak_, sum(used_));
     return static_cast<T*>(address);
@@ -77,6 +93,18 @@ class Arena {
   int64_t peak_bytes() const { return peak_; }
 
  private:
+  // On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages
+  // of 2 MiB: for the hundreds that a sequence has, half a second and a quarter of a gigabyte.
+  static constexpr bool kCostlyBlocks = requires { Queue::kCostlyBlocks; };
+  static constexpr int64_t kAlignment = 256;
+
+  void* take_reserved(Purpose purpose, int64_t bytes) {
+    if (purpose == Purpose::kActivations || bytes > reserved_bytes_ - reserved_taken_) return nullptr;
+    std::byte* address = reserved_ + reserved_taken_;
+    reserved_taken_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return address;
+  }
+
   struct Block {
     void* address;
     int64_t bytes;
@@ -88,6 +116,8 @@ class Arena {
   PurposeBytes used_{};
   int64_t peak_ = 0;
   std::vector<Block> blocks_;
+  std::byte* reserved_ = nullptr;
+  int64_t reserved_bytes_ = 0, reserved_taken_ = 0;
 };
 
 }  // namespace tiercel

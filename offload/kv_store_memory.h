@@ -26,6 +26,8 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
       selected_(layout.select) {
   CHECK(workspace.covers(layout), "a workspace for {} tokens", workspace.capacity);
   worker_ = queues.worker;
+  device_arena.reserve(sum(layout_.held_bytes()));
+  host_arena.reserve(sum(layout_.host_bytes()));
   take_shared(device_arena);
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
     take_layer(layer, device_arena, host_arena);
