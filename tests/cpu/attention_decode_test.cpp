@@ -100,73 +100,13 @@ TEST_P(DecodeTest, SourcesOfEveryKindTogether) {
   }
 }
 
-// A row with bias log2(n) weighs as much as n of it; a source without one stays what it was.
 TEST_P(DecodeTest, BiasIsAddedToEveryScore) {
-  for (const int32_t d : {64, 80, 128}) {
-    const int32_t n_kv = 2;
-    Case c(rng_, n_kv, 3, d);
-    const auto keys = random_rows(rng_, n_kv * 900 * d), values = random_rows(rng_, n_kv * 900 * d);
-    c.sources = {plane(keys, values, n_kv, d, 700), plane(values, keys, n_kv, d, 0),
-                 plane(values, keys, n_kv, d, 90)};
-    const Partial without = attend(c);
-    for (const float bias : {3.0f, -40.0f, 40.0f, std::log2(1000.0f)}) {
-      c.sources[1].bias = bias;  // an empty source stays empty
-      EXPECT_EQ(attend(c).out, without.out);
-      c.sources[2].bias = bias;
-      Partial result = attend(c);
-      expect_near_oracle(c, result);
-      c.sources[2].bias = 0;
-    }
+  for (const int32_t d : {64, 80, 128, 256}) {
+    op_.expect_biases_of_sources(d, 3);
+    op_.expect_biases_of_keys(d);
+    op_.expect_a_row_stands_for_four(d);
   }
-  Case c(rng_, 1, 2, 64);
-  const auto row = random_rows(rng_, 64), value = random_rows(rng_, 64);
-  c.sources = {plane(row, value, 1, 64, 1)};
-  c.sources[0].bias = 5;  // 32 tokens
-  const Partial one = attend(c);
-  c.sources.assign(8, plane(row, value, 1, 64, 1));
-  for (KvSource& source : c.sources) source.bias = 2;  // 8 times 4
-  const Partial eight = attend(c);
-  for (int32_t h = 0; h < 2; ++h) {
-    EXPECT_EQ(one.sum[h], 1.0f);
-    EXPECT_EQ(eight.sum[h], 8.0f);
-    EXPECT_NEAR(one.max[h], eight.max[h] + 3, 1e-6f * std::abs(one.max[h]));
-  }
-}
-
-// Every kind of source: a plane, chunks by ids, and slots whose chunks another list names.
-TEST_P(DecodeTest, EveryKeyHasABiasOfItsOwn) {
-  for (const int32_t d : {64, 80, 128}) {
-    const int32_t n_kv = 2, chunk = 8, n_chunks = 90, n_slots = 20;
-    Case c(rng_, n_kv, 3, d);
-    const auto keys = random_rows(rng_, n_kv * n_chunks * chunk * d),
-               values = random_rows(rng_, n_kv * n_chunks * chunk * d);
-    std::vector<float> bias(n_kv * n_chunks * chunk);
-    for (float& x : bias) x = static_cast<float>(up_to(8000)) * 1e-3f - 2;
-    std::vector<int32_t> ids(n_kv * n_slots), counts = {n_slots, 11}, chunk_of_slot(n_kv * n_slots);
-    for (int32_t& id : ids) id = static_cast<int32_t>(up_to(n_slots));
-    for (int32_t& id : chunk_of_slot) id = static_cast<int32_t>(up_to(n_chunks));
-    const auto biased = [&](KvSource source, int64_t first) {
-      source.key_bias = bias.data() + first;
-      source.key_bias_head_stride = n_chunks * chunk;
-      return source;
-    };
-    KvSource listed = biased(plane(keys, values, n_kv, d, 0), 0);
-    listed.chunk_tokens = chunk;
-    listed.chunk_stride = chunk * d;
-    listed.ids = ids.data();
-    listed.counts = counts.data();
-    listed.ids_stride = n_slots;
-    KvSource slots = listed;
-    slots.bias_chunks = chunk_of_slot.data();
-    slots.bias_chunks_stride = n_slots;
-    KvSource exact = slots;  // chunk after chunk
-    exact.ids = exact.counts = nullptr;
-    exact.n_tokens = 5 * chunk;
-    c.sources = {biased(plane(keys, values, n_kv, d, 600), 77), listed, slots, exact,
-                 plane(values, keys, n_kv, d, 90)};
-    Partial result = attend(c);
-    expect_near_oracle(c, result);
-  }
+  op_.expect_a_bias_of_minus_infinity_is_nothing();
 }
 
 TEST_P(DecodeTest, NoSourcesIsTheNeutralElement) {

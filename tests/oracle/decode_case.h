@@ -82,10 +82,45 @@ struct DecodeCase {
   }
 };
 
+// Planes of keys and values for some KV heads, and a list of chunks of them; of the second head none.
+template <template <typename> typename Memory>
+struct DecodePlanes {
+  static constexpr int32_t kChunk = 8, kListed = 7;
+  int32_t n_kv_heads, d;
+  Memory<bf16> keys, values;
+  Memory<int32_t> ids, counts;
+
+  DecodePlanes(std::mt19937_64& rng, int32_t kv_heads, int32_t head_dim, int64_t n_tokens)
+      : n_kv_heads(kv_heads),
+        d(head_dim),
+        keys(random_rows<Memory>(rng, kv_heads * n_tokens * d)),
+        values(random_rows<Memory>(rng, kv_heads * n_tokens * d)) {
+    for (int64_t i = 0; i < n_kv_heads * kListed; ++i) {
+      ids.push_back(static_cast<int32_t>(rng() % static_cast<uint64_t>(n_tokens / kChunk)));
+    }
+    for (int32_t j = 0; j < n_kv_heads; ++j) counts.push_back(j == 1 ? 0 : kListed - j);
+  }
+  KvSource first(int64_t n, float bias) const {
+    KvSource s = plane(keys, values, n_kv_heads, d, n);
+    s.bias = bias;
+    return s;
+  }
+  KvSource listed(float bias) const {
+    KvSource s = first(0, bias);
+    s.chunk_tokens = kChunk;
+    s.chunk_stride = kChunk * d;
+    s.ids = ids.data();
+    s.counts = counts.data();
+    s.ids_stride = kListed;
+    return s;
+  }
+};
+
 template <template <typename> typename Memory>
 struct DecodeUnderTest {
   using Case = DecodeCase<Memory>;
   using Partial = DecodePartial<Memory>;
+  using Planes = DecodePlanes<Memory>;
 
   // Both wait. attend brings its workspace.
   std::function<void(DecodeAttendParams)> attend;
@@ -121,6 +156,79 @@ struct DecodeUnderTest {
                     e.tolerance[element] * 1.01 + weight * e.size[element])
             << "head " << h << " element " << i;
       }
+    }
+  }
+
+  // Sources with biases beside others without, empty ones among them.
+  void expect_biases_of_sources(int32_t d, int32_t group) const {
+    std::mt19937_64 rng(seed());
+    const Planes planes(rng, 2, d, 400);
+    Case c(rng, 2, group, d);
+    c.sources = {planes.first(100, 0.0f), planes.listed(3.0f), planes.first(37, -2.5f),
+                 planes.first(0, 9.0f), planes.first(300, 0.75f)};
+    SCOPED_TRACE(testing::Message() << "d " << d << " group " << group);
+    Partial result = run(c);
+    expect_near_oracle(c, result);
+  }
+
+  // Every key has one of its own: of a plane, of chunks by ids, and of slots whose chunks another list
+  // names.
+  void expect_biases_of_keys(int32_t d) const {
+    std::mt19937_64 rng(seed());
+    const int32_t n_tokens = 400, n_chunks = n_tokens / Planes::kChunk;
+    const Planes planes(rng, 2, d, n_tokens);
+    Memory<float> bias(2 * n_tokens);
+    for (float& x : bias) x = static_cast<float>(rng() % 8000) * 1e-3f - 2;
+    Memory<int32_t> chunk_of_slot(2 * n_chunks);
+    for (int32_t& id : chunk_of_slot) id = static_cast<int32_t>(rng() % n_chunks);
+    const auto biased = [&](KvSource source, int64_t first) {
+      source.key_bias = bias.data() + first;
+      source.key_bias_head_stride = n_tokens;
+      return source;
+    };
+    KvSource slots = biased(planes.listed(0.5f), 0);
+    slots.bias_chunks = chunk_of_slot.data();
+    slots.bias_chunks_stride = n_chunks;
+    KvSource exact = slots;  // chunk after chunk
+    exact.ids = exact.counts = nullptr;
+    exact.n_tokens = 5 * Planes::kChunk;
+    Case c(rng, 2, 3, d);
+    c.sources = {biased(planes.first(300, 0.0f), 77), biased(planes.listed(0.0f), 0), slots, exact,
+                 planes.first(37, -1.0f)};
+    SCOPED_TRACE(testing::Message() << "d " << d);
+    Partial result = run(c);
+    expect_near_oracle(c, result);
+  }
+
+  // A bias of log2(n) makes a row stand for n: four times the weight of one row, as four sources.
+  void expect_a_row_stands_for_four(int32_t d) const {
+    std::mt19937_64 rng(seed());
+    const Planes planes(rng, 1, d, 64);
+    Case c(rng, 1, 2, d);
+    c.sources = {planes.first(20, 2.0f)};
+    const Partial once = run(c);
+    c.sources.assign(4, planes.first(20, 0.0f));
+    const Partial four = run(c);
+    for (size_t h = 0; h < 2; ++h) {
+      EXPECT_NEAR(once.max[h], four.max[h] + 2.0f, 4 * kUnit * (std::abs(once.max[h]) + 2));
+      // Sums of 20 and of 80 terms, of scores that are rounded after the bias and before.
+      EXPECT_NEAR(4 * once.sum[h], four.sum[h], four.sum[h] * 200 * kUnit);
+    }
+  }
+
+  // A source of bias -inf weighs nothing.
+  void expect_a_bias_of_minus_infinity_is_nothing() const {
+    std::mt19937_64 rng(seed());
+    const Planes planes(rng, 2, 64, 100);
+    Case c(rng, 2, 3, 64);
+    const float none = -std::numeric_limits<float>::infinity();
+    c.sources = {planes.first(50, 0.0f), planes.first(90, none)};
+    const Partial with = run(c);
+    c.sources.pop_back();
+    const Partial without = run(c);
+    for (size_t h = 0; h < with.max.size(); ++h) {
+      EXPECT_EQ(with.max[h], without.max[h]);
+      EXPECT_NEAR(with.sum[h], without.sum[h], without.sum[h] * 100 * kUnit);
     }
   }
 
