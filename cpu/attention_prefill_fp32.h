@@ -210,8 +210,8 @@ class Fp32Attention {
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) highest[v] = V::max(V::load(s + key + v * kWidth), highest[v]);
     }
-    const float max = V::maximum(
-        V::max(V::max(highest[0], highest[1]), V::max(highest[2], highest[3])));
+    const float max =
+        V::maximum(V::max(V::max(highest[0], highest[1]), V::max(highest[2], highest[3])));
     if (max > reference) raise(b, buffers, r, max, reference);
     const F shift = V::set1(reference == kNothing ? 0.0f : reference);
     F sum = V::zero();

@@ -1,191 +1,91 @@
 // Panel products with AVX-512 without BF16, and the packing of panels for all AVX-512 levels.
 //
-// bf16 is widened in registers, the upper halves by a mask and the lower ones by a shift: beside 48
-// multiply-adds per pair (6 rows x 64 columns) that is 20 cheap instructions, and it keeps one
-// panel format for every level.
-#include "cpu/gemm.h"
-#include "cpu/intrinsics.h"
+// bf16 is widened to fp32: columns in registers, their upper halves by a mask and the lower ones by
+// a shift, which keeps one panel format for every level; rows once per tile, in the first-level
+// cache, from where they are broadcast for nothing.
+#include "cpu/panel_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
 
-constexpr int kMaxRows = 6;
-constexpr int kWidened = 64;  // elements of a row at a time
+struct Avx512 {
+  static constexpr int kWidened = 64;  // elements of a row at a time
 
-__m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-__m512 high_of(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-}
-
-// Rounds to nearest even; NaN stays NaN.
-__m256i narrow(__m512 value) {
-  const __m512i u = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
-}
-
-__m512 widen(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-void widen_apart(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += 2, pairs += stride) {
-    uint32_t pair;
-    __builtin_memcpy(&pair, pairs, 4);
-    const uint32_t bits[2] = {pair << 16, pair & 0xffff0000u};
-    __builtin_memcpy(out + i, bits, 8);
+  static __m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+  static __m512 high_of(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
   }
-}
 
-// The n elements of pairs that lie stride apart, as fp32.
-__attribute__((always_inline)) inline void widen_pairs(const uint16_t* pairs, int64_t stride,
-                                                       int64_t n, float* out) {
-  if (stride != 2) return widen_apart(pairs, stride, n, out);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const auto* halves = reinterpret_cast<const __m256i*>(pairs + i);
-    _mm512_store_ps(out + i, widen(_mm256_loadu_si256(halves)));
+  // Rounds to nearest even; NaN stays NaN.
+  static __m256i narrow(__m512 value) {
+    const __m512i u = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
   }
-  if (i == n) return;
-  const __mmask16 mask = static_cast<__mmask16>((1u << (n - i)) - 1u);
-  _mm512_store_ps(out + i, widen(_mm256_maskz_loadu_epi16(mask, pairs + i)));
-}
 
-__mmask16 columns_from(const PanelProduct& p, int64_t column) {
-  const int64_t left = p.n_columns - column;
-  return static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
-}
-
-// Adds what is to be added to the sums of a tile, and writes them. The common case, whole vectors
-// of bf16, goes without masks: 24 masked stores take as long as a sixth of a tile of 256 channels.
-template <int kRows, int kVectors>
-inline void finish(const PanelProduct& p, int64_t row, __m512 (&sums)[kRows][kVectors]) {
-  __mmask16 mask[kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) mask[v] = columns_from(p, v * 16);
-  if (p.bias != nullptr) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512 bias = _mm512_maskz_loadu_ps(mask[v], p.bias + v * 16);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) sums[r][v] = _mm512_add_ps(sums[r][v], bias);
-    }
-  }
-  if (p.out_f32) {
-    float* out = static_cast<float*>(p.out) + row * p.out_stride;
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r, out += p.out_stride) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        __m512 value = sums[r][v];
-        if (p.accumulate) {
-          value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask[v], out + v * 16));
-        }
-        _mm512_mask_storeu_ps(out + v * 16, mask[v], value);
-      }
-    }
-    return;
-  }
-  uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.out_stride;
-  const bool whole = p.n_columns == kVectors * 16;
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r, out += p.out_stride) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      __m512 value = sums[r][v];
-      uint16_t* place = out + v * 16;
-      if (whole) {
-        __m256i* target = reinterpret_cast<__m256i*>(place);
-        if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_loadu_si256(target)));
-        _mm256_storeu_si256(target, narrow(value));
-      } else {
-        if (p.accumulate) {
-          value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask[v], place)));
-        }
-        _mm256_mask_storeu_epi16(place, mask[v], narrow(value));
-      }
-    }
-  }
-}
-
-template <int kRows, int kVectors>
-void tile(const PanelProduct& p, int64_t row) {
-  __m512 sums[kRows][kVectors];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
-  }
-  if (p.start != nullptr) {
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const float* start = p.start + (row + r) * p.start_stride + v * 16;
-        sums[r][v] = _mm512_maskz_loadu_ps(columns_from(p, v * 16), start);
-      }
+  static void widen_apart(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i += 2, pairs += stride) {
+      uint32_t pair;
+      __builtin_memcpy(&pair, pairs, 4);
+      const uint32_t bits[2] = {pair << 16, pair & 0xffff0000u};
+      __builtin_memcpy(out + i, bits, 8);
     }
   }
 
-  // sums[r][v] += a[r][pair] * panel[pair][v]
-  alignas(64) float x[kRows][kWidened];
-  const uint16_t* a = p.a + row * p.row_stride;
-  const uint16_t* b = p.panel;
-  for (int64_t first = 0; first < p.n_pairs; first += kWidened / 2) {
-    const int64_t left = p.n_pairs - first, n = 2 * (left < kWidened / 2 ? left : kWidened / 2);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      widen_pairs(a + r * p.row_stride + first * p.pair_stride, p.pair_stride, n, x[r]);
+  // The n elements of pairs that lie stride apart, as fp32.
+  __attribute__((always_inline)) static void widen_pairs(const uint16_t* pairs, int64_t stride,
+                                                         int64_t n, float* out) {
+    if (stride != 2) return widen_apart(pairs, stride, n, out);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      const auto* halves = reinterpret_cast<const __m256i*>(pairs + i);
+      _mm512_store_ps(out + i, widen(_mm256_loadu_si256(halves)));
     }
-    for (int64_t i = 0; i < n; i += 2, b += 2 * kPanelColumns) {
-      __m512 columns[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) columns[v] = low_of(_mm512_loadu_si512(b + v * 32));
+    if (i == n) return;
+    const __mmask16 mask = static_cast<__mmask16>((1u << (n - i)) - 1u);
+    _mm512_store_ps(out + i, widen(_mm256_maskz_loadu_epi16(mask, pairs + i)));
+  }
+
+  template <int kRows, int kVectors>
+  static void add_products(const PanelProduct& p, int64_t row, __m512 (&sums)[kRows][kVectors]) {
+    alignas(64) float x[kRows][kWidened];
+    const uint16_t* a = p.a + row * p.row_stride;
+    const uint16_t* b = p.panel;
+    for (int64_t first = 0; first < p.n_pairs; first += kWidened / 2) {
+      const int64_t left = p.n_pairs - first, n = 2 * (left < kWidened / 2 ? left : kWidened / 2);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
-        const __m512 element = _mm512_set1_ps(x[r][i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
-        }
+        widen_pairs(a + r * p.row_stride + first * p.pair_stride, p.pair_stride, n, x[r]);
       }
+      for (int64_t i = 0; i < n; i += 2, b += 2 * kPanelColumns) {
+        __m512 columns[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) columns[v] = high_of(_mm512_loadu_si512(b + v * 32));
+        for (int v = 0; v < kVectors; ++v) columns[v] = low_of(_mm512_loadu_si512(b + v * 32));
 #pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 element = _mm512_set1_ps(x[r][i + 1]);
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 element = _mm512_set1_ps(x[r][i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
+          for (int v = 0; v < kVectors; ++v) {
+            sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
+          }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) columns[v] = high_of(_mm512_loadu_si512(b + v * 32));
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 element = _mm512_set1_ps(x[r][i + 1]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) {
+            sums[r][v] = _mm512_fmadd_ps(columns[v], element, sums[r][v]);
+          }
         }
       }
     }
   }
-
-  finish(p, row, sums);
-}
-
-template <int kVectors>
-void rows(const PanelProduct& p) {
-  for (int64_t row = 0; row < p.n_rows;) {
-    // 7..11 rows are halved: two even tiles beat a full one and a thin one that waits for itself.
-    const int64_t left = p.n_rows - row;
-    const int64_t n = left >= 2 * kMaxRows || left <= kMaxRows ? (left < kMaxRows ? left : kMaxRows)
-                                                               : (left + 1) / 2;
-    switch (n) {
-      case 1: tile<1, kVectors>(p, row); break;
-      case 2: tile<2, kVectors>(p, row); break;
-      case 3: tile<3, kVectors>(p, row); break;
-      case 4: tile<4, kVectors>(p, row); break;
-      case 5: tile<5, kVectors>(p, row); break;
-      default: tile<6, kVectors>(p, row); break;
-    }
-    row += n;
-  }
-}
+};
 
 // Transposes 16 x 16 dwords: row i of in becomes column i of out.
 void transpose(__m512i rows[16]) {
@@ -258,13 +158,6 @@ void pack_columns_avx512(const uint16_t* matrix, int64_t row_stride, int64_t n_c
   }
 }
 
-void multiply_avx512(const PanelProduct& p) {
-  switch ((p.n_columns + 15) / 16) {
-    case 1: rows<1>(p); break;
-    case 2: rows<2>(p); break;
-    case 3: rows<3>(p); break;
-    default: rows<4>(p); break;
-  }
-}
+void multiply_avx512(const PanelProduct& p) { multiply<Avx512>(p); }
 
 }  // namespace tiercel::cpu

@@ -1,153 +1,48 @@
-// Panel products with vdpbf16ps: 6 rows x 64 columns in 24 accumulators. Two multiply-adds of
-// 512 bits start per cycle and each takes 6, so 12 chains are the least that keeps them busy; six
-// rows of four vectors need 10 loads per 24 products.
-#include "cpu/gemm.h"
-#include "cpu/intrinsics.h"
+// Panel products with vdpbf16ps. Two multiply-adds of 512 bits start per cycle and each takes 6, so
+// 12 chains are the least that keeps them busy; six rows of four vectors need 10 loads per 24
+// products.
+#include "cpu/panel_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
 
-constexpr int kMaxRows = 6;
-
-__m512bh load_pairs(const uint16_t* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
-__m512bh broadcast_pair(const uint16_t* p) {
-  int pair;
-  __builtin_memcpy(&pair, p, 4);
-  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-}
-
-__m512 widen(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-__m256i narrow(__m512 value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
-
-__mmask16 columns_from(const PanelProduct& p, int64_t column) {
-  const int64_t left = p.n_columns - column;
-  return static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
-}
-
-// Adds what is to be added to the sums of a tile, and writes them. The common case, whole vectors
-// of bf16, goes without masks: 24 masked stores take as long as a sixth of a tile of 256 channels.
-template <int kRows, int kVectors>
-inline void finish(const PanelProduct& p, int64_t row, __m512 (&sums)[kRows][kVectors]) {
-  __mmask16 mask[kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) mask[v] = columns_from(p, v * 16);
-  if (p.bias != nullptr) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512 bias = _mm512_maskz_loadu_ps(mask[v], p.bias + v * 16);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) sums[r][v] = _mm512_add_ps(sums[r][v], bias);
-    }
+struct Avx512Bf16 {
+  static __m512bh load_pairs(const uint16_t* p) {
+    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
   }
-  if (p.out_f32) {
-    float* out = static_cast<float*>(p.out) + row * p.out_stride;
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r, out += p.out_stride) {
+  static __m512bh broadcast_pair(const uint16_t* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, 4);
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+  }
+  static __m256i narrow(__m512 value) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+  }
+
+  template <int kRows, int kVectors>
+  static void add_products(const PanelProduct& p, int64_t row, __m512 (&sums)[kRows][kVectors]) {
+    const uint16_t* a = p.a + row * p.row_stride;
+    const uint16_t* b = p.panel;
+    for (int64_t pair = 0; pair < p.n_pairs; ++pair) {
+      __m512bh columns[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        __m512 value = sums[r][v];
-        if (p.accumulate) {
-          value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask[v], out + v * 16));
+      for (int v = 0; v < kVectors; ++v) columns[v] = load_pairs(b + v * 32);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const __m512bh x = broadcast_pair(a + r * p.row_stride);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = _mm512_dpbf16_ps(sums[r][v], columns[v], x);
         }
-        _mm512_mask_storeu_ps(out + v * 16, mask[v], value);
       }
-    }
-    return;
-  }
-  uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.out_stride;
-  const bool whole = p.n_columns == kVectors * 16;
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r, out += p.out_stride) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      __m512 value = sums[r][v];
-      uint16_t* place = out + v * 16;
-      if (whole) {
-        __m256i* target = reinterpret_cast<__m256i*>(place);
-        if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_loadu_si256(target)));
-        _mm256_storeu_si256(target, narrow(value));
-      } else {
-        if (p.accumulate) {
-          value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask[v], place)));
-        }
-        _mm256_mask_storeu_epi16(place, mask[v], narrow(value));
-      }
+      a += p.pair_stride;
+      b += 2 * kPanelColumns;
     }
   }
-}
-
-template <int kRows, int kVectors>
-void tile(const PanelProduct& p, int64_t row) {
-  __m512 sums[kRows][kVectors];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
-  }
-  if (p.start != nullptr) {
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const float* start = p.start + (row + r) * p.start_stride + v * 16;
-        sums[r][v] = _mm512_maskz_loadu_ps(columns_from(p, v * 16), start);
-      }
-    }
-  }
-
-  // sums[r][v] += a[r][pair] * panel[pair][v]
-  const uint16_t* a = p.a + row * p.row_stride;
-  const uint16_t* b = p.panel;
-  for (int64_t pair = 0; pair < p.n_pairs; ++pair) {
-    __m512bh columns[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = load_pairs(b + v * 32);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const __m512bh x = broadcast_pair(a + r * p.row_stride);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], columns[v], x);
-      }
-    }
-    a += p.pair_stride;
-    b += 2 * kPanelColumns;
-  }
-
-  finish(p, row, sums);
-}
-
-template <int kVectors>
-void rows(const PanelProduct& p) {
-  for (int64_t row = 0; row < p.n_rows;) {
-    // 7..11 rows are halved: two even tiles beat a full one and a thin one that waits for itself.
-    const int64_t left = p.n_rows - row;
-    const int64_t n = left >= 2 * kMaxRows || left <= kMaxRows ? (left < kMaxRows ? left : kMaxRows)
-                                                               : (left + 1) / 2;
-    switch (n) {
-      case 1: tile<1, kVectors>(p, row); break;
-      case 2: tile<2, kVectors>(p, row); break;
-      case 3: tile<3, kVectors>(p, row); break;
-      case 4: tile<4, kVectors>(p, row); break;
-      case 5: tile<5, kVectors>(p, row); break;
-      default: tile<6, kVectors>(p, row); break;
-    }
-    row += n;
-  }
-}
+};
 
 }  // namespace
 
-void multiply_avx512bf16(const PanelProduct& p) {
-  switch ((p.n_columns + 15) / 16) {
-    case 1: rows<1>(p); break;
-    case 2: rows<2>(p); break;
-    case 3: rows<3>(p); break;
-    default: rows<4>(p); break;
-  }
-}
+void multiply_avx512bf16(const PanelProduct& p) { multiply<Avx512Bf16>(p); }
 
 }  // namespace tiercel::cpu

@@ -26,7 +26,8 @@ bool request_tiles() {
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtileData) == 0;
 }
 
-// gcc 12's __builtin_cpu_supports knows no amx-*: CPUID leaf 7, EDX bits 22 (bf16), 24 (tile), 25 (int8).
+// gcc 12's __builtin_cpu_supports knows no amx-*: CPUID leaf 7, EDX bits 22 (bf16), 24 (tile), 25
+// (int8).
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;

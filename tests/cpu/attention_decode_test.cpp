@@ -28,8 +28,7 @@ std::vector<bf16> random_rows(std::mt19937_64& rng, int64_t n, float spread = 1.
 }
 
 void attend_on(Queue& queue, DecodeAttendParams p) {
-  std::vector<float> workspace(
-      static_cast<size_t>(decode_workspace_floats(p.n_heads, p.head_dim)));
+  std::vector<float> workspace(static_cast<size_t>(decode_workspace_floats(p.n_heads, p.head_dim)));
   p.workspace = workspace.data();
   cpu::attend_decode(queue, p);
 }

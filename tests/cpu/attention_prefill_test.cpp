@@ -55,12 +55,11 @@ class AttendPrefill : public ::testing::TestWithParam<Level> {
   }
   void expect_right(Problem& p, int64_t row_step = 1) { op_.expect_right(p, row_step); }
 
-  const PrefillUnderTest<Memory> op_ = {
-      [this](Problem& p, bool finite) { run(p, 1, finite); },
-      [](bool exact) -> AttendRounding {
-        if (!GetParam().bf16_products) return {};
-        return {exact ? kBf16Rms : 0.0024, kBf16Rms};
-      }};
+  const PrefillUnderTest<Memory> op_ = {[this](Problem& p, bool finite) { run(p, 1, finite); },
+                                        [](bool exact) -> AttendRounding {
+                                          if (!GetParam().bf16_products) return {};
+                                          return {exact ? kBf16Rms : 0.0024, kBf16Rms};
+                                        }};
 };
 
 TEST_P(AttendPrefill, EveryHeadDimAndGroup) {

@@ -116,15 +116,15 @@ class DecodeKernelTest : public testing::Test {
     }
   }
 
-  const test::DecodeUnderTest<DeviceVector> op_ = {
-      [this](const DecodeAttendParams& p) {
-        attend(with_workspace(p), cuda::plan_decode(stream(), p));
-      },
-      [](const MergeParams& p) {
-        cuda::merge_partials(stream(), p);
-        stream().finish();
-      },
-      [](int32_t d) { return !is_plain(d); }};
+  const test::DecodeUnderTest<DeviceVector> op_ = {[this](const DecodeAttendParams& p) {
+                                                     attend(with_workspace(p),
+                                                            cuda::plan_decode(stream(), p));
+                                                   },
+                                                   [](const MergeParams& p) {
+                                                     cuda::merge_partials(stream(), p);
+                                                     stream().finish();
+                                                   },
+                                                   [](int32_t d) { return !is_plain(d); }};
 };
 
 TEST_F(DecodeKernelTest, PlaneOfAnyShapeMatchesOracle) {
@@ -449,8 +449,7 @@ TEST_F(DecodeKernelTest, TokensThatCameLater) {
       };
       clock[0] = steps;
       c.sources = sources(n, clock.data());
-      for (const cuda::DecodePlan& plan :
-           {plan_of(c), cuda::DecodePlan{5, true, d == 64}}) {
+      for (const cuda::DecodePlan& plan : {plan_of(c), cuda::DecodePlan{5, true, d == 64}}) {
         SCOPED_TRACE(testing::Message() << "d " << d << " steps " << steps << " few " << plan.few);
         c.sources = sources(n, clock.data());
         Partial result = attend(c, plan);

@@ -30,15 +30,14 @@ using Shape = test::SelectShape;
 class CudaSelect : public testing::Test {
  protected:
   test::RandomRows<Memory> rows_;
-  const test::SelectUnderTest<Memory> op_ = {
-      [](const SelectParams& p) {
-        cuda::select_chunks(test::stream(), p);
-        test::stream().finish();
-      },
-      [](const PrefillSelectParams& p) {
-        cuda::select_prefill_chunks(test::stream(), p);
-        test::stream().finish();
-      }};
+  const test::SelectUnderTest<Memory> op_ = {[](const SelectParams& p) {
+                                               cuda::select_chunks(test::stream(), p);
+                                               test::stream().finish();
+                                             },
+                                             [](const PrefillSelectParams& p) {
+                                               cuda::select_prefill_chunks(test::stream(), p);
+                                               test::stream().finish();
+                                             }};
   cpu::Queue cpu_{{.n_threads = 1, .isa = cpu::Isa::kPortable}};
   const test::SelectUnderTest<Memory> cpu_op_ = {
       [this](const SelectParams& p) { cpu::select_chunks(cpu_, p); },

@@ -58,7 +58,8 @@ TEST(Arena, CostlyBlocksAreOne) {
     Arena<CostlyHeap> arena(heap, "device", 0);
     arena.reserve(10'000);
     std::byte* last = nullptr;
-    for (int i = 0; i < 9; ++i) {  // 1,100 bytes are 1,280 with what aligns them: the last does not fit
+    for (int i = 0; i < 9;
+         ++i) {  // 1,100 bytes are 1,280 with what aligns them: the last does not fit
       auto* bytes = arena.take<std::byte>(i % 2 == 0 ? Purpose::kKeys : Purpose::kSlots, 1100);
       EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes) % 256, 0u);
       for (int j = 0; j < 1100; ++j) ASSERT_EQ(bytes[j], std::byte{0});

@@ -82,7 +82,8 @@ struct DecodeCase {
   }
 };
 
-// Planes of keys and values for some KV heads, and a list of chunks of them; of the second head none.
+// Planes of keys and values for some KV heads, and a list of chunks of them; of the second head
+// none.
 template <template <typename> typename Memory>
 struct DecodePlanes {
   static constexpr int32_t kChunk = 8, kListed = 7;
@@ -125,8 +126,8 @@ struct DecodeUnderTest {
   // Both wait. attend brings its workspace.
   std::function<void(DecodeAttendParams)> attend;
   std::function<void(const MergeParams&)> merge;
-  // Whether weights are rounded to bf16 (8 bits): each moves by at most 2^-8 of it (their sum is taken
-  // before), and out by at most 2^-8 sum p |v| / sum p.
+  // Whether weights are rounded to bf16 (8 bits): each moves by at most 2^-8 of it (their sum is
+  // taken before), and out by at most 2^-8 sum p |v| / sum p.
   std::function<bool(int32_t head_dim)> rounds_weights;
 
   Partial run(Case& c) const {
@@ -171,8 +172,8 @@ struct DecodeUnderTest {
     expect_near_oracle(c, result);
   }
 
-  // Every key has one of its own: of a plane, of chunks by ids, and of slots whose chunks another list
-  // names.
+  // Every key has one of its own: of a plane, of chunks by ids, and of slots whose chunks another
+  // list names.
   void expect_biases_of_keys(int32_t d) const {
     std::mt19937_64 rng(seed());
     const int32_t n_tokens = 400, n_chunks = n_tokens / Planes::kChunk;
@@ -338,7 +339,8 @@ struct DecodeUnderTest {
     }
   }
 
-  void expect_nan_and_infinity_stay_with_their_head(std::initializer_list<int32_t> head_dims) const {
+  void expect_nan_and_infinity_stay_with_their_head(
+      std::initializer_list<int32_t> head_dims) const {
     std::mt19937_64 rng(seed());
     const float inf = std::numeric_limits<float>::infinity();
     for (const int32_t d : head_dims) {

@@ -20,8 +20,8 @@
 
 namespace tiercel::test {
 
-// A prompt's worth of random q, K and V, and the params that point at them. Memory<T>: a vector that the
-// backend reads and writes.
+// A prompt's worth of random q, K and V, and the params that point at them. Memory<T>: a vector
+// that the backend reads and writes.
 template <template <typename> typename Memory>
 struct PrefillProblem {
   PrefillAttendParams params;
@@ -142,8 +142,8 @@ template <template <typename> typename Memory>
 struct PrefillUnderTest {
   using Problem = PrefillProblem<Memory>;
 
-  // Attends and waits. Finite input must not need the row-by-row rescue, which would hide what a kernel
-  // gets wrong.
+  // Attends and waits. Finite input must not need the row-by-row rescue, which would hide what a
+  // kernel gets wrong.
   std::function<void(Problem&, bool finite)> run;
   std::function<AttendRounding(bool exact_exp)> rounding;
 
@@ -213,8 +213,8 @@ struct PrefillUnderTest {
     expect_right(p, 1, false);
   }
 
-  // Scores that are all far from zero: every row needs a reference, also where a window makes rows of
-  // one tile begin at different slices.
+  // Scores that are all far from zero: every row needs a reference, also where a window makes rows
+  // of one tile begin at different slices.
   void expect_scores_far_from_zero() const {
     for (double octaves : {-400.0, 400.0}) {
       for (int64_t window : {0, 20}) {
@@ -227,8 +227,8 @@ struct PrefillUnderTest {
     }
   }
 
-  // A NaN or an infinity reaches the queries that see it and no others, not even through 0 * NaN of a
-  // value in the same tile that is masked.
+  // A NaN or an infinity reaches the queries that see it and no others, not even through 0 * NaN of
+  // a value in the same tile that is masked.
   void expect_non_finite_rows_stay(int64_t row_step) const {
     const float inf = std::numeric_limits<float>::infinity();
     struct Case {
@@ -267,8 +267,8 @@ struct PrefillUnderTest {
     }
   }
 
-  // The queries of a prompt in two calls give the same bits, with and without a window: each row's inner
-  // blocks begin at the same keys.
+  // The queries of a prompt in two calls give the same bits, with and without a window: each row's
+  // inner blocks begin at the same keys.
   void expect_chunked_is_one_shot(const typename Problem::Shape& shape, int64_t window,
                                   std::initializer_list<int64_t> cuts) const {
     for (const int64_t w : {int64_t{0}, window}) {

@@ -1,4 +1,5 @@
-// Selection against fp64: one body for every backend, whose ops are `select` and `select_prefill` below.
+// Selection against fp64: one body for every backend, whose ops are `select` and `select_prefill`
+// below.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -100,9 +101,8 @@ struct Selection {
   Ranked ranked(int32_t j) const {
     const int32_t group = p.n_heads / p.n_kv_heads;
     return rank_chunks(p.q + j * group * p.head_dim, group,
-                       p.landmarks + j * p.landmark_head_stride, p.head_dim, p.scale,
-                       p.first_chunk, p.end_chunk,
-                       excluded.empty() ? nullptr : &excluded[j * p.excluded_stride],
+                       p.landmarks + j * p.landmark_head_stride, p.head_dim, p.scale, p.first_chunk,
+                       p.end_chunk, excluded.empty() ? nullptr : &excluded[j * p.excluded_stride],
                        p.group == GroupScore::kMean);
   }
   std::vector<int32_t> chosen(int32_t j) const {
@@ -176,8 +176,8 @@ struct PrefillSelection {
           if (list[i] != -7) return "written behind the list";
         }
         const auto r = rank_chunks(means(b, j).data(), static_cast<int32_t>(group),
-                                         p.landmarks + j * p.landmark_head_stride, p.head_dim,
-                                         p.scale, sinks, n, nullptr, false);
+                                   p.landmarks + j * p.landmark_head_stride, p.head_dim, p.scale,
+                                   sinks, n, nullptr, false);
         const auto wrong = wrong_choice(r, sinks, p.k, list + sinks, count - sinks);
         if (!wrong.empty()) return wrong + " in block " + std::to_string(b);
       }
@@ -230,10 +230,10 @@ struct SelectUnderTest {
     const int64_t heads = c.p.n_heads / c.p.n_kv_heads;
     for (int32_t j = 0; j < c.p.n_kv_heads; ++j) {
       // One head of the group gives the same order without softmax's rounding.
-      const Ranked exact = rank_chunks(
-          c.p.q + j * heads * c.p.head_dim, 1, c.p.landmarks + j * c.p.landmark_head_stride,
-          c.p.head_dim, 1.0f, c.p.first_chunk, c.p.end_chunk,
-          c.excluded.data() + j * c.p.excluded_stride, false);
+      const Ranked exact = rank_chunks(c.p.q + j * heads * c.p.head_dim, 1,
+                                       c.p.landmarks + j * c.p.landmark_head_stride, c.p.head_dim,
+                                       1.0f, c.p.first_chunk, c.p.end_chunk,
+                                       c.excluded.data() + j * c.p.excluded_stride, false);
       ASSERT_EQ(c.chosen(j), best_chunks(exact, c.p.first_chunk, c.p.k));
     }
   }

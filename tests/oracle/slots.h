@@ -1,5 +1,5 @@
-// The slot map against a trivial model, a list of slots, least recently used first: one body for every
-// backend.
+// The slot map against a trivial model, a list of slots, least recently used first: one body for
+// every backend.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -17,7 +17,8 @@
 
 namespace tiercel::test {
 
-// Slots, and the lists that choose among them. Memory<T>: a vector that the backend reads and writes.
+// Slots, and the lists that choose among them. Memory<T>: a vector that the backend reads and
+// writes.
 template <template <typename> typename Memory>
 struct SlotCache {
   int32_t n_kv_heads;
