@@ -5,11 +5,12 @@
 
 #include "cpu/exp2_poly.h"
 #include "cpu/intrinsics.h"
+#include "cpu/vector_pairs.h"
 
 namespace tiercel::cpu {
 namespace {
 
-struct Vector {
+struct Avx2Lanes {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
   static constexpr bool kBf16Query = false;
@@ -84,6 +85,11 @@ struct Vector {
     const __m256i live = _mm256_cmpgt_epi32(_mm256_set1_epi32(n / 2), lane);
     split(_mm256_maskload_epi32(reinterpret_cast<const int*>(p), live), even, odd);
   }
+  static void broadcast_pair(const uint16_t* p, F& even, F& odd) {
+    int32_t u;
+    __builtin_memcpy(&u, p, sizeof u);
+    split(_mm256_set1_epi32(u), even, odd);
+  }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
   using I = __m256i;
@@ -113,44 +119,9 @@ struct Vector {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, _mm256_set1_epi32(q)));
   }
   static I join_sums(I first, I second) { return _mm256_add_epi32(first, second); }
-
-  struct Piece {
-    F even, odd;
-  };
-  static Piece load_piece(const uint16_t* p) {
-    Piece piece;
-    load_pairs(p, piece.even, piece.odd);
-    return piece;
-  }
-  static Piece load_piece(const uint16_t* p, int n) {
-    Piece piece;
-    load_pairs(p, n, piece.even, piece.odd);
-    return piece;
-  }
-  static F dot(F acc, const Piece& row, const char* query, int64_t piece) {
-    const float* q = reinterpret_cast<const float*>(query) + piece * 2 * kLanes;
-    return fma(row.odd, load(q + kLanes), fma(row.even, load(q), acc));
-  }
-
-  struct BroadcastPair {
-    explicit BroadcastPair(const uint16_t* p) {
-      int32_t u;
-      __builtin_memcpy(&u, p, sizeof u);
-      split(_mm256_set1_epi32(u), even, odd);
-    }
-    F even, odd;
-  };
-  struct QueryPair {
-    QueryPair(const void* queries, int32_t n_queries, int32_t i, int32_t first)
-        : even(static_cast<const float*>(queries) + int64_t{i} * n_queries + first),
-          odd(even + n_queries) {}
-    F dot(int v, const BroadcastPair& x, F acc) const {
-      return fma(x.odd, load(odd + v * kLanes), fma(x.even, load(even + v * kLanes), acc));
-    }
-    const float* even;
-    const float* odd;
-  };
 };
+
+using Vector = WithPairs<Avx2Lanes>;
 
 }  // namespace
 }  // namespace tiercel::cpu

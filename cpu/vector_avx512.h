@@ -8,11 +8,12 @@
 
 #include "cpu/exp2_poly.h"
 #include "cpu/intrinsics.h"
+#include "cpu/vector_pairs.h"
 
 namespace tiercel::cpu {
 namespace {
 
-struct Avx512 {
+struct Avx512Lanes {
   static constexpr int kLanes = 16;
   static constexpr int kRegisters = 32;
   static constexpr bool kBf16Query = false;
@@ -90,6 +91,11 @@ struct Avx512 {
   static void load_pairs(const uint16_t* p, int n, F& even, F& odd) {
     split(load_first(p, n), even, odd);
   }
+  static void broadcast_pair(const uint16_t* p, F& even, F& odd) {
+    int32_t u;
+    __builtin_memcpy(&u, p, sizeof u);
+    split(_mm512_set1_epi32(u), even, odd);
+  }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
   using I = __m512i;
@@ -124,44 +130,9 @@ struct Avx512 {
     return _mm512_add_epi32(acc, _mm512_madd_epi16(codes, broadcast4(query)));
   }
   static I join_sums(I first, I second) { return _mm512_add_epi32(first, second); }
-
-  struct Piece {
-    F even, odd;
-  };
-  static Piece load_piece(const uint16_t* p) {
-    Piece piece;
-    load_pairs(p, piece.even, piece.odd);
-    return piece;
-  }
-  static Piece load_piece(const uint16_t* p, int n) {
-    Piece piece;
-    load_pairs(p, n, piece.even, piece.odd);
-    return piece;
-  }
-  static F dot(F acc, const Piece& row, const char* query, int64_t piece) {
-    const float* q = reinterpret_cast<const float*>(query) + piece * 2 * kLanes;
-    return fma(row.odd, load(q + kLanes), fma(row.even, load(q), acc));
-  }
-
-  struct BroadcastPair {
-    explicit BroadcastPair(const uint16_t* p) {
-      int32_t u;
-      __builtin_memcpy(&u, p, sizeof u);
-      split(_mm512_set1_epi32(u), even, odd);
-    }
-    F even, odd;
-  };
-  struct QueryPair {
-    QueryPair(const void* queries, int32_t n_queries, int32_t i, int32_t first)
-        : even(static_cast<const float*>(queries) + int64_t{i} * n_queries + first),
-          odd(even + n_queries) {}
-    F dot(int v, const BroadcastPair& x, F acc) const {
-      return fma(x.odd, load(odd + v * kLanes), fma(x.even, load(even + v * kLanes), acc));
-    }
-    const float* even;
-    const float* odd;
-  };
 };
+
+using Avx512 = WithPairs<Avx512Lanes>;
 
 #if defined(__AVX512VNNI__)
 struct Avx512Vnni : Avx512 {

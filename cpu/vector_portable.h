@@ -8,11 +8,12 @@
 #include <cstdint>
 
 #include "cpu/exp2_poly.h"
+#include "cpu/vector_pairs.h"
 
 namespace tiercel::cpu {
 namespace {
 
-struct Vector {
+struct PortableLanes {
   static constexpr int kLanes = 4;
   static constexpr int kRegisters = 16;  // decides how many accumulators a kernel keeps
   static constexpr bool kBf16Query = false;
@@ -94,6 +95,12 @@ struct Vector {
     for (int i = 0; i < n; ++i) whole[i] = p[i];
     load_pairs(whole, even, odd);
   }
+  static void broadcast_pair(const uint16_t* p, F& even, F& odd) {
+    uint32_t u;
+    __builtin_memcpy(&u, p, sizeof u);
+    even = (F)(U{u, u, u, u} << 16);
+    odd = (F)(U{u, u, u, u} & 0xffff0000u);
+  }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
   // int8 codes against int16 queries; lanes are rows.
@@ -131,51 +138,11 @@ struct Vector {
   }
   static I join_sums(I first, I second) { return first + second; }
 
-  // A piece of a row, multiplied by a piece of the query. The query is packed as fp32: the even
-  // elements of the piece, then the odd ones.
-  struct Piece {
-    F even, odd;
-  };
-  static Piece load_piece(const uint16_t* p) {
-    Piece piece;
-    load_pairs(p, piece.even, piece.odd);
-    return piece;
-  }
-  static Piece load_piece(const uint16_t* p, int n) {
-    Piece piece;
-    load_pairs(p, n, piece.even, piece.odd);
-    return piece;
-  }
-  static F dot(F acc, const Piece& row, const char* query, int64_t piece) {
-    const float* q = reinterpret_cast<const float*>(query) + piece * 2 * kLanes;
-    return fma(row.odd, load(q + kLanes), fma(row.even, load(q), acc));
-  }
-
-  // The other way round: lanes are queries, and two elements of a row are broadcast to all of them.
-  struct BroadcastPair {
-    explicit BroadcastPair(const uint16_t* p) {
-      uint32_t u;
-      __builtin_memcpy(&u, p, sizeof u);
-      even = (F)(U{u, u, u, u} << 16);
-      odd = (F)(U{u, u, u, u} & 0xffff0000u);
-    }
-    F even, odd;
-  };
-  // Elements i and i + 1 of queries first, first + 1, ..; queries are fp32 [head_dim][n_queries].
-  struct QueryPair {
-    QueryPair(const void* queries, int32_t n_queries, int32_t i, int32_t first)
-        : even(static_cast<const float*>(queries) + int64_t{i} * n_queries + first),
-          odd(even + n_queries) {}
-    F dot(int v, const BroadcastPair& x, F acc) const {
-      return fma(x.odd, load(odd + v * kLanes), fma(x.even, load(even + v * kLanes), acc));
-    }
-    const float* even;
-    const float* odd;
-  };
-
  private:
   static F select(I mask, F a, F b) { return (F)((mask & (I)a) | (~mask & (I)b)); }
 };
+
+using Vector = WithPairs<PortableLanes>;
 
 }  // namespace
 }  // namespace tiercel::cpu
