@@ -16,6 +16,8 @@ struct DeviceRope {
     rope.fine_cos = copy(rope.fine_cos, kRopeFine);
     rope.fine_sin = copy(rope.fine_sin, kRopeFine);
   }
+  RopeView view() const { return rope; }
+
   const float* copy(const float* from, int64_t n_rows) {
     copies.emplace_back(from, from + n_rows * rope.half);
     return copies.back().data();
