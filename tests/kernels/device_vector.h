@@ -14,6 +14,15 @@ cuda::Stream& stream();
 cuda::Stream& older_stream();
 cuda::PinnedMemory& pinned();
 
+// An op, op(stream, params), whose results the host may look at afterwards.
+template <typename Op>
+auto waiting(Op op) {
+  return [op](const auto& params) {
+    op(stream(), params);
+    stream().finish();
+  };
+}
+
 template <typename T>
 struct SharedAllocator {
   using value_type = T;

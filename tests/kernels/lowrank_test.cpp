@@ -26,18 +26,12 @@ using Basis = Op::Basis;
 using Rebuilt = Op::Rebuilt;
 
 Op op(cuda::EigenMethod method = cuda::EigenMethod::kAuto) {
-  const auto waiting = [](auto call) {
-    return [call](const auto& p) {
-      call(test::stream(), p);
-      test::stream().finish();
-    };
-  };
-  return {waiting([method](cuda::Stream& s, const FitBasisParams& p) {
+  return {test::waiting([method](cuda::Stream& s, const FitBasisParams& p) {
             cuda::fit_basis_with(s, p, method);
           }),
-          waiting([](cuda::Stream& s, const ProjectParams& p) { cuda::project_keys(s, p); }),
-          waiting([](cuda::Stream& s, const RebuildParams& p) { cuda::rebuild_keys(s, p); }),
-          waiting([](cuda::Stream& s, const EncodeParams& p) { cuda::encode_rows(s, p); })};
+          test::waiting([](cuda::Stream& s, const ProjectParams& p) { cuda::project_keys(s, p); }),
+          test::waiting([](cuda::Stream& s, const RebuildParams& p) { cuda::rebuild_keys(s, p); }),
+          test::waiting([](cuda::Stream& s, const EncodeParams& p) { cuda::encode_rows(s, p); })};
 }
 
 Basis fit(const Keys& keys, int64_t rank) { return op().fit(keys, rank); }

@@ -19,10 +19,8 @@ namespace {
 using Cache = test::SlotCache<test::DeviceVector>;
 using test::head_of;
 
-const test::SlotsUnderTest<test::DeviceVector> kOp = {[](const MapSlotsParams& p) {
-  cuda::map_slots(test::stream(), p);
-  test::stream().finish();
-}};
+const test::SlotsUnderTest<test::DeviceVector> kOp = {
+    test::waiting([](cuda::Stream& s, const MapSlotsParams& p) { cuda::map_slots(s, p); })};
 
 TEST(CudaSlots, AgreesWithTheModel) { kOp.expect_models(8, 30); }
 TEST(CudaSlots, TotalsAreAddedTo) { kOp.expect_totals_are_added_to(); }
