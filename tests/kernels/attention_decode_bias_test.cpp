@@ -27,10 +27,7 @@ Op op(const cuda::DecodePlan* plan = nullptr) {
             }
             stream().finish();
           },
-          [](const MergeParams& p) {
-            cuda::merge_partials(stream(), p);
-            stream().finish();
-          },
+          test::waiting([](cuda::Stream& s, const MergeParams& p) { cuda::merge_partials(s, p); }),
           [](int32_t d) { return d != 34 && d != 80; }};
 }
 

@@ -116,15 +116,12 @@ class DecodeKernelTest : public testing::Test {
     }
   }
 
-  const test::DecodeUnderTest<DeviceVector> op_ = {[this](const DecodeAttendParams& p) {
-                                                     attend(with_workspace(p),
-                                                            cuda::plan_decode(stream(), p));
-                                                   },
-                                                   [](const MergeParams& p) {
-                                                     cuda::merge_partials(stream(), p);
-                                                     stream().finish();
-                                                   },
-                                                   [](int32_t d) { return !is_plain(d); }};
+  const test::DecodeUnderTest<DeviceVector> op_ = {
+      [this](const DecodeAttendParams& p) {
+        attend(with_workspace(p), cuda::plan_decode(stream(), p));
+      },
+      test::waiting([](cuda::Stream& s, const MergeParams& p) { cuda::merge_partials(s, p); }),
+      [](int32_t d) { return !is_plain(d); }};
 };
 
 TEST_F(DecodeKernelTest, PlaneOfAnyShapeMatchesOracle) {

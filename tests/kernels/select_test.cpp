@@ -30,14 +30,11 @@ using Shape = test::SelectShape;
 class CudaSelect : public testing::Test {
  protected:
   test::RandomRows<Memory> rows_;
-  const test::SelectUnderTest<Memory> op_ = {[](const SelectParams& p) {
-                                               cuda::select_chunks(test::stream(), p);
-                                               test::stream().finish();
-                                             },
-                                             [](const PrefillSelectParams& p) {
-                                               cuda::select_prefill_chunks(test::stream(), p);
-                                               test::stream().finish();
-                                             }};
+  const test::SelectUnderTest<Memory> op_ = {
+      test::waiting([](cuda::Stream& s, const SelectParams& p) { cuda::select_chunks(s, p); }),
+      test::waiting([](cuda::Stream& s, const PrefillSelectParams& p) {
+        cuda::select_prefill_chunks(s, p);
+      })};
   cpu::Queue cpu_{{.n_threads = 1, .isa = cpu::Isa::kPortable}};
   const test::SelectUnderTest<Memory> cpu_op_ = {
       [this](const SelectParams& p) { cpu::select_chunks(cpu_, p); },
