@@ -6,11 +6,10 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <random>
 
 #include "tests/cpu/tested_isas.h"
-#include "tests/oracle/linear.h"
+#include "tests/oracle/linear_case.h"
 #include "tests/seed.h"
 
 namespace tiercel::cpu {
@@ -18,66 +17,10 @@ namespace {
 
 using test::Expected;
 
-std::vector<bf16> random_bf16(size_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
-  std::normal_distribution<float> normal(mean, sigma);
-  std::vector<bf16> values(n);
-  for (bf16& value : values) value = bf16(normal(random));
-  return values;
-}
-
-struct Case {
-  int64_t m, k, n;
-  bool bias = false, accumulate = false, f32 = false;
-};
-
-struct Problem {
-  explicit Problem(const Case& c)
-      : shape(c), random(static_cast<std::mt19937::result_type>(test::seed())) {
-    x = random_bf16(static_cast<size_t>(c.m * c.k), random);
-    weight = random_bf16(static_cast<size_t>(c.n * c.k), random);
-    bias = random_bf16(static_cast<size_t>(c.n), random);
-    before = random_bf16(static_cast<size_t>(c.m * c.n), random, 0, 10);
-    reset();
-  }
-  void reset() {
-    out = before;
-    out_f32.resize(before.size());
-    for (size_t i = 0; i < before.size(); ++i) out_f32[i] = static_cast<float>(before[i]);
-  }
-  LinearParams params() {
-    return {.x = x.data(),
-            .weight = weight.data(),
-            .bias = shape.bias ? bias.data() : nullptr,
-            .out = shape.f32 ? static_cast<void*>(out_f32.data()) : out.data(),
-            .m = shape.m,
-            .k = shape.k,
-            .n = shape.n,
-            .out_type = shape.f32 ? DType::kF32 : DType::kBf16,
-            .accumulate = shape.accumulate};
-  }
-  double got(size_t i) const {
-    return shape.f32 ? static_cast<double>(out_f32[i])
-                     : static_cast<double>(static_cast<float>(out[i]));
-  }
-  std::vector<Expected> expected() {
-    std::vector<double> old(before.size());
-    for (size_t i = 0; i < old.size(); ++i)
-      old[i] = static_cast<double>(static_cast<float>(before[i]));
-    return test::linear_oracle(params(), old);
-  }
-  void expect_close(const std::vector<Expected>& expected, const char* what) const {
-    for (size_t i = 0; i < expected.size(); ++i) {
-      const double value = got(i);
-      ASSERT_NEAR(value, expected[i].value, expected[i].tolerance)
-          << what << " m " << shape.m << " k " << shape.k << " n " << shape.n << " at " << i;
-    }
-  }
-
-  Case shape;
-  std::mt19937 random;
-  std::vector<bf16> x, weight, bias, before, out;
-  std::vector<float> out_f32;
-};
+using Case = test::LinearShape;
+template <typename T>
+using Memory = std::vector<T>;
+using Problem = test::LinearProblem<Memory>;
 
 const Case kCases[] = {
     {1, 256, 1024},
@@ -100,6 +43,9 @@ const Case kCases[] = {
     {23, 3000, 20, false, false, true},
     {1, 4100, 9},
     {29, 2, 5},
+    {2, 32, 1},
+    {18, 32, 7, true},
+    {18, 32, 127},
 };
 
 class Linear : public ::testing::TestWithParam<Isa> {};
@@ -112,7 +58,7 @@ TEST_P(Linear, MatchesOracle) {
     Problem problem(c);
     const std::vector<Expected> expected = problem.expected();
     linear(queue, problem.params());
-    problem.expect_close(expected, "linear");
+    problem.expect_close(expected);
   }
 }
 
@@ -170,36 +116,8 @@ TEST_P(Linear, RowsAloneHaveTheBitsOfOneRow) {
 
 TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
   Queue queue({.n_threads = 2, .isa = GetParam()});
-  for (int64_t m : {1, 16, 40}) {
-    Problem problem({.m = m, .k = 98, .n = 70});
-    problem.x[static_cast<size_t>((m - 1) * 98 + 97)] =
-        bf16(std::numeric_limits<float>::quiet_NaN());
-    problem.weight[98 * 3 + 5] = bf16(std::numeric_limits<float>::infinity());
-    linear(queue, problem.params());
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j < 70; ++j) {
-        const double value = problem.got(static_cast<size_t>(i * 70 + j));
-        EXPECT_EQ(std::isnan(value), i == m - 1) << i << " " << j;
-        if (i != m - 1) {
-          EXPECT_EQ(std::isinf(value), j == 3) << i << " " << j;
-        }
-      }
-    }
-  }
-}
-
-TEST_P(Linear, NothingBesideTheOutputIsWritten) {
-  Queue queue({.n_threads = 1, .isa = GetParam()});
-  for (int64_t m : {2, 18}) {
-    for (int64_t n : {1, 7, 33, 65, 127}) {
-      Problem problem({.m = m, .k = 32, .n = n});
-      problem.out.resize(problem.out.size() + 64, bf16(42.0f));
-      linear(queue, problem.params());
-      for (size_t i = static_cast<size_t>(m * n); i < problem.out.size(); ++i) {
-        ASSERT_EQ(problem.out[i], bf16(42.0f)) << m << " x " << n << " at " << i;
-      }
-    }
-  }
+  test::expect_nan_and_infinity_reach_their_outputs<Memory>(
+      {1, 16, 40}, [&](const LinearParams& p) { linear(queue, p); });
 }
 
 // The AMX kernel of many rows on emulated tiles, panel by panel as linear() would run it, with k in
@@ -245,7 +163,7 @@ TEST(LinearAmx, EmulatedPanelsMatchOracle) {
         multiply_amx_emulated(product);
       }
     }
-    problem.expect_close(expected, "AMX panels");
+    problem.expect_close(expected);
   }
 }
 
@@ -274,7 +192,7 @@ TEST(LinearAmx, EmulatedTilesMatchOracle) {
                                     .accumulate = c.accumulate,
                                     .scratch = scratch.data() + (16 - misaligned) % 16});
     }
-    problem.expect_close(expected, "AMX");
+    problem.expect_close(expected);
   }
 }
 
@@ -285,7 +203,7 @@ TEST(LinearOneDnn, MatchesOracle) {
     Problem problem(c);
     const std::vector<Expected> expected = problem.expected();
     linear_onednn(queue, problem.params());
-    problem.expect_close(expected, "oneDNN");
+    problem.expect_close(expected);
   }
 }
 
@@ -294,7 +212,7 @@ TEST_P(Linear, PanelsOfColumnsAndStrides) {
   const GemmLevel& level = gemm_level(GetParam());
   std::mt19937 random(static_cast<std::mt19937::result_type>(test::seed()));
   const int64_t k = 38, n = 50;
-  const std::vector<bf16> matrix = random_bf16(static_cast<size_t>(k * n), random);
+  const std::vector<bf16> matrix = test::random_bf16<Memory>(k * n, random);
   const auto* bits = reinterpret_cast<const uint16_t*>(matrix.data());
   std::vector<uint16_t> panel(static_cast<size_t>(k * kPanelColumns), 0x7fff);
   level.pack_columns(bits, n, n, k, panel.data());

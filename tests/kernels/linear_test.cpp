@@ -16,7 +16,7 @@
 #include "kernels/synthetic.h"
 #include "tests/kernels/device_vector.h"
 #include "tests/oracle/elementwise.h"
-#include "tests/oracle/linear.h"
+#include "tests/oracle/linear_case.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -26,57 +26,18 @@ using test::DeviceVector;
 using test::Expected;
 using test::value_of;
 
+using Case = test::LinearShape;
+
 DeviceVector<bf16> random_bf16(int64_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
-  std::normal_distribution<float> normal(mean, sigma);
-  DeviceVector<bf16> values(static_cast<size_t>(n));
-  for (bf16& value : values) value = bf16(normal(random));
-  return values;
+  return test::random_bf16<DeviceVector>(n, random, mean, sigma);
 }
 
-struct Case {
-  int64_t m, k, n;
-  bool bias = false, accumulate = false, f32 = false;
-};
+struct Problem : test::LinearProblem<DeviceVector> {
+  using LinearProblem::LinearProblem;
 
-constexpr int64_t kBehind = 64;  // elements after the output that nobody may touch
-
-struct Problem {
-  explicit Problem(const Case& c)
-      : shape(c), random(static_cast<std::mt19937::result_type>(test::seed())) {
-    x = random_bf16(c.m * c.k, random);
-    weight = random_bf16(c.n * c.k, random);
-    bias = random_bf16(c.n, random);
-    before = random_bf16(c.m * c.n + kBehind, random, 0, 10);
-    reset();
-  }
-  // Without accumulate the output is poisoned.
-  void reset() {
-    out = before;
-    out_f32.resize(before.size());
-    for (size_t i = 0; i < before.size(); ++i) {
-      if (!shape.accumulate && i < size()) out[i] = bf16(std::numeric_limits<float>::quiet_NaN());
-      out_f32[i] = static_cast<float>(out[i]);
-    }
-  }
-  size_t size() const { return static_cast<size_t>(shape.m * shape.n); }
-  LinearParams params() {
-    return {.x = x.data(),
-            .weight = weight.data(),
-            .bias = shape.bias ? bias.data() : nullptr,
-            .out = shape.f32 ? static_cast<void*>(out_f32.data()) : out.data(),
-            .m = shape.m,
-            .k = shape.k,
-            .n = shape.n,
-            .out_type = shape.f32 ? DType::kF32 : DType::kBf16,
-            .accumulate = shape.accumulate};
-  }
-  double got(size_t i) const {
-    return shape.f32 ? static_cast<double>(out_f32[i]) : value_of(out[i]);
-  }
   std::vector<Expected> expected() {
-    std::vector<double> old(before.size());
-    for (size_t i = 0; i < old.size(); ++i) old[i] = value_of(before[i]);
-    std::vector<Expected> all = test::linear_oracle(params(), old);
+    const std::vector<double> old = held();
+    std::vector<Expected> all = LinearProblem::expected();
     if (shape.m <= cuda::kMaxSkinnyRows || shape.f32) return all;
     // The matrix library rounds the product, and the product with one addend, before it adds the
     // (next) one: half an ulp of bf16 each, at most 2^-8 of the value.
@@ -98,20 +59,6 @@ struct Problem {
     }
     return all;
   }
-  void expect_close(const std::vector<Expected>& expected) const {
-    for (size_t i = 0; i < expected.size(); ++i) {
-      ASSERT_NEAR(got(i), expected[i].value, expected[i].tolerance)
-          << "m " << shape.m << " k " << shape.k << " n " << shape.n << " at " << i;
-    }
-    for (size_t i = size(); i < before.size(); ++i) {
-      ASSERT_EQ(got(i), value_of(before[i])) << "behind the output, at " << i - size();
-    }
-  }
-
-  Case shape;
-  std::mt19937 random;
-  DeviceVector<bf16> x, weight, bias, before, out;
-  DeviceVector<float> out_f32;
 };
 
 const Case kCases[] = {
@@ -219,8 +166,9 @@ TEST(KernelLinear, BitsDependNotOnOtherRows) {
   }
 }
 
-// More rows than a warp's matrix product has, up to several launches; k in one panel and in many, and
-// not a whole number of steps; few columns and many; at addresses and widths that nothing fast reads.
+// More rows than a warp's matrix product has, up to several launches; k in one panel and in many,
+// and not a whole number of steps; few columns and many; at addresses and widths that nothing fast
+// reads.
 TEST(KernelLinear, RowsAloneHaveTheBitsOfOneRow) {
   for (const Case& s : {
            Case{19, 264, 90},
@@ -301,25 +249,9 @@ TEST(KernelLinear, RowsAloneHaveTheBitsOfOneRow) {
 }
 
 TEST(KernelLinear, NanAndInfReachExactlyTheirOutputs) {
-  for (int64_t m : {1, 8, 40}) {
-    for (int64_t k : {98, 104}) {
-      Problem problem({.m = m, .k = k, .n = 70});
-      problem.x[static_cast<size_t>((m - 1) * k + k - 1)] =
-          bf16(std::numeric_limits<float>::quiet_NaN());
-      problem.weight[static_cast<size_t>(k * 3 + 5)] = bf16(std::numeric_limits<float>::infinity());
-      cuda::linear(test::stream(), problem.params());
-      test::stream().finish();
-      for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < 70; ++j) {
-          const double value = problem.got(static_cast<size_t>(i * 70 + j));
-          EXPECT_EQ(std::isnan(value), i == m - 1) << i << " " << j;
-          if (i != m - 1) {
-            EXPECT_EQ(std::isinf(value), j == 3) << i << " " << j;
-          }
-        }
-      }
-    }
-  }
+  test::expect_nan_and_infinity_reach_their_outputs<DeviceVector>(
+      {1, 8, 40},
+      test::waiting([](cuda::Stream& stream, const LinearParams& p) { cuda::linear(stream, p); }));
 }
 
 TEST(KernelLinear, NothingToDo) {
@@ -371,12 +303,12 @@ TEST(KernelLinear, GateFoldedInIsLinearThenSwiglu) {
     up.x = gate.x;
     DeviceVector<bf16> want = gate.out, got = gate.out;
     const GatedLinearParams fused{.x = gate.x.data(),
-                                        .gate = gate.weight.data(),
-                                        .up = up.weight.data(),
-                                        .out = got.data(),
-                                        .m = c.m,
-                                        .k = c.k,
-                                        .n = c.n};
+                                  .gate = gate.weight.data(),
+                                  .up = up.weight.data(),
+                                  .out = got.data(),
+                                  .m = c.m,
+                                  .k = c.k,
+                                  .n = c.n};
     ASSERT_TRUE(cuda::can_fuse(fused));
     cuda::gated_linear(test::stream(), fused);
     cuda::linear(test::stream(), gate.params());
