@@ -45,13 +45,14 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   // Where single blocks are costly, one block now, of which parts are taken from here on as long as it
-  // lasts. Not for activations, which come and go, each in a block of its own.
+  // lasts. Not for activations, which come and go, each in a block of its own. Throws as take does.
   void reserve(int64_t bytes) {
     if constexpr (kCostlyBlocks) {
       CHECK(reserved_ == nullptr, "{} arena: reserved twice", name_);
       if (bytes == 0) return;
-      reserved_ = static_cast<std::byte*>(allocate(queue_, bytes));
-      reserved_bytes_ = bytes;
+      check_room(bytes);
+      reserved_bytes_ = bytes + kSpareBytes;
+      reserved_ = static_cast<std::byte*>(allocate(queue_, reserved_bytes_));
     }
   }
 
@@ -64,10 +65,7 @@ class Arena {
           "{} elements", count);
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     if (bytes == 0) return nullptr;
-    if (bytes > budget_ - sum(used_)) {
-      fail(ErrorKind::kDoesNotFit, "{} memory: {} bytes more than the budget of {} allows", name_,
-           bytes - (budget_ - sum(used_)), budget_);
-    }
+    check_room(bytes);
     void* address = take_reserved(purpose, bytes);
     if (address == nullptr) {
       address = allocate(queue_, bytes);
@@ -94,9 +92,17 @@ class Arena {
 
  private:
   // On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages
-  // of 2 MiB: for the hundreds that a sequence has, half a second and a quarter of a gigabyte.
+  // of 2 MiB: by estimate half a second and a quarter of a gigabyte for the hundreds of a sequence.
   static constexpr bool kCostlyBlocks = requires { Queue::kCostlyBlocks; };
   static constexpr int64_t kAlignment = 256;
+  static constexpr int64_t kSpareBytes = 2048 * kAlignment;  // for what aligns so many parts at least
+
+  void check_room(int64_t bytes) const {
+    const int64_t left = budget_ - sum(used_);
+    if (bytes <= left) return;
+    fail(ErrorKind::kDoesNotFit, "{} memory: {} bytes more than the budget of {} allows", name_,
+         bytes - left, budget_);
+  }
 
   void* take_reserved(Purpose purpose, int64_t bytes) {
     if (purpose == Purpose::kActivations || bytes > reserved_bytes_ - reserved_taken_) return nullptr;

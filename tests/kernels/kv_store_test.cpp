@@ -6,6 +6,10 @@
 #include "tests/offload/cpu_tiers.h"
 #include "tests/offload/kv_store_suite.h"
 
+#if !defined(TIERCEL_ON_DEVICE)
+#include "tests/simt/simt.h"
+#endif
+
 namespace tiercel::test {
 namespace {
 
@@ -33,6 +37,22 @@ struct CudaTiers {
 };
 
 INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, KvStoreSuite, CudaTiers);
+
+#if !defined(TIERCEL_ON_DEVICE)
+// What a sequence keeps on the device is one block, however many layers it has.
+TEST(KvStores, BlocksDoNotGrowWithTheLayers) {
+  int64_t n_blocks[2] = {};
+  for (const int64_t n_layers : {2, 5}) {
+    Model model;
+    model.n_layers = n_layers;
+    model.window.assign(static_cast<size_t>(n_layers), 0);
+    const int64_t before = simt::g.n_device_blocks;
+    run<CudaTiers>(Sequence(model, 122, seed()), tiered(), 120);
+    n_blocks[n_layers == 5] = simt::g.n_device_blocks - before;
+  }
+  EXPECT_EQ(n_blocks[0], n_blocks[1]);
+}
+#endif
 
 // Both backends select the same chunks, step by step: what was selected, what of it was resident, and
 // what was attended agree for every composition.

@@ -56,31 +56,40 @@ TEST(Arena, CostlyBlocksAreOne) {
   CostlyHeap heap;
   {
     Arena<CostlyHeap> arena(heap, "device", 0);
-    arena.reserve(10'000);
+    arena.reserve(2000 * 5);
     std::byte* last = nullptr;
-    for (int i = 0; i < 9;
-         ++i) {  // 1,100 bytes are 1,280 with what aligns them: the last does not fit
-      auto* bytes = arena.take<std::byte>(i % 2 == 0 ? Purpose::kKeys : Purpose::kSlots, 1100);
+    for (int i = 0; i < 2000; ++i) {  // 5 bytes each, 256 with what aligns them
+      auto* bytes = arena.take<std::byte>(i % 2 == 0 ? Purpose::kKeys : Purpose::kSlots, 5);
       EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes) % 256, 0u);
-      for (int j = 0; j < 1100; ++j) ASSERT_EQ(bytes[j], std::byte{0});
-      std::memset(bytes, 1, 1100);
-      if (i > 0 && i < 7) {
-        EXPECT_EQ(bytes, last + 1280);
+      for (int j = 0; j < 5; ++j) ASSERT_EQ(bytes[j], std::byte{0});
+      std::memset(bytes, 1, 5);
+      if (i > 0) {
+        ASSERT_EQ(bytes, last + 256);
       }
       last = bytes;
     }
-    EXPECT_EQ(sum(arena.used()), 9900);
-    EXPECT_EQ(heap.n_allocated, 3) << "two were left when the block was full";
-    // Small enough for the rest of it still.
-    arena.take<std::byte>(Purpose::kKeys, 1000);
-    EXPECT_EQ(heap.n_allocated, 3);
+    EXPECT_EQ(sum(arena.used()), 10'000);
+    EXPECT_EQ(heap.n_allocated, 1);
     // What comes and goes has its own.
     float* activations = arena.take<float>(Purpose::kActivations, 1);
     EXPECT_EQ(heap.blocks.at(activations), 4);
     arena.give_back(activations);
-    EXPECT_EQ(heap.blocks.size(), 3u);
+    EXPECT_EQ(heap.blocks.size(), 1u);
+    // More than was reserved, too.
+    auto* more = arena.take<std::byte>(Purpose::kKeys, 1 << 20);
+    EXPECT_EQ(heap.blocks.at(more), 1 << 20);
   }
   EXPECT_TRUE(heap.blocks.empty());
+}
+
+TEST(Arena, ReservesNoMoreThanItsBudget) {
+  CostlyHeap heap;
+  Arena<CostlyHeap> arena(heap, "host", 1000);
+  EXPECT_THROW(arena.reserve(1001), Error);
+  EXPECT_EQ(heap.n_allocated, 0);
+  arena.reserve(1000);
+  arena.take<std::byte>(Purpose::kKeys, 600);
+  EXPECT_THROW(arena.take<std::byte>(Purpose::kKeys, 401), Error);
 }
 
 TEST(Arena, OthersHaveTheirOwn) {

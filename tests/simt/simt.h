@@ -86,6 +86,7 @@ struct State {
   Async bulk = Async::kLate,
         mma = Async::kLate;  // when copies land, when wgmma executes; independent on purpose
   uint64_t switches = 0, ldmatrix_conflicts = 0, ldmatrix_count = 0;
+  int64_t n_device_blocks = 0;  // allocated so far
 };
 inline thread_local State g;
 
