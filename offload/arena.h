@@ -92,7 +92,7 @@ class Arena {
 
  private:
   // On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages
-  // of 2 MiB: by estimate half a second and a quarter of a gigabyte for the hundreds of a sequence.
+  // of 2 MiB: by estimate 0.2 s and 0.1 GiB for the hundreds of a sequence (journal).
   static constexpr bool kCostlyBlocks = requires { Queue::kCostlyBlocks; };
   static constexpr int64_t kAlignment = 256;
   static constexpr int64_t kSpareBytes = 2048 * kAlignment;  // for what aligns so many parts at least
