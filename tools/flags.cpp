@@ -143,6 +143,7 @@ CLI::Option* Flags::finish(CLI::Option* option, const char* help) {
 
 void Flags::value(const char* names, const char* type, const std::string& default_text,
                   const char* help, std::function<void(const std::string&)> set) {
+  counts_tokens_ |= std::string_view(type) == kTokens;
   const std::string name = first_long_name(names);
   const auto callback = [name, set = std::move(set)](const std::string& text) {
     try {
@@ -177,47 +178,6 @@ void Flags::file(const char* names, std::optional<std::string>& target, FileUse 
 
 void Flags::uses(const char* name, FileUse use, std::function<std::string()> path) {
   files_.push_back({name, use, std::move(path)});
-}
-
-void Flags::integer(const char* names, int64_t& target, int64_t low, int64_t high,
-                    const char* help) {
-  value(names, "N", std::to_string(target), help,
-        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
-}
-
-void Flags::integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-                    const char* help) {
-  value(names, "N", "", help,
-        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
-}
-
-void Flags::tokens(const char* names, int64_t& target, int64_t low, int64_t high,
-                   const char* help) {
-  counts_tokens_ = true;
-  value(names, "TOKENS", std::to_string(target), help,
-        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
-}
-
-void Flags::tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-                   const char* help) {
-  counts_tokens_ = true;
-  value(names, "TOKENS", "", help,
-        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
-}
-
-void Flags::number(const char* names, double& target, double low, double high, const char* help) {
-  value(names, "X", fmt::format("{}", target), help,
-        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
-}
-
-void Flags::number(const char* names, std::optional<double>& target, double low, double high,
-                   const char* help) {
-  value(names, "X", "", help,
-        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
-}
-
-void Flags::size(const char* names, int64_t& target, const char* help) {
-  value(names, "SIZE", "", help, [&target](const std::string& text) { target = parse_size(text); });
 }
 
 void Flags::flag(const char* names, bool& target, const char* help) {

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/option_values.h"
+#include "engine/option_sink.h"
 #include "tools/console.h"
 
 namespace CLI {
@@ -47,13 +47,13 @@ std::vector<T> parse_list(const char* flag, std::string_view text, F parse) {
 // "; did you mean X?", or empty where nothing known is near.
 std::string did_you_mean(std::string_view found, const std::vector<std::string>& known);
 
-class Flags {
+class Flags : public OptionSink {
  public:
   static constexpr int64_t kNoLimit = INT64_MAX;
 
   // summary: one line; details: paragraphs below the list of flags.
   Flags(const char* command, const char* summary, std::string details = {});
-  ~Flags();
+  ~Flags() override;
 
   // Heads the flags that follow in --help.
   void section(const char* name) { section_ = name; }
@@ -70,39 +70,7 @@ class Flags {
   void file(const char* names, std::optional<std::string>& target, FileUse use, const char* help);
   // A file that something else names than a flag added by file(). path: empty where none is.
   void uses(const char* name, FileUse use, std::function<std::string()> path);
-  void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
-  void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-               const char* help);
-  // Counts that may be large: "16K" and "1M" will do.
-  void tokens(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
-  void tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-              const char* help);
-  void number(const char* names, double& target, double low, double high, const char* help);
-  void number(const char* names, std::optional<double>& target, double low, double high,
-              const char* help);
-  void size(const char* names, int64_t& target, const char* help);
-  void flag(const char* names, bool& target, const char* help);
-  template <typename E>
-  void choice(const char* names, E& target, std::vector<std::pair<const char*, E>> choices,
-              const char* help) {
-    std::string legal, current;
-    for (const auto& [name, value] : choices) {
-      legal += legal.empty() ? "" : "|";
-      legal += name;
-      if (value == target) current = name;
-    }
-    value(names, legal.c_str(), current, help, [&target, choices](const std::string& text) {
-      std::vector<std::string_view> all;
-      for (const auto& [name, value] : choices) {
-        all.emplace_back(name);
-        if (text == name) {
-          target = value;
-          return;
-        }
-      }
-      refuse_choice(text, all);
-    });
-  }
+  void flag(const char* names, bool& target, const char* help) override;
   // Flags added by `add` read no environment: the caller does.
   template <typename F>
   void without_twin(F add) {
@@ -112,9 +80,8 @@ class Flags {
   }
   // These flags are part of another command's: what is logged is that one's business.
   void without_log() { with_log_ = false; }
-  // Anything else: `set` parses, and throws Error(kUsage) as the functions above do.
   void value(const char* names, const char* type, const std::string& default_text, const char* help,
-             std::function<void(const std::string&)> set);
+             std::function<void(const std::string&)> set) override;
 
   // Reads argv[1..] (argv[0] is the subcommand). False: --help was asked for and printed, or, for
   // completion, --list-flags: "--name<TAB>type<TAB>help", a name per line.

@@ -55,46 +55,6 @@ const OptionTable::Row& OptionTable::find(const std::string& name) const {
          all);
 }
 
-void OptionTable::integer(const char* names, int64_t& target, int64_t low, int64_t high,
-                          const char* help) {
-  value(names, "N", std::to_string(target), help,
-        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
-}
-
-void OptionTable::integer(const char* names, std::optional<int64_t>& target, int64_t low,
-                          int64_t high, const char* help) {
-  value(names, "N", "", help,
-        [&target, low, high](const std::string& text) { target = parse_integer(text, low, high); });
-}
-
-void OptionTable::tokens(const char* names, int64_t& target, int64_t low, int64_t high,
-                         const char* help) {
-  value(names, "TOKENS", std::to_string(target), help,
-        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
-}
-
-void OptionTable::tokens(const char* names, std::optional<int64_t>& target, int64_t low,
-                         int64_t high, const char* help) {
-  value(names, "TOKENS", "", help,
-        [&target, low, high](const std::string& text) { target = parse_tokens(text, low, high); });
-}
-
-void OptionTable::number(const char* names, double& target, double low, double high,
-                         const char* help) {
-  value(names, "X", fmt::format("{}", target), help,
-        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
-}
-
-void OptionTable::number(const char* names, std::optional<double>& target, double low, double high,
-                         const char* help) {
-  value(names, "X", "", help,
-        [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
-}
-
-void OptionTable::size(const char* names, int64_t& target, const char* help) {
-  value(names, "SIZE", "", help, [&target](const std::string& text) { target = parse_size(text); });
-}
-
 void OptionTable::flag(const char* names, bool& target, const char* help) {
   choice(names, target, {{"false", false}, {"true", true}}, help);
 }

@@ -4,12 +4,11 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "engine/option_values.h"
+#include "engine/option_sink.h"
 #include "engine/options.h"
 #include "engine/sampling_request.h"
 #include "engine/tiercel.h"
@@ -35,7 +34,7 @@ enum class OptionScope : uint8_t { kEngine, kSession, kBatch, kRequest };
 
 // The sink that engine/option_rows.h fills. A row's setter writes into the Settings that the table
 // was made for, which must outlive it.
-class OptionTable {
+class OptionTable : public OptionSink {
  public:
   struct Row {
     std::vector<std::string> names;  // without dashes, the canonical one first
@@ -51,40 +50,9 @@ class OptionTable {
 
   // ---- the sink ----
   void section(const char*) {}
-  void integer(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
-  void integer(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-               const char* help);
-  void tokens(const char* names, int64_t& target, int64_t low, int64_t high, const char* help);
-  void tokens(const char* names, std::optional<int64_t>& target, int64_t low, int64_t high,
-              const char* help);
-  void number(const char* names, double& target, double low, double high, const char* help);
-  void number(const char* names, std::optional<double>& target, double low, double high,
-              const char* help);
-  void size(const char* names, int64_t& target, const char* help);
-  void flag(const char* names, bool& target, const char* help);
-  template <typename E>
-  void choice(const char* names, E& target, std::vector<std::pair<const char*, E>> choices,
-              const char* help) {
-    std::string legal, current;
-    for (const auto& [name, value] : choices) {
-      if (!legal.empty()) legal += '|';
-      legal += name;
-      if (value == target) current = name;
-    }
-    value(names, legal.c_str(), current, help, [&target, choices](const std::string& text) {
-      std::vector<std::string_view> all;
-      for (const auto& [name, value] : choices) {
-        all.emplace_back(name);
-        if (text == name) {
-          target = value;
-          return;
-        }
-      }
-      refuse_choice(text, all);
-    });
-  }
   void value(const char* names, const char* type, const std::string& initial, const char* help,
-             std::function<void(const std::string&)> set);
+             std::function<void(const std::string&)> set) override;
+  void flag(const char* names, bool& target, const char* help) override;
 
  private:
   std::vector<Row> rows_;
