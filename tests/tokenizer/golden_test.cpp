@@ -106,11 +106,12 @@ TEST_P(TokenizerModel, EncodesFastEnough) {
   while (prose.size() < mixed.size()) prose += parts[random.below(90)];
   for (const auto& [kind, text] :
        {std::pair{"mixed", &mixed}, std::pair{"prose and code", &prose}}) {
-    // Processor time, and the best of a few: a neighbour on a shared machine must not fail the test,
-    // neither by taking turns nor by what it does to caches and clocks.
+    // Processor time, and as many attempts as outlast a neighbour: it must not fail the test, neither by
+    // taking turns nor by what it does to caches and clocks.
+    constexpr double kLeastRate = 10;  // MB/s
     double rate = 0;
     size_t n_ids = 0;
-    for (int attempt = 0; attempt < 4 && rate < 12; ++attempt) {
+    for (int attempt = 0; attempt < 16 && rate < kLeastRate; ++attempt) {
       const std::clock_t start = std::clock();
       n_ids = tokenizer.encode(*text, kPlain).size();
       const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
@@ -120,7 +121,7 @@ TEST_P(TokenizerModel, EncodesFastEnough) {
                 static_cast<double>(text->size()) / static_cast<double>(n_ids));
 #ifdef NDEBUG
     if (!kSanitized) {
-      EXPECT_GE(rate, 10.0) << kind;
+      EXPECT_GE(rate, kLeastRate) << kind;
     }
 #endif
   }
