@@ -136,7 +136,7 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   EXPECT_LT(rms_difference(whole, logits_after(ids, n, select)), 0.03 * rms(whole));
   // Whatever the index of decode is made of, prefill selects by means of chunks.
   for (const AttentionMode mode : attention_modes()) {
-    if (kThreadSanitized && mode != AttentionMode::kQuest) continue;
+    if (kSanitized && mode != AttentionMode::kQuest) continue;
     SessionOptions options = two_tiers(preset(mode));
     options.prefill = PrefillMode::kSelect;
     options.prefill_budget = 2 * n;
