@@ -11,20 +11,7 @@ namespace {
 struct Avx512 {
   static constexpr int kWidened = 64;  // elements of a row at a time
 
-  static __m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-  static __m512 high_of(__m512i pairs) {
-    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-  }
-
-  // Rounds to nearest even; NaN stays NaN.
-  static __m256i narrow(__m512 value) {
-    const __m512i u = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
-  }
+  static __m256i narrow(__m512 value) { return cpu::narrow(value); }
 
   static void widen_apart(const uint16_t* pairs, int64_t stride, int64_t n, float* out) {
     for (int64_t i = 0; i < n; i += 2, pairs += stride) {

@@ -6,10 +6,6 @@
 namespace tiercel::cpu {
 namespace {
 
-__m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-__m512 high_of(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-}
 __mmask32 tail_mask(int64_t k) { return static_cast<__mmask32>((1u << (k % 32)) - 1u); }
 
 // x [n_rows][k] bf16 -> [n_rows][k rounded up to 32]: per 32 elements the 16 even, then the 16 odd.

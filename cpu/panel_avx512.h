@@ -3,17 +3,13 @@
 // with different compiler flags include it (cpu/isa.h).
 #pragma once
 
+#include "cpu/bf16_avx512.h"
 #include "cpu/gemm.h"
-#include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
 namespace {
 
 constexpr int kMaxRows = 6;
-
-__m512 widen(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
 __mmask16 columns_from(const PanelProduct& p, int64_t column) {
   const int64_t left = p.n_columns - column;

@@ -4,10 +4,7 @@
 
 namespace tiercel::cpu {
 
-const SelectKernel kSelectAvx2 = {
-    Vector::kLanes,      Vector::kBf16Query,     clamp_scores<Vector>,  sum_scores<Vector>,
-    fold_max<Vector>,    combine_scores<Vector>, collect_above<Vector>, score_blocks<Vector>,
-    scan_blocks<Vector>, Vector::kByteQuery,     score_codes<Vector>,   scale_scores<Vector>};
+const SelectKernel kSelectAvx2 = kSelectKernel<Vector>;
 
 }  // namespace tiercel::cpu
 #endif

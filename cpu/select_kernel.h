@@ -281,5 +281,11 @@ int64_t scan_blocks(const PrefillScan& p) {
   return n_hits;
 }
 
+template <class V>
+constexpr SelectKernel kSelectKernel = {V::kLanes,        V::kBf16Query,   clamp_scores<V>,
+                                        sum_scores<V>,    fold_max<V>,     combine_scores<V>,
+                                        collect_above<V>, score_blocks<V>, scan_blocks<V>,
+                                        V::kByteQuery,    score_codes<V>,  scale_scores<V>};
+
 }  // namespace
 }  // namespace tiercel::cpu
