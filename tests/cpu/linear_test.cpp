@@ -212,7 +212,7 @@ TEST_P(Linear, PanelsOfColumnsAndStrides) {
   const GemmLevel& level = gemm_level(GetParam());
   std::mt19937 random(static_cast<std::mt19937::result_type>(test::seed()));
   const int64_t k = 38, n = 50;
-  const std::vector<bf16> matrix = test::random_bf16<Memory>(k * n, random);
+  const std::vector<bf16> matrix = test::random_rows<Memory>(random, k * n);
   const auto* bits = reinterpret_cast<const uint16_t*>(matrix.data());
   std::vector<uint16_t> panel(static_cast<size_t>(k * kPanelColumns), 0x7fff);
   level.pack_columns(bits, n, n, k, panel.data());

@@ -29,7 +29,7 @@ using test::value_of;
 using Case = test::LinearShape;
 
 DeviceVector<bf16> random_bf16(int64_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
-  return test::random_bf16<DeviceVector>(n, random, mean, sigma);
+  return test::random_rows<DeviceVector>(random, n, sigma, mean);
 }
 
 struct Problem : test::LinearProblem<DeviceVector> {

@@ -16,6 +16,7 @@
 
 #include "engine/base/partial.h"
 #include "tests/oracle/decode.h"
+#include "tests/oracle/random_rows.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {
@@ -32,14 +33,6 @@ struct DecodePartial {
         out(static_cast<size_t>(n_heads * d), kNan) {}
   PartialView view() { return {max.data(), sum.data(), out.data()}; }
 };
-
-template <template <typename> typename Memory>
-Memory<bf16> random_rows(std::mt19937_64& rng, int64_t n, float spread = 1.0f) {
-  std::normal_distribution<float> normal(0.0f, spread);
-  Memory<bf16> rows(static_cast<size_t>(n));
-  for (bf16& x : rows) x = bf16(normal(rng));
-  return rows;
-}
 
 template <typename Rows>
 KvSource plane(const Rows& keys, const Rows& values, int32_t n_kv_heads, int32_t d,

@@ -14,11 +14,11 @@
 
 #include "engine/base/ops.h"
 #include "tests/oracle/elementwise.h"
+#include "tests/oracle/linear.h"
+#include "tests/oracle/random_rows.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {
-
-inline constexpr double kHalfUlp = 0x1p-8;  // of a bf16, relative
 
 struct RopeShape {
   int64_t n_tokens, first_position;
@@ -75,7 +75,7 @@ struct RopeProblem {
     for (size_t i = 0; i < want.size(); ++i) {
       const size_t pair = (i + want.size() / 2) % want.size();
       const double size = std::abs(want[i]) + std::abs(want[pair]);
-      ASSERT_NEAR(value_of(got[i]), want[i], kHalfUlp * std::abs(want[i]) + 1.5e-6 * size)
+      ASSERT_NEAR(value_of(got[i]), want[i], kBf16Unit * std::abs(want[i]) + 1.5e-6 * size)
           << "d " << shape.head_dim << " token " << t << " channel " << i;
     }
   }
@@ -121,12 +121,6 @@ struct ElementwiseUnderTest {
   std::function<void(const SwigluParams&)> swiglu;
   std::function<void(const LogprobParams&)> token_logprobs;
 
-  static Memory<bf16> random_bf16(std::mt19937& random, int64_t n, float sigma = 1) {
-    std::normal_distribution<float> normal(0, sigma);
-    Memory<bf16> values(static_cast<size_t>(n));
-    for (bf16& value : values) value = bf16(normal(random));
-    return values;
-  }
   static Memory<bf16> poisoned(int64_t n) {
     return Memory<bf16>(static_cast<size_t>(n), bf16(kNan));
   }
@@ -140,7 +134,7 @@ struct ElementwiseUnderTest {
     for (const int64_t width : widths) {
       for (int64_t offset : {0, 1}) {  // a table that is not aligned to 16 bytes
         const int64_t vocab = 37;
-        const Memory<bf16> table = random_bf16(random, vocab * width + offset);
+        const Memory<bf16> table = random_rows<Memory>(random, vocab * width + offset);
         const auto n_tokens = static_cast<int64_t>(ids.size());
         Memory<bf16> out(static_cast<size_t>(n_tokens * width), bf16(5.0f));
         embed({.ids = ids.data(),
@@ -169,9 +163,9 @@ struct ElementwiseUnderTest {
     std::mt19937 random = engine();
     for (const int64_t width : widths) {
       const int64_t n_rows = 2000 / width + 2;
-      Memory<bf16> x = random_bf16(random, n_rows * width, 3);
+      Memory<bf16> x = random_rows<Memory>(random, n_rows * width, 3);
       Memory<bf16> out = poisoned(n_rows * width);
-      const Memory<bf16> weight = random_bf16(random, width);
+      const Memory<bf16> weight = random_rows<Memory>(random, width);
       const NormParams p{.x = x.data(),
                          .weight = weight.data(),
                          .out = out.data(),
@@ -179,7 +173,7 @@ struct ElementwiseUnderTest {
                          .width = width,
                          .eps = 1e-5f};
       rms_norm(p);
-      const double tolerance = kHalfUlp + (std::sqrt(static_cast<double>(width)) + 8) * 0x1p-23;
+      const double tolerance = kBf16Unit + (std::sqrt(static_cast<double>(width)) + 8) * 0x1p-23;
       for (int64_t row = 0; row < n_rows; ++row) {
         const double scale = norm_scale(x.data() + row * width, width, 1e-5f);
         for (int64_t i = 0; i < width; ++i) {
@@ -198,9 +192,9 @@ struct ElementwiseUnderTest {
   void expect_nan_stays_in_its_row(std::initializer_list<int64_t> widths) const {
     std::mt19937 random = engine();
     for (const int64_t width : widths) {
-      Memory<bf16> x = random_bf16(random, 3 * width);
+      Memory<bf16> x = random_rows<Memory>(random, 3 * width);
       Memory<bf16> out(x.size());
-      const Memory<bf16> weight = random_bf16(random, width);
+      const Memory<bf16> weight = random_rows<Memory>(random, width);
       x[static_cast<size_t>(2 * width - 1)] = bf16(kNan);
       rms_norm({.x = x.data(),
                 .weight = weight.data(),
@@ -221,16 +215,16 @@ struct ElementwiseUnderTest {
     for (const int64_t n :
          {int64_t{1}, int64_t{15}, int64_t{16}, int64_t{17}, int64_t{1000}, largest}) {
       for (int64_t offset : {0, 3}) {
-        Memory<bf16> gate = random_bf16(random, n + offset, 20);
+        Memory<bf16> gate = random_rows<Memory>(random, n + offset, 20);
         Memory<bf16> out = poisoned(n);
-        const Memory<bf16> up = random_bf16(random, n);
+        const Memory<bf16> up = random_rows<Memory>(random, n);
         bf16* gate_data = gate.data() + offset;
         gate_data[0] = bf16(n % 2 == 0 ? -300.0f : 300.0f);
         swiglu({.gate = gate_data, .up = up.data(), .out = out.data(), .n = n});
         for (int64_t i = 0; i < n; ++i) {
           const auto at = static_cast<size_t>(i);
           const double want = silu(value_of(gate_data[i])) * value_of(up[at]);
-          ASSERT_NEAR(value_of(out[at]), want, (kHalfUlp + 0x1p-20) * std::abs(want) + 4e-36)
+          ASSERT_NEAR(value_of(out[at]), want, (kBf16Unit + 0x1p-20) * std::abs(want) + 4e-36)
               << value_of(gate_data[i]);
         }
         swiglu({.gate = gate_data, .up = up.data(), .out = gate_data, .n = n});

@@ -13,6 +13,7 @@
 
 #include "engine/base/ops.h"
 #include "tests/oracle/linear.h"
+#include "tests/oracle/random_rows.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {
@@ -22,14 +23,6 @@ struct LinearShape {
   bool bias = false, accumulate = false, f32 = false;
 };
 
-template <template <typename> typename Memory>
-Memory<bf16> random_bf16(int64_t n, std::mt19937& random, float mean = 0, float sigma = 1) {
-  std::normal_distribution<float> normal(mean, sigma);
-  Memory<bf16> values(static_cast<size_t>(n));
-  for (bf16& value : values) value = bf16(normal(random));
-  return values;
-}
-
 // Rows, weights and an output. Memory<T>: a vector that the backend reads and writes.
 template <template <typename> typename Memory>
 struct LinearProblem {
@@ -37,10 +30,10 @@ struct LinearProblem {
 
   explicit LinearProblem(const LinearShape& c)
       : shape(c), random(static_cast<std::mt19937::result_type>(test::seed())) {
-    x = random_bf16<Memory>(c.m * c.k, random);
-    weight = random_bf16<Memory>(c.n * c.k, random);
-    bias = random_bf16<Memory>(c.n, random);
-    before = random_bf16<Memory>(c.m * c.n + kBehind, random, 0, 10);
+    x = random_rows<Memory>(random, c.m * c.k);
+    weight = random_rows<Memory>(random, c.n * c.k);
+    bias = random_rows<Memory>(random, c.n);
+    before = random_rows<Memory>(random, c.m * c.n + kBehind, 10);
     reset();
   }
   // Without accumulate the output is poisoned.

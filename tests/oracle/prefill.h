@@ -16,6 +16,7 @@
 
 #include "engine/base/ops.h"
 #include "tests/oracle/attention.h"
+#include "tests/oracle/random_rows.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {
@@ -66,9 +67,7 @@ struct PrefillProblem {
   }
 
   void fill(Memory<bf16>& to, int64_t n, double scale) {
-    std::normal_distribution<float> normal(0, static_cast<float>(scale));
-    to.resize(static_cast<size_t>(n));
-    for (bf16& x : to) x = bf16(normal(random));
+    to = random_rows<Memory>(random, n, static_cast<float>(scale));
   }
 
   // Blocks of queries, each with up to max_chunks random chunks per KV head and a local range.

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/oracle/random_rows.h"
 #include "tests/oracle/selection.h"
 #include "tests/seed.h"
 
@@ -32,10 +33,7 @@ struct RandomRows {
 
   int64_t up_to(int64_t n) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(n)); }
   Memory<bf16> normal(int64_t n, float spread = 1.0f) {
-    std::normal_distribution<float> distribution(0.0f, spread);
-    Memory<bf16> rows(static_cast<size_t>(n));
-    for (bf16& x : rows) x = bf16(distribution(rng));
-    return rows;
+    return random_rows<Memory>(rng, n, spread);
   }
   // Small integers: every product and sum is exact in fp32, and there are many ties.
   Memory<bf16> integer(int64_t n, int64_t most) {
