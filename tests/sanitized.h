@@ -1,10 +1,10 @@
-// Whether this is a build with a sanitizer, in which everything takes many times as long: a test then
-// does less of the same.
+// Whether what is tested has a sanitizer, in which everything takes many times as long: a test then
+// does less of the same. The build says it: a test of a shared library may have none itself.
 #pragma once
 
 namespace tiercel::test {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(TIERCEL_SANITIZED)
 inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;

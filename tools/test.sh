@@ -28,7 +28,7 @@ while (($#)); do
 done
 
 n_passed=0 n_failed=0
-n_shards=$(($(nproc) < 4 ? $(nproc) : 4))
+n_shares=$(($(nproc) < 4 ? $(nproc) : 4))
 finish() {
   echo "$n_passed passed, $n_failed failed"
   ((n_failed == 0)) || exit 1
@@ -71,37 +71,61 @@ count_cases() {
   if ((status != 0)) && [[ ${failed:-0} == 0 ]]; then n_failed=$((n_failed + 1)); fi
 }
 
-# One share of a test program's cases; leaves its output and its status.
-run_shard() {
-  local directory=$1 name=$2 shard=$3 log=$1/test-$2.$3.log status=0
+# One share of a test program's cases; leaves its output, its status and the seconds that it took.
+run_share() {
+  local directory=$1 name=$2 share=$3 log=$1/test-$2.$3.log status=0 start=$SECONDS
   (cd "$directory" &&
-    GTEST_TOTAL_SHARDS=$n_shards GTEST_SHARD_INDEX=$shard \
+    GTEST_TOTAL_SHARDS=$n_shares GTEST_SHARD_INDEX=$share \
       ctest -R "^$name\$" --verbose --timeout 3000) >"$log.ctest" 2>&1 </dev/null || status=$?
   sed 's/^[0-9]*: //' "$log.ctest" >"$log"
-  echo "$status" >"$log.status"
+  echo "$status $((SECONDS - start))" >"$log.ending"
+  mv "$log.ending" "$log.ended"  # whole at once
 }
 
-# ctest knows the tests, fast to slow. Each program runs by itself, so that its cases can be counted, in
-# as many shares as there are cores, up to four: most cases use one.
+# Counts and says what became of a program, once all of its shares have ended.
+report() {
+  local preset=$1 directory=$2 name=$3 log status seconds all_seconds=0 failed=0 share
+  for ((share = 0; share < n_shares; ++share)); do
+    log=$directory/test-$name.$share.log
+    read -r status seconds <"$log.ended"
+    all_seconds=$((all_seconds + seconds))
+    count_cases "$log" "$status"
+    ((status == 0)) && continue
+    failed=1
+    # What failed, not what passed.
+    grep -v '^\[ RUN      \]\|^\[       OK \]' "$log" | tail -n 200
+  done
+  echo "== $preset: $name $( ((failed)) && echo FAILED || echo ok) ($all_seconds s on one core)"
+  grep -h '^\[  SKIPPED \] .*)$' "$directory/test-$name".*.log | sort -u || true
+}
+
+# run_tests preset directory [name...]: ctest knows the tests, fast to slow. Each program runs by itself,
+# so that its cases can be counted, in as many shares as there are cores, up to four: most cases use one.
+# A core that is done goes on with the next program.
 run_tests() {
-  local preset=$1 directory=build/$1 name log status start failed shard
-  while read -r name; do
-    start=$SECONDS failed=0
-    for ((shard = 0; shard < n_shards; ++shard)); do
-      run_shard "$directory" "$name" "$shard" &
+  local preset=$1 directory=$2 names=("${@:3}") name share n_reported=0
+  ((${#names[@]})) ||
+    mapfile -t names < <(cd "$directory" && ctest -N | sed -n 's/^ *Test *#[0-9]*: //p')
+  rm -f "$directory"/test-*.log.ended
+  report_ended() {
+    while ((n_reported < ${#names[@]})) &&
+      (($(find "$directory" -maxdepth 1 -name "test-${names[n_reported]}.*.log.ended" | wc -l) ==
+        n_shares)); do
+      report "$preset" "$directory" "${names[n_reported]}"
+      n_reported=$((n_reported + 1))
     done
-    wait
-    for ((shard = 0; shard < n_shards; ++shard)); do
-      log=$directory/test-$name.$shard.log status=$(cat "$directory/test-$name.$shard.log.status")
-      count_cases "$log" "$status"
-      ((status == 0)) && continue
-      failed=1
-      # What failed, not what passed.
-      grep -v '^\[ RUN      \]\|^\[       OK \]' "$log" | tail -n 200
+  }
+  for name in "${names[@]}"; do
+    for ((share = 0; share < n_shares; ++share)); do
+      while (($(jobs -rp | wc -l) >= n_shares)); do
+        wait -n || true
+        report_ended
+      done
+      run_share "$directory" "$name" "$share" &
     done
-    echo "== $preset: $name $( ((failed)) && echo FAILED || echo ok) ($((SECONDS - start)) s)"
-    grep -h '^\[  SKIPPED \]' "$directory/test-$name".*.log | sort -u || true
-  done < <(cd "$directory" && ctest -N | sed -n 's/^ *Test *#[0-9]*: //p')
+  done
+  wait
+  report_ended
 }
 
 run_fuzzers() {
@@ -123,18 +147,17 @@ run_fuzzers() {
   done
 }
 
-# With a CUDA toolkit the CUDA build is the one to test; the sanitizer builds are without it.
 build_and_test() {
-  if build "$@"; then run_tests "$1"; else failed_step "$1 does not build"; fi
+  if build "$@"; then run_tests "$1" "build/$1"; else failed_step "$1 does not build"; fi
 }
+# With a CUDA toolkit the CUDA build is the one to test; the sanitizer builds are without it.
+main=$(command -v nvcc >/dev/null && echo cuda || echo cpu)
 # Benchmarks are built so that they still compile on the day that they are needed.
-if command -v nvcc >/dev/null; then
-  build_and_test cuda -DTIERCEL_BUILD_BENCH=ON
-else
-  build_and_test cpu -DTIERCEL_BUILD_BENCH=ON
-fi
+build_and_test "$main" -DTIERCEL_BUILD_BENCH=ON
 if ((sanitizers)); then
   build_and_test cpu-asan
+  # The tests that run the program, as they are, with that one.
+  TIERCEL_BINARY=$PWD/build/cpu-asan/tiercel run_tests "cpu-asan's program" "build/$main" command
   build_and_test cpu-tsan
 fi
 if ((fuzz_seconds > 0)); then

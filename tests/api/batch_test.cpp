@@ -11,15 +11,13 @@
 #include <thread>
 
 #include "tests/api/model.h"
+#include "tests/sanitized.h"
 
 namespace tiercel::test {
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kSentences = 2, kStep = 1, kRequests = 4, kNew = 6;
-#else
-constexpr int kSentences = 4, kStep = 9, kRequests = 8, kNew = 24;
-#endif
+constexpr int kSentences = kSanitized ? 2 : 4, kStep = kSanitized ? 1 : 9;
+constexpr int kRequests = kSanitized ? 4 : 8, kNew = kSanitized ? 6 : 24;
 constexpr int64_t kLongest = 40 * (kSentences + kRequests * kStep) + 60;
 
 Options session_options(const char* attention, Options options = {}) {

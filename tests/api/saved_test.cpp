@@ -6,17 +6,14 @@
 #include <fstream>
 
 #include "tests/api/model.h"
+#include "tests/sanitized.h"
 
 namespace tiercel::test {
 namespace {
 
 namespace fs = std::filesystem;
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kSentences = 2, kNew = 4;
-#else
-constexpr int kSentences = 40, kNew = 12;
-#endif
+constexpr int kSentences = kSanitized ? 2 : 40, kNew = kSanitized ? 4 : 12;
 
 class ApiSaved : public ::testing::Test {
  protected:

@@ -5,15 +5,12 @@
 #include <thread>
 
 #include "tests/api/model.h"
+#include "tests/sanitized.h"
 
 namespace tiercel::test {
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kSentences = 3, kNew = 4;
-#else
-constexpr int kSentences = 40, kNew = 32;
-#endif
+constexpr int kSentences = kSanitized ? 3 : 40, kNew = kSanitized ? 4 : 32;
 constexpr int kThreads = 8;
 
 Options options_of(int i) {

@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/command/process.h"
-#include "tests/sanitized.h"
 
 namespace tiercel::test {
 namespace {
@@ -39,7 +38,7 @@ TEST(Bench, RowsOfOneSequence) {
 }
 
 TEST(Bench, ManySequencesBesideTheirRivals) {
-  if (kSanitized) GTEST_SKIP() << "a minute under a sanitizer; the others show its parts";
+  if (sanitized()) GTEST_SKIP() << "a minute under a sanitizer; the others show its parts";
   const Scratch scratch;
   const std::string picture = scratch / "a.svg", json = scratch / "a.json";
   const std::vector<std::string> flags = {

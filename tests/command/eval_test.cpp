@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/command/process.h"
-#include "tests/sanitized.h"
 
 namespace tiercel::test {
 namespace {
@@ -83,7 +82,7 @@ TEST(Eval, InterruptedItSaysWhatItHas) {
 
 // A reference is only compared with: the answers are the composition's own, right or wrong.
 TEST(Eval, AnswersDoNotDependOnTheReference) {
-  if (kSanitized) GTEST_SKIP() << "minutes under a sanitizer; the others show its parts";
+  if (sanitized()) GTEST_SKIP() << "minutes under a sanitizer; the others show its parts";
   const std::vector<std::string> flags = {"--tasks",   "multikey-2,multiquery",
                                           "--lengths", "2K",
                                           "--depths",  "0,50,80,100",
@@ -154,7 +153,7 @@ TEST(Eval, TablesAndPicture) {
 }
 
 TEST(Eval, TuneFindsWhatFits) {
-  if (kSanitized) GTEST_SKIP() << "minutes under a sanitizer; the others show its parts";
+  if (sanitized()) GTEST_SKIP() << "minutes under a sanitizer; the others show its parts";
   const Scratch scratch;
   ASSERT_EQ(run({.arguments = {"haystack", "--tokens", "3000", "--facts", "4", "--ask", "2", "-m",
                                demo_model(), "-o", scratch / "p"}})

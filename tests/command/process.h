@@ -152,6 +152,13 @@ class Process {
 
 inline Result run(const Launch& launch) { return Process(launch).wait(); }
 
+// Whether the program has a sanitizer, in which everything takes many times as long: a test then
+// does less of the same. These tests themselves need none.
+inline bool sanitized() {
+  static const bool is = run({{"version"}}).out.find("Sanitizer") != std::string::npos;
+  return is;
+}
+
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }

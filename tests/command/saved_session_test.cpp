@@ -12,7 +12,6 @@
 
 #include "engine/base/check.h"
 #include "tests/command/process.h"
-#include "tests/sanitized.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {
@@ -136,9 +135,9 @@ TEST(RunSaved, KillsLeaveNoFileThatOpensWrongly) {
   const Scratch scratch;
   const std::string file = scratch / "s.session";
   const auto command =
-      run_demo({"-p", filler(kSanitized ? 20 : 150), "-n", "0", "--save-session", file, "-q"});
+      run_demo({"-p", filler(sanitized() ? 20 : 150), "-n", "0", "--save-session", file, "-q"});
   const char* wanted = std::getenv("TIERCEL_KILLS");
-  const int n_kills = wanted != nullptr ? std::atoi(wanted) : kSanitized ? 5 : 20;
+  const int n_kills = wanted != nullptr ? std::atoi(wanted) : sanitized() ? 5 : 20;
   const std::string partial = file + ".partial";
   // How long a whole run takes, and how long it writes.
   using Clock = std::chrono::steady_clock;
@@ -215,10 +214,10 @@ TEST(RunSaved, SignalsLeaveNothingHalfWritten) {
   const std::string folder = scratch / "out";
   fs::create_directory(folder);
   const std::string file = folder + "/s.session", report = folder + "/report.json";
-  const auto command = run_demo({"-p", filler(kSanitized ? 20 : 150), "-n", "4", "--save-session",
+  const auto command = run_demo({"-p", filler(sanitized() ? 20 : 150), "-n", "4", "--save-session",
                                  file, "--report", report, "-q"});
   std::mt19937_64 random(seed());
-  const int n_stops = kSanitized ? 6 : 24;
+  const int n_stops = sanitized() ? 6 : 24;
   int n_two = 0, n_stopped = 0;
   for (int i = 0; i < n_stops; ++i) {
     fs::remove(file);

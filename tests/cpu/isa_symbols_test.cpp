@@ -7,16 +7,12 @@
 #include <regex>
 #include <string>
 
+#include "tests/sanitized.h"
+
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 TEST(IsaSymbols, NoWeakOnesInFilesOfOneLevel) {
-  if (kSanitized) GTEST_SKIP() << "sanitizers add weak symbols of their own";
+  if (tiercel::test::kSanitized) GTEST_SKIP() << "sanitizers add weak symbols of their own";
   const std::unique_ptr<FILE, int (*)(FILE*)> nm(
       popen("nm -C --defined-only " TIERCEL_BINARY_DIR "/libtiercel_cpu.a 2>/dev/null", "r"),
       pclose);

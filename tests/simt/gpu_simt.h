@@ -1,7 +1,7 @@
 // The host half of kernels/gpu.cuh: plain definitions of every name, for the SIMT emulator.
 //
-// A collective is identified by its place in the source (std::source_location), not by its return
-// address: compilers clone code paths. Instruction layouts follow the PTX ISA; a micro-test on a
+// A collective is identified by its place in the source, not by its return address: compilers clone
+// code paths. Instruction layouts follow the PTX ISA; a micro-test on a
 // device compares them with the hardware.
 #pragma once
 
@@ -15,6 +15,7 @@
 
 #include "engine/base/dtype.h"
 #include "tests/simt/simt.h"
+#include "tests/simt/tensor_core.h"
 
 #define GPU inline
 #define GPU_AND_HOST inline
@@ -58,14 +59,33 @@ inline float bits_to_float(uint32_t u) { return std::bit_cast<float>(u); }
 inline uint32_t float_to_bits(float x) { return std::bit_cast<uint32_t>(x); }
 inline float bf16_value(bf16 x) { return static_cast<float>(x); }
 
+// std::source_location where the compiler has it; clang 14 only has its parts.
+#ifdef __cpp_lib_source_location
 using Site = std::source_location;
+#else
+class Site {
+ public:
+  static constexpr Site current(const char* file = __builtin_FILE(),
+                                uint32_t line = __builtin_LINE(),
+                                uint32_t column = __builtin_COLUMN()) {
+    return Site(file, line, column);
+  }
+  constexpr const char* file_name() const { return file_; }
+  constexpr uint32_t line() const { return line_; }
+  constexpr uint32_t column() const { return column_; }
+
+ private:
+  constexpr Site(const char* file, uint32_t line, uint32_t column)
+      : file_(file), line_(line), column_(column) {}
+
+  const char* file_;
+  uint32_t line_, column_;
+};
+#endif
 #define HERE Site at = Site::current()
 #define SITE()                                               \
   (uint64_t(at.line()) << 32 ^ uint64_t(at.column()) << 48 ^ \
    reinterpret_cast<uintptr_t>(at.file_name()))
-inline uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - simt::g.b->smem);
-}
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
 inline float mul_rn(float a, float b) { return a * b; }
@@ -81,9 +101,6 @@ inline void int8_to_bf16(uint32_t four, uint32_t& first, uint32_t& second) {
   const auto value = [&](int i) { return static_cast<float>(static_cast<int8_t>(four >> 8 * i)); };
   first = pack_bf16(value(0), value(1));
   second = pack_bf16(value(2), value(3));
-}
-inline float bf(uint32_t u, int hi) {
-  return bf16_value(bf16::from_bits(uint16_t(hi ? u >> 16 : u & 0xffff)));
 }
 inline void bar_sync(int id, int n) { simt::bar_sync(id, n, true); }
 inline void bar_arrive(int id, int n) { simt::bar_sync(id, n, false); }
@@ -183,13 +200,6 @@ inline void mbar_complete(uint64_t* b, uint32_t bytes) {
 inline void mbar_wait(uint64_t* b, uint32_t parity) {
   simt::wait_until("mbarrier", [&] { return (mb(b).expected_phase >> 15) != parity; });
 }
-inline uint32_t swizzle(uint32_t a,
-                        int mode) {  // byte offset from a 1024-aligned shared memory base
-  return mode == 128  ? a ^ ((a >> 7 & 7) << 4)
-         : mode == 64 ? a ^ ((a >> 7 & 3) << 4)
-         : mode == 32 ? a ^ ((a >> 7 & 1) << 4)
-                      : a;
-}
 inline void issue_bulk(std::function<void()> f) {
   if (simt::g.bulk == simt::Async::kEager)
     f();
@@ -231,52 +241,6 @@ template <int>
 inline void shrink_registers() {}
 // wgmma: operations are recorded per warpgroup and executed when waited for (late) or when
 // committed (eager)
-inline float smem_bf16(uint32_t addr) {
-  return bf16_value(*reinterpret_cast<bf16*>(simt::g.b->smem + addr));
-}
-inline uint32_t desc_addr(uint64_t d, int mn, int k, bool mn_major) {
-  uint32_t start = (d & 0x3fff) << 4, lbo = (d >> 16 & 0x3fff) << 4, sbo = (d >> 32 & 0x3fff) << 4;
-  int mode = d >> 62;  // 0 none, 1 128B, 2 64B, 3 32B
-  int bytes = mode == 0 ? 16 : mode == 1 ? 128 : mode == 2 ? 64 : 32;
-  int el = bytes / 2;
-  uint32_t a;
-  if (!mn_major)
-    a = mode == 0 ? start + (mn % 8) * 16 + (mn / 8) * sbo + (k / 8) * lbo + (k % 8) * 2
-                  : start + (mn % 8) * bytes + (mn / 8) * sbo + k * 2;
-  else
-    a = mode == 0 ? start + (mn % 8) * 2 + (mn / 8) * sbo + (k % 8) * 16 + (k / 8) * lbo
-                  : start + (mn % el) * 2 + (mn / el) * lbo + (k % 8) * bytes + (k / 8) * sbo;
-  return mode == 0 ? a : swizzle(a, bytes);
-}
-struct WgArg {
-  float* d;
-  const uint32_t* a;
-  uint64_t da, db;
-  int acc;
-};
-template <int kN>
-inline void wg_execute(const WgArg (&arg)[128], bool rs, bool trans_b) {
-  static thread_local float A[64][16], B[16][kN];
-  for (int k = 0; k < 16; ++k)
-    for (int n = 0; n < kN; ++n) B[k][n] = smem_bf16(desc_addr(arg[0].db, n, k, trans_b));
-  if (!rs) {
-    for (int m = 0; m < 64; ++m)
-      for (int k = 0; k < 16; ++k) A[m][k] = smem_bf16(desc_addr(arg[0].da, m, k, false));
-  } else {
-    for (int t = 0; t < 128; ++t)
-      for (int r = 0; r < 4; ++r)
-        for (int h = 0; h < 2; ++h)
-          A[t / 32 * 16 + t % 32 / 4 + 8 * (r & 1)][2 * (t & 3) + 8 * (r >> 1) + h] =
-              bf(arg[t].a[r], h);
-  }
-  for (int t = 0; t < 128; ++t)
-    for (int i = 0; i < kN / 2; ++i) {
-      int m = t / 32 * 16 + t % 32 / 4 + 8 * (i >> 1 & 1), n = i / 4 * 8 + 2 * (t & 3) + (i & 1);
-      float s = arg[t].acc ? arg[t].d[i] : 0.f;
-      for (int k = 0; k < 16; ++k) s += A[m][k] * B[k][n];
-      arg[t].d[i] = s;
-    }
-}
 template <int kN>
 struct Wgmma {
   static constexpr int kRegs = kN / 2;
@@ -289,8 +253,7 @@ struct Wgmma {
           simt::die("wgmma operands differ in the warpgroup");
       }
       auto& groups = simt::g.b->mma_groups[simt::g.cur->linear >> 7];
-      groups.back().push_back(
-          {[=] { wg_execute<kN>(*reinterpret_cast<const WgArg(*)[128]>(all.data()), rs, trans); }});
+      groups.back().push_back({[=] { multiply_warpgroup(kN, all, rs, trans); }});
     });
   }
   template <int kT>
@@ -353,72 +316,21 @@ inline void copy_wait() {
     q.erase(q.begin());
   }
 }
-struct Ldm {
-  const uint8_t* p;
-  uint32_t r[4];
-};
-inline void ldm_all(void** a, bool trans) {
-  for (int m = 0; m < 4; ++m) {
-    uint32_t groups = 0;
-    int conflicts = 0;
-    for (int i = 0; i < 8; ++i) {
-      uint32_t addr = shared_address(static_cast<Ldm*>(a[8 * m + i])->p);
-      if (addr & 15) simt::die("ldmatrix row not 16-byte aligned");
-      uint32_t bit = 1u << (addr >> 4 & 7);
-      conflicts += (groups & bit) != 0;
-      groups |= bit;
-    }
-    simt::g.ldmatrix_conflicts += conflicts;
-    ++simt::g.ldmatrix_count;
-    for (int t = 0; t < 32; ++t) {
-      auto* l = static_cast<Ldm*>(a[t]);
-      uint16_t v[2];
-      for (int h = 0; h < 2; ++h) {
-        int row = trans ? 2 * (t & 3) + h : t >> 2, col = trans ? t >> 2 : 2 * (t & 3) + h;
-        std::memcpy(&v[h], static_cast<Ldm*>(a[8 * m + row])->p + 2 * col, 2);
-      }
-      l->r[m] = v[0] | uint32_t(v[1]) << 16;
-    }
-  }
-}
 __attribute__((noinline)) inline void load_matrix(uint32_t (&r)[4], const void* p, HERE) {
   Ldm l{static_cast<const uint8_t*>(p), {}};
-  simt::warp_all(SITE(), &l, [](void** a) { ldm_all(a, false); });
+  simt::warp_all(SITE(), &l, [](void** a) { load_matrices(a, false); });
   std::memcpy(r, l.r, 16);
 }
 __attribute__((noinline)) inline void load_matrix_transposed(uint32_t (&r)[4], const void* p,
                                                              HERE) {
   Ldm l{static_cast<const uint8_t*>(p), {}};
-  simt::warp_all(SITE(), &l, [](void** a) { ldm_all(a, true); });
+  simt::warp_all(SITE(), &l, [](void** a) { load_matrices(a, true); });
   std::memcpy(r, l.r, 16);
 }
-struct Mma {
-  float* d;
-  const uint32_t* a;
-  uint32_t b0, b1;
-};
 __attribute__((noinline)) inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
                                                   uint32_t b0, uint32_t b1, HERE) {
   Mma m{d, a, b0, b1};
-  simt::warp_all(SITE(), &m, [](void** p) {
-    float A[16][16], B[16][8];
-    for (int t = 0; t < 32; ++t) {
-      auto* x = static_cast<Mma*>(p[t]);
-      for (int h = 0; h < 2; ++h) {
-        for (int r = 0; r < 4; ++r)
-          A[(t >> 2) + 8 * (r & 1)][2 * (t & 3) + 8 * (r >> 1) + h] = bf(x->a[r], h);
-        B[2 * (t & 3) + h][t >> 2] = bf(x->b0, h);
-        B[2 * (t & 3) + 8 + h][t >> 2] = bf(x->b1, h);
-      }
-    }
-    for (int t = 0; t < 32; ++t)
-      for (int i = 0; i < 4; ++i) {
-        float s = static_cast<Mma*>(p[t])->d[i];
-        for (int k = 0; k < 16; ++k)
-          s += A[(t >> 2) + 8 * (i >> 1)][k] * B[k][2 * (t & 3) + (i & 1)];
-        static_cast<Mma*>(p[t])->d[i] = s;
-      }
-  });
+  simt::warp_all(SITE(), &m, multiply_16x8x16);
 }
 inline uint64_t atomic_max(uint64_t* p, uint64_t v) {
   const uint64_t r = *p;

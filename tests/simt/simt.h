@@ -16,7 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <random>
+#include <utility>
 #include <vector>
 
 struct dim3 {
@@ -39,6 +39,11 @@ struct Fiber {
   bool done = true;
   bool has_waited = false;        // for the kernels before its own
   const char* waiting = nullptr;  // what this fiber waits for; for the deadlock report
+  // It waits until *generation is no longer `seen`; null: it has to look itself.
+  const uint32_t* generation = nullptr;
+  uint32_t seen = 0;
+
+  bool must_wait() const { return generation != nullptr && *generation == seen; }
 };
 
 struct Collective {         // rendezvous of a set of lanes; the last arriver computes for all
@@ -76,19 +81,41 @@ struct Block {
 
 enum class Async { kLate, kEager, kRandom };
 
+// xorshift64*. Initialised at compile time, which no engine of the standard library is: otherwise
+// every use of `g` would ask first whether this thread has initialised it.
+class Random {
+ public:
+  void seed(uint64_t value) { state_ = (value + 1) * 0x9E3779B97F4A7C15u | 1; }
+  uint32_t operator()() {
+    state_ ^= state_ >> 12;
+    state_ ^= state_ << 25;
+    state_ ^= state_ >> 27;
+    return static_cast<uint32_t>(state_ * 0x2545F4914F6CDD1Du >> 32);
+  }
+  template <class T>
+  void shuffle(std::vector<T>& items) {
+    for (size_t n = items.size(); n > 1; --n) {
+      std::swap(items[n - 1], items[static_cast<uint64_t>((*this)()) * n >> 32]);
+    }
+  }
+
+ private:
+  uint64_t state_ = 1;
+};
+
 struct State {
   Block* b = nullptr;
   Fiber* cur = nullptr;
   void* main_sp = nullptr;
   const std::function<void()>* body = nullptr;
   bool must_wait = false;  // the kernel was launched as a dependent one
-  std::mt19937 rng{1};  // test_main seeds it
+  Random rng;              // test_main seeds it
   Async bulk = Async::kLate,
         mma = Async::kLate;  // when copies land, when wgmma executes; independent on purpose
   uint64_t switches = 0, ldmatrix_conflicts = 0, ldmatrix_count = 0;
   int64_t n_device_blocks = 0;  // allocated so far
 };
-inline thread_local State g;
+constinit inline thread_local State g;
 
 inline void yield() {
   ++g.switches;
@@ -103,6 +130,15 @@ inline void wait_until(const char* what, P pred) {
   }
   g.cur->waiting = nullptr;
   ++g.b->progress;
+}
+
+// Until `generation` is no longer what it is now. The fiber is not switched to before.
+inline void wait_for_next(const char* what, const uint32_t& generation) {
+  Fiber& fiber = *g.cur;
+  fiber.seen = generation;
+  fiber.generation = &generation;
+  wait_until(what, [&] { return !fiber.must_wait(); });
+  fiber.generation = nullptr;
 }
 
 inline void die(const char* what) {
@@ -147,6 +183,7 @@ inline void prepare(Fiber& f) {
   f.done = false;
   f.has_waited = false;
   f.waiting = nullptr;
+  f.generation = nullptr;
 }
 
 inline bool run_bulk_one() {  // one bulk copy completes
@@ -202,11 +239,12 @@ inline void run_block(Block& b, const std::function<void()>& body) {
     uint64_t before = b.progress;
     if (g.rng() % 4 == 0)
       b.frozen[g.rng() % b.frozen.size()] =
-          static_cast<int>(g.rng() % 64);             // a slow warp: exposes early releases
-    std::shuffle(order.begin(), order.end(), g.rng);  // a new interleaving every round
+          static_cast<int>(g.rng() % 64);  // a slow warp: exposes early releases
+    g.rng.shuffle(order);                  // a new interleaving every round
     for (int i : order) {
-      if (b.fibers[i].done || b.frozen[i / 32] > 0) continue;
-      g.cur = &b.fibers[i];
+      Fiber& fiber = b.fibers[i];
+      if (fiber.done || b.frozen[i / 32] > 0 || fiber.must_wait()) continue;
+      g.cur = &fiber;
       simt_switch(&g.main_sp, g.cur->sp);
       if (g.bulk == Async::kRandom && (g.rng() & 7) == 0) run_bulk_one();
       if (g.mma == Async::kRandom && (g.rng() & 31) == 0) run_mma_one();
@@ -250,7 +288,7 @@ inline void launch(dim3 grid, dim3 block, size_t smem_bytes, const std::function
   // Blocks may run in any order; a grid whose result depends on it is wrong.
   std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
   for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
-  std::shuffle(blocks.begin(), blocks.end(), g.rng);
+  g.rng.shuffle(blocks);
   for (const uint64_t i : blocks) {
     b.block_idx =
         dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
@@ -285,7 +323,6 @@ inline void rendezvous(Collective& c, int slot, int expected, uint64_t site, voi
   if (c.count == 0) c.site = site;
   if (c.site != site) die("divergent collective: lanes meet at different instructions");
   c.args[slot] = arg;
-  uint32_t gen = c.generation;
   if (++c.count == expected) {
     all(c.args);
     c.count = 0;
@@ -293,7 +330,7 @@ inline void rendezvous(Collective& c, int slot, int expected, uint64_t site, voi
     ++g.b->progress;
     return;
   }
-  wait_until(what, [&] { return c.generation != gen; });
+  wait_for_next(what, c.generation);
 }
 
 inline int lane() { return g.cur->linear & 31; }
@@ -313,14 +350,13 @@ inline void bar_sync(int id, int threads, bool wait) {
   auto& n = g.b->named[id];
   if (n.arrived == 0) n.expected = threads;
   if (n.expected != threads) die("named barrier used with two thread counts");
-  uint32_t gen = n.generation;
   ++g.b->progress;
   if (++n.arrived == threads) {
     n.arrived = 0;
     ++n.generation;
     return;
   }
-  if (wait) wait_until("named barrier", [&] { return n.generation != gen; });
+  if (wait) wait_for_next("named barrier", n.generation);
 }
 
 }  // namespace simt

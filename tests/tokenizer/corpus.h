@@ -12,17 +12,12 @@
 
 #include "engine/base/check.h"
 #include "engine/utf8.h"
+#include "tests/sanitized.h"
 
 namespace tiercel::test {
 
 inline constexpr size_t kBlockBytes = 65536;
 inline constexpr uint32_t kSweepPoints = 4096;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
 
 inline std::string golden_path(const std::string& name) {
   return std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/" + name;
