@@ -152,15 +152,27 @@ class Process {
 
 inline Result run(const Launch& launch) { return Process(launch).wait(); }
 
-// Whether the program has a sanitizer, in which everything takes many times as long: a test then
-// does less of the same. These tests themselves need none.
-inline bool sanitized() {
-  static const bool is = run({{"version"}}).out.find("Sanitizer") != std::string::npos;
-  return is;
-}
-
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
+}
+
+// The program may be another build than these tests: only it knows what it has.
+inline const std::string& version_of_program() {
+  static const std::string text = run({{"version"}}).out;
+  return text;
+}
+
+// Whether it has a sanitizer, in which everything takes many times as long: a test then does less
+// of the same. These tests themselves need none.
+inline bool sanitized() { return contains(version_of_program(), "Sanitizer"); }
+
+// Why it runs nothing on a GPU; empty where it does.
+inline std::string why_no_cuda() {
+  static const std::string before = "(cuda: ";
+  const std::string& text = version_of_program();
+  const size_t begin = text.find(before);
+  if (begin == std::string::npos) return "";
+  return text.substr(begin + before.size(), text.find(")\n", begin) - begin - before.size());
 }
 
 }  // namespace tiercel::test

@@ -5,7 +5,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "engine/model.h"
 #include "tests/command/process.h"
 
 namespace tiercel::test {
