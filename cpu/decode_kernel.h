@@ -88,17 +88,17 @@ void score_tile(const ScoreRows& p, int32_t head, int32_t row, bool prefetch) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) rows[r] = p.row_base + p.offsets[row + r];
   const char* queries = p.queries + head * p.query_bytes;
-  if (prefetch) {
-    for (int r = 0; r < kRows; ++r) {
-      const uint16_t* ahead = p.row_base + p.offsets[row + r + p.prefetch_rows];
-      for (int32_t i = 0; i < p.head_dim; i += 32) V::prefetch(ahead + i);
-    }
+  const uint16_t* ahead[kRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    ahead[r] = prefetch ? p.row_base + p.offsets[row + r + p.prefetch_rows] : rows[r];
   }
 
   const int32_t n_whole = p.head_dim / kPiece;
   for (int32_t piece = 0; piece < n_whole; ++piece) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+      V::prefetch(ahead[r] + piece * kPiece);
       const typename V::Piece k = V::load_piece(rows[r] + piece * kPiece);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
