@@ -128,21 +128,34 @@ run_tests() {
   report_ended
 }
 
+run_fuzzer() {
+  local directory=build/cpu-fuzz name=$1 fuzzer status=0
+  local corpus=$directory/corpus-$name log=$directory/$name.log
+  fuzzer=$(find "$directory" -name "$name" -type f -perm -u+x | head -n 1)
+  mkdir -p "$corpus"
+  { [[ -n $fuzzer ]] && "$fuzzer" -max_total_time="$fuzz_seconds" -rss_limit_mb=4096 \
+      -artifact_prefix="$directory/" "$corpus"; } >"$log" 2>&1 || status=$?
+  echo "$status" >"$log.ended"
+}
+
+# One to a core; each counts as a case.
 run_fuzzers() {
-  local directory=build/cpu-fuzz fuzzer name corpus log
-  for source in tests/fuzz/*_fuzz.cpp; do
-    [[ -e $source ]] || continue
-    name=$(basename "$source" .cpp)
-    fuzzer=$(find "$directory" -name "$name" -type f -perm -u+x | head -n 1)
-    corpus=$directory/corpus-$name log=$directory/$name.log
-    mkdir -p "$corpus"
-    echo "== fuzz: $name for $fuzz_seconds s"
-    if [[ -n $fuzzer ]] && "$fuzzer" -max_total_time="$fuzz_seconds" -rss_limit_mb=4096 \
-        -artifact_prefix="$directory/" "$corpus" >"$log" 2>&1; then
+  local names name log
+  mapfile -t names < <(basename -s .cpp -a tests/fuzz/*_fuzz.cpp)
+  for name in "${names[@]}"; do
+    while (($(jobs -rp | wc -l) >= n_shares)); do wait -n || true; done
+    run_fuzzer "$name" &
+  done
+  wait
+  for name in "${names[@]}"; do
+    log=build/cpu-fuzz/$name.log
+    if (($(<"$log.ended") == 0)); then
       n_passed=$((n_passed + 1))
+      echo "== fuzz: $name ok (for $fuzz_seconds s)"
     else
       n_failed=$((n_failed + 1))
-      [[ -e $log ]] && tail -n 40 "$log"
+      echo "== fuzz: $name FAILED"
+      tail -n 40 "$log"
     fi
   done
 }

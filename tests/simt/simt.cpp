@@ -23,6 +23,7 @@ simt_switch:
   popq %r12
   popq %rbx
   popq %rbp
-  ret
+  popq %rcx
+  jmp *%rcx
 .size simt_switch,.-simt_switch
 )");

@@ -38,20 +38,15 @@ struct Fiber {
   int linear = 0;
   bool done = true;
   bool has_waited = false;        // for the kernels before its own
+  bool is_parked = false;         // not switched to before it is released
   const char* waiting = nullptr;  // what this fiber waits for; for the deadlock report
-  // It waits until *generation is no longer `seen`; null: it has to look itself.
-  const uint32_t* generation = nullptr;
-  uint32_t seen = 0;
-
-  bool must_wait() const { return generation != nullptr && *generation == seen; }
 };
 
-struct Collective {         // rendezvous of a set of lanes; the last arriver computes for all
-  uint64_t arrived_lo = 0;  // bit per participant (<= 64) or count for warpgroups
+struct Collective {  // rendezvous of a set of lanes; the last arriver computes for all
   int count = 0;
-  uint32_t generation = 0;
   uint64_t site = 0;
   void* args[128] = {};
+  std::vector<Fiber*> parked;
 };
 
 struct AsyncOp {
@@ -67,14 +62,15 @@ struct Block {
   size_t smem_bytes = 0;
   std::vector<Collective> warp, warpgroup;
   struct Named {
-    int arrived = 0, expected = 0;
-    uint32_t generation = 0;
+    int count = 0, expected = 0;
+    std::vector<Fiber*> parked;
   } named[16];
   std::vector<AsyncOp> engine;  // bulk copies in flight
   // per thread: cp.async groups; per warpgroup: wgmma groups
   std::vector<std::vector<std::vector<AsyncOp>>> cp_groups;
   std::vector<std::vector<std::vector<AsyncOp>>> mma_groups;
-  std::vector<int> frozen;  // per warp: rounds it still has to sit out
+  std::vector<Fiber*> ready;  // whom the next round switches to
+  std::vector<int> frozen;    // per warp: rounds it still has to sit out
   int live = 0;
   uint64_t progress = 0;
 };
@@ -132,13 +128,18 @@ inline void wait_until(const char* what, P pred) {
   ++g.b->progress;
 }
 
-// Until `generation` is no longer what it is now. The fiber is not switched to before.
-inline void wait_for_next(const char* what, const uint32_t& generation) {
-  Fiber& fiber = *g.cur;
-  fiber.seen = generation;
-  fiber.generation = &generation;
-  wait_until(what, [&] { return !fiber.must_wait(); });
-  fiber.generation = nullptr;
+// Until it is released.
+inline void park(const char* what, std::vector<Fiber*>& parked) {
+  parked.push_back(g.cur);
+  g.cur->is_parked = true;
+  wait_until(what, [] { return !g.cur->is_parked; });
+}
+
+// All of them; they run from the next round on.
+inline void release(std::vector<Fiber*>& parked) {
+  for (Fiber* fiber : parked) fiber->is_parked = false;
+  g.b->ready.insert(g.b->ready.end(), parked.begin(), parked.end());
+  parked.clear();
 }
 
 inline void die(const char* what) {
@@ -174,7 +175,9 @@ inline void prepare(Fiber& f) {
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     mprotect(f.stack, 4096, PROT_NONE);  // guard page
   }
-  auto top = reinterpret_cast<uintptr_t>(f.stack + kStack) & ~uintptr_t(15);
+  // Each at its own place within 64 KiB: otherwise all compete for the same few lines of the caches.
+  const int offset = f.linear % 128 * 512 + f.linear / 128 % 8 * 64;
+  auto top = reinterpret_cast<uintptr_t>(f.stack + kStack - offset) & ~uintptr_t(15);
   auto* sp = reinterpret_cast<void**>(top);
   *--sp = nullptr;                               // alignment: return address slot of fiber_main
   *--sp = reinterpret_cast<void*>(&fiber_main);  // popped by ret
@@ -183,7 +186,7 @@ inline void prepare(Fiber& f) {
   f.done = false;
   f.has_waited = false;
   f.waiting = nullptr;
-  f.generation = nullptr;
+  f.is_parked = false;
 }
 
 inline bool run_bulk_one() {  // one bulk copy completes
@@ -218,9 +221,15 @@ inline void run_block(Block& b, const std::function<void()>& body) {
   g.body = &body;
   std::memset(b.smem_storage.data(), 0xFF,
               b.smem_storage.size());  // poison: NaN in every float format
-  for (auto& w : b.warp) w = {};
-  for (auto& w : b.warpgroup) w = {};
-  for (auto& n : b.named) n = {};
+  const auto forget = [](auto& meetings) {
+    for (auto& meeting : meetings) {
+      meeting.count = 0;
+      meeting.parked.clear();
+    }
+  };
+  forget(b.warp);
+  forget(b.warpgroup);
+  forget(b.named);
   b.engine.clear();
   for (auto& c : b.cp_groups) {
     c.clear();
@@ -230,22 +239,30 @@ inline void run_block(Block& b, const std::function<void()>& body) {
     c.clear();
     c.emplace_back();
   }
-  for (auto& f : b.fibers) prepare(f);
+  b.ready.clear();
+  for (Fiber& fiber : b.fibers) {
+    prepare(fiber);
+    b.ready.push_back(&fiber);
+  }
   b.live = static_cast<int>(b.fibers.size());
-  std::vector<int> order(b.fibers.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  std::vector<Fiber*> round;
   b.frozen.assign((b.fibers.size() + 31) / 32, 0);
   while (b.live > 0) {
     uint64_t before = b.progress;
     if (g.rng() % 4 == 0)
       b.frozen[g.rng() % b.frozen.size()] =
           static_cast<int>(g.rng() % 64);  // a slow warp: exposes early releases
-    g.rng.shuffle(order);                  // a new interleaving every round
-    for (int i : order) {
-      Fiber& fiber = b.fibers[i];
-      if (fiber.done || b.frozen[i / 32] > 0 || fiber.must_wait()) continue;
-      g.cur = &fiber;
-      simt_switch(&g.main_sp, g.cur->sp);
+    round.swap(b.ready);
+    b.ready.clear();
+    g.rng.shuffle(round);  // a new interleaving every round
+    for (Fiber* fiber : round) {
+      if (b.frozen[fiber->linear / 32] > 0) {
+        b.ready.push_back(fiber);
+        continue;
+      }
+      g.cur = fiber;
+      simt_switch(&g.main_sp, fiber->sp);
+      if (!fiber->done && !fiber->is_parked) b.ready.push_back(fiber);
       if (g.bulk == Async::kRandom && (g.rng() & 7) == 0) run_bulk_one();
       if (g.mma == Async::kRandom && (g.rng() & 31) == 0) run_mma_one();
     }
@@ -326,11 +343,11 @@ inline void rendezvous(Collective& c, int slot, int expected, uint64_t site, voi
   if (++c.count == expected) {
     all(c.args);
     c.count = 0;
-    ++c.generation;
+    release(c.parked);
     ++g.b->progress;
     return;
   }
-  wait_for_next(what, c.generation);
+  park(what, c.parked);
 }
 
 inline int lane() { return g.cur->linear & 31; }
@@ -348,15 +365,15 @@ inline void warpgroup_all(uint64_t site, void* arg, F f) {
 
 inline void bar_sync(int id, int threads, bool wait) {
   auto& n = g.b->named[id];
-  if (n.arrived == 0) n.expected = threads;
+  if (n.count == 0) n.expected = threads;
   if (n.expected != threads) die("named barrier used with two thread counts");
   ++g.b->progress;
-  if (++n.arrived == threads) {
-    n.arrived = 0;
-    ++n.generation;
+  if (++n.count == threads) {
+    n.count = 0;
+    release(n.parked);
     return;
   }
-  if (wait) wait_for_next("named barrier", n.generation);
+  if (wait) park("named barrier", n.parked);
 }
 
 }  // namespace simt
