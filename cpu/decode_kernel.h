@@ -36,7 +36,7 @@ struct ScoreRows {
 };
 
 struct DecodeBlock {
-  ScoreRows score;  // scores in scratch, [n_heads][kDecodeBlock]
+  ScoreRows score;  // scores in scratch, kDecodeBlock apart
   const uint16_t* value_base;
   int32_t n_live_heads;  // without padding
   float* max;            // [n_live_heads], in and out
@@ -212,14 +212,15 @@ void add_tile(const DecodeBlock& b, int32_t head, int32_t piece, int tail) {
     }
   }
   const uint16_t* base = b.value_base + piece * kPiece;
-  const float* weights = b.score.scores + head * b.score.score_stride;
+  const float* weights = b.score.scores + head * kDecodeBlock;
   const bool prefetch = head == 0 && b.score.prefetch_rows > 0;
   // All passes together go once through the rows ahead, in either order.
-  const int32_t columns = tail == 0 ? kPieces * kPiece : tail;
   int32_t ahead_row = b.score.prefetch_rows, ahead_column = piece * kPiece;
+  int32_t ahead_step = b.score.head_dim;
   if (b.prefetch_in_rows) {
     ahead_row += ahead_column * b.score.n_rows / b.score.head_dim;
     ahead_column = ahead_column * b.score.n_rows % b.score.head_dim;
+    ahead_step = tail == 0 ? kPieces * kPiece : tail;
   }
   for (int32_t row = 0; row < b.score.n_rows; ++row) {
     const uint16_t* value = base + b.score.offsets[row];
@@ -227,9 +228,7 @@ void add_tile(const DecodeBlock& b, int32_t head, int32_t piece, int tail) {
       const uint16_t* ahead = b.value_base + b.score.offsets[ahead_row] + ahead_column;
 #pragma GCC unroll 4
       for (int i = 0; i < kPieces * kPiece; i += 32) V::prefetch(ahead + i);
-      if (!b.prefetch_in_rows) {
-        ++ahead_row;
-      } else if ((ahead_column += columns) >= b.score.head_dim) {
+      if ((ahead_column += ahead_step) >= b.score.head_dim) {
         ++ahead_row;
         ahead_column -= b.score.head_dim;
       }
@@ -245,7 +244,7 @@ void add_tile(const DecodeBlock& b, int32_t head, int32_t piece, int tail) {
     }
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-      const typename V::F weight = V::set1(weights[h * b.score.score_stride + row]);
+      const typename V::F weight = V::set1(weights[h * kDecodeBlock + row]);
 #pragma GCC unroll 8
       for (int i = 0; i < 2 * kPieces; ++i) acc[h][i] = V::fma(weight, v[i], acc[h][i]);
     }

@@ -36,8 +36,8 @@ inline int64_t packed_width(const DecodeKernel& kernel, int32_t head_dim) {
   return (head_dim + piece - 1) / piece * piece;
 }
 
-// Calls call(element, even, odd) for the elements 0, 2 .. of a row: where it and the next one are in
-// a packed row of fp32. Without a division per element, which took as long as attending a range.
+// Calls call(element, even, odd) for the elements 0, 2 .. of a row: where it and the next one are
+// in a packed row of fp32. Without a division per element, which took as long as attending a range.
 template <typename Call>
 void for_each_pair(const DecodeKernel& kernel, int32_t head_dim, Call call) {
   for (int32_t piece = 0; piece < head_dim; piece += 2 * kernel.lanes) {
