@@ -47,7 +47,7 @@ struct Combination {
   }
   void run(int64_t list, int64_t at, const Worker& worker) const {
     const Candidates candidates = candidates_of(p, list);
-    const Columns columns(candidates.size());
+    const Columns columns(candidates.size(), p.k);
     const int64_t begin = at * piece(columns);
     const int64_t end = std::min(begin + piece(columns), candidates.size());
     if (begin >= end) return;  // few blocks
@@ -92,7 +92,7 @@ class Ranking {
         n_heads_(p.n_heads / p.n_kv_heads),
         first_head_(list * n_heads_),
         candidates_(candidates_of(p, list)),
-        columns_(candidates_.size()),
+        columns_(candidates_.size(), p.k),
         scores_(work.scores(first_head_)),
         list_(work.list(list)) {
     Carver scratch(worker.scratch);

@@ -271,7 +271,7 @@ void scan_range(const SelectParams& p, const SelectWorkspace& work, Isa isa, int
   if (begin >= end) return;  // few blocks
 
   const SelectKernel& kernel = select_kernel(isa);
-  const Columns columns(candidates.size());
+  const Columns columns(candidates.size(), p.k);
   const bool fold = !adds_weights(p);
   for (int64_t h = 0; fold && h < group; ++h) {
     clear_columns(columns, begin, end - begin, work.columns(first_head + h));

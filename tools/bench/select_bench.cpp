@@ -44,6 +44,7 @@ struct Scan {
   bool int8 = false;
   int32_t head_dim = 64, n_kv_heads = 4, group = 2;
   SelectScope scope = SelectScope::kKvHead;
+  int64_t n_chunks = kLandmarks;
 };
 
 void select(benchmark::State& state, Isa isa, const Scan& scan) {
@@ -52,16 +53,16 @@ void select(benchmark::State& state, Isa isa, const Scan& scan) {
   p.n_kv_heads = scan.n_kv_heads;
   p.n_heads = scan.n_kv_heads * scan.group;
   p.head_dim = scan.head_dim;
-  p.landmark_head_stride = kLandmarks * p.head_dim;
-  p.end_chunk = kLandmarks;
+  p.landmark_head_stride = scan.n_chunks * p.head_dim;
+  p.end_chunk = scan.n_chunks;
   p.k = scan.k;
   p.scale = 0.125f;
   p.group = scan.score;
   p.scope = scan.scope;
   const auto q = queries(p.n_heads * p.head_dim);
-  const std::vector<float> scales(scan.int8 ? p.n_kv_heads * kLandmarks : 0, 0.01f);
+  const std::vector<float> scales(scan.int8 ? p.n_kv_heads * scan.n_chunks : 0, 0.01f);
   std::vector<int32_t> ids(p.n_kv_heads * p.k), counts(p.n_kv_heads);
-  std::vector<float> workspace(select_workspace_floats(p.n_heads, p.n_kv_heads, kLandmarks));
+  std::vector<float> workspace(select_workspace_floats(p.n_heads, p.n_kv_heads, scan.n_chunks));
   p.q = q.data();
   p.scales = scales.data();
   p.ids = ids.data();
@@ -82,7 +83,7 @@ void select(benchmark::State& state, Isa isa, const Scan& scan) {
   }
   state.SetBytesProcessed(state.iterations() * bytes);
   state.counters["landmark"] =
-      benchmark::Counter(static_cast<double>(state.iterations() * p.n_kv_heads * kLandmarks),
+      benchmark::Counter(static_cast<double>(state.iterations() * p.n_kv_heads * scan.n_chunks),
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
@@ -176,6 +177,10 @@ const bool kRegistered = [] {
     using benchmark::State;
     add("select/k1", isa, [=](State& s) { select(s, isa, {}); });
     add("select/k256", isa, [=](State& s) { select(s, isa, {.k = 256}); });
+    add("select/k256_of_4096", isa,
+        [=](State& s) { select(s, isa, {.k = 256, .n_chunks = 4096}); });
+    add("select/k256_of_16384", isa,
+        [=](State& s) { select(s, isa, {.k = 256, .n_chunks = 16384}); });
     add("select/k256_mean", isa,
         [=](State& s) { select(s, isa, {.k = 256, .score = GroupScore::kMean}); });
     add("select/k256_layer_sum", isa, [=](State& s) {
