@@ -35,7 +35,10 @@ _tiercel() {
 complete -o filenames -o bashdefault -F _tiercel tiercel
 )script";
 
-constexpr const char* kZsh = "autoload -U +X bashcompinit && bashcompinit\n";
+// Before the script for bash.
+constexpr const char* kZsh = R"script((( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+autoload -Uz bashcompinit && bashcompinit
+)script";
 
 constexpr const char* kFish = R"script(# tiercel completion fish
 function __tiercel
@@ -75,7 +78,8 @@ int command_completion(int argc, char** argv) {
     print_result(
         "Completion of commands and flags in a shell.\n\n"
         "usage: tiercel completion bash|zsh|fish\n\n"
-        "  bash, zsh   source <(tiercel completion bash)       in ~/.bashrc or ~/.zshrc\n"
+        "  bash        source <(tiercel completion bash)       in ~/.bashrc\n"
+        "  zsh         source <(tiercel completion zsh)        in ~/.zshrc\n"
         "  fish        tiercel completion fish | source        in config.fish\n");
   } else if (shell != "--list-flags") {
     fail(ErrorKind::kUsage, "tiercel completion: expected bash, zsh or fish, found {}",

@@ -54,6 +54,48 @@ TEST(Completion, ByFish) {
   }
 }
 
+// What an interactive zsh writes when tab was pressed twice behind this line, up to `last` or for
+// five seconds.
+std::string offered_by_zsh(const std::string& line, const std::string& last) {
+  const Scratch scratch;
+  write_file(scratch / "drive", R"zsh(
+zmodload zsh/zpty
+zpty -b shell zsh -f -i
+zpty -w shell "PATH=$1:\$PATH; cd $2; PS1=; source <(tiercel completion zsh); echo loaded\$((1))"
+show_until() {
+  local out= piece=
+  for i in {1..100}; do
+    while zpty -rt shell piece 2>/dev/null; do out+=$piece; done
+    [[ $out == *"$1"* ]] && break
+    sleep 0.05
+  done
+  print -r -- $out
+}
+show_until loaded1
+zpty -n -w shell "$3"$'\t\t'
+show_until "$4"
+zpty -d shell
+)zsh");
+  return shell("HOME=" + (scratch / "") + " zsh -f " + (scratch / "drive") + " " +
+               std::string(fs::path(binary()).parent_path()) + " " + demo_model() + " '" + line +
+               "' '" + last + "'")
+      .output;
+}
+
+TEST(Completion, ByZsh) {
+  if (shell("command -v zsh").code != 0) GTEST_SKIP() << "zsh is not installed";
+  for (const auto& [line, offered] : std::vector<std::pair<std::string, std::vector<std::string>>>{
+           {"tiercel e", {"estimate", "eval"}},
+           {"tiercel run --value-", {"--value-codec", "--value-home"}},
+           {"tiercel run --strict --attention d", {"delta", "dense"}},
+           {"tiercel bench --prefill ", {"auto", "dense", "select"}},
+           {"tiercel run -f conf", {"config.json"}}}) {
+    const std::string shown = offered_by_zsh(line, offered.back());
+    for (const std::string& word : offered) EXPECT_TRUE(contains(shown, word)) << shown;
+    EXPECT_FALSE(contains(shown, "not found")) << shown;
+  }
+}
+
 TEST(Completion, ScriptsForThreeShells) {
   for (const char* name : {"bash", "zsh", "fish"}) {
     const Result result = run({.arguments = {"completion", name}});
