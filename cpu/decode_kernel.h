@@ -93,12 +93,15 @@ void score_tile(const ScoreRows& p, int32_t head, int32_t row, bool prefetch) {
   for (int r = 0; r < kRows; ++r) {
     ahead[r] = prefetch ? p.row_base + p.offsets[row + r + p.prefetch_rows] : rows[r];
   }
+  const auto prefetch_line = [&](int r, int32_t element) {  // once a line of 32 elements
+    if (element % 32 == 0) V::prefetch(ahead[r] + element);
+  };
 
   const int32_t n_whole = p.head_dim / kPiece;
   for (int32_t piece = 0; piece < n_whole; ++piece) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      V::prefetch(ahead[r] + piece * kPiece);
+      prefetch_line(r, piece * kPiece);
       const typename V::Piece k = V::load_piece(rows[r] + piece * kPiece);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
@@ -110,6 +113,7 @@ void score_tile(const ScoreRows& p, int32_t head, int32_t row, bool prefetch) {
     const int n = p.head_dim - n_whole * kPiece;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+      prefetch_line(r, n_whole * kPiece);
       const typename V::Piece k = V::load_piece(rows[r] + n_whole * kPiece, n);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
@@ -189,7 +193,7 @@ template <class V>
 void softmax_head(const DecodeBlock& b, int32_t head) {
   float max = b.max[head];
   const typename V::F total =
-      weigh<V>(b.score.scores + head * b.score.score_stride, b.score.n_rows, b.bias, max);
+      weigh<V>(b.score.scores + head * kDecodeBlock, b.score.n_rows, b.bias, max);
   const typename V::F reference = V::set1(max == -__builtin_inff() ? 0.0f : max);
   alignas(64) float factor[V::kLanes];
   V::store(factor, V::exp2(V::sub(V::set1(b.max[head]), reference)));

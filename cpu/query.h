@@ -1,6 +1,7 @@
 // Queries in the layout of a decode kernel, and arrays cut from a worker's scratch memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

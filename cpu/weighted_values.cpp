@@ -84,7 +84,6 @@ void add_range(const WeightedValuesParams& p, const Kernels& kernels, int32_t kv
   block.n_live_heads = group;
   block.score.head_dim = p.head_dim;
   block.score.n_heads = n_heads;
-  block.score.score_stride = kDecodeBlock;
   std::fill(block.out, block.out + n_heads * width, 0.0f);
   std::fill(block.alpha, block.alpha + n_heads, 1.0f);
   std::fill(block.score.scores, block.score.scores + n_heads * int64_t{kDecodeBlock}, 0.0f);

@@ -71,6 +71,10 @@ count_cases() {
   if ((status != 0)) && [[ ${failed:-0} == 0 ]]; then n_failed=$((n_failed + 1)); fi
 }
 
+wait_for_a_core() {
+  while (($(jobs -rp | wc -l) >= n_shares)); do wait -n || true; done
+}
+
 # One share of a test program's cases; leaves its output, its status and the seconds that it took.
 run_share() {
   local directory=$1 name=$2 share=$3 log=$1/test-$2.$3.log status=0 start=$SECONDS
@@ -117,10 +121,8 @@ run_tests() {
   }
   for name in "${names[@]}"; do
     for ((share = 0; share < n_shares; ++share)); do
-      while (($(jobs -rp | wc -l) >= n_shares)); do
-        wait -n || true
-        report_ended
-      done
+      wait_for_a_core
+      report_ended
       run_share "$directory" "$name" "$share" &
     done
   done
@@ -143,7 +145,7 @@ run_fuzzers() {
   local names name log
   mapfile -t names < <(basename -s .cpp -a tests/fuzz/*_fuzz.cpp)
   for name in "${names[@]}"; do
-    while (($(jobs -rp | wc -l) >= n_shares)); do wait -n || true; done
+    wait_for_a_core
     run_fuzzer "$name" &
   done
   wait
