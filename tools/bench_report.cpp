@@ -83,6 +83,13 @@ std::string gib(int64_t bytes) {
   return fmt::format("{:.2f}", static_cast<double>(bytes) / (1 << 30));
 }
 
+// Millions or billions, as llama-bench writes them.
+std::string parameters(int64_t n) {
+  const auto count = static_cast<double>(n);
+  return n < 1'000'000'000 ? fmt::format("{:.2f} M", count * 1e-6)
+                           : fmt::format("{:.2f} B", count * 1e-9);
+}
+
 std::string budget_of(const SessionOptions& o) {
   if (o.attention == AttentionMode::kDense) return "-";
   return o.selection.budget == kBudgetAll ? "all" : std::to_string(o.selection.budget);
@@ -101,7 +108,7 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
     const bool imposed = o.imposed_hit_rate >= 0;
     table.push_back(
         {setup.model, format_bytes(setup.weight_bytes),
-         fmt::format("{:.2f} B", static_cast<double>(setup.n_parameters) * 1e-9), setup.backend,
+         parameters(setup.n_parameters), setup.backend,
          test_name(row), fmt::format("{:.2f} ± {:.2f}", ts.mean, ts.deviation),
          gib(row.plan.memory.device.total()), gib(row.plan.memory.host.total()),
          decode ? name_of(o.attention) : name_of(o.prefill),
