@@ -267,8 +267,10 @@ class KvStore {
   struct LandmarkPlane {
     bf16* rows = nullptr;
     int64_t head_stride = 0;
+    int64_t first_chunk = 0;  // of the first row
   };
   LandmarkPlane landmark_plane(const Index& index) const;
+  LandmarkPlane retired_plane(const Index& index, int64_t first_chunk) const;
   // Whose index and selection this layer uses.
   Index& index_of(int64_t layer) { return layers_[layout_.leader(layer)].index; }
   const Index& index_of(int64_t layer) const { return layers_[layout_.leader(layer)].index; }
@@ -294,13 +296,13 @@ class KvStore {
                  int64_t n_rows);
 
   // prefill
-  void build_index(const Index& index, const LandmarkParams& keys, const bf16* values);
+  void build_index(const Index& index, const LandmarkPlane& plane, const LandmarkParams& keys,
+                   const bf16* values);
   void append_landmarks(int64_t layer, const RopeAppendParams& append, int64_t first_token,
                         int64_t n_tokens);
   const bf16* prefill_landmarks(int64_t layer, int64_t* head_stride) const;
   void index_layer(int64_t layer, int64_t n_tokens);
-  void encode_index(Index& index, const bf16* landmarks, int64_t first_landmark, int64_t first_chunk,
-                    int64_t end_chunk);
+  void encode_index(Index& index, const LandmarkPlane& plane, int64_t first_chunk, int64_t end_chunk);
   void build_blocks(Index& index, const LandmarkPlane& plane, int64_t end_chunk);
   void choose_exact_chunks(int64_t layer, int64_t n_tokens);
   void weigh_chunks(int64_t layer);

@@ -72,12 +72,12 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   const int64_t first = recent.first / chunk(), end = first + n / chunk();
   if (layout_.indexed(index)) {
     Index& its = layer.index;
-    LandmarkParams params = landmark_params(recent.keys, stride, recent.base, first, end);
-    if (its.codes != nullptr) params.first_landmark = first;
-    build_index(its, params, recent.values);
-    encode_index(its, workspace_.landmarks, first, first, end);
+    const LandmarkPlane plane = retired_plane(its, first);
+    build_index(its, plane, landmark_params(recent.keys, stride, recent.base, first, end),
+                recent.values);
+    encode_index(its, plane, first, end);
     // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
-    if (its.codes == nullptr) build_blocks(its, landmark_plane(its), end);
+    if (its.codes == nullptr) build_blocks(its, plane, end);
   }
   if (layout_.late_chunks > 0) keep_late_chunks(index, first, end);
   if (o.keys != KeyForm::kExact) {
@@ -112,10 +112,10 @@ void KvStore<Device, Host>::keep_late_chunks(int64_t index, int64_t first_chunk,
   late.first_row = recent.base;
   late.choose = layout_.indexed(index);
   if (late.choose) {
-    const LandmarkPlane plane = landmark_plane(its);
+    const LandmarkPlane plane = retired_plane(its, first_chunk);
     late.landmarks = plane.rows;
     late.landmark_head_stride = plane.head_stride;
-    late.first_landmark = its.codes != nullptr ? first_chunk : 0;
+    late.first_landmark = plane.first_chunk;
     its.excludes = true;
   }
   late.first_chunk = first_chunk;

@@ -31,13 +31,22 @@ typename KvStore<Device, Host>::LandmarkPlane KvStore<Device, Host>::landmark_pl
   return {index.landmarks, layout_.chunks * width};
 }
 
+// The same of chunks that leave the window, from first_chunk on.
+template <typename Device, typename Host>
+typename KvStore<Device, Host>::LandmarkPlane KvStore<Device, Host>::retired_plane(
+    const Index& index, int64_t first_chunk) const {
+  if (index.codes == nullptr) return landmark_plane(index);
+  return {workspace_.retired_landmarks, layout_.retire_chunks() * layout_.landmark_elements(),
+          first_chunk};
+}
+
 // Landmarks of keys, and the means of the values that stand in the same rows.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::build_index(const Index& index, const LandmarkParams& keys,
-                                        const bf16* values) {
-  const LandmarkPlane plane = landmark_plane(index);
+void KvStore<Device, Host>::build_index(const Index& index, const LandmarkPlane& plane,
+                                        const LandmarkParams& keys, const bf16* values) {
   LandmarkParams params = keys;
   params.kind = layout_.settings.index;
+  params.first_landmark = plane.first_chunk;
   params.landmarks = plane.rows;
   params.landmark_head_stride = plane.head_stride;
   build_landmarks(device_, params);
@@ -58,7 +67,8 @@ void KvStore<Device, Host>::append_landmarks(int64_t layer, const RopeAppendPara
   const int64_t first = first_token / chunk(), end = (first_token + n_tokens) / chunk();
   const bool weighs_means = o.weighs_chunks() && o.index != IndexKind::kMean;
   if (layout_.indexed(layer) && end > first) {
-    build_index(layers_[layer].index,
+    const Index& index = layers_[layer].index;
+    build_index(index, landmark_plane(index),
                 landmark_params(append.keys, append.head_stride, 0, first, end), append.values);
   }
   const bool selects = o.select_prefill && layout_.shape.window[layer] == 0;
@@ -96,21 +106,20 @@ void KvStore<Device, Host>::index_layer(int64_t layer, int64_t n_tokens) {
   if (o.keys != KeyForm::kExact) code_keys(layer, n_tokens);
   if (layout_.indexed(layer)) {
     choose_exact_chunks(layer, n_tokens);
-    encode_index(l.index, workspace_.landmarks, 0, 0, n_tokens / chunk());
+    encode_index(l.index, landmark_plane(l.index), 0, n_tokens / chunk());
     build_blocks(l.index, landmark_plane(l.index), l.end_chunk);
   }
   gather_exact_chunks(layer);
 }
 
 template <typename Device, typename Host>
-void KvStore<Device, Host>::encode_index(Index& index, const bf16* landmarks,
-                                         int64_t first_landmark, int64_t first_chunk,
-                                         int64_t end_chunk) {
+void KvStore<Device, Host>::encode_index(Index& index, const LandmarkPlane& plane,
+                                         int64_t first_chunk, int64_t end_chunk) {
   if (index.codes == nullptr || end_chunk == first_chunk) return;
   EncodeLandmarksParams params;
-  params.landmarks = landmarks;
-  params.landmark_head_stride = layout_.index_plane_chunks() * layout_.landmark_elements();
-  params.first_landmark = first_landmark;
+  params.landmarks = plane.rows;
+  params.landmark_head_stride = plane.head_stride;
+  params.first_landmark = plane.first_chunk;
   params.first_chunk = first_chunk;
   params.n_chunks = end_chunk - first_chunk;
   params.n_kv_heads = layout_.shape.n_kv_heads;

@@ -54,7 +54,9 @@ struct KvWorkspace {
       coefficients = take_bf16(kPrefillChunk * o.rank);
     }
     if (o.landmark_codec != RowCodec::kBf16) {
-      landmarks = take_bf16(n_kv * layout.index_plane_chunks() * layout.landmark_elements());
+      const int64_t one = n_kv * layout.landmark_elements();
+      landmarks = take_bf16(layout.index_plane_chunks() * one);
+      retired_landmarks = take_bf16(layout.retire_chunks() * one);
     }
     values = arena.template take<std::byte>(Purpose::kActivations, layout.value_staging_bytes());
     records = arena.template take<bf16>(Purpose::kSlots, layout.weighed_records());
@@ -80,7 +82,9 @@ struct KvWorkspace {
   int64_t together = 1, attend_places = 1;
   int64_t attend_floats = 0, select_floats = 0;
   float* chunk_mass = nullptr;       // [kv][chunks]
-  bf16* landmarks = nullptr;         // [kv][index_plane_chunks][width], before they are coded
+  // Landmarks before they are coded: of the prompt in hand, between whose runs other sequences may take
+  // steps, [kv][index_plane_chunks][width]; of what leaves a window, [kv][retire_chunks][width].
+  bf16 *landmarks = nullptr, *retired_landmarks = nullptr;
   bf16* coefficients = nullptr;      // [kPrefillChunk][rank], before they are coded
   std::byte* values = nullptr;       // coded values of kPrefillChunk tokens on their way home
   bf16* records = nullptr;           // [kv * select][record]: keys of a selection that the host attends

@@ -215,7 +215,8 @@ PurposeBytes KvLayout::workspace_bytes() const {
     add(Purpose::kActivations, kPrefillChunk * o.rank * kBf16);
   }
   if (o.landmark_codec != RowCodec::kBf16) {
-    add(Purpose::kActivations, n_kv * index_plane_chunks() * landmark_elements() * kBf16);
+    add(Purpose::kActivations,
+        n_kv * (index_plane_chunks() + retire_chunks()) * landmark_elements() * kBf16);
   }
   add(Purpose::kActivations, value_staging_bytes());
   if (weighed_records() > 0) {
@@ -249,10 +250,6 @@ PurposeBytes KvLayout::host_bytes() const {
 }
 
 int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, prefill_chunk); }
-
-int64_t KvLayout::index_plane_chunks() const {
-  return std::max(prompt_chunks, retire_tokens / settings.chunk_tokens);
-}
 
 int64_t KvLayout::value_staging_bytes() const {
   if (settings.value_codec == RowCodec::kBf16 || !any_tiered) return 0;

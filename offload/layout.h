@@ -180,7 +180,8 @@ struct KvLayout {
   static constexpr int64_t prefill_blocks() { return kPrefillChunk / kPrefillBlock; }
   // Rows of the plane of means; of bf16 landmarks from which coded ones are made; coded values on their way home.
   int64_t mean_plane_chunks() const;
-  int64_t index_plane_chunks() const;
+  int64_t index_plane_chunks() const { return prompt_chunks; }
+  int64_t retire_chunks() const { return retire_tokens / settings.chunk_tokens; }
   int64_t value_staging_bytes() const;
   // What goes to the host's worker and comes back: of weights, for each query head; and in all, in bytes.
   int64_t staged_weights() const;

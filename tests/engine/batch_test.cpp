@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <new>
 #include <random>
@@ -118,6 +119,42 @@ TEST(Batch, EverySequenceSaysWhatItSaysAlone) {
       EXPECT_EQ(report.state, RequestState::kFinished) << report.error;
       EXPECT_EQ(report.tokens, alone(m, cases[i], options)) << name_of(mode) << " " << i;
     }
+  }
+}
+
+// Two sequences share the memory of ops: what one writes there must not be what the other comes back for.
+// A prompt of two runs is indexed behind the second; between them others let chunks out of their windows.
+TEST(Batch, StepsBetweenTheRunsOfAPromptLeaveItsIndexAlone) {
+  const auto m = model();
+  SessionOptions options = decided(AttentionMode::kShadow);
+  options.prefill = PrefillMode::kSelect;
+  options.selection.landmark_codec = RowCodec::kInt8;
+  options.selection.budget = 64;
+  options.selection.recent = 16;
+  const Case longer{.prompt = prompt(4300, 10001), .n_new = 4};
+  const auto n = static_cast<int64_t>(longer.prompt.size());
+  const auto batch = Batch::open(m, Batch::plan(*m, options, 2, n, 600));
+  const std::vector<int32_t> shorter = prompt(200, 10002);
+  const auto add = [&](const std::vector<int32_t>& tokens, int64_t n_new) {
+    return batch->add(batch->plan_sequence(static_cast<int64_t>(tokens.size()), n_new, 2), tokens);
+  };
+  const int64_t talker = add(shorter, 600);
+  while (!batch->advance_prefill(talker).finished) {
+  }
+  const int64_t listener = add(longer.prompt, longer.n_new);
+  int n_runs = 1;
+  for (int32_t token = 100; !batch->advance_prefill(listener).finished; ++n_runs) {
+    for (int i = 0; i < 60; ++i) batch->step(std::array{Batch::Step{talker, token++}});
+  }
+  EXPECT_GE(n_runs, 2 * m->config().n_layers);
+  const auto session = Session::open(m, batch->plan_sequence(n, longer.n_new, 2));
+  ASSERT_TRUE(session->prefill(longer.prompt, {}));
+  for (int64_t i = 0; i < longer.n_new; ++i) {
+    const std::span<const float> expected = session->logits(), found = batch->logits(listener);
+    ASSERT_TRUE(std::equal(expected.begin(), expected.end(), found.begin())) << "token " << i;
+    const auto token = static_cast<int32_t>(1000 + i);
+    session->step(token);
+    batch->step(std::array{Batch::Step{listener, token}});
   }
 }
 
