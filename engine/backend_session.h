@@ -166,6 +166,7 @@ class BackendSession : public Session {
     store_.settle();
     const KvState state = store_.state();
     copy.store_.adopt(state);
+    copy.store_.settle();  // its memory is zeroed on queues of its own
     StateFiles<Device, Host>(backend_.device, store_).copy_to(copy.store_, state);
     std::vector<float> logits(static_cast<size_t>(model_->config().vocab_size));
     std::vector<bf16> prompt_end(static_cast<size_t>(model_->config().hidden));

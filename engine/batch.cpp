@@ -60,12 +60,11 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
   check_limits(request, one);
   if (!request.this_machine) return plan;
   const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
-  const int64_t left = available - one.memory.process -
-                       (request.weights_resident ? 0 : request.weight_bytes);
+  const int64_t left = std::max<int64_t>(available - one.memory.process, 1);  // 0 would be no limit
   if (one.memory.one_memory) {
-    plan.memory_limit = available - one.memory.process;
+    plan.memory_limit = left;
   } else if (plan.host_limit == 0 || plan.host_limit > left) {
-    plan.host_limit = left;
+    plan.host_limit = left;  // the weights are on the device
   }
   return plan;
 }

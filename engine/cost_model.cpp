@@ -122,7 +122,10 @@ StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64
 
 bool splitting_gains(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
   if (n_sequences < kLeastToSplit || bytes.link == 0) return false;
-  const StepFloor floor = step_floor(bytes, bandwidths, n_sequences);
+  Bandwidths known = bandwidths;
+  // Nobody measured the host: it reads its memory no slower than the link does.
+  if (known.host <= 0) known.host = known.link;
+  const StepFloor floor = step_floor(bytes, known, n_sequences);
   return floor.split < floor.joined;
 }
 

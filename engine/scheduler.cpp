@@ -148,7 +148,7 @@ void Scheduler::take_cancelled() {
 
 // Whoever is first in order, unless it waits for room and others may still pass.
 void Scheduler::admit() {
-  if (prefilling_ != nullptr) return;
+  if (prefilling_ != nullptr || out_of_memory_) return;
   std::stable_sort(queued_.begin(), queued_.end(),
                    [](const Entry* a, const Entry* b) { return a->order < b->order; });
   for (size_t i = 0; i < queued_.size(); ++i) {
@@ -161,7 +161,7 @@ void Scheduler::admit() {
       prefilling_ = &entry;
       return;
     }
-    if (entry.overtaken >= kMaxOvertaken) return;
+    if (out_of_memory_ || entry.overtaken >= kMaxOvertaken) return;
   }
 }
 
@@ -186,11 +186,17 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
     }
     entry.sequence = batch_->add(plan, entry.request.prompt);
   } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kDoesNotFit && !alone) return Added::kNoRoom;
+    if (error.kind() == ErrorKind::kDoesNotFit && !alone) {
+      out_of_memory_ = true;
+      return Added::kNoRoom;
+    }
     fail_entry(entry, error.kind(), error.what());
     return Added::kFailed;
   } catch (const std::bad_alloc&) {
-    if (!alone) return Added::kNoRoom;
+    if (!alone) {
+      out_of_memory_ = true;
+      return Added::kNoRoom;
+    }
     fail_entry(entry, ErrorKind::kDoesNotFit, "this machine has no memory left for the request");
     return Added::kFailed;
   }
@@ -365,11 +371,19 @@ void Scheduler::fail_entry(Entry& entry, ErrorKind kind, const std::string& what
 
 void Scheduler::end(Entry& entry, RequestState state) {
   if (entry.sequence >= 0) {
-    const SelectionReport selection = batch_->selection(entry.sequence);
-    batch_->remove(entry.sequence);
+    try {
+      const SelectionReport selection = batch_->selection(entry.sequence);
+      {
+        const std::lock_guard lock(mutex_);
+        entry.report.selection = selection;
+      }
+      batch_->remove(entry.sequence);
+    } catch (const std::exception&) {
+      // A device that is lost has no counters, and nothing that could be given back. Everyone fails with
+      // what was said first.
+    }
     entry.sequence = -1;
-    const std::lock_guard lock(mutex_);
-    entry.report.selection = selection;
+    out_of_memory_ = false;
   }
   std::erase(queued_, &entry);
   std::erase(decoding_, &entry);

@@ -138,6 +138,9 @@ class Scheduler {
   // Of the thread that takes turns.
   std::vector<Entry*> queued_, decoding_;
   Entry* prefilling_ = nullptr;
+  // There should have been room for the last one that was added, and was not: an attempt costs as much
+  // as a success, so that there is none before another sequence has gone.
+  bool out_of_memory_ = false;
   double work_done_ = 0;  // FLOPs
   double gap_ = 0;        // seconds of prefill since the last decode step
   int64_t n_steps_ = 0, measured_at_ = 0;

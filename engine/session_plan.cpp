@@ -441,13 +441,16 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   return s;
 }
 
+int64_t usable_device_bytes(const PlanRequest& r) {
+  if (r.device_free_bytes <= 0) return 0;
+  const int64_t left = std::max(kDeviceReserve, r.device_free_bytes / 100);
+  return r.weight_bytes + std::max<int64_t>(r.device_free_bytes - left, 0);
+}
+
 int64_t device_limit(const PlanRequest& r) {
-  int64_t limit = r.options.device_memory;
-  if (r.device_free_bytes > 0) {
-    const int64_t has = r.weight_bytes + r.device_free_bytes;
-    limit = limit > 0 ? std::min(limit, has) : has;
-  }
-  return limit;
+  const int64_t usable = usable_device_bytes(r), asked = r.options.device_memory;
+  if (usable == 0) return asked;
+  return asked > 0 ? std::min(asked, usable) : usable;
 }
 
 // Too few keys say too little about the directions that later ones will take.
@@ -541,10 +544,9 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
   }
   // What this process holds already (weights, prompt) is not to be found again.
   const int64_t available = available_bytes();
-  if (!m.one_memory && r.device_free_bytes > 0 &&
-      m.device.total() - m.device.weights > r.device_free_bytes) {
-    does_not_fit(r, plan, "device", "--device-memory", m.device.total(),
-                 m.device.weights + r.device_free_bytes);
+  const int64_t usable = usable_device_bytes(r);
+  if (!m.one_memory && usable > 0 && m.device.total() > usable) {
+    does_not_fit(r, plan, "device", "--device-memory", m.device.total(), usable);
   }
   if (r.this_machine && m.resident() > available) {
     fail(ErrorKind::kDoesNotFit,

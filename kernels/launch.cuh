@@ -20,7 +20,9 @@
 // nothing is relaxed.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 #include "engine/base/check.h"
 #include "kernels/gpu.cuh"
@@ -39,19 +41,25 @@ void throw_cuda_error(int code, const char* call, const char* file, int line);
     if (code_ != 0) ::tiercel::cuda::throw_cuda_error(code_, #call, __FILE__, __LINE__);      \
   } while (false)
 
+// As much as the device has, once for each kernel and device: what a launch asks for decides how many
+// blocks a multiprocessor holds. Always the same value, so that two threads do no harm.
 template <auto kKernel>
-void allow_shared(size_t bytes) {
+void allow_shared(const Stream& stream, size_t bytes) {
   if (bytes <= (48u << 10)) return;
-  static size_t allowed = 0;  // one kernel, one attribute; a race would set it twice
-  if (allowed >= bytes) return;
-  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)));
-  allowed = bytes;
+  constexpr int kKnownDevices = 64;
+  static std::atomic<uint64_t> allowed{0};  // a bit each
+  const int device = stream.device();
+  const uint64_t bit = device < kKnownDevices ? uint64_t{1} << device : 0;
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
+  int most = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  allowed.fetch_or(bit, std::memory_order_relaxed);
 }
 
 template <auto kKernel, typename Params>
 void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
-  allow_shared<kKernel>(shared_bytes);
+  allow_shared<kKernel>(stream, shared_bytes);
   stream.count_launch();
   kKernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream.raw())>>>(params);
   CUDA_CHECK(cudaGetLastError());
@@ -65,7 +73,7 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
     return;
   }
   stream.launch_held();
-  allow_shared<kKernel>(shared_bytes);
+  allow_shared<kKernel>(stream, shared_bytes);
   stream.count_launch();
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -184,6 +184,8 @@ KERNEL(kThreads, 2) mass_kernel(const GRID_CONST Params p) {
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int64_t first = p.op.first_chunk + int64_t{blockIdx.x} * kTile;
   load_landmarks(p, first, landmarks);
+  copy_commit();
+  if (p.n_rows == 0) copy_wait<0>();  // nothing may be under way when a block ends
   float mass[2] = {};
   for (int first_row = 0; first_row < p.n_rows; first_row += kTile) {
     if (first_row > 0) sync_threads();  // the rows before have been read

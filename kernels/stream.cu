@@ -12,6 +12,7 @@ namespace tiercel::cuda {
 
 void throw_cuda_error(int code, const char* call, const char* file, int line) {
   const auto error = static_cast<cudaError_t>(code);
+  cudaGetLastError();  // what is told here is not told again by the next launch
   if (error == cudaErrorMemoryAllocation) {
     fail(ErrorKind::kDoesNotFit, "{}: the device or the host has no memory left ({}:{})", call, file,
          line);
@@ -62,6 +63,17 @@ Stream::Stream(const StreamOptions& options) : device_(options.device) {
   programmatic_ = options.programmatic && architecture_ >= 90;
   n_processors_ = properties.multiProcessorCount;
   device_name_ = properties.name;
+  try {
+    create(options);
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+Stream::~Stream() { destroy(); }
+
+void Stream::create(const StreamOptions& options) {
   int least = 0, greatest = 0;
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   cudaStream_t stream = nullptr;
@@ -73,19 +85,24 @@ Stream::Stream(const StreamOptions& options) : device_(options.device) {
     CUDA_CHECK(cudaEventCreateWithFlags(&created, cudaEventDisableTiming));
     event = created;
   }
-  scratch_bytes_ = options.scratch_bytes;
-  if (scratch_bytes_ > 0) {
-    CUDA_CHECK(cudaMalloc(&scratch_, static_cast<size_t>(scratch_bytes_)));
+  if (options.scratch_bytes > 0) {
+    CUDA_CHECK(cudaMalloc(&scratch_, static_cast<size_t>(options.scratch_bytes)));
+    scratch_bytes_ = options.scratch_bytes;
   }
   libraries_ = std::make_unique<Libraries>();
 }
 
-Stream::~Stream() {
+// What there is of it.
+void Stream::destroy() {
+  if (raw_ == nullptr) return;
   cudaStreamSynchronize(static_cast<cudaStream_t>(raw_));
   libraries_.reset();
   cudaFree(scratch_);
-  for (void* event : events_) cudaEventDestroy(static_cast<cudaEvent_t>(event));
-  for (void* event : time_marks_) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  const auto destroy_event = [](void* event) {
+    if (event != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  };
+  for (void* event : events_) destroy_event(event);
+  for (void* event : time_marks_) destroy_event(event);
   cudaStreamDestroy(static_cast<cudaStream_t>(raw_));
 }
 

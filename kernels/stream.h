@@ -114,6 +114,9 @@ class Stream {
   Libraries& libraries();
 
  private:
+  void create(const StreamOptions& options);
+  void destroy();
+
   static constexpr int kEvents = 256;
   int device_ = 0;
   int architecture_ = 0;

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include <algorithm>
 #include <cmath>
 
@@ -112,6 +114,10 @@ TEST(CostModel, TwoMicroBatchesGainWhereFetchesOutlastAttentionAndWeights) {
     EXPECT_EQ(floor.split < floor.joined, n * (9 - 4) > 10) << n;
     EXPECT_GE(std::min(floor.split, floor.joined), floor.overlapped) << n;
   }
+  // The host attends, at a rate that nobody measured: the link's.
+  StepBytes attended = bytes;
+  for (LayerBytes& layer : attended.layers) layer.host = std::exchange(layer.link, 0);
+  EXPECT_TRUE(splitting_gains(attended, unit, 100));
   // The device is the slower one, or nothing is fetched.
   EXPECT_FALSE(splitting_gains(bytes, {1, 3}, 100));
   bytes.link = 0;

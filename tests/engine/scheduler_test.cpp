@@ -43,6 +43,7 @@ class CountingBatch : public Batch {
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
     EXPECT_TRUE(has_room(bytes_of(s)));
     log += "+" + std::to_string(prompt[0]);
+    if (std::ssize(sequences) >= n_really_fit) fail(ErrorKind::kDoesNotFit, "the driver disagrees");
     sequences[next_] = {s, s.n_prompt, 0};
     return next_++;
   }
@@ -69,7 +70,10 @@ class CountingBatch : public Batch {
   }
   std::span<const float> logits(int64_t) override { return {}; }
   void remove(int64_t name) override { sequences.erase(name); }
-  SelectionReport selection(int64_t) const override { return selection_; }
+  SelectionReport selection(int64_t) const override {
+    if (is_lost) fail("no counters either");
+    return selection_;
+  }
   int64_t n_tokens(int64_t name) const override { return sequences.at(name).n_tokens; }
   const BatchPlan& plan() const override { return plan_; }
   const ModelConfig& config() const override { return config_; }
@@ -89,7 +93,8 @@ class CountingBatch : public Batch {
   };
   std::map<int64_t, Sequence> sequences;
   std::string log;  // "+7": the request whose prompt is sevens came in; ".": prefill; "s": a step
-  bool fails_next_step = false;
+  bool fails_next_step = false, is_lost = false;
+  int64_t n_really_fit = 64;
   SelectionReport selection_;
 
  private:
@@ -195,6 +200,33 @@ TEST(Scheduler, AFailedStepFailsThoseInItOnly) {
   bench.run();
   EXPECT_EQ(bench.scheduler.report(third).state, RequestState::kFinished);
   EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+// A device that is lost fails everything, and everyone hears of it, with what was said first.
+TEST(Scheduler, ALostDeviceEndsEveryRequest) {
+  Bench bench(1 << 20);
+  const auto first = bench.send(1, 10, 5), second = bench.send(2, 10, 5);
+  bench.scheduler.turn();
+  bench.batch.fails_next_step = bench.batch.is_lost = true;
+  bench.run();
+  for (const auto id : {first, second}) {
+    EXPECT_EQ(bench.scheduler.report(id).state, RequestState::kFailed);
+    EXPECT_EQ(bench.scheduler.report(id).error, "the device is gone");
+  }
+}
+
+// Where less fits than was planned, nobody tries again before a sequence has gone.
+TEST(Scheduler, TriesAgainWhenMemoryMayHaveComeBack) {
+  Bench bench(1 << 20);
+  bench.batch.n_really_fit = 2;
+  std::vector<Scheduler::RequestId> ids;
+  for (int32_t i = 1; i <= 4; ++i) ids.push_back(bench.send(i, 10, 3 * i));
+  bench.run();
+  for (const auto id : ids) {
+    EXPECT_EQ(bench.scheduler.report(id).state, RequestState::kFinished);
+  }
+  // Two came in, and the third in vain; again when the first had gone, and the fourth in vain; and so on.
+  EXPECT_EQ(std::count(bench.batch.log.begin(), bench.batch.log.end(), '+'), 4 + 2) << bench.batch.log;
 }
 
 TEST(Scheduler, WhatFitsNowhereFailsByItself) {
