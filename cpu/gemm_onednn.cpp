@@ -4,6 +4,8 @@
 // lock; oneDNN's own cache makes the second thread's copy cheap. Weights stay as Hugging Face
 // stores them: with the tag `ba` oneDNN 2.6 is as fast as with a layout of its choice. Blocks have
 // fixed sizes, because the kernel that oneDNN picks, and so the bits, depends on the shape.
+#include <omp.h>
+
 #include <algorithm>
 #include <array>
 #include <dnnl.hpp>
@@ -78,6 +80,19 @@ class Matmul {
   std::unordered_map<int, dnnl::memory> arguments_;
 };
 
+// oneDNN (Debian's build) brings OpenMP. Its teams spin, and a team beside our workers would fight
+// them for the cores. The setting is the thread's, which may be one of a host application's own.
+class TeamOfOne {
+ public:
+  TeamOfOne() { omp_set_num_threads(1); }
+  ~TeamOfOne() { omp_set_num_threads(before_); }
+  TeamOfOne(const TeamOfOne&) = delete;
+  TeamOfOne& operator=(const TeamOfOne&) = delete;
+
+ private:
+  int before_ = omp_get_max_threads();
+};
+
 Matmul& matmul_of(const Shape& shape) {
   thread_local std::map<Shape, Matmul> cache;
   return cache.try_emplace(shape, shape).first->second;
@@ -102,6 +117,7 @@ void linear_onednn(Queue& queue, const LinearParams& p) {
                          p.bias != nullptr,
                          p.accumulate,
                          out_f32};
+    const TeamOfOne alone;
     auto* out = static_cast<std::byte*>(p.out) +
                 static_cast<size_t>(row * p.n + column) * size_of(p.out_type);
     matmul_of(shape).run(p.x + row * p.k, p.weight + column * p.k,

@@ -1,6 +1,5 @@
 #include "cpu/queue.h"
 
-#include <omp.h>
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
@@ -21,16 +20,6 @@
 
 namespace tiercel::cpu {
 namespace {
-
-// oneDNN (Debian's build) brings OpenMP. Its teams spin, and a team beside our workers would fight
-// them for the cores, so every thread that may call oneDNN says "teams of one" first. The setting is
-// per thread, and a new thread starts with the default again.
-void use_teams_of_one() {
-  thread_local bool done = false;
-  if (done) return;
-  omp_set_num_threads(1);
-  done = true;
-}
 
 // TBB allows no more threads than cores unless told to, and a user may ask for more. Of several
 // controls the lowest counts, so the process keeps one for good; it only permits threads, it makes none.
@@ -82,7 +71,6 @@ Queue::~Queue() { unmap_pages(scratch_, static_cast<size_t>(n_workers_) * kScrat
 
 void Queue::run_on_workers(void (*work)(void*, Worker&), void* context, bool parallel) {
   auto run = [&](int index) {
-    use_teams_of_one();
     Worker worker{index, scratch_ + static_cast<size_t>(index) * kScratchBytes};
     work(context, worker);
   };

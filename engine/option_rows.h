@@ -83,6 +83,9 @@ void add_selection_budget(Rows& rows, SelectionOptions& s) {
                  s.budget = kBudgetAll;
                } else if (text.ends_with('%')) {
                  s.budget_share = parse_number(text.substr(0, text.size() - 1), 0, 100) / 100;
+                 if (s.budget_share == 0) {
+                   fail(ErrorKind::kUsage, "expected a share of more than 0 %, found '{}'", text);
+                 }
                } else {
                  try {
                    s.budget = parse_tokens(text);

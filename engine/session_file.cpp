@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <system_error>
 #include <thread>
 
 #include "engine/base/check.h"
@@ -316,6 +317,8 @@ void SessionFileWriter::commit() {
   const std::vector<std::byte> header = header_bytes(meta_, blocks_, file_bytes_);
   CHECK(static_cast<int64_t>(header.size()) == blocks_[0].offset, "{}", header.size());
   write_at(header.data(), static_cast<int64_t>(header.size()), 0);
+  struct stat replaced {};
+  if (::stat(path_.c_str(), &replaced) == 0) ::fchmod(partial_.fd, replaced.st_mode & 07777);
   if (::fsync(partial_.fd) != 0) refuse("write", errno);
   if (::rename(partial_.name.c_str(), path_.c_str()) != 0) refuse("rename", errno);
   partial_.name.clear();
@@ -424,7 +427,11 @@ void SessionFile::check_blocks(int n_threads) const {
   };
   std::vector<std::thread> threads;
   const int n = std::clamp<int>(n_threads, 1, static_cast<int>(std::min<size_t>(order.size(), 64)));
-  for (int i = 1; i < n; ++i) threads.emplace_back(work);
+  try {
+    for (int i = 1; i < n; ++i) threads.emplace_back(work);
+  } catch (const std::system_error&) {
+    // Fewer will do.
+  }
   work();
   for (std::thread& thread : threads) thread.join();
   if (bad == blocks().size()) return;

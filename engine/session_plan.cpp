@@ -211,6 +211,11 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
     plan.notes.push_back(
         fmt::format("The prompt has {} tokens, the model was made for {} positions; answers may be poor.",
                     r.n_prompt, limit));
+  } else if (limit > 0 && context > limit) {
+    plan.notes.push_back(fmt::format(
+        "The context has room for {} tokens, the model was made for {} positions; beyond them answers "
+        "may be poor.",
+        context, limit));
   }
   return context;
 }
@@ -563,6 +568,10 @@ SessionPlan make_plan(const PlanRequest& asked) {
   if (r.options.attention == AttentionMode::kDense) drop_selection(r.options, plan.notes);
   check_ranges(r.options);
   if (r.n_prompt < 1) fail(ErrorKind::kUsage, "the prompt is empty");
+  if (r.n_prompt > kMaxOptionTokens || r.n_new > kMaxOptionTokens) {
+    fail(ErrorKind::kUsage, "expected at most {} tokens, found a prompt of {} and {} new ones",
+         kMaxOptionTokens, r.n_prompt, r.n_new);
+  }
   if (r.n_new < -1) {
     fail(ErrorKind::kUsage, "-n: expected -1 (until the end) or a count, found {}", r.n_new);
   }
@@ -579,8 +588,8 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);
-  resolve_keys(r, plan);
   check_composition(plan.options.selection);
+  resolve_keys(r, plan);
   check_codecs(plan.options.selection, r.config);
   check_host_attention(r, plan);
   check_prefill_budget(r, plan);

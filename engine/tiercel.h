@@ -18,9 +18,13 @@
 // time: a call that meets another one on the same session (from a second thread, or from that
 // call's own callback) throws Error(kBusy). Sessions and batches of one engine may be used from
 // different threads; their computing is serialised, first come, first served, a step or a prefill
-// at a time, so answers are those of one thread. Calls of Batch and Request are safe from any
-// thread at any time. Destroying, moving or assigning an object while another thread uses it is a
-// mistake that nothing catches. Each class says what differs.
+// at a time, so answers are those of one thread. Whatever touches a sequence waits for its turn too: plan,
+// stats, reset, close and the end of a session may take as long as another one's prefill. Calls of Batch
+// and Request are safe from any thread at any time. Destroying, moving or assigning an object while
+// another thread uses it is a mistake that nothing catches; a session may be destroyed, or assigned to, in
+// a callback of its own call, which ends with it. Each class says what differs.
+//
+// Processes: an engine's threads do not follow a fork(); the child may not use what the parent opened.
 //
 // This header needs C++20's library and nothing else. Its ABI belongs to one compiler family and
 // one minor version; engine/tiercel_c.h has the one that lasts.
@@ -265,8 +269,8 @@ class TIERCEL_API Session {
 
  private:
   friend class Engine;
-  explicit Session(std::unique_ptr<detail::SessionState> state);
-  std::unique_ptr<detail::SessionState> state_;
+  explicit Session(std::shared_ptr<detail::SessionState> state);
+  std::shared_ptr<detail::SessionState> state_;  // a call that runs has it too
 };
 
 enum class RequestState : int {

@@ -270,12 +270,10 @@ LayerState layer_after_prompt(const KvLayout& layout, int64_t layer, int64_t n_t
   const KvSettings& o = layout.settings;
   LayerState s;
   if (layout.tiered(layer)) {
-    // A prompt too short to have a middle after sinks and window keeps everything in the window.
-    const bool has_middle = n_tokens >= o.sinks + o.recent + o.chunk_tokens;
-    s.n_sinks = has_middle ? o.sinks : 0;
-    const int64_t middle_end = has_middle ? n_tokens - o.recent : 0;
-    s.first_chunk = s.n_sinks / o.chunk_tokens;
-    s.end_chunk = std::max(middle_end / o.chunk_tokens, s.first_chunk);
+    // Of a prompt too short to have a middle, what the window does not hold are sinks.
+    s.end_chunk = std::max<int64_t>(n_tokens - o.recent, 0) / o.chunk_tokens;
+    s.first_chunk = std::min(o.sinks / o.chunk_tokens, s.end_chunk);
+    s.n_sinks = s.first_chunk * o.chunk_tokens;
     s.first = s.end_chunk * o.chunk_tokens;
     if (layout.indexed(layer)) {
       const int64_t n_middle = s.end_chunk - s.first_chunk;

@@ -201,9 +201,9 @@ std::vector<BenchRival> parse_rivals(const std::string& text) {
   return rivals;
 }
 
-std::vector<BatchRow> measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& model,
-                                      const TokenSource& source, const Console& console) {
-  std::vector<BatchRow> rows;
+void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& model,
+                     const TokenSource& source, const Console& console,
+                     std::vector<BatchRow>& rows) {
   for (const int64_t n_prompt : parse_counts("-p", flags.prompts, 1)) {
     for (const int64_t n_gen : parse_counts("-n", flags.steps, 1)) {
       for (const BenchRival rival : parse_rivals(flags.compare)) {
@@ -229,7 +229,18 @@ std::vector<BatchRow> measure_batches(const BenchFlags& flags, const std::shared
       }
     }
   }
-  return rows;
+}
+
+// What was measured is printed also where what follows is interrupted or fails.
+template <typename Measure, typename Print>
+void print_behind(Measure measure, Print print) {
+  try {
+    measure();
+  } catch (const Error&) {
+    print();
+    throw;
+  }
+  print();
 }
 
 }  // namespace
@@ -249,6 +260,9 @@ int command_bench(int argc, char** argv) {
   const std::vector<int64_t> steps = parse_counts("-n", flags.steps, 0);
   if (flags.batches.empty() && (!flags.compare.empty() || picture.wanted())) {
     fail(ErrorKind::kUsage, "--compare and --picture: expected -b beside them");
+  }
+  if (!flags.batches.empty() && !flags.depths.empty()) {
+    fail(ErrorKind::kUsage, "-d: with -b every sequence decodes behind its -p tokens; leave it out");
   }
   if (flags.session.imposed_hit_rate >= 0 && flags.model.synthetic.empty()) {
     fail(ErrorKind::kUsage,
@@ -273,16 +287,22 @@ int command_bench(int argc, char** argv) {
         "synthetic: random weights, so the text is noise; only the times mean something");
   };
   if (!flags.batches.empty()) {
-    const std::vector<BatchRow> rows = measure_batches(flags, model, source, console);
-    for (const BatchRow& row : rows) {
-      if (!row.backend.empty()) setup.backend = row.backend;
-    }
-    warn();
-    if (picture.wanted()) {
-      picture.write(batch_picture(batch_text(setup, rows, BenchFormat::kJson), "--picture"));
-    }
-    print_result(batch_text(setup, rows, flags.format));
-    return 0;
+    std::vector<BatchRow> rows;
+    print_behind([&] { measure_batches(flags, model, source, console, rows); },
+                 [&] {
+                   if (rows.empty()) return;
+                   for (const BatchRow& row : rows) {
+                     if (!row.backend.empty()) setup.backend = row.backend;
+                   }
+                   warn();
+                   if (picture.wanted()) {
+                     picture.write(batch_picture(batch_text(setup, rows, BenchFormat::kJson), "--picture"));
+                   }
+                   print_result(batch_text(setup, rows, flags.format));
+                 });
+    const bool any = std::any_of(rows.begin(), rows.end(),
+                                 [](const BatchRow& row) { return row.n_sequences > 0; });
+    return any ? 0 : static_cast<int>(ErrorKind::kDoesNotFit);  // the warnings say why
   }
   std::vector<BenchRow> rows;
   // (prompt, tokens behind it)
@@ -295,23 +315,28 @@ int command_bench(int argc, char** argv) {
   for (const int64_t depth : depths) {
     for (const int64_t n_gen : steps) tests.emplace_back(depth, n_gen);
   }
-  for (const auto& [n_prompt, n_gen] : tests) {
-    BenchRow prefill, decode;
-    prefill.n_prompt = decode.n_depth = n_prompt;
-    decode.n_gen = n_gen;
-    prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
-    decode.plan = prefill.plan;
-    const std::vector<int32_t> ids = source.take(n_prompt);
-    for (int64_t i = 0; i < flags.repetitions; ++i) {
-      console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
-      setup.backend = measure(model, ids, console, prefill, decode);
+  const auto measure_all = [&] {
+    for (const auto& [n_prompt, n_gen] : tests) {
+      BenchRow prefill, decode;
+      prefill.n_prompt = decode.n_depth = n_prompt;
+      decode.n_gen = n_gen;
+      prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
+      decode.plan = prefill.plan;
+      const std::vector<int32_t> ids = source.take(n_prompt);
+      for (int64_t i = 0; i < flags.repetitions; ++i) {
+        console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
+        setup.backend = measure(model, ids, console, prefill, decode);
+      }
+      prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
+      rows.push_back(prefill);
+      if (n_gen > 0) rows.push_back(decode);
     }
-    prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
-    rows.push_back(prefill);
-    if (n_gen > 0) rows.push_back(decode);
-  }
-  warn();
-  print_result(bench_text(setup, rows, flags.format));
+  };
+  print_behind(measure_all, [&] {
+    if (rows.empty()) return;
+    warn();
+    print_result(bench_text(setup, rows, flags.format));
+  });
   return 0;
 }
 

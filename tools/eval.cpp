@@ -65,6 +65,7 @@ struct EvalFlags {
   ReferenceKind compare = ReferenceKind::kNone;
   std::optional<double> max_loss;
   bool separate = false, tune = false, quiet = false;
+  std::vector<std::vector<std::string>> given;  // of the session's flags, for compositions
 
   bool parse(int argc, char** argv) {
     Flags flags("eval", "What a composition loses: tasks, and distance from dense attention.",
@@ -109,8 +110,11 @@ struct EvalFlags {
     flags.file("--svg", svg, Flags::FileUse::kWritten,
                "A picture of the grid, and of lines over the budget, to this file");
     flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
-    return flags.parse(argc, argv);
+    if (!flags.parse(argc, argv)) return false;
+    given = given_for_compositions(flags);
+    return true;
   }
+  CompositionBase base() const { return {session, given}; }
 
  private:
   void set_style(const std::string& text) {
@@ -236,8 +240,8 @@ int run_tune(const EvalFlags& flags, const Tokenizer& tokenizer, const Console& 
   const Outputs outputs(flags);
   TuneRequest request{.model = {}, .tokenizer = tokenizer, .prompt = {}};
   request.wishes = wishes_of(flags);
-  request.base = flags.session;
-  request.base.audit = 0;
+  request.base = flags.base();
+  request.base.options.audit = 0;
   request.steps = flags.steps;
   request.max_loss = flags.max_loss;
   if (flags.presets) {
@@ -265,7 +269,7 @@ double parse_swept(std::string_view text) {
 }
 
 // "slots=1,2,4": every composition once with each value.
-void sweep_compositions(const std::string& sweep, const SessionOptions& base,
+void sweep_compositions(const std::string& sweep, const CompositionBase& base,
                         EvalRequest& request) {
   const size_t equals = sweep.find('=');
   if (equals == 0 || equals == std::string::npos) {
@@ -313,11 +317,11 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
   if (flags.presets) {
     request.compositions = parse_list<EvalComposition>(
         "--presets", *flags.presets,
-        [&](std::string_view spec) { return parse_composition(spec, flags.session); });
+        [&](std::string_view spec) { return parse_composition(spec, flags.base()); });
   } else {
     request.compositions = {{name_of(flags.session.attention), flags.session}};
   }
-  if (flags.sweep) sweep_compositions(*flags.sweep, flags.session, request);
+  if (flags.sweep) sweep_compositions(*flags.sweep, flags.base(), request);
   if (flags.text) {
     request.text = read_input(*flags.text, "--text");
     check_utf8(*request.text, *flags.text, console, flags.session.strict);

@@ -137,7 +137,13 @@ std::string Flags::footer() const {
 
 CLI::Option* Flags::finish(CLI::Option* option, const char* help) {
   option->description(help)->group(section_);
-  if (twins_) option->envname(environment_twin(option->get_lnames().at(0)));
+  if (!twins_) return option;
+  // Every long name has a twin; the first that is set counts.
+  const std::vector<std::string>& names = option->get_lnames();
+  const auto set = std::find_if(names.begin(), names.end(), [](const std::string& name) {
+    return std::getenv(environment_twin(name).c_str()) != nullptr;
+  });
+  option->envname(environment_twin(set == names.end() ? names.at(0) : *set));
   return option;
 }
 
@@ -204,6 +210,18 @@ std::string Flags::list() const {
     for (const std::string& name : option->get_lnames()) add("--" + name);
   }
   return text;
+}
+
+std::vector<std::vector<std::string>> Flags::given_of(const Flags& others) const {
+  std::vector<std::vector<std::string>> given;
+  for (const CLI::Option* option : app_->get_options()) {
+    if (option->count() == 0 || option->get_lnames().empty()) continue;
+    const std::string name = "--" + option->get_lnames().at(0);
+    if (others.app_->get_option_no_throw(name) == nullptr) continue;
+    given.push_back({name});
+    if (option->get_items_expected_max() > 0) given.back().push_back(option->results().back());
+  }
+  return given;
 }
 
 // The first argument that is no flag's, and what may have been meant.

@@ -87,6 +87,9 @@ class Flags : public OptionSink {
   // completion, --list-flags: "--name<TAB>type<TAB>help", a name per line.
   // Throws Error(kUsage).
   bool parse(int argc, char** argv);
+  // Behind parse(): what was given, by the command line or the environment, of the flags that `others`
+  // has too: {"--name", "value"}, or {"--name"} where there is none.
+  std::vector<std::vector<std::string>> given_of(const Flags& others) const;
 
  private:
   CLI::Option* finish(CLI::Option* option, const char* help);

@@ -38,6 +38,12 @@ OutputFile::OutputFile(std::string path, std::string purpose)
     if (S_ISDIR(info.st_mode)) refuse("write to", EISDIR);
     if (::access(path_.c_str(), W_OK) != 0) refuse("write to", errno);
     direct_ = !S_ISREG(info.st_mode);
+    for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) {
+      struct stat open {};
+      if (direct_ || ::fstat(fd, &open) != 0) continue;
+      if (open.st_dev == info.st_dev && open.st_ino == info.st_ino) stream_ = fd;
+    }
+    direct_ |= stream_ >= 0;
     // Follow links, so that renaming replaces the file and not the link that leads to it.
     if (!direct_) path_ = std::filesystem::canonical(path_).string();
   } else if (errno != ENOENT) {
@@ -64,6 +70,10 @@ void OutputFile::refuse(const char* doing, int error) const {
 }
 
 void OutputFile::write_directly(std::string_view text) const {
+  if (stream_ >= 0) {
+    if (const int error = write_and_sync(stream_, text); error != 0) refuse("write", error);
+    return;
+  }
   const int fd = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
   if (fd < 0) refuse("open", errno);
   const int write_error = write_and_sync(fd, text);
@@ -79,6 +89,8 @@ void OutputFile::write(std::string_view text) const {
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) refuse("create", errno);
   const UnfinishedFile unfinished(temporary);
+  struct stat replaced {};  // whose permissions stay
+  if (::stat(path_.c_str(), &replaced) == 0) ::fchmod(fd, replaced.st_mode & 07777);
   int error = write_and_sync(fd, text);
   if (::close(fd) != 0 && error == 0) error = errno;
   if (error == 0 && ::rename(temporary.c_str(), path_.c_str()) != 0) error = errno;

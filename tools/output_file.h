@@ -24,6 +24,7 @@ class OutputFile {
 
   std::string path_, purpose_;
   bool direct_ = false;  // a device or a pipe: it must not be replaced by a file
+  int stream_ = -1;      // the file is what stdout or stderr goes to: it is written behind that
 };
 
 }  // namespace tiercel

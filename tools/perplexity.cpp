@@ -1,9 +1,11 @@
 // tiercel perplexity: how well the model predicts a text.
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/base/check.h"
 #include "engine/base/units.h"
+#include "engine/option_rows.h"
 #include "engine/session.h"
 #include "engine/tokenizer.h"
 #include "tools/commands.h"
@@ -83,6 +85,32 @@ void score_window(const std::shared_ptr<Model>& model, const SessionPlan& plan,
   score.add(ids, logprobs);
 }
 
+// Every token is scored by the prefill: nothing that concerns a decode step, or how its memory is kept,
+// changes the result.
+void warn_of_unused(const Flags& flags, const SessionOptions& options, const Console& console) {
+  SessionOptions ignored;
+  Flags of_steps("perplexity", "What a step selects.");
+  of_steps.without_twin([&] {
+    add_preset_option(of_steps, ignored);
+    add_selection_options(of_steps, ignored.selection);
+  });
+  // A selecting prefill cuts the prompt and protects its ends as steps would.
+  static const std::set<std::string> kOfPrefill = {"--sinks", "--recent", "--chunk-size", "--index"};
+  std::string names;
+  for (const std::vector<std::string>& flag : flags.given_of(of_steps)) {
+    if (flag[0] == "--attention" && options.attention == AttentionMode::kDense) continue;
+    if (options.prefill == PrefillMode::kSelect && kOfPrefill.contains(flag[0])) continue;
+    names += (names.empty() ? "" : ", ") + flag[0];
+  }
+  if (names.empty()) return;
+  const std::string message = fmt::format(
+      "{}: of no use to perplexity, which scores what the prefill computes; --prefill select and "
+      "--prefill-budget matter, and tiercel eval measures what selection loses",
+      names);
+  if (options.strict) fail(ErrorKind::kUsage, "{} (--strict)", message);
+  console.warn("{}", message);
+}
+
 void print(const Score& score, bool json) {
   if (!json) {
     print_result(fmt::format("perplexity {:.4f} +/- {:.4f} over {} tokens\n", score.perplexity(),
@@ -115,6 +143,7 @@ int command_perplexity(int argc, char** argv) {
   if (!flags.parse(argc, argv)) return 0;
   const Console console(quiet);
   model_flags.check();
+  warn_of_unused(flags, options, console);
   const std::string text = prompt.read(console, options.strict);
   options.n_threads = static_cast<int>(model_flags.n_threads);
 

@@ -135,6 +135,7 @@ std::string PromptFlags::read(const Console& console, bool strict, bool required
     text = read_input(*file, "--file");
   }
   const std::string name = prompt ? "--prompt" : *file == "-" ? "stdin" : *file;
+  stop_if_requested();  // before what an interrupted reading has to say
   if (text.empty()) fail(ErrorKind::kUsage, "{}: the prompt is empty", name);
   check_utf8(text, name, console, strict);
   return text;

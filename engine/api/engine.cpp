@@ -126,7 +126,7 @@ Session Engine::open_session(const Options& options) const {
   detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
   return detail::translated([&] {
-    auto state = std::make_unique<detail::SessionState>(
+    auto state = std::make_shared<detail::SessionState>(
         state_, detail::resolve({&options, &engine.options}));
     state->restart_sampling();
     return Session(std::move(state));

@@ -95,7 +95,7 @@ Session Session::fork() {
   const detail::Call call(state_);
   detail::SessionState& s = call.with_prompt();
   detail::decode(s, [&] { detail::flush(s); });
-  auto state = std::make_unique<detail::SessionState>(s.engine, s.settings);
+  auto state = std::make_shared<detail::SessionState>(s.engine, s.settings);
   {
     const detail::Turn turn(*s.engine);
     const auto start = std::chrono::steady_clock::now();
@@ -118,7 +118,7 @@ Session Engine::restore(const std::string& path, const Options& options,
   detail::require_session_options(options);
   return detail::translated([&] {
     const auto saved = SavedSession::open(path);
-    auto state = std::make_unique<detail::SessionState>(
+    auto state = std::make_shared<detail::SessionState>(
         state_, detail::settings_of(*saved, engine.options, options));
     if (!detail::restore(*state, *saved, progress)) state->restart_sampling();
     return Session(std::move(state));

@@ -43,8 +43,11 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     s.open_seconds = seconds_since(start);
     // Even when nobody listens: a device's prefill is waited for only where it is reported.
     const ProgressCallback report = [&](const tiercel::Progress& p) {
-      return !progress ||
-             progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
+      const bool go_on = !progress || progress({.total = n,
+                                                .cached = 0,
+                                                .processed = p.tokens_done,
+                                                .elapsed = p.seconds});
+      return go_on && !s.abandoned;
     };
     const bool done = with_logprobs ? s.inner->prefill_logprobs(tokens, logprobs, report)
                                     : s.inner->prefill(tokens, report);
@@ -99,10 +102,17 @@ namespace v0 {
 using detail::Call;
 using detail::SessionState;
 
-Session::Session(std::unique_ptr<SessionState> state) : state_(std::move(state)) {}
+Session::Session(std::shared_ptr<SessionState> state) : state_(std::move(state)) {}
 Session::Session(Session&&) noexcept = default;
-Session& Session::operator=(Session&&) noexcept = default;
-Session::~Session() = default;
+Session& Session::operator=(Session&& other) noexcept {
+  if (this == &other) return *this;
+  if (state_ != nullptr) state_->abandoned = true;
+  state_ = std::move(other.state_);
+  return *this;
+}
+Session::~Session() {
+  if (state_ != nullptr) state_->abandoned = true;
+}
 
 bool Session::prefill(std::span<const int32_t> tokens, const ProgressCallback& progress) {
   const Call call(state_);
@@ -128,7 +138,7 @@ Generation Session::generate(int64_t n, const PieceCallback& callback) {
   Generation result;
   const auto emit = [&](int32_t token, const std::string& text) {
     result.text += text;
-    return !callback || callback({token, text});
+    return (!callback || callback({token, text})) && !s.abandoned;
   };
   for (int64_t i = 0; i < n; ++i) {
     if (detail::room(s) < 1) {

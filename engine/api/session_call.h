@@ -15,7 +15,8 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
 // One call on a session, or kBusy. Blocking instead would let two callbacks wait for each other.
 class Call {
  public:
-  explicit Call(const std::unique_ptr<SessionState>& state) : state_(state.get()) {
+  // Of a session that may be destroyed in a callback of this very call.
+  explicit Call(const std::shared_ptr<SessionState>& state) : state_(state) {
     if (state_ == nullptr) refuse(v0::ErrorKind::kState, "this session was moved away");
     if (state_->busy.exchange(true, std::memory_order_acquire)) {
       refuse(v0::ErrorKind::kBusy,
@@ -46,7 +47,7 @@ class Call {
   }
 
  private:
-  SessionState* state_;
+  std::shared_ptr<SessionState> state_;
 };
 
 // Computes in the engine's turn. What fails half-way leaves no sequence to go on with.

@@ -79,6 +79,7 @@ struct SessionState {
   std::shared_ptr<EngineState> engine;
   Settings settings;
   std::atomic<bool> busy{false};
+  std::atomic<bool> abandoned{false};  // the session was destroyed: what still computes stops
   bool closed = false;
 
   // The sequence. `pending`: its last token is not in the cache yet; it goes there when somebody

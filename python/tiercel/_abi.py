@@ -17,7 +17,7 @@ from ctypes import (
     c_size_t,
     c_void_p,
 )
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Type, Union
 
 from . import _library
 
@@ -249,7 +249,15 @@ def encoded(text: str) -> bytes:
     """For a parameter that ends with its first zero."""
     if "\0" in text:
         raise UsageError(f"{text!r}: expected text without NUL")
-    return os.fsencode(text)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def encoded_path(path: Union[str, "os.PathLike[str]"]) -> bytes:
+    """The name of a file, as the system spells it."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise UsageError(f"{path!r}: expected a path without NUL")
+    return name
 
 
 def take_text(pointer: c_void_p, length: Optional[int] = None) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 from . import _abi
 from ._abi import OptionHandle, StateError, call, encoded, library
 from ._guard import BlockingCall, Guard
-from ._types import REASONS, Generation, Piece, PieceCallback, c_tokens, numbers
+from ._types import REASONS, Generation, Piece, PieceCallback, c_count, c_tokens, numbers
 
 _STATES = ("queued", "prefilling", "decoding", "finished", "failed", "cancelled")
 
@@ -57,6 +57,9 @@ class Request:
         if getattr(self, "_handle", None):
             library.tiercel_request_free(self._handle)
         _listeners.pop(self._name, None)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a request cannot be copied: there is one of it")
 
     def wait(self, timeout: Optional[float] = None) -> Generation:
         """The result, once it is there; raises what the request failed of, or its callback raised.
@@ -117,6 +120,7 @@ class Batch:
         self._batch = c_void_p()
         self._lock = threading.RLock()  # over the two: nobody uses what is being closed
         self._live: List[Request] = []  # listeners stay until their requests are done
+        self._look_at = 16  # requests, for those that are
         with OptionHandle(options) as handle, BlockingCall():  # it logs
             call("tiercel_batch_open", engine._handle, handle, byref(self._batch))
         _open_batches.add(self)
@@ -130,6 +134,9 @@ class Batch:
     def __del__(self) -> None:
         if getattr(self, "_batch", None):
             self.close()
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a batch cannot be copied: there is one of it")
 
     def close(self) -> None:
         with BlockingCall():  # Ctrl-C comes behind it: half closed would be never closed
@@ -167,9 +174,12 @@ class Batch:
             data = c_tokens(prompt)
             function, length = "tiercel_batch_submit_tokens", len(prompt)
         with OptionHandle(options) as handle, self._lock:
-            call(function, self._handle, data, length, n, handle, hear, request._name,
+            call(function, self._handle, data, length, c_count("n", n), handle, hear, request._name,
                  byref(request._handle))
-            self._live = [one for one in self._live if not one.done] + [request]
+            self._live.append(request)
+            if len(self._live) >= self._look_at:  # now and then: each look asks for all of them
+                self._live = [one for one in self._live if not one.done]
+                self._look_at = 2 * len(self._live) + 16
         return request
 
     def stats(self) -> Dict[str, float]:

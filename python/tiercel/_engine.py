@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, UsageError, call, encoded, library
+from ._abi import OptionHandle, StateError, UsageError, call, encoded, encoded_path, library
 from ._batch import Batch
 from ._guard import BlockingCall
 from ._types import (
@@ -21,6 +21,7 @@ from ._types import (
     Piece,
     PieceCallback,
     ProgressCallback,
+    c_count,
     c_tokens,
     numbers,
     reporter,
@@ -82,7 +83,7 @@ class Engine:
         self._engine: Optional[_EngineHandle] = None
         opened = _EngineHandle()
         with OptionHandle(options) as handle:
-            call("tiercel_engine_open", encoded(os.fspath(directory)), handle, byref(opened))
+            call("tiercel_engine_open", encoded_path(directory), handle, byref(opened))
         self._engine = opened
 
     def __enter__(self) -> "Engine":
@@ -134,7 +135,7 @@ class Engine:
         guard, report = reporter(progress)
         restored = Session()
         with OptionHandle(options) as handle, guard:
-            status = call("tiercel_session_restore", self._handle, encoded(os.fspath(path)), handle,
+            status = call("tiercel_session_restore", self._handle, encoded_path(path), handle,
                           report, None, byref(restored._session))
         return restored if status == _abi.OK else None
 
@@ -185,14 +186,14 @@ class Engine:
         """
         with OptionHandle(options) as handle:
             return numbers("tiercel_engine_plan_numbers", library.tiercel_engine_plan_name,
-                           self._handle, n_prompt, handle)
+                           self._handle, c_count("n_prompt", n_prompt), handle)
 
     def describe_plan(self, n_prompt: int, what: str, **options: Any) -> str:
         """The plan's "composition" (what selection would do, in one line) or "notes" (what was
         adjusted or is worth a warning, one per line)."""
         text = c_void_p()
         with OptionHandle(options) as handle:
-            call("tiercel_engine_plan_text", self._handle, n_prompt, handle, encoded(what),
+            call("tiercel_engine_plan_text", self._handle, c_count("n_prompt", n_prompt), handle, encoded(what),
                  byref(text))
         return _abi.take_text(text)
 
@@ -281,7 +282,7 @@ class Session:
 
         finish = c_int32()
         with guard:
-            call("tiercel_session_generate", self._handle, n, take, None, byref(finish))
+            call("tiercel_session_generate", self._handle, c_count("n", n), take, None, byref(finish))
             self.finish_reason = REASONS[finish.value]
         return Generation([p.token for p in pieces], "".join(p.text for p in pieces),
                           self.finish_reason)
@@ -354,7 +355,7 @@ class Session:
 
     def set_budget(self, tokens: int) -> None:
         """Selected tokens per KV head from the next one on, up to option budget; -1: all of it."""
-        call("tiercel_session_set_budget", self._handle, tokens)
+        call("tiercel_session_set_budget", self._handle, c_count("tokens", tokens))
 
     def save(
         self, path: Union[str, "os.PathLike[str]"], progress: Optional[ProgressCallback] = None
@@ -364,7 +365,7 @@ class Session:
         False: progress returned False.
         """
         guard, report = reporter(progress)
-        name = encoded(os.fspath(path))
+        name = encoded_path(path)
         with guard:
             status = call("tiercel_session_save", self._handle, name, report, None)
         return status == _abi.OK

@@ -31,7 +31,16 @@ PieceCallback = Callable[[Piece], bool]
 REASONS = ("length", "end of text", "stopped", "context full")
 
 
+def c_count(name: str, value: int) -> int:
+    """For an int64_t parameter, which ctypes would cut."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        raise UsageError(f"{name}: expected a count, found {value!r}")
+    return value
+
+
 def c_tokens(tokens: Sequence[int]) -> Any:
+    if isinstance(tokens, (bytes, bytearray, memoryview)):
+        raise UsageError("expected text or tokens, found bytes; decode() them")
     for index, token in enumerate(tokens):
         if not 0 <= token < 1 << 31:
             raise UsageError(f"token {token} at index {index}: expected 0 to {2**31 - 1}")

@@ -243,6 +243,27 @@ TEST(Api, ACallbackThatCallsBackIsRefused) {
   EXPECT_EQ(other.stats().generated_tokens, 3);
 }
 
+// A session that is destroyed in a callback of its own call ends it.
+TEST(Api, ASessionMayEndInItsOwnCallback) {
+  const Engine engine = open_demo();
+  auto session = std::make_unique<Session>(engine.open_session());
+  ASSERT_TRUE(session->prefill(prompt_text(20)));
+  int n_pieces = 0;
+  const Generation generated = session->generate(8, [&](const Piece&) {
+    session.reset();
+    return ++n_pieces > 0;
+  });
+  EXPECT_EQ(n_pieces, 1);
+  EXPECT_EQ(generated.reason, FinishReason::kStopped);
+
+  session = std::make_unique<Session>(engine.open_session());
+  EXPECT_FALSE(session->prefill(prompt_text(20), [&](const Progress&) {
+    if (session != nullptr) *session = engine.open_session();
+    return true;
+  }));
+  EXPECT_TRUE(session->prefill(prompt_text(20)));  // the one that took its place
+}
+
 TEST(Api, LogitsScoresAndStepsAgree) {
   const Engine engine = open_demo();
   const std::vector<int32_t> prompt = engine.tokenize(prompt_text(12));

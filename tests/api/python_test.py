@@ -1,5 +1,6 @@
 """The Python module: what it adds to the C interface, and that nothing is lost on the way."""
 
+import copy
 import gc
 import logging
 import math
@@ -270,6 +271,26 @@ class Module(unittest.TestCase):
             self.engine.tokenize_chat([{"role": "cook", "content": "hi"}])
         with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
             self.engine.tokenize_next_turn([1], "hi")
+
+    def test_numbers_are_not_cut(self):
+        with self.engine.session(budget=128) as session:
+            session.prefill(PROMPT)
+            for wrong in (2**64 + 3, -(2**63) - 1, 1.5, "3"):
+                self.assertRaises(tiercel.UsageError, session.generate, wrong)
+                self.assertRaises(tiercel.UsageError, session.set_budget, wrong)
+                self.assertRaises(tiercel.UsageError, self.engine.plan, wrong)
+            self.assertRaises(tiercel.UsageError, self.engine.plan, 2**62)
+        with self.engine.session() as session:
+            self.assertRaises(tiercel.UsageError, session.prefill, b"The key")
+
+    def test_handles_are_not_copied(self):
+        with self.engine.batch(max_prompt=64, n_predict=8) as batch:
+            request = batch.submit("The", 2)
+            for owner in (batch, request):
+                self.assertRaises(TypeError, copy.copy, owner)
+            requests = [batch.submit("The", 2) for _ in range(40)]
+            for one in [request] + requests:
+                self.assertEqual(len(one.wait().tokens), 2)
 
     def test_append_and_fork(self):
         session = self.engine.session(budget=128, n_predict=100)

@@ -80,11 +80,20 @@ TEST(Bench, ManySequencesBesideTheirRivals) {
   EXPECT_TRUE(contains(wrong.err, "a.json")) << wrong.err;
 }
 
+// What was measured before something failed is not lost.
+TEST(Bench, PrintsWhatItHas) {
+  const Result result = run(with_model("bench", {"-p", "64,1M", "-n", "2", "-r", "1", "-o", "jsonl",
+                                                 "--device-memory", "100MiB", "--host-memory", "100MiB"}));
+  EXPECT_EQ(result.code, 3) << result.err;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 2) << result.out;
+  EXPECT_TRUE(contains(result.err, "--device-memory")) << result.err;
+}
+
 TEST(Bench, SaysWhatDoesNotFit) {
   const Result result = run(with_model(
       "bench", {"-p", "4K", "-n", "2", "-b", "2", "--device-memory", "30MiB", "--budget", "64",
                 "--slots", "1", "--key-codec", "exact", "--compare", "dense"}));
-  ASSERT_EQ(result.code, 0) << result.err;
+  ASSERT_EQ(result.code, 3) << result.err;  // nothing was measured
   EXPECT_TRUE(contains(result.out, "dense: does not fit")) << result.out;
   EXPECT_TRUE(contains(result.err, "--device-memory")) << result.err;
 }

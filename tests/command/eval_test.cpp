@@ -60,6 +60,19 @@ TEST(Eval, EverythingSelectedIsDenseAndLessIsLess) {
   EXPECT_EQ(all["questions"], 3);
 }
 
+// A flag beats the preset, and a composition's own flag both.
+TEST(Eval, FlagsBesidePresets) {
+  const Result result =
+      run({.arguments = {"eval", "-m", demo_model(), "--tasks", "single", "--lengths", "300", "--presets",
+                         "quest,quest --chunk-size 8", "--chunk-size", "32", "--value-codec", "int4", "-n", "2",
+                         "-q"}});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "of 32 tokens")) << result.out;
+  EXPECT_TRUE(contains(result.out, "of 8 tokens")) << result.out;
+  EXPECT_TRUE(contains(result.out, "values int4")) << result.out;
+  EXPECT_FALSE(contains(result.out, "values bf16")) << result.out;
+}
+
 TEST(Eval, InterruptedItSaysWhatItHas) {
   const Scratch scratch;
   const std::string file = scratch / "eval.json";

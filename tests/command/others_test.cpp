@@ -69,6 +69,18 @@ TEST(Perplexity, JsonAgreesWithItself) {
   EXPECT_GT(json["standard_error"], 0);
 }
 
+// Nobody shall take codecs for lossless that nothing was read from.
+TEST(Perplexity, SaysWhatIsOfNoUse) {
+  const std::vector<std::string> arguments = {"perplexity", "-m", demo_model(), "-p", "The key of", "--budget",
+                                              "16", "--value-codec", "int4"};
+  const Result result = run({.arguments = arguments});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "--budget, --value-codec: of no use")) << result.err;
+  std::vector<std::string> strict = arguments;
+  strict.push_back("--strict");
+  EXPECT_EQ(run({.arguments = strict}).code, 2);
+}
+
 TEST(Perplexity, WindowsKnowNothingOfEachOther) {
   std::string text;
   for (int i = 0; i < 30; ++i) text += "Rain falls on the hills. ";

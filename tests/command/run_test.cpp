@@ -129,22 +129,23 @@ std::vector<std::string> split(const std::string& text, const std::string& separ
 }
 
 // {"--ctx-size", "TIERCEL_ARG_CTX_SIZE"} and so on: the flags of a command whose value is not just
-// any text. An option's names follow each other; its first long one has the variable.
+// any text. Each of an option's long names, which follow each other, has a variable; messages use the
+// first.
 std::vector<std::pair<std::string, std::string>> twins_of(const std::string& command) {
   std::vector<std::pair<std::string, std::string>> twins;
-  std::string previous;
+  std::string previous, first_name;
   for (const std::string& line : split(run({.arguments = {command, "--list-flags"}}).out, "\n")) {
     const std::vector<std::string> cells = split(line, "\t");
     if (cells.size() != 3 || !cells[0].starts_with("--")) continue;
     const std::string &name = cells[0], &type = cells[1];
     const std::string option = type + cells[2];
-    const bool alias = option == std::exchange(previous, option);
-    if (alias || type.empty() || type == "TEXT" || type == "FILE" || type == "DIR") continue;
+    if (option != std::exchange(previous, option)) first_name = name;
+    if (type.empty() || type == "TEXT" || type == "FILE" || type == "DIR") continue;
     std::string variable = "TIERCEL_ARG_";
     for (const char c : name.substr(2)) {
       variable += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     }
-    twins.emplace_back(name, variable);
+    twins.emplace_back(first_name, variable);
   }
   return twins;
 }
@@ -204,6 +205,13 @@ TEST(Run, UsageErrorsNameTheFlagAndWhatIsLegal) {
   expect_refused(run_demo({"-p", "x", "--attention", "quest", "--outliers", "4"}), 2,
                  {"--outliers", "--index mean"});
   expect_refused(run_demo({"-p", "x", "--budget", "few"}), 2, {"--budget", "all", "few"});
+  expect_refused(run_demo({"-p", "x", "--budget", "0%"}), 2, {"--budget", "more than 0 %"});
+  // With a limit, plans are laid out more than once; what makes no sense is refused before.
+  expect_refused(run_demo({"-p", "x", "--static-budget", "64", "--device-memory", "8GiB"}), 2,
+                 {"--outliers", "--static-budget"});
+  expect_refused(run_demo({"-p", "x", "--chunk-size", "5", "--coarse-chunk", "64", "--device-memory",
+                           "8GiB"}),
+                 2, {"--coarse-chunk", "multiple"});
   expect_refused(run_demo({"-p", "x", "--key-codec", "int3"}), 2, {"auto", "exact", "lowrank"});
   expect_refused(run_demo({"-p", "x", "--device-memory", "1.5GB"}), 2, {"GiB", "1.5GB"});
   expect_refused(run_demo({"-p", "x", "-n", "two"}), 2, {"--n-predict", "two"});
@@ -259,6 +267,23 @@ TEST(Run, ReportTroubleIsSaidEarlyOrKeepsTheText) {
   EXPECT_EQ(full.code, 1);
   EXPECT_EQ(full.out, plain.out);
   EXPECT_TRUE(contains(full.err, "/dev/full") && contains(full.err, "No space left")) << full.err;
+}
+
+// What is redirected to a file is not replaced by a report with its name.
+TEST(Run, AReportBehindTheText) {
+  const Scratch scratch;
+  const std::string both = scratch / "both";
+  write_file(both, "kept\n");
+  for (const std::string& name : {both, std::string("/dev/stdout")}) {
+    const std::string before = read_file(both);
+    Launch launch = run_demo({"-p", "The", "-n", "4", "--report", name});
+    launch.standard_output = both;
+    const Result result = run(launch);
+    ASSERT_EQ(result.code, 0) << result.err;
+    const std::string after = read_file(both);
+    EXPECT_TRUE(after.starts_with(before)) << after;
+    EXPECT_TRUE(contains(after.substr(before.size()), "\"output\"")) << after;
+  }
 }
 
 TEST(Run, UnwritableStdoutEndsTheRun) {

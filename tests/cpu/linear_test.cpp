@@ -3,6 +3,7 @@
 #include "cpu/linear.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
 #include <cstring>
@@ -205,6 +206,16 @@ TEST(LinearOneDnn, MatchesOracle) {
     linear_onednn(queue, problem.params());
     problem.expect_close(expected);
   }
+}
+
+// A host application may use OpenMP, and its threads are among those that call us.
+TEST(LinearOneDnn, LeavesTheCallersOpenMpAlone) {
+  if (detected_isa() < Isa::kAvx512) GTEST_SKIP() << "oneDNN multiplies bf16 from AVX-512 on";
+  Queue queue({.n_threads = 1});
+  omp_set_num_threads(3);
+  Problem problem(kCases[0]);
+  linear_onednn(queue, problem.params());
+  EXPECT_EQ(omp_get_max_threads(), 3);
 }
 
 // A panel read along the other dimension, as the Gram matrix does: pairs of rows.

@@ -34,6 +34,20 @@ TYPED_TEST_P(KvStoreSuite, EverythingSelectedEqualsDense) {
   }
 }
 
+// Of a prompt that ends within them, or just behind, sinks are what the window does not hold.
+TYPED_TEST_P(KvStoreSuite, SinksMayOutlastThePrompt) {
+  const int64_t n_prompt = 190, n_new = TypeParam::kEmulated ? 6 : 120;
+  const Sequence sequence(Model{}, n_prompt + n_new, seed() + 17);
+  const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+  for (const int64_t sinks : {144, 152, 1600}) {
+    KvSettings settings = tiered();
+    settings.sinks = sinks;
+    EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt).outputs, reference.outputs),
+              kSameUpToRounding<TypeParam>)
+        << sinks;
+  }
+}
+
 TYPED_TEST_P(KvStoreSuite, LowRankOfFullRankEqualsDenseToCodecPrecision) {
   const int64_t n_prompt = TypeParam::kEmulated ? 170 : 350;
   const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 12 : 70), seed() + 1);
@@ -386,6 +400,6 @@ REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqu
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
                             SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
                             AuditOfEverythingIsOne, TheHostAttendsWhatItWouldSend,
-                            TheFasterWayIsTried, FollowersAtOnceAsOneByOne);
+                            TheFasterWayIsTried, FollowersAtOnceAsOneByOne, SinksMayOutlastThePrompt);
 
 }  // namespace tiercel::test

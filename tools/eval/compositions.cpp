@@ -52,12 +52,32 @@ int64_t largest_within(const PlanInput& input, const SessionOptions& options, in
 
 }  // namespace
 
-EvalComposition parse_composition(std::string_view spec, const SessionOptions& base) {
+std::vector<std::vector<std::string>> given_for_compositions(const Flags& flags) {
+  SessionOptions ignored;
+  Flags ours("eval", "One composition.");
+  ours.without_twin([&] { add_session_flags(ours, ignored); });
+  std::vector<std::vector<std::string>> given = flags.given_of(ours);
+  // The first is what compositions are instead, the others the command's own.
+  std::erase_if(given, [](const std::vector<std::string>& flag) {
+    return flag[0] == "--attention" || flag[0] == "--audit" || flag[0] == "--strict";
+  });
+  return given;
+}
+
+EvalComposition parse_composition(std::string_view spec, const CompositionBase& base) {
   std::vector<std::string> words = words_of(spec);
   if (words.empty()) fail(ErrorKind::kUsage, "expected the name of a preset, found nothing");
-  EvalComposition composition{std::string(spec), base};
+  EvalComposition composition{std::string(spec), base.options};
   composition.name = fmt::format("{}", words[0]);
   for (size_t i = 1; i < words.size(); ++i) composition.name += fmt::format(" {}", words[i]);
+  std::vector<std::string> given;
+  for (const std::vector<std::string>& flag : base.given) {
+    const bool in_spec = std::any_of(words.begin(), words.end(), [&](const std::string& word) {
+      return word == flag[0] || word.starts_with(flag[0] + "=");
+    });
+    if (!in_spec) given.insert(given.end(), flag.begin(), flag.end());
+  }
+  words.insert(words.begin() + 1, given.begin(), given.end());
   words.insert(words.begin(), {"eval", "--attention"});
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());

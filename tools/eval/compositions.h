@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/session.h"
+#include "tools/flags.h"
 
 namespace tiercel {
 
@@ -17,9 +18,17 @@ struct EvalComposition {
   std::optional<double> swept_to = {};  // the value
 };
 
-// "quest", or a preset with flags that change it: "shadow --key-codec int8". What is no matter of
-// selection (limits, threads, prefill) comes from `base`. Throws Error(kUsage).
-EvalComposition parse_composition(std::string_view spec, const SessionOptions& base);
+// What compositions have in common: the limits, and flags of selection that were given beside them.
+struct CompositionBase {
+  SessionOptions options;
+  std::vector<std::vector<std::string>> given = {};  // {"--name", "value"}
+};
+// Of a command whose flags have been parsed.
+std::vector<std::vector<std::string>> given_for_compositions(const Flags& flags);
+
+// "quest", or a preset with flags that change it: "shadow --key-codec int8". A flag of the base beats the
+// preset, a flag of the spec both. Throws Error(kUsage).
+EvalComposition parse_composition(std::string_view spec, const CompositionBase& base);
 
 // A budget that was asked for, as one of three equalities.
 struct BudgetWish {

@@ -75,7 +75,7 @@ class Tuning {
   }
 
   void read_reference() {
-    SessionOptions unlimited = request_.base;
+    SessionOptions unlimited = request_.base.options;
     unlimited.device_memory = unlimited.host_memory = 0;
     const auto plan = [&](ReferenceKind kind) {
       result_.reference = kind;

@@ -20,7 +20,7 @@ struct TuneRequest {
   const Tokenizer& tokenizer;
   std::vector<int32_t> prompt;                 // at least two tokens
   int64_t steps = 64;                          // greedy tokens of the reference that are compared
-  SessionOptions base = {};                    // with the limits
+  CompositionBase base = {};                   // with the limits
   std::vector<std::string> compositions = {};  // parse_composition; empty: default_candidates
   std::vector<BudgetWish> wishes = {};
   std::optional<double> max_loss = {};  // nats
