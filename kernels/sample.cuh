@@ -197,21 +197,44 @@ struct DrawShared {
   uint32_t n;
 };
 
-// sums[digit] += weight, for every thread of a block (weight 0: nothing). The first digits of most
-// keys are the same: a warp that agrees on its digit adds once.
+// Calls visit(candidate) for every one of a list, all lanes of a warp together: a lane that has none gets
+// one of weight 0, which no candidate has.
+template <typename Visit>
+GPU void for_each_candidate(const CandidateList& list, Visit visit) {
+  constexpr int kAhead = 4;  // in flight: one block has nothing else to wait with
+  for (uint32_t first = 0; first < list.n; first += kAhead * kSampleThreads) {
+    Candidate ahead[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const uint32_t i = first + static_cast<uint32_t>(a) * kSampleThreads + threadIdx.x;
+      ahead[a] = i < list.n ? Candidate{list.keys[i], list.weights[i]} : Candidate{0, 0};
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) visit(ahead[a]);
+  }
+}
+
+// sums[digit] += weight, for the lanes of a warp (weight 0: nothing). Additions to one address come one
+// after the other, and those of 64 bits in shared memory are loops: the digits that most lanes share, as
+// they do the first ones, are added once a warp. kCount: weights are 0 or 1.
+template <bool kCount>
 GPU void add_to_digit(uint64_t* sums, uint32_t digit, uint64_t weight) {
   using namespace gpu;
-  const uint32_t busy = ballot(weight != 0);
-  if (busy == 0) return;
-  int leader = 0;
-  while ((busy >> leader & 1) == 0) ++leader;
-  const uint32_t common = shuffle(digit, leader);
-  if (ballot(weight == 0 || digit == common) == 0xffffffffu) {
-    const uint64_t sum = warp_sum(weight);
-    if (static_cast<int>(threadIdx.x) % 32 == leader) atomic_add(&sums[digit], sum);
-  } else if (weight != 0) {
-    atomic_add(&sums[digit], weight);
+  constexpr int kShared = 3;
+  bool left = weight != 0;
+#pragma unroll
+  for (int i = 0; i < kShared; ++i) {
+    const uint32_t busy = ballot(left);
+    if (busy == 0) return;
+    const int leader = popcount((busy & (0u - busy)) - 1);
+    const uint32_t common = shuffle(digit, leader);
+    const bool with = left && digit == common;
+    const uint64_t sum =
+        kCount ? static_cast<uint64_t>(popcount(ballot(with))) : warp_sum(with ? weight : 0);
+    if (static_cast<int>(threadIdx.x) % 32 == leader) atomic_add(&sums[common], sum);
+    left = left && !with;
   }
+  if (left) atomic_add(&sums[digit], weight);
 }
 
 // shared.bin: the digit at which the sums, highest digit first, reach target; shared.rest: what of
@@ -245,15 +268,13 @@ GPU CandidateList narrow(DrawShared& shared, const CandidateList& source, Candid
   const uint32_t tid = threadIdx.x;
   if (tid == 0) shared.n = 0;
   sync_threads();
-  for (uint32_t base = 0; base < source.n; base += kSampleThreads) {
-    Candidate c{0, 0};
-    if (base + tid < source.n) c = {source.keys[base + tid], source.weights[base + tid]};
-    const bool kept = base + tid < source.n && keep(c);
+  for_each_candidate(source, [&](const Candidate& c) {
+    const bool kept = c.weight != 0 && keep(c);
     const uint32_t at = append(&shared.n, kept);
-    if (!kept) continue;
+    if (!kept) return;
     target.keys[at] = c.key;
     target.weights[at] = c.weight;
-  }
+  });
   sync_threads();
   target.n = shared.n;
   sync_threads();
@@ -278,14 +299,11 @@ GPU uint64_t reach(DrawShared& shared, CandidateList list, const CandidateList& 
     }
     if (tid < 256) shared.sums[0][tid] = 0;
     sync_threads();
-    for (uint32_t base = 0; base < list.n; base += kSampleThreads) {
-      uint64_t key = 0, weight = 0;
-      if (base + tid < list.n) {
-        key = list.keys[base + tid];
-        if (agrees(key)) weight = kCount ? 1 : list.weights[base + tid];
-      }
-      add_to_digit(shared.sums[0], static_cast<uint32_t>(key >> shift) & 255, weight);
-    }
+    for_each_candidate(list, [&](const Candidate& c) {
+      const bool counts = c.weight != 0 && agrees(c.key);
+      add_to_digit<kCount>(shared.sums[0], static_cast<uint32_t>(c.key >> shift) & 255,
+                           counts ? (kCount ? 1 : c.weight) : 0);
+    });
     sync_threads();
     find_digit(shared, target);
     prefix = prefix << 8 | shared.bin;
@@ -301,7 +319,7 @@ GPU uint64_t sum_weights(DrawShared& shared, const CandidateList& list) {
   if (tid == 0) shared.rest = 0;
   sync_threads();
   uint64_t sum = 0;
-  for (uint32_t i = tid; i < list.n; i += kSampleThreads) sum += list.weights[i];
+  for_each_candidate(list, [&](const Candidate& c) { sum += c.weight; });
   sum = warp_sum(sum);
   if (tid % 32 == 0) atomic_add(&shared.rest, sum);
   sync_threads();
