@@ -188,7 +188,7 @@ std::string why_impossible_layer(const KvLayout& l, const KvState& state, int64_
     plain.prompt_base = s.prompt_base, plain.prompt_first = s.prompt_first;
     return plain == s ? "" : "an index where there is none";
   }
-  if (s.n_sinks != 0 && s.n_sinks != o.sinks) return "its sinks";
+  if (!within(0, s.n_sinks, o.sinks) || s.n_sinks % chunk != 0) return "its sinks";
   if (s.first_chunk != s.n_sinks / chunk || s.first != s.end_chunk * chunk ||
       !within(s.first_chunk, s.end_chunk, l.chunks) ||
       !within(s.first_chunk, s.prompt_end_chunk, s.end_chunk) ||

@@ -217,6 +217,10 @@ TEST(SavedSession, EveryCodecAndHome) {
   options = small(AttentionMode::kMpcache);
   options.selection.landmark_codec = RowCodec::kInt8;
   expect_same_session("llama", options, "two levels over int8");
+  options = small(AttentionMode::kShadow);
+  options.selection.key_codec = KeyCodec::kInt8;
+  options.selection.sinks = kPrompt;
+  expect_same_session("llama", options, "sinks that outlast the prompt");
 }
 
 TEST(SavedSession, SlidingWindows) {
