@@ -64,10 +64,11 @@ std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::str
 }
 
 Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
-  std::error_code ignored;
+  std::error_code ignored, error;
   Checkpoint checkpoint;
   checkpoint.directory_ = directory.string();
-  if (!std::filesystem::exists(directory, ignored)) {
+  if (!std::filesystem::exists(directory, error)) {
+    if (error) fail("{}: cannot be opened: {}", directory.string(), error.message());
     fail("{}: expected a model directory, found nothing there", directory.string());
   }
   if (!std::filesystem::is_directory(directory, ignored)) {

@@ -383,7 +383,9 @@ ModelConfig load_config(const std::filesystem::path& path) {
   const bool is_directory = std::filesystem::is_directory(path, ignored);
   const std::filesystem::path directory = is_directory ? path : path.parent_path();
   const std::filesystem::path file = is_directory ? path / "config.json" : path;
-  if (!std::filesystem::exists(file, ignored)) {
+  std::error_code error;
+  if (!std::filesystem::exists(file, error)) {
+    if (error) fail("{}: cannot be opened: {}", file.string(), error.message());
     fail(
         "{}: expected a model's config.json, found no such file; give a Hugging Face model "
         "directory",

@@ -2,18 +2,15 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <mutex>
-#include <sstream>
 #include <unordered_map>
 #include <utility>
 
 #include "engine/added_tokens.h"
 #include "engine/base/check.h"
 #include "engine/bpe.h"
+#include "engine/json.h"
 #include "engine/nfc.h"
 #include "engine/split.h"
 #include "engine/tokenizer_json.h"
@@ -62,6 +59,9 @@ bool is_ascii(std::string_view text) {
   return std::all_of(text.begin(), text.end(),
                      [](char c) { return static_cast<uint8_t>(c) < 128; });
 }
+
+// The largest published ones have 30 MB.
+constexpr size_t kMaxFileBytes = size_t{1} << 30;
 
 // What one encode call works with. Pieces memoised in one call are known to the next.
 struct Workspace {
@@ -251,13 +251,7 @@ Tokenizer Tokenizer::load(const std::string& path) {
   const std::filesystem::path given(path);
   const std::string file =
       std::filesystem::is_directory(given, ignored) ? (given / "tokenizer.json").string() : path;
-  std::ifstream stream(file, std::ios::binary);
-  std::ostringstream content;
-  // An empty file sets failbit on `content`, so only the source is asked.
-  if (!stream || !(content << stream.rdbuf() || !stream.bad())) {
-    fail("{}: expected a readable tokenizer.json, found: {}", file, std::strerror(errno));
-  }
-  return parse(std::move(content).str(), file);
+  return parse(read_text_file(file, kMaxFileBytes), file);
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options,

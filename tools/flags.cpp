@@ -159,6 +159,7 @@ void Flags::value(const char* names, const char* type, const std::string& defaul
     }
   };
   finish(app_->add_option_function<std::string>(names, callback), help)
+      ->take_last()  // of a flag that is given twice
       ->type_name(type)
       ->default_str(default_text);
 }

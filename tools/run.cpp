@@ -202,9 +202,12 @@ class Run {
     report_.load_seconds = watch.seconds();
     if (asks) {
       plan_session(*model, flags_, 1);  // what does not fit is said before anything is typed
-      const std::optional<std::string> first = input_.next();
-      stop_if_requested();
-      if (!first) return 0;
+      std::optional<std::string> first;
+      do {
+        first = input_.next();
+        stop_if_requested();
+        if (!first) return 0;
+      } while (first->empty());
       request.prompt = encode(turns, *first);
     }
     return generate_with(model, tokenizer, turns, std::move(request));

@@ -54,6 +54,7 @@ std::optional<std::string> UserInput::line(const char* question) {
   if (n >= 0) {
     std::string text(buffer, static_cast<size_t>(n));
     if (text.ends_with('\n')) text.pop_back();
+    if (text.ends_with('\r')) text.pop_back();  // of a file that ends its lines with both
     return text;
   }
   if (terminal_) console_.line("");  // the question's line
@@ -65,10 +66,12 @@ std::optional<std::string> UserInput::line(const char* question) {
 
 std::optional<std::string> UserInput::next() {
   std::optional<std::string> text = line("> ");
-  while (text && text->starts_with('/') && is_word(std::string_view(*text).substr(1))) {
-    if (*text == "/exit") return std::nullopt;
+  while (text && text->starts_with('/')) {
+    const std::string_view command = std::string_view(*text).substr(0, text->find_last_not_of(" \t") + 1);
+    if (!is_word(command.substr(1))) break;
+    if (command == "/exit") return std::nullopt;
     console_.warn("{}: no such command; /exit leaves, as Ctrl-D does, and Ctrl-C stops an answer. "
-                  "With a space in front it is a message", printable(*text, 40));
+                  "With a space in front it is a message", printable(command, 40));
     text = line("> ");
   }
   if (!text) return std::nullopt;

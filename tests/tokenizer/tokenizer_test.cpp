@@ -182,7 +182,9 @@ TEST(Tokenizer, SaysWhatIsWrongWithTheFileItself) {
   EXPECT_NE(error_of([] { Tokenizer::parse("{\"a\": 9e99999}", "f"); }).find("f: expected JSON"),
             std::string::npos);
   const std::string missing = error_of([] { Tokenizer::load("/no/such/file.json"); });
-  EXPECT_NE(missing.find("/no/such/file.json: expected a readable"), std::string::npos) << missing;
+  EXPECT_NE(missing.find("/no/such/file.json: cannot be opened"), std::string::npos) << missing;
+  const std::string device = error_of([] { Tokenizer::load("/dev/null"); });
+  EXPECT_NE(device.find("/dev/null: expected a regular file"), std::string::npos) << device;
   const std::string nested = std::string(100000, '[') + std::string(100000, ']');
   EXPECT_NE(error_of([&] { Tokenizer::parse(nested, "f"); }), "no error");
   Json deep = {{"type", "NFC"}};
