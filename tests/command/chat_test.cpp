@@ -230,6 +230,10 @@ TEST_F(RunChat, ContinuesTextWithATemplateThatIsNotSupported) {
   EXPECT_EQ(text.code, 0) << text.err;
   EXPECT_TRUE(contains(text.err, "/help: no such command; /exit leaves")) << text.err;
   EXPECT_EQ(talk("Hello\n", {"-n", "4", "--no-template"}).out, text.out);
+  // Lines as other systems end them, an empty one first, a space behind the command; the last -n counts.
+  const Result other = talk("\r\nHello\r\n/exit \r\nnever read\r\n", {"-n", "9", "-n", "4", "--no-template"});
+  EXPECT_EQ(other.code, 0) << other.err;
+  EXPECT_EQ(other.out, text.out);
   expect_refused(launch({"-p", "x", "--no-template"}), {"--no-template", "--interactive"});
 }
 
