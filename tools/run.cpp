@@ -120,22 +120,31 @@ void announce_file(const Model& model, const RunFlags& flags, const SessionPlan&
   }
 }
 
+void warn_or_refuse(bool strict, const Console& console, const std::string& message) {
+  if (strict) fail(ErrorKind::kUsage, "{} (--strict)", message);
+  console.warning(message);
+}
+
 // How many tokens may be generated: what -n asks for, as far as the context has room.
 int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t n_prompt,
                             const Console& console) {
-  const int64_t room = std::max<int64_t>(plan.context - n_prompt, 0);
+  if (n_prompt > plan.context) {
+    fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", n_prompt, plan.context);
+  }
+  const int64_t room = plan.context - n_prompt;
   if (n_predict < 0) return room;
   if (n_predict > room) {
-    console.warn("--n-predict: the context of {} tokens leaves room for {} of the {} asked for",
-                 plan.context, room, n_predict);
+    warn_or_refuse(plan.options.strict, console,
+                   fmt::format("--n-predict: the context of {} tokens leaves room for {} of the {} asked for",
+                               plan.context, room, n_predict));
   }
   return std::min(n_predict, room);
 }
 
-void warn_of_second_bos(const std::vector<int32_t>& ids, const ModelConfig& config,
+void warn_of_second_bos(const std::vector<int32_t>& ids, const ModelConfig& config, bool strict,
                         const Console& console) {
   if (ids.size() > 1 && config.bos_token_id && ids[0] == *config.bos_token_id && ids[1] == ids[0]) {
-    console.warn("the prompt begins with two begin-of-text tokens; --no-bos adds none");
+    warn_or_refuse(strict, console, "the prompt begins with two begin-of-text tokens; --no-bos adds none");
   }
 }
 
@@ -222,7 +231,7 @@ class Run {
     report_.tokenize_seconds = watch.seconds();
     report_.prompt_tokens = n_saved_ + static_cast<int64_t>(ids.size());
     if (report_.prompt_tokens == 0) fail(ErrorKind::kUsage, "the prompt has no tokens");
-    if (turns.chat() == nullptr) warn_of_second_bos(ids, config_, console_);
+    if (turns.chat() == nullptr) warn_of_second_bos(ids, config_, flags_.session.strict, console_);
     return ids;
   }
 
