@@ -197,8 +197,8 @@ struct DrawShared {
   uint32_t n;
 };
 
-// Calls visit(candidate) for every one of a list, all lanes of a warp together: a lane that has none gets
-// one of weight 0, which no candidate has.
+// Calls visit(candidate) for every one of a list, all lanes of a warp together: a lane that has
+// none gets one of weight 0, which no candidate has.
 template <typename Visit>
 GPU void for_each_candidate(const CandidateList& list, Visit visit) {
   constexpr int kAhead = 4;  // in flight: one block has nothing else to wait with
@@ -214,9 +214,9 @@ GPU void for_each_candidate(const CandidateList& list, Visit visit) {
   }
 }
 
-// sums[digit] += weight, for the lanes of a warp (weight 0: nothing). Additions to one address come one
-// after the other, and those of 64 bits in shared memory are loops: the digits that most lanes share, as
-// they do the first ones, are added once a warp. kCount: weights are 0 or 1.
+// sums[digit] += weight, for the lanes of a warp (weight 0: nothing). Additions to one address come
+// one after the other, and those of 64 bits in shared memory are loops: the digits that most lanes
+// share, as they do the first ones, are added once a warp. kCount: weights are 0 or 1.
 template <bool kCount>
 GPU void add_to_digit(uint64_t* sums, uint32_t digit, uint64_t weight) {
   using namespace gpu;

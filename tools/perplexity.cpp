@@ -85,8 +85,8 @@ void score_window(const std::shared_ptr<Model>& model, const SessionPlan& plan,
   score.add(ids, logprobs);
 }
 
-// Every token is scored by the prefill: nothing that concerns a decode step, or how its memory is kept,
-// changes the result.
+// Every token is scored by the prefill: nothing that concerns a decode step, or how its memory is
+// kept, changes the result.
 void warn_of_unused(const Flags& flags, const SessionOptions& options, const Console& console) {
   SessionOptions ignored;
   Flags of_steps("perplexity", "What a step selects.");
@@ -95,7 +95,8 @@ void warn_of_unused(const Flags& flags, const SessionOptions& options, const Con
     add_selection_options(of_steps, ignored.selection);
   });
   // A selecting prefill cuts the prompt and protects its ends as steps would.
-  static const std::set<std::string> kOfPrefill = {"--sinks", "--recent", "--chunk-size", "--index"};
+  static const std::set<std::string> kOfPrefill = {"--sinks", "--recent", "--chunk-size",
+                                                   "--index"};
   std::string names;
   for (const std::vector<std::string>& flag : flags.given_of(of_steps)) {
     if (flag[0] == "--attention" && options.attention == AttentionMode::kDense) continue;

@@ -129,14 +129,16 @@ void warn_or_refuse(bool strict, const Console& console, const std::string& mess
 int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t n_prompt,
                             const Console& console) {
   if (n_prompt > plan.context) {
-    fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", n_prompt, plan.context);
+    fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", n_prompt,
+         plan.context);
   }
   const int64_t room = plan.context - n_prompt;
   if (n_predict < 0) return room;
   if (n_predict > room) {
-    warn_or_refuse(plan.options.strict, console,
-                   fmt::format("--n-predict: the context of {} tokens leaves room for {} of the {} asked for",
-                               plan.context, room, n_predict));
+    warn_or_refuse(
+        plan.options.strict, console,
+        fmt::format("--n-predict: the context of {} tokens leaves room for {} of the {} asked for",
+                    plan.context, room, n_predict));
   }
   return std::min(n_predict, room);
 }
@@ -144,7 +146,8 @@ int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t 
 void warn_of_second_bos(const std::vector<int32_t>& ids, const ModelConfig& config, bool strict,
                         const Console& console) {
   if (ids.size() > 1 && config.bos_token_id && ids[0] == *config.bos_token_id && ids[1] == ids[0]) {
-    warn_or_refuse(strict, console, "the prompt begins with two begin-of-text tokens; --no-bos adds none");
+    warn_or_refuse(strict, console,
+                   "the prompt begins with two begin-of-text tokens; --no-bos adds none");
   }
 }
 

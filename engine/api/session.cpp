@@ -43,10 +43,9 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     s.open_seconds = seconds_since(start);
     // Even when nobody listens: a device's prefill is waited for only where it is reported.
     const ProgressCallback report = [&](const tiercel::Progress& p) {
-      const bool go_on = !progress || progress({.total = n,
-                                                .cached = 0,
-                                                .processed = p.tokens_done,
-                                                .elapsed = p.seconds});
+      const bool go_on =
+          !progress ||
+          progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
       return go_on && !s.abandoned;
     };
     const bool done = with_logprobs ? s.inner->prefill_logprobs(tokens, logprobs, report)
