@@ -167,6 +167,14 @@ void Scheduler::admit() {
 
 Scheduler::Added Scheduler::try_to_add(Entry& entry) {
   const bool alone = decoding_.empty();
+  const auto without_memory = [&](const char* what) {
+    if (!alone) {
+      out_of_memory_ = true;
+      return Added::kNoRoom;
+    }
+    fail_entry(entry, ErrorKind::kDoesNotFit, what);
+    return Added::kFailed;
+  };
   SessionPlan plan = entry.plan;
   try {
     if (!batch_->has_room(entry.bytes)) {
@@ -186,19 +194,11 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
     }
     entry.sequence = batch_->add(plan, entry.request.prompt);
   } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kDoesNotFit && !alone) {
-      out_of_memory_ = true;
-      return Added::kNoRoom;
-    }
+    if (error.kind() == ErrorKind::kDoesNotFit) return without_memory(error.what());
     fail_entry(entry, error.kind(), error.what());
     return Added::kFailed;
   } catch (const std::bad_alloc&) {
-    if (!alone) {
-      out_of_memory_ = true;
-      return Added::kNoRoom;
-    }
-    fail_entry(entry, ErrorKind::kDoesNotFit, "this machine has no memory left for the request");
-    return Added::kFailed;
+    return without_memory("this machine has no memory left for the request");
   }
   const std::lock_guard lock(mutex_);
   entry.report.state = RequestState::kPrefilling;

@@ -317,8 +317,7 @@ void SessionFileWriter::commit() {
   const std::vector<std::byte> header = header_bytes(meta_, blocks_, file_bytes_);
   CHECK(static_cast<int64_t>(header.size()) == blocks_[0].offset, "{}", header.size());
   write_at(header.data(), static_cast<int64_t>(header.size()), 0);
-  struct stat replaced {};
-  if (::stat(path_.c_str(), &replaced) == 0) ::fchmod(partial_.fd, replaced.st_mode & 07777);
+  take_permissions(partial_.fd, path_);
   if (::fsync(partial_.fd) != 0) refuse("write", errno);
   if (::rename(partial_.name.c_str(), path_.c_str()) != 0) refuse("rename", errno);
   partial_.name.clear();

@@ -231,6 +231,45 @@ void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& mode
   }
 }
 
+using BenchTest = std::pair<int64_t, int64_t>;  // prompt, tokens behind it
+
+// Of one sequence each.
+std::vector<BenchTest> parse_tests(const BenchFlags& flags) {
+  std::vector<BenchTest> tests;
+  const std::vector<int64_t> prompts = parse_counts("-p", flags.prompts, 1);
+  const std::vector<int64_t> steps = parse_counts("-n", flags.steps, 0);
+  const std::vector<int64_t> depths =
+      flags.depths.empty() ? prompts : parse_counts("-d", flags.depths, 1);
+  if (!flags.depths.empty()) {
+    for (const int64_t n_prompt : prompts) tests.emplace_back(n_prompt, 0);
+  }
+  for (const int64_t depth : depths) {
+    for (const int64_t n_gen : steps) tests.emplace_back(depth, n_gen);
+  }
+  return tests;
+}
+
+// What computed it goes into `backend`.
+void measure_tests(const BenchFlags& flags, const std::vector<BenchTest>& tests,
+                   const std::shared_ptr<Model>& model, const TokenSource& source,
+                   const Console& console, std::string& backend, std::vector<BenchRow>& rows) {
+  for (const auto& [n_prompt, n_gen] : tests) {
+    BenchRow prefill, decode;
+    prefill.n_prompt = decode.n_depth = n_prompt;
+    decode.n_gen = n_gen;
+    prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
+    decode.plan = prefill.plan;
+    const std::vector<int32_t> ids = source.take(n_prompt);
+    for (int64_t i = 0; i < flags.repetitions; ++i) {
+      console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
+      backend = measure(model, ids, console, prefill, decode);
+    }
+    prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
+    rows.push_back(prefill);
+    if (n_gen > 0) rows.push_back(decode);
+  }
+}
+
 // What was measured is printed also where what follows is interrupted or fails.
 template <typename Measure, typename Print>
 void print_behind(Measure measure, Print print) {
@@ -256,8 +295,7 @@ int command_bench(int argc, char** argv) {
     return 0;
   }
   flags.model.check();
-  const std::vector<int64_t> prompts = parse_counts("-p", flags.prompts, 1);
-  const std::vector<int64_t> steps = parse_counts("-n", flags.steps, 0);
+  const std::vector<BenchTest> tests = parse_tests(flags);
   if (flags.batches.empty() && (!flags.compare.empty() || picture.wanted())) {
     fail(ErrorKind::kUsage, "--compare and --picture: expected -b beside them");
   }
@@ -305,38 +343,12 @@ int command_bench(int argc, char** argv) {
     return any ? 0 : static_cast<int>(ErrorKind::kDoesNotFit);  // the warnings say why
   }
   std::vector<BenchRow> rows;
-  // (prompt, tokens behind it)
-  std::vector<std::pair<int64_t, int64_t>> tests;
-  const std::vector<int64_t> depths =
-      flags.depths.empty() ? prompts : parse_counts("-d", flags.depths, 1);
-  if (!flags.depths.empty()) {
-    for (const int64_t n_prompt : prompts) tests.emplace_back(n_prompt, 0);
-  }
-  for (const int64_t depth : depths) {
-    for (const int64_t n_gen : steps) tests.emplace_back(depth, n_gen);
-  }
-  const auto measure_all = [&] {
-    for (const auto& [n_prompt, n_gen] : tests) {
-      BenchRow prefill, decode;
-      prefill.n_prompt = decode.n_depth = n_prompt;
-      decode.n_gen = n_gen;
-      prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
-      decode.plan = prefill.plan;
-      const std::vector<int32_t> ids = source.take(n_prompt);
-      for (int64_t i = 0; i < flags.repetitions; ++i) {
-        console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
-        setup.backend = measure(model, ids, console, prefill, decode);
-      }
-      prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
-      rows.push_back(prefill);
-      if (n_gen > 0) rows.push_back(decode);
-    }
-  };
-  print_behind(measure_all, [&] {
-    if (rows.empty()) return;
-    warn();
-    print_result(bench_text(setup, rows, flags.format));
-  });
+  print_behind([&] { measure_tests(flags, tests, model, source, console, setup.backend, rows); },
+               [&] {
+                 if (rows.empty()) return;
+                 warn();
+                 print_result(bench_text(setup, rows, flags.format));
+               });
   return 0;
 }
 

@@ -96,6 +96,11 @@ void Console::information(std::string_view text) const {
   if (to_log(LogLevel::kInfo, text) && !quiet_) line(text);
 }
 
+void Console::warn_or_refuse(bool strict, std::string_view text) const {
+  if (strict) fail(ErrorKind::kUsage, "{} (--strict)", text);
+  warning(text);
+}
+
 void Console::warning(std::string_view text) const {
   if (!to_log(LogLevel::kWarning, text)) return;
   line(fmt::format("{} {}", color_ ? "\x1b[33mwarning:\x1b[0m" : "warning:", text));

@@ -51,6 +51,8 @@ class Console {
   void line(std::string_view text) const;
   void information(std::string_view text) const;
   void warning(std::string_view text) const;
+  // A warning, or, with --strict, Error(kUsage).
+  void warn_or_refuse(bool strict, std::string_view text) const;
   void error(std::string_view text) const;
 
   bool quiet() const { return quiet_; }

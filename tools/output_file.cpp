@@ -89,8 +89,7 @@ void OutputFile::write(std::string_view text) const {
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) refuse("create", errno);
   const UnfinishedFile unfinished(temporary);
-  struct stat replaced {};  // whose permissions stay
-  if (::stat(path_.c_str(), &replaced) == 0) ::fchmod(fd, replaced.st_mode & 07777);
+  take_permissions(fd, path_);
   int error = write_and_sync(fd, text);
   if (::close(fd) != 0 && error == 0) error = errno;
   if (error == 0 && ::rename(temporary.c_str(), path_.c_str()) != 0) error = errno;

@@ -104,12 +104,12 @@ void warn_of_unused(const Flags& flags, const SessionOptions& options, const Con
     names += (names.empty() ? "" : ", ") + flag[0];
   }
   if (names.empty()) return;
-  const std::string message = fmt::format(
-      "{}: of no use to perplexity, which scores what the prefill computes; --prefill select and "
-      "--prefill-budget matter, and tiercel eval measures what selection loses",
-      names);
-  if (options.strict) fail(ErrorKind::kUsage, "{} (--strict)", message);
-  console.warn("{}", message);
+  console.warn_or_refuse(
+      options.strict,
+      fmt::format(
+          "{}: of no use to perplexity, which scores what the prefill computes; --prefill select "
+          "and --prefill-budget matter, and tiercel eval measures what selection loses",
+          names));
 }
 
 void print(const Score& score, bool json) {

@@ -120,11 +120,6 @@ void announce_file(const Model& model, const RunFlags& flags, const SessionPlan&
   }
 }
 
-void warn_or_refuse(bool strict, const Console& console, const std::string& message) {
-  if (strict) fail(ErrorKind::kUsage, "{} (--strict)", message);
-  console.warning(message);
-}
-
 // How many tokens may be generated: what -n asks for, as far as the context has room.
 int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t n_prompt,
                             const Console& console) {
@@ -135,8 +130,8 @@ int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t 
   const int64_t room = plan.context - n_prompt;
   if (n_predict < 0) return room;
   if (n_predict > room) {
-    warn_or_refuse(
-        plan.options.strict, console,
+    console.warn_or_refuse(
+        plan.options.strict,
         fmt::format("--n-predict: the context of {} tokens leaves room for {} of the {} asked for",
                     plan.context, room, n_predict));
   }
@@ -146,8 +141,8 @@ int64_t room_for_new_tokens(int64_t n_predict, const SessionPlan& plan, int64_t 
 void warn_of_second_bos(const std::vector<int32_t>& ids, const ModelConfig& config, bool strict,
                         const Console& console) {
   if (ids.size() > 1 && config.bos_token_id && ids[0] == *config.bos_token_id && ids[1] == ids[0]) {
-    warn_or_refuse(strict, console,
-                   "the prompt begins with two begin-of-text tokens; --no-bos adds none");
+    console.warn_or_refuse(strict,
+                           "the prompt begins with two begin-of-text tokens; --no-bos adds none");
   }
 }
 

@@ -1,5 +1,6 @@
 #include "engine/base/unfinished_files.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -36,6 +37,11 @@ UnfinishedFile::UnfinishedFile(const std::string& path) {
 void UnfinishedFile::forget() {
   if (entry_ >= 0) g_entries[static_cast<size_t>(entry_)].state = kFree;
   entry_ = -1;
+}
+
+void take_permissions(int fd, const std::string& path) {
+  struct stat replaced {};
+  if (::stat(path.c_str(), &replaced) == 0) ::fchmod(fd, replaced.st_mode & 07777);
 }
 
 void unlink_unfinished_files() noexcept {

@@ -24,6 +24,10 @@ class UnfinishedFile {
   int entry_ = -1;  // -1: none
 };
 
+// Gives the open file fd, which is about to replace the one at `path`, the permissions of that one; as far as
+// the system lets it.
+void take_permissions(int fd, const std::string& path);
+
 // Removes every registered file. May be called in a signal handler; other threads may be writing.
 void unlink_unfinished_files() noexcept;
 

@@ -193,8 +193,8 @@ class Engine:
         adjusted or is worth a warning, one per line)."""
         text = c_void_p()
         with OptionHandle(options) as handle:
-            call("tiercel_engine_plan_text", self._handle, c_count("n_prompt", n_prompt), handle, encoded(what),
-                 byref(text))
+            call("tiercel_engine_plan_text", self._handle, c_count("n_prompt", n_prompt), handle,
+                 encoded(what), byref(text))
         return _abi.take_text(text)
 
     def info(self) -> Dict[str, int]:
@@ -282,7 +282,8 @@ class Session:
 
         finish = c_int32()
         with guard:
-            call("tiercel_session_generate", self._handle, c_count("n", n), take, None, byref(finish))
+            call("tiercel_session_generate", self._handle, c_count("n", n), take, None,
+                 byref(finish))
             self.finish_reason = REASONS[finish.value]
         return Generation([p.token for p in pieces], "".join(p.text for p in pieces),
                           self.finish_reason)
