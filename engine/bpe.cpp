@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/utf8.h"
 
 namespace tiercel {
 namespace {
@@ -128,10 +129,14 @@ bool MergeQueue::pop(uint32_t* rank, uint32_t* position) {
   return true;
 }
 
-Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const BpeMerge> merges,
+Bpe::Bpe(const BpeAlphabet& alphabet, std::span<const BpeMerge> merges,
          std::unordered_map<std::string, int32_t> whole_pieces)
-    : byte_ids_(byte_ids), whole_pieces_(std::move(whole_pieces)) {
+    : alphabet_(alphabet), whole_pieces_(std::move(whole_pieces)) {
   CHECK(merges.size() < kNoRank, "{} merges", merges.size());
+  ascii_.fill(-1);
+  for (const auto& [character, id] : alphabet_.characters) {
+    if (character < ascii_.size()) ascii_[character] = id;
+  }
   table_.assign(std::bit_ceil(merges.size() * 2 + 2), Entry{kFreePair, kNoRank, -1});
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const BpeMerge& merge = merges[rank];
@@ -185,22 +190,49 @@ void Bpe::merge_piece(std::string_view piece, BpeScratch* scratch,
          kNone - 1);
   }
   scratch->tokens.clear();
-  for (const char c : piece) {
-    const int32_t id = byte_ids_[static_cast<uint8_t>(c)];
+  if (alphabet_.characters.empty()) {
+    append_bytes(piece, &scratch->tokens);
+  } else {
+    append_characters(piece, &scratch->tokens);
+  }
+  if (scratch->tokens.size() <= kShortPiece) {
+    merge_short(scratch);
+  } else {
+    merge_long(scratch);
+  }
+  ids->insert(ids->end(), scratch->tokens.begin(), scratch->tokens.end());
+}
+
+void Bpe::append_bytes(std::string_view bytes, std::vector<int32_t>* symbols) const {
+  for (const char c : bytes) {
+    const int32_t id = alphabet_.bytes[static_cast<uint8_t>(c)];
     if (id < 0) {
       fail(
           "tokenizer: the vocabulary has no token for the byte 0x{:02X}, so this text cannot be "
           "encoded with it",
           static_cast<uint8_t>(c));
     }
-    scratch->tokens.push_back(id);
+    symbols->push_back(id);
   }
-  if (piece.size() <= kShortPiece) {
-    merge_short(scratch);
-  } else {
-    merge_long(scratch);
+}
+
+void Bpe::append_characters(std::string_view text, std::vector<int32_t>* symbols) const {
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    const char32_t c = read_code_point(text, &at);
+    int32_t id = -1;
+    if (c < ascii_.size()) {
+      id = ascii_[c];
+    } else if (const auto found = alphabet_.characters.find(c);
+               found != alphabet_.characters.end()) {
+      id = found->second;
+    }
+    if (id >= 0) {
+      symbols->push_back(id);
+    } else {
+      append_bytes(text.substr(begin, at - begin), symbols);
+    }
   }
-  ids->insert(ids->end(), scratch->tokens.begin(), scratch->tokens.end());
 }
 
 // Leaves the merged tokens in scratch->tokens. ranks[i] is the rank of (tokens[i], tokens[i+1]).

@@ -1,4 +1,5 @@
-// The merge engine of byte-level byte-pair encoding: bytes of one piece in, token ids out.
+// The merge engine of byte-pair encoding: one piece in, token ids out. What is merged first are
+// bytes, or characters, with bytes for those that have no token.
 //
 // It promises the result of the textbook procedure ("repeat: apply the merge of lowest rank, the
 // leftmost first among equals", Sennrich et al. 2016, arXiv:1508.07909, as ordered by Hugging Face
@@ -20,6 +21,16 @@ struct BpeMerge {
   int32_t left;
   int32_t right;
   int32_t merged;
+};
+
+// The tokens that merging begins with.
+struct BpeAlphabet {
+  BpeAlphabet() { bytes.fill(-1); }
+
+  std::array<int32_t, 256> bytes;  // the token of each single byte, -1 for none
+  // Where not empty, the tokens of characters; `bytes` are for those of a character without one
+  // (SentencePiece's "byte fallback"). Where empty, every byte is a symbol.
+  std::unordered_map<char32_t, int32_t> characters;
 };
 
 // Open-addressing memo: bytes of a piece -> its token ids. Not thread-safe: one per thread at a
@@ -86,14 +97,14 @@ struct BpeScratch {
 class Bpe {
  public:
   Bpe() = default;
-  // byte_ids: the token of each single byte, -1 for none. When the same pair is listed twice, the
-  // last one counts (as in Hugging Face). whole_pieces: when not empty, a piece found in it is that
-  // one token and is not merged ("ignore_merges" of Llama 3).
-  Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const BpeMerge> merges,
+  // When the same pair is listed twice, the last one counts (as in Hugging Face). whole_pieces:
+  // when not empty, a piece found in it is that one token and is not merged ("ignore_merges" of
+  // Llama 3).
+  Bpe(const BpeAlphabet& alphabet, std::span<const BpeMerge> merges,
       std::unordered_map<std::string, int32_t> whole_pieces);
 
-  // Appends the ids of a non-empty piece of less than 2^32 bytes to `*ids`. Throws Error when a
-  // byte has no token.
+  // Appends the ids of a non-empty piece of less than 2^32 bytes to `*ids`; it must be valid UTF-8
+  // where the alphabet has characters. Throws Error when a byte has no token.
   void encode(std::string_view piece, BpeScratch* scratch, std::vector<int32_t>* ids) const;
 
  private:
@@ -105,11 +116,14 @@ class Bpe {
   const Entry* find(int32_t left, int32_t right) const;
   uint32_t rank_of(int32_t left, int32_t right) const;
   void merge_piece(std::string_view piece, BpeScratch* scratch, std::vector<int32_t>* ids) const;
+  void append_bytes(std::string_view bytes, std::vector<int32_t>* symbols) const;
+  void append_characters(std::string_view text, std::vector<int32_t>* symbols) const;
   void merge_short(BpeScratch* scratch) const;
   void merge_long(BpeScratch* scratch) const;
 
-  std::array<int32_t, 256> byte_ids_{};
-  std::vector<Entry> table_;  // open addressing, a power of two
+  BpeAlphabet alphabet_;
+  std::array<int32_t, 128> ascii_{};  // alphabet_.characters below U+0080, -1 for none
+  std::vector<Entry> table_;          // open addressing, a power of two
   std::unordered_map<std::string, int32_t> whole_pieces_;
 };
 

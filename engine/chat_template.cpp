@@ -236,8 +236,9 @@ std::string ChatTemplate::text(std::span<const ChatMessage> messages,
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
                                           const ChatOptions& options) const {
-  return encode_pieces(tokenizer, write_chat(style_, settings_for(options), messages,
-                                             options.add_generation_prompt));
+  return encode_pieces(
+      tokenizer, write_chat(style_, settings_for(options), messages, options.add_generation_prompt),
+      Follows::kNothing);
 }
 
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
@@ -246,12 +247,12 @@ int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
                                                     std::string_view user) const {
-  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user));
+  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken);
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
   const std::vector<ChatPiece> prompt = write_generation_prompt(style_);
-  const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt);
+  const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt, Follows::kText);
   const size_t n = std::min(expected.size() + 1, ids.size());
   const std::span<const int32_t> end = ids.last(n);
   if (prompt.front().kind == ChatPiece::kSpecial) {
@@ -261,7 +262,7 @@ bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int
   // Text may have grown together with the words before it.
   std::string text;
   for (const ChatPiece& piece : prompt) text += piece.text;
-  return tokenizer.decode(end).ends_with(text);
+  return tokenizer.decode(end, false, Follows::kText).ends_with(text);
 }
 
 int32_t ChatTemplate::special_id(const Tokenizer& tokenizer, const std::string& token) const {
@@ -274,12 +275,15 @@ int32_t ChatTemplate::special_id(const Tokenizer& tokenizer, const std::string& 
 }
 
 std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
-                                                 std::span<const ChatPiece> pieces) const {
+                                                 std::span<const ChatPiece> pieces,
+                                                 Follows follows) const {
   std::vector<int32_t> ids;
   std::string text;
   const auto flush = [&] {
     const std::vector<int32_t> more =
-        tokenizer.encode(text, {.add_special = false, .parse_special = false});
+        tokenizer.encode(text, {.add_special = false,
+                                .parse_special = false,
+                                .follows = ids.empty() ? follows : Follows::kToken});
     ids.insert(ids.end(), more.begin(), more.end());
     text.clear();
   };

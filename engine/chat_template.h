@@ -71,8 +71,8 @@ class ChatTemplate {
  private:
   ChatTemplate() = default;
   ChatSettings settings_for(const ChatOptions& options) const;
-  std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer,
-                                     std::span<const ChatPiece> pieces) const;
+  std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
+                                     Follows follows) const;
   int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
   std::string file_, name_;

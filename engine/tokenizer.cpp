@@ -6,59 +6,20 @@
 #include <mutex>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 
 #include "engine/added_tokens.h"
 #include "engine/base/check.h"
 #include "engine/bpe.h"
+#include "engine/character_cuts.h"
 #include "engine/json.h"
-#include "engine/nfc.h"
+#include "engine/normalizer.h"
 #include "engine/split.h"
+#include "engine/token_spelling.h"
 #include "engine/tokenizer_json.h"
 
 namespace tiercel {
 namespace {
-
-// GPT-2's spelling of bytes as characters that are visible and no white space: printable Latin-1
-// stands for itself, the other 68 bytes are U+0100 onwards in order (Radford et al. 2019,
-// encoder.py).
-struct ByteAlphabet {
-  std::array<char32_t, 256> to_character;
-  std::array<int, 0x144> to_byte;  // -1: not in the alphabet
-
-  ByteAlphabet() {
-    to_byte.fill(-1);
-    char32_t next = 0x100;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool visible = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-      const char32_t character = visible ? static_cast<char32_t>(byte) : next++;
-      to_character[static_cast<size_t>(byte)] = character;
-      to_byte[character] = byte;
-    }
-  }
-};
-
-const ByteAlphabet& byte_alphabet() {
-  static const ByteAlphabet kAlphabet;
-  return kAlphabet;
-}
-
-// The bytes of a token. A token with any character outside the alphabet stands for itself, as a
-// whole (an added token with a space in it, for example).
-std::string bytes_of(const std::string& token) {
-  std::string bytes;
-  for (size_t at = 0; at < token.size();) {
-    const char32_t c = read_code_point(token, &at);
-    const int byte = c < byte_alphabet().to_byte.size() ? byte_alphabet().to_byte[c] : -1;
-    if (byte < 0) return token;
-    bytes.push_back(static_cast<char>(byte));
-  }
-  return bytes;
-}
-
-bool is_ascii(std::string_view text) {
-  return std::all_of(text.begin(), text.end(),
-                     [](char c) { return static_cast<uint8_t>(c) < 128; });
-}
 
 // The largest published ones have 30 MB.
 constexpr size_t kMaxFileBytes = size_t{1} << 30;
@@ -80,14 +41,14 @@ struct Tokenizer::Impl {
   std::vector<bool> special;
   std::unordered_map<std::string_view, int32_t> ids;  // keys look into `tokens`
   Bpe bpe;
-  bool nfc;
+  CharacterCuts cuts;
+  std::vector<NormalizerStep> normalizer;
   AddedTokenMatcher raw_tokens;
   AddedTokenMatcher normalized_tokens;
-  std::vector<Splitter> splitters;
-  bool add_prefix_space;
-  size_t n_splits_before_prefix;
+  std::vector<std::variant<Splitter, PrefixRule>> pre_tokenizer;
   std::vector<int32_t> prefix;
   std::vector<int32_t> suffix;
+  size_t n_dropped_spaces;
 
   void check_id(int32_t id) const {
     if (id < 0 || static_cast<size_t>(id) >= tokens.size()) {
@@ -98,7 +59,7 @@ struct Tokenizer::Impl {
                    std::vector<int32_t>* ids) const;
   void encode_normalized(std::string_view text, EncodeOptions options, Workspace* work,
                          std::vector<int32_t>* ids) const;
-  void encode_pieces(std::string_view text, size_t n_splits_done, Workspace* work,
+  void encode_pieces(std::string_view text, Follows follows, size_t n_steps_done, Workspace* work,
                      std::vector<int32_t>* ids) const;
 
   // Idle workspaces. A call takes one (or makes one) and gives it back, so that threads never
@@ -127,35 +88,58 @@ AddedTokenMatcher matcher_of(const TokenizerSpec& spec, bool normalized) {
   for (const bool special : {true, false}) {
     for (AddedToken token : spec.added_tokens) {
       if (token.normalized != normalized || token.special != special) continue;
-      if (normalized && spec.nfc) {
-        std::string content;
-        append_nfc(token.content, &content);
-        token.content = std::move(content);
-      }
+      if (normalized) token.content = normalize(spec.normalizer, token.content, false);
       chosen.push_back(std::move(token));
     }
   }
   return AddedTokenMatcher(std::move(chosen));
 }
 
-// Only a piece of bytes can be looked up, so only tokens of the byte alphabet count.
+// The bytes that a token stands for within a text.
+std::string bytes_of(const TokenizerSpec& spec, const std::string& token) {
+  if (spec.byte_level) return byte_level_bytes(token);
+  if (const auto byte = byte_of_token(token)) return std::string(1, static_cast<char>(*byte));
+  if (spec.space.empty()) return token;
+  return replace_all(token, spec.space, " ");
+}
+
 Bpe bpe_of(const TokenizerSpec& spec) {
-  std::array<int32_t, 256> byte_ids;
-  byte_ids.fill(-1);
+  BpeAlphabet alphabet;
   std::unordered_map<std::string, int32_t> whole_pieces;
-  for (size_t id = 0; id < spec.tokens.size(); ++id) {
-    if (!spec.in_model[id]) continue;
-    const std::string& token = spec.tokens[id];
-    const std::string bytes = bytes_of(token);
-    std::string spelled;
-    for (const char byte : bytes) {
-      append_code_point(byte_alphabet().to_character[static_cast<uint8_t>(byte)], &spelled);
+  for (size_t index = 0; index < spec.tokens.size(); ++index) {
+    const auto id = static_cast<int32_t>(index);
+    const std::string& token = spec.tokens[index];
+    if (!spec.in_model[index] || token.empty()) continue;
+    if (!spec.byte_level) {
+      size_t end = 0;
+      const char32_t first = read_code_point(token, &end);
+      if (end == token.size()) alphabet.characters[first] = id;
+      if (const auto byte = byte_of_token(token); byte && token == byte_token(*byte)) {
+        alphabet.bytes[*byte] = id;
+      }
+      if (spec.ignore_merges) whole_pieces.emplace(token, id);
+      continue;
     }
-    if (token.empty() || spelled != token) continue;
-    if (bytes.size() == 1) byte_ids[static_cast<uint8_t>(bytes[0])] = static_cast<int32_t>(id);
-    if (spec.ignore_merges) whole_pieces.emplace(bytes, static_cast<int32_t>(id));
+    // Only a piece of bytes can be looked up, so only tokens of the byte alphabet count.
+    const std::string bytes = byte_level_bytes(token);
+    if (byte_level_token(bytes) != token) continue;
+    if (bytes.size() == 1) alphabet.bytes[static_cast<uint8_t>(bytes[0])] = id;
+    if (spec.ignore_merges) whole_pieces.emplace(bytes, id);
   }
-  return Bpe(byte_ids, spec.merges, std::move(whole_pieces));
+  return Bpe(alphabet, spec.merges, std::move(whole_pieces));
+}
+
+// Pieces of a byte-level tokenizer are words already. One that takes a whole piece for a token if
+// it can must see it whole, and what merges with the token of a byte could be any character.
+CharacterCuts cuts_of(const TokenizerSpec& spec) {
+  const auto is_byte = [&](int32_t id) {
+    return byte_of_token(spec.tokens[static_cast<size_t>(id)]).has_value();
+  };
+  const bool bytes_merge = std::any_of(
+      spec.merges.begin(), spec.merges.end(),
+      [&](const BpeMerge& merge) { return is_byte(merge.left) || is_byte(merge.right); });
+  if (spec.byte_level || spec.ignore_merges || bytes_merge) return {};
+  return CharacterCuts(spec.merges, spec.tokens);
 }
 
 }  // namespace
@@ -164,40 +148,60 @@ Tokenizer::Impl::Impl(TokenizerSpec spec, const std::string& name_of_file)
     : name(name_of_file),
       special(spec.tokens.size()),
       bpe(bpe_of(spec)),
-      nfc(spec.nfc),
+      cuts(cuts_of(spec)),
+      normalizer(spec.normalizer),
       raw_tokens(matcher_of(spec, false)),
       normalized_tokens(matcher_of(spec, true)),
-      add_prefix_space(spec.add_prefix_space),
-      n_splits_before_prefix(spec.n_splits_before_prefix),
       prefix(std::move(spec.prefix)),
-      suffix(std::move(spec.suffix)) {
+      suffix(std::move(spec.suffix)),
+      n_dropped_spaces(spec.n_dropped_spaces) {
+  bytes.reserve(spec.tokens.size());
+  for (const std::string& token : spec.tokens) bytes.push_back(bytes_of(spec, token));
   tokens = std::move(spec.tokens);
-  bytes.reserve(tokens.size());
   ids.reserve(tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id) {
-    bytes.push_back(bytes_of(tokens[id]));
     ids.emplace(tokens[id], static_cast<int32_t>(id));
   }
   for (const AddedToken& token : spec.added_tokens) {
-    special[static_cast<size_t>(token.id)] = token.special;
+    const auto id = static_cast<size_t>(token.id);
+    special[id] = token.special;
+    // What is looked for in the normalised text is also written in that form.
+    if (token.normalized) bytes[id] = bytes_of(spec, normalize(normalizer, token.content, false));
   }
-  for (const SplitRule& rule : spec.splits) splitters.emplace_back(rule, name + ": pre_tokenizer");
+  for (const PreTokenizerStep& step : spec.pre_tokenizer) {
+    if (const auto* rule = std::get_if<SplitRule>(&step)) {
+      pre_tokenizer.emplace_back(Splitter(*rule, name + ": pre_tokenizer"));
+    } else {
+      pre_tokenizer.emplace_back(std::get<PrefixRule>(step));
+    }
+  }
 }
+
+namespace {
+
+// What comes before a part of a text: what comes before the text, if it is the first.
+Follows before_part(std::string_view part, std::string_view text, Follows before_text) {
+  return part.data() == text.data() ? before_text : Follows::kToken;
+}
+
+}  // namespace
 
 void Tokenizer::Impl::encode_text(std::string_view text, EncodeOptions options, Workspace* work,
                                   std::vector<int32_t>* ids_out) const {
   std::vector<TextSegment> segments;
   raw_tokens.split(text, !options.parse_special, &segments);
-  std::string normalized;
+  EncodeOptions of_segment = options;
   for (const TextSegment& segment : segments) {
     if (segment.token >= 0) {
       ids_out->push_back(segment.token);
-    } else if (nfc && !is_ascii(segment.text)) {
-      normalized.clear();
-      append_nfc(segment.text, &normalized);
-      encode_normalized(normalized, options, work, ids_out);
+      continue;
+    }
+    of_segment.follows = before_part(segment.text, text, options.follows);
+    if (is_normalized(normalizer, segment.text)) {
+      encode_normalized(segment.text, of_segment, work, ids_out);
     } else {
-      encode_normalized(segment.text, options, work, ids_out);
+      const bool continues = of_segment.follows == Follows::kText;
+      encode_normalized(normalize(normalizer, segment.text, continues), of_segment, work, ids_out);
     }
   }
 }
@@ -205,7 +209,7 @@ void Tokenizer::Impl::encode_text(std::string_view text, EncodeOptions options, 
 void Tokenizer::Impl::encode_normalized(std::string_view text, EncodeOptions options,
                                         Workspace* work, std::vector<int32_t>* ids_out) const {
   if (normalized_tokens.empty()) {
-    encode_pieces(text, 0, work, ids_out);
+    encode_pieces(text, options.follows, 0, work, ids_out);
     return;
   }
   std::vector<TextSegment> segments;
@@ -214,27 +218,41 @@ void Tokenizer::Impl::encode_normalized(std::string_view text, EncodeOptions opt
     if (segment.token >= 0) {
       ids_out->push_back(segment.token);
     } else {
-      encode_pieces(segment.text, 0, work, ids_out);
+      encode_pieces(segment.text, before_part(segment.text, text, options.follows), 0, work,
+                    ids_out);
     }
   }
 }
 
-// Splits by the rules from number n_splits_done on, each applied to the pieces of the one before.
-void Tokenizer::Impl::encode_pieces(std::string_view text, size_t n_splits_done, Workspace* work,
-                                    std::vector<int32_t>* ids_out) const {
-  std::string with_prefix;
-  if (add_prefix_space && n_splits_done == n_splits_before_prefix && !text.starts_with(' ')) {
-    with_prefix.reserve(text.size() + 1);
-    with_prefix.append(" ").append(text);
-    text = with_prefix;
-  }
-  if (n_splits_done == splitters.size()) {
-    bpe.encode(text, &work->bpe, ids_out);
+// Takes the pre-tokenizer's steps from number n_steps_done on.
+void Tokenizer::Impl::encode_pieces(std::string_view text, Follows follows, size_t n_steps_done,
+                                    Workspace* work, std::vector<int32_t>* ids_out) const {
+  if (n_steps_done == pre_tokenizer.size()) {
+    cuts.split(text, [&](std::string_view piece) { bpe.encode(piece, &work->bpe, ids_out); });
     return;
   }
-  splitters[n_splits_done].split(text, &work->split, [&](std::string_view piece) {
-    encode_pieces(piece, n_splits_done + 1, work, ids_out);
-  });
+  const auto& step = pre_tokenizer[n_steps_done];
+  if (const auto* splitter = std::get_if<Splitter>(&step)) {
+    splitter->split(text, &work->split, [&](std::string_view piece) {
+      encode_pieces(piece, before_part(piece, text, follows), n_steps_done + 1, work, ids_out);
+    });
+    return;
+  }
+  const auto& rule = std::get<PrefixRule>(step);
+  using Scheme = PrefixRule::Scheme;
+  std::string changed;
+  if (rule.replaces_spaces) {
+    changed = replace_all(text, " ", rule.prefix);
+    text = changed;
+  }
+  const bool is_due = follows == Follows::kNothing
+                          ? rule.scheme != Scheme::kNever
+                          : rule.scheme == Scheme::kAlways && follows == Follows::kToken;
+  if (is_due && !text.starts_with(rule.prefix)) {
+    changed = rule.prefix + std::string(text);
+    text = changed;
+  }
+  encode_pieces(text, follows, n_steps_done + 1, work, ids_out);
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -247,10 +265,17 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& name) {
 }
 
 Tokenizer Tokenizer::load(const std::string& path) {
+  namespace fs = std::filesystem;
   std::error_code ignored;
-  const std::filesystem::path given(path);
-  const std::string file =
-      std::filesystem::is_directory(given, ignored) ? (given / "tokenizer.json").string() : path;
+  if (!fs::is_directory(path, ignored)) return parse(read_text_file(path, kMaxFileBytes), path);
+  const std::string file = (fs::path(path) / "tokenizer.json").string();
+  if (!fs::exists(file, ignored) && fs::exists(fs::path(path) / "tokenizer.model", ignored)) {
+    fail(
+        "{}: not there; expected beside tokenizer.model, which is not read: in Python, "
+        "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one of the "
+        "other",
+        file);
+  }
   return parse(read_text_file(file, kMaxFileBytes), file);
 }
 
@@ -274,7 +299,8 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
   return ids;
 }
 
-std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special,
+                              Follows follows) const {
   std::string bytes;
   for (const int32_t id : ids) {
     if (!(is_special(id) && skip_special)) bytes += token_bytes(id);
@@ -282,6 +308,10 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   std::string text;
   text.reserve(bytes.size());
   append_valid_utf8(bytes, &text);
+  if (follows == Follows::kNothing && impl_->n_dropped_spaces > 0) {
+    const size_t n_spaces = std::min(text.find_first_not_of(' '), text.size());
+    text.erase(0, std::min(n_spaces, impl_->n_dropped_spaces));
+  }
   return text;
 }
 

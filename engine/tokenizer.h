@@ -1,10 +1,12 @@
-// Text to token ids and back: byte-level BPE as published in a Hugging Face tokenizer.json.
+// Text to token ids and back: byte-pair encoding as published in a Hugging Face tokenizer.json.
 //
 // It promises the ids of Hugging Face tokenizers 0.23, which the tests compare on many megabytes
-// for the splits of GPT-2, Llama 3 and Qwen 2. Supported: model BPE (byte-level, ignore_merges);
-// added tokens with all their flags; normalizer NFC; pre-tokenizers ByteLevel, Split, Digits,
-// Sequence; post-processors TemplateProcessing (one sequence), ByteLevel, Sequence; decoder
-// ByteLevel. Anything else is an Error that says so. `truncation` and `padding` in the file are
+// for the files of GPT-2, Llama 3, Qwen 2 (byte-level) and Llama 2 and Mistral (SentencePiece's
+// kind). Supported: model BPE, byte-level or with byte_fallback, ignore_merges; added tokens with
+// all their flags; normalizers NFC, Prepend, Replace (of a string), Sequence; pre-tokenizers
+// ByteLevel, Metaspace, Split, Digits, Sequence, or none; post-processors TemplateProcessing (one
+// sequence), ByteLevel, Sequence; decoders ByteLevel, and Sequences of Replace, ByteFallback, Fuse,
+// Strip. Anything else is an Error that says so. `truncation` and `padding` in the file are
 // ignored.
 #pragma once
 
@@ -20,9 +22,19 @@
 
 namespace tiercel {
 
+// What a text, or a part of one, comes after. Some tokenizers put a space before a text, and drop
+// it in front of what they decode (Llama 2, Mistral): where a text goes on, that would come in
+// between.
+enum class Follows {
+  kNothing,  // it is the beginning
+  kToken,    // a special token: to some tokenizers this begins a text too
+  kText      // other text, which it continues
+};
+
 struct EncodeOptions {
   bool add_special = true;    // let the post-processor add its tokens (a begin-of-text, mostly)
   bool parse_special = true;  // find special tokens in the text; if not, they are ordinary text
+  Follows follows = Follows::kNothing;
 };
 
 // Immutable and safe to share between threads.
@@ -44,9 +56,11 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {},
                               int64_t* n_replaced_bytes = nullptr) const;
 
-  // The text of ids: always valid UTF-8 (a character cut off by the choice of ids becomes U+FFFD).
-  // skip_special leaves out special tokens. Throws Error naming an id outside the vocabulary.
-  std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
+  // The text of ids: always valid UTF-8 (a character cut off by the choice of ids becomes U+FFFD;
+  // of tokens "<0xE2>" in a row Hugging Face then replaces all). skip_special leaves out special
+  // tokens. Throws Error naming an id outside the vocabulary.
+  std::string decode(std::span<const int32_t> ids, bool skip_special = false,
+                     Follows follows = Follows::kNothing) const;
 
   // Number of ids: they are 0 .. vocab_size() - 1, added tokens included.
   int vocab_size() const;
@@ -55,7 +69,8 @@ class Tokenizer {
   std::optional<int32_t> id_of(std::string_view token) const;
   // A token in the file's spelling. Throws Error for an id outside the vocabulary.
   std::string_view token(int32_t id) const;
-  // The bytes that a token stands for; they may be part of a character. Throws as token().
+  // The bytes that a token stands for within a text; they may be part of a character. Throws as
+  // token().
   std::string_view token_bytes(int32_t id) const;
   // True for added tokens marked special. Throws as token().
   bool is_special(int32_t id) const;
@@ -66,8 +81,8 @@ class Tokenizer {
   std::unique_ptr<const Impl> impl_;
 };
 
-// Decodes ids as they are generated. Never gives out half a character; all that it gives out,
-// joined, is decode() of all ids.
+// Decodes ids as they are generated, behind a prompt. Never gives out half a character; all that it
+// gives out, joined, is decode() of all ids with Follows::kText.
 class StreamDecoder {
  public:
   // The tokenizer must outlive the decoder.

@@ -9,6 +9,8 @@
 #include <unordered_map>
 
 #include "engine/base/check.h"
+#include "engine/token_spelling.h"
+#include "engine/utf8.h"
 
 namespace tiercel {
 namespace {
@@ -101,13 +103,13 @@ class Reader {
     read_added_tokens(root_["added_tokens"]);
     check_no_holes();
     read_normalizer(root_["normalizer"], 0);
-    read_pre_tokenizer(root_["pre_tokenizer"], 0);
-    if (!seen_byte_level_) {
-      root_["pre_tokenizer"].refuse(
-          "a pre-tokenizer that ends with ByteLevel (this engine reads "
-          "byte-level BPE only)");
+    if (!root_["pre_tokenizer"].is_null()) read_pre_tokenizer(root_["pre_tokenizer"], 0);
+    check_alphabet(model);
+    if (spec_.byte_level) {
+      read_byte_level_decoder(root_["decoder"], 0);
+    } else {
+      read_character_decoder(root_["decoder"]);
     }
-    read_decoder(root_["decoder"], 0);
     if (!root_["post_processor"].is_null()) read_post_processor(root_["post_processor"], 0);
     return std::move(spec_);
   }
@@ -123,10 +125,10 @@ class Reader {
     const Node type = model["type"];
     if (!(type.is_null() && model["merges"].json().is_array()) &&
         (!type.json().is_string() || type.string() != "BPE")) {
-      type.refuse("\"BPE\" (supported: byte-level BPE)");
+      type.refuse("\"BPE\" (supported: byte-level BPE, and BPE with byte_fallback)");
     }
-    for (const std::string_view key : {"dropout", "unk_token"}) {
-      if (!model[key].is_null()) model[key].refuse("null (nothing else is supported)");
+    if (!model["dropout"].is_null()) {
+      model["dropout"].refuse("null (nothing else is supported)");
     }
     for (const std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const Node node = model[key];
@@ -134,8 +136,28 @@ class Reader {
         node.refuse("null or \"\" (nothing else is supported)");
       }
     }
-    if (model["byte_fallback"].boolean(false)) {
-      model["byte_fallback"].refuse("false (SentencePiece-style BPE is not supported)");
+  }
+
+  // Every byte must have a token, in the one way or the other: unk_token is never needed.
+  void check_alphabet(const Node& model) {
+    spec_.byte_level = seen_byte_level_;
+    const bool byte_fallback = model["byte_fallback"].boolean(false);
+    if (spec_.byte_level) {
+      if (!model["unk_token"].is_null()) {
+        model["unk_token"].refuse("null beside the pre-tokenizer ByteLevel");
+      }
+      return;
+    }
+    if (!byte_fallback) {
+      root_["pre_tokenizer"].refuse(
+          "a pre-tokenizer that ends with ByteLevel, or a model with byte_fallback");
+    }
+    for (int byte = 0; byte < 256; ++byte) {
+      const std::string token = byte_token(static_cast<uint8_t>(byte));
+      if (!model_ids_.contains(token)) {
+        model["vocab"].refuse("the tokens \"<0x00>\" to \"<0xFF>\", as byte_fallback is true",
+                              fmt::format("no \"{}\"", token));
+      }
     }
   }
 
@@ -236,24 +258,37 @@ class Reader {
   }
 
   void read_normalizer(const Node& node, int depth) {
+    using Kind = NormalizerStep::Kind;
     check_depth(node, depth);
     if (node.is_null()) return;
     const std::string& type = node["type"].string();
     if (type == "NFC") {
-      spec_.nfc = true;
+      spec_.normalizer.push_back({.kind = Kind::kNfc, .pattern = {}, .content = {}});
+    } else if (type == "Prepend") {
+      spec_.normalizer.push_back(
+          {.kind = Kind::kPrepend, .pattern = {}, .content = node["prepend"].string()});
+    } else if (type == "Replace") {
+      const Node pattern = node["pattern"];
+      if (pattern["String"].is_null() || pattern["String"].string().empty()) {
+        pattern.refuse("{\"String\": text to find} (nothing else is supported)");
+      }
+      spec_.normalizer.push_back({.kind = Kind::kReplace,
+                                  .pattern = pattern["String"].string(),
+                                  .content = node["content"].string()});
     } else if (type == "Sequence") {
       node["normalizers"].for_each_element(
           [&](const Node& element) { read_normalizer(element, depth + 1); });
     } else {
-      node["type"].refuse("a supported normalizer: NFC, Sequence, or null for none");
+      node["type"].refuse(
+          "a supported normalizer: NFC, Prepend, Replace, Sequence, or null for none");
     }
   }
 
   void read_pre_tokenizer(const Node& node, int depth) {
+    constexpr const char* kSupported =
+        "a supported pre-tokenizer: ByteLevel, Metaspace, Split, Digits, Sequence";
     check_depth(node, depth);
-    if (node.is_null()) {
-      node.refuse("a supported pre-tokenizer: ByteLevel, Split, Digits, Sequence");
-    }
+    if (node.is_null()) node.refuse(kSupported);
     if (seen_byte_level_) node.refuse("nothing after ByteLevel");
     const std::string& type = node["type"].string();
     if (type == "Sequence") {
@@ -262,14 +297,44 @@ class Reader {
     } else if (type == "Split") {
       read_split(node);
     } else if (type == "Digits") {
-      spec_.splits.push_back(digits_split_rule(node["individual_digits"].boolean(false)));
+      spec_.pre_tokenizer.push_back(digits_split_rule(node["individual_digits"].boolean(false)));
+    } else if (type == "Metaspace") {
+      read_metaspace(node);
     } else if (type == "ByteLevel") {
       seen_byte_level_ = true;
-      spec_.add_prefix_space = node["add_prefix_space"].boolean(true);
-      spec_.n_splits_before_prefix = spec_.splits.size();
-      if (node["use_regex"].boolean(true)) spec_.splits.push_back(gpt2_split_rule());
+      if (node["add_prefix_space"].boolean(true)) {
+        spec_.pre_tokenizer.push_back(PrefixRule{.prefix = " "});
+      }
+      if (node["use_regex"].boolean(true)) spec_.pre_tokenizer.push_back(gpt2_split_rule());
     } else {
-      node["type"].refuse("a supported pre-tokenizer: ByteLevel, Split, Digits, Sequence");
+      node["type"].refuse(kSupported);
+    }
+  }
+
+  // Files before 2024 have add_prefix_space where there is a prepend_scheme now.
+  void read_metaspace(const Node& node) {
+    using Scheme = PrefixRule::Scheme;
+    const std::string& replacement = node["replacement"].string();
+    size_t end = 0;
+    if (!replacement.empty()) read_code_point(replacement, &end);
+    if (replacement.empty() || end != replacement.size()) {
+      node["replacement"].refuse("one character");
+    }
+    PrefixRule rule{.prefix = replacement, .replaces_spaces = true};
+    const Node scheme = node["prepend_scheme"];
+    if (scheme.is_null()) {
+      rule.scheme = node["add_prefix_space"].boolean(true) ? Scheme::kAlways : Scheme::kNever;
+    } else {
+      static const std::unordered_map<std::string, Scheme> kSchemes = {
+          {"always", Scheme::kAlways}, {"first", Scheme::kFirst}, {"never", Scheme::kNever}};
+      const auto found = kSchemes.find(scheme.string());
+      if (found == kSchemes.end()) scheme.refuse("\"always\", \"first\" or \"never\"");
+      rule.scheme = found->second;
+    }
+    spec_.pre_tokenizer.push_back(rule);
+    if (node["split"].boolean(true)) {
+      spec_.pre_tokenizer.push_back(SplitRule{
+          .pattern = replacement, .literal = true, .behavior = SplitBehavior::kMergedWithNext});
     }
   }
 
@@ -297,10 +362,10 @@ class Reader {
     rule.invert = node["invert"].boolean(false);
     // Compiled here once only to say where a bad pattern stands.
     Splitter(rule, pattern.place());
-    spec_.splits.push_back(rule);
+    spec_.pre_tokenizer.push_back(rule);
   }
 
-  void read_decoder(const Node& node, int depth) {
+  void read_byte_level_decoder(const Node& node, int depth) {
     check_depth(node, depth);
     const Node type = node.is_null() ? node : node["type"];
     if (type.is_null()) type.refuse("the decoder ByteLevel");
@@ -309,7 +374,45 @@ class Reader {
       type.refuse("the decoder ByteLevel, or a Sequence of only that");
     }
     node["decoders"].for_each_element(
-        [&](const Node& element) { read_decoder(element, depth + 1); });
+        [&](const Node& element) { read_byte_level_decoder(element, depth + 1); });
+  }
+
+  // Replace, ByteFallback, Fuse, Strip: all but ByteFallback may be missing, and what is stripped
+  // are spaces that the whole text begins with, so Fuse must come before.
+  void read_character_decoder(const Node& node) {
+    constexpr const char* kSupported =
+        "the decoder Sequence of Replace, ByteFallback, Fuse and Strip, in this order";
+    const Node type = node.is_null() ? node : node["type"];
+    if (type.is_null() || type.string() != "Sequence") type.refuse(kSupported);
+    const std::string_view order[] = {"Replace", "ByteFallback", "Fuse", "Strip"};
+    size_t next = 0;
+    bool seen[4] = {};
+    node["decoders"].for_each_element([&](const Node& element) {
+      const Node kind = element["type"];
+      while (next < 4 && kind.string() != order[next]) ++next;
+      if (next == 4) kind.refuse(kSupported);
+      seen[next] = true;
+      if (next == 0) read_decoder_replace(element);
+      if (next == 3) read_decoder_strip(element, seen[2]);
+      ++next;
+    });
+    if (!seen[1]) node["decoders"].refuse(kSupported, "no ByteFallback");
+  }
+
+  void read_decoder_replace(const Node& node) {
+    const Node pattern = node["pattern"];
+    if (pattern["String"].is_null() || pattern["String"].string().empty()) {
+      pattern.refuse("{\"String\": text to find}");
+    }
+    if (node["content"].string() != " ") node["content"].refuse("\" \"");
+    spec_.space = pattern["String"].string();
+  }
+
+  void read_decoder_strip(const Node& node, bool is_fused) {
+    if (!is_fused) node.refuse("Fuse before Strip", "none");
+    if (node["content"].string() != " ") node["content"].refuse("\" \"");
+    if (node["stop"].id() != 0) node["stop"].refuse("0 (nothing else is supported)");
+    spec_.n_dropped_spaces = static_cast<size_t>(node["start"].id());
   }
 
   void read_post_processor(const Node& node, int depth) {

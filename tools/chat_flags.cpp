@@ -21,7 +21,9 @@ std::vector<int32_t> Turns::first(const std::string& words) const {
 
 std::vector<int32_t> Turns::next(const std::string& words) const {
   if (!chat_) {
-    return tokenizer_->encode(words, {.add_special = false, .parse_special = plain_.special});
+    return tokenizer_->encode(words, {.add_special = false,
+                                      .parse_special = plain_.special,
+                                      .follows = Follows::kText});
   }
   std::vector<int32_t> ids = chat_->encode_next_turn(*tokenizer_, words);
   ids.insert(ids.begin(), *end_);

@@ -122,7 +122,8 @@ int command_haystack(int argc, char** argv) {
   const Tokenizer tokenizer = Tokenizer::load(model.empty() ? find_demo_model() : model);
   request.n_lead = static_cast<int64_t>(tokenizer.encode("").size());
   request.count = [&](std::string_view text) {
-    const auto ids = tokenizer.encode(text, {.add_special = false, .parse_special = false});
+    const auto ids = tokenizer.encode(
+        text, {.add_special = false, .parse_special = false, .follows = Follows::kText});
     return static_cast<int64_t>(ids.size());
   };
   Haystack haystack = make_haystack(request);

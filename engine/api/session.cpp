@@ -216,8 +216,9 @@ bool Session::append(std::string_view text, const ProgressCallback& progress) {
     const Call call(state_);
     const SessionState& s = call.with_prompt();
     tokens = detail::translated([&] {
-      return s.engine->tokenizer.encode(
-          text, {.add_special = false, .parse_special = s.settings.special});
+      return s.engine->tokenizer.encode(text, {.add_special = false,
+                                               .parse_special = s.settings.special,
+                                               .follows = Follows::kText});
     });
   }
   return append(tokens, progress);

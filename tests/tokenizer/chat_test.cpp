@@ -38,6 +38,8 @@ Tokenizer tokenizer_of(const Json& entry) {
   const std::string base = entry["tokenizer"];
   Json file = Json::parse(read_file(golden_path(base + "/tokenizer.json")));
   for (const auto& [token, id] : entry["added"].items()) {
+    const auto is_it = [&token = token](const Json& known) { return known["content"] == token; };
+    if (std::any_of(file["added_tokens"].begin(), file["added_tokens"].end(), is_it)) continue;
     file["added_tokens"].push_back({{"id", id},
                                     {"content", token},
                                     {"single_word", false},
@@ -74,6 +76,34 @@ std::string message_of(const auto& function, ErrorKind kind = ErrorKind::kUsage)
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
+}
+
+// To Metaspace's "first" only a conversation begins a text, not what follows its special tokens.
+TEST(ChatTemplate, OnlyTheBeginningHasAPrefix) {
+  Json file = Json::parse(read_file(golden_path("llama2/tokenizer.json")));
+  file["normalizer"] = nullptr;
+  file["pre_tokenizer"] = {{"type", "Metaspace"},
+                           {"replacement", "\u2581"},
+                           {"prepend_scheme", "first"},
+                           {"split", false}};
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "first");
+  int n_compared = 0;
+  for (const Json& entry : golden()["templates"]) {
+    if (entry["name"] != "Llama 2" && entry["name"] != "Mistral v1") continue;
+    const ChatTemplate chat = template_of(entry);
+    const std::vector<ChatMessage> messages = {{ChatRole::kUser, "Hello"},
+                                               {ChatRole::kAssistant, "two words"},
+                                               {ChatRole::kUser, "and more"}};
+    const ChatOptions options{.add_generation_prompt = true, .date = golden_date()};
+    // All at once, as transformers does.
+    const std::vector<int32_t> whole =
+        tokenizer.encode(chat.text(messages, options), {.add_special = false});
+    EXPECT_EQ(chat.encode(tokenizer, messages, options), whole);
+    const std::vector<int32_t> next = chat.encode_next_turn(tokenizer, "and more");
+    EXPECT_TRUE(std::ranges::equal(next, std::span(whole).last(next.size())));
+    ++n_compared;
+  }
+  EXPECT_EQ(n_compared, 5);
 }
 
 class ChatGolden : public ::testing::TestWithParam<size_t> {
@@ -134,7 +164,10 @@ TEST_P(ChatGolden, NextTurnContinuesTheConversation) {
   const auto append = [&](const std::vector<int32_t>& more) {
     ids.insert(ids.end(), more.begin(), more.end());
   };
-  append(tokenizer.encode(written, {.add_special = false, .parse_special = false}));
+  append(tokenizer.encode(
+      written, {.add_special = false,
+                .parse_special = false,
+                .follows = tokenizer.is_special(ids.back()) ? Follows::kToken : Follows::kText}));
   EXPECT_FALSE(chat.awaits_answer(tokenizer, ids));
   ids.push_back(chat.end_of_turn(tokenizer));
   append(chat.encode_next_turn(tokenizer, question));
@@ -146,8 +179,11 @@ TEST_P(ChatGolden, NextTurnContinuesTheConversation) {
     EXPECT_FALSE(chat.rewrites().empty());
     return;
   }
-  EXPECT_EQ(tokenizer.decode(ids), chat.text(messages, options));
   EXPECT_EQ(ids, chat.encode(tokenizer, messages, options));
+  // Llama 2's tokenizer writes a space behind every special token.
+  if (entry()["tokenizer"] != "llama2") {
+    EXPECT_EQ(tokenizer.decode(ids), chat.text(messages, options));
+  }
 }
 
 TEST_P(ChatGolden, NobodysWordsEndATurn) {

@@ -69,6 +69,23 @@ TEST_P(TokenizerModel, IdsEqualHuggingFaceForEveryCodePoint) {
   EXPECT_EQ(n_wrong, 0);
 }
 
+// Ids, and the text that they are decoded to, of short texts with special tokens and odd beginnings.
+void expect_texts(const Tokenizer& tokenizer, EncodeOptions options, const nlohmann::json& expected) {
+  const nlohmann::json texts = read_json("golden.json")["texts"];
+  ASSERT_EQ(texts.size(), expected.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const std::vector<int32_t> ids = tokenizer.encode(texts[i].get<std::string>(), options);
+    EXPECT_EQ(hash_ids(ids), expected[i][0]) << texts[i];
+    EXPECT_EQ(tokenizer.decode(ids, true), expected[i][1]) << texts[i];
+    EXPECT_EQ(tokenizer.decode(ids, false), expected[i][2]) << texts[i];
+  }
+}
+
+TEST_P(TokenizerModel, ShortTextsEqualHuggingFace) {
+  const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
+  expect_texts(Tokenizer::load(golden_path(GetParam())), {}, expected["texts"]);
+}
+
 TEST_P(TokenizerModel, PostProcessorAddsItsTokens) {
   const Tokenizer tokenizer = Tokenizer::load(golden_path(GetParam()));
   const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
@@ -84,11 +101,12 @@ TEST_P(TokenizerModel, DecodeReturnsTheText) {
     int64_t n_replaced = -1;
     const std::vector<int32_t> ids = tokenizer.encode(block, kPlain, &n_replaced);
     EXPECT_EQ(n_replaced, n_expected);
-    // NFC changes the text; a second round trip must not.
+    // NFC changes the text, and "\u2581" in it becomes a space; a second round trip must change nothing.
     const std::string once = tokenizer.decode(ids);
-    if (name != "qwen2") {
+    if (name != "qwen2" && name != "llama2") {
       EXPECT_EQ(once, valid);
     } else {
+      EXPECT_NEAR(static_cast<double>(once.size()), static_cast<double>(valid.size()), 1000);
       EXPECT_EQ(tokenizer.decode(tokenizer.encode(once, kPlain)), once);
     }
   }
@@ -127,7 +145,7 @@ TEST_P(TokenizerModel, EncodesFastEnough) {
   while (prose.size() < mixed.size()) prose += parts[random.below(90)];
   for (const auto& [kind, text] :
        {std::pair{"mixed", &mixed}, std::pair{"prose and code", &prose}}) {
-    constexpr double kMost = 8;  // times the yardstick's time; 3 to 5 where it was written
+    constexpr double kMost = 10;  // times the yardstick's time; 1 to 6 where it was written
     double encoding = std::numeric_limits<double>::max();
     double counting = encoding;
     size_t n_ids = 0;
@@ -150,31 +168,28 @@ TEST_P(TokenizerModel, EncodesFastEnough) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, TokenizerModel, ::testing::Values("gpt2", "llama3", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Models, TokenizerModel, ::testing::Values("gpt2", "llama3", "qwen2", "llama2"),
                          [](const auto& info) { return std::string(info.param); });
 
-// One option of the file each, on top of the gpt2 file.
+// One option of the file each, on top of the gpt2 or the llama2 file.
 TEST(TokenizerGolden, VariantsEqualHuggingFace) {
-  const nlohmann::json base = nlohmann::json::parse(read_file(golden_path("gpt2/tokenizer.json")));
   const std::vector<std::string> parts = fragments();
   const nlohmann::json variants = read_json("golden.json")["variants"];
-  ASSERT_GT(variants.size(), 40u);
+  ASSERT_GT(variants.size(), 50u);
   for (const nlohmann::json& variant : variants) {
-    const std::string name = variant["name"];
-    nlohmann::json file = base;
+    const std::string name = variant["name"], base = variant["base"];
+    SCOPED_TRACE(base + " " + name);
+    auto file = nlohmann::json::parse(read_file(golden_path(base + "/tokenizer.json")));
     file.update(variant["replace"]);
     const Tokenizer tokenizer = Tokenizer::parse(file.dump(), name);
     EncodeOptions options = kPlain;
     options.parse_special = !variant["keep_special"].get<bool>();
     for (size_t i = 0; i < variant["hashes"].size(); i += kSanitized ? 4 : 1) {
       const std::string text = mixed_block(5000 + i, parts);
-      EXPECT_EQ(hash_ids(tokenizer.encode(text, options)), variant["hashes"][i])
-          << name << " block " << i;
+      EXPECT_EQ(hash_ids(tokenizer.encode(text, options)), variant["hashes"][i]) << "block " << i;
     }
     options.add_special = true;
-    EXPECT_EQ(nlohmann::json(tokenizer.encode("x <|endoftext|> y", options)),
-              variant["with_special"])
-        << name;
+    expect_texts(tokenizer, options, variant["texts"]);
   }
 }
 

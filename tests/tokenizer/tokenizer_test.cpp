@@ -2,8 +2,10 @@
 #include "engine/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <thread>
 
@@ -20,10 +22,11 @@ using Json = nlohmann::json;
 Tokenizer load(const std::string& name) { return Tokenizer::load(golden_path(name)); }
 
 TEST(StreamDecoder, JoinedEqualsDecodeAndNeverCutsACharacter) {
-  const Tokenizer tokenizer = load("llama3");
   Random random(seed());
-  for (const bool skip_special : {false, true}) {
-    for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < 400; ++round) {
+    static const Tokenizer kTokenizers[] = {load("llama3"), load("llama2")};
+    const Tokenizer& tokenizer = kTokenizers[round % 2];
+    for (const bool skip_special : {false, true}) {
       StreamDecoder decoder(tokenizer, skip_special);
       std::vector<int32_t> ids;
       std::string joined;
@@ -36,7 +39,7 @@ TEST(StreamDecoder, JoinedEqualsDecodeAndNeverCutsACharacter) {
         joined += part;
       }
       joined += decoder.finish();
-      ASSERT_EQ(joined, tokenizer.decode(ids, skip_special));
+      ASSERT_EQ(joined, tokenizer.decode(ids, skip_special, Follows::kText));
     }
   }
 }
@@ -53,6 +56,53 @@ TEST(StreamDecoder, HoldsBackUntilTheCharacterIsWhole) {
   EXPECT_EQ(decoder.push(*tokenizer.id_of("a")), "\uFFFDa");
   EXPECT_EQ(decoder.push(*tokenizer.id_of("ð")), "");
   EXPECT_EQ(decoder.finish(), "\uFFFD");
+}
+
+// A tokenizer that puts a space before a text, and drops it from what it decodes.
+TEST(Tokenizer, WhatATextFollowsDecidesAboutItsSpace) {
+  const Tokenizer tokenizer = load("llama2");
+  const auto tokens_of = [&](std::string_view text, Follows follows) {
+    std::vector<std::string> tokens;
+    for (const int32_t id : tokenizer.encode(text, {.add_special = false, .follows = follows})) {
+      tokens.emplace_back(tokenizer.token(id));
+    }
+    return tokens;
+  };
+  using Tokens = std::vector<std::string>;
+  EXPECT_EQ(tokens_of("the", Follows::kNothing), Tokens{"\u2581the"});
+  EXPECT_EQ(tokens_of("the", Follows::kToken), Tokens{"\u2581the"});
+  EXPECT_EQ(tokens_of("the", Follows::kText), (Tokens{"the"}));
+  EXPECT_EQ(tokens_of(" the", Follows::kText), Tokens{"\u2581the"});
+  EXPECT_EQ(tokens_of("the<s>the", Follows::kText), (Tokens{"the", "<s>", "\u2581the"}));
+  EXPECT_EQ(tokens_of("", Follows::kNothing), Tokens{});
+  // A text in two parts has the tokens of the whole, if cut where no token is.
+  std::vector<int32_t> ids = tokenizer.encode("the work\n", {});
+  const std::vector<int32_t> whole = tokenizer.encode("the work\nof the", {});
+  const std::vector<int32_t> rest =
+      tokenizer.encode("of the", {.add_special = false, .follows = Follows::kText});
+  ids.insert(ids.end(), rest.begin(), rest.end());
+  EXPECT_EQ(ids, whole);
+  const int32_t the = *tokenizer.id_of("\u2581the");
+  EXPECT_EQ(tokenizer.token_bytes(the), " the");
+  EXPECT_EQ(tokenizer.decode(std::vector{the, the}), "the the");
+  EXPECT_EQ(tokenizer.decode(std::vector{the, the}, false, Follows::kText), " the the");
+  StreamDecoder decoder(tokenizer);
+  EXPECT_EQ(decoder.push(the), " the");  // an answer goes on behind its prompt
+}
+
+TEST(Tokenizer, BytesStandInForCharactersWithoutAToken) {
+  const Tokenizer tokenizer = load("llama2");
+  ASSERT_FALSE(tokenizer.id_of("\U0001F9FF").has_value());
+  const std::vector<int32_t> ids =
+      tokenizer.encode("\U0001F9FF", {.add_special = false, .follows = Follows::kText});
+  ASSERT_EQ(ids.size(), 4u);
+  EXPECT_EQ(tokenizer.token(ids[0]), "<0xF0>");
+  StreamDecoder decoder(tokenizer);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(decoder.push(ids[static_cast<size_t>(i)]), "");
+  EXPECT_EQ(decoder.push(ids[3]), "\U0001F9FF");
+  // Where bytes are no character, what is one stays (Hugging Face replaces all of a row of bytes).
+  const int32_t a = *tokenizer.id_of("<0x41>"), cut = *tokenizer.id_of("<0xC3>");
+  EXPECT_EQ(tokenizer.decode(std::vector{a, cut, a}), "A\uFFFDA");
 }
 
 TEST(Tokenizer, TellsAboutItsTokens) {
@@ -116,8 +166,8 @@ TEST(Tokenizer, SaysWhatIsWrongWithAFile) {
     const char* message;
   } cases[] = {
       {"/model/type", R"("Unigram")",
-       "f: $.model.type: expected \"BPE\" (supported: byte-level "
-       "BPE), found \"Unigram\""},
+       "f: $.model.type: expected \"BPE\" (supported: byte-level BPE, and BPE with "
+       "byte_fallback), found \"Unigram\""},
       {"/model/vocab", "[]", "f: $.model.vocab: expected an object of token: id, found an array"},
       {"/model/vocab/a", "-1", "f: $.model.vocab.a: expected a token id"},
       {"/model/vocab/a", "1.5", "found 1.5"},
@@ -131,17 +181,22 @@ TEST(Tokenizer, SaysWhatIsWrongWithAFile) {
       {"/model/merges/0", R"("a b c")", "two tokens with one space between"},
       {"/model/merges/0", "7", "found 7"},
       {"/model/merges", "", "f: $.model.merges: expected an array, found null"},
-      {"/model/byte_fallback", "true", "SentencePiece-style BPE is not supported"},
       {"/model/dropout", "0.1", "f: $.model.dropout: expected null"},
       {"/model/unk_token", R"("a")", "f: $.model.unk_token"},
       {"/model/end_of_word_suffix", R"("</w>")", "f: $.model.end_of_word_suffix"},
       {"/model", "", "f: $.model: expected an object, found null"},
       {"/normalizer", R"({"type": "NFKC"})",
        "f: $.normalizer.type: expected a supported "
-       "normalizer: NFC, Sequence, or null for none, found "
+       "normalizer: NFC, Prepend, Replace, Sequence, or null for none, found "
        "\"NFKC\""},
-      {"/pre_tokenizer", "null", "expected a supported pre-tokenizer: ByteLevel, Split"},
-      {"/pre_tokenizer/type", R"("Metaspace")", "f: $.pre_tokenizer.type: expected"},
+      {"/normalizer", R"({"type": "Replace", "pattern": {"Regex": "a"}, "content": "b"})",
+       "f: $.normalizer.pattern: expected {\"String\": text to find}"},
+      {"/pre_tokenizer", "null",
+       "f: $.pre_tokenizer: expected a pre-tokenizer that ends with ByteLevel, or a model with "
+       "byte_fallback, found null"},
+      {"/pre_tokenizer/type", R"("Whitespace")",
+       "f: $.pre_tokenizer.type: expected a supported pre-tokenizer: ByteLevel, Metaspace, Split, "
+       "Digits, Sequence, found \"Whitespace\""},
       {"/pre_tokenizer", R"({"type": "Sequence", "pretokenizers": []})", "ends with ByteLevel"},
       {"/pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [{"type": "Split",
         "pattern": {"Regex": "a\\b"}, "behavior": "Isolated", "invert": false}]})",
@@ -174,6 +229,53 @@ TEST(Tokenizer, SaysWhatIsWrongWithAFile) {
   }
 }
 
+TEST(Tokenizer, SaysWhatIsWrongWithAFileOfCharacters) {
+  const Json valid = Json::parse(read_file(golden_path("llama2/tokenizer.json")));
+  const struct {
+    const char* pointer;
+    const char* value;  // JSON
+    const char* message;
+  } cases[] = {
+      {"/model/byte_fallback", "false",
+       "f: $.pre_tokenizer: expected a pre-tokenizer that ends with ByteLevel, or a model with "
+       "byte_fallback, found null"},
+      {"/pre_tokenizer", R"({"type": "ByteLevel"})",
+       "f: $.model.unk_token: expected null beside the pre-tokenizer ByteLevel, found \"<unk>\""},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "ab"})",
+       "f: $.pre_tokenizer.replacement: expected one character, found \"ab\""},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "last"})",
+       "f: $.pre_tokenizer.prepend_scheme: expected \"always\", \"first\" or \"never\", found"},
+      {"/normalizer/normalizers/1/pattern", R"({"String": ""})",
+       "f: $.normalizer.normalizers[1].pattern: expected {\"String\": text to find}"},
+      {"/normalizer/normalizers/0/prepend", "7",
+       "f: $.normalizer.normalizers[0].prepend: expected a string, found 7"},
+      {"/decoder", "null",
+       "f: $.decoder: expected the decoder Sequence of Replace, ByteFallback, Fuse and Strip"},
+      {"/decoder/type", R"("ByteLevel")", "f: $.decoder.type: expected the decoder Sequence of"},
+      {"/decoder/decoders/1/type", R"("Strip")",
+       "f: $.decoder.decoders[1]: expected Fuse before Strip, found none"},
+      {"/decoder/decoders/0/content", R"("-")",
+       "f: $.decoder.decoders[0].content: expected \" \", found \"-\""},
+      {"/decoder/decoders/3/stop", "1", "f: $.decoder.decoders[3].stop: expected 0"},
+      {"/decoder/decoders/3/start", "-1", "f: $.decoder.decoders[3].start: expected"},
+      {"/decoder/decoders/3/type", R"("Fuse")", "f: $.decoder.decoders[3].type: expected"},
+  };
+  for (const auto& c : cases) {
+    Json file = valid;
+    file[Json::json_pointer(c.pointer)] = Json::parse(c.value);
+    const std::string error = error_of([&] { Tokenizer::parse(file.dump(), "f"); });
+    EXPECT_NE(error.find(c.message), std::string::npos) << c.pointer << ": " << error;
+  }
+  Json file = valid;
+  Json& vocab = file["model"]["vocab"];
+  vocab["<0x4>"] = vocab["<0x41>"];
+  vocab.erase("<0x41>");
+  EXPECT_EQ(
+      error_of([&] { Tokenizer::parse(file.dump(), "f"); }),
+      "f: $.model.vocab: expected the tokens \"<0x00>\" to \"<0xFF>\", as byte_fallback is true, "
+      "found no \"<0x41>\"");
+}
+
 TEST(Tokenizer, SaysWhatIsWrongWithTheFileItself) {
   EXPECT_NE(error_of([] { Tokenizer::parse("{\"model\": ", "f"); }).find("f: expected JSON"),
             std::string::npos);
@@ -185,6 +287,15 @@ TEST(Tokenizer, SaysWhatIsWrongWithTheFileItself) {
   EXPECT_NE(missing.find("/no/such/file.json: cannot be opened"), std::string::npos) << missing;
   const std::string device = error_of([] { Tokenizer::load("/dev/null"); });
   EXPECT_NE(device.find("/dev/null: expected a regular file"), std::string::npos) << device;
+  const std::filesystem::path directory =
+      std::filesystem::path(::testing::TempDir()) / fmt::format("tokenizer-{}", ::getpid());
+  std::filesystem::create_directory(directory);
+  EXPECT_NE(error_of([&] { Tokenizer::load(directory); }).find("tokenizer.json: cannot be opened"),
+            std::string::npos);
+  std::ofstream(directory / "tokenizer.model") << "x";
+  EXPECT_NE(error_of([&] { Tokenizer::load(directory); }).find("expected beside tokenizer.model"),
+            std::string::npos);
+  std::filesystem::remove_all(directory);
   const std::string nested = std::string(100000, '[') + std::string(100000, ']');
   EXPECT_NE(error_of([&] { Tokenizer::parse(nested, "f"); }), "no error");
   Json deep = {{"type", "NFC"}};
@@ -240,7 +351,7 @@ TEST(Split, HundredMegabytesOfSpaces) {
 
 TEST(Tokenizer, LongRunsOfOneCharacter) {
   const size_t n_bytes = kSanitized ? 1 << 18 : 4 << 20;
-  for (const char* name : {"gpt2", "llama3"}) {
+  for (const char* name : {"gpt2", "llama3", "llama2"}) {
     const Tokenizer tokenizer = load(name);
     for (const char* unit : {" ", "\n", "\r\n", "\u3000", "!", " a"}) {
       std::string text;
@@ -253,14 +364,18 @@ TEST(Tokenizer, LongRunsOfOneCharacter) {
 }
 
 TEST(Tokenizer, OneWordOfTenMegabytes) {
-  const Tokenizer tokenizer = load("qwen2");
-  const std::string word(kSanitized ? 1 << 18 : 10 << 20, 'a');
-  const std::vector<int32_t> ids = tokenizer.encode(word);
-  EXPECT_TRUE(tokenizer.decode(ids) == word);
+  for (const char* name : {"qwen2", "llama2"}) {
+    const Tokenizer tokenizer = load(name);
+    const std::string word(kSanitized ? 1 << 18 : 10 << 20, 'a');
+    const std::vector<int32_t> ids = tokenizer.encode(word, {.add_special = false});
+    EXPECT_TRUE(tokenizer.decode(ids) == word) << name;
+  }
 }
 
-TEST(Tokenizer, ThreadsShareOne) {
-  const Tokenizer tokenizer = load("llama3");
+class SharedTokenizer : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(SharedTokenizer, ThreadsShareOne) {
+  const Tokenizer tokenizer = load(GetParam());
   const std::vector<std::string> parts = fragments();
   std::vector<std::vector<int32_t>> expected;
   for (uint64_t i = 0; i < 4; ++i) expected.push_back(tokenizer.encode(mixed_block(i, parts)));
@@ -277,6 +392,7 @@ TEST(Tokenizer, ThreadsShareOne) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(n_wrong, std::vector<int>(4, 0));
 }
+INSTANTIATE_TEST_SUITE_P(Models, SharedTokenizer, ::testing::Values("llama3", "llama2"));
 
 }  // namespace
 }  // namespace tiercel::test

@@ -32,8 +32,9 @@ class Evaluation {
     SampleRequest sample{.style = request_.style, .depths = request_.depths, .text = request_.text};
     sample.n_lead = static_cast<int64_t>(request_.tokenizer.encode("").size());
     sample.count = [this](std::string_view text) {
-      const EncodeOptions plain{.add_special = false, .parse_special = false};
-      return static_cast<int64_t>(request_.tokenizer.encode(text, plain).size());
+      const EncodeOptions going_on{
+          .add_special = false, .parse_special = false, .follows = Follows::kText};
+      return static_cast<int64_t>(request_.tokenizer.encode(text, going_on).size());
     };
     for (const int64_t length : request_.lengths) {
       for (const EvalTask task : request_.tasks) {

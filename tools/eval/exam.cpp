@@ -178,9 +178,10 @@ double Traffic::fetched_per_step() const {
 }
 
 Exam make_exam(const EvalSample& sample, const Tokenizer& tokenizer) {
-  const EncodeOptions plain{.add_special = false, .parse_special = false};
+  const EncodeOptions going_on{
+      .add_special = false, .parse_special = false, .follows = Follows::kText};
   const EncodeOptions leading{.add_special = true, .parse_special = false};
-  Exam exam{sample, {}, {}, tokenizer.encode("\n", plain), 0};
+  Exam exam{sample, {}, {}, tokenizer.encode("\n", going_on), 0};
   if (sample.questions.size() == 1) {
     exam.prompt = tokenizer.encode(sample.context + sample.questions[0].text, leading);
     exam.questions = {{exam.prompt.back()}};
@@ -188,7 +189,7 @@ Exam make_exam(const EvalSample& sample, const Tokenizer& tokenizer) {
   } else {
     exam.prompt = tokenizer.encode(sample.context, leading);
     for (const EvalQuestion& question : sample.questions) {
-      exam.questions.push_back(tokenizer.encode(question.text, plain));
+      exam.questions.push_back(tokenizer.encode(question.text, going_on));
     }
   }
   for (const auto& question : exam.questions) {

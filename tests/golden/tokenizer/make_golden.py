@@ -2,9 +2,9 @@
 """Makes the tokenizers and the expected hashes that tests/tokenizer compares against.
 
 Needs the package `tokenizers` (made with 0.23.3). Run in this directory:  python3 make_golden.py
-Writes {gpt2,llama3,qwen2}/tokenizer.json (small vocabularies trained here, with the split patterns
-of the models they are named after) and golden.json: a hash of the ids of every block of two
-corpora, and of variants of the gpt2 file that exercise one option each.
+Writes {gpt2,llama3,qwen2,llama2}/tokenizer.json (small vocabularies trained here, with the split
+patterns and normalizers of the models they are named after) and golden.json: a hash of the ids of
+every block of two corpora, and of variants of the gpt2 and llama2 files that exercise one option each.
 
 The corpora are not stored. tests/tokenizer/corpus.h generates the same bytes from fragments.json
 and the same random numbers; change both or neither.
@@ -100,8 +100,6 @@ def sweep_block(index):
     return bytes(out)
 
 
-
-
 def fnv(ids):
     h = 0xCBF29CE484222325
     for i in ids:
@@ -123,7 +121,33 @@ def split(pattern, behavior="isolated", invert=False):
     return pre_tokenizers.Split(pattern, behavior, invert)
 
 
+def train_characters(texts, n_vocab):
+    """SentencePiece's kind, as transformers converts it: characters, with bytes behind them, spaces as
+    tokens' first characters, no pre-tokenizer."""
+    bytes_ = ["<0x%02X>" % byte for byte in range(256)]
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"),
+                                                 normalizers.Replace(" ", "\u2581")])
+    # So that no token has a space inside; runs of them may be tokens.
+    tokenizer.pre_tokenizer = split(Regex("\u2581*[^\u2581]+|\u2581+"))
+    trainer = trainers.BpeTrainer(vocab_size=n_vocab, special_tokens=special + bytes_,
+                                  show_progress=False, max_token_length=16, limit_alphabet=700)
+    tokenizer.train_from_iterator(texts, trainer)
+    data = json.loads(tokenizer.to_str())
+    data["pre_tokenizer"] = None
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in special]
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(),
+                                           decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)])
+    return json.loads(tokenizer.to_str())
+
+
 def train(name, texts, n_vocab):
+    if name == "llama2":
+        return train_characters(texts, n_vocab)
     tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama3"))
     if name == "gpt2":
         tokenizer.pre_tokenizer = byte_level(False, True)
@@ -221,6 +245,51 @@ def variants():
         single="<|endoftext|> $A [S] [S]", special_tokens=[("<|endoftext|>", 0), ("[S]", 5)])}
 
 
+def character_variants():
+    """The same of the llama2 file."""
+    token = AddedToken
+    space = "\u2581"
+    metaspace = pre_tokenizers.Metaspace
+    first = {"normalizer": None, "pre_tokenizer": metaspace(space, "first", False)}
+    added = [token("[S]", special=True, normalized=False), token("abc"), token("the "),
+             token("[R]", rstrip=True, normalized=False), token(" [L]", lstrip=True)]
+    yield "added", {"added": added}
+    yield "keep_special", {"encode_special": True, "added": added}
+    yield "first", first
+    yield "first_added", {**first, "added": added}
+    yield "always", {"normalizer": None, "pre_tokenizer": metaspace(space, "always", False)}
+    yield "always_added", {"normalizer": None, "added": added,
+                           "pre_tokenizer": metaspace(space, "always", True)}
+    yield "never", {"normalizer": None, "pre_tokenizer": metaspace(space, "never", False)}
+    yield "never_split", {"normalizer": None, "pre_tokenizer": metaspace(space, "never", True)}
+    yield "no_prefix", {"normalizer": normalizers.Replace(" ", space),
+                        "decoder": decoders.Sequence([decoders.Replace(space, " "),
+                                                      decoders.ByteFallback(), decoders.Fuse()])}
+    yield "merged_with_previous", {"normalizer": normalizers.Replace(" ", space),
+                                   "pre_tokenizer": split(" ", "merged_with_previous")}
+    yield "nfc", {"added": added, "normalizer": normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace("  ", "<two>"), normalizers.Prepend(space),
+         normalizers.Replace(" ", space)])}
+    yield "digits", {"normalizer": None, "pre_tokenizer": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), metaspace(space, "first", False)])}
+    yield "digits_always", {"normalizer": None, "pre_tokenizer": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), metaspace(space, "always", True)])}
+    yield "strip", {"decoder": decoders.Sequence(
+        [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 3, 0)])}
+
+
+TEXTS = ["x <|endoftext|> y", "", " ", "   two", "caf\u00e9 <s> a</s>b", "[S] x[R]  y  [L] z", "a",
+         "\u2581x", "\n\nline", "\U0001F600 \u4f60\u597d", "<0x41> <0x0a>", "the abc the"]
+
+
+def expected_of_texts(tokenizer):
+    """Of every short text: a hash of the ids, and their text without and with special tokens."""
+    encoded = [tokenizer.encode(text).ids for text in TEXTS]
+    return [[fnv(ids), tokenizer.decode(ids, skip_special_tokens=True),
+             tokenizer.decode(ids, skip_special_tokens=False)] for ids in encoded]
+
+
 def main():
     directory = os.path.dirname(os.path.abspath(__file__))
     with open(os.path.join(directory, "fragments.json"), encoding="utf-8") as file:
@@ -228,25 +297,28 @@ def main():
     mixed = [mixed_block(i, fragments) for i in range(MIXED_BLOCKS)]
     sweep = [sweep_block(i) for i in range(0x110000 // SWEEP_POINTS)]
     golden = {"tokenizers": tokenizers.__version__,
-              "corpus": [fnv(list(b)) for b in (mixed[0], mixed[-1], sweep[1])], "models": {}}
+              "corpus": [fnv(list(b)) for b in (mixed[0], mixed[-1], sweep[1])], "texts": TEXTS,
+              "models": {}}
     texts = [mixed_block(1000 + i, fragments).decode("utf-8", errors="ignore") for i in range(24)]
-    base = None
-    for name, n_vocab in [("gpt2", 4096), ("llama3", 5000), ("qwen2", 4500)]:
+    bases = {}
+    for name, n_vocab in [("gpt2", 4096), ("llama3", 5000), ("qwen2", 4500), ("llama2", 4600)]:
         data = train(name, texts, n_vocab)
         os.makedirs(os.path.join(directory, name), exist_ok=True)
         path = os.path.join(directory, name, "tokenizer.json")
         with open(path, "w", encoding="utf-8") as file:
             json.dump(data, file, ensure_ascii=False, separators=(",", ":"))
         tokenizer = Tokenizer.from_file(path)
-        base = base or data
+        bases[name] = data
         golden["models"][name] = {
             "mixed": hashes(tokenizer, mixed), "sweep": hashes(tokenizer, sweep),
-            "with_special": tokenizer.encode("It's 12345 caf\u00e9s").ids}
+            "with_special": tokenizer.encode("It's 12345 caf\u00e9s").ids,
+            "texts": expected_of_texts(tokenizer)}
         print(name, len(data["model"]["vocab"]), os.path.getsize(path))
     golden["variants"] = []
-    for name, change in variants():
-        tokenizer = Tokenizer.from_str(json.dumps(base))
-        for key in ("pre_tokenizer", "normalizer"):
+    for base, name, change in [*(("gpt2", *v) for v in variants()),
+                               *(("llama2", *v) for v in character_variants())]:
+        tokenizer = Tokenizer.from_str(json.dumps(bases[base]))
+        for key in ("pre_tokenizer", "normalizer", "decoder"):
             if key in change:
                 setattr(tokenizer, key, change[key])
         if "post" in change:
@@ -257,9 +329,8 @@ def main():
         data = json.loads(tokenizer.to_str())
         data.pop("model")
         golden["variants"].append({
-            "name": name, "replace": data, "keep_special": change.get("encode_special", False),
-            "hashes": hashes(tokenizer, blocks),
-            "with_special": tokenizer.encode("x <|endoftext|> y").ids})
+            "base": base, "name": name, "replace": data, "keep_special": change.get("encode_special", False),
+            "hashes": hashes(tokenizer, blocks), "texts": expected_of_texts(tokenizer)})
     with open(os.path.join(directory, "golden.json"), "w", encoding="utf-8") as file:
         json.dump(golden, file, indent=0)
         file.write("\n")
