@@ -28,7 +28,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "files are written as memory holds them");
 
 constexpr char kMagic[9] = "TIERCEL\x1a";
-constexpr uint32_t kVersion = 2;
 constexpr int64_t kPrefixBytes = 40, kChecksumAt = 32;
 constexpr size_t kBufferBytes = size_t{1} << 20;
 constexpr int64_t kMaxHeaderBytes = int64_t{64} << 20;
@@ -63,7 +62,7 @@ std::vector<std::byte> header_bytes(std::string_view meta, const std::vector<Fil
     std::memcpy(out.data() + at, &value, sizeof value);
   };
   std::memcpy(out.data(), kMagic, 8);
-  put(8, kVersion);
+  put(8, kSessionVersion);
   put(16, static_cast<uint64_t>(text.size()));
   put(24, static_cast<uint64_t>(file_bytes));
   std::memcpy(out.data() + kPrefixBytes, text.data(), text.size());
@@ -342,9 +341,9 @@ SessionFile::Header SessionFile::parse_header(std::span<const std::byte> bytes, 
     fail("{}: expected a saved session, found something else; --save-session makes one", name);
   }
   const auto version = read_as<uint32_t>(bytes, 8);
-  if (version != kVersion) {
+  if (version != kSessionVersion) {
     fail("{}: expected version {} of the session file, found {}; save the session again", name,
-         kVersion, version);
+         kSessionVersion, version);
   }
   const auto expected = read_as<uint64_t>(bytes, 24);
   if (expected != static_cast<uint64_t>(file_bytes)) {

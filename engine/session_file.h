@@ -32,6 +32,7 @@
 
 namespace tiercel {
 
+inline constexpr uint32_t kSessionVersion = 2;
 inline constexpr int64_t kSessionPage = 4096;
 // Rows of this size and more begin on a page.
 inline constexpr int64_t kLongRow = int64_t{64} << 10;

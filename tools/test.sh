@@ -132,11 +132,12 @@ run_tests() {
 
 run_fuzzer() {
   local directory=build/cpu-fuzz name=$1 fuzzer status=0
-  local corpus=$directory/corpus-$name log=$directory/$name.log
+  local corpus=$directory/corpus-$name log=$directory/$name.log seeds=tests/fuzz/seeds/$name
   fuzzer=$(find "$directory" -name "$name" -type f -perm -u+x | head -n 1)
   mkdir -p "$corpus"
+  [[ -d $seeds ]] || seeds=  # its inputs are read, and what is found goes into the corpus
   { [[ -n $fuzzer ]] && "$fuzzer" -max_total_time="$fuzz_seconds" -rss_limit_mb=4096 \
-      -artifact_prefix="$directory/" "$corpus"; } >"$log" 2>&1 || status=$?
+      -artifact_prefix="$directory/" "$corpus" ${seeds:+"$seeds"}; } >"$log" 2>&1 || status=$?
   echo "$status" >"$log.ended"
 }
 
