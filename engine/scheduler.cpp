@@ -253,6 +253,7 @@ void Scheduler::prefill() {
     take_cancelled();
     const double spent = now() - begin;
     if (options_.max_gap > 0 && !decoding_.empty() && spent >= options_.max_gap) break;
+    if (options_.go_on && !options_.go_on()) break;
   }
   gap_ += now() - begin;
 }
@@ -270,7 +271,10 @@ void Scheduler::advance(Entry& entry) {
   {
     const std::lock_guard lock(mutex_);
     totals_.prefill_seconds += now() - begin;
+    totals_.partial_prompt_tokens = static_cast<double>(entry.plan.n_prompt) *
+                                    entry.progress.done / std::max(entry.progress.total, 1.0);
     if (!entry.progress.finished) return;
+    totals_.partial_prompt_tokens = 0;
     totals_.prompt_tokens += entry.plan.n_prompt;
     --totals_.prefilling;
     ++totals_.decoding;
@@ -394,7 +398,10 @@ void Scheduler::end(Entry& entry, RequestState state) {
     const std::lock_guard lock(mutex_);
     switch (entry.report.state) {
       case RequestState::kQueued: --totals_.queued; break;
-      case RequestState::kPrefilling: --totals_.prefilling; break;
+      case RequestState::kPrefilling:
+        --totals_.prefilling;
+        totals_.partial_prompt_tokens = 0;
+        break;
       case RequestState::kDecoding: --totals_.decoding; break;
       default: break;
     }

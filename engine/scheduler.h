@@ -71,6 +71,8 @@ struct SchedulerOptions {
   // Seconds that prefill may take between two decode steps (at least one run of tokens through a layer
   // is done). 0: prompts first, for most throughput.
   double max_gap = 0;
+  // Asked between runs of a prompt, of which turn() may take many; false: it takes no more.
+  std::function<bool()> go_on = {};
 };
 
 struct SchedulerReport {
@@ -78,6 +80,7 @@ struct SchedulerReport {
   int64_t steps = 0;           // decode steps of all together
   int64_t step_tokens = 0;     // tokens that they made
   int64_t prompt_tokens = 0;   // prefilled
+  double partial_prompt_tokens = 0;  // of the prompt that is being prefilled, by work
   int64_t most_decoding = 0;   // sequences in one step
   double step_seconds = 0, prefill_seconds = 0;
   double longest_gap = 0;      // seconds of prefill between two decode steps

@@ -63,7 +63,7 @@ BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions
   if (n_sequences == 0) return row;
   BatchPlan plan = Batch::plan(*model, options_of(rival, options), n_sequences, n_prompt, n_gen);
   plan.micro_batches = micro_batches;
-  Scheduler scheduler(Batch::open(model, plan), {});
+  Scheduler scheduler(Batch::open(model, plan), {.go_on = [] { return !stop_requested(); }});
   row.plan = scheduler.batch().plan_sequence(n_prompt, n_gen);
   row.backend = scheduler.batch().backend_description();
   row.micro_batches = scheduler.batch().micro_batches(n_sequences);

@@ -26,6 +26,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"run", "Continue a prompt, however long", command_run},
+    {"batch", "Answer many prompts of a file together", command_batch},
     {"bench", "Time of prefill and decode at given lengths", command_bench},
     {"tokenize", "Text to token ids and back", command_tokenize},
     {"perplexity", "How well the model predicts a text", command_perplexity},

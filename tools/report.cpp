@@ -51,23 +51,6 @@ Json selection_options_json(const SelectionOptions& s) {
           {"value_codec", name_of(s.value_codec)}};
 }
 
-Json attention_json(const SessionPlan& plan) {
-  const SessionOptions& o = plan.options;
-  Json json = {{"mode", name_of(o.attention)},
-               {"prefill", name_of(o.prefill)},
-               {"composition", composition(o)},
-               {"prefill_budget", budget(o.prefill_budget)},
-               {"value_home", name_of(o.value_home)},
-               {"device_layers", plan.device_layers},
-               {"host_attention", name_of(o.host_attention)},
-               {"audit_interval", o.audit},
-               {"exact_exp", o.exact_exp},
-               {"context", plan.context},
-               {"threads", o.n_threads}};
-  json.update(selection_options_json(o.selection));
-  return json;
-}
-
 Json memory_json(const RunReport& report) {
   const MemoryReport& m = report.plan.memory;
   return {
@@ -120,6 +103,23 @@ void print_timing(const Console& console, const char* name, double seconds, int6
 }  // namespace
 
 const char* version() { return TIERCEL_VERSION; }
+
+nlohmann::ordered_json attention_json(const SessionPlan& plan) {
+  const SessionOptions& o = plan.options;
+  Json json = {{"mode", name_of(o.attention)},
+               {"prefill", name_of(o.prefill)},
+               {"composition", composition(o)},
+               {"prefill_budget", budget(o.prefill_budget)},
+               {"value_home", name_of(o.value_home)},
+               {"device_layers", plan.device_layers},
+               {"host_attention", name_of(o.host_attention)},
+               {"audit_interval", o.audit},
+               {"exact_exp", o.exact_exp},
+               {"context", plan.context},
+               {"threads", o.n_threads}};
+  json.update(selection_options_json(o.selection));
+  return json;
+}
 
 std::string to_json(const RunReport& report) {
   const Generation& g = report.generation;

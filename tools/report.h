@@ -2,6 +2,7 @@
 // report after it.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "engine/session.h"
@@ -31,6 +32,9 @@ struct RunReport {
 
 // One JSON object, with a final newline. Numbers that do not exist (a rate over no time) are null.
 std::string to_json(const RunReport& report);
+
+// Attention, selection and their settings, as the report has them.
+nlohmann::ordered_json attention_json(const SessionPlan& plan);
 
 // Timings, memory planned and used, selection, audit, hash.
 void print_summary(const RunReport& report, const Console& console);

@@ -44,6 +44,7 @@ struct SamplingFlags {
   void add_to(Flags& flags);
   // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.
   SamplingOptions resolve(const ModelConfig& config, const Console& console) const;
+  const SamplingRequest& wish() const { return wish_; }
 
  private:
   SamplingRequest wish_;

@@ -104,8 +104,8 @@ class CountingBatch : public Batch {
 };
 
 struct Bench {
-  explicit Bench(int64_t bytes, double max_gap = 0)
-      : scheduler(std::make_unique<CountingBatch>(bytes), {max_gap}),
+  explicit Bench(int64_t bytes, double max_gap = 0, std::function<bool()> go_on = {})
+      : scheduler(std::make_unique<CountingBatch>(bytes), {max_gap, std::move(go_on)}),
         batch(static_cast<CountingBatch&>(scheduler.batch())) {}
 
   Scheduler::RequestId send(int32_t mark, int64_t n_prompt, int64_t n_new) {
@@ -167,6 +167,22 @@ TEST(Scheduler, PrefillIsPutBetweenSteps) {
   // One run of prefill before each step; its own first token comes with the last of them.
   EXPECT_EQ(bench.batch.log, "+1.s+2.s.s.ss");
   EXPECT_EQ(bench.scheduler.report().most_decoding, 2);
+}
+
+// A turn with long prompts is left between two runs of them, and taken up again.
+TEST(Scheduler, StopsWithinAPromptWhenAskedTo) {
+  int left = 3;
+  Bench bench(1 << 20, 0, [&] { return --left > 0; });
+  bench.send(1, 800, 2);
+  EXPECT_TRUE(bench.scheduler.turn());
+  EXPECT_EQ(bench.batch.log, "+1...");
+  EXPECT_EQ(bench.scheduler.report().prompt_tokens, 0);
+  EXPECT_DOUBLE_EQ(bench.scheduler.report().partial_prompt_tokens, 300);
+  left = 1 << 20;
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "+1........s");
+  EXPECT_EQ(bench.scheduler.report().prompt_tokens, 800);
+  EXPECT_EQ(bench.scheduler.report().partial_prompt_tokens, 0);
 }
 
 TEST(Scheduler, WorkingSetsDecideWhereCachesDoNotFit) {

@@ -1,0 +1,267 @@
+// tiercel batch: every line is answered as tiercel run answers it, a job that was stopped goes on,
+// and bad lines are refused before anything is computed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "tests/command/process.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Launch batch(std::vector<std::string> more, const std::string& standard_input = "/dev/null") {
+  Launch launch{.arguments = {"batch", "-m", demo_model()}, .standard_input = standard_input};
+  launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
+  return launch;
+}
+
+// A text with one fact, and the question for it.
+std::string prompt_about(const std::string& animal, int number, int n_sentences) {
+  std::string text;
+  for (int i = 0; i < n_sentences; ++i) {
+    text += "Step " + std::to_string(i) + " of the guide explains how part " +
+            std::to_string(i * 37 % 101) + " of the machine is cleaned. ";
+    if (i == n_sentences / 2) {
+      text += "\nThe magic number for " + animal + " is " + std::to_string(number) + ".\n";
+    }
+  }
+  return text + "\nWhat is the magic number for " + animal + "? The magic number for " + animal +
+         " is";
+}
+
+std::vector<Json> lines_of(const std::string& text) {
+  std::vector<Json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+// By the line that they answer.
+std::map<int, Json> answers_of(const std::string& text) {
+  std::map<int, Json> answers;
+  for (const Json& line : lines_of(text)) {
+    EXPECT_TRUE(answers.emplace(line["line"].get<int>(), line).second) << line["line"];
+  }
+  return answers;
+}
+
+struct Animal {
+  const char* name;
+  int number, n_sentences;
+};
+constexpr Animal kAnimals[] = {{"otter", 4821, 8}, {"falcon", 1734, 90}, {"badger", 9052, 40}};
+
+std::string requests(const std::string& more = {}) {
+  std::string text;
+  for (const Animal& animal : kAnimals) {
+    const Json line = {{"id", animal.name},
+                       {"prompt", prompt_about(animal.name, animal.number, animal.n_sentences)}};
+    text += line.dump() + "\n\n";  // an empty line counts, and is no request
+  }
+  return text + more;
+}
+
+TEST(BatchCommand, AnswersEveryLineAsRunDoes) {
+  const Scratch scratch;
+  write_file(scratch / "requests",
+             requests(R"({"prompt": [1, 5, 9], "temperature": 1.5, "seed": 7, "id": 42})"
+                      "\n"));
+  const Result result = run(batch({"-f", scratch / "requests", "-o", scratch / "answers", "-n", "6",
+                                   "--ignore-eos", "--report", scratch / "report"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.out, "");
+  EXPECT_TRUE(contains(result.err, "4 of 4 lines")) << result.err;
+  const std::map<int, Json> answers = answers_of(read_file(scratch / "answers"));
+  ASSERT_EQ(answers.size(), 4u);
+  int line = 1;
+  for (const Animal& animal : kAnimals) {
+    const Json& answer = answers.at(line);
+    line += 2;
+    write_file(scratch / "prompt", prompt_about(animal.name, animal.number, animal.n_sentences));
+    const Result alone = run({.arguments = {"run", "-m", demo_model(), "-f", scratch / "prompt",
+                                            "-n", "6", "--ignore-eos", "-q"}});
+    EXPECT_EQ(answer["text"], alone.out);
+    EXPECT_TRUE(alone.out.starts_with(" " + std::to_string(animal.number))) << alone.out;
+    EXPECT_EQ(answer["id"], animal.name);
+    EXPECT_EQ(answer["finish_reason"], "length");
+    EXPECT_EQ(answer["generated_tokens"], 6);
+    EXPECT_EQ(answer["seed"], nullptr);
+  }
+  EXPECT_EQ(answers.at(7)["seed"], 7);
+  EXPECT_EQ(answers.at(7)["id"], 42);
+  const Json report = Json::parse(read_file(scratch / "report"));
+  EXPECT_EQ(report["answered"], 4);
+  EXPECT_EQ(report["generated_tokens"], 24);
+  EXPECT_GT(report["most_decoding"], 1);
+  EXPECT_EQ(report["attention"]["mode"], "shadow");
+}
+
+// Down to stdout, from stdin; an answer ends at an end-of-text token, which is not in it.
+TEST(BatchCommand, StandardStreamsAndEndsOfText) {
+  const Scratch scratch;
+  write_file(scratch / "requests", requests());
+  const Result result = run(batch({"-f", "-", "-n", "64", "-q"}, scratch / "requests"));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  const std::map<int, Json> answers = answers_of(result.out);
+  ASSERT_EQ(answers.size(), 3u);
+  for (const auto& [line, answer] : answers) {
+    const bool stopped = answer["finish_reason"] == "stop";
+    EXPECT_EQ(answer["generated_tokens"] < 64, stopped) << answer;
+    EXPECT_FALSE(contains(answer["text"], "<|end_of_text|>")) << answer;
+  }
+}
+
+// Lines draw with seeds of their own, which --seed fixes, whatever runs beside them.
+TEST(BatchCommand, SeedsBelongToLines) {
+  const Scratch scratch;
+  const std::string line = R"({"prompt": "The key of vault"})";
+  write_file(scratch / "two", line + "\n" + line + "\n");
+  write_file(scratch / "second", "\n" + line + "\n");
+  const auto texts = [&](const std::string& file) {
+    const Result result =
+        run(batch({"-f", scratch / file, "-n", "12", "--temp", "2", "--seed", "5", "-q"}));
+    EXPECT_EQ(result.code, 0) << result.err;
+    return answers_of(result.out);
+  };
+  const std::map<int, Json> two = texts("two"), second = texts("second");
+  EXPECT_EQ(two.at(1)["seed"], 5);
+  EXPECT_EQ(two.at(2)["seed"], 6);
+  EXPECT_NE(two.at(1)["output_tokens"], two.at(2)["output_tokens"]);
+  EXPECT_EQ(two.at(2)["output_tokens"], second.at(2)["output_tokens"]);
+}
+
+TEST(BatchCommand, GoesOnWhereAnswersEnd) {
+  const Scratch scratch;
+  const std::string file = scratch / "answers";
+  write_file(scratch / "requests", requests());
+  const std::vector<std::string> flags = {"-f", scratch / "requests", "-o", file, "-n", "5"};
+  ASSERT_EQ(run(batch(flags)).code, 0);
+  const std::string whole = read_file(file);
+  const Result again = run(batch(flags));
+  EXPECT_EQ(again.code, 2);
+  EXPECT_TRUE(contains(again.err, "bytes already; add --resume to go on")) << again.err;
+  EXPECT_EQ(read_file(file), whole);
+
+  std::vector<std::string> resume = flags;
+  resume.emplace_back("--resume");
+  const Result nothing = run(batch(resume));
+  EXPECT_EQ(nothing.code, 0) << nothing.err;
+  EXPECT_TRUE(contains(nothing.err, "3 of 3 lines are answered")) << nothing.err;
+  EXPECT_EQ(read_file(file), whole);
+
+  // As a process leaves it that was killed while it wrote its second line.
+  const size_t first_end = whole.find('\n') + 1;
+  const std::string cut = whole.substr(0, first_end + 40);
+  write_file(file, cut);
+  const Result rest = run(batch(resume));
+  EXPECT_EQ(rest.code, 0) << rest.err;
+  EXPECT_TRUE(contains(rest.err, "1 of 3 lines are answered")) << rest.err;
+  EXPECT_TRUE(read_file(file).starts_with(whole.substr(0, first_end)));
+  const std::map<int, Json> expected = answers_of(whole), found = answers_of(read_file(file));
+  ASSERT_EQ(found.size(), 3u);
+  for (const auto& [line, answer] : expected) EXPECT_EQ(found.at(line)["text"], answer["text"]);
+
+  // What was not answered is tried again.
+  Json failed = lines_of(whole)[0];
+  failed["finish_reason"] = "error";
+  write_file(file, failed.dump() + "\n");
+  EXPECT_EQ(run(batch(resume)).code, 0);
+  EXPECT_EQ(lines_of(read_file(file)).size(), 4u);
+
+  // Answers to something else are not gone on with, nor harmed.
+  Json other = lines_of(whole)[0];
+  other["prompt_hash"] = "0123456789abcdef";
+  Json beyond = lines_of(whole)[0];
+  beyond["line"] = 99;
+  for (const std::string& text :
+       {other.dump() + "\n{", beyond.dump() + "\n", std::string("no JSON\n")}) {
+    write_file(file, text);
+    const Result refused = run(batch(resume));
+    EXPECT_NE(refused.code, 0);
+    EXPECT_TRUE(contains(refused.err, file + ":1: expected")) << refused.err;
+    EXPECT_EQ(read_file(file).substr(0, text.find('\n') + 1), text.substr(0, text.find('\n') + 1));
+  }
+}
+
+TEST(BatchCommand, StopsAtASignalAndLosesNothing) {
+  const Scratch scratch;
+  const std::string file = scratch / "answers";
+  // One that ends soon, and one that would go on for long.
+  write_file(scratch / "requests",
+             requests(R"({"prompt": "On and on", "max_tokens": 400000, "ignore_eos": true})"
+                      "\n"));
+  const std::vector<std::string> flags = {"-f", scratch / "requests", "-o", file, "-n", "3"};
+  Process process(batch(flags));
+  ASSERT_TRUE(process.wait_until([&] {
+    const std::string text = read_file(file);
+    return std::count(text.begin(), text.end(), '\n') == 3;
+  }));
+  // Nobody else gets the file meanwhile.
+  std::vector<std::string> resume = flags;
+  resume.emplace_back("--resume");
+  const Result second = run(batch(resume));
+  EXPECT_EQ(second.code, 1);
+  EXPECT_TRUE(contains(second.err, "another process is writing its answers there")) << second.err;
+  process.signal(SIGINT);
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 130);
+  EXPECT_TRUE(contains(result.err, "3 of 4 lines are answered; --resume goes on")) << result.err;
+  EXPECT_EQ(answers_of(read_file(file)).size(), 3u);
+}
+
+TEST(BatchCommand, RefusesWhatItCannotAnswer) {
+  const Scratch scratch;
+  const std::string file = scratch / "requests";
+  const struct {
+    const char* line;
+    const char* message;
+  } cases[] = {
+      {"{\"prompt\": ", ":3: expected JSON"},
+      {"[]", ":3: "},
+      {"{}", ":3: expected either a prompt or messages, found neither"},
+      {R"({"prompt": "a", "messages": []})",
+       ":3: expected either a prompt or messages, found both"},
+      {R"({"prompt": 7})", ":3: prompt: expected"},
+      {R"({"prompt": [1, -1]})", ":3: prompt[1]: expected"},
+      {R"({"prompt": [1, 2048]})", ":3: prompt[1]: expected"},
+      {R"({"prompt": []})", ":3: the prompt has no tokens"},
+      {R"({"prompt": "a", "id": null})", ":3: id: expected text or an integer"},
+      {R"({"prompt": "a", "max_token": 3})", "found \"max_token\"; did you mean max_tokens?"},
+      {R"({"prompt": "a", "max_tokens": 0})", ":3: max_tokens: expected"},
+      {R"({"prompt": "a", "top_p": 1.5})", ":3: top_p: expected"},
+      {R"({"prompt": "a", "temperature": "hot"})", ":3: temperature: expected a number"},
+      {R"({"prompt": "a", "prompt": "b"})", ":3: "},
+      {R"({"messages": [{"role": "user", "content": "x"}]})", ":3: messages: "},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.line);
+    write_file(file, std::string("{\"prompt\": \"fine\"}\n\n") + c.line + "\n");
+    const Result result = run(batch({"-f", file, "-o", scratch / "answers"}));
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_TRUE(contains(result.err, file)) << result.err;
+    EXPECT_TRUE(contains(result.err, c.message)) << result.err;
+    EXPECT_FALSE(fs::exists(scratch / "answers"));
+  }
+  write_file(file, "\n \n");
+  EXPECT_TRUE(
+      contains(run(batch({"-f", file})).err, "expected a JSON object on each line, found none"));
+  write_file(file, "{\"prompt\": \"fine\"}\n");
+  EXPECT_EQ(run(batch({})).code, 2);
+  EXPECT_EQ(run(batch({"-f", scratch / "none"})).code, 1);
+  EXPECT_EQ(run(batch({"-f", file, "-o", file})).code, 2);
+  EXPECT_EQ(run(batch({"-f", file, "--resume"})).code, 2);
+  EXPECT_EQ(run(batch({"-f", file, "-o", scratch / ""})).code, 1);
+  EXPECT_EQ(run(batch({"-f", file, "--parallel", "0"})).code, 2);
+  EXPECT_EQ(run(batch({"-f", file, "--device-memory", "64KiB"})).code, 3);
+  const Result full = run(batch({"-f", file, "-o", "/dev/full", "-n", "2"}));
+  EXPECT_EQ(full.code, 1);
+  EXPECT_TRUE(contains(full.err, "--output: cannot write /dev/full: No space left")) << full.err;
+}
+
+}  // namespace
+}  // namespace tiercel::test

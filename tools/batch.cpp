@@ -1,0 +1,379 @@
+// tiercel batch: answer many prompts of a file together.
+#include <algorithm>
+#include <exception>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "cpu/topology.h"
+#include "engine/base/build_info.h"
+#include "engine/base/check.h"
+#include "engine/base/units.h"
+#include "engine/batch_plan.h"
+#include "engine/option_rows.h"
+#include "engine/scheduler.h"
+#include "tools/batch/answers.h"
+#include "tools/batch/requests.h"
+#include "tools/commands.h"
+#include "tools/output_file.h"
+#include "tools/progress.h"
+#include "tools/prompt.h"
+#include "tools/report.h"
+#include "tools/session_flags.h"
+#include "tools/signals.h"
+#include "tools/stopwatch.h"
+
+namespace tiercel {
+namespace {
+
+constexpr const char* kDetails =
+    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a "
+    "chat\n"
+    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}; \"id\" is given "
+    "back with the\n"
+    "answer, and \"max_tokens\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\", "
+    "\"repeat_penalty\",\n"
+    "\"repeat_last_n\" and \"ignore_eos\" hold for that line alone. Lines are answered together, "
+    "as many\n"
+    "as memory has room for; what a line is answered depends on nothing but the line. Answers are "
+    "JSON\n"
+    "lines too, in the order in which they end: \"line\" says which line of the file they are "
+    "for.\n"
+    "Each is written at once. Ctrl-C stops at the next token; --resume goes on with what is "
+    "missing.\n"
+    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 "
+    "interrupted\n"
+    "\n"
+    "Examples:\n"
+    "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
+    "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200 --resume\n"
+    "  jq -c '{prompt: .}' texts.json | tiercel batch -m MODEL -f - --chat | jq -r .text\n";
+
+struct BatchFlags {
+  ModelFlags model;
+  SessionOptions session;
+  SamplingFlags sampling;
+  std::string requests, answers;
+  std::optional<std::string> date, report;
+  int64_t n_predict = 128, parallel = 64;
+  double max_gap = 0;
+  MicroBatches micro_batches = MicroBatches::kAuto;
+  bool resume = false, chat = false, no_bos = false, special = false, ignore_eos = false;
+  bool quiet = false;
+
+  bool parse(int argc, char** argv) {
+    Flags flags("batch", "Answer many prompts of a file together.", kDetails);
+    model.add_to(flags);
+    flags.section("Requests and answers");
+    flags.file("-f,--file", requests, Flags::FileUse::kRead,
+               "File with a JSON object on each line; -: stdin");
+    flags.file("-o,--output", answers, Flags::FileUse::kWritten,
+               "File for the answers (default: stdout)");
+    flags.flag("--resume", resume, "Go on where the answers in that file end");
+    flags.flag("--chat", chat,
+               "A prompt is a user's message: put the model's chat template around it");
+    flags.text(
+        "--date", date,
+        "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
+    flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front of a prompt");
+    flags.flag("--special", special, "Read <|special|> tokens in prompts as such");
+    flags.section("Generation");
+    flags.tokens("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 1, INT32_MAX,
+                 "Tokens to generate for each line, at most");
+    flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
+    sampling.add_to(flags);
+    flags.section("Batch");
+    flags.integer("--parallel", parallel, 1, kMaxSequences,
+                  "Sequences decoded together, at most");
+    flags.number("--max-gap", max_gap, 0, 1e9,
+                 "Seconds of prefill between two decode steps; 0: prompts first");
+    add_micro_batches_option(flags, micro_batches);
+    add_session_flags(flags, session);
+    flags.section("Output");
+    flags.file("--report", report, Flags::FileUse::kWritten, "Write a JSON report to this file");
+    flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
+    return flags.parse(argc, argv);
+  }
+};
+
+// The model's template, or why there is none.
+std::optional<ChatTemplate> find_chat(const std::string& directory, std::string& why) {
+  try {
+    return ChatTemplate::load(directory);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    why = error.what();
+    return std::nullopt;
+  }
+}
+
+// Answers of one file, from its requests to the last of them.
+class BatchJob {
+ public:
+  explicit BatchJob(BatchFlags& flags)
+      : flags_(flags),
+        console_(flags.quiet),
+        report_file_(flags.report ? OutputFile(*flags.report, "--report") : OutputFile()),
+        config_(load_config(flags.model.directory)),
+        tokenizer_(Tokenizer::load(flags.model.directory)),
+        line_(console_) {
+    flags.session.n_threads = static_cast<int>(flags.model.n_threads);
+  }
+
+  int run() {
+    const std::string text = read_input(flags_.requests, "-f");
+    check_utf8(text, flags_.requests, console_, flags_.session.strict);
+    std::string no_chat;
+    const std::optional<ChatTemplate> chat = find_chat(flags_.model.directory, no_chat);
+    requests_ =
+        reader(chat, no_chat).read(text, flags_.requests == "-" ? "stdin" : flags_.requests);
+    answers_.emplace(flags_.answers, flags_.resume);
+    const size_t n_all = requests_.size();
+    requests_ = answers_->unanswered(std::move(requests_));
+    if (requests_.size() < n_all) {
+      console_.info("resumed: {} of {} lines are answered", n_all - requests_.size(), n_all);
+    }
+    if (requests_.empty()) return 0;
+    for (const int64_t id : end_tokens(config_, tokenizer_, chat ? &*chat : nullptr)) {
+      ends_.push_back(static_cast<int32_t>(id));
+    }
+    stop_if_requested();
+    const auto model = flags_.model.open();
+    stop_if_requested();
+    open(model);
+    answer_all();
+    return finish();
+  }
+
+ private:
+  BatchRequestReader reader(const std::optional<ChatTemplate>& chat, const std::string& no_chat) {
+    BatchRequestDefaults defaults{.n_new = flags_.n_predict,
+                                  .ignore_eos = flags_.ignore_eos,
+                                  .sampling = flags_.sampling.wish(),
+                                  .bos = !flags_.no_bos,
+                                  .special = flags_.special,
+                                  .chat = flags_.chat,
+                                  .date = {}};
+    if (flags_.date) {
+      try {
+        defaults.date = parse_chat_date(*flags_.date);
+      } catch (const Error& error) {
+        fail(error.kind(), "--date: {}", error.what());
+      }
+    } else if (chat && chat->asks_for_date()) {
+      defaults.date = chat_date_today();
+    }
+    return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
+  }
+
+  void open(const std::shared_ptr<Model>& model) {
+    int64_t max_prompt = 0, max_new = 0;
+    for (const BatchRequest& request : requests_) {
+      const auto n_prompt = static_cast<int64_t>(request.prompt.size());
+      max_prompt = std::max(max_prompt, n_prompt);
+      max_new = std::max(max_new, request.n_new);
+      n_prompt_tokens_ += n_prompt;
+      n_wanted_ += n_prompt + request.n_new;
+    }
+    const int64_t n_parallel = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
+    BatchPlan plan = Batch::plan(*model, flags_.session, n_parallel, max_prompt, max_new);
+    plan.micro_batches = flags_.micro_batches;
+    console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",
+                  format_count(std::ssize(requests_)), format_count(n_prompt_tokens_),
+                  format_count(max_prompt), n_parallel);
+    print_plan(plan.largest, max_prompt, console_);
+    largest_ = plan.largest;
+    scheduler_ = std::make_unique<Scheduler>(
+        Batch::open(model, plan), SchedulerOptions{.max_gap = flags_.max_gap, .go_on = [this] {
+                                                     show_progress();
+                                                     return !stop_requested();
+                                                   }});
+    backend_ = scheduler_->batch().backend_description();
+    console_.info("backend: {}", backend_);
+  }
+
+  void answer_all() {
+    watch_ = {};
+    for (BatchRequest& request : requests_) submit(request);
+    bool more = true;
+    while (more && !failure_ && !stop_requested()) {
+      more = scheduler_->turn();
+      device_bytes_ = std::max(device_bytes_, scheduler_->batch().device_bytes());
+      host_bytes_ = std::max(host_bytes_, scheduler_->batch().host_bytes());
+      show_progress();
+    }
+    line_.clear();
+    seconds_ = watch_.seconds();
+    totals_ = scheduler_->report();
+    if (failure_) std::rethrow_exception(failure_);
+    answers_->sync();
+  }
+
+  void submit(BatchRequest& request) {
+    Request wish{.prompt = request.prompt, .n_new = request.n_new, .sampling = request.sampling};
+    if (!request.ignore_eos) wish.end_tokens = ends_;
+    wish.on_token = [](int32_t) { return !stop_requested(); };
+    // A Scheduler wants no exception of this.
+    wish.on_end = [this, &request](const RequestReport& report) {
+      try {
+        if (!failure_) answer(request, report);
+      } catch (...) {
+        failure_ = std::current_exception();
+      }
+    };
+    scheduler_->submit(std::move(wish));
+  }
+
+  void answer(const BatchRequest& request, const RequestReport& report) {
+    n_left_ -= request.n_new - std::ssize(report.tokens);
+    if (report.state == RequestState::kCancelled) return;
+    BatchAnswer answer{.text = {}, .finish_reason = "length", .report = report};
+    std::span<const int32_t> tokens = report.tokens;
+    const bool ended = !tokens.empty() && !request.ignore_eos &&
+                       std::find(ends_.begin(), ends_.end(), tokens.back()) != ends_.end();
+    if (ended) tokens = tokens.first(tokens.size() - 1);
+    if (ended) answer.finish_reason = "stop";
+    if (report.state == RequestState::kFailed) {
+      answer.finish_reason = "error";
+      ++n_failed_;
+      failures_.insert(report.error_kind);
+      console_.warn("line {}: {}", request.line, report.error);
+    } else {
+      ++n_answered_;
+    }
+    answer.text = tokenizer_.decode(tokens, /*skip_special=*/true, Follows::kText);
+    n_generated_ += std::ssize(report.tokens);
+    const SelectionReport& s = report.selection;
+    selection_.selected_chunks += s.selected_chunks;
+    selection_.hit_chunks += s.hit_chunks;
+    selection_.fetched_bytes += s.fetched_bytes;
+    line_.clear();
+    answers_->add(to_json_line(request, answer));
+  }
+
+  // In tokens of prompts and answers; an answer that ends early leaves less to do.
+  void show_progress() {
+    const SchedulerReport now = scheduler_->report();
+    const int64_t done =
+        now.prompt_tokens + static_cast<int64_t>(now.partial_prompt_tokens) + now.step_tokens;
+    const int64_t total = std::max(n_wanted_ + n_left_, done);
+    const double share =
+        static_cast<double>(done) / static_cast<double>(std::max<int64_t>(total, 1));
+    line_.update({.phase = "batch",
+                  .fraction = share,
+                  .tokens_done = done,
+                  .tokens_total = total,
+                  .seconds = watch_.seconds()});
+  }
+
+  int finish() {
+    const bool interrupted = stop_requested();
+    const int64_t n_all = std::ssize(requests_);
+    const auto rate = [](int64_t n, double seconds) {
+      return format_rate(seconds > 0 ? static_cast<double>(n) / seconds : 0);
+    };
+    console_.info("");
+    console_.info("        answered: {} of {} lines in {}", format_count(n_answered_),
+                  format_count(n_all), format_duration(seconds_));
+    console_.info("         prompts: {} tokens in {:.2f} s ({} tok/s)",
+                  format_count(totals_.prompt_tokens), totals_.prefill_seconds,
+                  rate(totals_.prompt_tokens, totals_.prefill_seconds));
+    console_.info(
+        "         answers: {} tokens, {} of them in {:.2f} s of {} steps ({} tok/s), up to {} at a "
+        "time",
+        format_count(n_generated_), format_count(totals_.step_tokens), totals_.step_seconds,
+        format_count(totals_.steps), rate(totals_.step_tokens, totals_.step_seconds),
+        totals_.most_decoding);
+    if (selection_.selected_chunks > 0) {
+      console_.info("       selection: {:.1f} % hits, {} fetched", 100 * selection_.hit_rate(),
+                    format_bytes(selection_.fetched_bytes));
+    }
+    console_.info("          memory: {} of the device, {} of the host taken at most",
+                  format_bytes(device_bytes_), format_bytes(host_bytes_));
+    if (report_file_.wanted()) report_file_.write(report());
+    if (interrupted) {
+      console_.warn("interrupted: {} of {} lines are answered{}", n_answered_, n_all,
+                    flags_.answers.empty() ? "" : "; --resume goes on with the others");
+      return static_cast<int>(ErrorKind::kInterrupted);
+    }
+    if (n_failed_ == 0) return 0;
+    console_.error(fmt::format("{} of {} lines were not answered", n_failed_, n_all));
+    const bool all_alike = failures_.size() == 1 && n_failed_ == n_all;
+    return static_cast<int>(all_alike ? *failures_.begin() : ErrorKind::kRuntime);
+  }
+
+  std::string report() const {
+    using Json = nlohmann::ordered_json;
+    const auto rate = [](int64_t n, double seconds) {
+      return seconds > 0 ? Json(static_cast<double>(n) / seconds) : Json(nullptr);
+    };
+    const Json json = {
+        {"version", version()},
+        {"commit", source_commit()},
+        {"backend", backend_},
+        {"model", flags_.model.directory},
+        {"requests", requests_.size()},
+        {"answered", n_answered_},
+        {"failed", n_failed_},
+        {"interrupted", stop_requested()},
+        {"seconds", seconds_},
+        {"prompt_tokens", totals_.prompt_tokens},
+        {"prefill_seconds", totals_.prefill_seconds},
+        {"prefill_tokens_per_second", rate(totals_.prompt_tokens, totals_.prefill_seconds)},
+        {"generated_tokens", n_generated_},
+        {"steps", totals_.steps},
+        {"step_tokens", totals_.step_tokens},
+        {"step_seconds", totals_.step_seconds},
+        {"decode_tokens_per_second", rate(totals_.step_tokens, totals_.step_seconds)},
+        {"most_decoding", totals_.most_decoding},
+        {"longest_gap_seconds", totals_.longest_gap},
+        {"attention", attention_json(largest_)},
+        {"selection",
+         {{"hit_rate",
+           selection_.selected_chunks > 0 ? Json(selection_.hit_rate()) : Json(nullptr)},
+          {"fetched_bytes", selection_.fetched_bytes}}},
+        {"memory",
+         {{"device_bytes", device_bytes_},
+          {"host_bytes", host_bytes_},
+          {"peak_rss_bytes", cpu::peak_rss_bytes()}}}};
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  }
+
+  BatchFlags& flags_;
+  const Console console_;
+  const OutputFile report_file_;
+  const ModelConfig config_;
+  const Tokenizer tokenizer_;
+  std::vector<BatchRequest> requests_;
+  std::optional<AnswerFile> answers_;
+  std::vector<int32_t> ends_;
+  SessionPlan largest_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::string backend_;
+  ProgressLine line_;
+  Stopwatch watch_;
+  std::exception_ptr failure_;  // the answers can no longer be written
+  std::set<ErrorKind> failures_;
+  SchedulerReport totals_;
+  SelectionReport selection_;
+  double seconds_ = 0;
+  int64_t n_answered_ = 0, n_failed_ = 0, n_generated_ = 0;
+  int64_t n_prompt_tokens_ = 0;
+  int64_t n_wanted_ = 0;  // tokens of prompts, and of answers at most
+  int64_t n_left_ = 0;    // of those, with a minus: what answers that ended did not take
+  int64_t device_bytes_ = 0, host_bytes_ = 0;
+};
+
+}  // namespace
+
+int command_batch(int argc, char** argv) {
+  BatchFlags flags;
+  if (!flags.parse(argc, argv)) return 0;
+  flags.model.check();
+  if (flags.requests.empty()) {
+    fail(ErrorKind::kUsage,
+         "--file: expected a file of requests, found none; add -f FILE, or -f -");
+  }
+  return BatchJob(flags).run();
+}
+
+}  // namespace tiercel

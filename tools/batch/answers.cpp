@@ -1,0 +1,161 @@
+#include "tools/batch/answers.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+#include "tools/console.h"
+#include "tools/prompt.h"
+
+namespace tiercel {
+namespace {
+
+std::string hash_text(const BatchRequest& request) {
+  return fmt::format("{:016x}", request.prompt_hash());
+}
+
+}  // namespace
+
+std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer) {
+  using Json = nlohmann::ordered_json;
+  const RequestReport& r = answer.report;
+  Json json = {{"line", request.line}};
+  if (!request.id.empty()) json["id"] = Json::parse(request.id);
+  const bool failed = r.state == RequestState::kFailed;
+  if (failed) json["error"] = r.error;
+  json["text"] = answer.text;
+  json["finish_reason"] = answer.finish_reason;
+  json["prompt_tokens"] = request.prompt.size();
+  json["generated_tokens"] = r.tokens.size();
+  json["output_tokens"] = r.tokens;
+  json["seed"] = request.sampling.temperature > 0 ? Json(request.sampling.seed) : Json(nullptr);
+  json["queued_seconds"] = r.queued_seconds;
+  json["time_to_first_token_seconds"] =
+      r.first_token_seconds > 0 ? Json(r.first_token_seconds) : Json(nullptr);
+  json["decode_seconds"] = r.decode_seconds;
+  json["hit_rate"] = r.selection.selected_chunks > 0 ? Json(r.selection.hit_rate()) : Json(nullptr);
+  json["prompt_hash"] = hash_text(request);
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+AnswerFile::AnswerFile(std::string path, bool resume) : path_(std::move(path)) {
+  if (path_.empty()) {
+    if (resume) fail(ErrorKind::kUsage, "--resume: expected -o FILE beside it, found none");
+    return;
+  }
+  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd_ < 0) refuse("open", errno);
+  struct stat info {};
+  if (::fstat(fd_, &info) != 0) refuse("open", errno);
+  regular_ = S_ISREG(info.st_mode);
+  if (!regular_) {
+    if (resume) fail(ErrorKind::kUsage, "--resume: {} is no regular file", path_);
+    return;
+  }
+  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) {
+      fail("--output: {}: another process is writing its answers there", path_);
+    }
+    if (errno != ENOTSUP && errno != ENOLCK && errno != EINVAL) refuse("lock", errno);
+  }
+  if (info.st_size == 0) return;
+  if (!resume) {
+    fail(ErrorKind::kUsage,
+         "--output: {} has {} bytes already; add --resume to go on where they end, or remove it",
+         path_, info.st_size);
+  }
+  read_answers();
+}
+
+AnswerFile::~AnswerFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void AnswerFile::refuse(const char* doing, int error) const {
+  fail("--output: cannot {} {}: {}", doing, path_, std::strerror(error));
+}
+
+void AnswerFile::read_answers() {
+  const std::string text = read_input(path_, "--output");
+  const size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
+  int64_t number = 0;
+  for (size_t begin = 0; begin < whole;) {
+    const size_t end = text.find('\n', begin);
+    const std::string place = fmt::format("{}:{}", path_, ++number);
+    const nlohmann::json json = parse_json(std::string_view(text).substr(begin, end - begin), place,
+                                           {.max_bytes = size_t{1} << 30, .max_depth = 8});
+    const JsonNode root(json, place);
+    begin = end + 1;
+    if (root.at("finish_reason").text() == "error") continue;
+    answered_.push_back(
+        {number, root.at("line").integer(1, INT64_MAX), root.at("prompt_hash").text()});
+  }
+  // Behind the reading: what is no file of answers is not touched.
+  if (whole < text.size() && ::ftruncate(fd_, static_cast<off_t>(whole)) != 0) {
+    refuse("remove a cut line from", errno);
+  }
+}
+
+std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> requests) const {
+  std::map<int64_t, const Answered*> by_line;
+  for (const Answered& answered : answered_) by_line[answered.line] = &answered;
+  std::erase_if(requests, [&](const BatchRequest& request) {
+    const auto found = by_line.find(request.line);
+    if (found == by_line.end()) return false;
+    if (found->second->prompt_hash != hash_text(request)) {
+      fail(ErrorKind::kUsage,
+           "{}:{}: expected an answer to line {} of the requests, found one to another prompt; "
+           "these "
+           "are not the answers to go on with",
+           path_, found->second->line_here, request.line);
+    }
+    by_line.erase(found);
+    return true;
+  });
+  if (!by_line.empty()) {
+    const Answered& other = *by_line.begin()->second;
+    fail(ErrorKind::kUsage,
+         "{}:{}: expected an answer to one of the requests, found one to line {}, which is none; "
+         "these are not the answers to go on with",
+         path_, other.line_here, other.line);
+  }
+  return requests;
+}
+
+void AnswerFile::add(std::string_view line) {
+  if (fd_ < 0) return print_result(line);
+  struct stat before {};
+  if (regular_ && ::fstat(fd_, &before) != 0) refuse("write", errno);
+  for (std::string_view left = line; !left.empty();) {
+    const ssize_t n = ::write(fd_, left.data(), left.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      const int error = errno;
+      // A line that is not whole is taken back; where even that fails, --resume does it.
+      if (regular_ && left.size() < line.size()) {
+        [[maybe_unused]] const int ignored = ::ftruncate(fd_, before.st_size);
+      }
+      refuse("write", error);
+    }
+    left.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
+void AnswerFile::sync() const {
+  if (fd_ >= 0 && regular_ && ::fsync(fd_) != 0 && errno != EINVAL && errno != ENOTSUP) {
+    refuse("write", errno);
+  }
+}
+
+}  // namespace tiercel

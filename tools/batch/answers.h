@@ -1,0 +1,59 @@
+// What tiercel batch answers: JSON lines, each written when its request ends, so that a job that is
+// stopped has lost nothing, and another one goes on where it stood.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/scheduler.h"
+#include "tools/batch/requests.h"
+
+namespace tiercel {
+
+struct BatchAnswer {
+  std::string text;  // valid UTF-8
+  const char*
+      finish_reason;  // "stop": end of text; "length": all tokens; "error": see report.error
+  RequestReport report;
+};
+
+// One line, with its line break.
+std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer);
+
+class AnswerFile {
+ public:
+  // An empty path: stdout. A file that has something in it is an Error(kUsage), unless `resume`:
+  // then a line that was cut off is removed from its end. Only one process can have a file. Throws
+  // Error(kRuntime) where it cannot be opened.
+  AnswerFile(std::string path, bool resume);
+  ~AnswerFile();
+  AnswerFile(const AnswerFile&) = delete;
+  AnswerFile& operator=(const AnswerFile&) = delete;
+
+  // Those of `requests` that the file has no answer to yet; errors are none. Throws Error(kUsage)
+  // naming the line of an answer to another request.
+  std::vector<BatchRequest> unanswered(std::vector<BatchRequest> requests) const;
+  // A whole line or, where there is no room on the disk, nothing of it: then Error(kRuntime).
+  // Throws ReaderGone where stdout is closed.
+  void add(std::string_view line);
+  // Everything is on the disk. Throws Error(kRuntime).
+  void sync() const;
+
+ private:
+  [[noreturn]] void refuse(const char* doing, int error) const;
+  void read_answers();
+
+  struct Answered {
+    int64_t line_here = 0;  // of this file, from 1
+    int64_t line = 0;
+    std::string prompt_hash;
+  };
+  std::string path_;
+  int fd_ = -1;
+  bool regular_ = false;
+  std::vector<Answered> answered_;
+};
+
+}  // namespace tiercel

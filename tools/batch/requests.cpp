@@ -1,0 +1,206 @@
+#include "tools/batch/requests.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <utility>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+#include "engine/option_rows.h"
+#include "tools/flags.h"
+
+namespace tiercel {
+namespace {
+
+// A line with ids of a prompt of many millions of tokens.
+constexpr JsonLimits kLineLimits{.max_bytes = size_t{1} << 30, .max_depth = 8};
+
+// The options of a request, by the names that members of a line have: those of the flags, with _
+// for -.
+class Members : public OptionSink {
+ public:
+  explicit Members(BatchRequest& request, SamplingRequest& sampling) {
+    tokens("-n,--n-predict,--max-tokens,--max-new-tokens", request.n_new, 1, INT32_MAX, "");
+    flag("--ignore-eos", request.ignore_eos, "");
+    add_sampling_options(*this, sampling);
+  }
+
+  void section(const char*) {}
+  void flag(const char* names, bool& target, const char*) override {
+    add(names, [&target](const JsonNode& node) { target = node.boolean(); });
+  }
+  void value(const char* names, const char*, const std::string&, const char*,
+             std::function<void(const std::string&)> set) override {
+    add(names, [set = std::move(set)](const JsonNode& node) {
+      if (!node.raw().is_number()) node.unexpected("a number");
+      try {
+        set(node.raw().dump());
+      } catch (const Error& error) {
+        fail(error.kind(), "{}: {}", node.place(), error.what());
+      }
+    });
+  }
+
+  // False: no option has this name.
+  bool set(const std::string& name, const JsonNode& node) const {
+    const auto found = setters_.find(name);
+    if (found == setters_.end()) return false;
+    found->second(node);
+    return true;
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, setter] : setters_) names.push_back(name);
+    return names;
+  }
+
+ private:
+  using Setter = std::function<void(const JsonNode&)>;
+
+  void add(std::string_view names, const Setter& setter) {
+    for (size_t begin = 0; begin < names.size();) {
+      const size_t end = std::min(names.find(',', begin), names.size());
+      std::string name(names.substr(begin, end - begin));
+      begin = end + 1;
+      if (!name.starts_with("--")) continue;
+      name.erase(0, 2);
+      std::replace(name.begin(), name.end(), '-', '_');
+      setters_[name] = setter;
+    }
+  }
+
+  std::map<std::string, Setter> setters_;
+};
+
+std::vector<ChatMessage> messages_of(const JsonNode& node) {
+  node.expect_array();
+  std::vector<ChatMessage> messages;
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode message = node[i];
+    message.expect_object();
+    for (const auto& [key, value] : message.raw().items()) {
+      if (key != "role" && key != "content") {
+        message.unexpected("\"role\" and \"content\"", "nothing else is supported");
+      }
+    }
+    const JsonNode role = message.at("role");
+    std::optional<ChatRole> found;
+    for (const ChatRole known : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant}) {
+      if (role.text() == name_of(known)) found = known;
+    }
+    if (!found) role.unexpected("\"system\", \"user\" or \"assistant\"");
+    messages.push_back({*found, message.at("content").text()});
+  }
+  if (messages.empty()) node.unexpected("a message or more");
+  return messages;
+}
+
+std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
+  std::vector<int32_t> ids(node.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = static_cast<int32_t>(node[i].integer(0, vocab_size - 1));
+  }
+  return ids;
+}
+
+}  // namespace
+
+uint64_t BatchRequest::prompt_hash() const {
+  return XXH64(prompt.data(), prompt.size() * sizeof(int32_t), 0);
+}
+
+BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenizer& tokenizer,
+                                       const ChatTemplate* chat, std::string no_chat,
+                                       BatchRequestDefaults defaults)
+    : config_(config),
+      tokenizer_(tokenizer),
+      chat_(chat),
+      no_chat_(std::move(no_chat)),
+      defaults_(std::move(defaults)) {}
+
+BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,
+                                           const std::string& place) const {
+  const nlohmann::json json = parse_json(line, place, kLineLimits);
+  const JsonNode root(json, place);
+  root.expect_object();
+  BatchRequest request{.line = number,
+                       .id = {},
+                       .prompt = {},
+                       .n_new = defaults_.n_new,
+                       .ignore_eos = defaults_.ignore_eos,
+                       .sampling = {}};
+  SamplingRequest sampling = defaults_.sampling;
+  if (sampling.seed >= 0) sampling.seed += number - 1;
+  const Members members(request, sampling);
+  std::optional<JsonNode> prompt, messages;
+  for (const auto& [key, value] : json.items()) {
+    const JsonNode node(value, place, key);
+    if (key == "prompt") {
+      prompt = node;
+    } else if (key == "messages") {
+      messages = node;
+    } else if (key == "id") {
+      if (!value.is_string() && !value.is_number_integer()) node.unexpected("text or an integer");
+      request.id = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    } else if (!members.set(key, node)) {
+      std::vector<std::string> known = members.names();
+      for (const char* name : {"prompt", "messages", "id"}) known.emplace_back(name);
+      fail(ErrorKind::kUsage, "{}: expected {}, found \"{}\"{}", place,
+           "prompt or messages, id, and options of sampling", printable(key, 40),
+           did_you_mean(key, known));
+    }
+  }
+  if (prompt.has_value() == messages.has_value()) {
+    fail(ErrorKind::kUsage, "{}: expected either a prompt or messages, found {}", place,
+         prompt ? "both" : "neither");
+  }
+  if (prompt && prompt->raw().is_array()) {
+    request.prompt = ids_of(*prompt, config_.vocab_size);
+  } else if (prompt && !defaults_.chat) {
+    request.prompt = tokenizer_.encode(
+        prompt->text(), {.add_special = defaults_.bos, .parse_special = defaults_.special});
+  } else {
+    if (chat_ == nullptr) {
+      fail(ErrorKind::kUsage, "{}: {}: {}", place, prompt ? "prompt" : "messages", no_chat_);
+    }
+    request.prompt =
+        chat_->encode(tokenizer_,
+                      prompt ? std::vector<ChatMessage>{{ChatRole::kUser, prompt->text()}}
+                             : messages_of(*messages),
+                      {.add_generation_prompt = true, .date = defaults_.date});
+  }
+  if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
+  request.sampling = resolve_sampling(sampling, config_.sampling);
+  return request;
+}
+
+std::vector<BatchRequest> BatchRequestReader::read(std::string_view text,
+                                                   const std::string& name) const {
+  std::vector<BatchRequest> requests;
+  int64_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string_view line = text.substr(begin, end - begin);
+    begin = end + 1;
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string place = fmt::format("{}:{}", name, number);
+    try {
+      requests.push_back(read_line(line, number, place));
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      if (what.starts_with(place)) fail(ErrorKind::kUsage, "{}", what);
+      fail(ErrorKind::kUsage, "{}: {}", place, what);
+    }
+  }
+  if (requests.empty()) {
+    fail(ErrorKind::kUsage, "{}: expected a JSON object on each line, found none", name);
+  }
+  return requests;
+}
+
+}  // namespace tiercel

@@ -1,0 +1,64 @@
+// The requests of tiercel batch: JSON lines, an object each.
+//
+//   {"prompt": "text"}                        or token ids, or a conversation:
+//   {"messages": [{"role": "user", "content": "text"}, ...]}
+//   with, where wanted, "id" (text or a number, given back with the answer), and what the flags of
+//   the same names mean for this request alone: "max_tokens", "temperature", "top_k", "top_p",
+//   "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos"
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/chat_template.h"
+#include "engine/config.h"
+#include "engine/sampling_request.h"
+#include "engine/tokenizer.h"
+
+namespace tiercel {
+
+struct BatchRequest {
+  int64_t line = 0;  // of the file, from 1
+  std::string id;    // as JSON; empty: none
+  std::vector<int32_t> prompt;
+  int64_t n_new = 0;  // tokens at most
+  bool ignore_eos = false;
+  SamplingOptions sampling;
+
+  uint64_t prompt_hash() const;  // XXH64 of the ids
+};
+
+// What holds for every line that says nothing else.
+struct BatchRequestDefaults {
+  int64_t n_new = 128;
+  bool ignore_eos = false;
+  SamplingRequest sampling;          // line n draws with seed + n - 1
+  bool bos = true, special = false;  // of prompts that are text
+  bool chat = false;                 // a prompt that is text is a user's message
+  ChatDate date;                     // for templates that ask for one
+};
+
+class BatchRequestReader {
+ public:
+  // chat: the model's template, or null; why it is null, for who needs it.
+  BatchRequestReader(const ModelConfig& config, const Tokenizer& tokenizer,
+                     const ChatTemplate* chat, std::string no_chat, BatchRequestDefaults defaults);
+
+  // All lines of `text` but the empty ones. Throws Error(kUsage) "NAME:LINE: PLACE: expected ..";
+  // also for a text without any.
+  std::vector<BatchRequest> read(std::string_view text, const std::string& name) const;
+
+ private:
+  BatchRequest read_line(std::string_view line, int64_t number, const std::string& place) const;
+
+  const ModelConfig& config_;
+  const Tokenizer& tokenizer_;
+  const ChatTemplate* chat_;
+  const std::string no_chat_;
+  const BatchRequestDefaults defaults_;
+};
+
+}  // namespace tiercel
