@@ -119,6 +119,10 @@ class StateFiles {
       }
       if (block.high > block.low) check_ints(block, *from, file);
     }
+    for (const StateBlock& block : blocks) {
+      if (block.part == StatePart::kSlotOrder) check_order(block, file);
+      if (block.part == StatePart::kChunkOfSlot) check_slots(block, file);
+    }
   }
 
   // After check(): cannot fail any more but for want of memory.
@@ -201,6 +205,51 @@ class StateFiles {
                block.name(), block.low, block.high - 1, value);
         }
       }
+    }
+  }
+
+  static std::vector<int32_t> ints_of(const SessionFile& file, const FileBlock& from, int64_t row) {
+    const std::span<const std::byte> bytes = file.row(from, row);
+    std::vector<int32_t> ints(bytes.size() / sizeof(int32_t));
+    std::memcpy(ints.data(), bytes.data(), ints.size() * sizeof(int32_t));
+    return ints;
+  }
+
+  // Every slot has one place in the order in which slots are given away.
+  static void check_order(const StateBlock& block, const SessionFile& file) {
+    for (int64_t row = 0; row < block.n_rows; ++row) {
+      std::vector<int32_t> order = ints_of(file, *file.find(block.name()), row);
+      std::sort(order.begin(), order.end());
+      const auto twice = std::adjacent_find(order.begin(), order.end());
+      if (twice == order.end()) continue;
+      fail("{}: block '{}': expected every slot once, found {} twice", file.path(), block.name(),
+           *twice);
+    }
+  }
+
+  // A slot holds the chunk that says it is in that slot.
+  void check_slots(const StateBlock& block, const SessionFile& file) const {
+    StateBlock inverse = block;
+    inverse.part = StatePart::kSlotOfChunk;
+    const FileBlock* slots = file.find(inverse.name());
+    for (int64_t row = 0; row < block.n_rows; ++row) {
+      const std::vector<int32_t> chunk_of = ints_of(file, *file.find(block.name()), row);
+      const std::vector<int32_t> slot_of =
+          slots != nullptr ? ints_of(file, *slots, row) : std::vector<int32_t>();
+      int64_t n_cached = 0;
+      for (size_t slot = 0; slot < chunk_of.size(); ++slot) {
+        if (chunk_of[slot] < 0) continue;
+        ++n_cached;
+        const auto chunk = static_cast<size_t>(chunk_of[slot]);
+        if (chunk < slot_of.size() && slot_of[chunk] == static_cast<int32_t>(slot)) continue;
+        fail("{}: block '{}': expected chunk {} in slot {}, found it elsewhere", file.path(),
+             block.name(), chunk, slot);
+      }
+      const int64_t n_placed =
+          std::count_if(slot_of.begin(), slot_of.end(), [](int32_t slot) { return slot >= 0; });
+      if (n_placed == n_cached) continue;
+      fail("{}: block '{}': expected {} chunks in slots, as in '{}', found {}", file.path(),
+           inverse.name(), n_cached, block.name(), n_placed);
     }
   }
 

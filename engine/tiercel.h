@@ -236,7 +236,7 @@ class TIERCEL_API Session {
   std::vector<double> score(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
 
   // Selected tokens per KV head from the next token on, at most what option "budget" planned; -1:
-  // as planned. A new prompt starts as planned. Throws kState without a prompt, kUsage outside of
+  // as planned. A new prompt, and a restored session, start as planned. Throws kState without a prompt, kUsage outside of
   // that, or where attention is dense.
   void set_budget(int64_t tokens);
 

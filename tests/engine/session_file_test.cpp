@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -255,6 +256,55 @@ TEST_F(SessionFileTest, PlacesOutOfBoundsAreRefused) {
       EXPECT_FALSE(complaint_of(other).empty()) << name;
     }
   }
+  EXPECT_EQ(complaint_of(path_), "");
+}
+
+// A selection cache whose tables contradict each other would give a slot away twice.
+TEST_F(SessionFileTest, SlotTablesThatContradictEachOtherAreRefused) {
+  SessionOptions options = test::two_tiers(preset(AttentionMode::kShadow));
+  options.selection.budget = 16;
+  options.selection.recent = 8;
+  options.selection.outliers = 1;
+  save(120, options, 4);
+  const auto file = SessionFile::open(path_);
+  const std::string other = (folder_ / "other").string();
+  const auto ints_of = [&](const char* name) {
+    const auto bytes = file->row(*file->find(name), 0);
+    std::vector<int32_t> ints(bytes.size() / 4);
+    std::memcpy(ints.data(), bytes.data(), bytes.size());
+    return ints;
+  };
+  // Row 0 with one number changed; each within what is a place in memory.
+  const auto complaint_with = [&](const char* name, size_t at, int32_t value) {
+    SessionFileWriter writer(other, file->meta(), file->blocks());
+    for (const FileBlock& block : file->blocks()) {
+      for (int64_t row = 0; row < block.n_rows; ++row) {
+        const auto bytes = file->row(block, row);
+        std::vector<std::byte> copy(bytes.begin(), bytes.end());
+        if (block.name == name && row == 0) std::memcpy(copy.data() + 4 * at, &value, 4);
+        writer.append(copy);
+      }
+    }
+    writer.commit();
+    return complaint_of(other);
+  };
+  const std::vector<int32_t> order = ints_of("layer 1 slot order");
+  const std::vector<int32_t> chunks = ints_of("layer 1 chunks of slots");
+  const std::vector<int32_t> slots = ints_of("layer 1 slots of chunks");
+  const auto cached = std::find_if(chunks.begin(), chunks.end(), [](int32_t c) { return c >= 0; });
+  const auto without = std::find(slots.begin(), slots.end(), -1);
+  ASSERT_TRUE(cached != chunks.end() && without != slots.end() && order.size() > 1);
+  const auto slot = static_cast<size_t>(cached - chunks.begin());
+  const auto uncached = static_cast<size_t>(without - slots.begin());
+  EXPECT_TRUE(contains(complaint_with("layer 1 slot order", 0, order[1]), "every slot once"));
+  EXPECT_TRUE(contains(complaint_with("layer 1 chunks of slots", slot,
+                                      static_cast<int32_t>(uncached)),
+                       "found it elsewhere"));
+  EXPECT_TRUE(contains(complaint_with("layer 1 slots of chunks", static_cast<size_t>(*cached), -1),
+                       "found it elsewhere"));
+  EXPECT_TRUE(contains(
+      complaint_with("layer 1 slots of chunks", uncached, static_cast<int32_t>(slot)),
+      "chunks in slots"));
   EXPECT_EQ(complaint_of(path_), "");
 }
 
