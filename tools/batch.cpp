@@ -82,8 +82,7 @@ struct BatchFlags {
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     sampling.add_to(flags);
     flags.section("Batch");
-    flags.integer("--parallel", parallel, 1, kMaxSequences,
-                  "Sequences decoded together, at most");
+    flags.integer("--parallel", parallel, 1, kMaxSequences, "Sequences decoded together, at most");
     flags.number("--max-gap", max_gap, 0, 1e9,
                  "Seconds of prefill between two decode steps; 0: prompts first");
     add_micro_batches_option(flags, micro_batches);
@@ -124,8 +123,9 @@ class BatchJob {
     check_utf8(text, flags_.requests, console_, flags_.session.strict);
     std::string no_chat;
     const std::optional<ChatTemplate> chat = find_chat(flags_.model.directory, no_chat);
-    requests_ =
-        reader(chat, no_chat).read(text, flags_.requests == "-" ? "stdin" : flags_.requests);
+    const std::string name = flags_.requests == "-" ? "stdin" : flags_.requests;
+    requests_ = reader(chat, no_chat).read(text, name);
+    limit_to_context(name);
     answers_.emplace(flags_.answers, flags_.resume);
     const size_t n_all = requests_.size();
     requests_ = answers_->unanswered(std::move(requests_));
@@ -163,6 +163,26 @@ class BatchJob {
       defaults.date = chat_date_today();
     }
     return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
+  }
+
+  // --ctx-size is the most that a prompt and its answer may have together.
+  void limit_to_context(const std::string& name) {
+    if (flags_.session.context == 0) return;
+    int64_t n_shortened = 0;
+    for (BatchRequest& request : requests_) {
+      const int64_t room = flags_.session.context - std::ssize(request.prompt);
+      if (room < 1) {
+        fail(ErrorKind::kUsage, "{}:{}: the prompt has {} tokens, --ctx-size allows {}", name,
+             request.line, request.prompt.size(), flags_.session.context - 1);
+      }
+      n_shortened += request.n_new > room ? 1 : 0;
+      request.n_new = std::min(request.n_new, room);
+    }
+    if (n_shortened == 0) return;
+    console_.warn_or_refuse(
+        flags_.session.strict,
+        fmt::format("--ctx-size: {} of {} lines have room for fewer tokens than asked for",
+                    n_shortened, requests_.size()));
   }
 
   void open(const std::shared_ptr<Model>& model) {
@@ -369,6 +389,9 @@ int command_batch(int argc, char** argv) {
   BatchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   flags.model.check();
+  if (flags.session.audit > 0) {
+    fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
+  }
   if (flags.requests.empty()) {
     fail(ErrorKind::kUsage,
          "--file: expected a file of requests, found none; add -f FILE, or -f -");

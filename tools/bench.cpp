@@ -302,6 +302,9 @@ int command_bench(int argc, char** argv) {
   if (!flags.batches.empty() && !flags.depths.empty()) {
     fail(ErrorKind::kUsage, "-d: with -b every sequence decodes behind its -p tokens; leave it out");
   }
+  if (!flags.batches.empty() && flags.session.audit > 0) {
+    fail(ErrorKind::kUsage, "--audit: not of a batch; leave -b or it out");
+  }
   if (flags.session.imposed_hit_rate >= 0 && flags.model.synthetic.empty()) {
     fail(ErrorKind::kUsage,
          "--imposed-hit-rate: expected --synthetic, found a model; its own "

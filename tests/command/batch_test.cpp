@@ -258,6 +258,18 @@ TEST(BatchCommand, RefusesWhatItCannotAnswer) {
   EXPECT_EQ(run(batch({"-f", file, "-o", scratch / ""})).code, 1);
   EXPECT_EQ(run(batch({"-f", file, "--parallel", "0"})).code, 2);
   EXPECT_EQ(run(batch({"-f", file, "--device-memory", "64KiB"})).code, 3);
+  EXPECT_EQ(run(batch({"-f", file, "--audit", "4"})).code, 2);
+  write_file(file, "{\"prompt\": [5, 6]}\n\n{\"prompt\": [5, 6, 7, 8]}\n");
+  const Result small = run(batch({"-f", file, "-n", "3", "-c", "4"}));
+  EXPECT_EQ(small.code, 2);
+  EXPECT_TRUE(contains(small.err, file + ":3: the prompt has 4 tokens, --ctx-size allows 3"))
+      << small.err;
+  const Result shorter = run(batch({"-f", file, "-n", "3", "-c", "6", "--ignore-eos"}));
+  EXPECT_EQ(shorter.code, 0) << shorter.err;
+  EXPECT_TRUE(contains(shorter.err, "1 of 2 lines have room for fewer tokens")) << shorter.err;
+  EXPECT_EQ(answers_of(shorter.out).at(1)["generated_tokens"], 3);
+  EXPECT_EQ(answers_of(shorter.out).at(3)["generated_tokens"], 2);
+  EXPECT_EQ(run(batch({"-f", file, "-n", "3", "-c", "6", "--strict"})).code, 2);
   const Result full = run(batch({"-f", file, "-o", "/dev/full", "-n", "2"}));
   EXPECT_EQ(full.code, 1);
   EXPECT_TRUE(contains(full.err, "--output: cannot write /dev/full: No space left")) << full.err;
