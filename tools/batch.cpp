@@ -20,28 +20,22 @@
 #include "tools/report.h"
 #include "tools/session_flags.h"
 #include "tools/signals.h"
+#include "tools/stop_text.h"
 #include "tools/stopwatch.h"
 
 namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
-    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a "
-    "chat\n"
-    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}; \"id\" is given "
-    "back with the\n"
-    "answer, and \"max_tokens\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\", "
-    "\"repeat_penalty\",\n"
-    "\"repeat_last_n\" and \"ignore_eos\" hold for that line alone. Lines are answered together, "
-    "as many\n"
-    "as memory has room for; what a line is answered depends on nothing but the line. Answers are "
-    "JSON\n"
-    "lines too, in the order in which they end: \"line\" says which line of the file they are "
-    "for.\n"
-    "Each is written at once. Ctrl-C stops at the next token; --resume goes on with what is "
-    "missing.\n"
-    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 "
-    "interrupted\n"
+    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a chat\n"
+    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
+    "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
+    "\"repeat_penalty\", \"repeat_last_n\" and \"ignore_eos\" hold for that line alone.\n"
+    "Lines are answered together, as many as memory has room for; what a line is answered depends on\n"
+    "nothing but the line. Answers are JSON lines too, in the order in which they end; \"line\" says\n"
+    "which line of the file they are for. Each is written at once. Ctrl-C stops at the next token;\n"
+    "--resume goes on with what is missing.\n"
+    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 interrupted\n"
     "\n"
     "Examples:\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
@@ -54,6 +48,7 @@ struct BatchFlags {
   SamplingFlags sampling;
   std::string requests, answers;
   std::optional<std::string> date, report;
+  std::vector<std::string> stops;
   int64_t n_predict = 128, parallel = 64;
   double max_gap = 0;
   MicroBatches micro_batches = MicroBatches::kAuto;
@@ -80,6 +75,8 @@ struct BatchFlags {
     flags.tokens("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 1, INT32_MAX,
                  "Tokens to generate for each line, at most");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
+    flags.texts("-r,--stop,--reverse-prompt", stops,
+                "Stop where an answer says this, which is left out; may be given several times");
     sampling.add_to(flags);
     flags.section("Batch");
     flags.integer("--parallel", parallel, 1, kMaxSequences, "Sequences decoded together, at most");
@@ -148,6 +145,7 @@ class BatchJob {
   BatchRequestReader reader(const std::optional<ChatTemplate>& chat, const std::string& no_chat) {
     BatchRequestDefaults defaults{.n_new = flags_.n_predict,
                                   .ignore_eos = flags_.ignore_eos,
+                                  .stops = flags_.stops,
                                   .sampling = flags_.sampling.wish(),
                                   .bos = !flags_.no_bos,
                                   .special = flags_.special,
@@ -205,7 +203,7 @@ class BatchJob {
     scheduler_ = std::make_unique<Scheduler>(
         Batch::open(model, plan), SchedulerOptions{.max_gap = flags_.max_gap, .go_on = [this] {
                                                      show_progress();
-                                                     return !stop_requested();
+                                                     return !failure_ && !stop_requested();
                                                    }});
     backend_ = scheduler_->batch().backend_description();
     console_.info("backend: {}", backend_);
@@ -228,14 +226,37 @@ class BatchJob {
     answers_->sync();
   }
 
+  // What is being said to a request.
+  struct Live {
+    Live(const Tokenizer& tokenizer, const BatchRequest& request)
+        : decoder(tokenizer, /*skip_special=*/true), stop(request.stops) {}
+
+    StreamDecoder decoder;
+    StopText stop;
+    std::string text;
+    const char* finish_reason = "length";
+  };
+
   void submit(BatchRequest& request) {
-    Request wish{.prompt = request.prompt, .n_new = request.n_new, .sampling = request.sampling};
+    const auto live = std::make_shared<Live>(tokenizer_, request);
+    Request wish{
+        .prompt = std::move(request.prompt), .n_new = request.n_new, .sampling = request.sampling};
     if (!request.ignore_eos) wish.end_tokens = ends_;
-    wish.on_token = [](int32_t) { return !stop_requested(); };
+    wish.on_token = [this, live, &request](int32_t token) {
+      if (!request.ignore_eos && std::find(ends_.begin(), ends_.end(), token) != ends_.end()) {
+        live->finish_reason = "stop";
+        return true;
+      }
+      if (live->stop.push(live->decoder.push(token), &live->text)) {
+        live->finish_reason = "stop";
+        return false;  // to the scheduler, it is cancelled
+      }
+      return !stop_requested();
+    };
     // A Scheduler wants no exception of this.
-    wish.on_end = [this, &request](const RequestReport& report) {
+    wish.on_end = [this, live, &request](const RequestReport& report) {
       try {
-        if (!failure_) answer(request, report);
+        if (!failure_) answer(request, report, *live);
       } catch (...) {
         failure_ = std::current_exception();
       }
@@ -243,31 +264,30 @@ class BatchJob {
     scheduler_->submit(std::move(wish));
   }
 
-  void answer(const BatchRequest& request, const RequestReport& report) {
+  void answer(const BatchRequest& request, const RequestReport& report, Live& live) {
     n_left_ -= request.n_new - std::ssize(report.tokens);
-    if (report.state == RequestState::kCancelled) return;
-    BatchAnswer answer{.text = {}, .finish_reason = "length", .report = report};
-    std::span<const int32_t> tokens = report.tokens;
-    const bool ended = !tokens.empty() && !request.ignore_eos &&
-                       std::find(ends_.begin(), ends_.end(), tokens.back()) != ends_.end();
-    if (ended) tokens = tokens.first(tokens.size() - 1);
-    if (ended) answer.finish_reason = "stop";
+    const bool said_all = live.finish_reason == std::string_view("stop");
+    if (report.state == RequestState::kCancelled && !said_all) return;
     if (report.state == RequestState::kFailed) {
-      answer.finish_reason = "error";
+      live.finish_reason = "error";
       ++n_failed_;
       failures_.insert(report.error_kind);
       console_.warn("line {}: {}", request.line, report.error);
     } else {
       ++n_answered_;
+      const bool at_text = report.state == RequestState::kCancelled;
+      if (!at_text && !live.stop.push(live.decoder.finish(), &live.text)) {
+        live.stop.finish(&live.text);
+      }
     }
-    answer.text = tokenizer_.decode(tokens, /*skip_special=*/true, Follows::kText);
     n_generated_ += std::ssize(report.tokens);
     const SelectionReport& s = report.selection;
     selection_.selected_chunks += s.selected_chunks;
     selection_.hit_chunks += s.hit_chunks;
     selection_.fetched_bytes += s.fetched_bytes;
     line_.clear();
-    answers_->add(to_json_line(request, answer));
+    answers_->add(to_json_line(
+        request, {.text = live.text, .finish_reason = live.finish_reason, .report = report}));
   }
 
   // In tokens of prompts and answers; an answer that ends early leaves less to do.

@@ -164,6 +164,19 @@ void Flags::value(const char* names, const char* type, const std::string& defaul
       ->default_str(default_text);
 }
 
+void Flags::texts(const char* names, std::vector<std::string>& target, const char* help) {
+  const auto callback = [name = first_long_name(names), &target](const std::vector<std::string>& all) {
+    target = all;
+    if (std::find(all.begin(), all.end(), "") != all.end()) {
+      fail(ErrorKind::kUsage, "{}: expected a text, found an empty one", name);
+    }
+  };
+  finish(app_->add_option_function<std::vector<std::string>>(names, callback), help)
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->type_name("TEXT");
+}
+
 void Flags::text(const char* names, std::string& target, const char* help, const char* type) {
   value(names, type, target, help, [&target](const std::string& text) { target = text; });
 }

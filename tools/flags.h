@@ -63,6 +63,8 @@ class Flags : public OptionSink {
   // type: what --help and completion call it.
   void text(const char* names, std::string& target, const char* help, const char* type = "TEXT");
   void text(const char* names, std::optional<std::string>& target, const char* help);
+  // One that may be given several times; none of the texts is empty.
+  void texts(const char* names, std::vector<std::string>& target, const char* help);
   // What is written must be no other file of the command: parse() refuses that. kReplaced: read or
   // written by flags for which it may be the same file, as it is replaced as a whole behind the reading.
   enum class FileUse { kRead, kReplaced, kWritten };

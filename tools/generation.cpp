@@ -11,6 +11,7 @@
 #include "engine/base/check.h"
 #include "tools/progress.h"
 #include "tools/signals.h"
+#include "tools/stop_text.h"
 #include "tools/stopwatch.h"
 
 namespace tiercel {
@@ -27,6 +28,7 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
                    Generation& result) {
   const std::vector<int64_t>& ends = request.eos_token_ids;
   StreamDecoder decoder(tokenizer, /*skip_special=*/true);
+  StopText stop(request.stops);
   // On a terminal the text itself shows the progress.
   ProgressLine line(console);
   const bool show_progress = ::isatty(STDOUT_FILENO) != 1;
@@ -55,7 +57,10 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
       reason = "stop";
       break;
     }
-    if (!emit(decoder.push(token))) return "output_closed";
+    std::string text;
+    const bool stops = stop.push(decoder.push(token), &text);
+    if (!emit(text)) return "output_closed";
+    if (stops) return "stop";
     const bool go_on = !show_progress ? !stop_requested()
                                       : line.update({.phase = "decode",
                                                      .fraction = (i + 1.0) / request.max_new_tokens,
@@ -67,7 +72,9 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
       break;
     }
   }
-  return emit(decoder.finish()) ? reason : "output_closed";
+  std::string rest;
+  if (!stop.push(decoder.finish(), &rest)) stop.finish(&rest);
+  return emit(rest) ? reason : "output_closed";
 }
 
 bool append_tokens(Session& session, std::span<const int32_t> tokens, const Console& console,

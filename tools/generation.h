@@ -22,6 +22,7 @@ struct GenerationRequest {
   std::shared_ptr<const SavedSession> saved;  // restored instead of a prefill, or null
   std::string save_path;               // the session is saved there before it generates; or empty
   std::vector<int64_t> eos_token_ids;  // generation stops at any of them
+  std::vector<std::string> stops;      // and where any of these texts appears
   int64_t max_new_tokens = 0;
   bool ignore_eos = false;
 };
@@ -29,7 +30,7 @@ struct GenerationRequest {
 struct Generation {
   std::string output;                  // valid UTF-8
   std::vector<int32_t> output_tokens;  // an end-of-text token included
-  // "stop": end of text; "length": -n or the context is used up; "interrupted"; "output_closed":
+  // "stop": end of text, or a text to stop at; "length": -n or the context is used up; "interrupted"; "output_closed":
   // stdout can no longer be written; "error": `error` says which.
   const char* finish_reason = "error";
   std::string error;

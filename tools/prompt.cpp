@@ -100,6 +100,10 @@ void check_utf8(std::string_view text, const std::string& name, const Console& c
   console.warn("{}; read as U+FFFD", message);
 }
 
+std::string PromptFlags::unescaped(const std::string& text) const {
+  return escape_ ? unescape(text) : text;
+}
+
 void PromptFlags::add_to(Flags& flags, bool escapes) {
   // The environment twins are read in read(): CLI11 would add a prompt of the environment to a
   // file of the command line and call that a contradiction.

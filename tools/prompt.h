@@ -20,6 +20,8 @@ struct PromptFlags {
   // By a flag; a variable may be meant for another command.
   bool given() const { return prompt_ || file_; }
   bool reads_stdin() const { return file_ == "-"; }
+  // With -e, as it means texts of other flags.
+  std::string unescaped(const std::string& text) const;
 
  private:
   std::optional<std::string> prompt_, file_;

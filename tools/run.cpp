@@ -48,6 +48,7 @@ struct RunFlags {
   SamplingFlags sampling;
   ChatFlags chat;
   std::optional<int64_t> n_predict;
+  std::vector<std::string> stops;
   bool ignore_eos = false, no_bos = false, special = false, quiet = false;
   std::optional<std::string> report, save_session;
   std::shared_ptr<const SavedSession> saved;  // --session
@@ -64,6 +65,8 @@ struct RunFlags {
                  "Tokens to generate, or of each answer; -1: until end of text or context "
                  "(default: 128; with --interactive -1)");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
+    flags.texts("-r,--stop,--reverse-prompt", stops,
+                "Stop where the answer says this, which is left out; may be given several times");
     sampling.add_to(flags);
     flags.section("Saved sessions");
     flags.value(
@@ -199,7 +202,11 @@ class Run {
                               .saved = flags_.saved,
                               .save_path = flags_.save_session.value_or(""),
                               .eos_token_ids = end_tokens(config_, tokenizer, chat),
+                              .stops = {},
                               .ignore_eos = flags_.ignore_eos};
+    for (const std::string& stop : flags_.stops) {
+      request.stops.push_back(flags_.prompt.unescaped(stop));
+    }
     if (!asks) request.prompt = encode(turns, words);
     stop_if_requested();
 

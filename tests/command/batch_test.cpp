@@ -116,6 +116,34 @@ TEST(BatchCommand, StandardStreamsAndEndsOfText) {
   }
 }
 
+TEST(BatchCommand, StopsWhereItIsTold) {
+  const Scratch scratch;
+  const std::string prompt = prompt_about("otter", 4821, 8);
+  write_file(scratch / "prompt", prompt);
+  write_file(scratch / "more",
+             Json({{"prompt", prompt}}).dump() + "\n" +
+                 Json({{"prompt", prompt}, {"stop", {"no such", "21"}}}).dump() + "\n");
+  const Result result =
+      run(batch({"-f", scratch / "more", "-n", "30", "--stop", "\n", "--ignore-eos", "-q"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const std::map<int, Json> answers = answers_of(result.out);
+  EXPECT_EQ(answers.at(1)["text"], " 4821");
+  EXPECT_EQ(answers.at(2)["text"], " 48");
+  EXPECT_EQ(answers.at(2)["finish_reason"], "stop");
+  EXPECT_LT(answers.at(2)["generated_tokens"], 30);
+  const auto answer = [&](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"run", "-m", demo_model(), "-f", scratch / "prompt", "-n", "30",
+                                 "--ignore-eos", "-q", "--report", scratch / "report"});
+    const Result alone = run({.arguments = flags});
+    EXPECT_EQ(alone.code, 0) << alone.err;
+    EXPECT_EQ(Json::parse(read_file(scratch / "report"))["finish_reason"], "stop");
+    return alone.out;
+  };
+  EXPECT_EQ(answer({"--stop", "\n"}), " 4821");
+  EXPECT_EQ(answer({"-e", "-r", "never", "-r", "\\n"}), " 4821");
+  EXPECT_EQ(answer({"--stop", "21", "--stop", "\n"}), " 48");
+}
+
 // Lines draw with seeds of their own, which --seed fixes, whatever runs beside them.
 TEST(BatchCommand, SeedsBelongToLines) {
   const Scratch scratch;
@@ -234,6 +262,7 @@ TEST(BatchCommand, RefusesWhatItCannotAnswer) {
       {R"({"prompt": "a", "max_token": 3})", "found \"max_token\"; did you mean max_tokens?"},
       {R"({"prompt": "a", "max_tokens": 0})", ":3: max_tokens: expected"},
       {R"({"prompt": "a", "top_p": 1.5})", ":3: top_p: expected"},
+      {R"({"prompt": "a", "stop": ["x", ""]})", ":3: stop[1]: expected a text that is not empty"},
       {R"({"prompt": "a", "temperature": "hot"})", ":3: temperature: expected a number"},
       {R"({"prompt": "a", "prompt": "b"})", ":3: "},
       {R"({"messages": [{"role": "user", "content": "x"}]})", ":3: messages: "},

@@ -22,7 +22,7 @@ namespace tiercel {
 namespace {
 
 std::string hash_text(const BatchRequest& request) {
-  return fmt::format("{:016x}", request.prompt_hash());
+  return fmt::format("{:016x}", request.prompt_hash);
 }
 
 }  // namespace
@@ -36,7 +36,7 @@ std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer)
   if (failed) json["error"] = r.error;
   json["text"] = answer.text;
   json["finish_reason"] = answer.finish_reason;
-  json["prompt_tokens"] = request.prompt.size();
+  json["prompt_tokens"] = r.prompt_tokens;
   json["generated_tokens"] = r.tokens.size();
   json["output_tokens"] = r.tokens;
   json["seed"] = request.sampling.temperature > 0 ? Json(request.sampling.seed) : Json(nullptr);

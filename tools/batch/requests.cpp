@@ -99,6 +99,20 @@ std::vector<ChatMessage> messages_of(const JsonNode& node) {
   return messages;
 }
 
+std::vector<std::string> stops_of(const JsonNode& node) {
+  std::vector<std::string> stops;
+  const auto add = [&](const JsonNode& stop) {
+    if (stop.text().empty()) stop.unexpected("a text that is not empty");
+    stops.push_back(stop.text());
+  };
+  if (!node.raw().is_array()) {
+    add(node);
+    return stops;
+  }
+  for (size_t i = 0; i < node.size(); ++i) add(node[i]);
+  return stops;
+}
+
 std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
   std::vector<int32_t> ids(node.size());
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -108,10 +122,6 @@ std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
 }
 
 }  // namespace
-
-uint64_t BatchRequest::prompt_hash() const {
-  return XXH64(prompt.data(), prompt.size() * sizeof(int32_t), 0);
-}
 
 BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenizer& tokenizer,
                                        const ChatTemplate* chat, std::string no_chat,
@@ -132,6 +142,7 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
                        .prompt = {},
                        .n_new = defaults_.n_new,
                        .ignore_eos = defaults_.ignore_eos,
+                       .stops = defaults_.stops,
                        .sampling = {}};
   SamplingRequest sampling = defaults_.sampling;
   if (sampling.seed >= 0) sampling.seed += number - 1;
@@ -146,9 +157,11 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
     } else if (key == "id") {
       if (!value.is_string() && !value.is_number_integer()) node.unexpected("text or an integer");
       request.id = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    } else if (key == "stop") {
+      request.stops = stops_of(node);
     } else if (!members.set(key, node)) {
       std::vector<std::string> known = members.names();
-      for (const char* name : {"prompt", "messages", "id"}) known.emplace_back(name);
+      for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
       fail(ErrorKind::kUsage, "{}: expected {}, found \"{}\"{}", place,
            "prompt or messages, id, and options of sampling", printable(key, 40),
            did_you_mean(key, known));
@@ -174,6 +187,7 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
                       {.add_generation_prompt = true, .date = defaults_.date});
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
+  request.prompt_hash = XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
   request.sampling = resolve_sampling(sampling, config_.sampling);
   return request;
 }

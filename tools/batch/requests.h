@@ -2,9 +2,10 @@
 //
 //   {"prompt": "text"}                        or token ids, or a conversation:
 //   {"messages": [{"role": "user", "content": "text"}, ...]}
-//   with, where wanted, "id" (text or a number, given back with the answer), and what the flags of
-//   the same names mean for this request alone: "max_tokens", "temperature", "top_k", "top_p",
-//   "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos"
+//
+// with, where wanted, "id" (text or a number, given back with the answer), "stop" (a text to end
+// at, or several), and what the flags of the same names mean, for this request alone: "max_tokens",
+// "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos"
 #pragma once
 
 #include <cstdint>
@@ -26,15 +27,16 @@ struct BatchRequest {
   std::vector<int32_t> prompt;
   int64_t n_new = 0;  // tokens at most
   bool ignore_eos = false;
+  std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
-
-  uint64_t prompt_hash() const;  // XXH64 of the ids
+  uint64_t prompt_hash = 0;  // XXH64 of the ids
 };
 
 // What holds for every line that says nothing else.
 struct BatchRequestDefaults {
   int64_t n_new = 128;
   bool ignore_eos = false;
+  std::vector<std::string> stops;
   SamplingRequest sampling;          // line n draws with seed + n - 1
   bool bos = true, special = false;  // of prompts that are text
   bool chat = false;                 // a prompt that is text is a user's message
