@@ -332,8 +332,14 @@ KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   }
   if (too_few_for_basis(r)) return KeyCodec::kExact;
   s.key_codec = KeyCodec::kLowRank;
+  if (fits_tiers(r, plan)) return KeyCodec::kLowRank;
   // Exact keys beside the values take nothing of the device: what lets most sequences in.
-  return r.n_sequences == 0 || fits_tiers(r, plan) ? KeyCodec::kLowRank : KeyCodec::kExact;
+  if (r.n_sequences > 0) return KeyCodec::kExact;
+  // The smallest, so that what is said to be needed is the least that would do.
+  if (!can_code(r.config.head_dim)) return KeyCodec::kLowRank;
+  const int64_t low_rank = count_memory(r, plan).device.total();
+  s.key_codec = KeyCodec::kInt4;
+  return count_memory(r, plan).device.total() < low_rank ? KeyCodec::kInt4 : KeyCodec::kLowRank;
 }
 
 void resolve_keys(const PlanRequest& r, SessionPlan& plan) {

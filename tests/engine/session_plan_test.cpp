@@ -53,6 +53,23 @@ TEST(SessionPlan, ACpuAttendsInPlace) {
   for (const auto& change : not_in_place) EXPECT_GT(plan_of(change).memory.host.values, 0);
 }
 
+// What does not fit says what the smallest of the codecs would need.
+TEST(SessionPlan, SaysTheLeastThatWouldDo) {
+  auto m = model();
+  const auto needed = [&](KeyCodec codec) {
+    SessionOptions options;
+    options.selection.key_codec = codec;
+    options.device_memory = 1 << 20;
+    std::string message;
+    EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 500000, 100); }, &message),
+              ErrorKind::kDoesNotFit);
+    return message.substr(0, message.find(" of device memory"));
+  };
+  const std::string least = needed(KeyCodec::kInt4);
+  EXPECT_NE(least, needed(KeyCodec::kLowRank));
+  EXPECT_EQ(least, needed(KeyCodec::kAuto));
+}
+
 TEST(SessionPlan, RefusesContradictions) {
   auto m = model();
   auto usage = [&](auto change) {
