@@ -75,7 +75,9 @@ EvalComposition parse_composition(std::string_view spec, const CompositionBase& 
     const bool in_spec = std::any_of(words.begin(), words.end(), [&](const std::string& word) {
       return word == flag[0] || word.starts_with(flag[0] + "=");
     });
-    if (!in_spec) given.insert(given.end(), flag.begin(), flag.end());
+    if (in_spec) continue;
+    given.insert(given.end(), flag.begin(), flag.end());
+    composition.given.push_back(flag);
   }
   words.insert(words.begin() + 1, given.begin(), given.end());
   words.insert(words.begin(), {"eval", "--attention"});

@@ -14,6 +14,7 @@ namespace tiercel {
 struct EvalComposition {
   std::string name;  // as it was asked for: "quest --chunk-size 32"
   SessionOptions options;
+  std::vector<std::vector<std::string>> given = {};  // of the base, where the name says nothing else
   std::string swept_from = {};          // what a sweep changed: "quest"
   std::optional<double> swept_to = {};  // the value
 };

@@ -29,10 +29,21 @@ constexpr const char* kDefaultCandidates[] = {
     "mpcache --key-codec int8 --value-codec int8",
 };
 
-std::string flags_of(const std::string& composition, const PlannedBudget& planned) {
-  if (planned.plan.options.attention == AttentionMode::kDense) return "--attention dense";
-  return fmt::format("--attention {} --budget {}", composition,
-                     planned.selected == kBudgetAll ? "all" : std::to_string(planned.selected));
+// Flags of tiercel run, the limits included, that ask for what was measured.
+std::string flags_of(const EvalComposition& composition, const PlannedBudget& planned) {
+  const bool dense = planned.plan.options.attention == AttentionMode::kDense;
+  std::string flags = "--attention " + composition.name;
+  if (!dense) {
+    flags += fmt::format(" --budget {}", planned.selected == kBudgetAll
+                                             ? "all"
+                                             : std::to_string(planned.selected));
+  }
+  for (const std::vector<std::string>& flag : composition.given) {
+    const bool is_limit = flag[0] == "--device-memory" || flag[0] == "--host-memory";
+    if (flag[0] == "--budget" || (dense && !is_limit)) continue;
+    for (const std::string& word : flag) flags += " " + word;
+  }
+  return flags;
 }
 
 class Tuning {
@@ -121,7 +132,7 @@ class Tuning {
       stop_if_requested();
       const int64_t budget = &planned == &fitting[0] ? kBudgetAll : planned.selected;
       const Answer answer = examine(reader, budget, exam_, rules_, &reference_, false)[0];
-      result_.candidates.push_back({composition.name, flags_of(composition.name, planned), planned,
+      result_.candidates.push_back({composition.name, flags_of(composition, planned), planned,
                                     answer.fidelity, answer.traffic});
     }
   }
