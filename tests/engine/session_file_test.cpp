@@ -85,6 +85,31 @@ class SessionFileTest : public testing::Test {
       return error.what();
     }
   }
+  // A number of a block that is not as it was saved.
+  struct Forgery {
+    std::string block;
+    int64_t at;  // of a row's int32s; below 0: from its end
+    int32_t value;
+    bool all_rows = false;  // else row 0
+  };
+  // What is said of a copy with it, and with right checksums.
+  std::string complaint_about(const SessionFile& file, const Forgery& forgery) const {
+    const std::string other = (folder_ / "other").string();
+    SessionFileWriter writer(other, file.meta(), file.blocks());
+    for (const FileBlock& block : file.blocks()) {
+      for (int64_t row = 0; row < block.n_rows; ++row) {
+        const auto bytes = file.row(block, row);
+        std::vector<std::byte> copy(bytes.begin(), bytes.end());
+        if (block.name == forgery.block && (row == 0 || forgery.all_rows)) {
+          const int64_t at = 4 * forgery.at + (forgery.at < 0 ? std::ssize(copy) : 0);
+          std::memcpy(copy.data() + at, &forgery.value, 4);
+        }
+        writer.append(copy);
+      }
+    }
+    writer.commit();
+    return complaint_of(other);
+  }
   static std::string complaint_about_bytes(const std::string& path) {
     try {
       SessionFile::open(path)->check_blocks(1);
@@ -237,23 +262,12 @@ TEST_F(SessionFileTest, PlacesOutOfBoundsAreRefused) {
   options.selection.reuse_steps = 4;
   save(120, options, 4);
   const auto file = SessionFile::open(path_);
-  const std::string other = (folder_ / "other").string();
   for (const char* name :
        {"layer 0 slots of chunks", "layer 0 chunks of slots", "layer 1 slot order", "layer 1 list",
         "layer 1 list counts", "token ids"}) {
     ASSERT_NE(file->find(name), nullptr) << name;
     for (const int32_t wrong : {-2, 1 << 20}) {
-      SessionFileWriter writer(other, file->meta(), file->blocks());
-      for (const FileBlock& block : file->blocks()) {
-        for (int64_t row = 0; row < block.n_rows; ++row) {
-          const auto bytes = file->row(block, row);
-          std::vector<std::byte> copy(bytes.begin(), bytes.end());
-          if (block.name == name) std::memcpy(copy.data() + copy.size() - 4, &wrong, 4);
-          writer.append(copy);
-        }
-      }
-      writer.commit();
-      EXPECT_FALSE(complaint_of(other).empty()) << name;
+      EXPECT_FALSE(complaint_about(*file, {name, -1, wrong, /*all_rows=*/true}).empty()) << name;
     }
   }
   EXPECT_EQ(complaint_of(path_), "");
@@ -267,26 +281,11 @@ TEST_F(SessionFileTest, SlotTablesThatContradictEachOtherAreRefused) {
   options.selection.outliers = 1;
   save(120, options, 4);
   const auto file = SessionFile::open(path_);
-  const std::string other = (folder_ / "other").string();
   const auto ints_of = [&](const char* name) {
     const auto bytes = file->row(*file->find(name), 0);
     std::vector<int32_t> ints(bytes.size() / 4);
     std::memcpy(ints.data(), bytes.data(), bytes.size());
     return ints;
-  };
-  // Row 0 with one number changed; each within what is a place in memory.
-  const auto complaint_with = [&](const char* name, size_t at, int32_t value) {
-    SessionFileWriter writer(other, file->meta(), file->blocks());
-    for (const FileBlock& block : file->blocks()) {
-      for (int64_t row = 0; row < block.n_rows; ++row) {
-        const auto bytes = file->row(block, row);
-        std::vector<std::byte> copy(bytes.begin(), bytes.end());
-        if (block.name == name && row == 0) std::memcpy(copy.data() + 4 * at, &value, 4);
-        writer.append(copy);
-      }
-    }
-    writer.commit();
-    return complaint_of(other);
   };
   const std::vector<int32_t> order = ints_of("layer 1 slot order");
   const std::vector<int32_t> chunks = ints_of("layer 1 chunks of slots");
@@ -294,16 +293,15 @@ TEST_F(SessionFileTest, SlotTablesThatContradictEachOtherAreRefused) {
   const auto cached = std::find_if(chunks.begin(), chunks.end(), [](int32_t c) { return c >= 0; });
   const auto without = std::find(slots.begin(), slots.end(), -1);
   ASSERT_TRUE(cached != chunks.end() && without != slots.end() && order.size() > 1);
-  const auto slot = static_cast<size_t>(cached - chunks.begin());
-  const auto uncached = static_cast<size_t>(without - slots.begin());
-  EXPECT_TRUE(contains(complaint_with("layer 1 slot order", 0, order[1]), "every slot once"));
-  EXPECT_TRUE(contains(complaint_with("layer 1 chunks of slots", slot,
-                                      static_cast<int32_t>(uncached)),
+  const int64_t slot = cached - chunks.begin(), uncached = without - slots.begin();
+  EXPECT_TRUE(contains(complaint_about(*file, {"layer 1 slot order", 0, order[1]}), "every slot once"));
+  EXPECT_TRUE(contains(complaint_about(*file, {"layer 1 chunks of slots", slot,
+                                               static_cast<int32_t>(uncached)}),
                        "found it elsewhere"));
-  EXPECT_TRUE(contains(complaint_with("layer 1 slots of chunks", static_cast<size_t>(*cached), -1),
+  EXPECT_TRUE(contains(complaint_about(*file, {"layer 1 slots of chunks", *cached, -1}),
                        "found it elsewhere"));
   EXPECT_TRUE(contains(
-      complaint_with("layer 1 slots of chunks", uncached, static_cast<int32_t>(slot)),
+      complaint_about(*file, {"layer 1 slots of chunks", uncached, static_cast<int32_t>(slot)}),
       "chunks in slots"));
   EXPECT_EQ(complaint_of(path_), "");
 }
