@@ -1,17 +1,14 @@
 // tiercel batch: answer many prompts of a file together.
 #include <algorithm>
 #include <exception>
-#include <nlohmann/json.hpp>
-#include <set>
 
-#include "cpu/topology.h"
-#include "engine/base/build_info.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
 #include "engine/batch_plan.h"
 #include "engine/option_rows.h"
 #include "engine/scheduler.h"
 #include "tools/batch/answers.h"
+#include "tools/batch/report.h"
 #include "tools/batch/requests.h"
 #include "tools/commands.h"
 #include "tools/output_file.h"
@@ -27,15 +24,22 @@ namespace tiercel {
 namespace {
 
 constexpr const char* kDetails =
-    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a chat\n"
-    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
-    "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
+    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a "
+    "chat\n"
+    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given "
+    "back with\n"
+    "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", "
+    "\"seed\",\n"
     "\"repeat_penalty\", \"repeat_last_n\" and \"ignore_eos\" hold for that line alone.\n"
-    "Lines are answered together, as many as memory has room for; what a line is answered depends on\n"
-    "nothing but the line. Answers are JSON lines too, in the order in which they end; \"line\" says\n"
-    "which line of the file they are for. Each is written at once. Ctrl-C stops at the next token;\n"
+    "Lines are answered together, as many as memory has room for; what a line is answered depends "
+    "on\n"
+    "nothing but the line. Answers are JSON lines too, in the order in which they end; \"line\" "
+    "says\n"
+    "which line of the file they are for. Each is written at once. Ctrl-C stops at the next "
+    "token;\n"
     "--resume goes on with what is missing.\n"
-    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 interrupted\n"
+    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 "
+    "interrupted\n"
     "\n"
     "Examples:\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
@@ -184,29 +188,31 @@ class BatchJob {
   }
 
   void open(const std::shared_ptr<Model>& model) {
-    int64_t max_prompt = 0, max_new = 0;
+    int64_t max_prompt = 0, max_new = 0, n_tokens = 0;
     for (const BatchRequest& request : requests_) {
       const auto n_prompt = static_cast<int64_t>(request.prompt.size());
       max_prompt = std::max(max_prompt, n_prompt);
       max_new = std::max(max_new, request.n_new);
-      n_prompt_tokens_ += n_prompt;
+      n_tokens += n_prompt;
       n_wanted_ += n_prompt + request.n_new;
     }
     const int64_t n_parallel = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
     BatchPlan plan = Batch::plan(*model, flags_.session, n_parallel, max_prompt, max_new);
     plan.micro_batches = flags_.micro_batches;
     console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",
-                  format_count(std::ssize(requests_)), format_count(n_prompt_tokens_),
+                  format_count(std::ssize(requests_)), format_count(n_tokens),
                   format_count(max_prompt), n_parallel);
     print_plan(plan.largest, max_prompt, console_);
-    largest_ = plan.largest;
+    report_.model = flags_.model.directory;
+    report_.largest = plan.largest;
+    report_.n_requests = std::ssize(requests_);
     scheduler_ = std::make_unique<Scheduler>(
         Batch::open(model, plan), SchedulerOptions{.max_gap = flags_.max_gap, .go_on = [this] {
                                                      show_progress();
                                                      return !failure_ && !stop_requested();
                                                    }});
-    backend_ = scheduler_->batch().backend_description();
-    console_.info("backend: {}", backend_);
+    report_.backend = scheduler_->batch().backend_description();
+    console_.info("backend: {}", report_.backend);
   }
 
   void answer_all() {
@@ -215,13 +221,15 @@ class BatchJob {
     bool more = true;
     while (more && !failure_ && !stop_requested()) {
       more = scheduler_->turn();
-      device_bytes_ = std::max(device_bytes_, scheduler_->batch().device_bytes());
-      host_bytes_ = std::max(host_bytes_, scheduler_->batch().host_bytes());
+      const Batch& batch = scheduler_->batch();
+      report_.device_bytes = std::max(report_.device_bytes, batch.device_bytes());
+      report_.host_bytes = std::max(report_.host_bytes, batch.host_bytes());
       show_progress();
     }
     line_.clear();
-    seconds_ = watch_.seconds();
-    totals_ = scheduler_->report();
+    report_.seconds = watch_.seconds();
+    report_.totals = scheduler_->report();
+    report_.interrupted = stop_requested();
     if (failure_) std::rethrow_exception(failure_);
     answers_->sync();
   }
@@ -270,21 +278,12 @@ class BatchJob {
     if (report.state == RequestState::kCancelled && !said_all) return;
     if (report.state == RequestState::kFailed) {
       live.finish_reason = "error";
-      ++n_failed_;
-      failures_.insert(report.error_kind);
       console_.warn("line {}: {}", request.line, report.error);
-    } else {
-      ++n_answered_;
-      const bool at_text = report.state == RequestState::kCancelled;
-      if (!at_text && !live.stop.push(live.decoder.finish(), &live.text)) {
-        live.stop.finish(&live.text);
-      }
+    } else if (report.state == RequestState::kFinished &&
+               !live.stop.push(live.decoder.finish(), &live.text)) {
+      live.stop.finish(&live.text);
     }
-    n_generated_ += std::ssize(report.tokens);
-    const SelectionReport& s = report.selection;
-    selection_.selected_chunks += s.selected_chunks;
-    selection_.hit_chunks += s.hit_chunks;
-    selection_.fetched_bytes += s.fetched_bytes;
+    report_.count(report);
     line_.clear();
     answers_->add(to_json_line(
         request, {.text = live.text, .finish_reason = live.finish_reason, .report = report}));
@@ -306,76 +305,17 @@ class BatchJob {
   }
 
   int finish() {
-    const bool interrupted = stop_requested();
-    const int64_t n_all = std::ssize(requests_);
-    const auto rate = [](int64_t n, double seconds) {
-      return format_rate(seconds > 0 ? static_cast<double>(n) / seconds : 0);
-    };
-    console_.info("");
-    console_.info("        answered: {} of {} lines in {}", format_count(n_answered_),
-                  format_count(n_all), format_duration(seconds_));
-    console_.info("         prompts: {} tokens in {:.2f} s ({} tok/s)",
-                  format_count(totals_.prompt_tokens), totals_.prefill_seconds,
-                  rate(totals_.prompt_tokens, totals_.prefill_seconds));
-    console_.info(
-        "         answers: {} tokens, {} of them in {:.2f} s of {} steps ({} tok/s), up to {} at a "
-        "time",
-        format_count(n_generated_), format_count(totals_.step_tokens), totals_.step_seconds,
-        format_count(totals_.steps), rate(totals_.step_tokens, totals_.step_seconds),
-        totals_.most_decoding);
-    if (selection_.selected_chunks > 0) {
-      console_.info("       selection: {:.1f} % hits, {} fetched", 100 * selection_.hit_rate(),
-                    format_bytes(selection_.fetched_bytes));
-    }
-    console_.info("          memory: {} of the device, {} of the host taken at most",
-                  format_bytes(device_bytes_), format_bytes(host_bytes_));
-    if (report_file_.wanted()) report_file_.write(report());
-    if (interrupted) {
-      console_.warn("interrupted: {} of {} lines are answered{}", n_answered_, n_all,
+    print_summary(report_, console_);
+    if (report_file_.wanted()) report_file_.write(to_json(report_));
+    if (report_.interrupted) {
+      console_.warn("interrupted: {} of {} lines are answered{}", report_.n_answered,
+                    report_.n_requests,
                     flags_.answers.empty() ? "" : "; --resume goes on with the others");
-      return static_cast<int>(ErrorKind::kInterrupted);
+    } else if (report_.n_failed > 0) {
+      console_.error(
+          fmt::format("{} of {} lines were not answered", report_.n_failed, report_.n_requests));
     }
-    if (n_failed_ == 0) return 0;
-    console_.error(fmt::format("{} of {} lines were not answered", n_failed_, n_all));
-    const bool all_alike = failures_.size() == 1 && n_failed_ == n_all;
-    return static_cast<int>(all_alike ? *failures_.begin() : ErrorKind::kRuntime);
-  }
-
-  std::string report() const {
-    using Json = nlohmann::ordered_json;
-    const auto rate = [](int64_t n, double seconds) {
-      return seconds > 0 ? Json(static_cast<double>(n) / seconds) : Json(nullptr);
-    };
-    const Json json = {
-        {"version", version()},
-        {"commit", source_commit()},
-        {"backend", backend_},
-        {"model", flags_.model.directory},
-        {"requests", requests_.size()},
-        {"answered", n_answered_},
-        {"failed", n_failed_},
-        {"interrupted", stop_requested()},
-        {"seconds", seconds_},
-        {"prompt_tokens", totals_.prompt_tokens},
-        {"prefill_seconds", totals_.prefill_seconds},
-        {"prefill_tokens_per_second", rate(totals_.prompt_tokens, totals_.prefill_seconds)},
-        {"generated_tokens", n_generated_},
-        {"steps", totals_.steps},
-        {"step_tokens", totals_.step_tokens},
-        {"step_seconds", totals_.step_seconds},
-        {"decode_tokens_per_second", rate(totals_.step_tokens, totals_.step_seconds)},
-        {"most_decoding", totals_.most_decoding},
-        {"longest_gap_seconds", totals_.longest_gap},
-        {"attention", attention_json(largest_)},
-        {"selection",
-         {{"hit_rate",
-           selection_.selected_chunks > 0 ? Json(selection_.hit_rate()) : Json(nullptr)},
-          {"fetched_bytes", selection_.fetched_bytes}}},
-        {"memory",
-         {{"device_bytes", device_bytes_},
-          {"host_bytes", host_bytes_},
-          {"peak_rss_bytes", cpu::peak_rss_bytes()}}}};
-    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+    return report_.exit_code();
   }
 
   BatchFlags& flags_;
@@ -386,21 +326,13 @@ class BatchJob {
   std::vector<BatchRequest> requests_;
   std::optional<AnswerFile> answers_;
   std::vector<int32_t> ends_;
-  SessionPlan largest_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::string backend_;
+  BatchReport report_;
   ProgressLine line_;
   Stopwatch watch_;
   std::exception_ptr failure_;  // the answers can no longer be written
-  std::set<ErrorKind> failures_;
-  SchedulerReport totals_;
-  SelectionReport selection_;
-  double seconds_ = 0;
-  int64_t n_answered_ = 0, n_failed_ = 0, n_generated_ = 0;
-  int64_t n_prompt_tokens_ = 0;
-  int64_t n_wanted_ = 0;  // tokens of prompts, and of answers at most
-  int64_t n_left_ = 0;    // of those, with a minus: what answers that ended did not take
-  int64_t device_bytes_ = 0, host_bytes_ = 0;
+  int64_t n_wanted_ = 0;        // tokens of prompts, and of answers at most
+  int64_t n_left_ = 0;          // of those, with a minus: what answers that ended did not take
 };
 
 }  // namespace
