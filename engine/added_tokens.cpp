@@ -118,6 +118,14 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
 void AddedTokenMatcher::split(std::string_view text, bool ignore_special,
                               std::vector<TextSegment>* segments) const {
   size_t done = 0;  // everything before is in a segment (or in a token that took it as white space)
+  size_t space_begin = 0, space_end = 0;  // the last run of white space that was looked through
+  const auto skip_right = [&](size_t end) {
+    if (end < space_begin || end > space_end) {
+      space_begin = end;
+      space_end = skip_space_right(text, end);
+    }
+    return space_end;
+  };
   for (size_t at = 0; at < text.size();) {
     const auto byte = static_cast<uint8_t>(text[at]);
     const AddedToken* token =
@@ -131,11 +139,12 @@ void AddedTokenMatcher::split(std::string_view text, bool ignore_special,
     at = end;
     if (ignore_special && token->special) continue;
     if (token->single_word && !is_single_word(text, begin, end)) continue;
+    const bool is_taken = token->lstrip && end <= done;  // itself white space, the token before has it
     if (token->lstrip) begin = skip_space_left(text, begin, done);
-    if (token->rstrip) end = skip_space_right(text, end);
+    if (token->rstrip) end = skip_right(end);
     if (done < begin) segments->push_back({text.substr(done, begin - done), -1});
-    segments->push_back({{}, token->id});
-    done = end;
+    if (!is_taken) segments->push_back({{}, token->id});
+    done = std::max(end, is_taken ? done : end);
   }
   if (done < text.size()) segments->push_back({text.substr(done), -1});
 }

@@ -8,6 +8,8 @@
 #include "engine/chat_template_core.h"
 #include "engine/chat_template_table.h"
 #include "engine/json.h"
+#include "engine/split.h"
+#include "engine/utf8.h"
 
 namespace tiercel {
 namespace {
@@ -247,7 +249,8 @@ int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
                                                     std::string_view user) const {
-  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken);
+  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken,
+                       end_of_turn(tokenizer));
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
@@ -274,12 +277,41 @@ int32_t ChatTemplate::special_id(const Tokenizer& tokenizer, const std::string& 
        file_, name_, token, id ? "an ordinary one" : "none");
 }
 
+namespace {
+
+void repair(std::string* text) {
+  if (valid_utf8_prefix(*text) == text->size()) return;
+  std::string valid;
+  append_valid_utf8(*text, &valid);
+  *text = std::move(valid);
+}
+
+void drop_space_before(std::string* text) {
+  repair(text);
+  size_t begin = 0;
+  for (size_t at = 0; at < text->size() && is_white_space(read_code_point(*text, &at));) begin = at;
+  text->erase(0, begin);
+}
+
+void drop_space_behind(std::string* text) {
+  repair(text);
+  size_t end = 0;
+  for (size_t at = 0; at < text->size();) {
+    if (!is_white_space(read_code_point(*text, &at))) end = at;
+  }
+  text->resize(end);
+}
+
+}  // namespace
+
 std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
-                                                 std::span<const ChatPiece> pieces,
-                                                 Follows follows) const {
+                                                 std::span<const ChatPiece> pieces, Follows follows,
+                                                 std::optional<int32_t> last_special) const {
   std::vector<int32_t> ids;
   std::string text;
   const auto flush = [&] {
+    // White space around a special token may belong to it.
+    if (last_special && tokenizer.takes_space_behind(*last_special)) drop_space_before(&text);
     const std::vector<int32_t> more =
         tokenizer.encode(text, {.add_special = false,
                                 .parse_special = false,
@@ -296,8 +328,11 @@ std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
       text += piece.text;
       continue;
     }
+    const int32_t id = special_id(tokenizer, piece.text);
+    if (tokenizer.takes_space_before(id)) drop_space_behind(&text);
     flush();
-    ids.push_back(special_id(tokenizer, piece.text));
+    ids.push_back(id);
+    last_special = id;
   }
   flush();
   return ids;

@@ -57,7 +57,9 @@ class ChatTemplate {
   // The text that transformers' apply_chat_template gives. Throws Error(kUsage) for roles in an
   // order that the template refuses.
   std::string text(std::span<const ChatMessage> messages, const ChatOptions& options) const;
-  // Its ids. Also throws Error(kUsage) where the tokenizer lacks a special token of the template.
+  // Its ids, as the file of the tokenizer has them: where tokenizer_config.json has transformers build
+  // another tokenizer than the file's (LlamaTokenizer without "legacy"), theirs differ behind special
+  // tokens. So they do where special tokens are "normalized". Also throws Error(kUsage) where the tokenizer lacks a special token of the template.
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                               const ChatOptions& options) const;
 
@@ -72,7 +74,8 @@ class ChatTemplate {
   ChatTemplate() = default;
   ChatSettings settings_for(const ChatOptions& options) const;
   std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
-                                     Follows follows) const;
+                                     Follows follows,
+                                     std::optional<int32_t> last_special = {}) const;
   int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
   std::string file_, name_;

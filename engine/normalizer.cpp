@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "engine/base/check.h"
 #include "engine/nfc.h"
 
 namespace tiercel {
@@ -30,8 +31,12 @@ std::string replace_all(std::string_view text, std::string_view pattern, std::st
 
 std::string normalize(std::span<const NormalizerStep> steps, std::string_view text,
                       bool continues) {
+  const size_t most = 64 * text.size() + (size_t{1} << 20);
   std::string now(text);
   for (const NormalizerStep& step : steps) {
+    if (now.size() > most) {
+      fail("tokenizer: the normalizer makes {} bytes of a text of {}", now.size(), text.size());
+    }
     switch (step.kind) {
       case NormalizerStep::Kind::kNfc: {
         std::string composed;

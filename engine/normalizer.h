@@ -19,7 +19,8 @@ struct NormalizerStep {
 };
 
 // Applies the steps in their order. `text` must be valid UTF-8. continues: the text goes on where
-// another one ends, so nothing comes before it.
+// another one ends, so nothing comes before it. Throws Error where the text becomes many times as
+// long.
 std::string normalize(std::span<const NormalizerStep> steps, std::string_view text, bool continues);
 
 // `content` for every `pattern` (not empty), from left to right.

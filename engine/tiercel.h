@@ -223,7 +223,7 @@ class TIERCEL_API Session {
   // them, but faster; behind a prompt that was prefilled with selection 16 tokens share a list, but for
   // the last 64. False: the callback asked to stop; n_tokens() says how many are in. Throws as
   // step, before anything is appended. Text is tokenized as what the prompt goes on with: without a
-  // begin-of-text token, and without the space that some tokenizers put before a text.
+  // begin-of-text token, and behind text without the space that some tokenizers put before one.
   bool append(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
   bool append(std::string_view text, const ProgressCallback& progress = {});
   // fp32 [vocab_size] behind the last token. Valid until the next call on this session.

@@ -38,7 +38,7 @@ struct Tokenizer::Impl {
   std::string name;
   std::vector<std::string> tokens;
   std::vector<std::string> bytes;
-  std::vector<bool> special;
+  std::vector<bool> special, lstrip, rstrip;
   std::unordered_map<std::string_view, int32_t> ids;  // keys look into `tokens`
   Bpe bpe;
   CharacterCuts cuts;
@@ -147,6 +147,8 @@ CharacterCuts cuts_of(const TokenizerSpec& spec) {
 Tokenizer::Impl::Impl(TokenizerSpec spec, const std::string& name_of_file)
     : name(name_of_file),
       special(spec.tokens.size()),
+      lstrip(spec.tokens.size()),
+      rstrip(spec.tokens.size()),
       bpe(bpe_of(spec)),
       cuts(cuts_of(spec)),
       normalizer(spec.normalizer),
@@ -165,6 +167,8 @@ Tokenizer::Impl::Impl(TokenizerSpec spec, const std::string& name_of_file)
   for (const AddedToken& token : spec.added_tokens) {
     const auto id = static_cast<size_t>(token.id);
     special[id] = token.special;
+    lstrip[id] = token.lstrip;
+    rstrip[id] = token.rstrip;
     // What is looked for in the normalised text is also written in that form.
     if (token.normalized) bytes[id] = bytes_of(spec, normalize(normalizer, token.content, false));
   }
@@ -227,6 +231,7 @@ void Tokenizer::Impl::encode_normalized(std::string_view text, EncodeOptions opt
 // Takes the pre-tokenizer's steps from number n_steps_done on.
 void Tokenizer::Impl::encode_pieces(std::string_view text, Follows follows, size_t n_steps_done,
                                     Workspace* work, std::vector<int32_t>* ids_out) const {
+  if (text.empty()) return;  // all that there was has been normalised away
   if (n_steps_done == pre_tokenizer.size()) {
     cuts.split(text, [&](std::string_view piece) { bpe.encode(piece, &work->bpe, ids_out); });
     return;
@@ -336,6 +341,21 @@ std::string_view Tokenizer::token_bytes(int32_t id) const {
 bool Tokenizer::is_special(int32_t id) const {
   impl_->check_id(id);
   return impl_->special[static_cast<size_t>(id)];
+}
+
+bool Tokenizer::takes_space_before(int32_t id) const {
+  impl_->check_id(id);
+  return impl_->lstrip[static_cast<size_t>(id)];
+}
+
+bool Tokenizer::takes_space_behind(int32_t id) const {
+  impl_->check_id(id);
+  return impl_->rstrip[static_cast<size_t>(id)];
+}
+
+Follows Tokenizer::behind(std::span<const int32_t> ids) const {
+  if (ids.empty()) return Follows::kNothing;
+  return is_special(ids.back()) ? Follows::kToken : Follows::kText;
 }
 
 std::string StreamDecoder::push(int32_t id) {

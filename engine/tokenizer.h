@@ -74,6 +74,12 @@ class Tokenizer {
   std::string_view token_bytes(int32_t id) const;
   // True for added tokens marked special. Throws as token().
   bool is_special(int32_t id) const;
+  // Whether white space to the left, or right, of this token in a text belongs to it. Throws as
+  // token().
+  bool takes_space_before(int32_t id) const;
+  bool takes_space_behind(int32_t id) const;
+  // What a text that is put behind these ids follows.
+  Follows behind(std::span<const int32_t> ids) const;
 
  private:
   struct Impl;

@@ -19,6 +19,10 @@ using Json = nlohmann::json;
 
 // Sequences of sequences deeper than this are no tokenizer; it bounds the recursion.
 constexpr int kMaxNesting = 16;
+// Nor are more steps than this, which bounds what a text is passed through.
+constexpr size_t kMaxSteps = 64;
+// Added tokens are looked for at every place of a text.
+constexpr size_t kMaxAddedBytes = 1024;
 
 std::string describe(const Json& value) {
   if (value.is_string()) {
@@ -104,6 +108,7 @@ class Reader {
     check_no_holes();
     read_normalizer(root_["normalizer"], 0);
     if (!root_["pre_tokenizer"].is_null()) read_pre_tokenizer(root_["pre_tokenizer"], 0);
+    check_steps();
     check_alphabet(model);
     if (spec_.byte_level) {
       read_byte_level_decoder(root_["decoder"], 0);
@@ -145,6 +150,14 @@ class Reader {
     if (spec_.byte_level) {
       if (!model["unk_token"].is_null()) {
         model["unk_token"].refuse("null beside the pre-tokenizer ByteLevel");
+      }
+      for (int byte = 0; byte_fallback && byte < 256; ++byte) {
+        const char of_byte = static_cast<char>(byte);
+        const std::string token = byte_level_token({&of_byte, 1});
+        if (!model_ids_.contains(token)) {
+          model["vocab"].refuse("a token for every byte, as byte_fallback is true",
+                                fmt::format("no \"{}\"", token));
+        }
       }
       return;
     }
@@ -222,6 +235,7 @@ class Reader {
   void read_added_tokens(const Node& added) {
     if (added.is_null()) return;
     std::unordered_map<std::string, bool> seen;
+    int32_t last_added = -1;
     added.for_each_element([&](const Node& node) {
       const AddedToken token{.id = node["id"].id(),
                              .content = node["content"].string(),
@@ -231,9 +245,19 @@ class Reader {
                              .normalized = node["normalized"].boolean(true),
                              .special = node["special"].boolean(false)};
       if (token.content.empty()) node["content"].refuse("a token of at least one byte");
+      if (token.content.size() > kMaxAddedBytes) {
+        node["content"].refuse(fmt::format("a token of at most {} bytes", kMaxAddedBytes));
+      }
       if (!seen.emplace(token.content, true).second) {
         node["content"].refuse("every added token once");
       }
+      // Hugging Face numbers new ones itself, in this order.
+      const bool is_new = !ids_.contains(token.content);
+      if (is_new && token.id <= last_added) {
+        node["id"].refuse(
+            fmt::format("the ids of new tokens in ascending order, one above {}", last_added));
+      }
+      if (is_new) last_added = token.id;
       add_token(token.content, token.id, node["id"]);
       spec_.added_tokens.push_back(token);
     });
@@ -338,6 +362,36 @@ class Reader {
     }
   }
 
+  // "first" means that nothing of the original text comes before. Here that is the first piece, and
+  // so what takes bytes from the text, or puts a piece of its own before it, would make a
+  // difference.
+  void check_steps() {
+    if (spec_.normalizer.size() > kMaxSteps || spec_.pre_tokenizer.size() > kMaxSteps) {
+      root_.refuse(fmt::format("at most {} steps of a normalizer or pre-tokenizer", kMaxSteps),
+                   "more");
+    }
+    bool shifts = false, prefixes = false, splits_prefix = false;
+    for (const NormalizerStep& step : spec_.normalizer) {
+      size_t end = 0;
+      if (step.kind == NormalizerStep::Kind::kReplace) read_code_point(step.pattern, &end);
+      shifts |= step.kind == NormalizerStep::Kind::kReplace &&
+                (step.content.empty() || end != step.pattern.size());
+      prefixes |= step.kind == NormalizerStep::Kind::kPrepend;
+    }
+    for (const PreTokenizerStep& step : spec_.pre_tokenizer) {
+      const auto* rule = std::get_if<PrefixRule>(&step);
+      splits_prefix |= rule == nullptr && prefixes;
+      if (rule == nullptr) continue;
+      if (rule->scheme == PrefixRule::Scheme::kFirst && (shifts || splits_prefix)) {
+        root_["pre_tokenizer"].refuse(
+            "the prepend_scheme \"always\" or \"never\" behind steps that change where a text "
+            "begins",
+            "\"first\"");
+      }
+      prefixes |= rule->scheme != PrefixRule::Scheme::kNever;
+    }
+  }
+
   void read_split(const Node& node) {
     SplitRule rule;
     const Node pattern = node["pattern"];
@@ -406,6 +460,11 @@ class Reader {
     }
     if (node["content"].string() != " ") node["content"].refuse("\" \"");
     spec_.space = pattern["String"].string();
+    for (int byte = 0; byte < 256; ++byte) {
+      if (byte_token(static_cast<uint8_t>(byte)).find(spec_.space) != std::string::npos) {
+        pattern.refuse("a text that is in no token of a byte (<0x00> to <0xFF>)");
+      }
+    }
   }
 
   void read_decoder_strip(const Node& node, bool is_fused) {

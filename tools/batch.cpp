@@ -5,6 +5,7 @@
 #include "engine/base/check.h"
 #include "engine/base/units.h"
 #include "engine/batch_plan.h"
+#include "engine/fingerprint.h"
 #include "engine/option_rows.h"
 #include "engine/scheduler.h"
 #include "tools/batch/answers.h"
@@ -23,34 +24,32 @@
 namespace tiercel {
 namespace {
 
+// clang-format off
 constexpr const char* kDetails =
-    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a "
-    "chat\n"
-    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given "
-    "back with\n"
-    "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", "
-    "\"seed\",\n"
+    "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a chat\n"
+    "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
+    "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
     "\"repeat_penalty\", \"repeat_last_n\" and \"ignore_eos\" hold for that line alone.\n"
-    "Lines are answered together, as many as memory has room for; what a line is answered depends "
-    "on\n"
-    "nothing but the line. Answers are JSON lines too, in the order in which they end; \"line\" "
-    "says\n"
-    "which line of the file they are for. Each is written at once. Ctrl-C stops at the next "
-    "token;\n"
-    "--resume goes on with what is missing.\n"
-    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 "
-    "interrupted\n"
+    "Lines are answered together, as many as memory has room for. What a line is answered depends on\n"
+    "the line and on the settings that are shown, not on what shares its batch; where --key-codec is\n"
+    "chosen by what fits, those depend on memory, --parallel and the longest line. With --seed S, line\n"
+    "n of the file draws with S + n - 1.\n"
+    "Answers are JSON lines too, in the order in which they end; \"line\" says which line of the file\n"
+    "they are for. Each is written at once. Ctrl-C stops at the next token; --resume goes on with what\n"
+    "is missing.\n"
+    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 interrupted\n"
     "\n"
     "Examples:\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200 --resume\n"
     "  jq -c '{prompt: .}' texts.json | tiercel batch -m MODEL -f - --chat | jq -r .text\n";
+// clang-format on
 
 struct BatchFlags {
   ModelFlags model;
   SessionOptions session;
   SamplingFlags sampling;
-  std::string requests, answers;
+  std::string requests, answers = "-";
   std::optional<std::string> date, report;
   std::vector<std::string> stops;
   int64_t n_predict = 128, parallel = 64;
@@ -65,8 +64,7 @@ struct BatchFlags {
     flags.section("Requests and answers");
     flags.file("-f,--file", requests, Flags::FileUse::kRead,
                "File with a JSON object on each line; -: stdin");
-    flags.file("-o,--output", answers, Flags::FileUse::kWritten,
-               "File for the answers (default: stdout)");
+    flags.file("-o,--output", answers, Flags::FileUse::kWritten, "File for the answers; -: stdout");
     flags.flag("--resume", resume, "Go on where the answers in that file end");
     flags.flag("--chat", chat,
                "A prompt is a user's message: put the model's chat template around it");
@@ -127,13 +125,19 @@ class BatchJob {
     const std::string name = flags_.requests == "-" ? "stdin" : flags_.requests;
     requests_ = reader(chat, no_chat).read(text, name);
     limit_to_context(name);
+    measure_requests();
     answers_.emplace(flags_.answers, flags_.resume);
     const size_t n_all = requests_.size();
     requests_ = answers_->unanswered(std::move(requests_));
+    report_.model = flags_.model.directory;
+    report_.n_requests = std::ssize(requests_);
     if (requests_.size() < n_all) {
       console_.info("resumed: {} of {} lines are answered", n_all - requests_.size(), n_all);
     }
-    if (requests_.empty()) return 0;
+    if (requests_.empty()) {
+      if (report_file_.wanted()) report_file_.write(to_json(report_));
+      return 0;
+    }
     for (const int64_t id : end_tokens(config_, tokenizer_, chat ? &*chat : nullptr)) {
       ends_.push_back(static_cast<int32_t>(id));
     }
@@ -187,25 +191,39 @@ class BatchJob {
                     n_shortened, requests_.size()));
   }
 
-  void open(const std::shared_ptr<Model>& model) {
-    int64_t max_prompt = 0, max_new = 0, n_tokens = 0;
+  // Of all lines, whether they are answered already or not: the plan, and with it the codecs that
+  // are chosen by what fits, must be the same for those that are left.
+  void measure_requests() {
+    int64_t context = 0;
     for (const BatchRequest& request : requests_) {
       const auto n_prompt = static_cast<int64_t>(request.prompt.size());
-      max_prompt = std::max(max_prompt, n_prompt);
-      max_new = std::max(max_new, request.n_new);
-      n_tokens += n_prompt;
-      n_wanted_ += n_prompt + request.n_new;
+      max_prompt_ = std::max(max_prompt_, n_prompt);
+      max_new_ = std::max(max_new_, request.n_new);
+      context = std::max(context, n_prompt + request.n_new);
     }
-    const int64_t n_parallel = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
-    BatchPlan plan = Batch::plan(*model, flags_.session, n_parallel, max_prompt, max_new);
+    // The longest prompt need not be the one with the longest answer.
+    if (flags_.session.context == 0) flags_.session.context = context;
+    n_parallel_ = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
+  }
+
+  void open(const std::shared_ptr<Model>& model) {
+    int64_t n_tokens = 0;
+    for (const BatchRequest& request : requests_) {
+      n_tokens += std::ssize(request.prompt);
+      n_wanted_ += std::ssize(request.prompt) + request.n_new;
+    }
+    BatchPlan plan = Batch::plan(*model, flags_.session, n_parallel_, max_prompt_, max_new_);
     plan.micro_batches = flags_.micro_batches;
+    const SessionOptions& o = plan.largest.options;
+    settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o),
+                            name_of(flags_.session.prefill),
+                            fingerprint_of(config_, flags_.model.directory));
+    answers_->check_settings(settings_);
     console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",
                   format_count(std::ssize(requests_)), format_count(n_tokens),
-                  format_count(max_prompt), n_parallel);
-    print_plan(plan.largest, max_prompt, console_);
-    report_.model = flags_.model.directory;
+                  format_count(max_prompt_), n_parallel_);
+    print_plan(plan.largest, max_prompt_, console_);
     report_.largest = plan.largest;
-    report_.n_requests = std::ssize(requests_);
     scheduler_ = std::make_unique<Scheduler>(
         Batch::open(model, plan), SchedulerOptions{.max_gap = flags_.max_gap, .go_on = [this] {
                                                      show_progress();
@@ -217,9 +235,11 @@ class BatchJob {
 
   void answer_all() {
     watch_ = {};
-    for (BatchRequest& request : requests_) submit(request);
+    size_t next = 0;
     bool more = true;
-    while (more && !failure_ && !stop_requested()) {
+    while ((more || next < requests_.size()) && !failure_ && !stop_requested()) {
+      // A few wait at a time: they take memory, and are looked through for the shortest.
+      while (next < requests_.size() && n_live_ < 4 * n_parallel_) submit(requests_[next++]);
       more = scheduler_->turn();
       const Batch& batch = scheduler_->batch();
       report_.device_bytes = std::max(report_.device_bytes, batch.device_bytes());
@@ -243,6 +263,7 @@ class BatchJob {
     StopText stop;
     std::string text;
     const char* finish_reason = "length";
+    Scheduler::RequestId id = -1;
   };
 
   void submit(BatchRequest& request) {
@@ -268,14 +289,20 @@ class BatchJob {
       } catch (...) {
         failure_ = std::current_exception();
       }
+      --n_live_;
+      scheduler_->forget(live->id);
     };
-    scheduler_->submit(std::move(wish));
+    ++n_live_;
+    live->id = scheduler_->submit(std::move(wish));
   }
 
   void answer(const BatchRequest& request, const RequestReport& report, Live& live) {
     n_left_ -= request.n_new - std::ssize(report.tokens);
     const bool said_all = live.finish_reason == std::string_view("stop");
-    if (report.state == RequestState::kCancelled && !said_all) return;
+    if (report.state == RequestState::kCancelled && !said_all) {
+      report_.n_generated += std::ssize(report.tokens);
+      return;
+    }
     if (report.state == RequestState::kFailed) {
       live.finish_reason = "error";
       console_.warn("line {}: {}", request.line, report.error);
@@ -286,7 +313,8 @@ class BatchJob {
     report_.count(report);
     line_.clear();
     answers_->add(to_json_line(
-        request, {.text = live.text, .finish_reason = live.finish_reason, .report = report}));
+        request, {.text = live.text, .finish_reason = live.finish_reason, .report = report},
+        settings_));
   }
 
   // In tokens of prompts and answers; an answer that ends early leaves less to do.
@@ -310,7 +338,7 @@ class BatchJob {
     if (report_.interrupted) {
       console_.warn("interrupted: {} of {} lines are answered{}", report_.n_answered,
                     report_.n_requests,
-                    flags_.answers.empty() ? "" : "; --resume goes on with the others");
+                    flags_.answers == "-" ? "" : "; --resume goes on with the others");
     } else if (report_.n_failed > 0) {
       console_.error(
           fmt::format("{} of {} lines were not answered", report_.n_failed, report_.n_requests));
@@ -328,6 +356,9 @@ class BatchJob {
   std::vector<int32_t> ends_;
   std::unique_ptr<Scheduler> scheduler_;
   BatchReport report_;
+  std::string settings_;  // what answers depend on beside their lines
+  int64_t max_prompt_ = 0, max_new_ = 0, n_parallel_ = 1;
+  int64_t n_live_ = 0;  // submitted and not ended
   ProgressLine line_;
   Stopwatch watch_;
   std::exception_ptr failure_;  // the answers can no longer be written

@@ -19,11 +19,12 @@ std::vector<int32_t> Turns::first(const std::string& words) const {
   return chat_->encode(*tokenizer_, messages, {.add_generation_prompt = true, .date = date_});
 }
 
-std::vector<int32_t> Turns::next(const std::string& words) const {
+std::vector<int32_t> Turns::next(const std::string& words,
+                                 std::span<const int32_t> before) const {
   if (!chat_) {
     return tokenizer_->encode(words, {.add_special = false,
                                       .parse_special = plain_.special,
-                                      .follows = Follows::kText});
+                                      .follows = tokenizer_->behind(before)});
   }
   std::vector<int32_t> ids = chat_->encode_next_turn(*tokenizer_, words);
   ids.insert(ids.begin(), *end_);
@@ -36,12 +37,12 @@ bool Turns::awaits_answer(std::span<const int32_t> ids) const {
 
 std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::string& words,
                                    const std::string& path, const Console& console) const {
-  if (!chat_) return next(words);
+  if (!chat_) return next(words, saved);
   if (awaits_answer(saved)) {
     if (words.empty()) return {};
     console.warn("{}: it waits for an answer, which is taken to be empty: the prompt follows",
                  path);
-    return next(words);
+    return next(words, saved);
   }
   if (saved.empty() || saved.back() != *end_) {
     fail(ErrorKind::kUsage,
@@ -52,7 +53,7 @@ std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::st
   if (words.empty()) {
     fail(ErrorKind::kUsage, "{}: its last answer is complete; add -p TEXT or --interactive", path);
   }
-  std::vector<int32_t> ids = next(words);
+  std::vector<int32_t> ids = next(words, saved);
   ids.erase(ids.begin());  // it ends with that token already
   return ids;
 }

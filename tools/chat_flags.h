@@ -29,7 +29,7 @@ class Turns {
   // The beginning of a conversation, up to its first answer.
   std::vector<int32_t> first(const std::string& words) const;
   // What follows an answer, the token that ends it included.
-  std::vector<int32_t> next(const std::string& words) const;
+  std::vector<int32_t> next(const std::string& words, std::span<const int32_t> before) const;
   // What follows the tokens of a saved session, at `path`; empty words: nothing if an answer is due
   // there. Throws Error(kUsage) where neither an answer nor a user's words can follow.
   std::vector<int32_t> behind(std::span<const int32_t> saved, const std::string& words,

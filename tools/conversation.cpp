@@ -72,7 +72,7 @@ class Conversation {
     add(answer);
     if (reason == "output_closed") return false;
     // What ended it is written, where a template does that, by what follows.
-    if (reason == "stop") said_.pop_back();
+    if (reason == "stop" && !answer.stopped_by_text) said_.pop_back();
     total_.output += '\n';
     total_.output_errno = write_result("\n");
     if (reason == "interrupted") return forgive_interrupt();
@@ -98,10 +98,10 @@ class Conversation {
         return false;
       }
       if (words->empty() && turns_.end()) continue;
-      const std::vector<int32_t> ids = turns_.next(*words);
+      const std::vector<int32_t> ids = turns_.next(*words, said_);
       const auto n = static_cast<int64_t>(ids.size());
       if (room_behind(n) <= 0) {
-        if (room_behind(static_cast<int64_t>(turns_.next("").size())) <= 0) return full();
+        if (room_behind(static_cast<int64_t>(turns_.next("", said_).size())) <= 0) return full();
         console_.warn(
             "this message has {} tokens, and the context of {} has room for {} with an answer: it "
             "was not taken; a shorter one may fit, a larger --ctx-size (-c) would",

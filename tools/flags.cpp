@@ -173,6 +173,7 @@ void Flags::texts(const char* names, std::vector<std::string>& target, const cha
   };
   finish(app_->add_option_function<std::vector<std::string>>(names, callback), help)
       ->expected(1)
+      ->allow_extra_args(false)  // CLI11 would take "[a,b]" for a list
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->type_name("TEXT");
 }
@@ -264,7 +265,7 @@ void Flags::check_files() const {
       if ((file.use == FileUse::kRead) != only_read || path.empty() || path == "-") continue;
       std::error_code ignored;
       if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) continue;
-      const std::string place = fs::weakly_canonical(path, ignored).string();
+      const std::string place = fs::weakly_canonical(fs::absolute(path, ignored), ignored).string();
       const auto [begin, end] = known.equal_range(place);
       for (auto other = begin; other != end; ++other) {
         const File& its = *other->second;

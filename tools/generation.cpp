@@ -60,7 +60,10 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     std::string text;
     const bool stops = stop.push(decoder.push(token), &text);
     if (!emit(text)) return "output_closed";
-    if (stops) return "stop";
+    if (stops) {
+      result.stopped_by_text = true;
+      return "stop";
+    }
     const bool go_on = !show_progress ? !stop_requested()
                                       : line.update({.phase = "decode",
                                                      .fraction = (i + 1.0) / request.max_new_tokens,

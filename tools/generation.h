@@ -33,6 +33,7 @@ struct Generation {
   // "stop": end of text, or a text to stop at; "length": -n or the context is used up; "interrupted"; "output_closed":
   // stdout can no longer be written; "error": `error` says which.
   const char* finish_reason = "error";
+  bool stopped_by_text = false;  // "stop" for one of GenerationRequest::stops
   std::string error;
   int output_errno = 0;
   bool prefilled = false;  // the whole prompt

@@ -218,7 +218,7 @@ bool Session::append(std::string_view text, const ProgressCallback& progress) {
     tokens = detail::translated([&] {
       return s.engine->tokenizer.encode(text, {.add_special = false,
                                                .parse_special = s.settings.special,
-                                               .follows = Follows::kText});
+                                               .follows = s.engine->tokenizer.behind(s.sequence)});
     });
   }
   return append(tokens, progress);

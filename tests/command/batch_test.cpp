@@ -1,6 +1,7 @@
 // tiercel batch: every line is answered as tiercel run answers it, a job that was stopped goes on,
 // and bad lines are refused before anything is computed.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <map>
@@ -120,9 +121,9 @@ TEST(BatchCommand, StopsWhereItIsTold) {
   const Scratch scratch;
   const std::string prompt = prompt_about("otter", 4821, 8);
   write_file(scratch / "prompt", prompt);
-  write_file(scratch / "more",
-             Json({{"prompt", prompt}}).dump() + "\n" +
-                 Json({{"prompt", prompt}, {"stop", {"no such", "21"}}}).dump() + "\n");
+  write_file(scratch / "more", Json({{"prompt", prompt}}).dump() + "\n" +
+                                   Json({{"prompt", prompt}, {"stop", {"no such", "21"}}}).dump() +
+                                   "\n");
   const Result result =
       run(batch({"-f", scratch / "more", "-n", "30", "--stop", "\n", "--ignore-eos", "-q"}));
   ASSERT_EQ(result.code, 0) << result.err;
@@ -142,6 +143,53 @@ TEST(BatchCommand, StopsWhereItIsTold) {
   EXPECT_EQ(answer({"--stop", "\n"}), " 4821");
   EXPECT_EQ(answer({"-e", "-r", "never", "-r", "\\n"}), " 4821");
   EXPECT_EQ(answer({"--stop", "21", "--stop", "\n"}), " 48");
+  EXPECT_EQ(answer({"--stop", "[4821]", "--stop", "2"}), " 48");  // no list
+}
+
+// However many lines there are, a few wait at a time; and the longest prompt need not have the
+// longest answer.
+TEST(BatchCommand, ManyLines) {
+  const Scratch scratch;
+  std::string text = R"({"prompt": "The key", "max_tokens": 400, "ignore_eos": true})"
+                     "\n";
+  text += Json({{"prompt", prompt_about("otter", 4821, 40)}, {"max_tokens", 1}}).dump() + "\n";
+  for (int i = 0; i < 500; ++i)
+    text += R"({"prompt": "The key of", "max_tokens": 2, "id": null})"
+            "\n";
+  write_file(scratch / "requests", text);
+  const Result result = run(batch({"-f", scratch / "requests", "-o", scratch / "answers",
+                                   "--parallel", "8", "--report", "./report-of-batch"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const std::map<int, Json> answers = answers_of(read_file(scratch / "answers"));
+  EXPECT_EQ(answers.size(), 502u);
+  const Json report = Json::parse(read_file("./report-of-batch"));
+  fs::remove("./report-of-batch");
+  EXPECT_EQ(report["answered"], 502);
+  EXPECT_EQ(report["most_decoding"], 8);
+  EXPECT_EQ(report["attention"]["context"], answers.at(2)["prompt_tokens"].get<int>() + 1);
+  EXPECT_EQ(run(batch({"-f", scratch / "requests", "-o", "same", "--report", "./same"})).code, 2);
+  EXPECT_FALSE(fs::exists("same"));
+}
+
+TEST(BatchCommand, AReaderThatGoesEndsIt) {
+  const Scratch scratch;
+  std::string text;
+  for (int i = 0; i < 3000; ++i)
+    text += R"({"prompt": "The key of", "max_tokens": 1})"
+            "\n";
+  write_file(scratch / "requests", text);
+  const std::string pipe = scratch / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  Process process(batch({"-f", scratch / "requests", "-o", pipe}));
+  {
+    std::ifstream reader(pipe);
+    std::string line;
+    ASSERT_TRUE(std::getline(reader, line));
+    EXPECT_TRUE(line.starts_with("{\"line\":")) << line;
+  }
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 1);
+  EXPECT_TRUE(contains(result.err, "Broken pipe")) << result.err;
 }
 
 // Lines draw with seeds of their own, which --seed fixes, whatever runs beside them.
@@ -203,16 +251,28 @@ TEST(BatchCommand, GoesOnWhereAnswersEnd) {
 
   // Answers to something else are not gone on with, nor harmed.
   Json other = lines_of(whole)[0];
-  other["prompt_hash"] = "0123456789abcdef";
+  other["request_hash"] = "0123456789abcdef";
   Json beyond = lines_of(whole)[0];
   beyond["line"] = 99;
-  for (const std::string& text :
-       {other.dump() + "\n{", beyond.dump() + "\n", std::string("no JSON\n")}) {
+  for (const std::string& text : {other.dump() + "\n{", beyond.dump() + "\n",
+                                  std::string("no JSON\n"), std::string("notes")}) {
     write_file(file, text);
     const Result refused = run(batch(resume));
     EXPECT_NE(refused.code, 0);
     EXPECT_TRUE(contains(refused.err, file + ":1: expected")) << refused.err;
-    EXPECT_EQ(read_file(file).substr(0, text.find('\n') + 1), text.substr(0, text.find('\n') + 1));
+    const std::string kept = read_file(file);
+    EXPECT_TRUE(kept == text || kept + "{" == text) << kept;
+  }
+  // Nor is a file that was answered with other settings, or for other options of a line.
+  write_file(file, whole.substr(0, first_end));
+  for (const std::vector<std::string>& more :
+       {std::vector<std::string>{"--budget", "64"}, {"-n", "6"}, {"--temp", "1"}}) {
+    std::vector<std::string> changed = resume;
+    changed.insert(changed.end(), more.begin(), more.end());
+    const Result refused = run(batch(changed));
+    EXPECT_EQ(refused.code, 2) << refused.err;
+    EXPECT_TRUE(contains(refused.err, file + ":1: ")) << refused.err;
+    EXPECT_EQ(read_file(file), whole.substr(0, first_end));
   }
 }
 
@@ -258,7 +318,7 @@ TEST(BatchCommand, RefusesWhatItCannotAnswer) {
       {R"({"prompt": [1, -1]})", ":3: prompt[1]: expected"},
       {R"({"prompt": [1, 2048]})", ":3: prompt[1]: expected"},
       {R"({"prompt": []})", ":3: the prompt has no tokens"},
-      {R"({"prompt": "a", "id": null})", ":3: id: expected text or an integer"},
+      {R"({"prompt": "a", "id": true})", ":3: id: expected text or an integer"},
       {R"({"prompt": "a", "max_token": 3})", "found \"max_token\"; did you mean max_tokens?"},
       {R"({"prompt": "a", "max_tokens": 0})", ":3: max_tokens: expected"},
       {R"({"prompt": "a", "top_p": 1.5})", ":3: top_p: expected"},

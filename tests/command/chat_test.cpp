@@ -256,6 +256,22 @@ TEST_F(RunChat, ContinuesTextWithoutATemplate) {
   EXPECT_EQ(result.out, expected + "\n" + longer.substr(expected.size()) + "\n");
 }
 
+// A text that an answer is stopped at is not shown, and yet said: the session has all of it.
+TEST_F(RunChat, WhatStopsAnAnswerStaysInTheSession) {
+  write_file(scratch_ / "typed",
+             "The magic number for otter is 4821.\\\nThe magic number for otter is\n");
+  Launch talked{.arguments = {"run", "-m", demo_model(), "--no-template", "-n", "24", "-i", "--stop",
+                              "magic", "--save-session", scratch_ / "s"}};
+  talked.standard_input = scratch_ / "typed";
+  const Result result = run(talked);
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_FALSE(contains(result.out, "magic")) << result.out;
+  const std::string shown = result.out.substr(0, result.out.size() - 1);  // a line break behind it
+  const std::string said =
+      Tokenizer::load(demo_model()).decode(SavedSession::open(scratch_ / "s")->ids(), true);
+  EXPECT_TRUE(said.ends_with(shown + "magic")) << said;
+}
+
 // Lines that are typed while the command runs.
 class Typist {
  public:

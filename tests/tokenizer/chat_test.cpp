@@ -106,6 +106,29 @@ TEST(ChatTemplate, OnlyTheBeginningHasAPrefix) {
   EXPECT_EQ(n_compared, 5);
 }
 
+// Special tokens that take the white space beside them do so in a conversation.
+TEST(ChatTemplate, SpecialTokensTakeTheirWhiteSpace) {
+  Json file = Json::parse(read_file(golden_path("qwen2/tokenizer.json")));
+  for (Json& token : file["added_tokens"]) {
+    if (token["content"] == "<|im_end|>") token["rstrip"] = true;
+    if (token["content"] == "<|im_start|>") token["lstrip"] = true;
+  }
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "strip");
+  const Json& entry = golden()["templates"][0];
+  ASSERT_EQ(entry["name"], "ChatML");
+  const ChatTemplate chat = template_of(entry);
+  const std::vector<ChatMessage> messages = {{ChatRole::kUser, "Hello \u3000"},
+                                             {ChatRole::kAssistant, "\n two words"},
+                                             {ChatRole::kUser, "and more\xC3"}};
+  const ChatOptions options{.add_generation_prompt = true, .date = {}};
+  const std::vector<int32_t> whole =
+      tokenizer.encode(chat.text(messages, options), {.add_special = false});
+  EXPECT_EQ(chat.encode(tokenizer, messages, options), whole);
+  const std::vector<int32_t> next = chat.encode_next_turn(tokenizer, "and more\xC3");
+  EXPECT_TRUE(std::ranges::equal(next, std::span(whole).last(next.size())));
+  EXPECT_EQ(whole[whole.size() - next.size() - 1], *tokenizer.id_of("<|im_end|>"));
+}
+
 class ChatGolden : public ::testing::TestWithParam<size_t> {
  protected:
   const Json& entry() const { return golden()["templates"][GetParam()]; }

@@ -249,6 +249,9 @@ TEST(Tokenizer, SaysWhatIsWrongWithAFileOfCharacters) {
        "f: $.normalizer.normalizers[1].pattern: expected {\"String\": text to find}"},
       {"/normalizer/normalizers/0/prepend", "7",
        "f: $.normalizer.normalizers[0].prepend: expected a string, found 7"},
+      {"/normalizer/normalizers/1/pattern", R"({"String": "  "})", "no error"},
+      {"/decoder/decoders/0/pattern", R"({"String": "0"})",
+       "f: $.decoder.decoders[0].pattern: expected a text that is in no token of a byte"},
       {"/decoder", "null",
        "f: $.decoder: expected the decoder Sequence of Replace, ByteFallback, Fuse and Strip"},
       {"/decoder/type", R"("ByteLevel")", "f: $.decoder.type: expected the decoder Sequence of"},
@@ -266,6 +269,28 @@ TEST(Tokenizer, SaysWhatIsWrongWithAFileOfCharacters) {
     const std::string error = error_of([&] { Tokenizer::parse(file.dump(), "f"); });
     EXPECT_NE(error.find(c.message), std::string::npos) << c.pointer << ": " << error;
   }
+  // "first" behind what changes where a text begins.
+  Json first = valid;
+  first["pre_tokenizer"] = Json::parse(
+      R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true},
+      {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first"}]})");
+  const auto refused = [&] {
+    return error_of([&] {
+             Tokenizer::parse(first.dump(), "f");
+           }).find("f: $.pre_tokenizer: expected the prepend_scheme") != std::string::npos;
+  };
+  EXPECT_TRUE(refused());  // digits behind a prefix
+  first["normalizer"] = nullptr;
+  EXPECT_FALSE(refused());
+  first["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "ab"}}}, {"content", "a"}};
+  EXPECT_TRUE(refused());
+  // New tokens are numbered in their order.
+  Json shuffled = valid;
+  for (const auto& [id, content] : {std::pair{4601, "QQ"}, std::pair{4600, "WW"}}) {
+    shuffled["added_tokens"].push_back({{"id", id}, {"content", content}});
+  }
+  EXPECT_NE(error_of([&] { Tokenizer::parse(shuffled.dump(), "f"); }).find("in ascending order"),
+            std::string::npos);
   Json file = valid;
   Json& vocab = file["model"]["vocab"];
   vocab["<0x4>"] = vocab["<0x41>"];
@@ -303,6 +328,57 @@ TEST(Tokenizer, SaysWhatIsWrongWithTheFileItself) {
   Json file = small_file();
   file["normalizer"] = deep;
   EXPECT_NE(error_of([&] { Tokenizer::parse(file.dump(), "f"); }).find("at most 16 nested"),
+            std::string::npos);
+}
+
+// White space that a token takes is not taken twice; expected ids: Hugging Face tokenizers 0.23.3.
+TEST(Tokenizer, TokensTakeWhiteSpaceOnce) {
+  Json file = small_file();
+  const auto add = [&](int id, const char* content, bool lstrip, bool rstrip) {
+    file["added_tokens"].push_back({{"id", id},
+                                    {"content", content},
+                                    {"lstrip", lstrip},
+                                    {"rstrip", rstrip},
+                                    {"normalized", false}});
+  };
+  add(5, "[L]", false, true);
+  add(6, " ", true, false);
+  add(7, "  \t", false, true);
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "f");
+  const std::pair<const char*, std::vector<int32_t>> cases[] = {
+      {"a[L] b", {0, 5, 1}},    {"[L] ", {5}},    {"a  b", {0, 6, 6, 1}},
+      {"[L] [L] b", {5, 5, 1}}, {" [L]", {6, 5}}, {"a  \t  \tb", {0, 7, 7, 1}},
+      {"[L]  \tb", {5, 7, 1}}};
+  for (const auto& [text, ids] : cases) EXPECT_EQ(tokenizer.encode(text), ids) << text;
+  // Hugging Face refuses this one.
+  EXPECT_EQ(tokenizer.encode("[L]  a"), (std::vector<int32_t>{5, 0}));
+  // Each match of a long run finds where it ends; that is looked for once.
+  std::string text;
+  while (text.size() < (kSanitized ? 1u << 16 : 4u << 20)) text += "  \t";
+  EXPECT_EQ(tokenizer.encode(text).size(), text.size() / 3);
+}
+
+TEST(Tokenizer, WhatIsNormalisedAwayHasNoTokens) {
+  for (const char* pre_tokenizer :
+       {"null", R"({"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"})"}) {
+    Json file = Json::parse(read_file(golden_path("llama2/tokenizer.json")));
+    file["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "\n"}}}, {"content", ""}};
+    file["pre_tokenizer"] = Json::parse(pre_tokenizer);
+    const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "f");
+    EXPECT_EQ(tokenizer.encode("\n\n", {.add_special = false}), std::vector<int32_t>{});
+    EXPECT_EQ(tokenizer.encode("\n<s>\n", {.add_special = false}), std::vector<int32_t>{1});
+  }
+}
+
+TEST(Tokenizer, StepsThatMultiplyATextAreStopped) {
+  Json file = Json::parse(read_file(golden_path("llama2/tokenizer.json")));
+  const Json twice = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::vector<Json>(40, twice)}};
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "f");
+  EXPECT_NE(error_of([&] { (void)tokenizer.encode("aaaa"); }).find("the normalizer makes"),
+            std::string::npos);
+  file["normalizer"]["normalizers"] = std::vector<Json>(65, {{"type", "NFC"}});
+  EXPECT_NE(error_of([&] { Tokenizer::parse(file.dump(), "f"); }).find("at most 64 steps"),
             std::string::npos);
 }
 

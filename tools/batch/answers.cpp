@@ -17,17 +17,17 @@
 #include "engine/json.h"
 #include "tools/console.h"
 #include "tools/prompt.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 namespace {
 
-std::string hash_text(const BatchRequest& request) {
-  return fmt::format("{:016x}", request.prompt_hash);
-}
+std::string hash_text(const BatchRequest& request) { return fmt::format("{:016x}", request.hash); }
 
 }  // namespace
 
-std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer) {
+std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
+                         const std::string& settings) {
   using Json = nlohmann::ordered_json;
   const RequestReport& r = answer.report;
   Json json = {{"line", request.line}};
@@ -45,16 +45,19 @@ std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer)
       r.first_token_seconds > 0 ? Json(r.first_token_seconds) : Json(nullptr);
   json["decode_seconds"] = r.decode_seconds;
   json["hit_rate"] = r.selection.selected_chunks > 0 ? Json(r.selection.hit_rate()) : Json(nullptr);
-  json["prompt_hash"] = hash_text(request);
+  json["request_hash"] = hash_text(request);
+  json["settings"] = settings;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 AnswerFile::AnswerFile(std::string path, bool resume) : path_(std::move(path)) {
-  if (path_.empty()) {
+  if (path_.empty()) fail(ErrorKind::kUsage, "--output: expected a file or -, found nothing");
+  if (path_ == "-") {
     if (resume) fail(ErrorKind::kUsage, "--resume: expected -o FILE beside it, found none");
     return;
   }
-  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  // For writing only: whoever can read a pipe too is never told that its reader has gone.
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (fd_ < 0) refuse("open", errno);
   struct stat info {};
   if (::fstat(fd_, &info) != 0) refuse("open", errno);
@@ -69,6 +72,7 @@ AnswerFile::AnswerFile(std::string path, bool resume) : path_(std::move(path)) {
     }
     if (errno != ENOTSUP && errno != ENOLCK && errno != EINVAL) refuse("lock", errno);
   }
+  if (::fstat(fd_, &info) != 0) refuse("open", errno);  // whoever had the lock may have written
   if (info.st_size == 0) return;
   if (!resume) {
     fail(ErrorKind::kUsage,
@@ -98,11 +102,16 @@ void AnswerFile::read_answers() {
     const JsonNode root(json, place);
     begin = end + 1;
     if (root.at("finish_reason").text() == "error") continue;
-    answered_.push_back(
-        {number, root.at("line").integer(1, INT64_MAX), root.at("prompt_hash").text()});
+    answered_.push_back({number, root.at("line").integer(1, INT64_MAX),
+                         root.at("request_hash").text(), root.at("settings").text()});
   }
-  // Behind the reading: what is no file of answers is not touched.
-  if (whole < text.size() && ::ftruncate(fd_, static_cast<off_t>(whole)) != 0) {
+  // What is no file of answers is not touched.
+  constexpr std::string_view kBegin = "{\"line\":";
+  const std::string_view rest = std::string_view(text).substr(whole);
+  if (!rest.starts_with(kBegin.substr(0, rest.size()))) {
+    fail(ErrorKind::kUsage, "{}:{}: expected an answer, found something else", path_, number + 1);
+  }
+  if (!rest.empty() && ::ftruncate(fd_, static_cast<off_t>(whole)) != 0) {
     refuse("remove a cut line from", errno);
   }
 }
@@ -113,7 +122,7 @@ std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> reque
   std::erase_if(requests, [&](const BatchRequest& request) {
     const auto found = by_line.find(request.line);
     if (found == by_line.end()) return false;
-    if (found->second->prompt_hash != hash_text(request)) {
+    if (found->second->request_hash != hash_text(request)) {
       fail(ErrorKind::kUsage,
            "{}:{}: expected an answer to line {} of the requests, found one to another prompt; "
            "these "
@@ -133,13 +142,23 @@ std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> reque
   return requests;
 }
 
+void AnswerFile::check_settings(const std::string& settings) const {
+  for (const Answered& answered : answered_) {
+    if (answered.settings == settings) continue;
+    fail(ErrorKind::kUsage,
+         "{}:{}: answered with another model, or other settings of attention, selection or codecs; "
+         "repeat them, or begin another file",
+         path_, answered.line_here);
+  }
+}
+
 void AnswerFile::add(std::string_view line) {
   if (fd_ < 0) return print_result(line);
   struct stat before {};
   if (regular_ && ::fstat(fd_, &before) != 0) refuse("write", errno);
   for (std::string_view left = line; !left.empty();) {
     const ssize_t n = ::write(fd_, left.data(), left.size());
-    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EINTR && !stop_requested()) continue;
     if (n < 0) {
       const int error = errno;
       // A line that is not whole is taken back; where even that fails, --resume does it.

@@ -19,14 +19,15 @@ struct BatchAnswer {
   RequestReport report;
 };
 
-// One line, with its line break.
-std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer);
+// One line, with its line break. settings: of the job, as far as an answer depends on them.
+std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
+                         const std::string& settings);
 
 class AnswerFile {
  public:
-  // An empty path: stdout. A file that has something in it is an Error(kUsage), unless `resume`:
-  // then a line that was cut off is removed from its end. Only one process can have a file. Throws
-  // Error(kRuntime) where it cannot be opened.
+  // "-": stdout. A file that has something in it is an Error(kUsage), unless `resume` and it is
+  // such a file: then a line that was cut off is removed from its end. Only one process can have a
+  // file. Throws Error(kRuntime) where it cannot be opened.
   AnswerFile(std::string path, bool resume);
   ~AnswerFile();
   AnswerFile(const AnswerFile&) = delete;
@@ -35,6 +36,8 @@ class AnswerFile {
   // Those of `requests` that the file has no answer to yet; errors are none. Throws Error(kUsage)
   // naming the line of an answer to another request.
   std::vector<BatchRequest> unanswered(std::vector<BatchRequest> requests) const;
+  // Throws Error(kUsage) where what is there was answered with others.
+  void check_settings(const std::string& settings) const;
   // A whole line or, where there is no room on the disk, nothing of it: then Error(kRuntime).
   // Throws ReaderGone where stdout is closed.
   void add(std::string_view line);
@@ -48,7 +51,7 @@ class AnswerFile {
   struct Answered {
     int64_t line_here = 0;  // of this file, from 1
     int64_t line = 0;
-    std::string prompt_hash;
+    std::string request_hash, settings;
   };
   std::string path_;
   int fd_ = -1;

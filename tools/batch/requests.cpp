@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <utility>
@@ -37,8 +38,10 @@ class Members : public OptionSink {
              std::function<void(const std::string&)> set) override {
     add(names, [set = std::move(set)](const JsonNode& node) {
       if (!node.raw().is_number()) node.unexpected("a number");
+      const double number = node.raw().get<double>();
+      const bool is_whole = std::abs(number) < 1e15 && number == std::floor(number);
       try {
-        set(node.raw().dump());
+        set(is_whole ? fmt::format("{:.0f}", number) : node.raw().dump());
       } catch (const Error& error) {
         fail(error.kind(), "{}: {}", node.place(), error.what());
       }
@@ -46,10 +49,14 @@ class Members : public OptionSink {
   }
 
   // False: no option has this name.
-  bool set(const std::string& name, const JsonNode& node) const {
+  bool set(const std::string& name, const JsonNode& node) {
     const auto found = setters_.find(name);
     if (found == setters_.end()) return false;
-    found->second(node);
+    const auto [option, setter] = found->second;
+    if (const auto [other, is_new] = given_.emplace(option, name); !is_new) {
+      fail(ErrorKind::kUsage, "expected one of {} and {}, found both", other->second, name);
+    }
+    setter(node);
     return true;
   }
   std::vector<std::string> names() const {
@@ -69,11 +76,13 @@ class Members : public OptionSink {
       if (!name.starts_with("--")) continue;
       name.erase(0, 2);
       std::replace(name.begin(), name.end(), '-', '_');
-      setters_[name] = setter;
+      setters_[name] = {names, setter};
     }
   }
 
-  std::map<std::string, Setter> setters_;
+  std::map<std::string, std::pair<std::string_view, Setter>>
+      setters_;  // and all names of the option
+  std::map<std::string_view, std::string> given_;
 };
 
 std::vector<ChatMessage> messages_of(const JsonNode& node) {
@@ -123,6 +132,21 @@ std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
 
 }  // namespace
 
+namespace {
+
+uint64_t hash_of(const BatchRequest& request, bool has_seed) {
+  const SamplingOptions& s = request.sampling;
+  std::string text = fmt::format("{} {} {} {} {} {} {} {} {} {}", request.id, request.n_new,
+                                 request.ignore_eos, s.temperature, s.top_k, s.top_p, s.min_p,
+                                 s.repeat_penalty, s.repeat_last_n, has_seed ? s.seed : 0);
+  for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
+  const uint64_t of_prompt =
+      XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
+  return XXH64(text.data(), text.size(), of_prompt);
+}
+
+}  // namespace
+
 BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenizer& tokenizer,
                                        const ChatTemplate* chat, std::string no_chat,
                                        BatchRequestDefaults defaults)
@@ -145,11 +169,16 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
                        .stops = defaults_.stops,
                        .sampling = {}};
   SamplingRequest sampling = defaults_.sampling;
-  if (sampling.seed >= 0) sampling.seed += number - 1;
-  const Members members(request, sampling);
+  if (sampling.seed >= 0) {
+    const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(number - 1);
+    sampling.seed = static_cast<int64_t>(seed & INT64_MAX);
+  }
+  Members members(request, sampling);
   std::optional<JsonNode> prompt, messages;
   for (const auto& [key, value] : json.items()) {
     const JsonNode node(value, place, key);
+    if (value.is_null() && key != "prompt" && key != "messages")
+      continue;  // as if it were not there
     if (key == "prompt") {
       prompt = node;
     } else if (key == "messages") {
@@ -187,8 +216,8 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
                       {.add_generation_prompt = true, .date = defaults_.date});
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
-  request.prompt_hash = XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
   request.sampling = resolve_sampling(sampling, config_.sampling);
+  request.hash = hash_of(request, sampling.seed >= 0);
   return request;
 }
 

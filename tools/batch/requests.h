@@ -29,7 +29,7 @@ struct BatchRequest {
   bool ignore_eos = false;
   std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
-  uint64_t prompt_hash = 0;  // XXH64 of the ids
+  uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
 };
 
 // What holds for every line that says nothing else.
