@@ -132,13 +132,14 @@ Bpe bpe_of(const TokenizerSpec& spec) {
 // Pieces of a byte-level tokenizer are words already. One that takes a whole piece for a token if
 // it can must see it whole, and what merges with the token of a byte could be any character.
 CharacterCuts cuts_of(const TokenizerSpec& spec) {
+  if (spec.byte_level || spec.ignore_merges) return {};
   const auto is_byte = [&](int32_t id) {
     return byte_of_token(spec.tokens[static_cast<size_t>(id)]).has_value();
   };
   const bool bytes_merge = std::any_of(
       spec.merges.begin(), spec.merges.end(),
       [&](const BpeMerge& merge) { return is_byte(merge.left) || is_byte(merge.right); });
-  if (spec.byte_level || spec.ignore_merges || bytes_merge) return {};
+  if (bytes_merge) return {};
   return CharacterCuts(spec.merges, spec.tokens);
 }
 

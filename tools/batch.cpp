@@ -11,6 +11,7 @@
 #include "tools/batch/answers.h"
 #include "tools/batch/report.h"
 #include "tools/batch/requests.h"
+#include "tools/chat_flags.h"
 #include "tools/commands.h"
 #include "tools/output_file.h"
 #include "tools/progress.h"
@@ -151,23 +152,15 @@ class BatchJob {
 
  private:
   BatchRequestReader reader(const std::optional<ChatTemplate>& chat, const std::string& no_chat) {
-    BatchRequestDefaults defaults{.n_new = flags_.n_predict,
-                                  .ignore_eos = flags_.ignore_eos,
-                                  .stops = flags_.stops,
-                                  .sampling = flags_.sampling.wish(),
-                                  .bos = !flags_.no_bos,
-                                  .special = flags_.special,
-                                  .chat = flags_.chat,
-                                  .date = {}};
-    if (flags_.date) {
-      try {
-        defaults.date = parse_chat_date(*flags_.date);
-      } catch (const Error& error) {
-        fail(error.kind(), "--date: {}", error.what());
-      }
-    } else if (chat && chat->asks_for_date()) {
-      defaults.date = chat_date_today();
-    }
+    const BatchRequestDefaults defaults{
+        .n_new = flags_.n_predict,
+        .ignore_eos = flags_.ignore_eos,
+        .stops = flags_.stops,
+        .sampling = flags_.sampling.wish(),
+        .bos = !flags_.no_bos,
+        .special = flags_.special,
+        .chat = flags_.chat,
+        .date = chat_date_of(flags_.date, chat && chat->asks_for_date())};
     return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
   }
 
@@ -297,7 +290,7 @@ class BatchJob {
   }
 
   void answer(const BatchRequest& request, const RequestReport& report, Live& live) {
-    n_left_ -= request.n_new - std::ssize(report.tokens);
+    n_wanted_ -= request.n_new - std::ssize(report.tokens);
     const bool said_all = live.finish_reason == std::string_view("stop");
     if (report.state == RequestState::kCancelled && !said_all) {
       report_.n_generated += std::ssize(report.tokens);
@@ -306,9 +299,8 @@ class BatchJob {
     if (report.state == RequestState::kFailed) {
       live.finish_reason = "error";
       console_.warn("line {}: {}", request.line, report.error);
-    } else if (report.state == RequestState::kFinished &&
-               !live.stop.push(live.decoder.finish(), &live.text)) {
-      live.stop.finish(&live.text);
+    } else if (report.state == RequestState::kFinished) {
+      live.stop.finish(live.decoder.finish(), &live.text);
     }
     report_.count(report);
     line_.clear();
@@ -322,7 +314,7 @@ class BatchJob {
     const SchedulerReport now = scheduler_->report();
     const int64_t done =
         now.prompt_tokens + static_cast<int64_t>(now.partial_prompt_tokens) + now.step_tokens;
-    const int64_t total = std::max(n_wanted_ + n_left_, done);
+    const int64_t total = std::max(n_wanted_, done);
     const double share =
         static_cast<double>(done) / static_cast<double>(std::max<int64_t>(total, 1));
     line_.update({.phase = "batch",
@@ -362,8 +354,8 @@ class BatchJob {
   ProgressLine line_;
   Stopwatch watch_;
   std::exception_ptr failure_;  // the answers can no longer be written
-  int64_t n_wanted_ = 0;        // tokens of prompts, and of answers at most
-  int64_t n_left_ = 0;          // of those, with a minus: what answers that ended did not take
+  int64_t n_wanted_ =
+      0;  // tokens of prompts, and of answers: at most, or all that an ended one has
 };
 
 }  // namespace

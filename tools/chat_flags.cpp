@@ -58,6 +58,15 @@ std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::st
   return ids;
 }
 
+ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked) {
+  if (!flag) return is_asked ? chat_date_today() : ChatDate();
+  try {
+    return parse_chat_date(*flag);
+  } catch (const Error& error) {
+    fail(error.kind(), "--date: {}", error.what());
+  }
+}
+
 void ChatFlags::add_to(Flags& flags) {
   flags.section("Conversation");
   flags.flag("--chat", chat,
@@ -116,16 +125,7 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
   if (interactive && !chat_template.rewrites().empty()) {
     console.info("note: {}", chat_template.rewrites());
   }
-  ChatDate date;
-  if (date_) {
-    try {
-      date = parse_chat_date(*date_);
-    } catch (const Error& error) {
-      fail(error.kind(), "--date: {}", error.what());
-    }
-  } else if (chat_template.asks_for_date()) {
-    date = chat_date_today();
-  }
+  const ChatDate date = chat_date_of(date_, chat_template.asks_for_date());
   return Turns(tokenizer, std::move(chat_template), system_, date);
 }
 

@@ -50,6 +50,10 @@ class Turns {
   ChatDate date_;
 };
 
+// What --date says, or today where nothing does and the template asks for a date; else none. Throws
+// Error(kUsage).
+ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked);
+
 struct ChatFlags {
   bool chat = false, interactive = false, no_template = false;
 

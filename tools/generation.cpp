@@ -76,7 +76,7 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     }
   }
   std::string rest;
-  if (!stop.push(decoder.finish(), &rest)) stop.finish(&rest);
+  stop.finish(decoder.finish(), &rest);
   return emit(rest) ? reason : "output_closed";
 }
 

@@ -30,8 +30,8 @@ struct GenerationRequest {
 struct Generation {
   std::string output;                  // valid UTF-8
   std::vector<int32_t> output_tokens;  // an end-of-text token included
-  // "stop": end of text, or a text to stop at; "length": -n or the context is used up; "interrupted"; "output_closed":
-  // stdout can no longer be written; "error": `error` says which.
+  // "stop": end of text, or a text to stop at; "length": -n or the context is used up; "interrupted";
+  // "output_closed": stdout can no longer be written; "error": `error` says which.
   const char* finish_reason = "error";
   bool stopped_by_text = false;  // "stop" for one of GenerationRequest::stops
   std::string error;

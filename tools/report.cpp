@@ -17,10 +17,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json rate(double count, double seconds) {
-  return seconds > 0 ? Json(count / seconds) : Json(nullptr);
-}
-
 Json budget(int64_t tokens) { return tokens == kBudgetAll ? Json("all") : Json(tokens); }
 
 Json selection_options_json(const SelectionOptions& s) {
@@ -104,6 +100,10 @@ void print_timing(const Console& console, const char* name, double seconds, int6
 
 const char* version() { return TIERCEL_VERSION; }
 
+nlohmann::ordered_json rate_json(double count, double seconds) {
+  return seconds > 0 ? Json(count / seconds) : Json(nullptr);
+}
+
 nlohmann::ordered_json attention_json(const SessionPlan& plan) {
   const SessionOptions& o = plan.options;
   Json json = {{"mode", name_of(o.attention)},
@@ -148,8 +148,8 @@ std::string to_json(const RunReport& report) {
        n_generated > 0 ? Json(g.time_to_first_token_seconds) : Json(nullptr)},
       // Layer by layer, an interrupted prefill has finished no token: it has no rate.
       {"prefill_tokens_per_second",
-       g.prefilled ? rate(n_prompt, g.prefill_seconds) : Json(nullptr)},
-      {"decode_tokens_per_second", rate(static_cast<double>(g.n_steps), g.decode_seconds)},
+       g.prefilled ? rate_json(n_prompt, g.prefill_seconds) : Json(nullptr)},
+      {"decode_tokens_per_second", rate_json(static_cast<double>(g.n_steps), g.decode_seconds)},
       {"logits_hash", g.logits_hash.empty() ? Json(nullptr) : Json(g.logits_hash)},
       {"attention", attention_json(report.plan)},
       {"sampling", sampling_json(report.sampling)},

@@ -33,6 +33,8 @@ struct RunReport {
 // One JSON object, with a final newline. Numbers that do not exist (a rate over no time) are null.
 std::string to_json(const RunReport& report);
 
+// Null over no time.
+nlohmann::ordered_json rate_json(double count, double seconds);
 // Attention, selection and their settings, as the report has them.
 nlohmann::ordered_json attention_json(const SessionPlan& plan);
 

@@ -31,7 +31,8 @@ bool StopText::push(std::string_view text, std::string* output) {
   return false;
 }
 
-void StopText::finish(std::string* output) {
+void StopText::finish(std::string_view last, std::string* output) {
+  if (push(last, output)) return;
   output->append(held_);
   held_.clear();
 }

@@ -16,8 +16,9 @@ class StopText {
   // Appends to `*output` what certainly comes before any of them. True: one has appeared (the first
   // that is complete), and is not in the output; nothing that follows it belongs to the text.
   bool push(std::string_view text, std::string* output);
-  // The text has ended without any of them: appends what was held back. Ready for reuse.
-  void finish(std::string* output);
+  // The text has ended, with `last`: appends all of the rest that comes before any of them. Ready
+  // for reuse.
+  void finish(std::string_view last, std::string* output);
 
  private:
   std::vector<std::string> stops_;

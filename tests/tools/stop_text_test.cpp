@@ -23,7 +23,7 @@ TEST(StopText, HoldsBackWhatMayBeTheBeginning) {
   EXPECT_TRUE(stop.push(" User: who?\n\n", &out));
   EXPECT_EQ(out, "One.\nTwo. Used ");
   EXPECT_FALSE(stop.push("Use", &out));
-  stop.finish(&out);
+  stop.finish("", &out);
   EXPECT_EQ(out, "One.\nTwo. Used Use");
 }
 
@@ -64,7 +64,7 @@ TEST(StopText, CutsMakeNoDifference) {
       n = 1 + below(round % 2 == 0 ? 3 : 40);
       stopped = filter.push(text.substr(at, n), &out);
     }
-    if (!stopped) filter.finish(&out);
+    if (!stopped) filter.finish("", &out);
     ASSERT_EQ(stopped, found) << text;
     ASSERT_EQ(out, text.substr(0, expected)) << text;
   }

@@ -31,9 +31,6 @@ int BatchReport::exit_code() const {
 
 std::string to_json(const BatchReport& r) {
   using Json = nlohmann::ordered_json;
-  const auto rate = [](int64_t n, double seconds) {
-    return seconds > 0 ? Json(static_cast<double>(n) / seconds) : Json(nullptr);
-  };
   const Json hit_rate = r.selection.selected_chunks > 0 ? Json(r.selection.hit_rate()) : Json();
   const Json json = {
       {"version", version()},
@@ -47,12 +44,14 @@ std::string to_json(const BatchReport& r) {
       {"seconds", r.seconds},
       {"prompt_tokens", r.totals.prompt_tokens},
       {"prefill_seconds", r.totals.prefill_seconds},
-      {"prefill_tokens_per_second", rate(r.totals.prompt_tokens, r.totals.prefill_seconds)},
+      {"prefill_tokens_per_second",
+       rate_json(static_cast<double>(r.totals.prompt_tokens), r.totals.prefill_seconds)},
       {"generated_tokens", r.n_generated},
       {"steps", r.totals.steps},
       {"step_tokens", r.totals.step_tokens},
       {"step_seconds", r.totals.step_seconds},
-      {"decode_tokens_per_second", rate(r.totals.step_tokens, r.totals.step_seconds)},
+      {"decode_tokens_per_second",
+       rate_json(static_cast<double>(r.totals.step_tokens), r.totals.step_seconds)},
       {"most_decoding", r.totals.most_decoding},
       {"longest_gap_seconds", r.totals.longest_gap},
       {"attention", attention_json(r.largest)},
