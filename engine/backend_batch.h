@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/append_pass.h"
 #include "engine/base/check.h"
 #include "engine/batch_layout.h"
 #include "engine/batch_plan.h"
@@ -49,33 +50,50 @@ class BackendBatch : public Batch {
   SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots) const override {
     return plan_in_batch(request(), plan_, n_prompt, n_new, slots);
   }
+  SessionPlan plan_prefix(int64_t n_tokens) const override {
+    SessionPlan prefix = plan_in_batch(request(), plan_, n_tokens, 0);
+    prefix.is_prefix = true;
+    return prefix;
+  }
+  SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
+                          double slots) const override {
+    return plan_behind_prefix(plan_, prefix, n_prompt, n_new, slots);
+  }
   SequenceBytes bytes_of(const SessionPlan& sequence) const override {
     return sequence_bytes(request(), sequence);
   }
   SequenceWork work_of(const SessionPlan& sequence) const override {
     const KvSettings settings = kv_settings(sequence, config_);
     const bool dense = sequence.options.attention == AttentionMode::kDense;
+    const double step = prompt_flops(config_, settings, {{sequence.n_prefix + sequence.n_prompt, 1, dense}});
+    if (sequence.n_prefix > 0) return {static_cast<double>(sequence.n_prompt) * step, step};
     const auto runs = cut_prompt(config_, settings, sequence.n_prompt, Device::kRunFlops);
-    return {prompt_flops(config_, settings, runs),
-            prompt_flops(config_, settings, {{sequence.n_prompt, 1, dense}})};
+    return {prompt_flops(config_, settings, runs), step};
   }
   bool has_room(const SequenceBytes& bytes) const override {
-    if (static_cast<int64_t>(sequences_.size()) >= plan_.n_sequences) return false;
-    int64_t device = 0, host = 0;
+    int64_t device = 0, host = 0, n_decoded = 0;
     for (const auto& [name, other] : sequences_) {
       device += other->device_bytes();
       host += other->bytes.host;
+      n_decoded += other->plan.is_prefix ? 0 : 1;
     }
-    return room_for(plan_, bytes, device, host);
+    return n_decoded < plan_.n_sequences && room_for(plan_, bytes, device, host);
   }
 
-  int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt) override {
+  int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt, int64_t prefix) override {
     CHECK(static_cast<int64_t>(prompt.size()) == plan.n_prompt, "{} tokens", prompt.size());
     for (size_t i = 0; i < prompt.size(); ++i) {
-      check_token(config_, prompt[i], static_cast<int64_t>(i));
+      check_token(config_, prompt[i], plan.n_prefix + static_cast<int64_t>(i));
     }
-    auto sequence = std::make_unique<Sequence>(*this, plan);
-    sequence->embed(*this, prompt);
+    const bool behind = prefix >= 0;
+    CHECK(behind == (plan.n_prefix > 0));
+    if (behind) CHECK(at(prefix).plan.is_prefix && !at(prefix).pass, "sequence {}", prefix);
+    auto sequence = std::make_unique<Sequence>(*this, plan, behind ? &at(prefix).store : nullptr);
+    if (behind) {
+      sequence->append.emplace(*this, prompt, plan.options, sequence->store);
+    } else {
+      sequence->embed(*this, prompt);
+    }
     const int64_t name = next_name_++;
     sequences_.emplace(name, std::move(sequence));
     return name;
@@ -83,14 +101,12 @@ class BackendBatch : public Batch {
 
   PrefillProgress advance_prefill(int64_t name) override {
     Sequence& s = at(name);
+    if (s.append) return advance_append(s);
     CHECK(s.pass.has_value(), "sequence {} is prefilled", name);
     s.pass->advance();
     PrefillProgress progress{s.pass->done_flops(), s.pass->total_flops(), s.pass->done()};
     if (progress.finished) {
-      const bf16* last = s.prompt_hidden + (s.plan.n_prompt - 1) * config_.hidden;
-      transformer_.make_logits(last, 1, /*alone=*/true);
-      find_best(1);
-      s.row = 0;
+      if (!s.plan.is_prefix) make_logits(s, s.prompt_hidden + (s.plan.n_prompt - 1) * config_.hidden);
       backend_.device.finish();
       s.pass.reset();
       s.device.give_back(s.prompt_hidden);
@@ -109,13 +125,14 @@ class BackendBatch : public Batch {
     token_ids_.clear();
     for (const Step& step : steps) {
       Sequence& s = at(step.sequence);
-      CHECK(!s.pass, "sequence {} is not prefilled", step.sequence);
+      CHECK(!s.pass && !s.append && !s.plan.is_prefix, "sequence {} is not to be decoded",
+            step.sequence);
       s.row = static_cast<int64_t>(running_.size());
       running_.push_back(&s);
       token_ids_.push_back(step.token);
     }
     const int64_t launches = n_launches();
-    transformer_.embed_tokens(upload_ids(), hidden_, n);
+    transformer_.embed_tokens(upload_ids(token_ids_), hidden_, n);
     run_layers(n);
     for (Sequence* s : running_) s->store.advance();
     transformer_.make_logits(hidden_, n, /*alone=*/true);
@@ -187,8 +204,24 @@ class BackendBatch : public Batch {
  private:
   static constexpr bool kStaged = !Device::kHostReadable;
 
+  using Store = KvStore<Device, Host>;
+
+  // The prompt of a sequence behind a prefix, on its way.
+  struct Append {
+    Append(BackendBatch& batch, std::span<const int32_t> prompt, const SessionOptions& options,
+           Store& store)
+        : ids(prompt.begin(), prompt.end()),
+          runs(cut_append(options, std::ssize(prompt))),
+          pass(batch.backend_.device, batch.transformer_, store) {}
+
+    std::vector<int32_t> ids;
+    std::vector<AppendRun> runs;
+    size_t next = 0;
+    AppendPass<Device, Host> pass;
+  };
+
   struct Sequence {
-    Sequence(BackendBatch& batch, const SessionPlan& its_plan)
+    Sequence(BackendBatch& batch, const SessionPlan& its_plan, const Store* prefix)
         : plan(its_plan),
           bytes(batch.bytes_of(plan)),
           device(batch.backend_.device, "device", bytes.device + bytes.prefill),
@@ -197,7 +230,8 @@ class BackendBatch : public Batch {
                  batch.backend_.host, batch.backend_.worker},
                 device, host, batch.workspace_,
                 KvLayout(kv_shape(batch.config_), kv_settings(plan, batch.config_)),
-                batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp) {}
+                batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp,
+                prefix) {}
 
     void embed(BackendBatch& batch, std::span<const int32_t> prompt) {
       prompt_hidden =
@@ -221,9 +255,10 @@ class BackendBatch : public Batch {
     SequenceBytes bytes;
     Arena<Device> device;
     Arena<Host> host;
-    KvStore<Device, Host> store;
+    Store store;
     bf16* prompt_hidden = nullptr;  // [n_prompt][hidden], until the prompt is done
     std::optional<PromptPass<Device, Host>> pass;
+    std::optional<Append> append;  // or this, behind a prefix
     int64_t row = 0;  // of its logits
   };
 
@@ -250,11 +285,35 @@ class BackendBatch : public Batch {
     copy(backend_.device, params);
   }
 
-  const int32_t* upload_ids() {
-    if (!kStaged) return token_ids_.data();
-    std::copy(token_ids_.begin(), token_ids_.end(), host_ids_);
-    move(host_ids_, ids_, static_cast<int64_t>(token_ids_.size() * sizeof(int32_t)));
+  // Of rows of this step, or of this run of an append.
+  const int32_t* upload_ids(std::span<const int32_t> ids) {
+    if (!kStaged) return ids.data();
+    std::copy(ids.begin(), ids.end(), host_ids_);
+    move(host_ids_, ids_, static_cast<int64_t>(ids.size_bytes()));
     return ids_;
+  }
+
+  PrefillProgress advance_append(Sequence& s) {
+    Append& append = *s.append;
+    const AppendRun& run = append.runs[append.next++];
+    const auto ids = std::span<const int32_t>(append.ids)
+                         .subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
+    transformer_.embed_tokens(upload_ids(ids), hidden_, run.n_tokens);
+    append.pass.run(hidden_, run.n_tokens, run.share);
+    const double work = work_of(s.plan).prompt;
+    const double share = static_cast<double>(run.first + run.n_tokens) / static_cast<double>(append.ids.size());
+    PrefillProgress progress{share * work, work, append.next == append.runs.size()};
+    if (progress.finished) make_logits(s, hidden_ + (run.n_tokens - 1) * config_.hidden);
+    backend_.device.finish();  // what is reported is done
+    if (progress.finished) s.append.reset();
+    return progress;
+  }
+
+  // Of the last token of a prompt.
+  void make_logits(Sequence& s, const bf16* last) {
+    transformer_.make_logits(last, 1, /*alone=*/true);
+    find_best(1);
+    s.row = 0;
   }
 
   // Where fetches run beside the rest, it depends on how fast either is how a step is best taken.
@@ -299,7 +358,6 @@ class BackendBatch : public Batch {
   bf16* hidden_of(const Rows& rows) { return hidden_ + rows.first * config_.hidden; }
   bf16* attended_of(int64_t row) { return transformer_.attended() + row * config_.q_width(); }
 
-  using Store = KvStore<Device, Host>;
   Store& store_of(int64_t row) { return running_[static_cast<size_t>(row)]->store; }
   std::span<const typename Store::Attention> attentions_of(int64_t layer, const Rows& rows) {
     attentions_.clear();
@@ -347,9 +405,9 @@ class BackendBatch : public Batch {
   // What the number of micro-batches is decided by, where there is something to decide.
   StepBytes bytes_;  // of one of the largest sequences
   std::optional<Bandwidths> bandwidths_;
-  bf16* hidden_ = nullptr;              // [n_sequences][hidden]
-  int32_t* ids_ = nullptr;              // [n_sequences], on the device
-  int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [n_sequences]
+  bf16* hidden_ = nullptr;  // [rows][hidden]: of a step, or of a run of an append
+  int32_t* ids_ = nullptr;  // [rows], on the device
+  int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [rows], [n_sequences]
   float* host_logits_ = nullptr;                        // [vocab_size]
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_name_ = 0;

@@ -70,17 +70,11 @@ class BackendSession : public Session {
       fail("{} more tokens: the context of {} tokens has room for {}; plan a longer one (-c, -n)", n,
            plan_.context, plan_.context - n_tokens());
     }
-    // A token's list serves all layers of a group before the next token makes another one.
-    const bool one_by_one = plan_.options.selection.share_layers > 1;
-    const int64_t rows = one_by_one ? 1 : kAppendRows;
-    const bool share_lists = plan_.options.prefill == PrefillMode::kSelect && !one_by_one;
-    const int64_t n_shared = share_lists ? std::max<int64_t>(0, n - kAppendTail) : 0;
     const auto start = std::chrono::steady_clock::now();
     store_.set_audit(false);
-    for (int64_t first = 0, end = 0; first < n; first = end) {
-      const int64_t share = first < n_shared ? kAppendShare : 1;
-      end = std::min(first + rows, share > 1 ? n_shared : n);
-      decoder_.append(ids.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)), share);
+    for (const auto& [first, length, share] : cut_append(plan_.options, n)) {
+      const int64_t end = first + length;
+      decoder_.append(ids.subspan(static_cast<size_t>(first), static_cast<size_t>(length)), share);
       if (!progress) continue;
       backend_.device.finish();  // what is reported is done
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -10,9 +10,9 @@
 namespace tiercel {
 
 BatchPlan Batch::plan(const Model& model, const SessionOptions& options, int64_t n_sequences,
-                      int64_t max_prompt, int64_t max_new) {
+                      int64_t max_prompt, int64_t max_new, int64_t max_behind) {
   return plan_batch(dynamic_cast<const LoadedModel&>(model).plan_request(), options, n_sequences,
-                    max_prompt, max_new);
+                    max_prompt, max_new, max_behind);
 }
 
 int64_t Batch::largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
@@ -32,7 +32,7 @@ std::unique_ptr<Batch> Batch::open(std::shared_ptr<Model> model, const BatchPlan
 }
 
 BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t n_sequences,
-                     int64_t max_prompt, int64_t max_new) {
+                     int64_t max_prompt, int64_t max_new, int64_t max_behind) {
   if (n_sequences < 1 || n_sequences > kMaxSequences) {
     fail(ErrorKind::kUsage, "--parallel: expected 1 to {} sequences, found {}", kMaxSequences,
          n_sequences);
@@ -43,6 +43,7 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
   request.n_prompt = max_prompt;
   request.n_new = max_new;
   request.n_sequences = n_sequences;
+  request.n_behind = max_behind;
   BatchPlan plan;
   plan.key_codec = options.selection.key_codec;
   plan.prefill = options.prefill;
@@ -81,6 +82,7 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   request.options = largest.options;
   request.options.prefill = plan.prefill;
   request.options.value_home = ValueHome::kHost;
+  request.options.context = 0;  // its own
   if (slots > 0) request.options.selection.slots = slots;
   request.n_prompt = n_prompt;
   request.n_new = n_new;
@@ -94,6 +96,24 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   sequence.options.value_home = largest.options.value_home;
   sequence.device_layers = largest.device_layers;
   return sequence;
+}
+
+SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
+                               int64_t n_new, double slots) {
+  CHECK(prefix.is_prefix);
+  const int64_t context = prefix.context + n_prompt + n_new;
+  if (context > plan.largest.context) {
+    fail(ErrorKind::kUsage,
+         "{} prompt tokens behind {} and {} new ones: the batch was planned for contexts of {} tokens",
+         n_prompt, prefix.context, n_new, plan.largest.context);
+  }
+  SessionPlan behind = prefix;
+  behind.is_prefix = false;
+  behind.n_prefix = prefix.context;
+  behind.n_prompt = n_prompt;
+  behind.context = behind.options.context = context;
+  if (slots > 0) behind.options.selection.slots = slots;
+  return behind;
 }
 
 bool room_for(const BatchPlan& plan, const SequenceBytes& bytes, int64_t device_taken,

@@ -53,10 +53,11 @@ class Batch {
   };
 
   // n_sequences: decoded together, at most; codecs are chosen so that so many of the largest size fit,
-  // where that can be had. max_prompt, max_new: tokens of the largest sequence. Throws as
-  // Session::plan does, where not even one fits.
+  // where that can be had. max_prompt, max_new: tokens of the largest sequence. max_behind: where all
+  // share prefixes, tokens that one has behind it, new ones included; 0: they do not, or not all. Throws
+  // as Session::plan does, where not even one fits.
   static BatchPlan plan(const Model& model, const SessionOptions& options, int64_t n_sequences,
-                        int64_t max_prompt, int64_t max_new);
+                        int64_t max_prompt, int64_t max_new, int64_t max_behind = 0);
   // How many sequences of this size fit together, at most plan.n_sequences.
   static int64_t largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
                          int64_t n_new);
@@ -67,16 +68,25 @@ class Batch {
   // planned. It changes what is fetched, no token. Throws Error(kUsage) where it exceeds the largest
   // one.
   virtual SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots = 0) const = 0;
+  // Of a prefix that sequences share: prefilled and never decoded, it is read by all of them. And of a
+  // sequence that has n_prompt tokens behind it. They are appended, and stay exact and on the device, as
+  // do new ones.
+  virtual SessionPlan plan_prefix(int64_t n_tokens) const = 0;
+  virtual SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
+                                  double slots = 0) const = 0;
   virtual SequenceBytes bytes_of(const SessionPlan& sequence) const = 0;
   virtual SequenceWork work_of(const SessionPlan& sequence) const = 0;
   // Whether a sequence of so many bytes fits beside those that are there.
   virtual bool has_room(const SequenceBytes& bytes) const = 0;
 
-  // Takes its memory and embeds the prompt. Returns its name, never used again. Throws Error(kUsage)
-  // for an id outside the vocabulary, Error(kDoesNotFit) or std::bad_alloc where there is no room;
-  // then nothing has changed.
-  virtual int64_t add(const SessionPlan& sequence, std::span<const int32_t> prompt) = 0;
-  // One run of the prompt through one layer. When finished, sample() has the first token.
+  // Takes its memory and embeds the prompt. prefix: where the plan is of a sequence behind one, its
+  // name; it is prefilled, and removed after all that are behind it. Returns a name that is never used
+  // again. Throws Error(kUsage) for an id outside the vocabulary, Error(kDoesNotFit) or std::bad_alloc
+  // where there is no room; then nothing has changed.
+  virtual int64_t add(const SessionPlan& sequence, std::span<const int32_t> prompt,
+                      int64_t prefix = -1) = 0;
+  // One run of the prompt through one layer or, behind a prefix, through all of them. When finished,
+  // sample() has the first token; of a prefix there is none.
   virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
   // Appends one token to each of these sequences, whose prompts are done, each named once.
   virtual void step(std::span<const Step> steps) = 0;

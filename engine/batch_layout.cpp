@@ -2,16 +2,20 @@
 
 #include <algorithm>
 
+#include "engine/append_pass.h"
 #include "kernels/stream.h"
 
 namespace tiercel {
 
 BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_sequences,
                          bool staged)
-    : transformer(c, std::min(max_prompt, kPrefillChunk), n_sequences, n_sequences) {
-  hidden = n_sequences * c.hidden;
+    : transformer(c, std::min(max_prompt, kPrefillChunk), std::max(n_sequences, kAppendRows),
+                  n_sequences) {
+  const int64_t rows = std::max(n_sequences, kAppendRows);
+  hidden = rows * c.hidden;
   if (!staged) return;
-  ids = host_ids = host_best = n_sequences;
+  ids = host_ids = rows;
+  host_best = n_sequences;
   sampler = {.vocab = c.vocab_size, .places = std::min(n_sequences, cuda::Stream::kTogether)};
   host_logits = c.vocab_size;
 }

@@ -19,10 +19,11 @@ struct BatchLayout {
   static int64_t prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool staged);
 
   TransformerLayout transformer;
-  int64_t hidden = 0;       // bf16, [n_sequences][hidden]
-  int64_t ids = 0;          // int32 [n_sequences] on the device, staged only
-  int64_t host_ids = 0;     // int32 [n_sequences], likewise
-  int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each row
+  // Rows: a token each of all sequences, or tokens that one of them appends.
+  int64_t hidden = 0;       // bf16, [rows][hidden]
+  int64_t ids = 0;          // int32 [rows] on the device, staged only
+  int64_t host_ids = 0;     // int32 [rows], likewise
+  int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each
   int64_t host_logits = 0;  // fp32 [vocab], likewise
   DeviceSamplerLayout sampler;  // likewise, for those that are picked at once
 };

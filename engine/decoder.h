@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/append_pass.h"
 #include "engine/backend.h"
 #include "engine/device_sampler.h"
 #include "engine/options.h"
@@ -23,12 +24,6 @@ namespace tiercel {
 
 // Rows of logits that are made at once when every position's log-probability is wanted.
 inline constexpr int64_t kLogprobRows = 128;
-// Tokens that are appended together: what a weight is read for.
-inline constexpr int64_t kAppendRows = 64;
-// Of a long append, where the prompt was prefilled with selection: tokens that attend what the first
-// of them selected, and how many at the end, the question perhaps, select each for itself.
-inline constexpr int64_t kAppendShare = 16;
-inline constexpr int64_t kAppendTail = 64;
 // Tokens of decode steps that may be on their way to the device at once.
 inline constexpr int64_t kTokenRing = 64;
 
@@ -73,6 +68,7 @@ class Decoder {
         config_(config),
         transformer_(device, arena, config, weights, layout.transformer),
         store_(store),
+        append_(device, transformer_, store),
         sampler_(device, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
     prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
@@ -89,9 +85,7 @@ class Decoder {
   bool prefill(std::span<const int32_t> ids, std::span<double> logprobs,
                const ProgressCallback& progress);
   void step(int32_t token);
-  // As steps with these tokens, at most kAppendRows, bit by bit but where steps are replayed; every
-  // layer's weights are read once for all of them. With share > 1 the first of every share tokens
-  // selects for all of them. The logits are those behind the last one.
+  // A run of an append (AppendPass). The logits are those behind the last token.
   void append(std::span<const int32_t> ids, int64_t share = 1);
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
@@ -125,7 +119,6 @@ class Decoder {
   void move(const void* source, void* target, int64_t bytes);
   void make_logits(const bf16* x);
   void find_best();
-  void append_rows(int64_t layer, int64_t n, int64_t share);
   void enqueue_step(const int32_t* id);
   bool step_by_graph(const int32_t* id);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
@@ -135,6 +128,7 @@ class Decoder {
   const ModelConfig& config_;
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
+  AppendPass<Device, Host> append_;
   [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   bf16* hidden_ = nullptr;
   bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
@@ -145,7 +139,6 @@ class Decoder {
   int32_t* host_best_ = nullptr;    // written by the device
   bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
-  std::vector<typename KvStore<Device, Host>::Follower> followers_;
   typename GraphOf<Device>::Type graph_;
   int64_t n_replays_ = kMaxReplays;  // of what graph_ holds; kMaxReplays: it is not to be replayed
 };
@@ -241,41 +234,13 @@ void Decoder<Device, Host>::step(int32_t token) {
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) {
   const auto n = static_cast<int64_t>(ids.size());
-  CHECK(n <= kAppendRows, "{} tokens", n);
   forget_recording();
   logits_are_here_ = false;
   if (kStaged) device_.finish();  // what ids_ held has been read
   transformer_.embed_tokens(upload_ids(ids), hidden_, n);
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    transformer_.step_inputs(layer, hidden_, n);
-    append_rows(layer, n, share);
-    transformer_.end_layer(layer, hidden_, n, /*alone=*/true);
-  }
-  store_.advance(n);
+  append_.run(hidden_, n, share);
   make_logits(hidden_ + (n - 1) * config_.hidden);
   if (kStaged) device_.finish();  // ids are the caller's
-}
-
-// Appends and attends rows of step_inputs, those that follow when the one that they follow has attended.
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::append_rows(int64_t layer, int64_t n, int64_t share) {
-  const auto attended_of = [&](int64_t i) { return transformer_.attended() + i * config_.q_width(); };
-  for (int64_t i = 0; i < n;) {
-    const Projections inputs = transformer_.step_row(layer, i);
-    store_.append(layer, inputs, i);
-    store_.attend(layer, inputs.q, attended_of(i));
-    ++i;
-    const int64_t end = std::min(n, (i + share - 1) / share * share);
-    followers_.clear();
-    for (; i < end && store_.may_follow(layer, i); ++i) {
-      followers_.push_back({i, transformer_.step_row(layer, i).q, attended_of(i)});
-    }
-    together(device_, std::ssize(followers_), [&](int64_t j) {
-      const int64_t row = followers_[static_cast<size_t>(j)].ahead;
-      store_.append(layer, transformer_.step_row(layer, row), row, /*follows=*/true);
-    });
-    store_.attend_followers(layer, followers_);
-  }
 }
 
 template <Backend Device, HostTier Host>

@@ -15,24 +15,48 @@ double seconds_of_clock() {
 
 }  // namespace
 
-struct Scheduler::Entry {
+// A sequence of the batch, or what is to become one.
+struct Scheduler::Placed {
+  SessionPlan plan;
+  SequenceBytes bytes;
+  SequenceWork work;
+  Prefix* prefix = nullptr;  // that it is behind
+  int64_t sequence = -1;     // in the batch
+  Batch::PrefillProgress progress;
+};
+
+struct Scheduler::Prefix : Placed {
+  SharedPrefix tokens;
+  int64_t n_requests = 0;  // that have not ended
+  int64_t n_behind = 0;    // of them, in the batch
+  bool is_ready() const { return sequence >= 0 && progress.finished; }
+};
+
+struct Scheduler::Entry : Placed {
   Entry(RequestId its_id, Request its_request, int64_t vocab_size)
       : id(its_id),
         request(std::move(its_request)),
-        sampler(request.sampling, vocab_size),
-        history(request.prompt) {}
+        sampler(request.sampling, vocab_size) {
+    // As much as a sampler looks back on.
+    if (request.prefix != nullptr) {
+      const std::vector<int32_t>& tokens = *request.prefix;
+      const auto n = std::min(std::ssize(tokens), request.sampling.repeat_last_n);
+      history.assign(tokens.end() - n, tokens.end());
+    }
+    history.insert(history.end(), request.prompt.begin(), request.prompt.end());
+  }
+
+  // Where it stands among those that wait: what its prefix still takes counts too.
+  double place() const {
+    return order + (prefix != nullptr && !prefix->is_ready() ? prefix->work.prompt : 0);
+  }
 
   RequestId id;
   Request request;
   Sampler sampler;
   std::vector<int32_t> history;  // prompt and tokens
-  SessionPlan plan;
-  SequenceBytes bytes;
-  SequenceWork work;
   double order = 0;  // work done when it arrived, and its own
   int64_t overtaken = 0;
-  int64_t sequence = -1;  // in the batch
-  Batch::PrefillProgress progress;
   double arrived = 0, first_token = 0;
   RequestReport report;
 };
@@ -71,12 +95,17 @@ Scheduler::RequestId Scheduler::submit(Request request) {
   if (request.n_new < 1) {
     fail(ErrorKind::kUsage, "expected 1 or more tokens to generate, found {}", request.n_new);
   }
-  SessionPlan plan = batch_->plan_sequence(n_prompt, request.n_new);
+  const auto n_prefix = static_cast<int64_t>(request.prefix ? request.prefix->size() : 0);
+  if (request.prefix && n_prefix == 0) fail(ErrorKind::kUsage, "the prefix is empty");
+  SessionPlan plan = request.prefix ? batch_->plan_behind(batch_->plan_prefix(n_prefix), n_prompt,
+                                                          request.n_new)
+                                    : batch_->plan_sequence(n_prompt, request.n_new);
   auto entry = std::make_unique<Entry>(0, std::move(request), vocab_size_);
   entry->plan = std::move(plan);
   entry->bytes = batch_->bytes_of(entry->plan);
   entry->work = batch_->work_of(entry->plan);
-  entry->report.prompt_tokens = n_prompt;
+  entry->report.prompt_tokens = n_prefix + n_prompt;
+  entry->report.prefix_tokens = n_prefix;
   entry->arrived = now();
   const std::lock_guard lock(mutex_);
   entry->id = next_id_++;
@@ -122,6 +151,10 @@ void Scheduler::take_inbox() {
     Entry& entry = *found->second;
     entry.order = work_done_ + entry.work.prompt +
                   static_cast<double>(entry.request.n_new) * entry.work.step;
+    if (entry.request.prefix) {
+      entry.prefix = find_prefix(entry.request.prefix);
+      ++entry.prefix->n_requests;
+    }
     queued_.push_back(&entry);
   }
   inbox_.clear();
@@ -146,42 +179,108 @@ void Scheduler::take_cancelled() {
   }
 }
 
-// Whoever is first in order, unless it waits for room and others may still pass.
+Scheduler::Prefix* Scheduler::find_prefix(const SharedPrefix& tokens) {
+  std::unique_ptr<Prefix>& prefix = prefixes_[tokens.get()];
+  if (prefix == nullptr) {
+    prefix = std::make_unique<Prefix>();
+    prefix->tokens = tokens;
+    prefix->plan = batch_->plan_prefix(std::ssize(*tokens));
+    prefix->bytes = batch_->bytes_of(prefix->plan);
+    prefix->work = batch_->work_of(prefix->plan);
+  }
+  return prefix.get();
+}
+
+// Those that nobody will ask for again, and one in the middle of its prefill that nobody waits for.
+void Scheduler::drop_unused_prefixes() {
+  for (auto next = prefixes_.begin(); next != prefixes_.end();) {
+    const Prefix& prefix = *(next++)->second;
+    if (prefix.n_requests > 0) continue;
+    if (&prefix == prefilling_prefix_ || prefix.tokens.use_count() == 1) remove_prefix(prefix);
+  }
+}
+
+void Scheduler::remove_prefix(const Prefix& prefix) {
+  CHECK(prefix.n_behind == 0, "{} sequences are behind it", prefix.n_behind);
+  if (&prefix == prefilling_prefix_) {
+    prefilling_prefix_ = nullptr;
+    const std::lock_guard lock(mutex_);
+    totals_.partial_prompt_tokens = 0;
+  }
+  if (prefix.sequence >= 0) {
+    try {
+      batch_->remove(prefix.sequence);
+    } catch (const std::exception&) {
+      // As in end().
+    }
+    out_of_memory_ = false;
+  }
+  prefixes_.erase(prefix.tokens.get());
+}
+
+// Whoever is first in order, unless it waits for room and others may still pass. What comes in may be
+// its prefix.
 void Scheduler::admit() {
-  if (prefilling_ != nullptr || out_of_memory_) return;
+  drop_unused_prefixes();
+  if (is_prefilling() || out_of_memory_) return;
   std::stable_sort(queued_.begin(), queued_.end(),
-                   [](const Entry* a, const Entry* b) { return a->order < b->order; });
+                   [](const Entry* a, const Entry* b) { return a->place() < b->place(); });
   for (size_t i = 0; i < queued_.size(); ++i) {
     Entry& entry = *queued_[i];
-    const Added added = try_to_add(entry);
+    const bool prefix_first = entry.prefix != nullptr && !entry.prefix->is_ready();
+    const Added added = prefix_first ? try_to_add(*entry.prefix) : try_to_add(entry);
     if (added == Added::kFailed) return;  // and is gone
     if (added == Added::kYes) {
       for (size_t passed = 0; passed < i; ++passed) ++queued_[passed]->overtaken;
-      std::erase(queued_, &entry);
-      prefilling_ = &entry;
+      if (!prefix_first) std::erase(queued_, &entry);
       return;
     }
     if (out_of_memory_ || entry.overtaken >= kMaxOvertaken) return;
   }
 }
 
-Scheduler::Added Scheduler::try_to_add(Entry& entry) {
+// Prefixes that nobody waits for make way; where nothing runs, so do all that are not its own: it is
+// first in order.
+bool Scheduler::make_room(const Placed& placed) {
+  const bool alone = decoding_.empty();
+  for (auto next = prefixes_.begin(); !batch_->has_room(placed.bytes);) {
+    next = std::find_if(next, prefixes_.end(), [&](const auto& named) {
+      const Prefix& other = *named.second;
+      return other.is_ready() && &other != placed.prefix && (alone || other.n_requests == 0);
+    });
+    if (next == prefixes_.end()) return false;
+    Prefix& other = *(next++)->second;
+    if (other.n_requests == 0) {
+      remove_prefix(other);
+    } else {  // made again for those that wait
+      batch_->remove(other.sequence);
+      other.sequence = -1;
+      other.progress = {};
+    }
+  }
+  return true;
+}
+
+Scheduler::Added Scheduler::try_to_add(Placed& placed, std::span<const int32_t> tokens,
+                                       Failure& failure) {
   const bool alone = decoding_.empty();
   const auto without_memory = [&](const char* what) {
     if (!alone) {
       out_of_memory_ = true;
       return Added::kNoRoom;
     }
-    fail_entry(entry, ErrorKind::kDoesNotFit, what);
+    failure = {ErrorKind::kDoesNotFit, what};
     return Added::kFailed;
   };
-  SessionPlan plan = entry.plan;
+  SessionPlan plan = placed.plan;
   try {
-    if (!batch_->has_room(entry.bytes)) {
+    if (!make_room(placed)) {
       bool fits = false;
       const double slots = working_set_slots();
-      if (slots > 0 && slots < plan.options.selection.slots) {
-        plan = batch_->plan_sequence(plan.n_prompt, entry.request.n_new, slots);
+      if (slots > 0 && slots < plan.options.selection.slots && !plan.is_prefix) {
+        const int64_t n_new = plan.context - plan.n_prefix - plan.n_prompt;
+        plan = placed.prefix ? batch_->plan_behind(placed.prefix->plan, plan.n_prompt, n_new, slots)
+                             : batch_->plan_sequence(plan.n_prompt, n_new, slots);
         fits = batch_->has_room(batch_->bytes_of(plan));
       }
       if (!fits) {
@@ -192,21 +291,41 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
              plan.context);
       }
     }
-    entry.sequence = batch_->add(plan, entry.request.prompt);
+    placed.sequence =
+        batch_->add(plan, tokens, placed.prefix != nullptr ? placed.prefix->sequence : -1);
+    placed.plan = plan;
+    return Added::kYes;
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kDoesNotFit) return without_memory(error.what());
-    fail_entry(entry, error.kind(), error.what());
+    failure = {error.kind(), error.what()};
     return Added::kFailed;
   } catch (const std::bad_alloc&) {
     return without_memory("this machine has no memory left for the request");
   }
+}
+
+Scheduler::Added Scheduler::try_to_add(Entry& entry) {
+  Failure failure;
+  const Added added = try_to_add(entry, entry.request.prompt, failure);
+  if (added == Added::kFailed) give_up(entry, failure);
+  if (added != Added::kYes) return added;
+  if (entry.prefix != nullptr) ++entry.prefix->n_behind;
+  prefilling_ = &entry;
   const std::lock_guard lock(mutex_);
   entry.report.state = RequestState::kPrefilling;
   entry.report.queued_seconds = now() - entry.arrived;
-  entry.report.slots = plan.options.selection.slots;
+  entry.report.slots = entry.plan.options.selection.slots;
   --totals_.queued;
   ++totals_.prefilling;
   return Added::kYes;
+}
+
+Scheduler::Added Scheduler::try_to_add(Prefix& prefix) {
+  Failure failure;
+  const Added added = try_to_add(prefix, *prefix.tokens, failure);
+  if (added == Added::kFailed) give_up(prefix, failure);
+  if (added == Added::kYes) prefilling_prefix_ = &prefix;
+  return added;
 }
 
 // What the sequences that decode used in recent steps: the chunks of one step, and those that each
@@ -227,14 +346,16 @@ double Scheduler::working_set_slots() {
   return measured_slots_;
 }
 
-template <typename Work>
-bool Scheduler::guarded(Entry& entry, Work work) {
+// Whether it was done; where it throws, a request, or all requests behind a prefix, have failed.
+template <typename Some, typename Work>
+bool Scheduler::guarded(Some& some, Work work) {
   try {
-    return work();
+    work();
+    return true;
   } catch (const Error& error) {
-    fail_entry(entry, error.kind(), error.what());
+    give_up(some, {error.kind(), error.what()});
   } catch (const std::exception& error) {
-    fail_entry(entry, ErrorKind::kRuntime, error.what());
+    give_up(some, {ErrorKind::kRuntime, error.what()});
   }
   return false;
 }
@@ -244,11 +365,15 @@ void Scheduler::prefill() {
   const double begin = now();
   for (;;) {
     admit();
-    if (prefilling_ == nullptr) {
+    if (!is_prefilling()) {
       if (queued_.empty() || !decoding_.empty()) break;
       continue;  // one that failed to be added made way for the next
     }
-    advance(*prefilling_);
+    if (prefilling_ != nullptr) {
+      advance(*prefilling_);
+    } else {
+      advance(*prefilling_prefix_);
+    }
     take_inbox();
     take_cancelled();
     const double spent = now() - begin;
@@ -258,31 +383,40 @@ void Scheduler::prefill() {
   gap_ += now() - begin;
 }
 
+// Whether its prompt is done.
+bool Scheduler::advance(Placed& placed) {
+  const double begin = now(), before = placed.progress.done;
+  placed.progress = batch_->advance_prefill(placed.sequence);
+  work_done_ += placed.progress.done - before;
+  const auto n_prompt = static_cast<double>(placed.plan.n_prompt);
+  const std::lock_guard lock(mutex_);
+  totals_.prefill_seconds += now() - begin;
+  totals_.partial_prompt_tokens =
+      n_prompt * placed.progress.done / std::max(placed.progress.total, 1.0);
+  if (!placed.progress.finished) return false;
+  totals_.partial_prompt_tokens = 0;
+  totals_.prompt_tokens += placed.plan.n_prompt;
+  return true;
+}
+
 void Scheduler::advance(Entry& entry) {
-  const double begin = now();
-  const Batch::PrefillProgress before = entry.progress;
-  if (!guarded(entry, [&] {
-        entry.progress = batch_->advance_prefill(entry.sequence);
-        return true;
-      })) {
-    return;
-  }
-  work_done_ += entry.progress.done - before.done;
+  bool finished = false;
+  if (!guarded(entry, [&] { finished = advance(static_cast<Placed&>(entry)); }) || !finished) return;
+  prefilling_ = nullptr;
+  decoding_.push_back(&entry);
   {
     const std::lock_guard lock(mutex_);
-    totals_.prefill_seconds += now() - begin;
-    totals_.partial_prompt_tokens = static_cast<double>(entry.plan.n_prompt) *
-                                    entry.progress.done / std::max(entry.progress.total, 1.0);
-    if (!entry.progress.finished) return;
-    totals_.partial_prompt_tokens = 0;
-    totals_.prompt_tokens += entry.plan.n_prompt;
     --totals_.prefilling;
     ++totals_.decoding;
     entry.report.state = RequestState::kDecoding;
   }
-  prefilling_ = nullptr;
-  decoding_.push_back(&entry);
   accept(entry, -1);
+}
+
+void Scheduler::advance(Prefix& prefix) {
+  bool finished = false;
+  if (!guarded(prefix, [&] { finished = advance(static_cast<Placed&>(prefix)); })) return;
+  if (finished) prefilling_prefix_ = nullptr;
 }
 
 // The token behind what the sequence holds, or -1 where it is still to be sampled. The entry may be gone
@@ -292,7 +426,6 @@ void Scheduler::accept(Entry& entry, int32_t token) {
   bool go_on = false;
   const bool sampled = guarded(entry, [&] {
     if (token < 0) token = batch_->sample(entry.sequence, entry.sampler, entry.history);
-    return true;
   });
   if (!sampled) return;
   {
@@ -307,10 +440,8 @@ void Scheduler::accept(Entry& entry, int32_t token) {
     report.tokens.push_back(token);
     entry.history.push_back(token);
   }
-  const bool heard = guarded(entry, [&] {
-    go_on = !request.on_token || request.on_token(token);
-    return true;
-  });
+  const bool heard =
+      guarded(entry, [&] { go_on = !request.on_token || request.on_token(token); });
   if (!heard) return;
   if (!go_on) {
     end(entry, RequestState::kCancelled);
@@ -335,7 +466,7 @@ void Scheduler::step() {
     batch_->step(steps_);
     batch_->sample_ahead(samplings_);
   } catch (const Error& error) {
-    for (Entry* entry : running) fail_entry(*entry, error.kind(), error.what());
+    for (Entry* entry : running) give_up(*entry, {error.kind(), error.what()});
     return;
   }
   {
@@ -360,17 +491,28 @@ bool Scheduler::turn() {
   take_cancelled();
   prefill();
   step();
+  drop_unused_prefixes();
   const std::lock_guard lock(mutex_);
-  return !inbox_.empty() || !queued_.empty() || prefilling_ != nullptr || !decoding_.empty();
+  return !inbox_.empty() || !queued_.empty() || is_prefilling() || !decoding_.empty();
 }
 
-void Scheduler::fail_entry(Entry& entry, ErrorKind kind, const std::string& what) {
+void Scheduler::give_up(Entry& entry, const Failure& failure) {
   {
     const std::lock_guard lock(mutex_);
-    entry.report.error_kind = kind;
-    entry.report.error = what;
+    entry.report.error_kind = failure.kind;
+    entry.report.error = failure.what;
   }
   end(entry, RequestState::kFailed);
+}
+
+// Nobody is behind it yet.
+void Scheduler::give_up(Prefix& prefix, const Failure& failure) {
+  std::vector<Entry*> waiting;
+  for (Entry* entry : queued_) {
+    if (entry->prefix == &prefix) waiting.push_back(entry);
+  }
+  for (Entry* entry : waiting) give_up(*entry, failure);
+  remove_prefix(prefix);
 }
 
 void Scheduler::end(Entry& entry, RequestState state) {
@@ -388,7 +530,11 @@ void Scheduler::end(Entry& entry, RequestState state) {
     }
     entry.sequence = -1;
     out_of_memory_ = false;
+    if (entry.prefix != nullptr) --entry.prefix->n_behind;
   }
+  if (entry.prefix != nullptr) --entry.prefix->n_requests;
+  entry.prefix = nullptr;
+  entry.request.prefix.reset();
   std::erase(queued_, &entry);
   std::erase(decoding_, &entry);
   if (prefilling_ == &entry) prefilling_ = nullptr;

@@ -11,6 +11,8 @@
 //   room       by the memory plan. One that finds none with its full selection cache is taken with a
 //              cache for the working set: what those that run were seen to use in recent steps. One
 //              without room may be overtaken kMaxOvertaken times; then it is waited for
+//   prefixes   what several prompts begin with is prefilled once, and read by all of them. It stays
+//              while anybody holds it; where nothing waits for it, until its room is wanted
 #pragma once
 
 #include <cstdint>
@@ -47,7 +49,8 @@ struct RequestReport {
   RequestState state = RequestState::kQueued;
   ErrorKind error_kind = ErrorKind::kRuntime;
   std::string error;  // of a failed one
-  int64_t prompt_tokens = 0;
+  int64_t prompt_tokens = 0;  // with those of its prefix
+  int64_t prefix_tokens = 0;
   std::vector<int32_t> tokens;
   double queued_seconds = 0;       // until it was admitted
   double first_token_seconds = 0;  // from its arrival; 0: there is none
@@ -56,8 +59,14 @@ struct RequestReport {
   SelectionReport selection;       // of one that has ended
 };
 
+// Tokens that the prompts of several requests begin with, the same for those that hold the same one.
+// Tokens behind it attend what they select of it, as those that are generated do, where without it the
+// last ones of a prompt attend all of it: with --attention dense the same, else an approximation.
+using SharedPrefix = std::shared_ptr<const std::vector<int32_t>>;
+
 struct Request {
-  std::vector<int32_t> prompt;
+  SharedPrefix prefix = nullptr;  // or none
+  std::vector<int32_t> prompt;    // behind the prefix; not empty
   int64_t n_new = 128;  // tokens at most
   SamplingOptions sampling = {};
   std::vector<int32_t> end_tokens = {};  // each ends the generation, as its last token
@@ -109,22 +118,38 @@ class Scheduler {
   Batch& batch() { return *batch_; }
 
  private:
+  struct Placed;
   struct Entry;
+  struct Prefix;
   enum class Added : uint8_t { kYes, kNoRoom, kFailed };
 
   void take_inbox();
   void take_cancelled();
+  Prefix* find_prefix(const SharedPrefix& tokens);
+  void drop_unused_prefixes();
+  void remove_prefix(const Prefix& prefix);
   void admit();
+  struct Failure {
+    ErrorKind kind = ErrorKind::kRuntime;
+    std::string what;
+  };
+  Added try_to_add(Placed& placed, std::span<const int32_t> tokens, Failure& failure);
   Added try_to_add(Entry& entry);
+  Added try_to_add(Prefix& prefix);
+  bool make_room(const Placed& placed);
   double working_set_slots();
+  bool is_prefilling() const { return prefilling_ != nullptr || prefilling_prefix_ != nullptr; }
   void prefill();
+  bool advance(Placed& placed);
   void advance(Entry& entry);
+  void advance(Prefix& prefix);
   void step();
   void accept(Entry& entry, int32_t token);
   void end(Entry& entry, RequestState state);
-  void fail_entry(Entry& entry, ErrorKind kind, const std::string& what);
-  template <typename Work>
-  bool guarded(Entry& entry, Work work);
+  void give_up(Entry& entry, const Failure& failure);
+  void give_up(Prefix& prefix, const Failure& failure);
+  template <typename Some, typename Work>
+  bool guarded(Some& some, Work work);
   double now() const;
 
   std::unique_ptr<Batch> batch_;
@@ -140,7 +165,9 @@ class Scheduler {
 
   // Of the thread that takes turns.
   std::vector<Entry*> queued_, decoding_;
-  Entry* prefilling_ = nullptr;
+  std::map<const void*, std::unique_ptr<Prefix>> prefixes_;  // by what requests hold
+  Entry* prefilling_ = nullptr;            // one of these two at most
+  Prefix* prefilling_prefix_ = nullptr;
   // There should have been room for the last one that was added, and was not: an attempt costs as much
   // as a success, so that there is none before another sequence has gone.
   bool out_of_memory_ = false;

@@ -50,6 +50,10 @@ struct SessionPlan {
   int64_t n_restored = 0;  // tokens from a saved session instead of a prefill; n_prompt is 1 then
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
+  // Of a sequence of a batch: whether others share it as their prefix, and tokens of the one that it
+  // shares; n_prompt come behind it.
+  bool is_prefix = false;
+  int64_t n_prefix = 0;
   int64_t together = 1;  // sequences of a batch whose ops run at once
   int64_t attend_places = 1;  // attentions that do, of sequences or of appended tokens
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences

@@ -394,13 +394,17 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   };
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
-  s.select_prefill = o.prefill == PrefillMode::kSelect && plan.n_restored == 0;
+  const bool behind_prefix = plan.n_prefix > 0;
+  s.select_prefill =
+      o.prefill == PrefillMode::kSelect && plan.n_restored == 0 && !behind_prefix;
   s.audit = o.audit > 0;
-  s.capacity = plan.context;
+  s.capacity = behind_prefix ? plan.n_prefix : plan.context;
+  s.behind = plan.context - s.capacity;
+  s.decodes = !plan.is_prefix;
   if (plan.n_restored >= kMappedTokens && plan.backend == BackendKind::kCpu) {
     s.capacity = (plan.context + kTokensPerPages - 1) / kTokensPerPages * kTokensPerPages;
   }
-  s.prompt = plan.n_prompt;
+  s.prompt = behind_prefix ? 0 : plan.n_prompt;
   s.prefill_budget = o.prefill_budget == kBudgetAll ? plan.n_prompt : o.prefill_budget;
 
   s.chunk_tokens = static_cast<int32_t>(from.chunk_size);
@@ -504,20 +508,37 @@ SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
   const bool staged = r.backend == BackendKind::kCuda;
   return {.device = sum(layout.held_bytes()),
-          .prefill = sum(layout.prefill_bytes()) +
-                     BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged),
+          .prefill = plan.n_prefix > 0
+                         ? 0
+                         : sum(layout.prefill_bytes()) +
+                               BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged),
           .host = sum(layout.host_bytes())};
 }
 
-// Of a batch: all its sequences, one of them in prefill.
+// Of a batch: all its sequences, one of them in prefill; or a prefix, and all of them behind it.
 MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
-  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
-  const int64_t n = std::max<int64_t>(r.n_sequences, 1);
-  PurposeBytes device = layout.device_bytes(), host = layout.host_bytes();
-  const PurposeBytes held = layout.held_bytes();
-  for (size_t i = 0; i < device.size(); ++i) {
-    device[i] += (n - 1) * held[i];
-    host[i] *= n;
+  const auto layout_of = [&](const SessionPlan& one) {
+    return KvLayout(kv_shape(r.config), kv_settings(one, r.config));
+  };
+  const KvLayout layout = layout_of(plan);
+  PurposeBytes device = layout.workspace_bytes(), host{};
+  const auto add = [&](PurposeBytes& to, const PurposeBytes& bytes, int64_t n) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] += n * bytes[i];
+  };
+  const auto add_sequences = [&](const KvLayout& one, int64_t n) {
+    add(device, one.held_bytes(), n);
+    add(host, one.host_bytes(), n);
+  };
+  add(device, layout.prefill_bytes(), 1);
+  if (r.n_behind > 0) {
+    SessionPlan prefix = plan, behind = plan;
+    prefix.is_prefix = true;
+    behind.n_prefix = prefix.context = std::max<int64_t>(plan.context - r.n_behind, 1);
+    behind.context = behind.n_prefix + r.n_behind;
+    add_sequences(layout_of(prefix), 1);
+    add_sequences(layout_of(behind), r.n_sequences);
+  } else {
+    add_sequences(layout, std::max<int64_t>(r.n_sequences, 1));
   }
   auto of = [](const PurposeBytes& bytes, Purpose purpose) {
     return bytes[static_cast<size_t>(purpose)];

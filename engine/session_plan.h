@@ -32,6 +32,7 @@ struct PlanRequest {
   bool logprobs = false;  // perplexity needs logits for many rows
   bool restored = false;  // the prompt comes from a saved session: nothing is prefilled
   int64_t n_sequences = 0;  // of this size in a batch; 0: a session of its own
+  int64_t n_behind = 0;     // tokens that each of them has behind a prompt that all share; 0: none do
   int n_threads = 1;
   bool this_machine = true;  // what is available here is a limit too
   int64_t device_free_bytes = 0;  // of a CUDA device, beside the weights; 0: unknown

@@ -80,10 +80,11 @@ class KvStore {
     HostWorker* worker = nullptr;  // where the layout has one
   };
   // Takes its memory from the two arenas, but for the workspace, which covers the layout and outlives
-  // the store. scale multiplies q . k before softmax.
+  // the store. scale multiplies q . k before softmax. With a prefix, a store on the same queues that
+  // was prefilled with all it has room for and outlives this one, it stands at the end of that.
   KvStore(Queues queues, Arena<Device>& device_arena, Arena<Host>& host_arena,
           KvWorkspace<Device>& workspace, const KvLayout& layout, RopeView rope, float scale,
-          bool exact_exp);
+          bool exact_exp, const KvStore* prefix = nullptr);
 
   // ---- prefill ----
   void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
@@ -131,13 +132,13 @@ class KvStore {
   void count_replayed_step();
 
   // Back to the end of the prompt, with an empty selection cache and no statistics. False, and nothing
-  // done, where rows of the prompt's window have been moved.
+  // done, where rows of the prompt's window have been moved. Not behind a prefix.
   bool rewind();
   // Chunks selected per KV head from now on, at most layout().select.
   void set_selected(int64_t chunks);
   int64_t selected() const { return selected_; }
 
-  // ---- saved and restored between steps (kv_state.h) ----
+  // ---- saved and restored between steps (kv_state.h); not behind a prefix ----
   KvState state() const;
   // Instead of prefill: the counts; state_blocks(layout(), state) are then the caller's to fill.
   void adopt(const KvState& state);
@@ -205,6 +206,7 @@ class KvStore {
   };
   struct Layer {
     Recent recent;
+    Recent prefix;  // what the window of a shared prefix still has to say
     bf16 *sink_keys = nullptr, *sink_values = nullptr;    // [kv][sinks][d]
     bf16 *exact_keys = nullptr, *exact_values = nullptr;  // [kv][outlier_rows][d]
     bf16 *late_keys = nullptr, *late_values = nullptr;    // [kv][late chunks * chunk][d]
@@ -215,7 +217,8 @@ class KvStore {
     // At home: planes of capacity rows, or rows of codes.
     bf16 *home_keys = nullptr, *home_values = nullptr;
     std::byte* value_codes = nullptr;
-    float* key_bias = nullptr;   // [kv][capacity], row r of position r; with an eviction head
+    // With an eviction head: [kv][capacity], row r of position r; and [kv][behind].
+    float *key_bias = nullptr, *key_bias_behind = nullptr;
     bf16* audit_keys = nullptr;  // a plane of exact keys, only where nothing else has them
     bf16* slots = nullptr;       // [kv][n_slots][record]
     SlotState slot_state;
@@ -276,6 +279,8 @@ class KvStore {
   const Index& index_of(int64_t layer) const { return layers_[layout_.leader(layer)].index; }
 
   void take_layer(int64_t layer, Arena<Device>& device_arena, Arena<Host>& host_arena);
+  void share_layer(int64_t layer, const KvStore& prefix, Arena<Device>& device_arena);
+  void take_reuse(Index& index, Arena<Device>& device_arena);
   void take_index(int64_t layer, Arena<Device>& device_arena);
   void take_coded_keys(Layer& layer, Arena<Device>& device_arena);
   template <typename Tier>
@@ -428,7 +433,7 @@ class KvStore {
   int64_t* clock_ = nullptr;  // [1]
   std::vector<MassHistogram> mass_;     // per layer
   std::vector<PromptEnd> prompt_end_;  // per layer
-  int64_t n_prompt_ = 0;
+  int64_t n_prompt_ = 0;  // of the prefix, where it is shared
   int64_t n_steps_ = 0;  // since the prompt was made or restored
   int64_t selected_ = 0;  // chunks per KV head and step, at most
 };

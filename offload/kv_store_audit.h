@@ -160,6 +160,7 @@ void KvStore<Device, Host>::forget_late_chunks(int64_t index) {
 // window: their rows were left in place, unless make_room moved them.
 template <typename Device, typename Host>
 bool KvStore<Device, Host>::rewind() {
+  CHECK(!layout_.shares_prefix());
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (layers_[i].recent.base != prompt_end_[i].base) return false;
   }

@@ -8,8 +8,8 @@ namespace tiercel {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t ahead, bool follows) {
   position_ = n_tokens_ + ahead;
-  CHECK(p.n_tokens == 1 && position_ < layout_.settings.capacity, "{} of {}", position_,
-        layout_.settings.capacity);
+  CHECK(p.n_tokens == 1 && position_ < layout_.positions(), "{} of {}", position_,
+        layout_.positions());
   Layer& layer = layers_[index];
   Recent& recent = layer.recent;
   if (position_ - recent.base == recent.capacity) make_room(layer);
@@ -23,8 +23,12 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
   rope_append(device_, append);
   append_key_bias(layer, p, position_);
   const int64_t window = layout_.shape.window[index];
-  if (window > 0) recent.first = std::max(recent.first, position_ + 1 - window);
-  if (follows) return;
+  if (window > 0) {
+    for (Recent* rows : {&recent, &layer.prefix}) {
+      rows->first = std::max(rows->first, position_ + 1 - window);
+    }
+  }
+  if (follows || layout_.shares_prefix()) return;
   // Once at most, but after such tokens, or for a window that was restored from a backend with longer
   // ones.
   while (layout_.tiered(index) && retire_chunks(index)) {
@@ -35,6 +39,7 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
 // make_room will find it in the upper half.
 template <typename Device, typename Host>
 bool KvStore<Device, Host>::may_follow(int64_t index, int64_t ahead) const {
+  if (layout_.shares_prefix()) return layout_.tiered(index) && chosen_ > 0;
   const int64_t most = layout_.settings.recent + layout_.retire_tokens + chunk();
   return layout_.tiered(index) && chosen_ > 0 &&
          n_tokens_ + ahead + 1 - layers_[index].recent.first < most;
@@ -134,7 +139,7 @@ void KvStore<Device, Host>::keep_late_chunks(int64_t index, int64_t first_chunk,
   keep_late_outliers(device_, late);
 }
 
-// The regions that are always attended: window, sinks, outliers.
+// The regions that are always attended: windows, sinks, outliers.
 template <typename Device, typename Host>
 int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource* sources) const {
   const Layer& layer = layers_[index];
@@ -155,6 +160,16 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
   sources[0].later = later();  // never empty: the newest token is in it
   add_key_bias(layer, recent.first, sources[0]);
+  if (layer.key_bias_behind != nullptr) {
+    sources[0].key_bias = layer.key_bias_behind + (recent.first - n_prompt_);
+    sources[0].key_bias_head_stride = layout_.settings.behind;
+  }
+  const Recent& before = layer.prefix;
+  if (before.keys != nullptr && before.first < n_prompt_) {
+    const int64_t first = (before.first - before.base) * d();
+    plane(before.keys + first, before.values + first, before.capacity * d(), n_prompt_ - before.first);
+    add_key_bias(layer, before.first, sources[n - 1]);
+  }
   plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
   if (layer.n_sinks > 0) add_key_bias(layer, 0, sources[n - 1]);
   // Chunks that another list names: their rows here say nothing of their positions.

@@ -8,7 +8,7 @@ namespace tiercel {
 template <typename Device, typename Host>
 KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena<Host>& host_arena,
                                KvWorkspace<Device>& workspace, const KvLayout& layout, RopeView rope,
-                               float scale, bool exact_exp)
+                               float scale, bool exact_exp, const KvStore* prefix)
     : device_(queues.device),
       copy_(queues.copy),
       side_(queues.side),
@@ -29,9 +29,15 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
   device_arena.reserve(sum(layout_.held_bytes()));
   host_arena.reserve(sum(layout_.host_bytes()));
   take_shared(device_arena);
+  CHECK(layout_.shares_prefix() == (prefix != nullptr));
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {
-    take_layer(layer, device_arena, host_arena);
+    if (prefix != nullptr) {
+      share_layer(layer, *prefix, device_arena);
+    } else {
+      take_layer(layer, device_arena, host_arena);
+    }
   }
+  if (prefix != nullptr) n_tokens_ = n_prompt_ = prefix->n_tokens_;
   take_host_staging(host_arena);
 }
 
@@ -67,6 +73,28 @@ void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Are
   layer.host_attends = layout_.attended_by_host(index);
 }
 
+// What the prefix has is read where it lies; what is behind it is all in a window of this store.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::share_layer(int64_t index, const KvStore& prefix, Arena<Device>& device) {
+  CHECK(prefix.n_tokens_ == layout_.settings.capacity, "a prefix of {} tokens, planned with {}",
+        prefix.n_tokens_, layout_.settings.capacity);
+  const int64_t width = kv() * d();
+  Layer& layer = layers_[index];
+  layer = prefix.layers_[index];
+  layer.prefix = layer.recent;
+  layer.recent = {};
+  layer.recent.capacity = layout_.exact_capacity(index);
+  layer.recent.keys = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
+  layer.recent.values = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
+  layer.recent.base = layer.recent.first = prefix.n_tokens_;
+  layer.key_bias_behind = device.template take<float>(
+      Purpose::kKeys, layout_.shape.eviction_head ? layout_.settings.behind * kv() : 0);
+  prompt_end_[index] = {layer.recent.base, layer.recent.first, layer.end_chunk, layer.index.n_blocks};
+  if (!layout_.tiered(index)) return;
+  if (layout_.indexed(index)) take_reuse(layer.index, device);
+  if (layout_.has_slots(index)) take_slots(layer, device);
+}
+
 template <typename Device, typename Host>
 void KvStore<Device, Host>::take_index(int64_t layer, Arena<Device>& arena) {
   const KvSettings& o = layout_.settings;
@@ -84,8 +112,14 @@ void KvStore<Device, Host>::take_index(int64_t layer, Arena<Device>& arena) {
   index.exact_ids = arena.template take<int32_t>(Purpose::kLandmarks, kv() * o.exact_chunks());
   index.late_ids = arena.template take<int32_t>(Purpose::kLandmarks, kv() * layout_.late_chunks);
   index.late_cosines = arena.template take<float>(Purpose::kLandmarks, kv() * layout_.late_chunks);
+  take_reuse(index, arena);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::take_reuse(Index& index, Arena<Device>& arena) {
   index.lists = lists_.shared;
-  if (!o.reuses()) return;
+  index.list_chunks = -1;
+  if (!layout_.settings.reuses()) return;
   index.previous_q = arena.template take<bf16>(Purpose::kLandmarks, layout_.shape.n_heads * d());
   index.reuse_state = arena.template take<int32_t>(Purpose::kLandmarks, 2);
   index.lists = take_lists(arena);
@@ -200,7 +234,7 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
   const KvSettings& o = layout_.settings;
   if (layout_.any_tiered) take_step_lists(arena);
-  if (layout_.any_low_rank()) {
+  if (layout_.any_low_rank() && !layout_.shares_prefix()) {
     residual_energy_ = arena.template take<double>(Purpose::kKeys, layout_.shape.n_layers);
   }
   take_prefill_buffers(arena);

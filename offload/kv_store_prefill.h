@@ -33,6 +33,11 @@ void KvStore<Device, Host>::append_key_bias(const Layer& layer, const Projection
   params.bias = layer.key_bias;
   params.bias_head_stride = layout_.settings.capacity;
   params.first_row = first_token;
+  if (layer.key_bias_behind != nullptr) {
+    params.bias = layer.key_bias_behind;
+    params.bias_head_stride = layout_.settings.behind;
+    params.first_row = first_token - n_prompt_;
+  }
   params.later = later();
   params.n_tokens = p.n_tokens;
   params.n_kv_heads = layout_.shape.n_kv_heads;

@@ -35,6 +35,7 @@ KvState KvStore<Device, Host>::state() const {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::adopt(const KvState& state) {
   CHECK(n_tokens_ == 0, "a store that holds {} tokens", n_tokens_);
+  CHECK(!layout_.shares_prefix());
   const std::string why = why_impossible(layout_, state);
   CHECK(why.empty(), "{}", why);
   for (size_t i = 0; i < layers_.size(); ++i) {

@@ -24,6 +24,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
         o.chunk_tokens);
   CHECK(static_cast<int64_t>(s.window.size()) == s.n_layers);
   CHECK(o.outliers == 0 || o.static_chunks == 0, "exact chunks are chosen by one criterion");
+  CHECK(o.behind == 0 || (o.prompt == 0 && !o.audit && !o.replay), "a sequence behind a prefix");
   int64_t n_tiered = 0, leader_now = 0;
   for (int64_t layer = 0; layer < s.n_layers; ++layer) {
     tiered_rank.push_back(n_tiered);
@@ -39,7 +40,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   n_slots = std::clamp(static_cast<int64_t>(std::ceil(o.slots * static_cast<double>(select))),
                        select, std::max(chunks, select));
   outlier_rows = o.exact_chunks() * o.chunk_tokens;
-  late_chunks = any_tiered ? std::min(o.outliers, chunks) : 0;
+  late_chunks = any_tiered && !shares_prefix() ? std::min(o.outliers, chunks) : 0;
   if (o.coarse_tokens > 0) {
     blocks = ceil_div(chunks, block_chunks());
     coarse_select = blocks_looked_into(blocks, select);
@@ -76,23 +77,26 @@ int64_t KvLayout::recent_tokens(int64_t layer) const {
 }
 
 int64_t KvLayout::exact_capacity(int64_t layer) const {
-  if (settings.kind == StoreKind::kDense) return settings.capacity;
+  const bool all = settings.kind == StoreKind::kDense || (shares_prefix() && tiered(layer));
+  if (all) return shares_prefix() ? settings.behind : settings.capacity;
   // Twice what must stay, so that moving the window down happens once per window and never
   // overlaps.
   const int64_t slack = retire_tokens + settings.chunk_tokens;
-  return std::min(2 * (recent_tokens(layer) + slack), settings.capacity + slack);
+  const int64_t most = shares_prefix() ? settings.behind : settings.capacity;
+  return std::min(2 * (recent_tokens(layer) + slack), most + slack);
 }
 
 int64_t KvLayout::index_bytes(int64_t layer) const {
   const KvSettings& o = settings;
   const int64_t n_kv = shape.n_kv_heads, width = landmark_elements();
   if (!indexed(layer)) return 0;
-  int64_t bytes = n_kv * (mask_words * 8 + o.exact_chunks() * 4 + late_chunks * 8);
+  const int64_t reuse = o.reuses() ? shape.n_heads * shape.head_dim * kBf16 + 2 * 4 : 0;
+  if (shares_prefix()) return reuse;
+  int64_t bytes = reuse + n_kv * (mask_words * 8 + o.exact_chunks() * 4 + late_chunks * 8);
   bytes += o.landmark_codec == RowCodec::kBf16 ? n_kv * chunks * width * kBf16
                                                : n_kv * chunks * (width + 4);
   bytes += n_kv * blocks * width * kBf16;
   if (o.estimate) bytes += n_kv * chunks * shape.head_dim * kBf16;
-  if (o.reuses()) bytes += shape.n_heads * shape.head_dim * kBf16 + 2 * 4;
   return bytes;
 }
 
@@ -103,6 +107,7 @@ int64_t KvLayout::plane_bytes(RowCodec codec) const {
 int64_t KvLayout::coded_key_bytes() const {
   const KvSettings& o = settings;
   const int64_t width = shape.key_width();
+  if (shares_prefix()) return 0;
   switch (o.keys) {
     case KeyForm::kExact: return 0;
     case KeyForm::kLowRank:
@@ -114,7 +119,8 @@ int64_t KvLayout::coded_key_bytes() const {
 }
 
 int64_t KvLayout::key_bias_bytes() const {
-  return shape.eviction_head ? settings.capacity * shape.n_kv_heads * 4 : 0;
+  const int64_t own = shares_prefix() ? settings.behind : settings.capacity;
+  return shape.eviction_head ? own * shape.n_kv_heads * 4 : 0;
 }
 
 int64_t KvLayout::slot_bytes(int64_t layer) const {
@@ -123,6 +129,7 @@ int64_t KvLayout::slot_bytes(int64_t layer) const {
 }
 
 bool KvLayout::has_worker() const {
+  if (!settings.decodes) return false;
   if (settings.host_use == HostUse::kNever || settings.one_memory) return false;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     if (at_home_on_host(layer)) return true;
@@ -149,12 +156,13 @@ int64_t KvLayout::weighed_records() const {
 }
 
 int64_t KvLayout::home_value_bytes() const {
+  if (shares_prefix()) return 0;
   if (settings.value_codec == RowCodec::kBf16) return settings.capacity * shape.key_width() * kBf16;
   return shape.n_kv_heads * plane_bytes(settings.value_codec);
 }
 
 int64_t KvLayout::home_key_bytes(int64_t layer) const {
-  if (settings.keys != KeyForm::kExact || index_is_keys(layer)) return 0;
+  if (shares_prefix() || settings.keys != KeyForm::kExact || index_is_keys(layer)) return 0;
   return settings.capacity * shape.key_width() * kBf16;
 }
 
@@ -167,8 +175,8 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kExact, 2 * exact_capacity(layer) * width * kBf16);
     add(Purpose::kKeys, key_bias_bytes());
     if (!tiered(layer)) continue;
-    add(Purpose::kExact,
-        2 * (o.sinks + outlier_rows + late_chunks * o.chunk_tokens) * width * kBf16);
+    const int64_t regions = o.sinks + outlier_rows + late_chunks * o.chunk_tokens;
+    add(Purpose::kExact, shares_prefix() ? 0 : 2 * regions * width * kBf16);
     add(Purpose::kLandmarks, index_bytes(layer));
     add(Purpose::kKeys, coded_key_bytes());
     add(Purpose::kSlots, slot_bytes(layer));
@@ -182,7 +190,7 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kSlots, n_kv * (3 * select + n_slots + 2) * 4);
     add(Purpose::kSlots, n_kv * (coarse_select > 0 ? coarse_select + 1 : 0) * 4);
     add(Purpose::kSlots, total_counts() * 8);
-    if (any_low_rank()) add(Purpose::kKeys, shape.n_layers * 8);
+    if (any_low_rank() && !shares_prefix()) add(Purpose::kKeys, shape.n_layers * 8);
   }
   if (o.replay) add(Purpose::kActivations, 8);
   add(Purpose::kActivations, 4 * shape.n_heads * (int64_t{shape.head_dim} + 2) * 4);

@@ -6,6 +6,9 @@
 //              K, V       |  ordinary: landmark + coded keys on device  |               |
 //                         |  values (and exact keys) at home: on the    |               |
 //                         |  host, or on the device where they fit      |               |
+//
+// Several sequences may share one prefix. It is a sequence of its own that is never decoded; those
+// behind it read all of the above where it is, and own what they add: exact rows, all in the window.
 #pragma once
 
 #include <algorithm>
@@ -51,8 +54,10 @@ struct KvSettings {
   StoreKind kind = StoreKind::kTiered;
   bool select_prefill = false;  // prefill attends selected chunks
   bool audit = false;           // exact keys are kept on the host to measure the selection by
-  int64_t capacity = 0;         // tokens that the sequence may reach
-  int64_t prompt = 0;           // tokens of the prompt
+  int64_t capacity = 0;         // tokens that the sequence may reach, or its shared prefix has
+  int64_t behind = 0;           // tokens that it may reach behind that prefix; 0: it shares none
+  bool decodes = true;          // false: a prefix that others share
+  int64_t prompt = 0;           // tokens of the prompt; 0 behind a prefix
   int64_t prefill_budget = 0;
 
   int32_t chunk_tokens = 8;
@@ -116,6 +121,8 @@ struct KvLayout {
   // Late outliers of a layer when so many of its chunks have left the window since the prompt.
   int64_t late_in_use(int64_t retired) const { return std::min(late_chunks, retired); }
   bool any_low_rank() const { return any_tiered && settings.keys == KeyForm::kLowRank; }
+  bool shares_prefix() const { return settings.behind > 0; }
+  int64_t positions() const { return settings.capacity + settings.behind; }
   // Values and exact keys live on the device.
   bool at_home_on_device(int64_t layer) const {
     return tiered(layer) && tiered_rank[static_cast<size_t>(layer)] < settings.device_layers;
@@ -132,7 +139,7 @@ struct KvLayout {
   }
   // Selected chunks are fetched, or may be.
   bool has_slots(int64_t layer) const {
-    return tiered(layer) && !resident(layer) && !attended_by_host(layer);
+    return settings.decodes && tiered(layer) && !resident(layer) && !attended_by_host(layer);
   }
   // A worker of the host's own attends, beside the device's queue.
   bool has_worker() const;

@@ -1,6 +1,7 @@
 // tiercel batch: answer many prompts of a file together.
 #include <algorithm>
 #include <exception>
+#include <set>
 
 #include "engine/base/check.h"
 #include "engine/base/units.h"
@@ -35,6 +36,9 @@ constexpr const char* kDetails =
     "the line and on the settings that are shown, not on what shares its batch; where --key-codec is\n"
     "chosen by what fits, those depend on memory, --parallel and the longest line. With --seed S, line\n"
     "n of the file draws with S + n - 1.\n"
+    "With --share-prefix, lines that follow each other and begin alike (256 tokens or more, and half of\n"
+    "each of them) share that beginning: it is prefilled once, and what is behind it selects from it as\n"
+    "new tokens do. A line that --ctx-size has no room for is answered with an error.\n"
     "Answers are JSON lines too, in the order in which they end; \"line\" says which line of the file\n"
     "they are for. Each is written at once. Ctrl-C stops at the next token; --resume goes on with what\n"
     "is missing.\n"
@@ -43,6 +47,7 @@ constexpr const char* kDetails =
     "Examples:\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200 --resume\n"
+    "  tiercel batch -m MODEL -f questions.jsonl --prefix book.txt --share-prefix\n"
     "  jq -c '{prompt: .}' texts.json | tiercel batch -m MODEL -f - --chat | jq -r .text\n";
 // clang-format on
 
@@ -51,12 +56,13 @@ struct BatchFlags {
   SessionOptions session;
   SamplingFlags sampling;
   std::string requests, answers = "-";
-  std::optional<std::string> date, report;
+  std::optional<std::string> date, report, prefix;
   std::vector<std::string> stops;
   int64_t n_predict = 128, parallel = 64;
   double max_gap = 0;
   MicroBatches micro_batches = MicroBatches::kAuto;
   bool resume = false, chat = false, no_bos = false, special = false, ignore_eos = false;
+  bool share_prefix = false;
   bool quiet = false;
 
   bool parse(int argc, char** argv) {
@@ -67,6 +73,10 @@ struct BatchFlags {
                "File with a JSON object on each line; -: stdin");
     flags.file("-o,--output", answers, Flags::FileUse::kWritten, "File for the answers; -: stdout");
     flags.flag("--resume", resume, "Go on where the answers in that file end");
+    flags.file("--prefix", prefix, Flags::FileUse::kRead,
+               "File with text to put in front of every prompt, or of the first user's message");
+    flags.flag("--share-prefix", share_prefix,
+               "Prefill once what lines that follow each other begin with");
     flags.flag("--chat", chat,
                "A prompt is a user's message: put the model's chat template around it");
     flags.text(
@@ -124,9 +134,11 @@ class BatchJob {
     std::string no_chat;
     const std::optional<ChatTemplate> chat = find_chat(flags_.model.directory, no_chat);
     const std::string name = flags_.requests == "-" ? "stdin" : flags_.requests;
-    requests_ = reader(chat, no_chat).read(text, name);
-    limit_to_context(name);
+    int64_t n_saved = 0;
+    requests_ = reader(chat, no_chat).read(text, name, &n_saved);
+    limit_to_context();
     measure_requests();
+    say_what_is_shared(n_saved);
     answers_.emplace(flags_.answers, flags_.resume);
     const size_t n_all = requests_.size();
     requests_ = answers_->unanswered(std::move(requests_));
@@ -160,19 +172,36 @@ class BatchJob {
         .bos = !flags_.no_bos,
         .special = flags_.special,
         .chat = flags_.chat,
+        .prefix = read_prefix(),
+        .share_prefixes = flags_.share_prefix,
         .date = chat_date_of(flags_.date, chat && chat->asks_for_date())};
     return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
   }
 
+  std::string read_prefix() const {
+    if (!flags_.prefix) return {};
+    if (*flags_.prefix == "-" && flags_.requests == "-") {
+      fail(ErrorKind::kUsage, "--prefix and --file: only one of them can be stdin");
+    }
+    std::string text = read_input(*flags_.prefix, "--prefix");
+    if (text.empty()) fail(ErrorKind::kUsage, "--prefix: {} is empty", *flags_.prefix);
+    check_utf8(text, *flags_.prefix, console_, flags_.session.strict);
+    return text;
+  }
+
   // --ctx-size is the most that a prompt and its answer may have together.
-  void limit_to_context(const std::string& name) {
+  void limit_to_context() {
     if (flags_.session.context == 0) return;
-    int64_t n_shortened = 0;
+    int64_t n_shortened = 0, n_refused = 0;
     for (BatchRequest& request : requests_) {
-      const int64_t room = flags_.session.context - std::ssize(request.prompt);
+      const int64_t room = flags_.session.context - request.n_prompt();
       if (room < 1) {
-        fail(ErrorKind::kUsage, "{}:{}: the prompt has {} tokens, --ctx-size allows {}", name,
-             request.line, request.prompt.size(), flags_.session.context - 1);
+        request.refused = fmt::format("the prompt has {} tokens, --ctx-size allows {}",
+                                      request.n_prompt(), flags_.session.context - 1);
+        if (flags_.session.strict || ++n_refused == std::ssize(requests_)) {
+          fail(ErrorKind::kUsage, "line {}: {}", request.line, request.refused);
+        }
+        continue;
       }
       n_shortened += request.n_new > room ? 1 : 0;
       request.n_new = std::min(request.n_new, room);
@@ -188,24 +217,46 @@ class BatchJob {
   // are chosen by what fits, must be the same for those that are left.
   void measure_requests() {
     int64_t context = 0;
+    bool all_share = true;
     for (const BatchRequest& request : requests_) {
-      const auto n_prompt = static_cast<int64_t>(request.prompt.size());
+      if (!request.refused.empty()) continue;
+      const int64_t n_prompt = request.n_prompt();
       max_prompt_ = std::max(max_prompt_, n_prompt);
       max_new_ = std::max(max_new_, request.n_new);
+      max_behind_ = std::max(max_behind_, std::ssize(request.prompt) + request.n_new);
       context = std::max(context, n_prompt + request.n_new);
+      all_share &= request.prefix != nullptr;
     }
+    if (!all_share) max_behind_ = 0;
     // The longest prompt need not be the one with the longest answer.
     if (flags_.session.context == 0) flags_.session.context = context;
     n_parallel_ = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
   }
 
+  void say_what_is_shared(int64_t n_saved) const {
+    int64_t n_tokens = 0;
+    for (const BatchRequest& request : requests_) n_tokens += request.n_prompt();
+    if (flags_.share_prefix) {
+      console_.info("shared: {} of {} tokens of prompts need not be prefilled again",
+                    format_count(n_saved), format_count(n_tokens));
+    } else if (2 * n_saved > n_tokens) {
+      console_.info("lines begin alike: with --share-prefix {} of {} tokens of prompts would not be "
+                    "prefilled again",
+                    format_count(n_saved), format_count(n_tokens));
+    }
+  }
+
   void open(const std::shared_ptr<Model>& model) {
     int64_t n_tokens = 0;
+    std::set<const void*> prefixes;
     for (const BatchRequest& request : requests_) {
-      n_tokens += std::ssize(request.prompt);
+      if (!request.refused.empty()) continue;
+      n_tokens += request.n_prompt();
       n_wanted_ += std::ssize(request.prompt) + request.n_new;
+      if (prefixes.insert(request.prefix.get()).second) n_wanted_ += request.n_prefix();
     }
-    BatchPlan plan = Batch::plan(*model, flags_.session, n_parallel_, max_prompt_, max_new_);
+    BatchPlan plan =
+        Batch::plan(*model, flags_.session, n_parallel_, max_prompt_, max_new_, max_behind_);
     plan.micro_batches = flags_.micro_batches;
     const SessionOptions& o = plan.largest.options;
     settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o),
@@ -261,8 +312,21 @@ class BatchJob {
 
   void submit(BatchRequest& request) {
     const auto live = std::make_shared<Live>(tokenizer_, request);
-    Request wish{
-        .prompt = std::move(request.prompt), .n_new = request.n_new, .sampling = request.sampling};
+    if (!request.refused.empty()) {
+      answer(request,
+             {.state = RequestState::kFailed,
+              .error_kind = ErrorKind::kUsage,
+              .error = request.refused,
+              .prompt_tokens = request.n_prompt(),
+              .tokens = {},
+              .selection = {}},
+             *live);
+      return;
+    }
+    Request wish{.prefix = std::move(request.prefix),
+                 .prompt = std::move(request.prompt),
+                 .n_new = request.n_new,
+                 .sampling = request.sampling};
     if (!request.ignore_eos) wish.end_tokens = ends_;
     wish.on_token = [this, live, &request](int32_t token) {
       if (!request.ignore_eos && std::find(ends_.begin(), ends_.end(), token) != ends_.end()) {
@@ -290,7 +354,7 @@ class BatchJob {
   }
 
   void answer(const BatchRequest& request, const RequestReport& report, Live& live) {
-    n_wanted_ -= request.n_new - std::ssize(report.tokens);
+    if (request.refused.empty()) n_wanted_ -= request.n_new - std::ssize(report.tokens);
     const bool said_all = live.finish_reason == std::string_view("stop");
     if (report.state == RequestState::kCancelled && !said_all) {
       report_.n_generated += std::ssize(report.tokens);
@@ -350,6 +414,7 @@ class BatchJob {
   BatchReport report_;
   std::string settings_;  // what answers depend on beside their lines
   int64_t max_prompt_ = 0, max_new_ = 0, n_parallel_ = 1;
+  int64_t max_behind_ = 0;  // tokens behind a shared prefix, where all lines have one
   int64_t n_live_ = 0;  // submitted and not ended
   ProgressLine line_;
   Stopwatch watch_;

@@ -276,6 +276,57 @@ TEST(BatchCommand, GoesOnWhereAnswersEnd) {
   }
 }
 
+// Questions on one document: it is prefilled once, and they say what they say without sharing.
+TEST(BatchCommand, SharesWhatLinesBeginWith) {
+  const Scratch scratch;
+  std::string document, questions;
+  for (const Animal& animal : kAnimals) {
+    const std::string text = prompt_about(animal.name, animal.number, animal.n_sentences);
+    const size_t end = text.rfind("\nWhat is");
+    document += text.substr(0, end);
+    questions += Json({{"prompt", text.substr(end)}, {"id", animal.number}}).dump() + "\n";
+  }
+  write_file(scratch / "document", document);
+  write_file(scratch / "questions", questions);
+  const std::vector<std::string> flags = {"-f", scratch / "questions", "--prefix",
+                                          scratch / "document", "-n", "5", "--ignore-eos"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = flags;
+    all.insert(all.end(), more.begin(), more.end());
+    return run(batch(all));
+  };
+  const Result whole = with({}), shared = with({"--share-prefix", "--report", scratch / "report"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  ASSERT_EQ(shared.code, 0) << shared.err;
+  EXPECT_TRUE(contains(whole.err, "lines begin alike: with --share-prefix")) << whole.err;
+  EXPECT_TRUE(contains(shared.err, "need not be prefilled again")) << shared.err;
+  const std::map<int, Json> expected = answers_of(whole.out), found = answers_of(shared.out);
+  ASSERT_EQ(found.size(), 3u);
+  int64_t n_prompt = 0, n_shared = 0;
+  for (const auto& [number, answer] : found) {
+    EXPECT_EQ(answer["text"], expected.at(number)["text"]);
+    EXPECT_EQ(answer["text"].get<std::string>().substr(0, 5), " " + answer["id"].dump());
+    EXPECT_EQ(answer["prompt_tokens"], expected.at(number)["prompt_tokens"]);
+    EXPECT_EQ(expected.at(number)["shared_prompt_tokens"], 0);
+    n_shared = answer["shared_prompt_tokens"];
+    n_prompt += answer["prompt_tokens"].get<int64_t>();
+  }
+  EXPECT_GT(n_shared, 1000);
+  EXPECT_EQ(Json::parse(read_file(scratch / "report"))["prompt_tokens"], n_prompt - 2 * n_shared);
+  // An answer depends on what was shared: it is not gone on with otherwise.
+  EXPECT_EQ(with({"--share-prefix", "-o", scratch / "answers"}).code, 0);
+  const Result other = with({"-o", scratch / "answers", "--resume"});
+  EXPECT_EQ(other.code, 2) << other.err;
+  EXPECT_EQ(with({"--share-prefix", "-o", scratch / "answers", "--resume"}).code, 0);
+  // What is in front of prompts must be text, and is.
+  EXPECT_TRUE(contains(run(batch({"-f", "-", "--prefix", "-"})).err, "only one of them can be stdin"));
+  write_file(scratch / "ids", "{\"prompt\": [1, 2]}\n");
+  EXPECT_TRUE(contains(run(batch({"-f", scratch / "ids", "--prefix", scratch / "document"})).err,
+                       ":1: prompt: expected text, found"));
+  write_file(scratch / "empty", "");
+  EXPECT_EQ(run(batch({"-f", scratch / "questions", "--prefix", scratch / "empty"})).code, 2);
+}
+
 TEST(BatchCommand, StopsAtASignalAndLosesNothing) {
   const Scratch scratch;
   const std::string file = scratch / "answers";
@@ -350,9 +401,16 @@ TEST(BatchCommand, RefusesWhatItCannotAnswer) {
   EXPECT_EQ(run(batch({"-f", file, "--audit", "4"})).code, 2);
   write_file(file, "{\"prompt\": [5, 6]}\n\n{\"prompt\": [5, 6, 7, 8]}\n");
   const Result small = run(batch({"-f", file, "-n", "3", "-c", "4"}));
-  EXPECT_EQ(small.code, 2);
-  EXPECT_TRUE(contains(small.err, file + ":3: the prompt has 4 tokens, --ctx-size allows 3"))
+  EXPECT_EQ(small.code, 1);
+  EXPECT_TRUE(contains(small.err, "line 3: the prompt has 4 tokens, --ctx-size allows 3"))
       << small.err;
+  const std::map<int, Json> some = answers_of(small.out);
+  EXPECT_EQ(some.at(3)["finish_reason"], "error");
+  EXPECT_EQ(some.at(3)["error"], "the prompt has 4 tokens, --ctx-size allows 3");
+  EXPECT_EQ(some.at(3)["prompt_tokens"], 4);
+  EXPECT_GE(some.at(1)["generated_tokens"], 1);
+  EXPECT_EQ(run(batch({"-f", file, "-n", "3", "-c", "4", "--strict"})).code, 2);
+  EXPECT_EQ(run(batch({"-f", file, "-n", "3", "-c", "2"})).code, 2);
   const Result shorter = run(batch({"-f", file, "-n", "3", "-c", "6", "--ignore-eos"}));
   EXPECT_EQ(shorter.code, 0) << shorter.err;
   EXPECT_TRUE(contains(shorter.err, "1 of 2 lines have room for fewer tokens")) << shorter.err;

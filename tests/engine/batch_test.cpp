@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <new>
 #include <random>
@@ -133,12 +134,12 @@ TEST(Batch, StepsBetweenTheRunsOfAPromptLeaveItsIndexAlone) {
   options.selection.recent = 16;
   const Case longer{.prompt = prompt(4300, 10001), .n_new = 4};
   const auto n = static_cast<int64_t>(longer.prompt.size());
-  const auto batch = Batch::open(m, Batch::plan(*m, options, 2, n, 600));
+  const auto batch = Batch::open(m, Batch::plan(*m, options, 2, n, 1500));
   const std::vector<int32_t> shorter = prompt(200, 10002);
   const auto add = [&](const std::vector<int32_t>& tokens, int64_t n_new) {
     return batch->add(batch->plan_sequence(static_cast<int64_t>(tokens.size()), n_new, 2), tokens);
   };
-  const int64_t talker = add(shorter, 600);
+  const int64_t talker = add(shorter, 1500);
   while (!batch->advance_prefill(talker).finished) {
   }
   const int64_t listener = add(longer.prompt, longer.n_new);
@@ -158,6 +159,146 @@ TEST(Batch, StepsBetweenTheRunsOfAPromptLeaveItsIndexAlone) {
   }
 }
 
+// What one scheduler says to some requests; each ends with all of its tokens.
+std::vector<std::vector<int32_t>> said(const std::shared_ptr<Model>& m, const BatchPlan& plan,
+                                       const std::vector<Case>& cases, const SharedPrefix& prefix) {
+  Scheduler scheduler(Batch::open(m, plan), {});
+  std::vector<Scheduler::RequestId> ids;
+  for (const Case& c : cases) {
+    ids.push_back(scheduler.submit(
+        {.prefix = prefix, .prompt = c.prompt, .n_new = c.n_new, .sampling = c.sampling}));
+  }
+  while (scheduler.turn()) {
+  }
+  std::vector<std::vector<int32_t>> tokens;
+  for (const auto id : ids) {
+    const RequestReport report = scheduler.report(id);
+    EXPECT_EQ(report.state, RequestState::kFinished) << report.error;
+    tokens.push_back(report.tokens);
+  }
+  return tokens;
+}
+
+// Questions about one document.
+struct Shared {
+  SharedPrefix document;
+  std::vector<Case> questions;  // behind the document
+  std::vector<Case> whole;      // the same with the document in front
+  int64_t longest_behind = 0;   // with the answer
+};
+
+Shared shared_document(int64_t n) {
+  static const Tokenizer tokenizer = Tokenizer::load(kModel);
+  std::string text;
+  const std::array<const char*, 3> names{"silver-harbor", "amber-valley", "quiet-forest"};
+  for (int64_t i = 0; i < n / 18; ++i) {
+    text += fmt::format("Step {} of the guide explains how part {} of the machine is cleaned. ", i,
+                        (i * 37) % 101);
+    for (int64_t k = 0; k < 3; ++k) {
+      if (i == (k + 1) * n / 80) {
+        text += fmt::format("\nThe magic number for {} is {}.\n", names[static_cast<size_t>(k)], 30123 + 11111 * k);
+      }
+    }
+  }
+  Shared shared;
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  shared.document = std::make_shared<const std::vector<int32_t>>(ids);
+  for (const char* name : names) {
+    const std::string question = fmt::format(
+        "\nWhat is the magic number for {}? The magic number for {} is", name, name);
+    Case c{.prompt = tokenizer.encode(question, {.add_special = false, .follows = Follows::kText})};
+    c.n_new = 6 + std::ssize(shared.questions);
+    Case whole = c;
+    whole.prompt.insert(whole.prompt.begin(), ids.begin(), ids.end());
+    shared.longest_behind =
+        std::max(shared.longest_behind, static_cast<int64_t>(c.prompt.size()) + c.n_new);
+    shared.questions.push_back(std::move(c));
+    shared.whole.push_back(std::move(whole));
+  }
+  return shared;
+}
+
+// A document that is prefilled once answers what it answers when it is prefilled for each question.
+TEST(Batch, QuestionsShareADocument) {
+  const auto m = model();
+  const Shared shared = shared_document(test::kSanitized ? 500 : 1200);
+  const int64_t longest = longest_of(shared.whole);
+  for (const AttentionMode mode :
+       {AttentionMode::kDense, AttentionMode::kShadow, AttentionMode::kTokenSelect}) {
+    SessionOptions options = decided(mode);
+    const BatchPlan plan = Batch::plan(*m, options, 4, longest, 8, shared.longest_behind);
+    const auto together = said(m, plan, shared.questions, shared.document);
+    EXPECT_EQ(together, said(m, plan, shared.whole, nullptr)) << name_of(mode);
+    for (size_t i = 0; mode == AttentionMode::kShadow && i < shared.questions.size(); ++i) {
+      EXPECT_EQ(said(m, plan, {shared.questions[i]}, shared.document).front(), together[i]);
+    }
+  }
+}
+
+// As a session that prefilled the document and appended the question, where that one selects
+// everything too; and in the memory that was planned.
+TEST(Batch, BehindAPrefixAsAppended) {
+  const auto m = model();
+  const Shared shared = shared_document(800);
+  const std::vector<int32_t>& document = *shared.document;
+  const std::vector<int32_t>& question = shared.questions[0].prompt;
+  const auto n_document = static_cast<int64_t>(document.size());
+  const auto n_question = static_cast<int64_t>(question.size());
+  for (const KeyCodec codec : {KeyCodec::kExact, KeyCodec::kInt8, KeyCodec::kLowRank}) {
+    SessionOptions options = decided(AttentionMode::kShadow);
+    options.selection.key_codec = codec;
+    options.selection.budget = kBudgetAll;
+    const auto batch =
+        Batch::open(m, Batch::plan(*m, options, 2, n_document + n_question, 8, n_question + 8));
+    const auto session = Session::open(m, Session::plan(*m, options, n_document, n_question + 8));
+    ASSERT_TRUE(session->prefill(document, {}));
+    ASSERT_TRUE(session->append(question, {}));
+    const int64_t device_before = batch->device_bytes(), host_before = batch->host_bytes();
+    const SessionPlan prefix_plan = batch->plan_prefix(n_document);
+    const int64_t prefix = batch->add(prefix_plan, document);
+    while (!batch->advance_prefill(prefix).finished) {
+    }
+    const SequenceBytes prefix_bytes = batch->bytes_of(prefix_plan);
+    EXPECT_EQ(batch->device_bytes() - device_before, prefix_bytes.device);
+    EXPECT_EQ(batch->host_bytes() - host_before, prefix_bytes.host);
+    const SessionPlan plan = batch->plan_behind(prefix_plan, n_question, 8);
+    const int64_t behind = batch->add(plan, question, prefix);
+    while (!batch->advance_prefill(behind).finished) {
+    }
+    const SequenceBytes bytes = batch->bytes_of(plan);
+    EXPECT_EQ(batch->device_bytes() - device_before, prefix_bytes.device + bytes.device);
+    EXPECT_EQ(batch->host_bytes() - host_before, prefix_bytes.host + bytes.host);
+    EXPECT_EQ(batch->n_tokens(behind), n_document + n_question);
+    for (int i = 0; i < 8; ++i) {
+      const std::span<const float> expected = session->logits(), found = batch->logits(behind);
+      double difference = 0, square = 0;
+      for (size_t k = 0; k < expected.size(); ++k) {
+        difference += std::pow(expected[k] - found[k], 2);
+        square += std::pow(expected[k], 2);
+      }
+      EXPECT_LT(std::sqrt(difference / square), 0.02) << name_of(codec) << ", token " << i;
+      const auto token = static_cast<int32_t>(500 + 7 * i);
+      session->step(token);
+      batch->step(std::array{Batch::Step{behind, token}});
+    }
+    batch->remove(behind);
+    batch->remove(prefix);
+    EXPECT_EQ(batch->device_bytes(), device_before);
+    EXPECT_EQ(batch->host_bytes(), host_before);
+    EXPECT_THROW(batch->plan_behind(prefix_plan, n_question + 1, 8), Error);
+  }
+}
+
+// A sequence takes what its own length takes, not what the longest takes.
+TEST(Batch, SequencesTakeTheirOwnContext) {
+  const auto m = model();
+  const auto batch =
+      Batch::open(m, Batch::plan(*m, decided(AttentionMode::kShadow), 4, 20000, 200));
+  const SessionPlan shorter = batch->plan_sequence(4000, 40), longer = batch->plan_sequence(20000, 200);
+  EXPECT_EQ(shorter.context, 4040);
+  EXPECT_LT(3 * batch->bytes_of(shorter).host, batch->bytes_of(longer).host);
+}
+
 // A batch in which calls fail now and then, as they do where memory or a device gives way.
 class FlakyBatch : public Batch {
  public:
@@ -166,13 +307,18 @@ class FlakyBatch : public Batch {
   SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots) const override {
     return batch_->plan_sequence(n_prompt, n_new, slots);
   }
+  SessionPlan plan_prefix(int64_t n_tokens) const override { return batch_->plan_prefix(n_tokens); }
+  SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
+                          double slots) const override {
+    return batch_->plan_behind(prefix, n_prompt, n_new, slots);
+  }
   SequenceBytes bytes_of(const SessionPlan& s) const override { return batch_->bytes_of(s); }
   SequenceWork work_of(const SessionPlan& s) const override { return batch_->work_of(s); }
   bool has_room(const SequenceBytes& b) const override { return batch_->has_room(b); }
-  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
+  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt, int64_t prefix) override {
     if (fails(20)) throw std::bad_alloc();
     if (fails(20)) fail(ErrorKind::kDoesNotFit, "no memory today");
-    return batch_->add(s, prompt);
+    return batch_->add(s, prompt, prefix);
   }
   PrefillProgress advance_prefill(int64_t s) override {
     if (fails(80)) fail("a fault in prefill");
@@ -217,6 +363,7 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
   options.selection.slots = 4;
   std::vector<Case> cases;
   std::vector<std::vector<int32_t>> expected;
+  const Shared shared = shared_document(400);
   for (int i = 0; i < 24; ++i) {
     Case c{.prompt = prompt(pick(1, i % 8 == 0 && !test::kSanitized ? 1500 : 300), pick(10000, 99999))};
     c.n_new = pick(1, 24);
@@ -226,6 +373,10 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
   }
   // Room for about three of the largest, of up to eight.
   BatchPlan plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+  const size_t n_whole = cases.size();
+  const auto behind = said(m, plan, shared.questions, shared.document);
+  expected.insert(expected.end(), behind.begin(), behind.end());
+  cases.insert(cases.end(), shared.questions.begin(), shared.questions.end());
   {
     const auto probe = Batch::open(m, plan);
     const SequenceBytes largest = probe->bytes_of(probe->plan_sequence(longest_of(cases), 24));
@@ -247,6 +398,14 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
   std::vector<std::unique_ptr<Sent>> sent;
   std::set<RequestState> states;
   int64_t most = 0;
+  // Some requests hold the same one, others one of their own.
+  SharedPrefix copy;
+  const auto copy_of_document = [&] {
+    if (!copy || pick(0, 3) == 0) {
+      copy = std::make_shared<const std::vector<int32_t>>(*shared.document);
+    }
+    return copy;
+  };
   const auto send = [&] {
     auto one = std::make_unique<Sent>();
     one->which = static_cast<size_t>(pick(0, std::ssize(cases) - 1));
@@ -259,7 +418,8 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
       return false;
     };
     one->id = scheduler.submit(
-        {.prompt = c.prompt,
+        {.prefix = one->which < n_whole ? nullptr : copy_of_document(),
+         .prompt = c.prompt,
          .n_new = c.n_new,
          .sampling = c.sampling,
          .on_token = on_token,
@@ -274,6 +434,8 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
     if (std::ssize(sent) < kRequests) scheduler.turn();
     most = std::max(most, scheduler.batch().device_bytes());
   }
+  copy.reset();
+  EXPECT_FALSE(scheduler.turn());
   EXPECT_LE(most, options.device_memory);
   EXPECT_EQ(scheduler.batch().device_bytes(), device_before);
   EXPECT_EQ(scheduler.batch().host_bytes(), host_before);

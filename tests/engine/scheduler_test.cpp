@@ -13,8 +13,8 @@
 namespace tiercel {
 namespace {
 
-// Sequences take a byte per token of context, and one more per slot budget and prompt token. The next
-// token of a sequence is the number of tokens in it.
+// Sequences take a byte per token of context, but for that of a prefix which they share, and one more
+// per slot budget and prompt token. The next token of a sequence is the number of tokens in it.
 class CountingBatch : public Batch {
  public:
   explicit CountingBatch(int64_t bytes, int64_t n_sequences = 64) : limit_(bytes) {
@@ -29,22 +29,42 @@ class CountingBatch : public Batch {
     plan.options.selection.slots = slots > 0 ? slots : 4;
     return plan;
   }
+  SessionPlan plan_prefix(int64_t n_tokens) const override {
+    SessionPlan plan = plan_sequence(n_tokens, 0, 0);
+    plan.is_prefix = true;
+    return plan;
+  }
+  SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
+                          double slots) const override {
+    SessionPlan plan = plan_sequence(n_prompt, n_new, slots);
+    plan.n_prefix = prefix.context;
+    plan.context += prefix.context;
+    return plan;
+  }
   SequenceBytes bytes_of(const SessionPlan& s) const override {
     const auto slots = static_cast<int64_t>(s.options.selection.slots * 10);
-    return {.device = s.context + slots, .prefill = s.n_prompt};
+    return {.device = s.context - s.n_prefix + (s.is_prefix ? 0 : slots), .prefill = s.n_prompt};
   }
   SequenceWork work_of(const SessionPlan& s) const override {
     return {static_cast<double>(s.n_prompt), 1};
   }
   bool has_room(const SequenceBytes& bytes) const override {
-    return std::ssize(sequences) < plan_.n_sequences &&
+    int64_t n_decoded = 0;
+    for (const auto& [name, s] : sequences) n_decoded += s.plan.is_prefix ? 0 : 1;
+    return n_decoded < plan_.n_sequences &&
            device_bytes() + bytes.device + bytes.prefill <= limit_;
   }
-  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt) override {
+  int64_t add(const SessionPlan& s, std::span<const int32_t> prompt, int64_t prefix) override {
     EXPECT_TRUE(has_room(bytes_of(s)));
-    log += "+" + std::to_string(prompt[0]);
+    EXPECT_EQ(prefix >= 0, s.n_prefix > 0);
+    if (prefix >= 0) {
+      const Sequence& shared = sequences.at(prefix);
+      EXPECT_TRUE(shared.plan.is_prefix);
+      EXPECT_EQ(shared.prefilled, s.n_prefix);
+    }
+    log += (s.is_prefix ? "P" : "+") + std::to_string(prompt[0]);
     if (std::ssize(sequences) >= n_really_fit) fail(ErrorKind::kDoesNotFit, "the driver disagrees");
-    sequences[next_] = {s, s.n_prompt, 0};
+    sequences[next_] = {s, s.n_prefix + s.n_prompt, 0, prefix};
     return next_++;
   }
   // A hundred tokens at a time.
@@ -69,7 +89,11 @@ class CountingBatch : public Batch {
     return static_cast<int32_t>(sequences.at(name).n_tokens);
   }
   std::span<const float> logits(int64_t) override { return {}; }
-  void remove(int64_t name) override { sequences.erase(name); }
+  void remove(int64_t name) override {
+    for (const auto& [other, s] : sequences) EXPECT_NE(s.prefix, name) << "it is still read";
+    if (sequences.at(name).plan.is_prefix) log += "-";
+    sequences.erase(name);
+  }
   SelectionReport selection(int64_t) const override {
     if (is_lost) fail("no counters either");
     return selection_;
@@ -89,10 +113,12 @@ class CountingBatch : public Batch {
 
   struct Sequence {
     SessionPlan plan;
-    int64_t n_tokens = 0, prefilled = 0;
+    int64_t n_tokens = 0, prefilled = 0, prefix = -1;
   };
   std::map<int64_t, Sequence> sequences;
-  std::string log;  // "+7": the request whose prompt is sevens came in; ".": prefill; "s": a step
+  // "+7", "P7": the request, or the prefix, of sevens came in; ".": prefill; "s": a step; "-": a prefix
+  // has gone.
+  std::string log;
   bool fails_next_step = false, is_lost = false;
   int64_t n_really_fit = 64;
   SelectionReport selection_;
@@ -108,9 +134,10 @@ struct Bench {
       : scheduler(std::make_unique<CountingBatch>(bytes), {max_gap, std::move(go_on)}),
         batch(static_cast<CountingBatch&>(scheduler.batch())) {}
 
-  Scheduler::RequestId send(int32_t mark, int64_t n_prompt, int64_t n_new) {
-    return scheduler.submit(
-        {.prompt = std::vector<int32_t>(static_cast<size_t>(n_prompt), mark), .n_new = n_new});
+  Scheduler::RequestId send(int32_t mark, int64_t n_prompt, int64_t n_new, SharedPrefix prefix = {}) {
+    return scheduler.submit({.prefix = std::move(prefix),
+                             .prompt = std::vector<int32_t>(static_cast<size_t>(n_prompt), mark),
+                             .n_new = n_new});
   }
   void run() {
     while (scheduler.turn()) {
@@ -275,6 +302,114 @@ TEST(Scheduler, CancelledAtAnyStage) {
   }
   bench.scheduler.cancel(running);  // nothing to do any more
   EXPECT_FALSE(bench.scheduler.turn());
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+SharedPrefix prefix_of(int32_t mark, size_t n) {
+  return std::make_shared<const std::vector<int32_t>>(n, mark);
+}
+
+TEST(Scheduler, APrefixIsPrefilledOnce) {
+  Bench bench(1 << 20);
+  auto prefix = prefix_of(9, 300);
+  std::vector<Scheduler::RequestId> ids;
+  for (int32_t mark = 1; mark <= 3; ++mark) ids.push_back(bench.send(mark, 100, 2, prefix));
+  prefix.reset();  // the requests hold it
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "P9...+1.+2.+3.s-");
+  EXPECT_TRUE(bench.batch.sequences.empty());
+  for (const auto id : ids) {
+    const RequestReport report = bench.scheduler.report(id);
+    EXPECT_EQ(report.state, RequestState::kFinished);
+    EXPECT_EQ(report.prompt_tokens, 400);
+    EXPECT_EQ(report.prefix_tokens, 300);
+    // Of the tokens in it, the prefix's included.
+    EXPECT_EQ(report.tokens, (std::vector<int32_t>{400, 401}));
+  }
+  EXPECT_EQ(bench.scheduler.report().prompt_tokens, 300 + 3 * 100);
+  EXPECT_THROW(bench.send(1, 10, 1, prefix_of(9, 0)), Error);
+  EXPECT_THROW(bench.send(1, 0, 1, prefix_of(9, 10)), Error);
+}
+
+// What somebody holds stays for those that come later, until its room is wanted.
+TEST(Scheduler, APrefixStaysWhileItIsHeldAndThereIsRoom) {
+  Bench bench(1000);
+  auto prefix = prefix_of(9, 300);
+  bench.send(1, 100, 1, prefix);
+  bench.run();
+  bench.send(2, 100, 1, prefix);
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "P9...+1.+2.");
+  bench.send(3, 400, 1);  // 841 bytes
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "P9...+1.+2.-+3....");
+  bench.send(4, 100, 1, prefix);
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "P9...+1.+2.-+3....P9...+4.");
+  prefix.reset();
+  bench.run();
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+// Its own work and that of its prefix decide where a request stands; those behind one that is there go
+// first.
+TEST(Scheduler, PrefixesCountInTheOrder) {
+  Bench bench(1 << 20);
+  const SharedPrefix longer = prefix_of(8, 500), shorter = prefix_of(9, 200);
+  bench.send(1, 100, 1, longer);
+  bench.send(2, 100, 1, shorter);
+  bench.send(3, 250, 1);
+  bench.send(4, 100, 1, longer);
+  bench.send(5, 100, 1, shorter);
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "+3...P9..+2.+5.P8.....+1.+4.");
+}
+
+// Room for one of two prefixes at a time: neither makes way while somebody waits for it, but where nothing
+// runs the first in order does not wait.
+TEST(Scheduler, PrefixesTakeTurns) {
+  Bench bench(900);
+  std::vector<Scheduler::RequestId> ids;
+  {
+    const SharedPrefix a = prefix_of(8, 400), b = prefix_of(9, 400);
+    for (int i = 0; i < 3; ++i) {
+      ids.push_back(bench.send(1, 50, 4, a));
+      ids.push_back(bench.send(2, 50, 4, b));
+    }
+  }
+  bench.run();
+  for (const auto id : ids) {
+    EXPECT_EQ(bench.scheduler.report(id).state, RequestState::kFinished)
+        << bench.scheduler.report(id).error;
+  }
+  EXPECT_EQ(std::count(bench.batch.log.begin(), bench.batch.log.end(), 'P'), 2) << bench.batch.log;
+  EXPECT_TRUE(bench.batch.sequences.empty());
+  // More than all of the memory.
+  const auto never = bench.send(3, 50, 1, prefix_of(7, 600)), other = bench.send(4, 50, 1);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(never).state, RequestState::kFailed);
+  EXPECT_EQ(bench.scheduler.report(never).error_kind, ErrorKind::kDoesNotFit);
+  EXPECT_EQ(bench.scheduler.report(other).state, RequestState::kFinished);
+}
+
+TEST(Scheduler, APrefixThatNobodyWaitsForIsLeft) {
+  Bench bench(1 << 20, 1e-9);
+  bench.send(1, 10, 50);
+  bench.scheduler.turn();
+  const SharedPrefix prefix = prefix_of(9, 900);
+  const auto first = bench.send(2, 10, 5, prefix), second = bench.send(3, 10, 5, prefix);
+  bench.scheduler.turn();
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.batch.log, "+1.sP9.s.s");
+  EXPECT_DOUBLE_EQ(bench.scheduler.report().partial_prompt_tokens, 200);
+  bench.scheduler.cancel(first);
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(second).state, RequestState::kQueued);
+  bench.scheduler.cancel(second);
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report().partial_prompt_tokens, 0);
+  EXPECT_EQ(bench.batch.sequences.size(), 1u);
+  bench.run();
   EXPECT_TRUE(bench.batch.sequences.empty());
 }
 

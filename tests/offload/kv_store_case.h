@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -145,32 +146,104 @@ RopeView rope_on_device(const RopeTable& table, Vector& tables) {
 struct Taken {
   int64_t share = 1;
   bool at_once = true;
+  // The prompt is a prefix that the sequence shares with so many others, which take the same tokens in
+  // reverse order beside it.
+  int64_t behind_beside = -1;  // -1: it is the sequence's own
 };
+
+// Layouts, arenas and a store.
+template <typename Tiers>
+struct StoreWithMemory {
+  StoreWithMemory(Tiers& tiers, const KvLayout& layout, KvWorkspace<typename Tiers::Device>& workspace,
+                  CpuWorker& worker, RopeView rope, const StoreOf<Tiers>* prefix = nullptr)
+      : device(tiers.device(), "device", 0),
+        host(tiers.host(), "host", 0),
+        store({tiers.device(), tiers.copy(), tiers.side(), tiers.host(), &worker}, device, host,
+              workspace, layout, rope, 1.0f / std::sqrt(static_cast<float>(layout.shape.head_dim)), true,
+              prefix) {
+    EXPECT_EQ(sum(device.used()), sum(layout.held_bytes()) + sum(layout.prefill_bytes()))
+        << "the plan and the store disagree";
+    EXPECT_EQ(sum(host.used()), sum(layout.host_bytes()));
+  }
+  Arena<typename Tiers::Device> device;
+  Arena<typename Tiers::Host> host;
+  StoreOf<Tiers> store;
+};
+
+// Decodes tokens `from` .. of a sequence, `share` at a time, into outputs.
+template <typename Tiers>
+void decode(StoreOf<Tiers>& store, Tiers& tiers, const Sequence& sequence, int64_t from, Taken taken,
+            std::vector<float>& outputs) {
+  const Model& m = sequence.model;
+  const int64_t width = int64_t{m.n_heads} * m.head_dim;
+  const int64_t n = std::min(taken.share, sequence.n_tokens - from);
+  std::vector<Inputs<Tiers>> rows(static_cast<size_t>(n));
+  typename Tiers::template Vector<bf16> out(static_cast<size_t>(n * width));
+  for (int64_t layer = 0; layer < m.n_layers; ++layer) {
+    const auto row = [&](int64_t i) {
+      return rows[static_cast<size_t>(i)].at(sequence, layer, from + i, 1);
+    };
+    const Projections first = row(0);
+    store.append(layer, first);
+    store.attend(layer, first.q, out.data());
+    std::vector<typename StoreOf<Tiers>::Follower> followers;
+    for (int64_t i = 1; i < n; ++i) {
+      EXPECT_TRUE(store.may_follow(layer, i));
+      const Projections next = row(i);
+      store.append(layer, next, i, /*follows=*/true);
+      followers.push_back({i, next.q, out.data() + i * width});
+      if (!taken.at_once) store.attend_followers(layer, {&followers.back(), 1});
+    }
+    if (taken.at_once) store.attend_followers(layer, followers);
+    tiers.device().finish();
+    for (int64_t i = 0; i < n * width; ++i) {
+      outputs.push_back(static_cast<float>(out[static_cast<size_t>(i)]));
+    }
+  }
+  store.advance(n);
+}
+
+// The tokens behind the prompt, the last one first.
+inline Sequence backwards(const Sequence& sequence, int64_t n_prompt) {
+  Sequence other = sequence;
+  const auto turn = [&](std::vector<bf16>& rows, int64_t width) {
+    for (int64_t layer = 0; layer < sequence.model.n_layers; ++layer) {
+      bf16* base = rows.data() + layer * sequence.n_tokens * width;
+      for (int64_t a = n_prompt, b = sequence.n_tokens - 1; a < b; ++a, --b) {
+        std::swap_ranges(base + a * width, base + (a + 1) * width, base + b * width);
+      }
+    }
+  };
+  const int64_t kv_width = int64_t{sequence.model.n_kv_heads} * sequence.model.head_dim;
+  turn(other.q, int64_t{sequence.model.n_heads} * sequence.model.head_dim);
+  turn(other.k, kv_width);
+  turn(other.v, kv_width);
+  return other;
+}
 
 template <typename Tiers>
 Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int n_threads = 2,
             Taken taken = {}) {
   const Model& m = sequence.model;
+  const bool shared = taken.behind_beside >= 0;
   Tiers tiers(n_threads);
-  settings.capacity = sequence.n_tokens;
+  settings.capacity = shared ? n_prompt : sequence.n_tokens;
+  settings.decodes = !shared;
   settings.overlap |= Tiers::kOverlaps;
-  settings.replay = Tiers::kOverlaps;
+  settings.replay = Tiers::kOverlaps && !shared;
   settings.attend_places = Tiers::Device::kTogether;
   settings.prompt = n_prompt;
   const KvLayout layout(shape_of(m), settings);
-  Arena<typename Tiers::Device> device(tiers.device(), "device", sum(layout.device_bytes()));
-  Arena<typename Tiers::Host> host(tiers.host(), "host", sum(layout.host_bytes()));
   const RopeTable table(frequencies(m.head_dim), sequence.n_tokens);
   typename Tiers::template Vector<float> tables;
   const RopeView rope = rope_on_device(table, tables);
-  KvWorkspace<typename Tiers::Device> workspace(device, layout);
-  EXPECT_EQ(sum(device.used()), sum(layout.workspace_bytes()));
+  settings.decodes = true;
+  const KvLayout decoding(shape_of(m), settings);
+  Arena<typename Tiers::Device> workspace_memory(tiers.device(), "workspace", 0);
+  KvWorkspace<typename Tiers::Device> workspace(workspace_memory, decoding);
+  EXPECT_EQ(sum(workspace_memory.used()), sum(decoding.workspace_bytes()));
   CpuWorker worker(n_threads, m.n_heads, m.head_dim);
-  StoreOf<Tiers> store({tiers.device(), tiers.copy(), tiers.side(), tiers.host(), &worker}, device,
-                       host, workspace, layout, rope,
-                       1.0f / std::sqrt(static_cast<float>(m.head_dim)), true);
-  EXPECT_EQ(sum(device.used()), sum(layout.device_bytes())) << "the plan and the store disagree";
-  EXPECT_EQ(sum(host.used()), sum(layout.host_bytes()));
+  StoreWithMemory<Tiers> prompt(tiers, layout, workspace, worker, rope);
 
   Inputs<Tiers> inputs;
   typename Tiers::template Vector<bf16> out(static_cast<size_t>(n_prompt * m.n_heads * m.head_dim));
@@ -178,43 +251,35 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
     const int64_t piece = 160;  // a multiple of every chunk size used here
     for (int64_t first = 0; first < n_prompt; first += piece) {
       const int64_t n = std::min(piece, n_prompt - first);
-      store.append_prompt(layer, inputs.at(sequence, layer, first, n), first);
-      store.attend_prompt(layer, inputs.q.data(), first, n, true, out.data());
+      prompt.store.append_prompt(layer, inputs.at(sequence, layer, first, n), first);
+      prompt.store.attend_prompt(layer, inputs.q.data(), first, n, true, out.data());
       tiers.device().finish();
     }
-    store.finish_layer(layer, n_prompt);
+    prompt.store.finish_layer(layer, n_prompt);
   }
-  store.end_prefill(n_prompt);
-  EXPECT_EQ(sum(device.used()), sum(layout.held_bytes()) + sum(layout.workspace_bytes()));
+  prompt.store.end_prefill(n_prompt);
+  EXPECT_EQ(sum(prompt.device.used()), sum(layout.held_bytes()));
 
+  std::vector<std::unique_ptr<StoreWithMemory<Tiers>>> behind;
+  if (shared) {
+    settings.prompt = 0;
+    settings.behind = sequence.n_tokens - n_prompt;
+    const KvLayout sharing(shape_of(m), settings);
+    for (int64_t i = 0; i <= taken.behind_beside; ++i) {
+      behind.push_back(std::make_unique<StoreWithMemory<Tiers>>(tiers, sharing, workspace, worker, rope,
+                                                                &prompt.store));
+    }
+  }
+  StoreOf<Tiers>& store = shared ? behind.front()->store : prompt.store;
   Outcome result;
   store.set_audit(settings.audit);
-  const int64_t width = int64_t{m.n_heads} * m.head_dim;
-  std::vector<Inputs<Tiers>> rows(static_cast<size_t>(taken.share));
+  const Sequence others = backwards(sequence, n_prompt);
+  std::vector<float> unused;
   for (int64_t t = n_prompt; t < sequence.n_tokens; t += taken.share) {
-    const int64_t n = std::min(taken.share, sequence.n_tokens - t);
-    for (int64_t layer = 0; layer < m.n_layers; ++layer) {
-      const auto row = [&](int64_t i) {
-        return rows[static_cast<size_t>(i)].at(sequence, layer, t + i, 1);
-      };
-      const Projections first = row(0);
-      store.append(layer, first);
-      store.attend(layer, first.q, out.data());
-      std::vector<typename StoreOf<Tiers>::Follower> followers;
-      for (int64_t i = 1; i < n; ++i) {
-        EXPECT_TRUE(store.may_follow(layer, i));
-        const Projections next = row(i);
-        store.append(layer, next, i, /*follows=*/true);
-        followers.push_back({i, next.q, out.data() + i * width});
-        if (!taken.at_once) store.attend_followers(layer, {&followers.back(), 1});
-      }
-      if (taken.at_once) store.attend_followers(layer, followers);
-      tiers.device().finish();
-      for (int64_t i = 0; i < n * width; ++i) {
-        result.outputs.push_back(static_cast<float>(out[static_cast<size_t>(i)]));
-      }
+    decode(store, tiers, sequence, t, taken, result.outputs);
+    for (size_t i = 1; i < behind.size(); ++i) {
+      decode(behind[i]->store, tiers, others, t, taken, unused);
     }
-    store.advance(n);
   }
   result.counters = store.selection();
   result.mass = store.audit();

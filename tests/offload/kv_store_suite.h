@@ -162,6 +162,79 @@ TYPED_TEST_P(KvStoreSuite, EveryCompositionSelectingEverythingEqualsDense) {
   }
 }
 
+// What is behind a prefix that others share is attended as if the prefix were its own, whatever they do.
+TYPED_TEST_P(KvStoreSuite, BehindASharedPrefix) {
+  const int64_t n_prompt = TypeParam::kEmulated ? 130 : 230;
+  const Sequence sequence(Model{}, n_prompt + (TypeParam::kEmulated ? 6 : 120), seed() + 21);
+  const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+  const Taken alone{.behind_beside = 0}, beside{.behind_beside = 1};
+  EXPECT_LT(relative_error(run<TypeParam>(sequence, dense(), n_prompt, 2, beside).outputs,
+                           reference.outputs),
+            kSameUpToRounding<TypeParam>);
+  const std::vector<Composition> all = compositions();
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (is_left_out<TypeParam>(i)) continue;
+    KvSettings settings = tiered();
+    all[i].apply(settings);
+    EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt, 2, beside).outputs,
+                             reference.outputs),
+              kSameUpToRounding<TypeParam>)
+        << all[i].name;
+    settings.budget = 32;
+    const Outcome one = run<TypeParam>(sequence, settings, n_prompt, 2, alone);
+    EXPECT_EQ(one.outputs, run<TypeParam>(sequence, settings, n_prompt, 2, beside).outputs)
+        << all[i].name;
+    EXPECT_EQ(one.counters.steps, 2 * (sequence.n_tokens - n_prompt));
+  }
+  for (const KeyForm keys : {KeyForm::kLowRank, KeyForm::kCoded}) {
+    KvSettings coded = tiered();
+    coded.keys = keys;
+    coded.key_codec = RowCodec::kInt8;
+    coded.value_codec = RowCodec::kInt8;
+    EXPECT_LT(relative_error(run<TypeParam>(sequence, coded, n_prompt, 2, beside).outputs,
+                             reference.outputs),
+              keys == KeyForm::kLowRank ? 0.25 : kSameUpToRounding<TypeParam> + 0.1);
+  }
+}
+
+// Windows that begin before the prefix ends, and biases of its tokens and of those behind it.
+TYPED_TEST_P(KvStoreSuite, BehindASharedPrefixWithWindowsAndBiases) {
+  const int64_t n_prompt = 130, n_new = TypeParam::kEmulated ? 12 : 120;
+  const Taken beside{.behind_beside = 1};
+  for (const bool eviction_head : {false, true}) {
+    Model model;
+    model.window = {24, 0};
+    model.eviction_head = eviction_head;
+    const Sequence sequence(model, n_prompt + n_new, seed() + 22);
+    const Outcome reference = run<TypeParam>(sequence, dense(), n_prompt);
+    for (const KvSettings& settings : {dense(), tiered()}) {
+      EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt, 2, beside).outputs,
+                               reference.outputs),
+                kSameUpToRounding<TypeParam>)
+          << eviction_head;
+    }
+  }
+}
+
+// Lists that are shared by tokens, and attended by the host.
+TYPED_TEST_P(KvStoreSuite, FollowersAndTheHostBehindASharedPrefix) {
+  const int64_t n_prompt = 168, share = 3;
+  const Sequence sequence(Model{}, n_prompt + 2 * share, seed() + 23);
+  for (const HostUse use : {HostUse::kNever, HostUse::kAlways}) {
+    KvSettings settings = tiered();
+    settings.budget = 64;
+    settings.slots = 2;
+    settings.host_use = use;
+    // The window is never full here: both attend the same.
+    const Outcome own = run<TypeParam>(sequence, settings, n_prompt, 2, {.share = share});
+    const Outcome shared =
+        run<TypeParam>(sequence, settings, n_prompt, 2, {.share = share, .behind_beside = 1});
+    EXPECT_LT(relative_error(shared.outputs, own.outputs), kSameUpToRounding<TypeParam>);
+    EXPECT_EQ(shared.counters.steps, own.counters.steps);
+    EXPECT_EQ(shared.counters.selected_chunks, own.counters.selected_chunks);
+  }
+}
+
 // Weights that go to the host are rounded to bf16: 2^-8 of each, and of sum(p |v|) in all.
 template <typename Tiers>
 constexpr double kSameOnTheHost = kSameUpToRounding<Tiers> + 5.0 / 256;
@@ -400,6 +473,8 @@ REGISTER_TYPED_TEST_SUITE_P(KvStoreSuite, EveryCompositionSelectingEverythingEqu
                             LowRankOfFullRankEqualsDenseToCodecPrecision, PlantedRankIsRebuilt,
                             SlidingWindowLayersKeepTheirWindow, TheBudgetBoundsWhatIsFetched,
                             AuditOfEverythingIsOne, TheHostAttendsWhatItWouldSend,
-                            TheFasterWayIsTried, FollowersAtOnceAsOneByOne, SinksMayOutlastThePrompt);
+                            TheFasterWayIsTried, FollowersAtOnceAsOneByOne, SinksMayOutlastThePrompt,
+                            BehindASharedPrefix, BehindASharedPrefixWithWindowsAndBiases,
+                            FollowersAndTheHostBehindASharedPrefix);
 
 }  // namespace tiercel::test

@@ -37,6 +37,7 @@ std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
   json["text"] = answer.text;
   json["finish_reason"] = answer.finish_reason;
   json["prompt_tokens"] = r.prompt_tokens;
+  json["shared_prompt_tokens"] = r.prefix_tokens;
   json["generated_tokens"] = r.tokens.size();
   json["output_tokens"] = r.tokens;
   json["seed"] = request.sampling.temperature > 0 ? Json(request.sampling.seed) : Json(nullptr);

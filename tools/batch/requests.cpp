@@ -12,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/json.h"
 #include "engine/option_rows.h"
+#include "tools/batch/prefixes.h"
 #include "tools/flags.h"
 
 namespace tiercel {
@@ -130,10 +131,6 @@ std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
   return ids;
 }
 
-}  // namespace
-
-namespace {
-
 uint64_t hash_of(const BatchRequest& request, bool has_seed) {
   const SamplingOptions& s = request.sampling;
   std::string text = fmt::format("{} {} {} {} {} {} {} {} {} {}", request.id, request.n_new,
@@ -156,18 +153,33 @@ BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenize
       no_chat_(std::move(no_chat)),
       defaults_(std::move(defaults)) {}
 
+std::vector<int32_t> BatchRequestReader::encode_text(const std::string& prompt) const {
+  const EncodeOptions options{.add_special = defaults_.bos, .parse_special = defaults_.special};
+  return tokenizer_.encode(defaults_.prefix.empty() ? prompt : defaults_.prefix + prompt, options);
+}
+
+std::vector<int32_t> BatchRequestReader::encode_chat(std::vector<ChatMessage> messages) const {
+  if (!defaults_.prefix.empty()) {
+    const auto user = std::ranges::find(messages, ChatRole::kUser, &ChatMessage::role);
+    if (user == messages.end()) {
+      fail(ErrorKind::kUsage, "--prefix: expected a user's message to put it in front of, found none");
+    }
+    user->content.insert(0, defaults_.prefix);
+  }
+  return chat_->encode(tokenizer_, messages,
+                       {.add_generation_prompt = true, .date = defaults_.date});
+}
+
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,
                                            const std::string& place) const {
   const nlohmann::json json = parse_json(line, place, kLineLimits);
   const JsonNode root(json, place);
   root.expect_object();
-  BatchRequest request{.line = number,
-                       .id = {},
-                       .prompt = {},
-                       .n_new = defaults_.n_new,
-                       .ignore_eos = defaults_.ignore_eos,
-                       .stops = defaults_.stops,
-                       .sampling = {}};
+  BatchRequest request;
+  request.line = number;
+  request.n_new = defaults_.n_new;
+  request.ignore_eos = defaults_.ignore_eos;
+  request.stops = defaults_.stops;
   SamplingRequest sampling = defaults_.sampling;
   if (sampling.seed >= 0) {
     const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(number - 1);
@@ -201,19 +213,16 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
          prompt ? "both" : "neither");
   }
   if (prompt && prompt->raw().is_array()) {
+    if (!defaults_.prefix.empty()) prompt->unexpected("text", "as --prefix is text");
     request.prompt = ids_of(*prompt, config_.vocab_size);
   } else if (prompt && !defaults_.chat) {
-    request.prompt = tokenizer_.encode(
-        prompt->text(), {.add_special = defaults_.bos, .parse_special = defaults_.special});
+    request.prompt = encode_text(prompt->text());
   } else {
     if (chat_ == nullptr) {
       fail(ErrorKind::kUsage, "{}: {}: {}", place, prompt ? "prompt" : "messages", no_chat_);
     }
-    request.prompt =
-        chat_->encode(tokenizer_,
-                      prompt ? std::vector<ChatMessage>{{ChatRole::kUser, prompt->text()}}
-                             : messages_of(*messages),
-                      {.add_generation_prompt = true, .date = defaults_.date});
+    request.prompt = encode_chat(prompt ? std::vector<ChatMessage>{{ChatRole::kUser, prompt->text()}}
+                                        : messages_of(*messages));
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
   request.sampling = resolve_sampling(sampling, config_.sampling);
@@ -221,9 +230,10 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   return request;
 }
 
-std::vector<BatchRequest> BatchRequestReader::read(std::string_view text,
-                                                   const std::string& name) const {
+std::vector<BatchRequest> BatchRequestReader::read(std::string_view text, const std::string& name,
+                                                   int64_t* n_saved) const {
   std::vector<BatchRequest> requests;
+  PrefixFinder prefixes(requests, defaults_.share_prefixes);
   int64_t number = 0;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
@@ -234,6 +244,7 @@ std::vector<BatchRequest> BatchRequestReader::read(std::string_view text,
     const std::string place = fmt::format("{}:{}", name, number);
     try {
       requests.push_back(read_line(line, number, place));
+      prefixes.add_last();
     } catch (const Error& error) {
       const std::string what = error.what();
       if (what.starts_with(place)) fail(ErrorKind::kUsage, "{}", what);
@@ -243,6 +254,8 @@ std::vector<BatchRequest> BatchRequestReader::read(std::string_view text,
   if (requests.empty()) {
     fail(ErrorKind::kUsage, "{}: expected a JSON object on each line, found none", name);
   }
+  prefixes.finish();
+  if (n_saved != nullptr) *n_saved = prefixes.n_saved();
   return requests;
 }
 

@@ -17,6 +17,7 @@
 #include "engine/chat_template.h"
 #include "engine/config.h"
 #include "engine/sampling_request.h"
+#include "engine/scheduler.h"
 #include "engine/tokenizer.h"
 
 namespace tiercel {
@@ -24,12 +25,17 @@ namespace tiercel {
 struct BatchRequest {
   int64_t line = 0;  // of the file, from 1
   std::string id;    // as JSON; empty: none
-  std::vector<int32_t> prompt;
+  SharedPrefix prefix;  // of the prompt, where requests share one; or null
+  std::vector<int32_t> prompt;  // what is behind it
   int64_t n_new = 0;  // tokens at most
   bool ignore_eos = false;
   std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
   uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
+  std::string refused;  // why it is not answered; empty: it is
+
+  int64_t n_prefix() const { return prefix ? std::ssize(*prefix) : 0; }
+  int64_t n_prompt() const { return n_prefix() + std::ssize(prompt); }
 };
 
 // What holds for every line that says nothing else.
@@ -40,6 +46,8 @@ struct BatchRequestDefaults {
   SamplingRequest sampling;          // line n draws with seed + n - 1
   bool bos = true, special = false;  // of prompts that are text
   bool chat = false;                 // a prompt that is text is a user's message
+  std::string prefix;                // text in front of every prompt, or of the first user's message
+  bool share_prefixes = false;       // BatchRequest::prefix is set where requests begin alike
   ChatDate date;                     // for templates that ask for one
 };
 
@@ -50,11 +58,14 @@ class BatchRequestReader {
                      const ChatTemplate* chat, std::string no_chat, BatchRequestDefaults defaults);
 
   // All lines of `text` but the empty ones. Throws Error(kUsage) "NAME:LINE: PLACE: expected ..";
-  // also for a text without any.
-  std::vector<BatchRequest> read(std::string_view text, const std::string& name) const;
+  // also for a text without any. n_saved: tokens that prefixes save, or would save if shared.
+  std::vector<BatchRequest> read(std::string_view text, const std::string& name,
+                                 int64_t* n_saved = nullptr) const;
 
  private:
   BatchRequest read_line(std::string_view line, int64_t number, const std::string& place) const;
+  std::vector<int32_t> encode_text(const std::string& prompt) const;
+  std::vector<int32_t> encode_chat(std::vector<ChatMessage> messages) const;
 
   const ModelConfig& config_;
   const Tokenizer& tokenizer_;

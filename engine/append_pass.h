@@ -1,0 +1,81 @@
+// Tokens behind what a store holds, on their way through the layers: several at a time, so that a weight
+// is read once for all of them, each attending as in a step of its own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "engine/options.h"
+#include "engine/transformer.h"
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+// Tokens that are appended together: what a weight is read for.
+inline constexpr int64_t kAppendRows = 64;
+// Of a long append, where the prompt was prefilled with selection: tokens that attend what the first
+// of them selected, and how many at the end, the question perhaps, select each for itself.
+inline constexpr int64_t kAppendShare = 16;
+inline constexpr int64_t kAppendTail = 64;
+
+// A run of consecutive tokens that passes through all layers in one piece. The first of every `share`
+// tokens selects for all of them.
+struct AppendRun {
+  int64_t first = 0, n_tokens = 0;
+  int64_t share = 1;
+};
+
+// Cuts n_tokens into runs. The cut depends on the options of the session, or sequence, only.
+std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens);
+
+template <Backend Device, HostTier Host>
+class AppendPass {
+ public:
+  AppendPass(Device& device, Transformer<Device>& transformer, KvStore<Device, Host>& store)
+      : device_(device), transformer_(transformer), store_(store) {}
+
+  // x: embeddings of the next n tokens, at most kAppendRows, [n][hidden], updated in place. As a step
+  // with each of them, bit by bit where share is 1 and steps are not replayed.
+  void run(bf16* x, int64_t n, int64_t share) {
+    CHECK(n <= kAppendRows, "{} tokens", n);
+    for (int64_t layer = 0; layer < transformer_.config().n_layers; ++layer) {
+      transformer_.step_inputs(layer, x, n);
+      attend(layer, n, share);
+      transformer_.end_layer(layer, x, n, /*alone=*/true);
+    }
+    store_.advance(n);
+  }
+
+ private:
+  // Appends and attends rows of step_inputs, those that follow when the one that they follow has
+  // attended.
+  void attend(int64_t layer, int64_t n, int64_t share) {
+    const auto attended_of = [&](int64_t i) {
+      return transformer_.attended() + i * transformer_.config().q_width();
+    };
+    for (int64_t i = 0; i < n;) {
+      const Projections inputs = transformer_.step_row(layer, i);
+      store_.append(layer, inputs, i);
+      store_.attend(layer, inputs.q, attended_of(i));
+      ++i;
+      const int64_t end = std::min(n, (i + share - 1) / share * share);
+      followers_.clear();
+      for (; i < end && store_.may_follow(layer, i); ++i) {
+        followers_.push_back({i, transformer_.step_row(layer, i).q, attended_of(i)});
+      }
+      together(device_, std::ssize(followers_), [&](int64_t j) {
+        const int64_t row = followers_[static_cast<size_t>(j)].ahead;
+        store_.append(layer, transformer_.step_row(layer, row), row, /*follows=*/true);
+      });
+      store_.attend_followers(layer, followers_);
+    }
+  }
+
+  Device& device_;
+  Transformer<Device>& transformer_;
+  KvStore<Device, Host>& store_;
+  std::vector<typename KvStore<Device, Host>::Follower> followers_;
+};
+
+}  // namespace tiercel
