@@ -53,6 +53,7 @@ namespace detail {
 struct EngineState;
 struct SessionState;
 class BatchWorker;
+class HeldPrefix;
 class SharedRequest;
 }  // namespace detail
 
@@ -293,6 +294,7 @@ struct RequestStats {
   // As in Stats, once it has ended.
   int64_t selections = 0, selected_chunks = 0, hit_chunks = 0, fetched_bytes = 0;
   int64_t decisions = 0, reused = 0;
+  int64_t prefix_tokens = 0;  // of the prompt's, in a Prefix
 };
 
 // Since the batch was opened.
@@ -334,6 +336,27 @@ class TIERCEL_API Request {
   std::shared_ptr<detail::SharedRequest> shared_;
 };
 
+// What many prompts of one batch begin with: a document and questions about it, say. It is prefilled
+// once, when the first request behind it comes, and read by all of them; copies are the same one. It
+// stays as long as an object or a request has it; while no request does, until its room is wanted, and
+// is prefilled again then. Tokens behind it attend what they select of it, as generated ones do, and are
+// kept exactly on the device: with "attention" dense an answer is what it is to the whole prompt, else
+// nearly so. Threads: every call is safe from any thread at any time.
+class TIERCEL_API Prefix {
+ public:
+  Prefix(const Prefix&);
+  Prefix& operator=(const Prefix&);
+  Prefix(Prefix&&) noexcept;
+  Prefix& operator=(Prefix&&) noexcept;
+  ~Prefix();
+  int64_t n_tokens() const;
+
+ private:
+  friend class Batch;
+  explicit Prefix(std::shared_ptr<detail::HeldPrefix> held);
+  std::shared_ptr<detail::HeldPrefix> held_;
+};
+
 // Requests decoded together, many for little more than the time of one: they come when they like,
 // are prefilled one at a time, and share every decode step. What a request answers depends on its
 // prompt, options and seed, not on what runs beside it.
@@ -361,6 +384,17 @@ class TIERCEL_API Batch {
   // The same of Engine::tokenize(text, options).
   Request submit(std::string_view text, int64_t n = -1, const Options& options = {},
                  PieceCallback callback = {});
+
+  // Computes nothing yet. Throws as submit; kUsage also where nothing more fits behind it.
+  Prefix share(std::span<const int32_t> tokens);
+  Prefix share(std::string_view text, const Options& options = {});
+  // As submit of a prompt that begins with the prefix; what is behind it must not be empty. A text goes
+  // on where the prefix ends: no begin-of-text token, no space of its own. Throws kUsage for the prefix
+  // of another batch.
+  Request submit(const Prefix& prefix, std::span<const int32_t> tokens, int64_t n = -1,
+                 const Options& options = {}, PieceCallback callback = {});
+  Request submit(const Prefix& prefix, std::string_view text, int64_t n = -1,
+                 const Options& options = {}, PieceCallback callback = {});
 
   BatchStats stats() const;
   // Of "parallel" sequences of the largest size; where that is more than there is, fewer run at a

@@ -65,6 +65,7 @@ typedef struct tiercel_options tiercel_options;
 typedef struct tiercel_engine tiercel_engine;
 typedef struct tiercel_session tiercel_session;
 typedef struct tiercel_batch tiercel_batch;
+typedef struct tiercel_prefix tiercel_prefix;
 typedef struct tiercel_request tiercel_request;
 
 TIERCEL_C_API tiercel_status
@@ -288,6 +289,28 @@ TIERCEL_C_API tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch,
                                                          tiercel_piece_callback callback,
                                                          void* user, tiercel_request** request,
                                                          tiercel_error** error);
+/* What many prompts of this batch begin with, a document, say: prefilled once, when the first request
+ * behind it comes, and kept while the handle or a request has it (while no request does, until its
+ * room is wanted). options: "no-bos" and "special". To be freed, before or after the batch. */
+TIERCEL_C_API tiercel_status tiercel_batch_share(tiercel_batch* batch, const char* text,
+                                                 size_t length, const tiercel_options* options,
+                                                 tiercel_prefix** prefix, tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_batch_share_tokens(tiercel_batch* batch,
+                                                        const int32_t* tokens, size_t n_tokens,
+                                                        tiercel_prefix** prefix,
+                                                        tiercel_error** error);
+/* Requests whose prompts begin with it; text goes on where it ends. Tokens behind it attend what they
+ * select of it, as generated ones do. */
+TIERCEL_C_API tiercel_status tiercel_batch_submit_behind(
+    tiercel_batch* batch, const tiercel_prefix* prefix, const char* text, size_t length, int64_t n,
+    const tiercel_options* options, tiercel_piece_callback callback, void* user,
+    tiercel_request** request, tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_batch_submit_tokens_behind(
+    tiercel_batch* batch, const tiercel_prefix* prefix, const int32_t* tokens, size_t n_tokens,
+    int64_t n, const tiercel_options* options, tiercel_piece_callback callback, void* user,
+    tiercel_request** request, tiercel_error** error);
+TIERCEL_C_API size_t tiercel_prefix_n_tokens(const tiercel_prefix* prefix); /* 0 of NULL */
+TIERCEL_C_API void tiercel_prefix_free(tiercel_prefix* prefix);
 /* A statistic such as "decoding", or of the memory plan. Names: index 0 .. until NULL. */
 TIERCEL_C_API tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name,
                                                   double* value, tiercel_error** error);

@@ -26,18 +26,42 @@ void BatchWorker::start() {
   }
 }
 
-std::vector<int32_t> BatchWorker::tokenize(std::string_view text,
+HeldPrefix::~HeldPrefix() {
+  tokens_.reset();
+  if (const std::shared_ptr<BatchWorker> batch = batch_.lock()) batch->wake();
+}
+
+std::vector<int32_t> BatchWorker::tokenize(const HeldPrefix* prefix, std::string_view text,
                                            const v0::Options& options) const {
   require_request_options(options);
   return translated([&] {
     const Settings s = resolve({&options, &options_, &engine_->options});
-    return engine_->tokenizer.encode(text, {.add_special = !s.no_bos, .parse_special = s.special});
+    EncodeOptions encode{.add_special = !s.no_bos, .parse_special = s.special};
+    if (prefix != nullptr) {
+      encode.add_special = false;
+      encode.follows = engine_->tokenizer.behind(*prefix->tokens());
+    }
+    return engine_->tokenizer.encode(text, encode);
   });
+}
+
+std::shared_ptr<HeldPrefix> BatchWorker::share(std::vector<int32_t> tokens) {
+  check_tokens(*engine_, tokens);
+  if (tokens.empty()) refuse(v0::ErrorKind::kUsage, "the prefix is empty");
+  room_behind(std::ssize(tokens) + 1);
+  const std::lock_guard lock(mutex_);
+  if (closing_) refuse(v0::ErrorKind::kState, "this batch is closed");
+  return std::make_shared<HeldPrefix>(std::move(tokens), weak_from_this());
+}
+
+void BatchWorker::wake() {
+  const std::lock_guard lock(mutex_);
+  has_work_ = true;
+  changed_.notify_all();
 }
 
 // Tokens that can follow such a prompt.
 int64_t BatchWorker::room_behind(int64_t n_prompt) const {
-  if (n_prompt < 1) refuse(v0::ErrorKind::kUsage, "the prompt is empty");
   if (n_prompt > max_prompt_) {
     refuse(v0::ErrorKind::kUsage,
            "the prompt has {} tokens, the batch was planned for {}; raise option max-prompt",
@@ -52,7 +76,8 @@ int64_t BatchWorker::room_behind(int64_t n_prompt) const {
   return context_ - n_prompt;
 }
 
-std::shared_ptr<SharedRequest> BatchWorker::submit(std::vector<int32_t> prompt, int64_t n,
+std::shared_ptr<SharedRequest> BatchWorker::submit(const HeldPrefix* prefix,
+                                                   std::vector<int32_t> prompt, int64_t n,
                                                    const v0::Options& options,
                                                    v0::PieceCallback callback) {
   require_request_options(options);
@@ -60,13 +85,20 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(std::vector<int32_t> prompt, 
     refuse(v0::ErrorKind::kUsage, "submit: expected 1 or more tokens, or -1, found {}", n);
   }
   check_tokens(*engine_, prompt);
-  const auto n_prompt = static_cast<int64_t>(prompt.size());
+  if (prompt.empty()) refuse(v0::ErrorKind::kUsage, "the prompt is empty");
+  if (prefix != nullptr && !prefix->is_of(*this)) {
+    refuse(v0::ErrorKind::kUsage, "submit: the prefix is of another batch; share it with this one");
+  }
+  const int64_t n_prefix = prefix != nullptr ? std::ssize(*prefix->tokens()) : 0;
+  const int64_t n_prompt = n_prefix + std::ssize(prompt);
   const int64_t room = room_behind(n_prompt);
   return translated([&] {
     const Settings s = resolve({&options, &options_, &engine_->options});
     if (n == -1) n = s.n_predict == -1 ? room + 1 : s.n_predict;
     if (n == 0) refuse(v0::ErrorKind::kUsage, "submit: option n-predict says 0");
-    tiercel::Request request{.prompt = std::move(prompt), .n_new = std::min(n, room)};
+    tiercel::Request request{.prefix = prefix != nullptr ? prefix->tokens() : nullptr,
+                             .prompt = std::move(prompt),
+                             .n_new = std::min(n, room)};
     const ModelConfig& config = engine_->model->config();
     request.sampling = resolve_sampling(s.sampling, config.sampling);
     if (!s.ignore_eos) {
@@ -76,6 +108,7 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(std::vector<int32_t> prompt, 
     }
     const auto shared = std::make_shared<SharedRequest>(
         shared_from_this(), SharedRequest::Wish{.n_prompt = n_prompt,
+                                                .n_prefix = n_prefix,
                                                 .fills_context = n > room,
                                                 .ignores_ends = s.ignore_eos,
                                                 .seed = request.sampling.seed,
@@ -256,6 +289,11 @@ BatchWorker& opened(const std::shared_ptr<BatchWorker>& worker) {
   return *worker;
 }
 
+const HeldPrefix& opened(const std::shared_ptr<HeldPrefix>& held) {
+  if (held == nullptr) refuse(v0::ErrorKind::kState, "this prefix was moved away");
+  return *held;
+}
+
 }  // namespace
 }  // namespace detail
 
@@ -283,14 +321,49 @@ Batch::~Batch() {
 Request Batch::submit(std::span<const int32_t> tokens, int64_t n, const Options& options,
                       PieceCallback callback) {
   detail::BatchWorker& worker = detail::opened(worker_);
-  return Request(worker.submit({tokens.begin(), tokens.end()}, n, options, std::move(callback)));
+  return Request(
+      worker.submit(nullptr, {tokens.begin(), tokens.end()}, n, options, std::move(callback)));
 }
 
 Request Batch::submit(std::string_view text, int64_t n, const Options& options,
                       PieceCallback callback) {
   detail::BatchWorker& worker = detail::opened(worker_);
-  return Request(worker.submit(worker.tokenize(text, options), n, options, std::move(callback)));
+  return Request(worker.submit(nullptr, worker.tokenize(nullptr, text, options), n, options,
+                               std::move(callback)));
 }
+
+Prefix Batch::share(std::span<const int32_t> tokens) {
+  return Prefix(detail::opened(worker_).share({tokens.begin(), tokens.end()}));
+}
+
+Prefix Batch::share(std::string_view text, const Options& options) {
+  detail::BatchWorker& worker = detail::opened(worker_);
+  return Prefix(worker.share(worker.tokenize(nullptr, text, options)));
+}
+
+Request Batch::submit(const Prefix& prefix, std::span<const int32_t> tokens, int64_t n,
+                      const Options& options, PieceCallback callback) {
+  detail::BatchWorker& worker = detail::opened(worker_);
+  const detail::HeldPrefix& held = detail::opened(prefix.held_);
+  return Request(
+      worker.submit(&held, {tokens.begin(), tokens.end()}, n, options, std::move(callback)));
+}
+
+Request Batch::submit(const Prefix& prefix, std::string_view text, int64_t n,
+                      const Options& options, PieceCallback callback) {
+  detail::BatchWorker& worker = detail::opened(worker_);
+  const detail::HeldPrefix& held = detail::opened(prefix.held_);
+  return Request(worker.submit(&held, worker.tokenize(&held, text, options), n, options,
+                               std::move(callback)));
+}
+
+Prefix::Prefix(std::shared_ptr<detail::HeldPrefix> held) : held_(std::move(held)) {}
+Prefix::Prefix(const Prefix&) = default;
+Prefix& Prefix::operator=(const Prefix&) = default;
+Prefix::Prefix(Prefix&&) noexcept = default;
+Prefix& Prefix::operator=(Prefix&&) noexcept = default;
+Prefix::~Prefix() = default;
+int64_t Prefix::n_tokens() const { return std::ssize(*detail::opened(held_).tokens()); }
 
 BatchStats Batch::stats() const { return detail::opened(worker_).stats(); }
 MemoryPlan Batch::memory() const { return detail::opened(worker_).memory(); }

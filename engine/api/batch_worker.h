@@ -26,7 +26,7 @@ class BatchWorker;
 class SharedRequest {
  public:
   struct Wish {
-    int64_t n_prompt = 0;
+    int64_t n_prompt = 0, n_prefix = 0;  // the latter among the former
     bool fills_context = false;  // the context ends before what was asked for
     bool ignores_ends = false;
     uint64_t seed = 0;
@@ -74,6 +74,25 @@ class SharedRequest {
   std::string error_;  // of a failed one that did not raise
 };
 
+// What a Prefix and its copies hold.
+class HeldPrefix {
+ public:
+  HeldPrefix(std::vector<int32_t> tokens, std::weak_ptr<BatchWorker> batch)
+      : tokens_(std::make_shared<const std::vector<int32_t>>(std::move(tokens))),
+        batch_(std::move(batch)) {}
+  // The batch, which may be asleep, gives its memory back.
+  ~HeldPrefix();
+  HeldPrefix(const HeldPrefix&) = delete;
+  HeldPrefix& operator=(const HeldPrefix&) = delete;
+
+  const SharedPrefix& tokens() const { return tokens_; }
+  bool is_of(const BatchWorker& batch) const { return batch_.lock().get() == &batch; }
+
+ private:
+  SharedPrefix tokens_;
+  std::weak_ptr<BatchWorker> batch_;
+};
+
 class BatchWorker : public std::enable_shared_from_this<BatchWorker> {
  public:
   // Both in the engine's turn. start() throws v0::Error(kRuntime) where no thread can be had.
@@ -81,9 +100,15 @@ class BatchWorker : public std::enable_shared_from_this<BatchWorker> {
               std::unique_ptr<tiercel::Batch> batch, double max_gap);
   void start();
 
-  std::shared_ptr<SharedRequest> submit(std::vector<int32_t> prompt, int64_t n,
-                                        const v0::Options& options, v0::PieceCallback callback);
-  std::vector<int32_t> tokenize(std::string_view text, const v0::Options& options) const;
+  // prefix: what the prompt is behind, or null.
+  std::shared_ptr<SharedRequest> submit(const HeldPrefix* prefix, std::vector<int32_t> prompt,
+                                        int64_t n, const v0::Options& options,
+                                        v0::PieceCallback callback);
+  std::shared_ptr<HeldPrefix> share(std::vector<int32_t> tokens);
+  std::vector<int32_t> tokenize(const HeldPrefix* prefix, std::string_view text,
+                                const v0::Options& options) const;
+  // There may be something to do.
+  void wake();
   v0::BatchStats stats() const;
   const v0::MemoryPlan& memory() const { return memory_; }
 

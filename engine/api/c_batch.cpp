@@ -14,6 +14,18 @@ tiercel_status submit(tiercel_batch* batch, auto prompt, int64_t n, const tierce
   return TIERCEL_OK;
 }
 
+tiercel_status submit_behind(tiercel_batch* batch, const tiercel_prefix* prefix, auto prompt,
+                             int64_t n, const tiercel_options* options,
+                             tiercel_piece_callback callback, void* user,
+                             tiercel_request** request) {
+  at(request, "request");
+  *request = new tiercel_request{
+      at(batch, "batch")
+          .batch.submit(at(prefix, "prefix").prefix, prompt, n, or_none(options),
+                        wrapped(callback, user))};
+  return TIERCEL_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -46,6 +58,54 @@ tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch, const int32_t* 
     return submit(batch, span_at(tokens, n_tokens, "tokens"), n, options, callback, user, request);
   });
 }
+
+tiercel_status tiercel_batch_share(tiercel_batch* batch, const char* text, size_t length,
+                                   const tiercel_options* options, tiercel_prefix** prefix,
+                                   tiercel_error** error) {
+  return guarded(error, [&] {
+    at(prefix, "prefix");
+    *prefix = new tiercel_prefix{
+        at(batch, "batch").batch.share(text_at(text, length), or_none(options))};
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_batch_share_tokens(tiercel_batch* batch, const int32_t* tokens,
+                                          size_t n_tokens, tiercel_prefix** prefix,
+                                          tiercel_error** error) {
+  return guarded(error, [&] {
+    at(prefix, "prefix");
+    *prefix =
+        new tiercel_prefix{at(batch, "batch").batch.share(span_at(tokens, n_tokens, "tokens"))};
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_batch_submit_behind(tiercel_batch* batch, const tiercel_prefix* prefix,
+                                           const char* text, size_t length, int64_t n,
+                                           const tiercel_options* options,
+                                           tiercel_piece_callback callback, void* user,
+                                           tiercel_request** request, tiercel_error** error) {
+  return guarded(error, [&] {
+    return submit_behind(batch, prefix, text_at(text, length), n, options, callback, user,
+                         request);
+  });
+}
+
+tiercel_status tiercel_batch_submit_tokens_behind(
+    tiercel_batch* batch, const tiercel_prefix* prefix, const int32_t* tokens, size_t n_tokens,
+    int64_t n, const tiercel_options* options, tiercel_piece_callback callback, void* user,
+    tiercel_request** request, tiercel_error** error) {
+  return guarded(error, [&] {
+    return submit_behind(batch, prefix, span_at(tokens, n_tokens, "tokens"), n, options, callback,
+                         user, request);
+  });
+}
+
+size_t tiercel_prefix_n_tokens(const tiercel_prefix* prefix) {
+  return prefix == nullptr ? 0 : static_cast<size_t>(prefix->prefix.n_tokens());
+}
+void tiercel_prefix_free(tiercel_prefix* prefix) { delete prefix; }
 
 tiercel_status tiercel_batch_number(const tiercel_batch* batch, const char* name, double* value,
                                     tiercel_error** error) {

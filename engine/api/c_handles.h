@@ -29,6 +29,9 @@ struct tiercel_session {
 struct tiercel_batch {
   tiercel::v0::Batch batch;
 };
+struct tiercel_prefix {
+  tiercel::v0::Prefix prefix;
+};
 struct tiercel_request {
   tiercel::v0::Request request;
 };

@@ -100,6 +100,7 @@ const Number<RequestStats> kOfRequest[] = {
     {"fetched-bytes", value_of<&RequestStats::fetched_bytes>},
     {"decisions", value_of<&RequestStats::decisions>},
     {"reused", value_of<&RequestStats::reused>},
+    {"prefix-tokens", value_of<&RequestStats::prefix_tokens>},
 };
 
 template <typename T, size_t n>

@@ -38,6 +38,7 @@ v0::RequestStats SharedRequest::to_public(const RequestReport& report) const {
   v0::RequestStats s;
   s.state = static_cast<v0::RequestState>(report.state);
   s.prompt_tokens = wish_.n_prompt;
+  s.prefix_tokens = wish_.n_prefix;
   s.generated_tokens = static_cast<int64_t>(report.tokens.size());
   s.queued_seconds = report.queued_seconds;
   s.first_token_seconds = report.first_token_seconds;

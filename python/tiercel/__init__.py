@@ -10,6 +10,8 @@
     with engine.batch(max_prompt=4000, parallel=8) as batch:  # many prompts, decoded together
         requests = [batch.submit(prompt, 100) for prompt in prompts]
         answers = [request.wait().text for request in requests]
+        book = batch.share(document)                          # prefilled once for all questions
+        requests = [batch.submit(question, 100, prefix=book) for question in questions]
 
 Options are the flags of the command, with underscores: ``tiercel run --help`` and
 ``tiercel.options()`` list them. The module speaks to libtiercel.so through ctypes and looks for it
@@ -39,7 +41,7 @@ from ._abi import (
     options,
     version,
 )
-from ._batch import Batch, Request
+from ._batch import Batch, Prefix, Request
 from ._engine import Engine, Session
 from ._types import Generation, Piece
 
@@ -52,6 +54,7 @@ __all__ = [
     "Generation",
     "OptionInfo",
     "Piece",
+    "Prefix",
     "Progress",
     "Request",
     "Session",

@@ -181,6 +181,18 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [_H, _TOKENS, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
     ),
+    "tiercel_batch_share": (c_int32, [_H, c_char_p, c_size_t, _H, POINTER(_H), _E]),
+    "tiercel_batch_share_tokens": (c_int32, [_H, _TOKENS, c_size_t, POINTER(_H), _E]),
+    "tiercel_batch_submit_behind": (
+        c_int32,
+        [_H, _H, c_char_p, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
+    ),
+    "tiercel_batch_submit_tokens_behind": (
+        c_int32,
+        [_H, _H, _TOKENS, c_size_t, c_int64, _H, PIECE_CALLBACK, c_void_p, POINTER(_H), _E],
+    ),
+    "tiercel_prefix_n_tokens": (c_size_t, [_H]),
+    "tiercel_prefix_free": (None, [_H]),
     "tiercel_batch_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
     "tiercel_batch_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_batch_number_name": (c_char_p, [c_size_t]),

@@ -1,4 +1,4 @@
-"""Batch and Request: many prompts decoded together by a thread of the library."""
+"""Batch, Prefix and Request: many prompts decoded together by a thread of the library."""
 
 from __future__ import annotations
 
@@ -110,6 +110,29 @@ class Request:
         return found
 
 
+class Prefix:
+    """What many prompts of one batch begin with: a document and questions about it, say.
+
+    It is prefilled once, when the first request behind it comes, and kept while this object or a
+    request has it; while no request does, until its room is wanted. Tokens behind it attend what
+    they select of it, as generated ones do.
+    """
+
+    def __init__(self) -> None:
+        self._handle = c_void_p()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library.tiercel_prefix_free(self._handle)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a prefix cannot be copied: there is one of it")
+
+    def __len__(self) -> int:
+        """In tokens."""
+        return int(library.tiercel_prefix_n_tokens(self._handle))
+
+
 class Batch:
     """Requests decoded together, in a thread of the library. Every call is safe from any thread.
 
@@ -152,14 +175,33 @@ class Batch:
             raise StateError("this batch is closed")
         return self._batch
 
+    def share(self, prompt: Union[str, Sequence[int]], **options: Any) -> Prefix:
+        """Text, or tokens, that prompts of this batch begin with. options: no_bos, special."""
+        prefix = Prefix()
+        with OptionHandle(options) as handle, self._lock:
+            if isinstance(prompt, str):
+                data = prompt.encode("utf-8", "surrogatepass")
+                call("tiercel_batch_share", self._handle, data, len(data), handle,
+                     byref(prefix._handle))
+            elif options:
+                raise TypeError(f"share: tokens take no options, found {', '.join(options)}")
+            else:
+                call("tiercel_batch_share_tokens", self._handle, c_tokens(prompt), len(prompt),
+                     byref(prefix._handle))
+        return prefix
+
     def submit(
         self,
         prompt: Union[str, Sequence[int]],
         n: int = -1,
         callback: Optional[PieceCallback] = None,
+        prefix: Optional[Prefix] = None,
         **options: Any,
     ) -> Request:
         """Continues a prompt, text or tokens, by up to n tokens; -1: as n_predict says.
+
+        With a prefix, what share() returned, the prompt is what comes behind it: text goes on where
+        the prefix ends.
 
         The callback comes in the batch's thread and holds up all of its requests; False stops. It
         may submit and cancel, but not wait. options: sampling, n_predict, ignore_eos, no_bos,
@@ -173,9 +215,12 @@ class Batch:
         else:
             data = c_tokens(prompt)
             function, length = "tiercel_batch_submit_tokens", len(prompt)
+        before: List[Any] = []
+        if prefix is not None:
+            function, before = function + "_behind", [prefix._handle]
         with OptionHandle(options) as handle, self._lock:
-            call(function, self._handle, data, length, c_count("n", n), handle, hear, request._name,
-                 byref(request._handle))
+            call(function, self._handle, *before, data, length, c_count("n", n), handle, hear,
+                 request._name, byref(request._handle))
             self._live.append(request)
             if len(self._live) >= self._look_at:  # now and then: each look asks for all of them
                 self._live = [one for one in self._live if not one.done]

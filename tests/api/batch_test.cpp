@@ -69,6 +69,63 @@ struct Occupied {
   std::optional<Request> first;
 };
 
+// Questions on a document that is prefilled once: the answers are those to the whole prompts.
+TEST(ApiBatch, QuestionsBehindAPrefix) {
+  const Engine engine = open_demo();
+  const std::string whole = text_of(kRequests - 1);
+  const size_t end = whole.rfind("\nWhat is");
+  const std::string document = whole.substr(0, end), question = whole.substr(end);
+  Batch batch = engine.open_batch(batch_options("dense"));
+  std::optional<Prefix> prefix = batch.share(document);
+  const std::vector<int32_t> tokens = engine.tokenize(document);
+  EXPECT_EQ(prefix->n_tokens(), std::ssize(tokens));
+  EXPECT_EQ(batch.stats().prompt_tokens, 0);
+  const Generation expected = batch.submit(whole, kNew).wait();
+  const int64_t n_before = batch.stats().prompt_tokens;
+  std::vector<Request> requests;
+  for (int i = 0; i < 3; ++i) {
+    const Prefix copy = *prefix;
+    requests.push_back(batch.submit(copy, question, kNew));
+  }
+  // The same tokens, and others, of which none is in the prefix.
+  requests.push_back(batch.submit(batch.share(tokens), question, kNew));
+  const int64_t n_whole = requests[0].stats().prompt_tokens;
+  const int64_t n_behind = n_whole - prefix->n_tokens();
+  for (const Request& request : requests) {
+    expect_same(request.wait(), expected);
+    EXPECT_EQ(request.stats().prefix_tokens, prefix->n_tokens());
+    EXPECT_EQ(request.stats().prompt_tokens, n_whole);
+  }
+  // Twice: the second one is another.
+  EXPECT_EQ(batch.stats().prompt_tokens - n_before, 2 * prefix->n_tokens() + 4 * n_behind);
+  // It is still there.
+  expect_same(batch.submit(*prefix, question, kNew).wait(), expected);
+  EXPECT_EQ(batch.stats().prompt_tokens - n_before, 2 * prefix->n_tokens() + 5 * n_behind);
+
+  EXPECT_KIND(batch.share("", {{"no-bos", "true"}}), ErrorKind::kUsage);
+  EXPECT_KIND(batch.share(std::vector<int32_t>{}), ErrorKind::kUsage);
+  EXPECT_KIND(batch.share(std::vector<int32_t>{1, 1 << 20}), ErrorKind::kUsage);
+  EXPECT_KIND(batch.share(std::vector<int32_t>(kLongest, 5)), ErrorKind::kUsage);
+  EXPECT_KIND(batch.submit(*prefix, ""), ErrorKind::kUsage);
+  EXPECT_KIND(batch.submit(*prefix, std::vector<int32_t>{-1}), ErrorKind::kUsage);
+  EXPECT_KIND(batch.submit(*prefix, std::vector<int32_t>(kLongest, 5)), ErrorKind::kUsage);
+  Batch other = engine.open_batch(batch_options("dense"));
+  EXPECT_KIND(other.submit(*prefix, question), ErrorKind::kUsage);
+  const Prefix moved = std::move(*prefix);
+  EXPECT_KIND(batch.submit(*prefix, question), ErrorKind::kState);
+  EXPECT_KIND(prefix->n_tokens(), ErrorKind::kState);
+  prefix.reset();
+  // While a request runs behind it, a prefix may be given up, and outlive its batch.
+  std::optional<Prefix> brief = batch.share(document);
+  const Request running = batch.submit(*brief, question, kNew);
+  brief.reset();
+  expect_same(running.wait(), expected);
+  batch.close();
+  EXPECT_EQ(moved.n_tokens(), std::ssize(tokens));
+  EXPECT_KIND(batch.share(document), ErrorKind::kState);
+  EXPECT_KIND(batch.submit(moved, question), ErrorKind::kState);
+}
+
 TEST(ApiBatch, EveryRequestGetsWhatASessionSays) {
   const Engine engine = open_demo();
   for (const char* attention : {"dense", "shadow"}) {

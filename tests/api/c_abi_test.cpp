@@ -167,6 +167,51 @@ TEST_F(CAbi, NumbersAllAtOnce) {
   tiercel_batch_close(batch);
 }
 
+TEST_F(CAbi, PrefixesOfABatch) {
+  const std::string document = "The magic number for silver-harbor is 48213.\n", more = "The magic";
+  tiercel_options_set(adjusted_, "max-prompt", "1K", nullptr);
+  tiercel_batch* batch = nullptr;
+  ASSERT_EQ(tiercel_batch_open(engine_, adjusted_, &batch, nullptr), TIERCEL_OK);
+  tiercel_prefix *of_text = nullptr, *of_tokens = nullptr;
+  ASSERT_EQ(tiercel_batch_share(batch, document.data(), document.size(), nullptr, &of_text, nullptr),
+            TIERCEL_OK);
+  const std::vector<int32_t> tokens = cpp_.tokenize(document);
+  ASSERT_EQ(tiercel_batch_share_tokens(batch, tokens.data(), tokens.size(), &of_tokens, nullptr),
+            TIERCEL_OK);
+  EXPECT_EQ(tiercel_prefix_n_tokens(of_text), tokens.size());
+  EXPECT_EQ(tiercel_prefix_n_tokens(of_tokens), tokens.size());
+  EXPECT_EQ(tiercel_prefix_n_tokens(nullptr), 0u);
+  const std::vector<int32_t> behind = cpp_.tokenize(more, {{"no-bos", "true"}});
+  tiercel_request *first = nullptr, *second = nullptr;
+  ASSERT_EQ(tiercel_batch_submit_behind(batch, of_text, more.data(), more.size(), 5, nullptr, nullptr,
+                                        nullptr, &first, nullptr),
+            TIERCEL_OK);
+  ASSERT_EQ(tiercel_batch_submit_tokens_behind(batch, of_tokens, behind.data(), behind.size(), 5,
+                                               nullptr, nullptr, nullptr, &second, nullptr),
+            TIERCEL_OK);
+  tiercel_prefix_free(of_tokens);  // its request has it
+  tiercel_prefix_free(nullptr);
+  int32_t *found = nullptr, *same = nullptr;
+  size_t n_found = 0, n_same = 0;
+  ASSERT_EQ(tiercel_request_tokens(first, &found, &n_found, nullptr), TIERCEL_OK);
+  ASSERT_EQ(tiercel_request_tokens(second, &same, &n_same, nullptr), TIERCEL_OK);
+  EXPECT_EQ(std::vector<int32_t>(found, found + n_found), std::vector<int32_t>(same, same + n_same));
+  tiercel_free(found);
+  tiercel_free(same);
+  double n_prefix = 0;
+  ASSERT_EQ(tiercel_request_number(first, "prefix-tokens", &n_prefix, nullptr), TIERCEL_OK);
+  EXPECT_EQ(n_prefix, static_cast<double>(tokens.size()));
+  tiercel_request_free(first);
+  tiercel_request_free(second);
+  EXPECT_REFUSED(tiercel_batch_share_tokens(batch, nullptr, 0, &of_tokens, &error), TIERCEL_USAGE,
+                 "the prefix is empty");
+  EXPECT_REFUSED(tiercel_batch_submit_behind(batch, nullptr, "x", 1, 5, nullptr, nullptr, nullptr,
+                                             &first, &error),
+                 TIERCEL_USAGE, "prefix");
+  tiercel_batch_close(batch);
+  tiercel_prefix_free(of_text);
+}
+
 TEST_F(CAbi, EndTokens) {
   int32_t* tokens = nullptr;
   size_t n = 0;

@@ -389,6 +389,26 @@ class Batches(unittest.TestCase):
             long = batch.submit(PROMPT, temp=0.7, seed=3, ignore_eos=True).wait()
             self.assertEqual(len(long.tokens), 16)
 
+    def test_questions_behind_a_prefix(self):
+        end = PROMPT.rindex("What")
+        with self.engine.batch(attention="dense", **self.OPTIONS) as batch:
+            expected = batch.submit(PROMPT, 8).wait()
+            before = batch.stats()["prompt_tokens"]
+            book = batch.share(PROMPT[:end])
+            self.assertEqual(len(book), len(self.engine.tokenize(PROMPT[:end])))
+            requests = [batch.submit(PROMPT[end:], 8, prefix=book) for _ in range(3)]
+            for request in requests:
+                self.assertEqual(request.wait().text, expected.text)
+                self.assertEqual(request.stats()["prefix_tokens"], len(book))
+            behind = requests[0].stats()["prompt_tokens"] - len(book)
+            self.assertEqual(batch.stats()["prompt_tokens"] - before, len(book) + 3 * behind)
+            same = batch.share(self.engine.tokenize(PROMPT[:end]))
+            self.assertEqual(len(same), len(book))
+            self.assertRaises(TypeError, batch.share, [1, 2], no_bos=True)
+            self.assertRaises(TypeError, copy.copy, book)
+            self.assertRaises(tiercel.UsageError, batch.share, "", no_bos=True)
+        self.assertRaises(tiercel.StateError, batch.submit, "x", prefix=book)
+
     def test_callbacks_in_the_batchs_thread(self):
         with self.engine.batch(**self.OPTIONS) as batch:
             more = []
