@@ -50,6 +50,9 @@ class Twins {
       plan.micro_batches = how;
       batches_.push_back(Batch::open(model_, plan));
     }
+    const std::vector<int32_t> prefix = random_ids(kShortest);
+    prefix_plan_ = batches_[0]->plan_prefix(kShortest);
+    for (const auto& batch : batches_) prefix_ = prefilled(*batch, prefix_plan_, prefix);
     for (int64_t n = 1; n <= kSequences; ++n) {
       EXPECT_EQ(batches_[0]->micro_batches(n), 1);
       EXPECT_EQ(batches_[1]->micro_batches(n), n > 1 ? 2 : 1);
@@ -61,15 +64,17 @@ class Twins {
 
   int64_t size() const { return std::ssize(steps_); }
 
+  // One with a prompt of its own, or one behind the prefix that all such share.
   void add() {
-    const int64_t n = kShortest + pick(0, kLongest - kShortest);
-    std::vector<int32_t> ids(static_cast<size_t>(n));
-    for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, model_->config().vocab_size - 1));
+    const bool behind = pick(0, 1) == 1;
+    const int64_t n = behind ? pick(1, kLongest - kShortest)
+                             : kShortest + pick(0, kLongest - kShortest);
+    const std::vector<int32_t> ids = random_ids(n);
     Batch::Step step;
     for (const auto& batch : batches_) {
-      step.sequence = batch->add(batch->plan_sequence(n, kSteps + 1), ids);
-      while (!batch->advance_prefill(step.sequence).finished) {
-      }
+      step.sequence =
+          behind ? prefilled(*batch, batch->plan_behind(prefix_plan_, n, kSteps + 1), ids, prefix_)
+                 : prefilled(*batch, batch->plan_sequence(n, kSteps + 1), ids);
     }
     steps_.push_back(step);
     compare(steps_.back());
@@ -101,6 +106,19 @@ class Twins {
   }
 
  private:
+  std::vector<int32_t> random_ids(int64_t n) {
+    std::vector<int32_t> ids(static_cast<size_t>(n));
+    for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, model_->config().vocab_size - 1));
+    return ids;
+  }
+  static int64_t prefilled(Batch& batch, const SessionPlan& plan, const std::vector<int32_t>& ids,
+                           int64_t prefix = -1) {
+    const int64_t sequence = batch.add(plan, ids, prefix);
+    while (!batch.advance_prefill(sequence).finished) {
+    }
+    return sequence;
+  }
+
   void compare(Batch::Step& step) {
     const std::span<const float> first = batches_[0]->logits(step.sequence);
     const std::vector<float> expected(first.begin(), first.end());
@@ -116,6 +134,8 @@ class Twins {
   std::mt19937_64 random_;
   Sampler greedy_ = Sampler({}, model_->config().vocab_size);
   std::vector<std::unique_ptr<Batch>> batches_;
+  SessionPlan prefix_plan_;
+  int64_t prefix_ = -1;  // in each of the batches
   std::vector<Batch::Step> steps_;
 };
 

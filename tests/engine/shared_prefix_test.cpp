@@ -1,0 +1,108 @@
+// What is behind a shared prefix says what it says at the end of a prompt of its own, where everything
+// is selected. On the CPU, and on the emulated or a real device.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/batch.h"
+#include "engine/presets.h"
+#include "tests/engine/backend.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+using test::kBackend;
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kPrefix = 70, kBehind = 5, kSteps = 3;
+#else
+constexpr int64_t kPrefix = 300, kBehind = 90, kSteps = 20;
+#endif
+
+class Beside {
+ public:
+  Beside(const std::string& name, const SessionOptions& options)
+      : model_(Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name, {.backend = kBackend})),
+        random_(test::seed()),
+        batch_(Batch::open(model_, Batch::plan(*model_, options, 3, kPrefix + kBehind, kSteps))) {}
+
+  std::vector<int32_t> ids(int64_t n) {
+    std::uniform_int_distribution<int64_t> any(0, model_->config().vocab_size - 1);
+    std::vector<int32_t> all(static_cast<size_t>(n));
+    for (int32_t& id : all) id = static_cast<int32_t>(any(random_));
+    return all;
+  }
+  int64_t add(const SessionPlan& plan, std::span<const int32_t> tokens, int64_t prefix = -1) {
+    const int64_t name = batch_->add(plan, tokens, prefix);
+    while (!batch_->advance_prefill(name).finished) {
+    }
+    return name;
+  }
+
+  // Two sequences behind one prefix, beside one whose prompt is all of the first one's.
+  void compare() {
+    const std::vector<int32_t> prefix = ids(kPrefix), behind = ids(kBehind);
+    std::vector<int32_t> all = prefix;
+    all.insert(all.end(), behind.begin(), behind.end());
+    const SessionPlan prefix_plan = batch_->plan_prefix(kPrefix);
+    const int64_t shared = add(prefix_plan, prefix);
+    const int64_t whole = add(batch_->plan_sequence(kPrefix + kBehind, kSteps), all);
+    const SessionPlan behind_plan = batch_->plan_behind(prefix_plan, kBehind, kSteps);
+    const int64_t first = add(behind_plan, behind, shared);
+    const int64_t other = add(behind_plan, ids(kBehind), shared);
+    for (int64_t i = 0; i + 1 < kSteps; ++i) {
+      const std::vector<int32_t> tokens = ids(2);
+      // The newest logits are of the sequence that was prefilled last, until all take a step.
+      batch_->step(std::array{Batch::Step{other, tokens[1]}, Batch::Step{whole, tokens[0]},
+                              Batch::Step{first, tokens[0]}});
+      expect_close(whole, first);
+    }
+    for (const int64_t name : {first, other, shared, whole}) batch_->remove(name);
+  }
+
+ private:
+  // Logits of bf16 activations, summed in another order.
+  void expect_close(int64_t a, int64_t b) {
+    const std::span<const float> now = batch_->logits(a);
+    const std::vector<float> expected(now.begin(), now.end());
+    const std::span<const float> found = batch_->logits(b);
+    double difference = 0, square = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      difference += std::pow(static_cast<double>(found[i]) - expected[i], 2);
+      square += std::pow(static_cast<double>(expected[i]), 2);
+    }
+    EXPECT_LT(std::sqrt(difference / square), 0.03);
+  }
+
+  std::shared_ptr<Model> model_;
+  std::mt19937_64 random_;
+  std::unique_ptr<Batch> batch_;
+};
+
+TEST(SharedPrefix, SaysWhatAPromptOfItsOwnSays) {
+  for (const char* name : {"llama", "qwen3", "qwen2_window", "llama_head96", "llama_eviction_head"}) {
+    for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
+      for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
+        if (mode == AttentionMode::kDense && home == ValueHome::kDevice) continue;
+        SCOPED_TRACE(fmt::format("{}, {}, values at home on {}", name, name_of(mode),
+                                 home == ValueHome::kHost ? "the host" : "the device"));
+        SessionOptions options;
+        options.attention = mode;
+        options.value_home = home;
+        options.selection.budget = kBudgetAll;
+        options.selection.recent = 16;
+        options.selection.outliers = 1;
+        options.selection.key_codec = KeyCodec::kExact;
+        Beside(name, options).compare();
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tiercel
