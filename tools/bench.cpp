@@ -4,7 +4,7 @@
 #include "engine/base/check.h"
 #include "engine/batch_plan.h"
 #include "engine/option_rows.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/bench_batch.h"
 #include "tools/bench_report.h"
 #include "tools/commands.h"

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/chat_template.h"
-#include "engine/tokenizer.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 

@@ -5,7 +5,7 @@
 
 #include "engine/base/check.h"
 #include "engine/presets.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/eval/evaluate.h"

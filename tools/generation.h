@@ -10,7 +10,7 @@
 #include "engine/sampler.h"
 #include "engine/saved_session.h"
 #include "engine/session.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/console.h"
 #include "tools/stopwatch.h"
 

@@ -4,7 +4,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/units.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/flags.h"

@@ -7,7 +7,7 @@
 #include "engine/base/units.h"
 #include "engine/option_rows.h"
 #include "engine/session.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/console.h"
 #include "tools/progress.h"

@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "engine/base/check.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 #include "tools/signals.h"
 
 namespace tiercel {

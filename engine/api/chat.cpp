@@ -1,6 +1,6 @@
 // tiercel::Engine: conversations.
 #include "engine/api/state.h"
-#include "engine/chat_template.h"
+#include "engine/text/chat_template.h"
 
 namespace tiercel {
 namespace detail {

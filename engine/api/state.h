@@ -15,11 +15,11 @@
 
 #include "engine/api/settings.h"
 #include "engine/base/check.h"
-#include "engine/chat_template.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
 #include "engine/tiercel.h"
-#include "engine/tokenizer.h"
 
 namespace tiercel::detail {
 

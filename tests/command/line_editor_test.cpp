@@ -5,7 +5,7 @@
 #include <pty.h>
 
 #include "engine/saved_session.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/command/process.h"
 
 namespace tiercel::test {

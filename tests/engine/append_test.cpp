@@ -6,7 +6,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/session.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/engine/recall.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"

@@ -12,7 +12,7 @@
 
 #include "engine/base/check.h"
 #include "engine/session.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/sanitized.h"
 
 namespace tiercel::test {

@@ -16,7 +16,7 @@
 
 #include "engine/base/check.h"
 #include "engine/presets.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"

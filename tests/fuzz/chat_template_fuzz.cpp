@@ -7,8 +7,8 @@
 #include <string>
 
 #include "engine/base/check.h"
-#include "engine/chat_template.h"
-#include "engine/chat_template_table.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/chat_template_table.h"
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace {
 

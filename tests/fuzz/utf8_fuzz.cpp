@@ -6,8 +6,8 @@
 #include <string_view>
 
 #include "engine/base/check.h"
-#include "engine/nfc.h"
-#include "engine/utf8.h"
+#include "engine/text/nfc.h"
+#include "engine/text/utf8.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tiercel;

@@ -1,11 +1,11 @@
-#include "engine/bpe.h"
+#include "engine/text/bpe.h"
 
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <map>
 
-#include "engine/character_cuts.h"
+#include "engine/text/character_cuts.h"
 #include "tests/seed.h"
 #include "tests/tokenizer/corpus.h"
 

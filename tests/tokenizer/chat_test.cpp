@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "engine/base/check.h"
-#include "engine/chat_template.h"
+#include "engine/text/chat_template.h"
 #include "tests/tokenizer/corpus.h"
 
 namespace tiercel::test {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 #include "tests/sanitized.h"
 
 namespace tiercel::test {

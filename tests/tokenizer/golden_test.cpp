@@ -9,7 +9,7 @@
 #include <limits>
 #include <unordered_map>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/tokenizer/corpus.h"
 
 namespace tiercel::test {

@@ -1,5 +1,5 @@
 // What is not a comparison with Hugging Face: streaming, bad files, extreme texts, threads.
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "engine/base/check.h"
-#include "engine/split.h"
+#include "engine/text/split.h"
 #include "tests/seed.h"
 #include "tests/tokenizer/corpus.h"
 

@@ -1,8 +1,8 @@
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 #include <gtest/gtest.h>
 
-#include "engine/nfc.h"
+#include "engine/text/nfc.h"
 #include "tests/seed.h"
 #include "tests/tokenizer/corpus.h"
 

@@ -8,7 +8,7 @@
 #include <sstream>
 
 #include "engine/base/check.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace tiercel::test {
 namespace {

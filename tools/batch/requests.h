@@ -14,11 +14,11 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/chat_template.h"
 #include "engine/config.h"
 #include "engine/sampling_request.h"
 #include "engine/scheduler.h"
-#include "engine/tokenizer.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
 
 namespace tiercel {
 

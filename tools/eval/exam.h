@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/eval/reader.h"
 #include "tools/eval/sample.h"
 #include "tools/eval/score.h"

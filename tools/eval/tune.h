@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tools/console.h"
 #include "tools/eval/compositions.h"
 #include "tools/eval/evaluate.h"

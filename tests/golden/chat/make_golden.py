@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes golden.json, which tests/tokenizer/chat_test.cpp compares engine/chat_template.h with.
+"""Makes golden.json, which tests/tokenizer/chat_test.cpp compares engine/text/chat_template.h with.
 
 Needs the packages `transformers` and `jinja2` (made with 5.24 and 3.1), no network and no model.
 Run in this directory:  python3 make_golden.py

@@ -1,4 +1,4 @@
-#include "engine/character_cuts.h"
+#include "engine/text/character_cuts.h"
 
 #include <algorithm>
 #include <bit>

@@ -18,7 +18,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 

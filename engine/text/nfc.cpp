@@ -1,4 +1,4 @@
-#include "engine/nfc.h"
+#include "engine/text/nfc.h"
 
 #include <utf8proc.h>
 
@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/unicode_additions.h"
-#include "engine/utf8.h"
+#include "engine/text/unicode_additions.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

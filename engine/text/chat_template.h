@@ -3,7 +3,7 @@
 //
 // Published templates are Jinja programs. This is no interpreter: a template is recognised when
 // what it does without tools is, statement by statement, what one of the templates in
-// engine/chat_template_table.cpp does (engine/chat_template_core.h says how they are compared), and
+// engine/text/chat_template_table.cpp does (engine/text/chat_template_core.h says how they are compared), and
 // refused otherwise. The tests compare texts and ids with transformers' apply_chat_template.
 //
 // Only the template's own special tokens become special tokens: what somebody wrote is text, even
@@ -18,9 +18,9 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/chat_format.h"
 #include "engine/config.h"
-#include "engine/tokenizer.h"
+#include "engine/text/chat_format.h"
+#include "engine/text/tokenizer.h"
 
 namespace tiercel {
 

@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/bpe.h"
-#include "engine/utf8.h"
+#include "engine/text/bpe.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 

@@ -1,4 +1,4 @@
-#include "engine/tokenizer_json.h"
+#include "engine/text/tokenizer_json.h"
 
 #include <fmt/format.h>
 
@@ -9,8 +9,8 @@
 #include <unordered_map>
 
 #include "engine/base/check.h"
-#include "engine/token_spelling.h"
-#include "engine/utf8.h"
+#include "engine/text/token_spelling.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/split.h"
-#include "engine/unicode_additions.h"
+#include "engine/text/split.h"
+#include "engine/text/unicode_additions.h"
 
 namespace tiercel {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine/chat_template_table.h"
+#include "engine/text/chat_template_table.h"
 
 namespace tiercel {
 namespace {

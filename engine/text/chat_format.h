@@ -1,7 +1,7 @@
 // Conversations written as a chat template would, as pieces that know what is a special token.
 //
 // A style says which of three families a template belongs to and how it differs from the others in
-// it; engine/chat_template.h finds the style of a template. Knows nothing of files or tokenizers.
+// it; engine/text/chat_template.h finds the style of a template. Knows nothing of files or tokenizers.
 #pragma once
 
 #include <span>

@@ -1,4 +1,4 @@
-#include "engine/chat_format.h"
+#include "engine/text/chat_format.h"
 
 #include <charconv>
 #include <ctime>
@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "engine/base/check.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

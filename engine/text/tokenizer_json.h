@@ -8,10 +8,10 @@
 #include <variant>
 #include <vector>
 
-#include "engine/added_tokens.h"
-#include "engine/bpe.h"
-#include "engine/normalizer.h"
-#include "engine/split.h"
+#include "engine/text/added_tokens.h"
+#include "engine/text/bpe.h"
+#include "engine/text/normalizer.h"
+#include "engine/text/split.h"
 
 namespace tiercel {
 

@@ -1,4 +1,4 @@
-#include "engine/bpe.h"
+#include "engine/text/bpe.h"
 
 #include <xxhash.h>
 
@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

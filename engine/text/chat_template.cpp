@@ -1,15 +1,15 @@
-#include "engine/chat_template.h"
+#include "engine/text/chat_template.h"
 
 #include <algorithm>
 #include <filesystem>
 #include <optional>
 
 #include "engine/base/check.h"
-#include "engine/chat_template_core.h"
-#include "engine/chat_template_table.h"
 #include "engine/json.h"
-#include "engine/split.h"
-#include "engine/utf8.h"
+#include "engine/text/chat_template_core.h"
+#include "engine/text/chat_template_table.h"
+#include "engine/text/split.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

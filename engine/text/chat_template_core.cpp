@@ -1,4 +1,4 @@
-#include "engine/chat_template_core.h"
+#include "engine/text/chat_template_core.h"
 
 #include <algorithm>
 #include <array>

@@ -4,7 +4,7 @@
 #include <span>
 #include <string_view>
 
-#include "engine/chat_format.h"
+#include "engine/text/chat_format.h"
 
 namespace tiercel {
 

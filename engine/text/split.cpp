@@ -1,4 +1,4 @@
-#include "engine/split.h"
+#include "engine/text/split.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "engine/base/check.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

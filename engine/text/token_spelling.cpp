@@ -1,8 +1,8 @@
-#include "engine/token_spelling.h"
+#include "engine/text/token_spelling.h"
 
 #include <fmt/format.h>
 
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 #include <algorithm>
 #include <array>
@@ -8,15 +8,15 @@
 #include <utility>
 #include <variant>
 
-#include "engine/added_tokens.h"
 #include "engine/base/check.h"
-#include "engine/bpe.h"
-#include "engine/character_cuts.h"
 #include "engine/json.h"
-#include "engine/normalizer.h"
-#include "engine/split.h"
-#include "engine/token_spelling.h"
-#include "engine/tokenizer_json.h"
+#include "engine/text/added_tokens.h"
+#include "engine/text/bpe.h"
+#include "engine/text/character_cuts.h"
+#include "engine/text/normalizer.h"
+#include "engine/text/split.h"
+#include "engine/text/token_spelling.h"
+#include "engine/text/tokenizer_json.h"
 
 namespace tiercel {
 namespace {

@@ -1,13 +1,13 @@
-#include "engine/added_tokens.h"
+#include "engine/text/added_tokens.h"
 
 #include <utf8proc.h>
 
 #include <algorithm>
 #include <iterator>
 
-#include "engine/split.h"
-#include "engine/unicode_additions.h"
-#include "engine/utf8.h"
+#include "engine/text/split.h"
+#include "engine/text/unicode_additions.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {

@@ -1,10 +1,10 @@
-#include "engine/normalizer.h"
+#include "engine/text/normalizer.h"
 
 #include <algorithm>
 #include <cstdint>
 
 #include "engine/base/check.h"
-#include "engine/nfc.h"
+#include "engine/text/nfc.h"
 
 namespace tiercel {
 namespace {
