@@ -23,8 +23,7 @@ class LoadedModel : public Model {
   // lands on the scores, squared.
   float attention_scale() const;
 
-  // Of configuration and weights (engine/fingerprint.h).
-  const std::string& fingerprint() const { return fingerprint_; }
+  const std::string& fingerprint() const override { return fingerprint_; }
   void set_fingerprint(std::string fingerprint) { fingerprint_ = std::move(fingerprint); }
 
   // A request with everything that the backend knows filled in.

@@ -33,6 +33,8 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual int64_t parameter_count() const = 0;
   virtual int64_t weight_bytes() const = 0;
+  // Of configuration and weights (engine/fingerprint.h).
+  virtual const std::string& fingerprint() const = 0;
   // A thread other than the one that opened the model calls this before it plans or uses a session:
   // CUDA chooses its device per thread.
   virtual void use_in_this_thread() const {}

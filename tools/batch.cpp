@@ -6,7 +6,6 @@
 #include "engine/base/check.h"
 #include "engine/base/units.h"
 #include "engine/batch_plan.h"
-#include "engine/fingerprint.h"
 #include "engine/option_rows.h"
 #include "engine/scheduler.h"
 #include "tools/batch/answers.h"
@@ -260,8 +259,7 @@ class BatchJob {
     plan.micro_batches = flags_.micro_batches;
     const SessionOptions& o = plan.largest.options;
     settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o),
-                            name_of(flags_.session.prefill),
-                            fingerprint_of(config_, flags_.model.directory));
+                            name_of(flags_.session.prefill), model->fingerprint());
     answers_->check_settings(settings_);
     console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",
                   format_count(std::ssize(requests_)), format_count(n_tokens),

@@ -372,16 +372,17 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
     cases.push_back(std::move(c));
   }
   // Room for about three of the largest, of up to eight.
-  BatchPlan plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+  const int64_t longest = std::max(longest_of(cases), longest_of(shared.whole));
+  BatchPlan plan = Batch::plan(*m, options, 8, longest, 24);
   const size_t n_whole = cases.size();
   const auto behind = said(m, plan, shared.questions, shared.document);
   expected.insert(expected.end(), behind.begin(), behind.end());
   cases.insert(cases.end(), shared.questions.begin(), shared.questions.end());
   {
     const auto probe = Batch::open(m, plan);
-    const SequenceBytes largest = probe->bytes_of(probe->plan_sequence(longest_of(cases), 24));
+    const SequenceBytes largest = probe->bytes_of(probe->plan_sequence(longest, 24));
     options.device_memory = plan.shared_device + 3 * largest.device + largest.prefill;
-    plan = Batch::plan(*m, options, 8, longest_of(cases), 24);
+    plan = Batch::plan(*m, options, 8, longest, 24);
     plan.micro_batches = MicroBatches::kTwo;
   }
   auto opened = Batch::open(m, plan);

@@ -173,13 +173,14 @@ TYPED_TEST_P(KvStoreSuite, BehindASharedPrefix) {
             kSameUpToRounding<TypeParam>);
   const std::vector<Composition> all = compositions();
   for (size_t i = 0; i < all.size(); ++i) {
-    if (is_left_out<TypeParam>(i)) continue;
+    if (is_left_out<TypeParam>(i) || (TypeParam::kEmulated && i % 4 != 0)) continue;
     KvSettings settings = tiered();
     all[i].apply(settings);
     EXPECT_LT(relative_error(run<TypeParam>(sequence, settings, n_prompt, 2, beside).outputs,
                              reference.outputs),
               kSameUpToRounding<TypeParam>)
         << all[i].name;
+    if (TypeParam::kEmulated && i > 0) continue;
     settings.budget = 32;
     const Outcome one = run<TypeParam>(sequence, settings, n_prompt, 2, alone);
     EXPECT_EQ(one.outputs, run<TypeParam>(sequence, settings, n_prompt, 2, beside).outputs)

@@ -1,0 +1,20 @@
+// What options may be asked for: by themselves, together, and of a model. Part of make_plan
+// (engine/session_plan.h). All throw Error(kUsage) naming the flag, what was expected and what would help.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/session_plan.h"
+
+namespace tiercel {
+
+void check_ranges(const SessionOptions& options);
+// Selections of a dense attention are dropped; notes say which of them were asked for.
+void drop_selection(SessionOptions& options, std::vector<std::string>& notes);
+void check_composition(const SelectionOptions& selection);
+void check_codecs(const SelectionOptions& selection, const ModelConfig& config);
+void check_host_attention(const PlanRequest& request, const SessionPlan& plan);
+void check_prefill_budget(const PlanRequest& request, const SessionPlan& plan);
+
+}  // namespace tiercel
