@@ -239,24 +239,29 @@ void Scheduler::admit() {
   }
 }
 
-// Prefixes that nobody waits for make way; where nothing runs, so do all that are not its own: it is
-// first in order.
-bool Scheduler::make_room(const Placed& placed) {
+// One that nobody waits for makes way; where nothing runs, so does any that is not its own: it is first in
+// order. False: there is none.
+bool Scheduler::drop_prefix_for(const Placed& placed) {
   const bool alone = decoding_.empty();
-  for (auto next = prefixes_.begin(); !batch_->has_room(placed.bytes);) {
-    next = std::find_if(next, prefixes_.end(), [&](const auto& named) {
-      const Prefix& other = *named.second;
-      return other.is_ready() && &other != placed.prefix && (alone || other.n_requests == 0);
-    });
-    if (next == prefixes_.end()) return false;
-    Prefix& other = *(next++)->second;
-    if (other.n_requests == 0) {
-      remove_prefix(other);
-    } else {  // made again for those that wait
-      batch_->remove(other.sequence);
-      other.sequence = -1;
-      other.progress = {};
-    }
+  const auto found = std::ranges::find_if(prefixes_, [&](const auto& named) {
+    const Prefix& other = *named.second;
+    return other.is_ready() && &other != placed.prefix && (alone || other.n_requests == 0);
+  });
+  if (found == prefixes_.end()) return false;
+  Prefix& other = *found->second;
+  if (other.n_requests == 0) {
+    remove_prefix(other);
+  } else {  // made again for those that wait
+    batch_->remove(other.sequence);
+    other.sequence = -1;
+    other.progress = {};
+  }
+  return true;
+}
+
+bool Scheduler::make_room(const Placed& placed) {
+  while (!batch_->has_room(placed.bytes)) {
+    if (!drop_prefix_for(placed)) return false;
   }
   return true;
 }
@@ -269,6 +274,7 @@ Scheduler::Added Scheduler::try_to_add(Placed& placed, std::span<const int32_t> 
       out_of_memory_ = true;
       return Added::kNoRoom;
     }
+    if (drop_prefix_for(placed)) return Added::kNoRoom;  // and tries again
     failure = {ErrorKind::kDoesNotFit, what};
     return Added::kFailed;
   };

@@ -136,6 +136,7 @@ class Scheduler {
   Added try_to_add(Placed& placed, std::span<const int32_t> tokens, Failure& failure);
   Added try_to_add(Entry& entry);
   Added try_to_add(Prefix& prefix);
+  bool drop_prefix_for(const Placed& placed);
   bool make_room(const Placed& placed);
   double working_set_slots();
   bool is_prefilling() const { return prefilling_ != nullptr || prefilling_prefix_ != nullptr; }

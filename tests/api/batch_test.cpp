@@ -306,6 +306,35 @@ TEST(ApiBatch, EightThreadsSubmitWhileSessionsRun) {
   EXPECT_EQ(batch.stats().decoding, 0);
 }
 
+// Prefixes that threads share, copy and give up while requests behind them run, wait or are cancelled.
+TEST(ApiBatch, ThreadsShareAndGiveUpPrefixes) {
+  const Engine engine = open_demo();
+  const std::string whole = text_of(kStep > 1 ? 2 : 1);
+  const size_t end = whole.rfind("\nWhat is");
+  const std::string document = whole.substr(0, end), question = whole.substr(end);
+  Batch batch = engine.open_batch(batch_options("dense"));
+  const Generation expected = batch.submit(whole, kNew).wait();
+  std::optional<Prefix> common = batch.share(document);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 6; ++t) {
+    threads.emplace_back([&, t, mine = std::optional<Prefix>(*common)]() mutable {
+      for (int i = 0; i < 3; ++i) {
+        if ((t + i) % 3 == 0) mine = batch.share(document);
+        Request request = batch.submit(*mine, question, kNew);
+        if (i == 2) mine.reset();
+        if (t == 5) request.cancel();
+        const Generation got = request.wait();
+        if (t != 5) expect_same(got, expected);
+      }
+    });
+  }
+  common.reset();
+  for (std::thread& thread : threads) thread.join();
+  const BatchStats stats = batch.stats();
+  EXPECT_EQ(stats.queued + stats.prefilling + stats.decoding, 0);
+  EXPECT_EQ(stats.ended, 1 + 6 * 3);
+}
+
 TEST(ApiBatch, ClosedWithWorkInFlight) {
   auto engine = std::make_unique<Engine>(open_demo());
   std::vector<Request> left;

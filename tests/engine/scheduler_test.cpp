@@ -351,6 +351,20 @@ TEST(Scheduler, APrefixStaysWhileItIsHeldAndThereIsRoom) {
   EXPECT_TRUE(bench.batch.sequences.empty());
 }
 
+// Where less fits than was planned, a prefix that is only held makes way too.
+TEST(Scheduler, APrefixMakesWayWhenTheDriverDisagrees) {
+  Bench bench(1 << 20);
+  bench.batch.n_really_fit = 2;
+  const SharedPrefix a = prefix_of(8, 100), b = prefix_of(9, 100);
+  bench.send(1, 10, 1, a);
+  bench.run();
+  const auto behind = bench.send(2, 10, 1, b);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(behind).state, RequestState::kFinished);
+  // In vain, and again when the first prefix had gone.
+  EXPECT_EQ(bench.batch.log, "P8.+1.P9.+2-+2.");
+}
+
 // Its own work and that of its prefix decide where a request stands; those behind one that is there go
 // first.
 TEST(Scheduler, PrefixesCountInTheOrder) {
