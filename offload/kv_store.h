@@ -279,6 +279,7 @@ class KvStore {
   const Index& index_of(int64_t layer) const { return layers_[layout_.leader(layer)].index; }
 
   void take_layer(int64_t layer, Arena<Device>& device_arena, Arena<Host>& host_arena);
+  Recent take_recent(int64_t layer, Arena<Device>& device_arena);
   void share_layer(int64_t layer, const KvStore& prefix, Arena<Device>& device_arena);
   void take_reuse(Index& index, Arena<Device>& device_arena);
   void take_index(int64_t layer, Arena<Device>& device_arena);

@@ -42,13 +42,22 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
 }
 
 template <typename Device, typename Host>
+typename KvStore<Device, Host>::Recent KvStore<Device, Host>::take_recent(int64_t layer,
+                                                                          Arena<Device>& device) {
+  Recent recent;
+  recent.capacity = layout_.exact_capacity(layer);
+  const int64_t n = recent.capacity * kv() * d();
+  recent.keys = device.template take<bf16>(Purpose::kExact, n);
+  recent.values = device.template take<bf16>(Purpose::kExact, n);
+  return recent;
+}
+
+template <typename Device, typename Host>
 void KvStore<Device, Host>::take_layer(int64_t index, Arena<Device>& device, Arena<Host>& host) {
   const KvSettings& o = layout_.settings;
   Layer& layer = layers_[index];
   const int64_t width = kv() * d();
-  layer.recent.capacity = layout_.exact_capacity(index);
-  layer.recent.keys = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
-  layer.recent.values = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
+  layer.recent = take_recent(index, device);
   layer.key_bias = device.template take<float>(
       Purpose::kKeys, layout_.shape.eviction_head ? o.capacity * kv() : 0);
   if (!layout_.tiered(index)) return;
@@ -78,18 +87,13 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::share_layer(int64_t index, const KvStore& prefix, Arena<Device>& device) {
   CHECK(prefix.n_tokens_ == layout_.settings.capacity, "a prefix of {} tokens, planned with {}",
         prefix.n_tokens_, layout_.settings.capacity);
-  const int64_t width = kv() * d();
   Layer& layer = layers_[index];
   layer = prefix.layers_[index];
   layer.prefix = layer.recent;
-  layer.recent = {};
-  layer.recent.capacity = layout_.exact_capacity(index);
-  layer.recent.keys = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
-  layer.recent.values = device.template take<bf16>(Purpose::kExact, layer.recent.capacity * width);
+  layer.recent = take_recent(index, device);
   layer.recent.base = layer.recent.first = prefix.n_tokens_;
   layer.key_bias_behind = device.template take<float>(
       Purpose::kKeys, layout_.shape.eviction_head ? layout_.settings.behind * kv() : 0);
-  prompt_end_[index] = {layer.recent.base, layer.recent.first, layer.end_chunk, layer.index.n_blocks};
   if (!layout_.tiered(index)) return;
   if (layout_.indexed(index)) take_reuse(layer.index, device);
   if (layout_.has_slots(index)) take_slots(layer, device);

@@ -90,14 +90,17 @@ int64_t KvLayout::index_bytes(int64_t layer) const {
   const KvSettings& o = settings;
   const int64_t n_kv = shape.n_kv_heads, width = landmark_elements();
   if (!indexed(layer)) return 0;
-  const int64_t reuse = o.reuses() ? shape.n_heads * shape.head_dim * kBf16 + 2 * 4 : 0;
-  if (shares_prefix()) return reuse;
-  int64_t bytes = reuse + n_kv * (mask_words * 8 + o.exact_chunks() * 4 + late_chunks * 8);
+  int64_t bytes = n_kv * (mask_words * 8 + o.exact_chunks() * 4 + late_chunks * 8);
   bytes += o.landmark_codec == RowCodec::kBf16 ? n_kv * chunks * width * kBf16
                                                : n_kv * chunks * (width + 4);
   bytes += n_kv * blocks * width * kBf16;
   if (o.estimate) bytes += n_kv * chunks * shape.head_dim * kBf16;
   return bytes;
+}
+
+int64_t KvLayout::reuse_bytes(int64_t layer) const {
+  if (!indexed(layer) || !settings.reuses()) return 0;
+  return shape.n_heads * shape.head_dim * kBf16 + 2 * 4;
 }
 
 int64_t KvLayout::plane_bytes(RowCodec codec) const {
@@ -107,7 +110,6 @@ int64_t KvLayout::plane_bytes(RowCodec codec) const {
 int64_t KvLayout::coded_key_bytes() const {
   const KvSettings& o = settings;
   const int64_t width = shape.key_width();
-  if (shares_prefix()) return 0;
   switch (o.keys) {
     case KeyForm::kExact: return 0;
     case KeyForm::kLowRank:
@@ -156,13 +158,12 @@ int64_t KvLayout::weighed_records() const {
 }
 
 int64_t KvLayout::home_value_bytes() const {
-  if (shares_prefix()) return 0;
   if (settings.value_codec == RowCodec::kBf16) return settings.capacity * shape.key_width() * kBf16;
   return shape.n_kv_heads * plane_bytes(settings.value_codec);
 }
 
 int64_t KvLayout::home_key_bytes(int64_t layer) const {
-  if (shares_prefix() || settings.keys != KeyForm::kExact || index_is_keys(layer)) return 0;
+  if (settings.keys != KeyForm::kExact || index_is_keys(layer)) return 0;
   return settings.capacity * shape.key_width() * kBf16;
 }
 
@@ -175,12 +176,14 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kExact, 2 * exact_capacity(layer) * width * kBf16);
     add(Purpose::kKeys, key_bias_bytes());
     if (!tiered(layer)) continue;
-    const int64_t regions = o.sinks + outlier_rows + late_chunks * o.chunk_tokens;
-    add(Purpose::kExact, shares_prefix() ? 0 : 2 * regions * width * kBf16);
-    add(Purpose::kLandmarks, index_bytes(layer));
-    add(Purpose::kKeys, coded_key_bytes());
+    add(Purpose::kLandmarks, reuse_bytes(layer));
     add(Purpose::kSlots, slot_bytes(layer));
     if (indexed(layer) && o.reuses()) add(Purpose::kSlots, list_ints() * 4);
+    if (shares_prefix()) continue;  // the rest is the prefix's
+    add(Purpose::kExact,
+        2 * (o.sinks + outlier_rows + late_chunks * o.chunk_tokens) * width * kBf16);
+    add(Purpose::kLandmarks, index_bytes(layer));
+    add(Purpose::kKeys, coded_key_bytes());
     if (!at_home_on_device(layer)) continue;
     add(Purpose::kValues, home_value_bytes());
     add(Purpose::kKeys, home_key_bytes(layer));
@@ -244,7 +247,7 @@ PurposeBytes KvLayout::device_bytes() const {
 PurposeBytes KvLayout::host_bytes() const {
   PurposeBytes bytes{};
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
-    if (!tiered(layer)) continue;
+    if (!tiered(layer) || shares_prefix()) continue;
     if (!at_home_on_device(layer)) {
       bytes[static_cast<size_t>(Purpose::kValues)] += home_value_bytes();
       bytes[static_cast<size_t>(Purpose::kKeys)] += home_key_bytes(layer);

@@ -178,6 +178,7 @@ struct KvLayout {
   int64_t plane_bytes(RowCodec codec) const;
   // Of one layer, in bytes.
   int64_t index_bytes(int64_t layer) const;
+  int64_t reuse_bytes(int64_t layer) const;
   int64_t coded_key_bytes() const;
   int64_t key_bias_bytes() const;
   int64_t slot_bytes(int64_t layer) const;

@@ -6,23 +6,13 @@ using namespace tiercel::c;
 
 namespace {
 
-tiercel_status submit(tiercel_batch* batch, auto prompt, int64_t n, const tiercel_options* options,
-                      tiercel_piece_callback callback, void* user, tiercel_request** request) {
+// prompt: text or tokens, behind a prefix or not.
+tiercel_status submit(tiercel_batch* batch, int64_t n, const tiercel_options* options,
+                      tiercel_piece_callback callback, void* user, tiercel_request** request,
+                      const auto&... prompt) {
   at(request, "request");
   *request = new tiercel_request{
-      at(batch, "batch").batch.submit(prompt, n, or_none(options), wrapped(callback, user))};
-  return TIERCEL_OK;
-}
-
-tiercel_status submit_behind(tiercel_batch* batch, const tiercel_prefix* prefix, auto prompt,
-                             int64_t n, const tiercel_options* options,
-                             tiercel_piece_callback callback, void* user,
-                             tiercel_request** request) {
-  at(request, "request");
-  *request = new tiercel_request{
-      at(batch, "batch")
-          .batch.submit(at(prefix, "prefix").prefix, prompt, n, or_none(options),
-                        wrapped(callback, user))};
+      at(batch, "batch").batch.submit(prompt..., n, or_none(options), wrapped(callback, user))};
   return TIERCEL_OK;
 }
 
@@ -45,7 +35,7 @@ tiercel_status tiercel_batch_submit(tiercel_batch* batch, const char* text, size
                                     tiercel_piece_callback callback, void* user,
                                     tiercel_request** request, tiercel_error** error) {
   return guarded(error, [&] {
-    return submit(batch, text_at(text, length), n, options, callback, user, request);
+    return submit(batch, n, options, callback, user, request, text_at(text, length));
   });
 }
 
@@ -55,7 +45,7 @@ tiercel_status tiercel_batch_submit_tokens(tiercel_batch* batch, const int32_t* 
                                            tiercel_piece_callback callback, void* user,
                                            tiercel_request** request, tiercel_error** error) {
   return guarded(error, [&] {
-    return submit(batch, span_at(tokens, n_tokens, "tokens"), n, options, callback, user, request);
+    return submit(batch, n, options, callback, user, request, span_at(tokens, n_tokens, "tokens"));
   });
 }
 
@@ -87,8 +77,8 @@ tiercel_status tiercel_batch_submit_behind(tiercel_batch* batch, const tiercel_p
                                            tiercel_piece_callback callback, void* user,
                                            tiercel_request** request, tiercel_error** error) {
   return guarded(error, [&] {
-    return submit_behind(batch, prefix, text_at(text, length), n, options, callback, user,
-                         request);
+    return submit(batch, n, options, callback, user, request, at(prefix, "prefix").prefix,
+                  text_at(text, length));
   });
 }
 
@@ -97,8 +87,8 @@ tiercel_status tiercel_batch_submit_tokens_behind(
     int64_t n, const tiercel_options* options, tiercel_piece_callback callback, void* user,
     tiercel_request** request, tiercel_error** error) {
   return guarded(error, [&] {
-    return submit_behind(batch, prefix, span_at(tokens, n_tokens, "tokens"), n, options, callback,
-                         user, request);
+    return submit(batch, n, options, callback, user, request, at(prefix, "prefix").prefix,
+                  span_at(tokens, n_tokens, "tokens"));
   });
 }
 

@@ -156,8 +156,8 @@ template <typename Tiers>
 struct StoreWithMemory {
   StoreWithMemory(Tiers& tiers, const KvLayout& layout, KvWorkspace<typename Tiers::Device>& workspace,
                   CpuWorker& worker, RopeView rope, const StoreOf<Tiers>* prefix = nullptr)
-      : device(tiers.device(), "device", 0),
-        host(tiers.host(), "host", 0),
+      : device(tiers.device(), "device", sum(layout.held_bytes()) + sum(layout.prefill_bytes())),
+        host(tiers.host(), "host", sum(layout.host_bytes())),
         store({tiers.device(), tiers.copy(), tiers.side(), tiers.host(), &worker}, device, host,
               workspace, layout, rope, 1.0f / std::sqrt(static_cast<float>(layout.shape.head_dim)), true,
               prefix) {
@@ -239,7 +239,8 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   const RopeView rope = rope_on_device(table, tables);
   settings.decodes = true;
   const KvLayout decoding(shape_of(m), settings);
-  Arena<typename Tiers::Device> workspace_memory(tiers.device(), "workspace", 0);
+  Arena<typename Tiers::Device> workspace_memory(tiers.device(), "workspace",
+                                                 sum(decoding.workspace_bytes()));
   KvWorkspace<typename Tiers::Device> workspace(workspace_memory, decoding);
   EXPECT_EQ(sum(workspace_memory.used()), sum(decoding.workspace_bytes()));
   CpuWorker worker(n_threads, m.n_heads, m.head_dim);
