@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "tests/command/chat_model.h"
 #include "tests/command/process.h"
 
 namespace tiercel::test {
@@ -244,7 +245,7 @@ TEST(BatchCommand, GoesOnWhereAnswersEnd) {
 
   // What was not answered is tried again.
   Json failed = lines_of(whole)[0];
-  failed["finish_reason"] = "error";
+  failed["error"] = "no memory";
   write_file(file, failed.dump() + "\n");
   EXPECT_EQ(run(batch(resume)).code, 0);
   EXPECT_EQ(lines_of(read_file(file)).size(), 4u);
@@ -325,6 +326,119 @@ TEST(BatchCommand, SharesWhatLinesBeginWith) {
                        ":1: prompt: expected text, found"));
   write_file(scratch / "empty", "");
   EXPECT_EQ(run(batch({"-f", scratch / "questions", "--prefix", scratch / "empty"})).code, 2);
+}
+
+// As clients of servers write requests and read answers, beside lines of our own.
+TEST(BatchCommand, SpeaksOpenAisFormat) {
+  const Scratch scratch;
+  const std::string model = scratch / "model";
+  make_chat_model(model);
+  const std::string prompt = prompt_about("otter", 4821, 8);
+  const Json messages = {{{"role", "system"}, {"content", "Be brief."}},
+                         {{"role", "user"}, {"content", {{{"type", "text"}, {"text", "Hello"}}}}}};
+  const Json plain_messages = {{{"role", "system"}, {"content", "Be brief."}},
+                               {{"role", "user"}, {"content", "Hello"}}};
+  const Json lines[] = {
+      {{"custom_id", "first"},
+       {"method", "POST"},
+       {"url", "/v1/completions"},
+       {"body",
+        {{"model", "some/name"}, {"prompt", prompt}, {"max_tokens", 5}, {"n", 1}, {"user", "me"}}}},
+      {{"custom_id", "2"},
+       {"url", "/v1/chat/completions"},
+       {"body",
+        {{"messages", messages},
+         {"max_completion_tokens", 6},
+         {"temperature", 1.5},
+         {"seed", 3},
+         {"repetition_penalty", 1.25},
+         {"frequency_penalty", 0.0},
+         {"stop", nullptr},
+         {"response_format", {{"type", "text"}}}}}},
+      {{"id", "ours"}, {"prompt", prompt}, {"max_tokens", 5}},
+      {{"messages", plain_messages},
+       {"max_tokens", 6},
+       {"temperature", 1.5},
+       {"seed", 3},
+       {"repeat_penalty", 1.25}},
+      {{"custom_id", "long"},
+       {"url", "/v1/completions"},
+       {"body", {{"prompt", std::string(4000, 'x')}, {"max_tokens", 1}}}}};
+  std::string requests;
+  for (const Json& line : lines) requests += line.dump() + "\n";
+  write_file(scratch / "requests", requests);
+  std::vector<std::string> flags = {"batch", "-m", model, "-f", scratch / "requests", "-o",
+                                    scratch / "answers", "-c", "1000", "--ignore-eos"};
+  const Result result = run({.arguments = flags});
+  EXPECT_EQ(result.code, 1) << result.err;
+  const std::map<int, Json> answers = answers_of(read_file(scratch / "answers"));
+  ASSERT_EQ(answers.size(), 5u);
+  const Json &first = answers.at(1), &second = answers.at(2);
+  EXPECT_EQ(first["custom_id"], "first");
+  EXPECT_EQ(first["error"], nullptr);
+  EXPECT_EQ(first["response"]["status_code"], 200);
+  const Json& completion = first["response"]["body"];
+  EXPECT_EQ(completion["object"], "text_completion");
+  EXPECT_EQ(completion["model"], "some/name");
+  EXPECT_EQ(completion["choices"][0]["text"], answers.at(3)["text"]);
+  EXPECT_EQ(completion["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(completion["usage"]["prompt_tokens"], answers.at(3)["prompt_tokens"]);
+  EXPECT_EQ(completion["usage"]["completion_tokens"], 5);
+  EXPECT_EQ(completion["usage"]["total_tokens"], answers.at(3)["prompt_tokens"].get<int>() + 5);
+  const Json& chat = second["response"]["body"];
+  EXPECT_EQ(chat["object"], "chat.completion");
+  EXPECT_EQ(chat["choices"][0]["index"], 0);
+  EXPECT_EQ(chat["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(chat["choices"][0]["message"]["content"], answers.at(4)["text"]);
+  EXPECT_EQ(chat["usage"]["completion_tokens"], 6);
+  EXPECT_NE(first["id"], second["id"]);
+  EXPECT_EQ(answers.at(5)["custom_id"], "long");
+  EXPECT_EQ(answers.at(5)["response"], nullptr);
+  EXPECT_EQ(answers.at(5)["error"]["code"], "invalid_request");
+  EXPECT_TRUE(contains(answers.at(5)["error"]["message"], "--ctx-size allows 999"));
+  // Only what was not answered is tried again.
+  flags.emplace_back("--resume");
+  const Result again = run({.arguments = flags});
+  EXPECT_EQ(again.code, 2) << again.err;  // all that were left failed of that
+  EXPECT_TRUE(contains(again.err, "4 of 5 lines are answered")) << again.err;
+  EXPECT_EQ(lines_of(read_file(scratch / "answers")).size(), 6u);
+}
+
+TEST(BatchCommand, RefusesWhatOpenAisFormatAsksInVain) {
+  const Scratch scratch;
+  const auto body = [](const std::string& more) {
+    return R"({"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "a")" + more + "}}";
+  };
+  const std::pair<std::string, const char*> cases[] = {
+      {body(R"(, "n": 2)"), ":1: body.n: expected 1, found 2; nothing else is supported"},
+      {body(R"(, "stream": true)"), ":1: body.stream: expected false"},
+      {body(R"(, "logprobs": 5)"), ":1: body.logprobs: expected false"},
+      {body(R"(, "response_format": {"type": "json_object"})"), ":1: body.response_format: expected"},
+      {body(R"(, "temprature": 1)"), "found \"temprature\"; did you mean temperature?"},
+      {body(R"(, "max_tokens": 1, "max_completion_tokens": 1)"), "expected one of"},
+      {body(R"(, "messages": [])"), ":1: body: expected \"prompt\" alone"},
+      {body(R"(, "id": "x")"), "found \"id\""},
+      {R"({"custom_id": "a", "url": "/v1/completions", "body": {"messages": []}})",
+       ":1: body: expected \"prompt\""},
+      {R"({"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "a"}})",
+       R"(:1: url: expected "/v1/chat/completions" or "/v1/completions", found "/v1/embeddings")"},
+      {R"({"custom_id": 7, "url": "/v1/completions", "body": {"prompt": "a"}})", ":1: custom_id: "},
+      {R"({"custom_id": "a", "url": "/v1/completions"})", ":1: body: expected a value"},
+      {R"({"custom_id": "a", "method": "GET", "url": "/v1/completions", "body": {}})",
+       ":1: method: expected \"POST\""},
+      {R"({"url": "/v1/completions", "body": {"prompt": "a"}})", ":1: custom_id: expected a value"},
+      {R"({"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "a"}, "n": 1})",
+       "there is no \"n\""},
+      {R"({"custom_id": "a", "url": "/v1/chat/completions", "body": {"messages": []}})",
+       ":1: body.messages: "},
+  };
+  for (const auto& [line, message] : cases) {
+    SCOPED_TRACE(line);
+    write_file(scratch / "requests", line + "\n");
+    const Result result = run(batch({"-f", scratch / "requests"}));
+    EXPECT_EQ(result.code, 2);
+    EXPECT_TRUE(contains(result.err, message)) << result.err;
+  }
 }
 
 TEST(BatchCommand, StopsAtASignalAndLosesNothing) {

@@ -9,6 +9,7 @@
 #include "engine/saved_session.h"
 #include "engine/text/chat_template.h"
 #include "engine/text/tokenizer.h"
+#include "tests/command/chat_model.h"
 #include "tests/command/process.h"
 
 namespace tiercel::test {
@@ -16,26 +17,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
 class RunChat : public ::testing::Test {
  protected:
-  RunChat() : model_(scratch_ / "model") {
-    fs::copy(demo_model(), model_);
-    std::string tokens = read_file(model_ + "/tokenizer.json");
-    for (const auto& [from, to] :
-         {std::pair<std::string, std::string>{"<|start_header_id|>", "<|im_start|>"},
-          {"<|end_header_id|>", "<|im_end|>"}}) {
-      for (size_t at = 0; (at = tokens.find(from, at)) != std::string::npos;) {
-        tokens.replace(at, from.size(), to);
-      }
-    }
-    write_file(model_ + "/tokenizer.json", tokens);
-    set_template(kChatMl);
-  }
+  RunChat() : model_(scratch_ / "model") { make_chat_model(model_); }
 
   void set_template(const std::string& jinja) const {
     write_file(model_ + "/chat_template.jinja", jinja);

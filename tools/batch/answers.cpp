@@ -15,6 +15,7 @@
 
 #include "engine/base/check.h"
 #include "engine/json.h"
+#include "tools/batch/openai.h"
 #include "tools/console.h"
 #include "tools/prompt.h"
 #include "tools/signals.h"
@@ -22,18 +23,15 @@
 namespace tiercel {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 std::string hash_text(const BatchRequest& request) { return fmt::format("{:016x}", request.hash); }
 
-}  // namespace
-
-std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
-                         const std::string& settings) {
-  using Json = nlohmann::ordered_json;
+Json to_plain_answer(const BatchRequest& request, const BatchAnswer& answer) {
   const RequestReport& r = answer.report;
-  Json json = {{"line", request.line}};
+  Json json;
   if (!request.id.empty()) json["id"] = Json::parse(request.id);
-  const bool failed = r.state == RequestState::kFailed;
-  if (failed) json["error"] = r.error;
+  if (r.state == RequestState::kFailed) json["error"] = r.error;
   json["text"] = answer.text;
   json["finish_reason"] = answer.finish_reason;
   json["prompt_tokens"] = r.prompt_tokens;
@@ -46,6 +44,19 @@ std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
       r.first_token_seconds > 0 ? Json(r.first_token_seconds) : Json(nullptr);
   json["decode_seconds"] = r.decode_seconds;
   json["hit_rate"] = r.selection.selected_chunks > 0 ? Json(r.selection.hit_rate()) : Json(nullptr);
+  return json;
+}
+
+}  // namespace
+
+std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
+                         const std::string& settings) {
+  Json json = {{"line", request.line}};
+  if (request.form != RequestForm::kPlain) {
+    json.update(to_openai_answer(request, answer));
+  } else {
+    json.update(to_plain_answer(request, answer));
+  }
   json["request_hash"] = hash_text(request);
   json["settings"] = settings;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -99,10 +110,10 @@ void AnswerFile::read_answers() {
     const size_t end = text.find('\n', begin);
     const std::string place = fmt::format("{}:{}", path_, ++number);
     const nlohmann::json json = parse_json(std::string_view(text).substr(begin, end - begin), place,
-                                           {.max_bytes = size_t{1} << 30, .max_depth = 8});
+                                           {.max_bytes = size_t{1} << 30});
     const JsonNode root(json, place);
     begin = end + 1;
-    if (root.at("finish_reason").text() == "error") continue;
+    if (root.find("error")) continue;
     answered_.push_back({number, root.at("line").integer(1, INT64_MAX),
                          root.at("request_hash").text(), root.at("settings").text()});
   }

@@ -12,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/json.h"
 #include "engine/option_rows.h"
+#include "tools/batch/openai.h"
 #include "tools/batch/prefixes.h"
 #include "tools/flags.h"
 
@@ -19,7 +20,7 @@ namespace tiercel {
 namespace {
 
 // A line with ids of a prompt of many millions of tokens.
-constexpr JsonLimits kLineLimits{.max_bytes = size_t{1} << 30, .max_depth = 8};
+constexpr JsonLimits kLineLimits{.max_bytes = size_t{1} << 30};
 
 // The options of a request, by the names that members of a line have: those of the flags, with _
 // for -.
@@ -86,6 +87,15 @@ class Members : public OptionSink {
   std::map<std::string_view, std::string> given_;
 };
 
+// Text, or a list with one part, which is text.
+std::string content_of(const JsonNode& node) {
+  if (!node.raw().is_array()) return node.text();
+  if (node.size() != 1) node.unexpected("text, or one part");
+  const JsonNode part = node[0];
+  if (part.at("type").text() != "text") part.at("type").unexpected("\"text\"");
+  return part.at("text").text();
+}
+
 std::vector<ChatMessage> messages_of(const JsonNode& node) {
   node.expect_array();
   std::vector<ChatMessage> messages;
@@ -103,7 +113,7 @@ std::vector<ChatMessage> messages_of(const JsonNode& node) {
       if (role.text() == name_of(known)) found = known;
     }
     if (!found) role.unexpected("\"system\", \"user\" or \"assistant\"");
-    messages.push_back({*found, message.at("content").text()});
+    messages.push_back({*found, content_of(message.at("content"))});
   }
   if (messages.empty()) node.unexpected("a message or more");
   return messages;
@@ -158,6 +168,16 @@ std::vector<int32_t> BatchRequestReader::encode_text(const std::string& prompt) 
   return tokenizer_.encode(defaults_.prefix.empty() ? prompt : defaults_.prefix + prompt, options);
 }
 
+std::vector<int32_t> BatchRequestReader::encode_prompt(const JsonNode& prompt) const {
+  if (prompt.raw().is_array()) {
+    if (!defaults_.prefix.empty()) prompt.unexpected("text", "as --prefix is text");
+    return ids_of(prompt, config_.vocab_size);
+  }
+  if (!defaults_.chat) return encode_text(prompt.text());
+  if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", prompt.place(), no_chat_);
+  return encode_chat({{ChatRole::kUser, prompt.text()}});
+}
+
 std::vector<int32_t> BatchRequestReader::encode_chat(std::vector<ChatMessage> messages) const {
   if (!defaults_.prefix.empty()) {
     const auto user = std::ranges::find(messages, ChatRole::kUser, &ChatMessage::role);
@@ -185,22 +205,19 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
     const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(number - 1);
     sampling.seed = static_cast<int64_t>(seed & INT64_MAX);
   }
+  const bool is_openai = is_openai_request(json);
+  const JsonNode asked = is_openai ? read_openai_envelope(root, request) : root;
   Members members(request, sampling);
-  std::optional<JsonNode> prompt, messages;
-  for (const auto& [key, value] : json.items()) {
-    const JsonNode node(value, place, key);
-    if (value.is_null() && key != "prompt" && key != "messages")
-      continue;  // as if it were not there
-    if (key == "prompt") {
-      prompt = node;
-    } else if (key == "messages") {
-      messages = node;
-    } else if (key == "id") {
+  for (const auto& [key, value] : asked.raw().items()) {
+    if (key == "prompt" || key == "messages" || value.is_null()) continue;
+    const JsonNode node = asked.at(key.c_str());
+    if (key == "id" && !is_openai) {
       if (!value.is_string() && !value.is_number_integer()) node.unexpected("text or an integer");
       request.id = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     } else if (key == "stop") {
       request.stops = stops_of(node);
-    } else if (!members.set(key, node)) {
+    } else if (!members.set(is_openai ? plain_name(key) : key, node) &&
+               !(is_openai && accept_openai_member(key, node))) {
       std::vector<std::string> known = members.names();
       for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
       fail(ErrorKind::kUsage, "{}: expected {}, found \"{}\"{}", place,
@@ -208,21 +225,17 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
            did_you_mean(key, known));
     }
   }
-  if (prompt.has_value() == messages.has_value()) {
+  const bool has_prompt = asked.has("prompt"), has_messages = asked.has("messages");
+  if (has_prompt == has_messages) {
     fail(ErrorKind::kUsage, "{}: expected either a prompt or messages, found {}", place,
-         prompt ? "both" : "neither");
+         has_prompt ? "both" : "neither");
   }
-  if (prompt && prompt->raw().is_array()) {
-    if (!defaults_.prefix.empty()) prompt->unexpected("text", "as --prefix is text");
-    request.prompt = ids_of(*prompt, config_.vocab_size);
-  } else if (prompt && !defaults_.chat) {
-    request.prompt = encode_text(prompt->text());
+  if (has_prompt) {
+    request.prompt = encode_prompt(asked.at("prompt"));
   } else {
-    if (chat_ == nullptr) {
-      fail(ErrorKind::kUsage, "{}: {}: {}", place, prompt ? "prompt" : "messages", no_chat_);
-    }
-    request.prompt = encode_chat(prompt ? std::vector<ChatMessage>{{ChatRole::kUser, prompt->text()}}
-                                        : messages_of(*messages));
+    const JsonNode messages = asked.at("messages");
+    if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", messages.place(), no_chat_);
+    request.prompt = encode_chat(messages_of(messages));
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
   request.sampling = resolve_sampling(sampling, config_.sampling);

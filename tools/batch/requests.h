@@ -5,7 +5,8 @@
 //
 // with, where wanted, "id" (text or a number, given back with the answer), "stop" (a text to end
 // at, or several), and what the flags of the same names mean, for this request alone: "max_tokens",
-// "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos"
+// "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos".
+// A line may also be in OpenAI's batch format (tools/batch/openai.h).
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "engine/config.h"
+#include "engine/json.h"
 #include "engine/sampling_request.h"
 #include "engine/scheduler.h"
 #include "engine/text/chat_template.h"
@@ -22,9 +24,14 @@
 
 namespace tiercel {
 
+// How a line asks, and so how it is answered.
+enum class RequestForm : uint8_t { kPlain, kCompletion, kChatCompletion };
+
 struct BatchRequest {
   int64_t line = 0;  // of the file, from 1
-  std::string id;    // as JSON; empty: none
+  RequestForm form = RequestForm::kPlain;
+  std::string id;     // as JSON; empty: none
+  std::string model;  // what it calls the model
   SharedPrefix prefix;  // of the prompt, where requests share one; or null
   std::vector<int32_t> prompt;  // what is behind it
   int64_t n_new = 0;  // tokens at most
@@ -64,6 +71,7 @@ class BatchRequestReader {
 
  private:
   BatchRequest read_line(std::string_view line, int64_t number, const std::string& place) const;
+  std::vector<int32_t> encode_prompt(const JsonNode& prompt) const;
   std::vector<int32_t> encode_text(const std::string& prompt) const;
   std::vector<int32_t> encode_chat(std::vector<ChatMessage> messages) const;
 

@@ -1,0 +1,148 @@
+#include "tools/batch/openai.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+struct Endpoint {
+  const char* url;
+  RequestForm form;
+};
+constexpr Endpoint kEndpoints[] = {{"/v1/chat/completions", RequestForm::kChatCompletion},
+                                   {"/v1/completions", RequestForm::kCompletion}};
+
+struct Member {
+  const char* name;
+  const char* value;  // the only one, as JSON; null: any
+};
+constexpr Member kMembers[] = {
+    // who asks, and for what; where and when it is computed
+    {"user", nullptr},
+    {"metadata", nullptr},
+    {"store", nullptr},
+    {"service_tier", nullptr},
+    {"safety_identifier", nullptr},
+    {"prompt_cache_key", nullptr},
+    {"prompt_cache_retention", nullptr},
+    {"parallel_tool_calls", nullptr},
+    {"stream_options", nullptr},
+    // other values would give other answers
+    {"stream", "false"},
+    {"n", "1"},
+    {"best_of", "1"},
+    {"echo", "false"},
+    {"suffix", "\"\""},
+    {"logprobs", "false"},
+    {"top_logprobs", "0"},
+    {"frequency_penalty", "0"},
+    {"presence_penalty", "0"},
+    {"logit_bias", "{}"},
+    {"response_format", R"({"type": "text"})"},
+    {"modalities", R"(["text"])"},
+    {"tools", "[]"},
+    {"tool_choice", "\"none\""},
+    {"min_tokens", "0"},
+    {"skip_special_tokens", "true"},
+    {"add_generation_prompt", "true"},
+    {"include_stop_str_in_output", "false"},
+};
+
+}  // namespace
+
+bool is_openai_request(const nlohmann::json& line) {
+  return line.is_object() && (line.contains("body") || line.contains("custom_id"));
+}
+
+JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request) {
+  for (const auto& [key, value] : line.raw().items()) {
+    if (key != "custom_id" && key != "method" && key != "url" && key != "body") {
+      line.unexpected(R"("custom_id", "method", "url" and "body")",
+                      fmt::format("there is no \"{}\"", printable(key, 40)));
+    }
+  }
+  const JsonNode id = line.at("custom_id"), url = line.at("url"), body = line.at("body");
+  request.id = nlohmann::json(id.text()).dump(-1, ' ', false,
+                                              nlohmann::json::error_handler_t::replace);
+  if (const auto method = line.find("method"); method && method->text() != "POST") {
+    method->unexpected("\"POST\"");
+  }
+  const auto endpoint = std::ranges::find_if(
+      kEndpoints, [&](const Endpoint& known) { return url.text() == known.url; });
+  if (endpoint == std::end(kEndpoints)) {
+    url.unexpected(R"("/v1/chat/completions" or "/v1/completions")");
+  }
+  request.form = endpoint->form;
+  const bool is_chat = request.form == RequestForm::kChatCompletion;
+  const char* input = is_chat ? "messages" : "prompt";
+  if (!body.has(input)) body.unexpected(fmt::format("\"{}\"", input), "as the url says");
+  if (body.has(is_chat ? "prompt" : "messages")) {
+    body.unexpected(fmt::format("\"{}\" alone", input), "as the url says");
+  }
+  if (const auto model = body.find("model")) request.model = model->text();
+  return body;
+}
+
+std::string plain_name(const std::string& member) {
+  if (member == "max_completion_tokens") return "max_tokens";
+  if (member == "repetition_penalty") return "repeat_penalty";
+  return member;
+}
+
+bool accept_openai_member(const std::string& name, const JsonNode& value) {
+  if (name == "model") return true;  // given back
+  const auto member =
+      std::ranges::find_if(kMembers, [&](const Member& known) { return name == known.name; });
+  if (member == std::end(kMembers)) return false;
+  if (member->value != nullptr && value.raw() != nlohmann::json::parse(member->value)) {
+    value.unexpected(member->value, "nothing else is supported");
+  }
+  return true;
+}
+
+nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer) {
+  using Json = nlohmann::ordered_json;
+  const RequestReport& r = answer.report;
+  const std::string id = fmt::format("{:016x}-{}", request.hash, request.line);
+  Json json = {{"id", "batch_req_" + id}, {"custom_id", Json::parse(request.id)}};
+  if (r.state == RequestState::kFailed) {
+    const bool is_request = r.error_kind == ErrorKind::kUsage;
+    json["response"] = nullptr;
+    json["error"] = {{"code", is_request ? "invalid_request" : "server_error"},
+                     {"message", r.error}};
+    return json;
+  }
+  const bool is_chat = request.form == RequestForm::kChatCompletion;
+  Json choice = {{"index", 0}};
+  if (is_chat) {
+    choice["message"] = {{"role", "assistant"}, {"content", answer.text}};
+  } else {
+    choice["text"] = answer.text;
+  }
+  choice["logprobs"] = nullptr;
+  choice["finish_reason"] = answer.finish_reason;
+  const int64_t n_generated = std::ssize(r.tokens);
+  json["response"] = {
+      {"status_code", 200},
+      {"request_id", "req_" + id},
+      {"body",
+       {{"id", (is_chat ? "chatcmpl-" : "cmpl-") + id},
+        {"object", is_chat ? "chat.completion" : "text_completion"},
+        {"created", static_cast<int64_t>(std::time(nullptr))},
+        {"model", request.model},
+        {"choices", Json::array({choice})},
+        {"usage",
+         {{"prompt_tokens", r.prompt_tokens},
+          {"completion_tokens", n_generated},
+          {"total_tokens", r.prompt_tokens + n_generated},
+          {"prompt_tokens_details", {{"cached_tokens", r.prefix_tokens}}}}}}}};
+  json["error"] = nullptr;
+  return json;
+}
+
+}  // namespace tiercel

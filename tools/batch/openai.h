@@ -1,0 +1,37 @@
+// OpenAI's batch format, which clients of many servers write and read: a request around the body that
+// the endpoint would be sent, an answer around the body that it would return.
+//
+//   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+//    "body": {"model": "any", "messages": [...], "max_completion_tokens": 100}}
+//   {"custom_id": "a", "response": {"status_code": 200, "body": {"choices": [...], ...}}, "error": null}
+//
+// Source: platform.openai.com/docs/api-reference/batch/request-input, .../chat/create
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "engine/json.h"
+#include "tools/batch/answers.h"
+#include "tools/batch/requests.h"
+
+namespace tiercel {
+
+// Whether a line is in that format, rather than a request by itself.
+bool is_openai_request(const nlohmann::json& line);
+
+// What is around the body: sets the form and the id. Throws Error(kUsage) naming the place; also for
+// an endpoint that is not one of the two.
+JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request);
+
+// The name that a line has for a member of a body: both say the same.
+std::string plain_name(const std::string& member);
+
+// A member of a body that changes no answer here, or that may have only one value. False: neither.
+// Throws Error(kUsage) for another value, as what it asks for would not be done.
+bool accept_openai_member(const std::string& name, const JsonNode& value);
+
+// The members of an answer that its readers look for.
+nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer);
+
+}  // namespace tiercel
