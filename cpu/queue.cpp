@@ -3,12 +3,16 @@
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#include <tbb/task_scheduler_observer.h>
 
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/topology.h"
 #include "engine/base/check.h"
+#include "engine/base/threads.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define TIERCEL_TSAN 1
@@ -28,6 +32,20 @@ void allow_threads() {
                                            kMaxThreads + 1);
 }
 
+// TBB's threads take no signals once they have worked here.
+class SignalObserver final : public tbb::task_scheduler_observer {
+ public:
+  explicit SignalObserver(tbb::task_arena& arena) : tbb::task_scheduler_observer(arena) {
+    observe(true);
+  }
+  ~SignalObserver() override { observe(false); }
+
+  void on_scheduler_entry(bool is_worker) override {
+    static thread_local bool blocked = false;
+    if (is_worker && !std::exchange(blocked, true)) block_signals();
+  }
+};
+
 }  // namespace
 
 class Queue::Threads {
@@ -35,6 +53,7 @@ class Queue::Threads {
   explicit Threads(int n) : arena_(n) {
     allow_threads();
     arena_.initialize();
+    observer_.emplace(arena_);
   }
 
   template <typename Work>
@@ -55,6 +74,7 @@ class Queue::Threads {
 
  private:
   tbb::task_arena arena_;
+  std::optional<SignalObserver> observer_;
 };
 
 Queue::Queue(const QueueOptions& options)

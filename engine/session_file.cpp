@@ -15,10 +15,9 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
-#include <system_error>
-#include <thread>
 
 #include "engine/base/check.h"
+#include "engine/base/threads.h"
 #include "engine/base/units.h"
 #include "engine/json.h"
 
@@ -423,15 +422,8 @@ void SessionFile::check_blocks(int n_threads) const {
       }
     }
   };
-  std::vector<std::thread> threads;
-  const int n = std::clamp<int>(n_threads, 1, static_cast<int>(std::min<size_t>(order.size(), 64)));
-  try {
-    for (int i = 1; i < n; ++i) threads.emplace_back(work);
-  } catch (const std::system_error&) {
-    // Fewer will do.
-  }
-  work();
-  for (std::thread& thread : threads) thread.join();
+  work_in_threads(std::clamp<int>(n_threads, 1, static_cast<int>(std::min<size_t>(order.size(), 64))),
+                  work);
   if (bad == blocks().size()) return;
   const FileBlock& block = blocks()[bad];
   fail(

@@ -24,6 +24,7 @@
 // another thread uses it is a mistake that nothing catches; a session may be destroyed, or assigned to, in
 // a callback of its own call, which ends with it. Each class says what differs.
 //
+// Signals: the threads that an engine starts take none, so handlers run in threads of the application.
 // Processes: an engine's threads do not follow a fork(); the child may not use what the parent opened.
 //
 // This header needs C++20's library and nothing else. Its ABI belongs to one compiler family and

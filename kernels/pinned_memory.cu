@@ -6,11 +6,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <thread>
-#include <vector>
 
+#include "engine/base/threads.h"
 #include "engine/base/units.h"
 #include "kernels/launch.cuh"
 #include "kernels/stream.h"
@@ -53,15 +54,14 @@ void bind_near(int device, void* address, size_t bytes) {
 void touch(std::byte* begin, size_t bytes) {
   const unsigned n = std::clamp(std::thread::hardware_concurrency(), 1u, kTouchThreads);
   const size_t piece = (bytes / n + kHugePage - 1) / kHugePage * kHugePage;
-  std::vector<std::thread> threads;
-  for (size_t first = 0; first < bytes; first += piece) {
-    threads.emplace_back([=] {
+  std::atomic<size_t> next{0};
+  work_in_threads(static_cast<int>(n), [&] {
+    for (size_t first = piece * next++; first < bytes; first = piece * next++) {
       for (size_t at = first; at < std::min(bytes, first + piece); at += kSmallPage) {
         begin[at] = std::byte{0};
       }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+    }
+  });
 }
 
 [[noreturn]] void refuse(int64_t bytes, const char* reason) {

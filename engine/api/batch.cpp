@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/api/batch_worker.h"
+#include "engine/base/threads.h"
 
 namespace tiercel {
 namespace detail {
@@ -19,6 +20,7 @@ BatchWorker::BatchWorker(std::shared_ptr<EngineState> engine, v0::Options option
 
 void BatchWorker::start() {
   try {
+    const SignalsBlocked blocked;
     // The thread keeps what it uses alive, even when nobody waits for it any more.
     thread_ = std::thread([self = shared_from_this()] { self->run(); });
   } catch (const std::system_error& error) {

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -111,6 +112,8 @@ auto translated(F&& f) {
                     error.what());
   } catch (const std::bad_alloc&) {
     throw v0::Error(v0::ErrorKind::kRuntime, "out of memory");
+  } catch (const std::system_error& error) {  // no thread can be started
+    throw v0::Error(v0::ErrorKind::kRuntime, error.what());
   }
 }
 

@@ -2,6 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
 #include <thread>
 
 #include "tests/api/model.h"
@@ -58,6 +63,33 @@ TEST(Threads, EightShareAnEngineAndAnswerAsOne) {
   for (std::thread& thread : threads) thread.join();
   for (size_t i = 0; i < kThreads; ++i) EXPECT_EQ(together[i], alone[i]) << i;
   EXPECT_NE(alone[0].tokens, alone[5].tokens);
+}
+
+// Threads of this process that would take this signal.
+std::set<std::string> threads_that_take(int signal) {
+  std::set<std::string> names;
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream status(thread.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      if (!line.starts_with("SigBlk:")) continue;
+      const uint64_t blocked = std::stoull(line.substr(7), nullptr, 16);
+      if ((blocked >> (signal - 1) & 1) == 0) names.insert(thread.path().filename());
+    }
+  }
+  return names;
+}
+
+TEST(Threads, ThoseOfTheLibraryTakeNoSignals) {
+  const std::set<std::string> interrupted = threads_that_take(SIGINT),
+                              faulty = threads_that_take(SIGSEGV);
+  const Engine engine = open_demo("4");
+  Session session = engine.open_session({{"n-predict", "100000"}});
+  ASSERT_TRUE(session.prefill(prompt_text(5)));
+  const Batch batch = engine.open_batch({{"max-prompt", "100"}});
+  // One that TBB has made and never called yet still would.
+  for (int i = 0; i < 1000 && threads_that_take(SIGINT) != interrupted; ++i) session.generate(4);
+  EXPECT_EQ(threads_that_take(SIGINT), interrupted);
+  EXPECT_GT(threads_that_take(SIGSEGV).size(), faulty.size());
 }
 
 TEST(Threads, TurnsComeRound) {
