@@ -51,9 +51,7 @@ class BackendBatch : public Batch {
     return plan_in_batch(request(), plan_, n_prompt, n_new, slots);
   }
   SessionPlan plan_prefix(int64_t n_tokens) const override {
-    SessionPlan prefix = plan_in_batch(request(), plan_, n_tokens, 0);
-    prefix.is_prefix = true;
-    return prefix;
+    return plan_prefix_in_batch(request(), plan_, n_tokens);
   }
   SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                           double slots) const override {

@@ -16,12 +16,9 @@ BatchPlan Batch::plan(const Model& model, const SessionOptions& options, int64_t
 }
 
 int64_t Batch::largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
-                       int64_t n_new) {
+                       int64_t n_new, int64_t n_prefix) {
   const PlanRequest request = dynamic_cast<const LoadedModel&>(model).plan_request();
-  const SequenceBytes one = sequence_bytes(request, plan_in_batch(request, plan, n_prompt, n_new));
-  int64_t n = 0;
-  while (n < plan.n_sequences && room_for(plan, one, n * one.device, n * one.host)) ++n;
-  return n;
+  return largest_in_batch(request, plan, n_prompt, n_new, n_prefix);
 }
 
 std::unique_ptr<Batch> Batch::open(std::shared_ptr<Model> model, const BatchPlan& plan) {
@@ -98,6 +95,13 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   return sequence;
 }
 
+SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& plan,
+                                 int64_t n_tokens) {
+  SessionPlan prefix = plan_in_batch(request, plan, n_tokens, 0);
+  prefix.is_prefix = true;
+  return prefix;
+}
+
 SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
                                int64_t n_new, double slots) {
   CHECK(prefix.is_prefix);
@@ -114,6 +118,28 @@ SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix,
   behind.context = behind.options.context = context;
   if (slots > 0) behind.options.selection.slots = slots;
   return behind;
+}
+
+int64_t largest_in_batch(const PlanRequest& request, const BatchPlan& plan, int64_t n_prompt,
+                         int64_t n_new, int64_t n_prefix) {
+  SessionPlan one;
+  SequenceBytes taken;
+  if (n_prefix > 0) {
+    const SessionPlan prefix = plan_prefix_in_batch(request, plan, n_prefix);
+    taken = sequence_bytes(request, prefix);
+    if (!room_for(plan, taken, 0, 0)) return 0;
+    one = plan_behind_prefix(plan, prefix, n_prompt, n_new, 0);
+  } else {
+    one = plan_in_batch(request, plan, n_prompt, n_new);
+  }
+  const SequenceBytes bytes = sequence_bytes(request, one);
+  int64_t n = 0;
+  while (n < plan.n_sequences && room_for(plan, bytes, taken.device, taken.host)) {
+    ++n;
+    taken.device += bytes.device;
+    taken.host += bytes.host;
+  }
+  return n;
 }
 
 bool room_for(const BatchPlan& plan, const SequenceBytes& bytes, int64_t device_taken,

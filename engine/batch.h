@@ -58,9 +58,10 @@ class Batch {
   // as Session::plan does, where not even one fits.
   static BatchPlan plan(const Model& model, const SessionOptions& options, int64_t n_sequences,
                         int64_t max_prompt, int64_t max_new, int64_t max_behind = 0);
-  // How many sequences of this size fit together, at most plan.n_sequences.
+  // How many sequences of this size fit together, at most plan.n_sequences. n_prefix: tokens of a prefix
+  // that all of them are behind; 0: they share nothing.
   static int64_t largest(const Model& model, const BatchPlan& plan, int64_t n_prompt,
-                         int64_t n_new);
+                         int64_t n_new, int64_t n_prefix = 0);
   static std::unique_ptr<Batch> open(std::shared_ptr<Model> model, const BatchPlan& plan);
   virtual ~Batch() = default;
 

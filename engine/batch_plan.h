@@ -17,9 +17,16 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
 // As Batch::plan_sequence.
 SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_prompt,
                           int64_t n_new, double slots = 0);
+// As Batch::plan_prefix.
+SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& plan,
+                                 int64_t n_tokens);
 // As Batch::plan_behind.
 SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
                                int64_t n_new, double slots);
+
+// As Batch::largest.
+int64_t largest_in_batch(const PlanRequest& request, const BatchPlan& plan, int64_t n_prompt,
+                         int64_t n_new, int64_t n_prefix = 0);
 
 // Whether a sequence fits beside those that have taken so many bytes of the tiers.
 bool room_for(const BatchPlan& plan, const SequenceBytes& bytes, int64_t device_taken,

@@ -24,6 +24,7 @@ constexpr const char* kDetails =
     "With -b, so many sequences are prefilled and then decoded together; 'max' is as many as fit\n"
     "--device-memory and --host-memory. --compare dense,device measures the same for dense attention\n"
     "and for the same selection with everything on the device, each with as many sequences as fit.\n"
+    "With --behind, it is questions on one text that are measured: its prompt is prefilled once.\n"
     "The table goes to stdout. Prompts are random tokens unless -f gives a text; selection finds "
     "no\n"
     "locality in random tokens, so its hit rate means nothing then.\n"
@@ -43,7 +44,7 @@ struct BenchFlags {
   std::string prompts = "512", steps = "128", depths, batches, compare;
   std::optional<std::string> file;
   std::string picture, from;
-  int64_t repetitions = 3;
+  int64_t repetitions = 3, n_behind = 0;
   MicroBatches micro_batches = MicroBatches::kAuto;
   BenchFormat format = BenchFormat::kMarkdown;
 
@@ -56,6 +57,9 @@ struct BenchFlags {
     flags.text("-d,--n-depth", depths,
                "Lengths behind which to generate: a list; -p then is prefilled only");
     flags.text("-b,--batch", batches, "Sequences decoded together: a list; max: as many as fit");
+    flags.tokens("--behind", n_behind, 0, kMaxOptionTokens,
+                 "With -b, all sequences share the prompt, and each has so many tokens of its own "
+                 "behind it; 0: they share nothing");
     add_micro_batches_option(flags, micro_batches);
     flags.text("--compare", compare, "With -b, measure beside it: dense, device");
     flags.file("--picture", picture, Flags::FileUse::kWritten,
@@ -204,25 +208,32 @@ std::vector<BenchRival> parse_rivals(const std::string& text) {
 void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& model,
                      const TokenSource& source, const Console& console,
                      std::vector<BatchRow>& rows) {
+  const bool shares = flags.n_behind > 0;
   for (const int64_t n_prompt : parse_counts("-p", flags.prompts, 1)) {
+    const SharedPrefix prefix =
+        shares ? std::make_shared<const std::vector<int32_t>>(source.take(n_prompt)) : nullptr;
     for (const int64_t n_gen : parse_counts("-n", flags.steps, 1)) {
       for (const BenchRival rival : parse_rivals(flags.compare)) {
         // A rival that fits fewer sequences than another batch of the list is measured once.
         int64_t measured = 0;
         for (const int64_t n : parse_batches(flags.batches)) {
-          console.info("bench: pp{} tg{}, {} sequences{}", n_prompt, n_gen,
+          const BatchTest test{rival, n_prompt, flags.n_behind, n_gen};
+          console.info("bench: pp{}{} tg{}, {} sequences{}", n_prompt,
+                       shares ? fmt::format(" (shared) + {}", flags.n_behind) : "", n_gen,
                        n > 0 ? std::to_string(n) : "as many as fit",
                        rival == BenchRival::kNone ? "" : fmt::format(", {}", name_of(rival)));
           std::string refusal;
-          const int64_t fits =
-              largest_batch(*model, options_of(rival, flags.session), n_prompt, n_gen,
-                            n > 0 ? n : kMaxSequences, &refusal);
+          const int64_t fits = largest_batch(*model, flags.session, test,
+                                             n > 0 ? n : kMaxSequences, &refusal);
           if (fits == 0) console.warning(refusal);
           if (fits > 0 && fits == measured) continue;
           measured = fits;
           rows.push_back(measure_batch(
-              model, flags.session, flags.micro_batches, rival, n_prompt, n_gen, fits,
-              [&](int64_t i) { return source.take(n_prompt, i); }, console));
+              model, flags.session, flags.micro_batches, test, fits, prefix,
+              [&](int64_t i) {
+                return shares ? source.take(flags.n_behind, 1 + i) : source.take(n_prompt, i);
+              },
+              console));
           rows.back().n_wanted = n;
           rows.back().refusal = refusal;
         }
@@ -231,11 +242,11 @@ void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& mode
   }
 }
 
-using BenchTest = std::pair<int64_t, int64_t>;  // prompt, tokens behind it
+using SequenceTest = std::pair<int64_t, int64_t>;  // prompt, tokens behind it
 
 // Of one sequence each.
-std::vector<BenchTest> parse_tests(const BenchFlags& flags) {
-  std::vector<BenchTest> tests;
+std::vector<SequenceTest> parse_tests(const BenchFlags& flags) {
+  std::vector<SequenceTest> tests;
   const std::vector<int64_t> prompts = parse_counts("-p", flags.prompts, 1);
   const std::vector<int64_t> steps = parse_counts("-n", flags.steps, 0);
   const std::vector<int64_t> depths =
@@ -250,7 +261,7 @@ std::vector<BenchTest> parse_tests(const BenchFlags& flags) {
 }
 
 // What computed it goes into `backend`.
-void measure_tests(const BenchFlags& flags, const std::vector<BenchTest>& tests,
+void measure_tests(const BenchFlags& flags, const std::vector<SequenceTest>& tests,
                    const std::shared_ptr<Model>& model, const TokenSource& source,
                    const Console& console, std::string& backend, std::vector<BenchRow>& rows) {
   for (const auto& [n_prompt, n_gen] : tests) {
@@ -295,9 +306,12 @@ int command_bench(int argc, char** argv) {
     return 0;
   }
   flags.model.check();
-  const std::vector<BenchTest> tests = parse_tests(flags);
+  const std::vector<SequenceTest> tests = parse_tests(flags);
   if (flags.batches.empty() && (!flags.compare.empty() || picture.wanted())) {
     fail(ErrorKind::kUsage, "--compare and --picture: expected -b beside them");
+  }
+  if (flags.batches.empty() && flags.n_behind > 0) {
+    fail(ErrorKind::kUsage, "--behind: expected -b beside it");
   }
   if (!flags.batches.empty() && !flags.depths.empty()) {
     fail(ErrorKind::kUsage, "-d: with -b every sequence decodes behind its -p tokens; leave it out");

@@ -29,12 +29,26 @@ SessionOptions options_of(BenchRival rival, SessionOptions options) {
   return options;
 }
 
-int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t n_prompt,
-                      int64_t n_gen, int64_t most, std::string* why) {
+namespace {
+
+BatchPlan plan_test(const Model& model, const SessionOptions& options, const BatchTest& test,
+                    int64_t n_sequences) {
+  const bool shares = test.n_behind > 0;
+  return Batch::plan(model, options_of(test.rival, options), n_sequences,
+                     test.n_prompt + test.n_behind, test.n_gen,
+                     shares ? test.n_behind + test.n_gen : 0);
+}
+
+}  // namespace
+
+int64_t largest_batch(const Model& model, const SessionOptions& options, const BatchTest& test,
+                      int64_t most, std::string* why) {
   // Codecs that are chosen by what fits make more sequences fit where more are asked for.
   const auto fits = [&](int64_t n) {
-    return Batch::largest(model, Batch::plan(model, options, n, n_prompt, n_gen), n_prompt,
-                          n_gen) >= n;
+    const BatchPlan plan = plan_test(model, options, test, n);
+    const bool shares = test.n_behind > 0;
+    return Batch::largest(model, plan, shares ? test.n_behind : test.n_prompt, test.n_gen,
+                          shares ? test.n_prompt : 0) >= n;
   };
   try {
     int64_t low = 0, high = most + 1;  // low fits, high does not
@@ -51,38 +65,41 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t
 }
 
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       MicroBatches micro_batches, BenchRival rival, int64_t n_prompt,
-                       int64_t n_gen, int64_t n_sequences,
+                       MicroBatches micro_batches, const BatchTest& test, int64_t n_sequences,
+                       const SharedPrefix& prefix,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console) {
   BatchRow row;
-  row.rival = rival;
-  row.n_prompt = n_prompt;
-  row.n_gen = n_gen;
+  row.test = test;
   row.n_sequences = n_sequences;
   if (n_sequences == 0) return row;
-  BatchPlan plan = Batch::plan(*model, options_of(rival, options), n_sequences, n_prompt, n_gen);
+  BatchPlan plan = plan_test(*model, options, test, n_sequences);
   plan.micro_batches = micro_batches;
-  Scheduler scheduler(Batch::open(model, plan), {.go_on = [] { return !stop_requested(); }});
-  row.plan = scheduler.batch().plan_sequence(n_prompt, n_gen);
+  row.plan = plan.largest;
+  Stopwatch watch;
+  ProgressLine line(console);
+  Scheduler* running = nullptr;
+  const auto show_prompts = [&] {
+    const SchedulerReport now = running->report();
+    const int64_t n_all = test.prompt_tokens(n_sequences);
+    const auto n_done = now.prompt_tokens + static_cast<int64_t>(now.partial_prompt_tokens);
+    if (n_done >= n_all) return;
+    const double share = static_cast<double>(n_done) / static_cast<double>(n_all);
+    line.update({"prefill", share, n_done, n_all, watch.seconds()});
+  };
+  Scheduler scheduler(Batch::open(model, plan), {.go_on = [&] {
+                        show_prompts();
+                        return !stop_requested();
+                      }});
+  running = &scheduler;
   row.backend = scheduler.batch().backend_description();
   row.micro_batches = scheduler.batch().micro_batches(n_sequences);
   std::vector<Scheduler::RequestId> ids;
-  int64_t n_begun = 0;
-  Stopwatch watch;
-  ProgressLine line(console);
   for (int64_t i = 0; i < row.n_sequences; ++i) {
-    Request request{.prompt = prompts(i), .n_new = n_gen};
-    request.on_token = [&, first = true](int32_t) mutable {
-      if (std::exchange(first, false)) {
-        ++n_begun;
-        const double share = static_cast<double>(n_begun) / static_cast<double>(row.n_sequences);
-        line.update({"prefill", share, n_begun * n_prompt, row.n_sequences * n_prompt,
-                     watch.seconds()});
-      }
-      return !stop_requested();
-    };
-    ids.push_back(scheduler.submit(std::move(request)));
+    ids.push_back(scheduler.submit({.prefix = prefix,
+                                    .prompt = prompts(i),
+                                    .n_new = test.n_gen,
+                                    .on_token = [](int32_t) { return !stop_requested(); }}));
   }
   bool more = true;
   while (more) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "engine/scheduler.h"
 #include "tools/console.h"
 
 namespace tiercel {
@@ -21,10 +22,23 @@ enum class BenchRival : uint8_t {
 const char* name_of(BenchRival rival);
 SessionOptions options_of(BenchRival rival, SessionOptions options);
 
-// One line: prompts of n_prompt tokens of so many sequences, then n_gen steps of all of them.
-struct BatchRow {
+// What every sequence of a batch does.
+struct BatchTest {
   BenchRival rival = BenchRival::kNone;
-  int64_t n_prompt = 0, n_gen = 0;
+  int64_t n_prompt = 0;  // tokens, which all of them share if they have any behind it
+  int64_t n_behind = 0;  // tokens of its own behind a shared prompt; 0: every prompt is its own
+  int64_t n_gen = 0;     // steps
+
+  // Tokens that n sequences prefill, and those that they end with.
+  int64_t prompt_tokens(int64_t n) const {
+    return n_behind > 0 ? n_prompt + n * n_behind : n * n_prompt;
+  }
+  int64_t context_tokens(int64_t n) const { return prompt_tokens(n) + n * n_gen; }
+};
+
+// One line: what it took.
+struct BatchRow {
+  BatchTest test;
   int64_t n_wanted = 0;     // sequences that were asked for; 0: as many as fit
   int64_t n_sequences = 0;  // that fit and were run; 0: not even one
   int64_t micro_batches = 1;  // of a step of all of them
@@ -42,13 +56,14 @@ struct BatchRow {
 
 // The largest number of such sequences that fit together, up to `most`; 0 and why where not even one
 // does.
-int64_t largest_batch(const Model& model, const SessionOptions& options, int64_t n_prompt,
-                      int64_t n_gen, int64_t most, std::string* why);
+int64_t largest_batch(const Model& model, const SessionOptions& options, const BatchTest& test,
+                      int64_t most, std::string* why);
 
-// Of n_sequences, which fit. prompts(i): the tokens of sequence i. Throws Error(kInterrupted) when the user has asked to stop.
+// Of n_sequences, which fit. prompts(i): the tokens that sequence i has for itself. prefix: those that
+// all share, where they do. Throws Error(kInterrupted) when the user has asked to stop.
 BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions& options,
-                       MicroBatches micro_batches, BenchRival rival, int64_t n_prompt,
-                       int64_t n_gen, int64_t n_sequences,
+                       MicroBatches micro_batches, const BatchTest& test, int64_t n_sequences,
+                       const SharedPrefix& prefix,
                        const std::function<std::vector<int32_t>(int64_t)>& prompts,
                        const Console& console);
 

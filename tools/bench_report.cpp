@@ -125,24 +125,26 @@ std::vector<std::vector<std::string>> cells(const BenchSetup& setup,
 
 // What attended, in a word or two.
 std::string label_of(const BatchRow& row, const SessionOptions& o) {
-  if (row.rival == BenchRival::kDense) return "dense";
-  return name_of(o.attention) + std::string(row.rival == BenchRival::kDevice ? ", on device" : "");
+  if (row.test.rival == BenchRival::kDense) return "dense";
+  return name_of(o.attention) + std::string(row.test.rival == BenchRival::kDevice ? ", on device" : "");
 }
 
 Json to_json(const BenchSetup& setup, const BatchRow& row) {
   const SessionOptions& o = row.plan.options;
-  const int64_t n = row.n_sequences, n_prompt_tokens = n * row.n_prompt;
+  const BatchTest& test = row.test;
+  const int64_t n = row.n_sequences, n_prompt_tokens = test.prompt_tokens(n);
   Json json = setup_json(setup, o);
-  json.update({{"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.rival))},
+  json.update({{"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.test.rival))},
           {"composition", n > 0 ? Json(composition(o)) : Json(nullptr)},
           {"refusal", row.refusal.empty() ? Json(nullptr) : Json(row.refusal)},
           {"n_batch_wanted", row.n_wanted},
-          {"pp", row.n_prompt},
-          {"tg", row.n_gen},
+          {"pp", test.n_prompt},
+          {"n_behind", test.n_behind},
+          {"tg", test.n_gen},
           {"pl", n},
           {"micro_batches", row.micro_batches},
           {"kernels_per_step", row.step_launches > 0 ? Json(row.step_launches) : Json(nullptr)},
-          {"n_kv", n * (row.n_prompt + row.n_gen)},
+          {"n_kv", test.context_tokens(n)},
           {"t_pp", row.prompt_seconds},
           {"speed_pp", per_second(n_prompt_tokens, row.prompt_seconds)},
           {"t_tg", row.step_seconds},
@@ -166,17 +168,20 @@ std::vector<std::vector<std::string>> batch_cells(const BenchSetup&,
                                                   const std::vector<BatchRow>& rows) {
   std::vector<std::vector<std::string>> table = {
       {"PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
-       "attention", "budget", "keys", "device GiB", "host GiB", "hit rate", "fetch GB/s", "p50 ms",
+       "behind", "attention", "budget", "keys", "device GiB", "host GiB", "hit rate", "fetch GB/s", "p50 ms",
        "p95 ms"}};
   for (const BatchRow& row : rows) {
     const SessionOptions& o = row.plan.options;
-    const int64_t n = row.n_sequences, n_prompt_tokens = n * row.n_prompt;
+    const BatchTest& test = row.test;
+    const int64_t n = row.n_sequences, n_prompt_tokens = test.prompt_tokens(n);
+    const std::string behind = test.n_behind > 0 ? std::to_string(test.n_behind) : "-";
     if (n == 0) {
       std::vector<std::string> none(table[0].size(), "-");
-      none[0] = std::to_string(row.n_prompt);
-      none[1] = std::to_string(row.n_gen);
+      none[0] = std::to_string(test.n_prompt);
+      none[1] = std::to_string(test.n_gen);
       none[2] = "0";
-      none[10] = fmt::format("{}: does not fit", name_of(row.rival));
+      none[10] = behind;
+      none[11] = fmt::format("{}: does not fit", name_of(row.test.rival));
       table.push_back(none);
       continue;
     }
@@ -185,11 +190,11 @@ std::vector<std::vector<std::string>> batch_cells(const BenchSetup&,
     const double seconds = row.prompt_seconds + row.step_seconds;
     const bool selects = row.selection.selected_chunks > 0, dense = o.attention == AttentionMode::kDense;
     table.push_back(
-        {std::to_string(row.n_prompt), std::to_string(row.n_gen), std::to_string(n),
-         std::to_string(n * (row.n_prompt + row.n_gen)), f2(row.prompt_seconds),
+        {std::to_string(test.n_prompt), std::to_string(test.n_gen), std::to_string(n),
+         std::to_string(test.context_tokens(n)), f2(row.prompt_seconds),
          f2(per_second(n_prompt_tokens, row.prompt_seconds)), f2(row.step_seconds),
          f2(per_second(row.step_tokens, row.step_seconds)), f2(seconds),
-         f2(per_second(n_prompt_tokens + row.step_tokens, seconds)), label_of(row, o), budget_of(o),
+         f2(per_second(n_prompt_tokens + row.step_tokens, seconds)), behind, label_of(row, o), budget_of(o),
          dense ? "-" : name_of(o.selection.key_codec), gib(row.device_bytes), gib(row.host_bytes),
          selects ? fmt::format("{:.3f}{}", row.selection.hit_rate(),
                                o.imposed_hit_rate >= 0 ? " (imposed)" : "")

@@ -42,18 +42,26 @@ bool fits(F&& plan) {
   }
 }
 
-// Whether so many sequences fit the limits, each with the codecs that make them fit.
-bool fits_limits(const PlanRequest& request, int64_t n_sequences) {
-  return fits([&] {
-    const BatchPlan plan = plan_batch(request, request.options, n_sequences, request.n_prompt,
-                                      request.n_new);
-    const SequenceBytes one =
-        sequence_bytes(request, plan_in_batch(request, plan, request.n_prompt, request.n_new));
-    return room_for(plan, one, (n_sequences - 1) * one.device, (n_sequences - 1) * one.host);
+// The plan of so many sequences. n_behind: tokens that each has behind the prompt, which then all of them
+// share; 0: each has a prompt of its own.
+BatchPlan plan_sequences(const PlanRequest& request, int64_t n, int64_t n_behind) {
+  const int64_t n_own = n_behind > 0 ? n_behind + request.n_new : 0;
+  return plan_batch(request, request.options, n, request.n_prompt + n_behind, request.n_new, n_own);
+}
+
+// The most sequences that fit the limits, each number with the codecs that make it fit.
+int64_t most_sequences(const PlanRequest& request, int64_t n_behind) {
+  return largest_that(kMaxSequences, [&](int64_t n) {
+    return fits([&] {
+      const BatchPlan plan = plan_sequences(request, n, n_behind);
+      const bool shares = n_behind > 0;
+      return largest_in_batch(request, plan, shares ? n_behind : request.n_prompt, request.n_new,
+                              shares ? request.n_prompt : 0) >= n;
+    });
   });
 }
 
-void print_most(const PlanRequest& request, const Console& console) {
+void print_most(const PlanRequest& request, int64_t n_behind, const Console& console) {
   const int64_t context = largest_that(int64_t{1} << 33, [&](int64_t tokens) {
     PlanRequest longer = request;
     longer.n_prompt = tokens;
@@ -64,10 +72,13 @@ void print_most(const PlanRequest& request, const Console& console) {
       return true;
     });
   });
-  const int64_t sequences =
-      largest_that(kMaxSequences, [&](int64_t n) { return fits_limits(request, n); });
-  console.info("most that fits: one prompt of {} tokens, or {} sequences of {}",
-               format_count(context), format_count(sequences), format_count(request.n_prompt));
+  console.info("most that fits: one prompt of {} tokens, or {} sequences of {}{}",
+               format_count(context), format_count(most_sequences(request, 0)),
+               format_count(request.n_prompt),
+               n_behind > 0 ? fmt::format(", or {} that share them and have {} each behind them",
+                                          format_count(most_sequences(request, n_behind)),
+                                          format_count(n_behind))
+                            : "");
 }
 
 struct FloorFlags {
@@ -83,13 +94,13 @@ struct FloorFlags {
   }
 
   // Of one sequence, and of as many as fit.
-  void print(const PlanRequest& request, const SessionPlan& plan, const Console& console) const {
+  void print(const PlanRequest& request, const SessionPlan& plan, int64_t n_behind,
+             const Console& console) const {
     if (!device) return;
-    const int64_t most =
-        largest_that(kMaxSequences, [&](int64_t n) { return fits_limits(request, n); });
+    const int64_t most = most_sequences(request, n_behind);
     for (const int64_t n : {int64_t{1}, most}) {
       SessionPlan its = plan;
-      if (n > 1) its = plan_batch(request, request.options, n, request.n_prompt, request.n_new).largest;
+      if (n > 1) its = plan_sequences(request, n, n_behind).largest;
       const StepBytes bytes = step_bytes(request.config, its, hit_rate);
       if (bytes.link > 0 && !link) {
         fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
@@ -126,7 +137,7 @@ struct FloorFlags {
 int command_estimate(int argc, char** argv) {
   ModelFlags model_flags;
   SessionOptions options;
-  int64_t n_prompt = 0, n_predict = 128;
+  int64_t n_prompt = 0, n_predict = 128, n_behind = 0;
   FloorFlags floor;
   Flags flags("estimate", "The memory that a run would take. Reads config.json only.",
               "The table goes to stderr, as with run. Exit code 3: it does not fit.\n"
@@ -144,6 +155,8 @@ int command_estimate(int argc, char** argv) {
                "Tokens of the prompt; 0: all of the model's positions");
   flags.tokens("-n,--n-predict,--max-tokens,--max-new-tokens", n_predict, 0, INT32_MAX,
                "Tokens to generate");
+  flags.tokens("--behind", n_behind, 0, kMaxOptionTokens,
+               "Of sequences that share the prompt: tokens that each has behind it");
   floor.add_to(flags);
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
@@ -167,9 +180,9 @@ int command_estimate(int argc, char** argv) {
   const SessionPlan plan = make_plan(request);
   const Console console(false);
   print_plan(plan, n_prompt, console);
-  print_most(request, console);
+  print_most(request, n_behind, console);
   check_limits(request, plan);
-  floor.print(request, plan, console);
+  floor.print(request, plan, n_behind, console);
   return 0;
 }
 

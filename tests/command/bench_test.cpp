@@ -109,6 +109,33 @@ TEST(Bench, AsManyAsFitIsOneOfAList) {
   EXPECT_EQ(rows[1]["micro_batches"], 1);  // nothing runs beside anything here
 }
 
+// Questions on one text: it is prefilled once, and room is what they take beside it.
+TEST(Bench, BehindASharedPrompt) {
+  const std::vector<std::string> memory = {"--budget", "16", "--recent", "32", "--device-memory", "24MiB"};
+  const auto bench = [&](std::vector<std::string> flags) {
+    flags.insert(flags.end(), {"-p", "600", "-n", "2", "-o", "json"});
+    flags.insert(flags.end(), memory.begin(), memory.end());
+    const Result result = run(with_model("bench", flags));
+    EXPECT_EQ(result.code, 0) << result.err;
+    return Json::parse(result.out);
+  };
+  const Json apart = bench({"-b", "max"}), rows = bench({"-b", "3,max", "--behind", "20"});
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["pl"], 3);
+  EXPECT_EQ(rows[0]["n_behind"], 20);
+  EXPECT_EQ(rows[0]["n_kv"], 600 + 3 * (20 + 2));
+  EXPECT_NEAR(rows[0]["speed_pp"].get<double>() * rows[0]["t_pp"].get<double>(), 600 + 3 * 20, 1e-6);
+  const int64_t most = rows[1]["pl"], most_apart = apart[0]["pl"];
+  EXPECT_GT(most, 2 * most_apart);
+  EXPECT_LE(rows[1]["device_bytes"].get<int64_t>(), int64_t{24} << 20);
+  std::vector<std::string> flags = {"--tokens", "600", "-n", "2", "--behind", "20"};
+  flags.insert(flags.end(), memory.begin(), memory.end());
+  const Result estimate = run(with_model("estimate", flags));
+  EXPECT_TRUE(contains(estimate.err, "or " + std::to_string(most_apart) + " sequences of 600, or " +
+                                         std::to_string(most) + " that share them and have 20 each"))
+      << estimate.err;
+}
+
 TEST(Bench, InTwoMicroBatchesWhereThatIsAskedFor) {
   const Result result = run(with_model(
       "bench", {"-p", "64", "-n", "2", "-b", "1,3", "--micro-batches", "2", "-o", "json"}));
@@ -130,6 +157,7 @@ TEST(Bench, RefusesWhatMakesNoSense) {
            {"-b", "2", "--compare", "sparse"},
            {"-b", "2", "--micro-batches", "3"},
            {"--compare", "dense"},
+           {"--behind", "7"},
            {"--from", "x.json"}}) {
     const Result result = run(with_model("bench", flags));
     EXPECT_EQ(result.code, 2) << flags[0] << " " << flags[1] << result.err;
