@@ -1,6 +1,7 @@
 #include "cpu/select.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -34,7 +35,7 @@ float log_sum(const SelectWorkspace& work, int64_t head, int64_t n_ranges) {
 // from those of n_heads heads over those of the first.
 struct Combination {
   const SelectParams& p;
-  const SelectWorkspace& work;
+  const SelectWorkspace work;
   const SelectKernel& kernel;
 
   int64_t heads_of_list() const { return p.n_heads / lists_of(p); }
@@ -213,7 +214,7 @@ class Ranking {
   }
 
   const SelectParams& p_;
-  const SelectWorkspace& work_;
+  const SelectWorkspace work_;
   const SelectKernel& kernel_;
   int64_t index_, n_heads_, first_head_;
   Candidates candidates_;
@@ -242,37 +243,72 @@ void check(const SelectParams& p) {
         (p.slot_of_chunk != nullptr && p.dropped_ids != nullptr && p.dropped_counts != nullptr));
 }
 
-}  // namespace
+bool have_same_candidates(const SelectParams& a, const SelectParams& b) {
+  return a.landmarks == b.landmarks && a.codes == b.codes && a.scales == b.scales &&
+         a.index == b.index && a.landmark_head_stride == b.landmark_head_stride &&
+         a.first_chunk == b.first_chunk && a.end_chunk == b.end_chunk && a.k == b.k &&
+         a.blocks == nullptr && b.blocks == nullptr && a.n_heads == b.n_heads &&
+         a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim && a.group == b.group &&
+         a.scope == b.scope;
+}
 
-void select_chunks(Queue& queue, const SelectParams& p) {
-  check(p);
-  if (p.keep != nullptr && *p.keep != 0) return;
-  const int64_t n = p.end_chunk - p.first_chunk;
-  if (n <= 0 || p.k == 0) {
-    std::fill(p.counts, p.counts + p.n_kv_heads, 0);
-    if (p.max_misses >= 0) std::fill(p.dropped_counts, p.dropped_counts + p.n_kv_heads, 0);
-    return;
-  }
-  CHECK((p.landmarks != nullptr) != (p.codes != nullptr) &&
-        (p.codes == nullptr || p.scales != nullptr));
+// With the same candidates, of which there are some.
+void select_alike(Queue& queue, std::span<const SelectParams> all) {
+  const SelectParams& first = all.front();
+  CHECK((first.landmarks != nullptr) != (first.codes != nullptr) &&
+        (first.codes == nullptr || first.scales != nullptr));
+  const auto n_all = std::ssize(all);
+  const auto at = [&](int64_t i) -> const SelectParams& { return all[static_cast<size_t>(i)]; };
   const SelectKernel& kernel = select_kernel(queue.isa());
-  const SelectWorkspace work(p);
+  const int64_t n = first.end_chunk - first.first_chunk, n_lists = lists_of(first);
   const int64_t n_ranges = (n + kRangeLandmarks - 1) / kRangeLandmarks;
-  queue.for_each(p.n_kv_heads * n_ranges, [&](int64_t item, const Worker& worker) {
-    scan_range(p, work, queue.isa(), item / n_ranges, item % n_ranges, worker);
+  queue.for_each(first.n_kv_heads * n_ranges, [&](int64_t item, const Worker& worker) {
+    scan_range(all, queue.isa(), item / n_ranges, item % n_ranges, worker);
   });
-  if (adds_weights(p)) {
-    const Combination sums{p, work, kernel};
-    queue.for_each(p.n_heads, [&](int64_t head, const Worker&) { sums.prepare(head, n_ranges); });
+  if (adds_weights(first)) {
+    const int64_t n_heads = first.n_heads;
+    queue.for_each(n_all * n_heads, [&](int64_t item, const Worker&) {
+      const SelectParams& p = at(item / n_heads);
+      Combination{p, SelectWorkspace(p), kernel}.prepare(item % n_heads, n_ranges);
+    });
     // Pieces of fewer candidates are no longer than those of all.
     const int64_t n_pieces = n / (4 * kStripLandmarks) + 1;
-    queue.for_each(lists_of(p) * n_pieces, [&](int64_t item, const Worker& worker) {
-      sums.run(item / n_pieces, item % n_pieces, worker);
+    queue.for_each(n_all * n_lists * n_pieces, [&](int64_t item, const Worker& worker) {
+      const SelectParams& p = at(item / n_pieces / n_lists);
+      Combination{p, SelectWorkspace(p), kernel}.run(item / n_pieces % n_lists, item % n_pieces, worker);
     });
   }
-  queue.for_each(lists_of(p), [&](int64_t list, const Worker& worker) {
-    Ranking(p, work, kernel, n_ranges, list, worker).run();
+  queue.for_each(n_all * n_lists, [&](int64_t item, const Worker& worker) {
+    const SelectParams& p = at(item / n_lists);
+    Ranking(p, SelectWorkspace(p), kernel, n_ranges, item % n_lists, worker).run();
   });
+}
+
+}  // namespace
+
+void select_chunks(Queue& queue, std::span<const SelectParams> all) {
+  std::array<SelectParams, kScoredTogether> alike;
+  size_t n = 0;
+  const auto select_those = [&] {
+    if (n > 0) select_alike(queue, std::span(alike).first(n));
+    n = 0;
+  };
+  for (const SelectParams& p : all) {
+    check(p);
+    if (p.keep != nullptr && *p.keep != 0) continue;
+    if (p.end_chunk <= p.first_chunk || p.k == 0) {
+      std::fill(p.counts, p.counts + p.n_kv_heads, 0);
+      if (p.max_misses >= 0) std::fill(p.dropped_counts, p.dropped_counts + p.n_kv_heads, 0);
+      continue;
+    }
+    if (n == alike.size() || (n > 0 && !have_same_candidates(alike[0], p))) select_those();
+    alike[n++] = p;
+  }
+  select_those();
+}
+
+void select_chunks(Queue& queue, const SelectParams& params) {
+  select_chunks(queue, std::span(&params, 1));
 }
 
 void select_and_map(Queue& queue, const SelectParams& select, const MapSlotsParams& map) {

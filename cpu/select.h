@@ -9,12 +9,19 @@
 // and slots are those of KV head 0. top_p adds fp32 weights in fp64.
 #pragma once
 
+#include <span>
+
 #include "cpu/queue.h"
 #include "engine/base/ops.h"
 
 namespace tiercel::cpu {
 
 void select_chunks(Queue& queue, const SelectParams& params);
+
+// Of several sequences, each with a workspace of its own. Those that follow each other and have the same
+// candidates, as behind a prefix that they share, read each landmark once. No bit depends on it.
+void select_chunks(Queue& queue, std::span<const SelectParams> all);
+inline constexpr size_t kScoredTogether = 8;
 
 // One after the other.
 void select_and_map(Queue& queue, const SelectParams& select, const MapSlotsParams& map);

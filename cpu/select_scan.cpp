@@ -1,13 +1,16 @@
 #include "cpu/select_scan.h"
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numbers>
+#include <optional>
 
 #include "cpu/levels.h"
 #include "cpu/query.h"
+#include "cpu/select.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -58,7 +61,7 @@ float quantise_query(const bf16* q, int32_t n, int16_t* codes) {
 class LandmarkScan {
  public:
   LandmarkScan(const SelectParams& p, const Candidates& candidates, Isa isa, int64_t kv_head,
-               const Worker& worker)
+               Carver& scratch)
       : p_(p),
         candidates_(candidates),
         dot_(decode_kernel(isa)),
@@ -66,7 +69,7 @@ class LandmarkScan {
         kv_head_(kv_head),
         group_(p.n_heads / p.n_kv_heads),
         width_(landmark_width(p.index, p.head_dim)),
-        scratch_(worker.scratch) {
+        scratch_(scratch) {
     offsets_ = scratch_.take<int64_t>(2 * kDecodeBlock);
     for (int64_t i = 0; i < 2 * kDecodeBlock; ++i) offsets_[i] = i * width_;
     strip_ = scratch_.take<float>(padded_heads(group_) * kStripLandmarks);
@@ -213,7 +216,7 @@ class LandmarkScan {
   const SelectKernel& kernel_;
   int64_t kv_head_;
   int32_t group_, width_;
-  Carver scratch_;
+  Carver& scratch_;
   ScoreRows rows_{};
   CodeRows codes_{};
   int64_t* offsets_;         // [2 * kDecodeBlock]
@@ -258,35 +261,44 @@ void fold_columns(const Columns& columns, const SelectKernel& kernel, int64_t at
   }
 }
 
-void scan_range(const SelectParams& p, const SelectWorkspace& work, Isa isa, int64_t kv_head,
-                int64_t range, const Worker& worker) {
-  const Candidates candidates = candidates_of(p, kv_head);
+void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int64_t range,
+                const Worker& worker) {
+  const SelectParams& first = all.front();
+  const Candidates candidates = candidates_of(first, kv_head);
   const int64_t begin = range * kRangeLandmarks;
   const int64_t end = std::min(begin + kRangeLandmarks, candidates.size());
-  const int64_t group = p.n_heads / p.n_kv_heads, first_head = kv_head * group;
-  for (int64_t h = first_head; h < first_head + group; ++h) {
-    work.sums(h, range)[0] = -kInfinity;
-    work.sums(h, range)[1] = 0;
+  const int64_t group = first.n_heads / first.n_kv_heads, first_head = kv_head * group;
+  const SelectKernel& kernel = select_kernel(isa);
+  const Columns columns(candidates.size(), first.k);
+  const bool fold = !adds_weights(first);
+  for (const SelectParams& p : all) {
+    const SelectWorkspace work(p);
+    for (int64_t h = first_head; h < first_head + group; ++h) {
+      work.sums(h, range)[0] = -kInfinity;
+      work.sums(h, range)[1] = 0;
+      if (fold && begin < end) clear_columns(columns, begin, end - begin, work.columns(h));
+    }
   }
   if (begin >= end) return;  // few blocks
 
-  const SelectKernel& kernel = select_kernel(isa);
-  const Columns columns(candidates.size(), p.k);
-  const bool fold = !adds_weights(p);
-  for (int64_t h = 0; fold && h < group; ++h) {
-    clear_columns(columns, begin, end - begin, work.columns(first_head + h));
-  }
-  LandmarkScan scan(p, candidates, isa, kv_head, worker);
+  Carver scratch(worker.scratch);
+  std::array<std::optional<LandmarkScan>, kScoredTogether> scans;
+  for (size_t i = 0; i < all.size(); ++i) scans[i].emplace(all[i], candidates, isa, kv_head, scratch);
+  // A strip of landmarks stays in the core's cache while all of them score it.
   for (int64_t at = begin; at < end; at += kStripLandmarks) {
     const int64_t n = std::min(kStripLandmarks, end - at);
-    scan.score_strip(at, n);
-    for (int64_t h = 0; h < group; ++h) {
-      const float* strip = scan.strip() + h * kStripLandmarks;
-      float* sums = work.sums(first_head + h, range);
-      kernel.sum_scores(strip, n, sums, sums + 1);
-      float* target = work.scores(first_head + h) + at;
-      std::memcpy(target, strip, static_cast<size_t>(n) * sizeof(float));
-      if (fold) fold_columns(columns, kernel, at, n, target, work.columns(first_head + h));
+    for (size_t i = 0; i < all.size(); ++i) {
+      LandmarkScan& scan = *scans[i];
+      const SelectWorkspace work(all[i]);
+      scan.score_strip(at, n);
+      for (int64_t h = 0; h < group; ++h) {
+        const float* strip = scan.strip() + h * kStripLandmarks;
+        float* sums = work.sums(first_head + h, range);
+        kernel.sum_scores(strip, n, sums, sums + 1);
+        float* target = work.scores(first_head + h) + at;
+        std::memcpy(target, strip, static_cast<size_t>(n) * sizeof(float));
+        if (fold) fold_columns(columns, kernel, at, n, target, work.columns(first_head + h));
+      }
     }
   }
 }

@@ -1,16 +1,19 @@
 // Phase 1 of decode selection: scores of landmarks, bf16 or int8, for every query head.
 #pragma once
 
+#include <span>
+
 #include "cpu/queue.h"
 #include "cpu/select_kernel.h"
 #include "cpu/select_workspace.h"
 
 namespace tiercel::cpu {
 
-// Scores of candidates range * kRangeLandmarks .. of one KV head into the workspace, for all heads
+// Scores of candidates range * kRangeLandmarks .. of one KV head into the workspaces, for all heads
 // of its group, with their maximum and sum; where the group's maximum is wanted, column maxima too.
-void scan_range(const SelectParams& params, const SelectWorkspace& work, Isa isa, int64_t kv_head,
-                int64_t range, const Worker& worker);
+// all: selections with the same candidates, at most kScoredTogether.
+void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int64_t range,
+                const Worker& worker);
 
 // Column maxima of one head over scores at .. at + n - 1, which begin at a segment: cleared, or
 // raised. What is behind the scores, up to a whole group of 16, becomes -inf.

@@ -56,8 +56,8 @@ struct SessionPlan {
   // shares; n_prompt come behind it.
   bool is_prefix = false;
   int64_t n_prefix = 0;
-  int64_t together = 1;  // sequences of a batch whose ops run at once
-  int64_t attend_places = 1;  // attentions that do, of sequences or of appended tokens
+  int64_t together = 1;  // sequences of a batch that select at once
+  int64_t attend_places = 1;  // attentions that run at once, of sequences or of appended tokens
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/queue.h"
+#include "cpu/select.h"
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/rope.h"
@@ -283,10 +284,6 @@ bool too_few_for_basis(const PlanRequest& r) {
 
 namespace {
 
-int64_t most_together(BackendKind backend) {
-  return backend == BackendKind::kCuda ? cuda::Stream::kTogether : cpu::Queue::kTogether;
-}
-
 // Beside weights and what stores take.
 SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const bool cuda = r.backend == BackendKind::kCuda;
@@ -416,9 +413,11 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.n_restored = r.restored ? r.n_prompt : 0;
   plan.logprobs = r.logprobs;
   plan.backend = r.backend;
-  const int64_t most = most_together(r.backend);
+  const bool is_cuda = r.backend == BackendKind::kCuda;
+  const int64_t places = is_cuda ? cuda::Stream::kTogether : cpu::Queue::kTogether;
+  const int64_t most = is_cuda ? places : static_cast<int64_t>(cpu::kScoredTogether);
   plan.together = std::clamp<int64_t>(r.n_sequences, 1, most);
-  plan.attend_places = r.n_sequences > 0 ? plan.together : most;
+  plan.attend_places = r.n_sequences > 0 ? std::min(plan.together, places) : places;
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);

@@ -341,6 +341,8 @@ class KvStore {
   SelectParams select_params(int64_t layer, const bf16* q, int64_t k) const;
   MapSlotsParams map_params(int64_t layer, int64_t k) const;
   void choose_chunks(int64_t layer, const bf16* q, int64_t k, bool map);
+  SelectParams choice_params(int64_t layer, const bf16* q, int64_t k);
+  bool maps_choice(int64_t layer) const { return fetches(layer) && !is_to_be_tried(layer); }
   const int32_t* decide_reuse_of(int64_t layer, const bf16* q);
   void choose_blocks(SelectParams& fine, const Index& index);
   void impose(int64_t layer, int64_t k);
@@ -365,7 +367,9 @@ class KvStore {
   void end_chosen(int64_t layer, const bf16* q, bf16* out);
   template <typename Each>
   static void for_each_store(std::span<const Attention> some, Each&& each);
+  void begin_choice(int64_t layer);
   void choose(int64_t layer, const bf16* q);
+  static void choose_all(int64_t layer, std::span<const Attention> some);
   void attend_at_home(int64_t layer, const bf16* q, bf16* out);
   static void await_chosen(std::span<const Attention> some);
   void audit_if_wanted(int64_t layer, const bf16* q);

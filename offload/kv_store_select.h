@@ -75,9 +75,7 @@ void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t 
     if (map) map_slots(device_, map_params(layer, k));
     return;
   }
-  SelectParams select = select_params(layer, q, k);
-  select.keep = decide_reuse_of(layer, q);
-  choose_blocks(select, layers_[layer].index);
+  const SelectParams select = choice_params(layer, q, k);
   if (layout_.settings.imposed_hit_rate >= 0) {
     select_chunks(device_, select);
     impose(layer, k);
@@ -87,6 +85,15 @@ void KvStore<Device, Host>::choose_chunks(int64_t layer, const bf16* q, int64_t 
   } else {
     select_chunks(device_, select);
   }
+}
+
+// Of a layer that selects for itself. Enqueues what decides about it beforehand.
+template <typename Device, typename Host>
+SelectParams KvStore<Device, Host>::choice_params(int64_t layer, const bf16* q, int64_t k) {
+  SelectParams select = select_params(layer, q, k);
+  select.keep = decide_reuse_of(layer, q);
+  choose_blocks(select, layers_[layer].index);
+  return select;
 }
 
 // Where the device writes whether the list may stay; null: every step selects.

@@ -36,6 +36,7 @@ struct KvWorkspace {
       return arena.template take<int32_t>(Purpose::kActivations, n);
     };
     fetches.reserve(kFetchedTogether);
+    selections.reserve(kFetchedTogether);
     attend_ = arena.template take<float>(Purpose::kActivations, attend_places * attend_floats);
     n_heads_ = layout.shape.n_heads;
     partial_at_ = attend_floats - layout.partial_floats();
@@ -93,6 +94,7 @@ struct KvWorkspace {
   int32_t *block_ids = nullptr, *block_counts = nullptr;
   int64_t* block_local = nullptr;
   std::vector<FetchParams> fetches;  // of stores that fetch together
+  std::vector<SelectParams> selections;  // of stores that one op selects for
 
  private:
   float *attend_ = nullptr, *select_ = nullptr;  // [places][floats]

@@ -120,6 +120,11 @@ struct Case {
   }
 
   void run(Queue& queue) {
+    place();
+    cpu::select_chunks(queue, p);
+  }
+  // Points at what it owns; results are not there yet.
+  void place() {
     p.q = q.data();
     p.landmarks = landmarks.empty() ? nullptr : landmarks.data();
     p.codes = codes.empty() ? nullptr : codes.data();
@@ -139,7 +144,6 @@ struct Case {
     p.dropped_ids = dropped.data();
     p.dropped_counts = dropped_counts.data();
     p.workspace = workspace.data();
-    cpu::select_chunks(queue, p);
   }
 
   std::vector<int32_t> chosen(int64_t j) const {
@@ -237,6 +241,40 @@ TEST_P(SelectRefinementsTest, AnyCombinationMatchesOracle) {
     Case c = random_case();
     c.run(queue_);
     ASSERT_EQ(c.check(), "") << i << ": " << name(c);
+  }
+}
+
+// Behind a shared prefix: landmarks are read once for all, and no sequence gets another list for it.
+TEST_P(SelectRefinementsTest, SeveralAtOnceAreThoseOneByOne) {
+  constexpr int32_t kYes = 1;
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < 40; ++i) {
+    const Case base = i % 10 == 0 ? Case(rng_, 2, 3, 64, IndexKind::kMean, one_in(2), 5, 40000, 150)
+                                  : random_case();
+    std::vector<Case> cases(static_cast<size_t>(2 + up_to(19)), base);
+    std::vector<SelectParams> all;
+    for (Case& c : cases) {
+      for (bf16& x : c.q) x = bf16(2 * normal(rng_));
+      if (c.p.scope == SelectScope::kKvHead && one_in(4)) c.exclude(rng_, 3);
+      c.place();
+      if (one_in(9)) c.p.keep = &kYes;
+      if (!one_in(9)) {  // else it has landmarks of its own
+        c.p.landmarks = cases[0].p.landmarks;
+        c.p.codes = cases[0].p.codes;
+        c.p.scales = cases[0].p.scales;
+      }
+      all.push_back(c.p);
+    }
+    cpu::select_chunks(queue_, all);
+    for (size_t at = 0; at < cases.size(); ++at) {
+      Case& c = cases[at];
+      const Case together = c;
+      c.run(queue_);
+      ASSERT_EQ(together.ids, c.ids) << i << ", " << at << ": " << name(base);
+      ASSERT_EQ(together.counts, c.counts) << i << ", " << at << ": " << name(base);
+      ASSERT_EQ(together.dropped, c.dropped) << i << ", " << at << ": " << name(base);
+      ASSERT_EQ(together.dropped_counts, c.dropped_counts) << i << ", " << at << ": " << name(base);
+    }
   }
 }
 
