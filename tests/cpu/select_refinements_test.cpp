@@ -15,6 +15,7 @@
 #include "cpu/select_scan.h"
 #include "tests/cpu/tested_isas.h"
 #include "tests/oracle/refined_selection.h"
+#include "tests/sanitized.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -248,10 +249,10 @@ TEST_P(SelectRefinementsTest, AnyCombinationMatchesOracle) {
 TEST_P(SelectRefinementsTest, SeveralAtOnceAreThoseOneByOne) {
   constexpr int32_t kYes = 1;
   std::normal_distribution<float> normal;
-  for (int i = 0; i < 40; ++i) {
-    const Case base = i % 10 == 0 ? Case(rng_, 2, 3, 64, IndexKind::kMean, one_in(2), 5, 40000, 150)
+  for (int i = 0; i < (test::kSanitized ? 11 : 40); ++i) {
+    const Case base = i % 10 == 0 ? Case(rng_, 2, 3, 64, IndexKind::kMean, one_in(2), 5, 20000, 150)
                                   : random_case();
-    std::vector<Case> cases(static_cast<size_t>(2 + up_to(19)), base);
+    std::vector<Case> cases(static_cast<size_t>(2 + up_to(10)), base);
     std::vector<SelectParams> all;
     for (Case& c : cases) {
       for (bf16& x : c.q) x = bf16(2 * normal(rng_));
