@@ -71,8 +71,8 @@ run_joint(const GRID_CONST JointParams<typename Kernel::Params> all) {
 class HeldLaunches {
  public:
   struct Launch;
-  // Launches n of one kernel, whose grids differ in x at most.
-  using Start = void (*)(Stream& stream, const Launch* const* launches, int n);
+  // Launches n of one kernel, whose grids differ in x at most. The list is used up.
+  using Start = void (*)(Stream& stream, const Launch** launches, int n);
   struct Launch {
     Start start = nullptr;
     dim3 grid;
@@ -141,9 +141,49 @@ class HeldLaunches {
   int sequence_ = 0;
 };
 
+// A kernel may do for several sequences at once what they have in common:
+//     static bool can_merge(const Params& a, const Params& b);
+//     static void launch_merged(Stream& stream, const Params* const* params, int n);
 template <typename Kernel>
-void start_joint(Stream& stream, const HeldLaunches::Launch* const* launches, int n) {
+concept Merges = requires(Stream& stream, const typename Kernel::Params& p) {
+  Kernel::can_merge(p, p);
+  Kernel::launch_merged(stream, nullptr, 0);
+};
+
+// Launches those that can be merged with others, and leaves the rest in `launches`; their number.
+template <typename Kernel>
+int start_merged(Stream& stream, const HeldLaunches::Launch** launches, int n) {
   using Params = typename Kernel::Params;
+  const auto params_of = [](const HeldLaunches::Launch* launch) {
+    return reinterpret_cast<const Params*>(launch->params);
+  };
+  int n_left = 0;
+  for (int begin = 0; begin < n;) {
+    const HeldLaunches::Launch* first = launches[begin];
+    const auto end = std::stable_partition(
+        launches + begin, launches + n, [&](const HeldLaunches::Launch* other) {
+          return other == first || Kernel::can_merge(*params_of(first), *params_of(other));
+        });
+    const int alike = static_cast<int>(end - launches) - begin;
+    if (alike == 1) {
+      launches[n_left++] = first;
+    } else {
+      const Params* all[kMostTogether];
+      for (int i = 0; i < alike; ++i) all[i] = params_of(launches[begin + i]);
+      Kernel::launch_merged(stream, all, alike);
+    }
+    begin += alike;
+  }
+  return n_left;
+}
+
+template <typename Kernel>
+void start_joint(Stream& stream, const HeldLaunches::Launch** launches, int n) {
+  using Params = typename Kernel::Params;
+  if constexpr (Merges<Kernel>) {
+    if (n > 1) n = start_merged<Kernel>(stream, launches, n);
+    if (n == 0) return;
+  }
   const HeldLaunches::Launch& first = *launches[0];
   if (n == 1) {
     launch_dependent<run_alone<Kernel>>(stream, first.grid, Kernel::kThreads, first.shared_bytes,

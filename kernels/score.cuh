@@ -57,22 +57,34 @@ GPU float log_sum(const ScoreSum* sums, int32_t n) {
   return all.max == -gpu::kInf ? 0.0f : all.max + gpu::log2_fast(all.sum);
 }
 
-// Queries of a group of rows in the order of fragments: [tile][step][lane] of 16 bytes.
-GPU void pack_queries(const ScoreParams& p, int32_t first_row, int n_tiles, int n_steps,
+// Queries of consecutive rows of one KV head.
+struct QueryRows {
+  const bf16* first;
+  int32_t n, query_dim;
+
+  GPU QueryRows(const ScoreParams& p, int32_t first_row)
+      : first(p.queries + (int64_t{blockIdx.y} * p.n_rows + first_row) * p.query_dim),
+        n(p.n_rows - first_row),
+        query_dim(p.query_dim) {}
+  // Null: there is none.
+  GPU const bf16* at(int32_t row) const { return row < n ? first + int64_t{row} * query_dim : nullptr; }
+};
+
+// Queries of rows.at(0), rows.at(1), .. in the order of fragments: [tile][step][lane] of 16 bytes.
+template <typename Rows>
+GPU void pack_queries(const ScoreParams& p, const Rows& rows, int n_tiles, int n_steps,
                       uint4* fragments) {
-  const bf16* queries = p.queries + int64_t{blockIdx.y} * p.n_rows * p.head_dim;
   for (int i = static_cast<int>(threadIdx.x); i < n_tiles * n_steps * 32; i += kScoreThreads) {
     const int lane = i % 32, g = lane / 4, t = lane % 4;
     const int step = i / 32 % n_steps, tile = i / 32 / n_steps;
     uint32_t words[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const int32_t row = first_row + tile * 16 + g + 8 * (r & 1);
+      const bf16* row = rows.at(tile * 16 + g + 8 * (r & 1));
       const int column = step / 2 * 32 + t * 8 + step % 2 * 4 + (r >> 1) * 2;
-      words[r] =
-          row < p.n_rows && column < p.head_dim
-              ? *reinterpret_cast<const uint32_t*>(queries + int64_t{row} * p.head_dim + column)
-              : 0u;
+      words[r] = row != nullptr && column < p.head_dim
+                     ? *reinterpret_cast<const uint32_t*>(row + column)
+                     : 0u;
     }
     fragments[i] = uint4{words[0], words[1], words[2], words[3]};
   }
@@ -144,21 +156,28 @@ GPU void add_scores(const float (&z)[kOctets][4], int half, ScoreSum& s) {
   s = {max, sum};
 }
 
+// Of the row g + 8 * half of a tile, whose scores begin at `scores`.
+template <int kOctets>
+GPU void keep_row(const ScoreParams& p, float* scores, int32_t octet, int half,
+                  const float (&z)[kOctets][4]) {
+  scores += static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int u = 0; u < kOctets; ++u) {
+    if ((octet + u) * 8 >= p.n) continue;
+    *reinterpret_cast<float2*>(scores + (octet + u) * 8) =
+        float2{z[u][2 * half], z[u][2 * half + 1]};
+  }
+}
+
 template <int kOctets>
 GPU void keep_scores(const ScoreParams& p, int32_t row, int32_t octet,
                      const float (&z)[kOctets][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (row + g + 8 * half >= p.n_rows) continue;
-    float* scores =
-        p.scores + (int64_t{blockIdx.y} * p.n_rows + row + g + 8 * half) * p.score_stride + 2 * t;
-#pragma unroll
-    for (int u = 0; u < kOctets; ++u) {
-      if ((octet + u) * 8 >= p.n) continue;
-      *reinterpret_cast<float2*>(scores + (octet + u) * 8) =
-          float2{z[u][2 * half], z[u][2 * half + 1]};
-    }
+    const int32_t mine = row + g + 8 * half;
+    if (mine >= p.n_rows) continue;
+    keep_row(p, p.scores + (int64_t{blockIdx.y} * p.n_rows + mine) * p.score_stride, octet, half, z);
   }
 }
 
@@ -222,28 +241,28 @@ GPU void prepare_rows(const ScoreParams& p, int32_t first_row, int n_rows, RowFa
   }
 }
 
-// Sums of lanes that share a row, then of warps in their order.
-template <int kTiles>
-GPU void store_sums(const ScoreParams& p, int32_t first_row, int32_t split,
-                    const ScoreSum (&sums)[kTiles][2], ScoreSum* of_warps) {
+// Sums of lanes that share a row, then of warps in their order: for one thread of each of n_rows rows,
+// which gets store(row, sum).
+template <int kTiles, typename Store>
+GPU void merge_row_sums(int32_t n_rows, const ScoreSum (&sums)[kTiles][2], ScoreSum* of_warps,
+                        Store&& store) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (first_row + tile * 16 + 8 * half >= p.n_rows) continue;
+      if (tile * 16 + 8 * half >= n_rows) continue;
       const ScoreSum s = merge_lanes<4>(sums[tile][half]);
       if (lane % 4 == 0) of_warps[(warp * kTiles + tile) * 16 + lane / 4 + 8 * half] = s;
     }
   }
   gpu::sync_threads();
   const int row = static_cast<int>(threadIdx.x);
-  if (row >= 16 * kTiles || first_row + row >= p.n_rows) return;
+  if (row >= 16 * kTiles || row >= n_rows) return;
   ScoreSum of_row[kScoreWarps];
 #pragma unroll
   for (int w = 0; w < kScoreWarps; ++w) of_row[w] = of_warps[w * kTiles * 16 + row];
-  p.sums[(int64_t{blockIdx.y} * p.n_rows + first_row + row) * p.sum_stride + split] =
-      merge_sums(of_row);
+  store(row, merge_sums(of_row));
 }
 
 // Shared memory: facts and sums of rows, then packed queries.
@@ -292,8 +311,9 @@ GPU void score_landmarks(const ScoreParams& p) {
       std::conditional_t<kIsPlain, RingReader<kRingLoads>, AnyRingReader<kRingLoads, kForm>>;
   Reader reader{p, *ring, first, stride, {}};
   if constexpr (kRing) reader.start();
-  if constexpr (kIsPlain) pack_queries(p, first_row, n_tiles, Tile::kSteps, fragments);
-  if constexpr (!kIsPlain) pack_any_queries<kForm>(p, first_row, n_tiles, Tile::kSteps, fragments);
+  const QueryRows rows(p, first_row);
+  if constexpr (kIsPlain) pack_queries(p, rows, n_tiles, Tile::kSteps, fragments);
+  if constexpr (!kIsPlain) pack_any_queries<kForm>(p, rows, n_tiles, Tile::kSteps, fragments);
   prepare_rows<kMode>(p, first_row, n_tiles * 16, shared.facts);
   if constexpr (kMode == ScoreMode::kKeep) {
     if (blockIdx.x == 0 && threadIdx.x == 0) p.arrivals[blockIdx.y * p.arrival_stride] = 0;
@@ -350,69 +370,10 @@ GPU void score_landmarks(const ScoreParams& p) {
 
   // ---- sums
   if constexpr (kMode != ScoreMode::kGroup) {
-    store_sums<kTiles>(p, first_row, split, sums, shared.of_warps);
+    merge_row_sums<kTiles>(rows_left, sums, shared.of_warps, [&](int row, const ScoreSum& sum) {
+      p.sums[(int64_t{blockIdx.y} * p.n_rows + first_row + row) * p.sum_stride + split] = sum;
+    });
   }
-}
-
-template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole, LandmarkForm kForm>
-struct ScoreLandmarks : JointKernel<ScoreParams, kScoreThreads, kScoreResidency> {
-  GPU static void run(const ScoreParams& p, const JointGrid&) {
-    score_landmarks<kMode, kTiles, kLoads, kWhole, kForm>(p);
-  }
-};
-
-// How many blocks share the landmarks of a KV head: a function of shapes only, as sums are merged
-// in their order. All blocks of 132 processors at once.
-inline int32_t score_splits(int64_t n_positions, int32_t head_dim, int64_t n_kv_heads,
-                            int64_t n_rows, int n_tiles, int32_t most) {
-  const int64_t octets_per_block = kScoreWarps * (head_dim <= 128 ? 4 : 2) / (n_tiles == 1 ? 2 : 1);
-  const int64_t useful = ((n_positions + 7) / 8 + octets_per_block - 1) / octets_per_block;
-  const int64_t n_groups = (n_rows + 16 * n_tiles - 1) / (16 * n_tiles);
-  int64_t n = 132 * kScoreResidency / (n_kv_heads * n_groups);
-  if (n > useful) n = useful;
-  if (n > most) n = most;
-  return n < 1 ? 1 : static_cast<int32_t>(n);
-}
-
-template <ScoreMode kMode, int kTiles, int kLoads, bool kWhole,
-          LandmarkForm kForm = LandmarkForm::kMeans>
-void launch_score_instance(Stream& stream, const ScoreParams& p) {
-  constexpr bool kRing = kMode == ScoreMode::kKeep && kWhole;
-  const size_t bytes = sizeof(ScoreShared<kTiles>) +
-                       size_t{kTiles} * steps_of(kForm) * kLoads * 32 * sizeof(uint4) +
-                       (kRing ? sizeof(LandmarkRing<kLoads>) : 0);
-  const dim3 grid(static_cast<unsigned>(p.n_groups * p.n_splits),
-                  static_cast<unsigned>(p.n_kv_heads));
-  using Kernel = ScoreLandmarks<kMode, kTiles, kLoads, kWhole, kForm>;
-  if constexpr (kMode == ScoreMode::kKeep) {
-    launch_joint<Kernel>(stream, grid, bytes, p);
-  } else {  // of a prompt, which is prefilled by itself
-    launch_dependent<run_alone<Kernel>>(stream, grid, kScoreThreads, bytes, p);
-  }
-}
-
-// Fills in what follows from the landmarks' layout, and chooses the instance.
-template <ScoreMode kMode, int kTiles>
-void launch_scores(Stream& stream, ScoreParams p) {
-  CHECK(
-      p.head_dim > 0 && p.head_dim <= 256 && p.head_dim % 2 == 0 && p.landmark_head_stride % 2 == 0,
-      "head_dim {}, stride {}", p.head_dim, p.landmark_head_stride);
-  p.n_groups = (p.n_rows + 16 * kTiles - 1) / (16 * kTiles);
-  p.is_wide = p.head_dim % 8 == 0 && p.landmark_head_stride % 8 == 0 &&
-              reinterpret_cast<uintptr_t>(p.landmarks) % 16 == 0;
-  if (p.is_wide && p.head_dim == 64)
-    return launch_score_instance<kMode, kTiles, 2, true>(stream, p);
-  if (p.is_wide && p.head_dim == 96)
-    return launch_score_instance<kMode, kTiles, 3, true>(stream, p);
-  if (p.is_wide && p.head_dim == 128) {
-    return launch_score_instance<kMode, kTiles, 4, true>(stream, p);
-  }
-  if (p.is_wide && p.head_dim == 256) {
-    return launch_score_instance<kMode, kTiles, 8, true>(stream, p);
-  }
-  if (p.head_dim <= 32) return launch_score_instance<kMode, kTiles, 1, false>(stream, p);
-  if (p.head_dim <= 128) return launch_score_instance<kMode, kTiles, 4, false>(stream, p);
-  return launch_score_instance<kMode, kTiles, 8, false>(stream, p);
 }
 
 }  // namespace tiercel::cuda

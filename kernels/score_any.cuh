@@ -33,23 +33,20 @@ GPU uint32_t query_columns(const ScoreParams& p, const bf16* row, int column) {
 }
 
 // As pack_queries.
-template <LandmarkForm kForm>
-GPU void pack_any_queries(const ScoreParams& p, int32_t first_row, int n_tiles, int n_steps,
+template <LandmarkForm kForm, typename Rows>
+GPU void pack_any_queries(const ScoreParams& p, const Rows& rows, int n_tiles, int n_steps,
                           uint4* fragments) {
   constexpr int kSteps = steps_of(kForm), kColumns = columns_of(kForm);
-  const bf16* queries = p.queries + int64_t{blockIdx.y} * p.n_rows * p.query_dim;
   for (int i = static_cast<int>(threadIdx.x); i < n_tiles * n_steps * 32; i += kScoreThreads) {
     const int lane = i % 32, g = lane / 4, t = lane % 4;
     const int step = i / 32 % n_steps, tile = i / 32 / n_steps;
     uint32_t words[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const int32_t row = first_row + tile * 16 + g + 8 * (r & 1);
+      const bf16* row = rows.at(tile * 16 + g + 8 * (r & 1));
       const int column =
           step / kSteps * kColumns + t * (kColumns / 4) + step % kSteps * 4 + (r >> 1) * 2;
-      words[r] = row < p.n_rows && column < p.head_dim
-                     ? query_columns(p, queries + int64_t{row} * p.query_dim, column)
-                     : 0u;
+      words[r] = row != nullptr && column < p.head_dim ? query_columns(p, row, column) : 0u;
     }
     fragments[i] = uint4{words[0], words[1], words[2], words[3]};
   }

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "kernels/joint_launch.cuh"
+#include "kernels/score_launch.cuh"
 #include "kernels/select.cuh"
 #include "kernels/select.h"
 #include "kernels/select_refined.h"

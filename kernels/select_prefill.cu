@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/launch.cuh"
+#include "kernels/score_launch.cuh"
 #include "kernels/select.h"
 #include "kernels/select_prefill.cuh"
 

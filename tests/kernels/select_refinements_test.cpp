@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -214,6 +215,55 @@ TEST_F(CudaSelectRefined, EverythingAgainstTheOracle) {
             if (HasFatalFailure()) return;
           }
         }
+      }
+    }
+  }
+}
+
+// Their launches become one for as many as fill its rows, and each has the bits that it has alone.
+TEST_F(CudaSelectRefined, SequencesBehindOnePrefixReadItsLandmarksOnce) {
+  for (const bool coded : {false, true}) {
+    for (const int32_t d : {64, 128}) {
+      for (const int32_t group : {1, 4, 7, 16}) {
+        const int64_t n_all = 2 + up_to(7), n_own = n_all > 3 ? up_to(2) : 0, n_shared = n_all - n_own;
+        SCOPED_TRACE(testing::Message() << "coded " << coded << " d " << d << " group " << group << ", "
+                                        << n_all << " sequences, apart " << n_own);
+        const Shape shape{2, group, d, 5, 700 + up_to(2000), 40, IndexKind::kMean, coded};
+        std::vector<std::unique_ptr<Refined>> all;
+        for (int64_t i = 0; i < n_all; ++i) all.push_back(std::make_unique<Refined>(shape, rng_, 1.5f));
+        all[0]->exclude(rng_, 6);
+        for (int64_t i = 1; i < n_shared; ++i) {
+          SelectParams& p = all[static_cast<size_t>(i)]->p;
+          const SelectParams& first = all[0]->p;
+          p.landmarks = first.landmarks;
+          p.codes = first.codes;
+          p.scales = first.scales;
+          p.landmark_head_stride = first.landmark_head_stride;
+          p.excluded = first.excluded;
+          p.excluded_stride = first.excluded_stride;
+        }
+        std::vector<Memory<int32_t>> ids, counts;
+        cuda::Stream& queue = test::stream();
+        int64_t before = queue.n_launches();
+        for (auto& one : all) {
+          one->run();
+          ids.push_back(one->ids);
+          counts.push_back(one->counts);
+          one->poison();
+        }
+        const int64_t of_one = (queue.n_launches() - before) / n_all;
+        before = queue.n_launches();
+        together(queue, n_all, [&](int64_t i) {
+          cuda::select_chunks(queue, all[static_cast<size_t>(i)]->p);
+        });
+        queue.finish();
+        const int64_t most = 32 / group, n_scores = (n_shared + most - 1) / most + n_own;
+        EXPECT_EQ(queue.n_launches() - before, n_scores + of_one - 1);
+        for (size_t i = 0; i < all.size(); ++i) {
+          ASSERT_EQ(all[i]->ids, ids[i]) << i;
+          ASSERT_EQ(all[i]->counts, counts[i]) << i;
+        }
+        ASSERT_EQ(all.back()->check(), "");
       }
     }
   }
