@@ -20,8 +20,10 @@ namespace {
 using test::kBackend;
 #if defined(TIERCEL_EMULATED)
 constexpr int64_t kPrefix = 70, kBehind = 5, kSteps = 3;
+constexpr RowCodec kLandmarks[] = {RowCodec::kInt8};
 #else
 constexpr int64_t kPrefix = 300, kBehind = 90, kSteps = 20;
+constexpr RowCodec kLandmarks[] = {RowCodec::kBf16, RowCodec::kInt8};
 #endif
 
 class Beside {
@@ -101,6 +103,57 @@ TEST(SharedPrefix, SaysWhatAPromptOfItsOwnSays) {
         Beside(name, options).compare();
       }
     }
+  }
+}
+
+// They select, and the landmarks that they share are read for all of them at once: no bit depends on it.
+TEST(SharedPrefix, NoSequenceIsDisturbedByOthersBehindIt) {
+  constexpr int64_t kTokens = kPrefix + 20, kOwn = 2, kSequences = 3;
+  const auto model =
+      Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m", {.backend = kBackend});
+  for (const RowCodec landmarks : kLandmarks) {
+    SessionOptions options;
+    options.selection.budget = 16;
+    options.selection.sinks = 8;
+    options.selection.recent = 16;
+    options.selection.outliers = 1;
+    options.selection.landmark_codec = landmarks;
+    const auto logits_of = [&](bool together) {
+      std::mt19937_64 random(test::seed());
+      const auto ids = [&](int64_t n) {
+        std::vector<int32_t> all(static_cast<size_t>(n));
+        for (int32_t& id : all) {
+          id = static_cast<int32_t>(random() % static_cast<uint64_t>(model->config().vocab_size));
+        }
+        return all;
+      };
+      const auto batch =
+          Batch::open(model, Batch::plan(*model, options, kSequences, kTokens + kOwn, kSteps));
+      const auto add = [&](const SessionPlan& plan, int64_t n, int64_t prefix) {
+        const int64_t name = batch->add(plan, ids(n), prefix);
+        while (!batch->advance_prefill(name).finished) {
+        }
+        return name;
+      };
+      const SessionPlan prefix_plan = batch->plan_prefix(kTokens);
+      const int64_t prefix = add(prefix_plan, kTokens, -1);
+      const SessionPlan plan = batch->plan_behind(prefix_plan, kOwn, kSteps);
+      std::vector<int64_t> names;
+      for (int64_t i = 0; i < kSequences; ++i) names.push_back(add(plan, kOwn, prefix));
+      std::vector<std::vector<float>> all;
+      for (int64_t i = 0; i + 1 < kSteps; ++i) {
+        std::vector<Batch::Step> steps;
+        for (const int64_t name : names) steps.push_back({name, ids(1)[0]});
+        if (together) batch->step(steps);
+        for (const Batch::Step& step : steps) {
+          if (!together) batch->step({&step, 1});
+          const std::span<const float> found = batch->logits(step.sequence);
+          all.emplace_back(found.begin(), found.end());
+        }
+      }
+      return all;
+    };
+    EXPECT_EQ(logits_of(true), logits_of(false)) << static_cast<int>(landmarks);
   }
 }
 
