@@ -34,7 +34,7 @@ class BackendBatch : public Batch {
         layout_(config_, plan.largest.n_prompt, plan.n_sequences, kStaged),
         device_arena_(backend_.device, "device", 0),
         host_arena_(backend_.host, "host", 0),
-        workspace_(device_arena_, KvLayout(kv_shape(config_), kv_settings(plan.largest, config_))),
+        workspace_(device_arena_, kv_layout(plan.largest, config_)),
         transformer_(backend_.device, device_arena_, config_, backend_.weights,
                      layout_.transformer),
         sampler_(backend_.device, device_arena_, host_arena_, layout_.sampler) {
@@ -227,7 +227,7 @@ class BackendBatch : public Batch {
           store({batch.backend_.device, batch.backend_.copy, batch.backend_.side,
                  batch.backend_.host, batch.backend_.worker},
                 device, host, batch.workspace_,
-                KvLayout(kv_shape(batch.config_), kv_settings(plan, batch.config_)),
+                kv_layout(plan, batch.config_),
                 batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp,
                 prefix) {}
 

@@ -33,7 +33,7 @@ class BackendSession : public Session {
         device_arena_(backend_.device, "device",
                       limit_without(plan.options.device_memory, plan.memory.device.weights)),
         host_arena_(backend_.host, "host", plan.options.host_memory),
-        layout_(kv_shape(model_->config()), kv_settings(plan, model_->config())),
+        layout_(kv_layout(plan, model_->config())),
         workspace_(device_arena_, layout_),
         store_({backend_.device, backend_.copy, backend_.side, backend_.host, backend_.worker},
                device_arena_, host_arena_, workspace_, layout_, backend_.rope, model_->attention_scale(), plan.options.exact_exp),

@@ -43,7 +43,7 @@ double coded_key_bytes(const KvLayout& layout) {
 }  // namespace
 
 StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double hit_rate) {
-  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  const KvLayout layout = kv_layout(plan, config);
   const KvSettings& o = layout.settings;
   const auto width = static_cast<double>(layout.shape.key_width());
   const double pair = 2 * width * kBf16;  // a token's key and value

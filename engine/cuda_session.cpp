@@ -123,7 +123,7 @@ struct Scratch {
 };
 
 Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
-  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  const KvLayout layout = kv_layout(plan, config);
   Scratch bytes{.device = cuda::linear_scratch_bytes(), .side = 0};
   if (layout.any_low_rank()) {
     bytes.side = cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank);
@@ -150,7 +150,7 @@ struct CudaQueues {
   CudaQueues(int device, int n_threads, const LoadedModel& model, const SessionPlan& plan)
       : CudaQueues(device, scratch_of(model.config(), plan), model.rope().inv_freq, plan.context) {
     const ModelConfig& config = model.config();
-    if (KvLayout(kv_shape(config), kv_settings(plan, config)).has_worker()) {
+    if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
   }

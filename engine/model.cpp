@@ -68,7 +68,7 @@ SessionPlan Session::plan(const Model& model, const SessionOptions& options,
 
 int64_t Session::saved_bytes(const Model& model, const SessionPlan& plan, int64_t n_prompt) {
   const auto& loaded = dynamic_cast<const LoadedModel&>(model);
-  const KvLayout layout(kv_shape(loaded.config()), kv_settings(plan, loaded.config()));
+  const KvLayout layout = kv_layout(plan, loaded.config());
   return session_image(loaded.config(), loaded.fingerprint(), plan,
                        state_after_prompt(layout, n_prompt))
       .file_bytes;

@@ -154,7 +154,7 @@ void check_host_attention(const PlanRequest& r, const SessionPlan& plan) {
     if (s.key_codec == KeyCodec::kExact && s.value_codec == RowCodec::kBf16) return;
     fail(ErrorKind::kUsage, "--host-attention: expected --key-codec exact and --value-codec bf16 on a CPU");
   }
-  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  const KvLayout layout = kv_layout(plan, r.config);
   bool keys_on_device = true;
   for (int64_t layer = 0; layer < r.config.n_layers; ++layer) {
     keys_on_device &= !layout.tiered(layer) || layout.weighed_on_device(layer);
@@ -195,7 +195,7 @@ void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
   if (plan.options.prefill != PrefillMode::kSelect || r.restored) return;
   const int64_t most =
       cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) *
-      KvLayout(kv_shape(r.config), kv_settings(plan, r.config)).prefill_chunk;
+      kv_layout(plan, r.config).prefill_chunk;
   const int64_t wanted =
       std::min(r.options.prefill_budget == kBudgetAll ? r.n_prompt : r.options.prefill_budget,
                r.n_prompt);

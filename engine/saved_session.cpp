@@ -145,7 +145,7 @@ void shorten_window(const KvLayout& layout, int64_t layer, KvState& state) {
 
 SessionImage session_image(const ModelConfig& config, const std::string& fingerprint,
                            const SessionPlan& plan, const KvState& state) {
-  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  const KvLayout layout = kv_layout(plan, config);
   Json options = {{"attention", static_cast<int>(plan.options.attention)},
                   {"prefill", static_cast<int>(plan.options.prefill)},
                   {"prefill_budget", plan.options.prefill_budget},
@@ -247,7 +247,7 @@ void SavedSession::check_fits(const ModelConfig& config, const std::string& fing
     fail(ErrorKind::kUsage, "{}: it was saved with {}; give the same, or leave the flag out",
          path(), other);
   }
-  const KvLayout layout(kv_shape(config), kv_settings(plan, config));
+  const KvLayout layout = kv_layout(plan, config);
   const std::string why = why_impossible(layout, state_for(layout, plan.backend));
   if (!why.empty()) {
     fail(ErrorKind::kUsage, "{}: a session of these options cannot hold it: {}", path(), why);

@@ -182,8 +182,6 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
        plan.context, format_bytes(need), tier, format_bytes(limit), help, r.n_prompt);
 }
 
-}  // namespace
-
 KvShape kv_shape(const ModelConfig& c) {
   KvShape shape;
   shape.n_layers = c.n_layers;
@@ -194,6 +192,8 @@ KvShape kv_shape(const ModelConfig& c) {
   shape.eviction_head = c.eviction_head;
   return shape;
 }
+
+}  // namespace
 
 KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   const SessionOptions& o = plan.options;
@@ -265,6 +265,10 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   return s;
 }
 
+KvLayout kv_layout(const SessionPlan& plan, const ModelConfig& config) {
+  return KvLayout(kv_shape(config), kv_settings(plan, config));
+}
+
 int64_t usable_device_bytes(const PlanRequest& r) {
   if (r.device_free_bytes <= 0) return 0;
   const int64_t left = std::max(kDeviceReserve, r.device_free_bytes / 100);
@@ -303,14 +307,14 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
 }  // namespace
 
 SharedBytes shared_bytes(const PlanRequest& r, const SessionPlan& plan) {
-  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  const KvLayout layout = kv_layout(plan, r.config);
   SharedBytes bytes = activation_bytes(r, plan);
   bytes.device += r.weight_bytes + sum(layout.workspace_bytes());
   return bytes;
 }
 
 SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
-  const KvLayout layout(kv_shape(r.config), kv_settings(plan, r.config));
+  const KvLayout layout = kv_layout(plan, r.config);
   const bool staged = r.backend == BackendKind::kCuda;
   return {.device = sum(layout.held_bytes()),
           .prefill = plan.n_prefix > 0
@@ -323,7 +327,7 @@ SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
 // Of a batch: all its sequences, one of them in prefill; or a prefix, and all of them behind it.
 MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   const auto layout_of = [&](const SessionPlan& one) {
-    return KvLayout(kv_shape(r.config), kv_settings(one, r.config));
+    return kv_layout(one, r.config);
   };
   const KvLayout layout = layout_of(plan);
   PurposeBytes device = layout.workspace_bytes(), host{};

@@ -18,8 +18,8 @@ inline constexpr double kDensePrefillRatio = 8;
 // has so many tokens.
 inline constexpr int64_t kMappedTokens = 8192, kTokensPerPages = 2048;
 
-KvShape kv_shape(const ModelConfig& config);
 KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config);
+KvLayout kv_layout(const SessionPlan& plan, const ModelConfig& config);
 
 struct PlanRequest {
   const ModelConfig& config;

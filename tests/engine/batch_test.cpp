@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <map>
 #include <new>
 #include <random>
@@ -17,6 +16,7 @@
 #include "engine/presets.h"
 #include "engine/scheduler.h"
 #include "engine/text/tokenizer.h"
+#include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
@@ -271,12 +271,8 @@ TEST(Batch, BehindAPrefixAsAppended) {
     EXPECT_EQ(batch->n_tokens(behind), n_document + n_question);
     for (int i = 0; i < 8; ++i) {
       const std::span<const float> expected = session->logits(), found = batch->logits(behind);
-      double difference = 0, square = 0;
-      for (size_t k = 0; k < expected.size(); ++k) {
-        difference += std::pow(expected[k] - found[k], 2);
-        square += std::pow(expected[k], 2);
-      }
-      EXPECT_LT(std::sqrt(difference / square), 0.02) << name_of(codec) << ", token " << i;
+      EXPECT_LT(test::rms_difference(found, expected), 0.02 * test::rms(expected))
+          << name_of(codec) << ", token " << i;
       const auto token = static_cast<int32_t>(500 + 7 * i);
       session->step(token);
       batch->step(std::array{Batch::Step{behind, token}});

@@ -18,6 +18,7 @@
 #include "engine/safetensors.h"
 #include "engine/session.h"
 #include "tests/engine/backend.h"
+#include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
 
 namespace tiercel {
@@ -57,12 +58,6 @@ Golden load(const fs::path& directory) {
   return golden;
 }
 
-double rms_error(std::span<const float> a, std::span<const float> b) {
-  double square = 0;
-  for (size_t i = 0; i < a.size(); ++i) square += std::pow(static_cast<double>(a[i]) - b[i], 2);
-  return std::sqrt(square / static_cast<double>(a.size()));
-}
-
 std::vector<std::string> model_names() {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(TIERCEL_SOURCE_DIR "/tests/golden/models")) {
@@ -91,9 +86,9 @@ void compare(const fs::path& directory, const SessionOptions& options) {
 
   const auto vocab = static_cast<size_t>(model->config().vocab_size);
   const double allowed = 1.5 * golden.bf16_error;
-  std::vector<double> errors = {rms_error(session->logits(), std::span(golden.logits).last(vocab))};
+  std::vector<double> errors = {test::rms_difference(session->logits(), std::span(golden.logits).last(vocab))};
   std::vector<float> ours(logprobs.begin(), logprobs.end());
-  EXPECT_LT(rms_error(ours, golden.logprobs), 2 * allowed);
+  EXPECT_LT(test::rms_difference(ours, golden.logprobs), 2 * allowed);
 
   Sampler greedy({}, model->config().vocab_size);
   for (size_t step = 0; step < golden.greedy.size(); ++step) {
@@ -105,7 +100,7 @@ void compare(const fs::path& directory, const SessionOptions& options) {
     }
     session->step(golden.greedy[step]);
     if ((step + 1) * vocab <= golden.greedy_logits.size()) {
-      errors.push_back(rms_error(session->logits(),
+      errors.push_back(test::rms_difference(session->logits(),
                                  std::span(golden.greedy_logits).subspan(step * vocab, vocab)));
     }
   }

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/session.h"
 #include "engine/text/tokenizer.h"
+#include "tests/engine/rms.h"
 #include "tests/sanitized.h"
 
 namespace tiercel::test {
@@ -52,16 +52,6 @@ inline std::vector<float> logits_after(const std::vector<int32_t>& ids, int64_t 
   EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prefilled)), {}));
   for (int64_t i = n_prefilled; i < n; ++i) session->step(ids[static_cast<size_t>(i)]);
   return {session->logits().begin(), session->logits().end()};
-}
-
-inline double rms_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double square = 0;
-  for (size_t i = 0; i < a.size(); ++i) square += std::pow(static_cast<double>(a[i]) - b[i], 2);
-  return std::sqrt(square / static_cast<double>(a.size()));
-}
-
-inline double rms(const std::vector<float>& a) {
-  return rms_difference(a, std::vector<float>(a.size(), 0.0f));
 }
 
 inline SessionOptions dense() {

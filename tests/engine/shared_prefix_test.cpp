@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cmath>
 #include <random>
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "engine/batch.h"
 #include "engine/presets.h"
 #include "tests/engine/backend.h"
+#include "tests/engine/rms.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -73,12 +73,7 @@ class Beside {
     const std::span<const float> now = batch_->logits(a);
     const std::vector<float> expected(now.begin(), now.end());
     const std::span<const float> found = batch_->logits(b);
-    double difference = 0, square = 0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-      difference += std::pow(static_cast<double>(found[i]) - expected[i], 2);
-      square += std::pow(static_cast<double>(expected[i]), 2);
-    }
-    EXPECT_LT(std::sqrt(difference / square), 0.03);
+    EXPECT_LT(test::rms_difference(found, expected), 0.03 * test::rms(expected));
   }
 
   std::shared_ptr<Model> model_;
