@@ -42,6 +42,7 @@ constexpr Stage kStages[] = {
     {"decode/dense", run_decode_dense},
     {"decode/sparse", run_decode_sparse},
     {"select/step", run_select},
+    {"select/together", run_select_together},
     {"select/prefill", run_select_prefill},
     {"index", run_index},
     {"slots", run_slots},

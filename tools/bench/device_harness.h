@@ -220,6 +220,7 @@ void run_prefill_sparse(Device& device);
 void run_decode_dense(Device& device);
 void run_decode_sparse(Device& device);
 void run_select(Device& device);
+void run_select_together(Device& device);
 void run_select_prefill(Device& device);
 void run_index(Device& device);
 void run_slots(Device& device);

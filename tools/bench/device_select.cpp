@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "kernels/gather.h"
@@ -22,39 +23,81 @@ std::vector<uint64_t> excluded_bits(Device& device, int64_t n_heads, int64_t n_c
   return words;
 }
 
+// A decode step's selection, and all that it points at but the landmarks.
+struct Selection {
+  Selection(Device& device, int64_t n_chunks, int64_t k)
+      : n_kv_heads(kv_heads(device)),
+        n_heads(n_kv_heads * kGroup),
+        q(device, n_heads * kHeadDim),
+        excluded(device, excluded_bits(device, n_kv_heads, n_chunks)),
+        ids(device, n_kv_heads * k),
+        counts(device, n_kv_heads),
+        workspace(device, select_workspace_floats(n_heads, n_kv_heads, n_chunks)),
+        params{.q = q.data(),
+               .landmark_head_stride = n_chunks * kHeadDim,
+               .excluded = excluded.data(),
+               .excluded_stride = n_chunks / 64,
+               .end_chunk = n_chunks,
+               .k = k,
+               .n_heads = static_cast<int32_t>(n_heads),
+               .n_kv_heads = static_cast<int32_t>(n_kv_heads),
+               .head_dim = kHeadDim,
+               .scale = 1 / std::sqrt(static_cast<float>(kHeadDim)),
+               .ids = ids.data(),
+               .counts = counts.data(),
+               .workspace = workspace.data()} {}
+
+  void check(Device& device) const {
+    for (const int32_t count : counts.host()) {
+      if (count != params.k) device.wrong(fmt::format("select: {} chunks selected of {}", count, params.k));
+    }
+  }
+
+  int64_t n_kv_heads, n_heads;
+  Noise q;
+  Array<uint64_t> excluded;
+  Array<int32_t> ids, counts;
+  Array<float> workspace;
+  SelectParams params;
+};
+
 void select(Device& device, int64_t n_chunks, int64_t k) {
-  const int64_t n_kv_heads = kv_heads(device), n_heads = n_kv_heads * kGroup;
   const Landmarks landmarks(device, n_chunks);
-  const Noise q(device, n_heads * kHeadDim);
-  const Array<uint64_t> excluded(device, excluded_bits(device, n_kv_heads, n_chunks));
-  const Array<int32_t> ids(device, n_kv_heads * k), counts(device, n_kv_heads);
-  const Array<float> workspace(device, select_workspace_floats(n_heads, n_kv_heads, n_chunks));
-  SelectParams p = {.q = q.data(),
-                    .landmark_head_stride = n_chunks * kHeadDim,
-                    .excluded = excluded.data(),
-                    .excluded_stride = n_chunks / 64,
-                    .end_chunk = n_chunks,
-                    .k = k,
-                    .n_heads = static_cast<int32_t>(n_heads),
-                    .n_kv_heads = static_cast<int32_t>(n_kv_heads),
-                    .head_dim = kHeadDim,
-                    .scale = 1 / std::sqrt(static_cast<float>(kHeadDim)),
-                    .ids = ids.data(),
-                    .counts = counts.data(),
-                    .workspace = workspace.data()};
+  Selection one(device, n_chunks, k);
   for (const GroupScore group : {GroupScore::kMax, GroupScore::kMean}) {
-    p.group = group;
+    one.params.group = group;
     const double us = device.time_us([&](int64_t turn) {
-      p.landmarks = landmarks.plane(turn);
-      cuda::select_chunks(device.stream(), p);
+      one.params.landmarks = landmarks.plane(turn);
+      cuda::select_chunks(device.stream(), one.params);
     });
     device.report({.name = group == GroupScore::kMax ? "select max" : "select mean",
-                   .shape = fmt::format("{} of {} x {}", k, n_chunks, n_kv_heads),
+                   .shape = fmt::format("{} of {} x {}", k, n_chunks, one.n_kv_heads),
                    .us = us,
                    .bytes = landmarks.plane_bytes()});
-    for (const int32_t count : counts.host()) {
-      if (count != k) device.wrong(fmt::format("select: {} chunks selected of {}", count, k));
-    }
+    one.check(device);
+  }
+}
+
+// Of eight sequences in one launch: each with landmarks of its own, and all behind one prefix.
+void select_together(Device& device, int64_t n_chunks, int64_t k) {
+  constexpr int64_t kSequences = cuda::Stream::kTogether;
+  const Landmarks landmarks(device, n_chunks);
+  std::vector<std::unique_ptr<Selection>> all;
+  for (int64_t i = 0; i < kSequences; ++i) all.push_back(std::make_unique<Selection>(device, n_chunks, k));
+  for (const bool shared : {false, true}) {
+    const double us = device.time_us([&](int64_t turn) {
+      together(device.stream(), kSequences, [&](int64_t i) {
+        SelectParams& p = all[static_cast<size_t>(i)]->params;
+        p.landmarks = landmarks.plane(shared ? turn : kSequences * turn + i);
+        if (shared) p.excluded = all[0]->params.excluded;
+        cuda::select_chunks(device.stream(), p);
+      });
+    });
+    device.report({.name = shared ? "select behind one prefix" : "select of several",
+                   .shape = fmt::format("{} x {} of {} x {}", kSequences, k, n_chunks, all[0]->n_kv_heads),
+                   .us = us,
+                   .bytes = (shared ? 1.0 : static_cast<double>(kSequences)) * landmarks.plane_bytes()});
+    for (const auto& one : all) one->check(device);
   }
 }
 
@@ -183,6 +226,11 @@ void gather(Device& device, const Keys& keys, int64_t n_ids) {
 void run_select(Device& device) {
   select(device, device.size(16384, 256), device.size(256, 16));
   if (!device.smoke()) select(device, 131072, 256);
+}
+
+void run_select_together(Device& device) {
+  select_together(device, device.size(16384, 256), device.size(256, 16));
+  if (!device.smoke()) select_together(device, 131072, 256);
 }
 
 void run_select_prefill(Device& device) {
