@@ -80,16 +80,21 @@ std::set<std::string> threads_that_take(int signal) {
 }
 
 TEST(Threads, ThoseOfTheLibraryTakeNoSignals) {
-  const std::set<std::string> interrupted = threads_that_take(SIGINT),
-                              faulty = threads_that_take(SIGSEGV);
+  const std::set<std::string> before = threads_that_take(SIGINT);
+  const auto new_ones = [&] {
+    std::set<std::string> names = threads_that_take(SIGINT);
+    std::erase_if(names, [&](const std::string& name) { return before.contains(name); });
+    return names;
+  };
   const Engine engine = open_demo("4");
   Session session = engine.open_session({{"n-predict", "100000"}});
   ASSERT_TRUE(session.prefill(prompt_text(5)));
   const Batch batch = engine.open_batch({{"max-prompt", "100"}});
   // One that TBB has made and never called yet still would.
-  for (int i = 0; i < 1000 && threads_that_take(SIGINT) != interrupted; ++i) session.generate(4);
-  EXPECT_EQ(threads_that_take(SIGINT), interrupted);
-  EXPECT_GT(threads_that_take(SIGSEGV).size(), faulty.size());
+  for (int i = 0; i < 1000 && !new_ones().empty(); ++i) session.generate(4);
+  EXPECT_EQ(new_ones(), std::set<std::string>{});
+  // There are such threads: the batch's at least. What goes wrong in them is not hidden.
+  EXPECT_GT(threads_that_take(SIGSEGV).size(), threads_that_take(SIGINT).size());
 }
 
 TEST(Threads, TurnsComeRound) {
