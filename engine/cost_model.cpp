@@ -49,7 +49,7 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   const double pair = 2 * width * kBf16;  // a token's key and value
   std::vector<LayerBytes> layers(static_cast<size_t>(config.n_layers));
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    auto& [device, link, host] = layers[static_cast<size_t>(layer)];
+    auto& [device, link, host, shared] = layers[static_cast<size_t>(layer)];
     const int64_t window = layout.shape.window[static_cast<size_t>(layer)];
     if (!layout.tiered(layer)) {
       const int64_t seen = window > 0 ? std::min(window, o.capacity) : o.capacity;
@@ -61,7 +61,8 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
     const double value =
         layout.shape.n_kv_heads * static_cast<double>(row_bytes(o.value_codec, layout.shape.head_dim));
     const double key = layout.weighed_on_device(layer) ? 0 : width * kBf16;
-    device += scanned_bytes(layout, layer) + always * pair;
+    (plan.n_prefix > 0 ? shared : device) += scanned_bytes(layout, layer);
+    device += always * pair;
     if (layout.attended_by_host(layer) && !o.one_memory) {
       const double n_heads = layout.shape.n_heads;
       host += selected * (value + key);
@@ -87,18 +88,20 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
     all.device += layer.device;
     all.link += layer.link;
     all.host += layer.host;
+    all.shared += layer.shared;
   }
   const int64_t head = config.vocab_size * config.hidden * kBf16;
   int64_t weights = parameter_count(config) * kBf16;
   // A step reads a row of the embedding; the same matrix as the head is read whole.
   if (!config.tie_word_embeddings) weights -= head;
   return {weights, head, std::llround(all.device), std::llround(all.link), std::llround(all.host),
-          std::move(layers)};
+          std::move(layers), std::llround(all.shared)};
 }
 
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
   const auto n = static_cast<double>(n_sequences);
-  const double device = (static_cast<double>(bytes.weights) + n * static_cast<double>(bytes.device)) /
+  const double device = (static_cast<double>(bytes.weights + bytes.shared) +
+                         n * static_cast<double>(bytes.device)) /
                         bandwidths.device;
   const auto seconds = [&](double moved, double bandwidth) {
     return moved > 0 ? n * moved / bandwidth : 0;
@@ -108,8 +111,9 @@ StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64
   const double head = static_cast<double>(bytes.head) / bandwidths.device;
   double joined = head, split = head;
   for (const LayerBytes& layer : bytes.layers) {
-    const double read = static_cast<double>(bytes.weights - bytes.head) /
-                        static_cast<double>(bytes.layers.size()) / bandwidths.device;
+    const double weights =
+        static_cast<double>(bytes.weights - bytes.head) / static_cast<double>(bytes.layers.size());
+    const double read = (weights + layer.shared) / bandwidths.device;
     const double attend = n * layer.device / bandwidths.device;
     const double fetch =
         std::max(seconds(layer.link, bandwidths.link), seconds(layer.host, bandwidths.host));

@@ -23,9 +23,10 @@ inline constexpr double kExpectedHitRate = 0.6;
 // Sequences from which a step may be taken in two micro-batches: fewer are too few to hide behind.
 inline constexpr int64_t kLeastToSplit = 4;
 
-// Of one layer, for each sequence.
+// Of one layer: for each sequence, and once for all that are behind one prefix.
 struct LayerBytes {
   double device = 0, link = 0, host = 0;
+  double shared = 0;
 };
 
 // Bytes of one decode step at the planned context.
@@ -35,7 +36,9 @@ struct StepBytes {
   int64_t device = 0;   // of the device, for each sequence: index, attended keys and values, slots
   int64_t link = 0;     // for each sequence: fetched, or sent to the host that attends and back
   int64_t host = 0;     // for each sequence: keys and values that the host attends
-  std::vector<LayerBytes> layers;  // the latter three, layer by layer
+  std::vector<LayerBytes> layers;  // the latter three and what is shared, layer by layer
+  // Of the device, once for all sequences behind a prefix: its landmarks.
+  int64_t shared = 0;
 };
 
 // hit_rate: share of the selected chunks that the selection cache holds, 0..1.
@@ -47,6 +50,8 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
 //
 //   joined   W + max(A, F)     nothing is left to do while the last of the layer is fetched
 //   split    max(2W + A, F)    two micro-batches: one is computed while the other one fetches
+//
+// What sequences behind one prefix share is read as weights are.
 struct StepFloor {
   double overlapped = 0, serial = 0;
   bool link_bound = false, host_bound = false;  // overlapped, that takes longest

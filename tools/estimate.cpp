@@ -49,6 +49,12 @@ BatchPlan plan_sequences(const PlanRequest& request, int64_t n, int64_t n_behind
   return plan_batch(request, request.options, n, request.n_prompt + n_behind, request.n_new, n_own);
 }
 
+SessionPlan plan_of_one(const PlanRequest& request, const BatchPlan& plan, int64_t n_behind) {
+  if (n_behind == 0) return plan.largest;
+  return plan_behind_prefix(plan, plan_prefix_in_batch(request, plan, request.n_prompt), n_behind,
+                            request.n_new, 0);
+}
+
 // The most sequences that fit the limits, each number with the codecs that make it fit.
 int64_t most_sequences(const PlanRequest& request, int64_t n_behind) {
   return largest_that(kMaxSequences, [&](int64_t n) {
@@ -100,7 +106,7 @@ struct FloorFlags {
     const int64_t most = most_sequences(request, n_behind);
     for (const int64_t n : {int64_t{1}, most}) {
       SessionPlan its = plan;
-      if (n > 1) its = plan_sequences(request, n, n_behind).largest;
+      if (n > 1) its = plan_of_one(request, plan_sequences(request, n, n_behind), n_behind);
       const StepBytes bytes = step_bytes(request.config, its, hit_rate);
       if (bytes.link > 0 && !link) {
         fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
@@ -120,8 +126,10 @@ struct FloorFlags {
           "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)",
           n, n == 1 ? "" : "s", text(floor.overlapped), floor.link_bound ? " (link-bound)" : floor.host_bound ? " (host-bound)" : "",
           text(floor.serial));
-      console.info("  a step moves {} of weights, and per sequence {} on the device, {} over the link{}",
-                   format_bytes(bytes.weights), format_bytes(bytes.device), format_bytes(bytes.link),
+      console.info("  a step moves {} of weights{}, and per sequence {} on the device, {} over the link{}",
+                   format_bytes(bytes.weights),
+                   bytes.shared > 0 ? ", " + format_bytes(bytes.shared) + " of the shared prompt's index" : "",
+                   format_bytes(bytes.device), format_bytes(bytes.link),
                    bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
       if (splitting_gains(bytes, bandwidths, n)) {
         console.info("  layer by layer, as a batch runs: {} in one part, {} in two micro-batches",

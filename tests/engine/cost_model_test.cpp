@@ -45,6 +45,30 @@ TEST(CostModel, DenseReadsEverything) {
   EXPECT_DOUBLE_EQ(floor.serial, floor.overlapped);
 }
 
+// Landmarks of a shared prompt are read once for all who are behind it, what they select once for each.
+TEST(CostModel, BehindASharedPrompt) {
+  const ModelConfig config = known_model("llama-3.1-8b");
+  SessionOptions options;
+  options.selection.key_codec = KeyCodec::kExact;
+  constexpr int64_t kPrefix = 120000, kBehind = 100, kNew = 28, kContext = kPrefix + kBehind + kNew;
+  const PlanRequest request = request_for(config, options, kContext);
+  const BatchPlan batch = plan_batch(request, options, 16, kPrefix + kBehind, kNew, kBehind + kNew);
+  const SessionPlan plan = plan_behind_prefix(batch, plan_prefix_in_batch(request, batch, kPrefix),
+                                              kBehind, kNew, 0);
+  const StepBytes shared = step_bytes(config, plan, 0.5), own = step_bytes(config, batch.largest, 0.5);
+  EXPECT_EQ(shared.shared, 32 * 8 * (kPrefix / 8) * 128 * 2);
+  EXPECT_EQ(own.shared, 0);
+  EXPECT_NEAR(static_cast<double>(shared.shared + shared.device), static_cast<double>(own.device),
+              1e-3 * static_cast<double>(own.device));
+  EXPECT_EQ(shared.link, own.link);
+  const StepFloor floor = step_floor(shared, {4e12, 1e15}, 16);
+  EXPECT_DOUBLE_EQ(floor.overlapped,
+                   static_cast<double>(shared.weights + shared.shared + 16 * shared.device) / 4e12);
+  // In two parts it is read twice, as weights are.
+  EXPECT_NEAR(floor.split - floor.joined,
+              static_cast<double>(shared.weights - shared.head + shared.shared) / 4e12, 1e-9);
+}
+
 TEST(CostModel, SelectionReadsIndexExactRegionsAndWhatItSelects) {
   const ModelConfig config = known_model("llama-3.1-8b");
   SessionOptions options;

@@ -50,13 +50,13 @@ class Members : public OptionSink {
     });
   }
 
-  // False: no option has this name.
-  bool set(const std::string& name, const JsonNode& node) {
+  // False: no option has this name. written: the name that the line has for it.
+  bool set(const std::string& name, const std::string& written, const JsonNode& node) {
     const auto found = setters_.find(name);
     if (found == setters_.end()) return false;
     const auto [option, setter] = found->second;
-    if (const auto [other, is_new] = given_.emplace(option, name); !is_new) {
-      fail(ErrorKind::kUsage, "expected one of {} and {}, found both", other->second, name);
+    if (const auto [other, is_new] = given_.emplace(option, written); !is_new) {
+      fail(ErrorKind::kUsage, "expected one of {} and {}, found both", other->second, written);
     }
     setter(node);
     return true;
@@ -216,12 +216,12 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
       request.id = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     } else if (key == "stop") {
       request.stops = stops_of(node);
-    } else if (!members.set(is_openai ? plain_name(key) : key, node) &&
+    } else if (!members.set(is_openai ? plain_name(key) : key, key, node) &&
                !(is_openai && accept_openai_member(key, node))) {
       std::vector<std::string> known = members.names();
       for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
-      fail(ErrorKind::kUsage, "{}: expected {}, found \"{}\"{}", place,
-           "prompt or messages, id, and options of sampling", printable(key, 40),
+      fail(ErrorKind::kUsage, "{}: {}expected prompt or messages, {}options of sampling, found \"{}\"{}",
+           place, is_openai ? "body: " : "", is_openai ? "" : "id, ", printable(key, 40),
            did_you_mean(key, known));
     }
   }
