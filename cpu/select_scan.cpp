@@ -1,12 +1,10 @@
 #include "cpu/select_scan.h"
 
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numbers>
-#include <optional>
 
 #include "cpu/levels.h"
 #include "cpu/query.h"
@@ -57,37 +55,37 @@ float quantise_query(const bf16* q, int32_t n, int16_t* codes) {
   return max / static_cast<float>(kMaxCode);
 }
 
-// The landmarks of one KV head against the queries of its group.
+// The landmarks of one KV head against the queries of its group, of one sequence or of several that have
+// the same candidates.
 class LandmarkScan {
  public:
-  LandmarkScan(const SelectParams& p, const Candidates& candidates, Isa isa, int64_t kv_head,
-               Carver& scratch)
-      : p_(p),
+  LandmarkScan(std::span<const SelectParams> all, const Candidates& candidates, Isa isa,
+               int64_t kv_head, const Worker& worker)
+      : all_(all),
+        p_(all.front()),
         candidates_(candidates),
         dot_(decode_kernel(isa)),
         kernel_(select_kernel(isa)),
         kv_head_(kv_head),
-        group_(p.n_heads / p.n_kv_heads),
-        width_(landmark_width(p.index, p.head_dim)),
-        scratch_(scratch) {
+        group_(p_.n_heads / p_.n_kv_heads),
+        n_heads_(group_ * static_cast<int32_t>(all.size())),
+        width_(landmark_width(p_.index, p_.head_dim)),
+        scratch_(worker.scratch) {
     offsets_ = scratch_.take<int64_t>(2 * kDecodeBlock);
     for (int64_t i = 0; i < 2 * kDecodeBlock; ++i) offsets_[i] = i * width_;
-    strip_ = scratch_.take<float>(padded_heads(group_) * kStripLandmarks);
-    const bf16* q = p.q + kv_head * group_ * int64_t{p.head_dim};
-    if (p.index == IndexKind::kMinMax) {
-      bf16* expanded = scratch_.take<bf16>(int64_t{group_} * width_);
-      expand_query(q, group_, p.head_dim, expanded);
-      q = expanded;
-    }
-    if (p.codes != nullptr) {
+    strip_ = scratch_.take<float>(padded_heads(n_heads_) * kStripLandmarks);
+    const bf16* q = gather_queries();
+    if (p_.codes != nullptr) {
       prepare_codes(q);
     } else {
       prepare_rows(q);
     }
   }
 
-  // [group][kStripLandmarks]
-  float* strip() const { return strip_; }
+  // Of a head of the group of sequence i: [kStripLandmarks].
+  float* strip(int64_t i, int64_t head) const {
+    return strip_ + (i * group_ + head) * kStripLandmarks;
+  }
 
   // Scores of candidates at .. at + n - 1 into the strip, clamped; the excluded get -inf. Strips
   // are scored in ascending order.
@@ -108,7 +106,7 @@ class LandmarkScan {
       }
     }
     if (p_.codes != nullptr) take_scales(at, n);
-    for (int64_t h = 0; h < group_; ++h) {
+    for (int64_t h = 0; h < n_heads_; ++h) {
       float* scores = strip_ + h * kStripLandmarks;
       if (p_.codes != nullptr) {
         kernel_.scale_scores(scales_, n, scores);
@@ -120,20 +118,35 @@ class LandmarkScan {
   }
 
  private:
+  // [n_heads_][width_]
+  const bf16* gather_queries() {
+    bf16* rows = scratch_.take<bf16>(int64_t{n_heads_} * width_);
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const bf16* q = all_[i].q + kv_head_ * group_ * int64_t{p_.head_dim};
+      bf16* to = rows + static_cast<int64_t>(i) * group_ * width_;
+      if (p_.index == IndexKind::kMinMax) {
+        expand_query(q, group_, p_.head_dim, to);
+      } else {
+        std::copy(q, q + int64_t{group_} * width_, to);
+      }
+    }
+    return rows;
+  }
+
   void prepare_rows(const bf16* q) {
-    char* queries = scratch_.take<char>(padded_heads(group_) * packed_width(dot_, width_) * 4);
+    char* queries = scratch_.take<char>(padded_heads(n_heads_) * packed_width(dot_, width_) * 4);
     rows_.offsets = offsets_;
     rows_.prefetch_rows = kDecodeBlock;
     rows_.head_dim = width_;
-    rows_.n_heads = padded_heads(group_);
+    rows_.n_heads = padded_heads(n_heads_);
     rows_.queries = queries;
-    rows_.query_bytes = pack_queries(dot_, q, group_, width_, queries);
+    rows_.query_bytes = pack_queries(dot_, q, n_heads_, width_, queries);
     rows_.scale = p_.scale * std::numbers::log2e_v<float>;
     rows_.score_stride = kStripLandmarks;
   }
 
   void prepare_codes(const bf16* q) {
-    const int32_t n_heads = padded_heads(group_);
+    const int32_t n_heads = padded_heads(n_heads_);
     const int64_t bytes = (width_ + kCodeBlock - 1) / kCodeBlock * kCodeBlock * 2;
     char* queries = scratch_.take<char>(n_heads * bytes);
     int32_t* excess = scratch_.take<int32_t>(n_heads);
@@ -142,7 +155,7 @@ class LandmarkScan {
     std::memset(queries, 0, static_cast<size_t>(n_heads * bytes));
     std::fill(excess, excess + n_heads, 0);
     std::fill(factors, factors + n_heads, 0.0f);
-    for (int32_t h = 0; h < group_; ++h) {
+    for (int32_t h = 0; h < n_heads_; ++h) {
       factors[h] = quantise_query(q + int64_t{h} * width_, width_, quantised) *
                    (p_.scale * std::numbers::log2e_v<float>);
       excess[h] = pack_code_query(kernel_, quantised, width_, queries + h * bytes);
@@ -189,19 +202,21 @@ class LandmarkScan {
   }
 
   void exclude(int64_t at, int64_t n) {
-    if (p_.excluded == nullptr) return;
-    for (int64_t i = 0; i < n;) {
-      const int64_t run = std::min(n - i, candidates_.run(at + i));
-      exclude_run(candidates_.chunk(at + i), run, strip_ + i);
-      i += run;
+    for (size_t s = 0; s < all_.size(); ++s) {
+      if (all_[s].excluded == nullptr) continue;
+      for (int64_t i = 0; i < n;) {
+        const int64_t run = std::min(n - i, candidates_.run(at + i));
+        exclude_run(all_[s], candidates_.chunk(at + i), run, strip(static_cast<int64_t>(s), 0) + i);
+        i += run;
+      }
     }
   }
 
-  // Of chunks first .. first + n - 1.
-  void exclude_run(int64_t first, int64_t n, float* scores) {
-    const uint64_t* map = p_.excluded + kv_head_ * p_.excluded_stride;
+  // Of chunks first .. first + n - 1, for the group of one sequence.
+  void exclude_run(const SelectParams& p, int64_t first, int64_t n, float* scores) {
+    const uint64_t* map = p.excluded + kv_head_ * p.excluded_stride;
     for (int64_t i = 0; i < n; i += 64) {
-      uint64_t bits = bits_from(map, first + i, p_.excluded_stride);
+      uint64_t bits = bits_from(map, first + i, p.excluded_stride);
       if (n - i < 64) bits &= (uint64_t{1} << (n - i)) - 1;
       for (; bits != 0; bits &= bits - 1) {
         const int64_t at = i + std::countr_zero(bits);
@@ -210,13 +225,14 @@ class LandmarkScan {
     }
   }
 
+  std::span<const SelectParams> all_;
   const SelectParams& p_;
   const Candidates& candidates_;
   const DecodeKernel& dot_;
   const SelectKernel& kernel_;
   int64_t kv_head_;
-  int32_t group_, width_;
-  Carver& scratch_;
+  int32_t group_, n_heads_, width_;
+  Carver scratch_;
   ScoreRows rows_{};
   CodeRows codes_{};
   int64_t* offsets_;         // [2 * kDecodeBlock]
@@ -281,18 +297,14 @@ void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int
   }
   if (begin >= end) return;  // few blocks
 
-  Carver scratch(worker.scratch);
-  std::array<std::optional<LandmarkScan>, kScoredTogether> scans;
-  for (size_t i = 0; i < all.size(); ++i) scans[i].emplace(all[i], candidates, isa, kv_head, scratch);
-  // A strip of landmarks stays in the core's cache while all of them score it.
+  LandmarkScan scan(all, candidates, isa, kv_head, worker);
   for (int64_t at = begin; at < end; at += kStripLandmarks) {
     const int64_t n = std::min(kStripLandmarks, end - at);
+    scan.score_strip(at, n);
     for (size_t i = 0; i < all.size(); ++i) {
-      LandmarkScan& scan = *scans[i];
       const SelectWorkspace work(all[i]);
-      scan.score_strip(at, n);
       for (int64_t h = 0; h < group; ++h) {
-        const float* strip = scan.strip() + h * kStripLandmarks;
+        const float* strip = scan.strip(static_cast<int64_t>(i), h);
         float* sums = work.sums(first_head + h, range);
         kernel.sum_scores(strip, n, sums, sums + 1);
         float* target = work.scores(first_head + h) + at;
