@@ -8,7 +8,6 @@
 
 #include "cpu/levels.h"
 #include "cpu/query.h"
-#include "cpu/select.h"
 
 namespace tiercel::cpu {
 namespace {

@@ -161,4 +161,49 @@ void KvStore<Device, Host>::impose(int64_t layer, int64_t k) {
   impose_selection(device_, impose);
 }
 
+// How many chunks this step selects. How they are attended is not known yet.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::begin_choice(int64_t index) {
+  pending_ = {};
+  chosen_ = layout_.tiered(index) ? selected_per_head(layers_[index]) : 0;
+  if (chosen_ > 0) ++steps_;
+}
+
+// 2-5 select and map.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::choose(int64_t index, const bf16* q) {
+  begin_choice(index);
+  if (chosen_ > 0) choose_chunks(index, q, chosen_, maps_choice(index));
+}
+
+// The same of several stores. Where one op can select for all of them, stores behind one prefix read its
+// landmarks once; where launches are merged they take theirs at once.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::choose_all(int64_t index, std::span<const Attention> some) {
+  constexpr bool kForAll =
+      requires(Device& queue, std::span<const SelectParams> all) { select_chunks(queue, all); };
+  if constexpr (kForAll) {
+    KvStore& first = *some.front().store;
+    const bool has_places = first.workspace_.together >= std::ssize(some);
+    const bool leads = first.layout_.leader(index) == index;
+    if (has_places && leads && some.size() > 1 && first.layout_.settings.imposed_hit_rate < 0) {
+      std::vector<SelectParams>& selections = first.workspace_.selections;
+      selections.clear();
+      for_each_store(some, [&](KvStore& store, const bf16* q, bf16*) {
+        store.begin_choice(index);
+        if (store.chosen_ == 0) return;
+        selections.push_back(store.choice_params(index, q, store.chosen_));
+      });
+      select_chunks(first.device_, std::span<const SelectParams>(selections));
+      for_each_store(some, [&](KvStore& store, const bf16*, bf16*) {
+        if (store.chosen_ > 0 && store.maps_choice(index)) {
+          map_slots(store.device_, store.map_params(index, store.chosen_));
+        }
+      });
+      return;
+    }
+  }
+  for_each_store(some, [&](KvStore& store, const bf16* q, bf16*) { store.choose(index, q); });
+}
+
 }  // namespace tiercel

@@ -134,7 +134,7 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
   const BatchTest& test = row.test;
   const int64_t n = row.n_sequences, n_prompt_tokens = test.prompt_tokens(n);
   Json json = setup_json(setup, o);
-  json.update({{"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(row.test.rival))},
+  json.update({{"attention", n > 0 ? Json(label_of(row, o)) : Json(name_of(test.rival))},
           {"composition", n > 0 ? Json(composition(o)) : Json(nullptr)},
           {"refusal", row.refusal.empty() ? Json(nullptr) : Json(row.refusal)},
           {"n_batch_wanted", row.n_wanted},
@@ -181,7 +181,7 @@ std::vector<std::vector<std::string>> batch_cells(const BenchSetup&,
       none[1] = std::to_string(test.n_gen);
       none[2] = "0";
       none[10] = behind;
-      none[11] = fmt::format("{}: does not fit", name_of(row.test.rival));
+      none[11] = fmt::format("{}: does not fit", name_of(test.rival));
       table.push_back(none);
       continue;
     }
