@@ -230,9 +230,7 @@ void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& mode
           measured = fits;
           rows.push_back(measure_batch(
               model, flags.session, flags.micro_batches, test, fits, prefix,
-              [&](int64_t i) {
-                return shares ? source.take(flags.n_behind, 1 + i) : source.take(n_prompt, i);
-              },
+              [&](int64_t i) { return source.take(test.n_own(), shares ? 1 + i : i); },
               console));
           rows.back().n_wanted = n;
           rows.back().refusal = refusal;

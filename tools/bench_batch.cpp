@@ -33,10 +33,9 @@ namespace {
 
 BatchPlan plan_test(const Model& model, const SessionOptions& options, const BatchTest& test,
                     int64_t n_sequences) {
-  const bool shares = test.n_behind > 0;
   return Batch::plan(model, options_of(test.rival, options), n_sequences,
-                     test.n_prompt + test.n_behind, test.n_gen,
-                     shares ? test.n_behind + test.n_gen : 0);
+                     test.n_shared() + test.n_own(), test.n_gen,
+                     test.n_shared() > 0 ? test.n_own() + test.n_gen : 0);
 }
 
 }  // namespace
@@ -46,9 +45,7 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, const B
   // Codecs that are chosen by what fits make more sequences fit where more are asked for.
   const auto fits = [&](int64_t n) {
     const BatchPlan plan = plan_test(model, options, test, n);
-    const bool shares = test.n_behind > 0;
-    return Batch::largest(model, plan, shares ? test.n_behind : test.n_prompt, test.n_gen,
-                          shares ? test.n_prompt : 0) >= n;
+    return Batch::largest(model, plan, test.n_own(), test.n_gen, test.n_shared()) >= n;
   };
   try {
     int64_t low = 0, high = most + 1;  // low fits, high does not

@@ -29,10 +29,11 @@ struct BatchTest {
   int64_t n_behind = 0;  // tokens of its own behind a shared prompt; 0: every prompt is its own
   int64_t n_gen = 0;     // steps
 
+  // Of the prompt: tokens that all sequences share, and those that each has for itself.
+  int64_t n_shared() const { return n_behind > 0 ? n_prompt : 0; }
+  int64_t n_own() const { return n_behind > 0 ? n_behind : n_prompt; }
   // Tokens that n sequences prefill, and those that they end with.
-  int64_t prompt_tokens(int64_t n) const {
-    return n_behind > 0 ? n_prompt + n * n_behind : n * n_prompt;
-  }
+  int64_t prompt_tokens(int64_t n) const { return n_shared() + n * n_own(); }
   int64_t context_tokens(int64_t n) const { return prompt_tokens(n) + n * n_gen; }
 };
 
