@@ -2,9 +2,12 @@
 // time of a decode step; from config.json alone.
 #include <algorithm>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
+#include <vector>
 
 #include "cpu/topology.h"
+#include "engine/base/build_info.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
 #include "engine/batch_plan.h"
@@ -19,6 +22,8 @@
 
 namespace tiercel {
 namespace {
+
+using Json = nlohmann::ordered_json;
 
 // The largest n of 1 .. most that fits, as larger ones do not either; 0: none.
 int64_t largest_that(int64_t most, const std::function<bool(int64_t)>& fits_so_many) {
@@ -67,8 +72,16 @@ int64_t most_sequences(const PlanRequest& request, int64_t n_behind) {
   });
 }
 
-void print_most(const PlanRequest& request, int64_t n_behind, const Console& console) {
-  const int64_t context = largest_that(int64_t{1} << 33, [&](int64_t tokens) {
+// The most that fits the limits.
+struct Most {
+  int64_t context = 0;           // tokens of one prompt
+  int64_t sequences = 0;         // with prompts of their own
+  int64_t sequences_behind = 0;  // that share the prompt
+};
+
+Most most_that_fits(const PlanRequest& request, int64_t n_behind) {
+  Most most;
+  most.context = largest_that(int64_t{1} << 33, [&](int64_t tokens) {
     PlanRequest longer = request;
     longer.n_prompt = tokens;
     longer.options.context = 0;
@@ -78,14 +91,26 @@ void print_most(const PlanRequest& request, int64_t n_behind, const Console& con
       return true;
     });
   });
+  most.sequences = most_sequences(request, 0);
+  if (n_behind > 0) most.sequences_behind = most_sequences(request, n_behind);
+  return most;
+}
+
+void print(const Most& most, int64_t n_prompt, int64_t n_behind, const Console& console) {
   console.info("most that fits: one prompt of {} tokens, or {} sequences of {}{}",
-               format_count(context), format_count(most_sequences(request, 0)),
-               format_count(request.n_prompt),
+               format_count(most.context), format_count(most.sequences), format_count(n_prompt),
                n_behind > 0 ? fmt::format(", or {} that share them and have {} each behind them",
-                                          format_count(most_sequences(request, n_behind)),
-                                          format_count(n_behind))
+                                          format_count(most.sequences_behind), format_count(n_behind))
                             : "");
 }
+
+// The least time of a step of so many sequences.
+struct Floor {
+  int64_t n = 0;
+  StepBytes bytes;
+  StepFloor step;
+  bool splitting_gains = false;
+};
 
 struct FloorFlags {
   std::optional<double> device, link, host;
@@ -99,46 +124,73 @@ struct FloorFlags {
     flags.number("--hit-rate", hit_rate, 0, 1, "Share of what is selected that needs no fetch");
   }
 
-  // Of one sequence, and of as many as fit.
-  void print(const PlanRequest& request, const SessionPlan& plan, int64_t n_behind,
-             const Console& console) const {
-    if (!device) return;
-    const int64_t most = most_sequences(request, n_behind);
-    for (const int64_t n : {int64_t{1}, most}) {
-      SessionPlan its = plan;
-      if (n > 1) its = plan_of_one(request, plan_sequences(request, n, n_behind), n_behind);
-      const StepBytes bytes = step_bytes(request.config, its, hit_rate);
-      if (bytes.link > 0 && !link) {
-        fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
-             "live on the host");
-      }
-      if (bytes.host > 0 && !host) {
-        fail(ErrorKind::kUsage, "--device-bandwidth: expected --host-bandwidth beside it, as the host "
-             "attends");
-      }
-      const Bandwidths bandwidths = {*device * 1e9, link.value_or(1) * 1e9, host.value_or(1) * 1e9};
-      const StepFloor floor = step_floor(bytes, bandwidths, n);
-      const auto text = [&](double seconds) {
-        return fmt::format("{:.3g} ms, {} tokens/s", 1e3 * seconds,
-                           format_rate(static_cast<double>(n) / seconds));
-      };
-      console.info(
-          "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)",
-          n, n == 1 ? "" : "s", text(floor.overlapped), floor.link_bound ? " (link-bound)" : floor.host_bound ? " (host-bound)" : "",
-          text(floor.serial));
-      console.info("  a step moves {} of weights{}, and per sequence {} on the device, {} over the link{}",
-                   format_bytes(bytes.weights),
-                   bytes.shared > 0 ? ", " + format_bytes(bytes.shared) + " of the shared prompt's index" : "",
-                   format_bytes(bytes.device), format_bytes(bytes.link),
-                   bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
-      if (splitting_gains(bytes, bandwidths, n)) {
-        console.info("  layer by layer, as a batch runs: {} in one part, {} in two micro-batches",
-                     text(floor.joined), text(floor.split));
-      }
-      if (most <= 1) break;
+  Floor of(int64_t n, const PlanRequest& request, const SessionPlan& plan) const {
+    Floor floor;
+    floor.n = n;
+    floor.bytes = step_bytes(request.config, plan, hit_rate);
+    if (floor.bytes.link > 0 && !link) {
+      fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
+           "live on the host");
     }
+    if (floor.bytes.host > 0 && !host) {
+      fail(ErrorKind::kUsage, "--device-bandwidth: expected --host-bandwidth beside it, as the host "
+           "attends");
+    }
+    const Bandwidths bandwidths = {*device * 1e9, link.value_or(1) * 1e9, host.value_or(1) * 1e9};
+    floor.step = step_floor(floor.bytes, bandwidths, n);
+    floor.splitting_gains = splitting_gains(floor.bytes, bandwidths, n);
+    return floor;
+  }
+
+  // Of one sequence, and of as many as fit; empty without bandwidths.
+  std::vector<Floor> all(const PlanRequest& request, const SessionPlan& plan, int64_t n_behind,
+                         const Most& most) const {
+    if (!device) return {};
+    std::vector<Floor> floors = {of(1, request, plan)};
+    const int64_t n = n_behind > 0 ? most.sequences_behind : most.sequences;
+    if (n > 1) {
+      const BatchPlan batch = plan_sequences(request, n, n_behind);
+      floors.push_back(of(n, request, plan_of_one(request, batch, n_behind)));
+    }
+    return floors;
   }
 };
+
+void print(const Floor& floor, const Console& console) {
+  const auto& [n, bytes, step, splitting_gains] = floor;
+  const auto text = [n = n](double seconds) {
+    return fmt::format("{:.3g} ms, {} tokens/s", 1e3 * seconds,
+                       format_rate(static_cast<double>(n) / seconds));
+  };
+  console.info(
+      "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)", n,
+      n == 1 ? "" : "s", text(step.overlapped),
+      step.link_bound ? " (link-bound)" : step.host_bound ? " (host-bound)" : "", text(step.serial));
+  console.info("  a step moves {} of weights{}, and per sequence {} on the device, {} over the link{}",
+               format_bytes(bytes.weights),
+               bytes.shared > 0 ? ", " + format_bytes(bytes.shared) + " of the shared prompt's index" : "",
+               format_bytes(bytes.device), format_bytes(bytes.link),
+               bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
+  if (splitting_gains) {
+    console.info("  layer by layer, as a batch runs: {} in one part, {} in two micro-batches",
+                 text(step.joined), text(step.split));
+  }
+}
+
+Json floor_json(const Floor& floor, double hit_rate) {
+  const auto& [n, bytes, step, splitting_gains] = floor;
+  return {{"sequences", n},
+          {"hit_rate", hit_rate},
+          {"weight_bytes", bytes.weights},
+          {"shared_bytes", bytes.shared},
+          {"device_bytes_per_sequence", bytes.device},
+          {"link_bytes_per_sequence", bytes.link},
+          {"host_bytes_per_sequence", bytes.host},
+          {"overlapped_seconds", step.overlapped},
+          {"serial_seconds", step.serial},
+          {"layers_joined_seconds", step.joined},
+          {"layers_split_seconds", step.split}};
+}
 
 }  // namespace
 
@@ -146,9 +198,10 @@ int command_estimate(int argc, char** argv) {
   ModelFlags model_flags;
   SessionOptions options;
   int64_t n_prompt = 0, n_predict = 128, n_behind = 0;
-  FloorFlags floor;
+  FloorFlags floor_flags;
   Flags flags("estimate", "The memory that a run would take. Reads config.json only.",
-              "The table goes to stderr, as with run. Exit code 3: it does not fit.\n"
+              "The table goes to stderr, as with run. Exit code 3: it does not fit, and there is no\n"
+              "JSON.\n"
               "With --device-bandwidth it also says how long a decode step must take: no kernel is that\n"
               "fast, and none is faster.\n"
               "\n"
@@ -165,7 +218,9 @@ int command_estimate(int argc, char** argv) {
                "Tokens to generate");
   flags.tokens("--behind", n_behind, 0, kMaxOptionTokens,
                "Of sequences that share the prompt: tokens that each has behind it");
-  floor.add_to(flags);
+  bool json = false;
+  flags.flag("--json", json, "Print one JSON object");
+  floor_flags.add_to(flags);
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
   const StopsAtOnce at_once;
@@ -188,9 +243,29 @@ int command_estimate(int argc, char** argv) {
   const SessionPlan plan = make_plan(request);
   const Console console(false);
   print_plan(plan, n_prompt, console);
-  print_most(request, n_behind, console);
+  const Most most = most_that_fits(request, n_behind);
+  print(most, n_prompt, n_behind, console);
   check_limits(request, plan);
-  floor.print(request, plan, n_behind, console);
+  const std::vector<Floor> floors = floor_flags.all(request, plan, n_behind, most);
+  for (const Floor& floor : floors) print(floor, console);
+  if (!json) return 0;
+
+  Json result = {{"version", version()},
+                 {"commit", source_commit()},
+                 {"model", model_flags.name()},
+                 {"prompt_tokens", n_prompt},
+                 {"behind_tokens", n_behind},
+                 {"attention", attention_json(plan)},
+                 {"memory", planned_memory_json(plan.memory)},
+                 {"most",
+                  {{"context_tokens", most.context},
+                   {"sequences", most.sequences},
+                   {"sequences_behind", n_behind > 0 ? Json(most.sequences_behind) : Json(nullptr)}}},
+                 {"floors", Json::array()},
+                 {"notes", plan.notes}};
+  result["attention"]["threads"] = request.n_threads;
+  for (const Floor& floor : floors) result["floors"].push_back(floor_json(floor, floor_flags.hit_rate));
+  print_result(result.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   return 0;
 }
 

@@ -49,25 +49,10 @@ Json selection_options_json(const SelectionOptions& s) {
 
 Json memory_json(const RunReport& report) {
   const MemoryReport& m = report.plan.memory;
-  return {
-      {"device_bytes",
-       {{"weights", m.device.weights},
-        {"keys", m.device.keys},
-        {"values", m.device.values},
-        {"landmarks", m.device.landmarks},
-        {"slots", m.device.slots},
-        {"exact", m.device.exact},
-        {"activations", m.device.activations},
-        {"total", m.device.total()}}},
-      {"host_bytes",
-       {{"values", m.host.values},
-        {"keys", m.host.keys},
-        {"staging", m.host.staging},
-        {"total", m.host.total()}}},
-      {"device_bytes_in_use", m.one_memory ? Json(nullptr) : Json(report.device_bytes_in_use)},
-      {"process_bytes", m.process},
-      {"planned_bytes", m.resident()},
-      {"peak_rss_bytes", report.peak_rss_bytes}};
+  Json json = planned_memory_json(m);
+  json["device_bytes_in_use"] = m.one_memory ? Json(nullptr) : Json(report.device_bytes_in_use);
+  json["peak_rss_bytes"] = report.peak_rss_bytes;
+  return json;
 }
 
 Json sampling_json(const SamplingOptions& o) {
@@ -119,6 +104,25 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
                {"threads", o.n_threads}};
   json.update(selection_options_json(o.selection));
   return json;
+}
+
+nlohmann::ordered_json planned_memory_json(const MemoryReport& m) {
+  return {{"device_bytes",
+           {{"weights", m.device.weights},
+            {"keys", m.device.keys},
+            {"values", m.device.values},
+            {"landmarks", m.device.landmarks},
+            {"slots", m.device.slots},
+            {"exact", m.device.exact},
+            {"activations", m.device.activations},
+            {"total", m.device.total()}}},
+          {"host_bytes",
+           {{"values", m.host.values},
+            {"keys", m.host.keys},
+            {"staging", m.host.staging},
+            {"total", m.host.total()}}},
+          {"process_bytes", m.process},
+          {"planned_bytes", m.resident()}};
 }
 
 std::string to_json(const RunReport& report) {

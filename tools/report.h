@@ -37,6 +37,8 @@ std::string to_json(const RunReport& report);
 nlohmann::ordered_json rate_json(double count, double seconds);
 // Attention, selection and their settings, as the report has them.
 nlohmann::ordered_json attention_json(const SessionPlan& plan);
+// Planned bytes by tier and purpose.
+nlohmann::ordered_json planned_memory_json(const MemoryReport& memory);
 
 // Timings, memory planned and used, selection, audit, hash.
 void print_summary(const RunReport& report, const Console& console);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/base/units.h"
 #include "tests/command/process.h"
 
 namespace tiercel::test {
@@ -200,6 +201,50 @@ TEST(Estimate, FloorOfAStep) {
   const Result fetches = run({.arguments = more});
   ASSERT_EQ(fetches.code, 0) << fetches.err;
   EXPECT_TRUE(contains(fetches.err, "in two micro-batches")) << fetches.err;
+}
+
+// The object says what the table says, and the table stays.
+TEST(Estimate, AsJson) {
+  const std::vector<std::string> flags = {
+      "--tokens", "20000", "-n", "32", "--behind", "100", "--device-memory", "256MiB", "--device-bandwidth",
+      "20", "--link-bandwidth", "10", "--hit-rate", "0.5", "--value-home", "host"};
+  std::vector<std::string> more = flags;
+  more.push_back("--json");
+  const Result text = run(with_model("estimate", flags)), both = run(with_model("estimate", more));
+  ASSERT_EQ(text.code, 0) << text.err;
+  ASSERT_EQ(both.code, 0) << both.err;
+  EXPECT_EQ(text.out, "");
+  // Behind the table, whose line of the process varies.
+  const auto most_on = [](const std::string& err) { return err.substr(err.find("most that fits")); };
+  EXPECT_EQ(most_on(both.err), most_on(text.err));
+  const Json json = Json::parse(both.out);
+  EXPECT_EQ(json["prompt_tokens"], 20000);
+  EXPECT_EQ(json["attention"]["context"], 20032);
+  EXPECT_GE(json["attention"]["threads"], 1);
+  const int64_t total = json["memory"]["device_bytes"]["total"];
+  EXPECT_LE(total, int64_t{256} << 20);
+  int64_t sum = 0;
+  for (const auto& [name, bytes] : json["memory"]["device_bytes"].items()) {
+    if (name != "total") sum += bytes.get<int64_t>();
+  }
+  EXPECT_EQ(sum, total);
+  EXPECT_TRUE(contains(text.err, format_bytes(total))) << text.err;
+  const auto& most = json["most"];
+  EXPECT_TRUE(contains(text.err, "most that fits: one prompt of " +
+                                     format_count(most["context_tokens"].get<int64_t>()) + " tokens, or " +
+                                     format_count(most["sequences"].get<int64_t>()) + " sequences"))
+      << text.err;
+  ASSERT_EQ(json["floors"].size(), 2);
+  const auto& alone = json["floors"][0];
+  EXPECT_EQ(alone["sequences"], 1);
+  EXPECT_EQ(json["floors"][1]["sequences"], most["sequences_behind"]);
+  // What a step moves, over the bandwidths that were given.
+  const double device = (alone["weight_bytes"].get<double>() + alone["device_bytes_per_sequence"].get<double>() +
+                         alone["shared_bytes"].get<double>()) / 20e9;
+  const double link = alone["link_bytes_per_sequence"].get<double>() / 10e9;
+  EXPECT_GT(link, 0);
+  EXPECT_NEAR(alone["serial_seconds"], device + link, 1e-9);
+  EXPECT_NEAR(alone["overlapped_seconds"], std::max(device, link), 1e-9);
 }
 
 TEST(Usage, SaysWhatMayHaveBeenMeant) {
