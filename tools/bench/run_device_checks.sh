@@ -1,26 +1,30 @@
 #!/usr/bin/env bash
-# Builds the CUDA half, tests it and measures it on the device of this machine. A step that fails or
-# takes too long does not keep the next one from running; the summary stands last.
+# Builds for the device of this machine, tests kernels and engine on it and measures both. A step that
+# fails or takes too long does not keep the next one from running; the summary stands last.
 #
-#   tools/bench/run_device_checks.sh [BUILD] [--sanitize] [--no-bench] [-- STAGE ...]
+#   tools/bench/run_device_checks.sh [BUILD] [--sanitize] [--no-bench] [--no-engine] [-- STAGE ...]
 #
 #   BUILD        build directory, default build/cuda
 #   --sanitize   the tests once more under compute-sanitizer (memcheck, racecheck, synccheck)
+#   --no-bench   no stages of bench_device but the ceilings
+#   --no-engine  neither tests nor measurements of the whole engine (engine_bars.py)
 #   STAGE ...    stages of bench_device, default all
 #
 # Environment: ARCHITECTURES (90a-real), LOG_DIR (BUILD/logs), JOBS, TEST_FILTER and SANITIZE_FILTER
-# (as --gtest_filter), and the limits in seconds of each step: BUILD_LIMIT (1200), TEST_LIMIT (300),
-# SANITIZE_LIMIT (600 for each tool), BENCH_LIMIT (600).
+# (as --gtest_filter, of the kernels' tests), ENGINE_FILTER and ENGINE_SANITIZE_FILTER (of the
+# engine's), BARS (arguments of engine_bars.py), and the limits in seconds of each step: BUILD_LIMIT
+# (1200), TEST_LIMIT (300), SANITIZE_LIMIT (600 for each tool), BENCH_LIMIT (600), BARS_LIMIT (900).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
-build=build/cuda sanitize=0 bench=1 stages=()
+build=build/cuda sanitize=0 bench=1 engine=1 stages=()
 while (($#)); do
   case $1 in
     --sanitize) sanitize=1 ;;
     --no-bench) bench=0 ;;
+    --no-engine) engine=0 ;;
     --) shift; stages=("$@"); break ;;
-    -*) echo "run_device_checks.sh: expected --sanitize, --no-bench or --, found $1" >&2; exit 2 ;;
+    -*) echo "run_device_checks.sh: expected --sanitize, --no-bench, --no-engine or --, found $1" >&2; exit 2 ;;
     *) build=$1 ;;
   esac
   shift
@@ -47,7 +51,7 @@ step() {
     *) result="FAILED: exit status $rc" ;;
   esac
   ((rc == 0)) || failed=1
-  summary+=("$(printf '%-12s %5d s  %s' "$name" $((SECONDS - begin)) "$result")")
+  summary+=("$(printf '%-18s %5d s  %s' "$name" $((SECONDS - begin)) "$result")")
   return "$rc"
 }
 
@@ -59,33 +63,50 @@ show() {
 step configure 120 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DTIERCEL_CUDA=ON \
   -DTIERCEL_CUDA_ARCHITECTURES="${ARCHITECTURES:-90a-real}" -DTIERCEL_BUILD_BENCH=ON ||
   show configure 'Error|not found' 5
-# One target's failure must not cost the other: ninja goes on with what it can.
+targets=(test_kernels_device bench_device)
+((engine)) && targets+=(test_engine_device tiercel_command)
+# One target's failure must not cost the others: ninja goes on with what it can.
 step build "${BUILD_LIMIT:-1200}" cmake --build "$build" -j "${JOBS:-$(nproc)}" \
-  --target test_kernels_device bench_device -- -k 0 || show build 'FAILED|error' 20
+  --target "${targets[@]}" -- -k 0 || show build 'FAILED|error' 20
 
-tests=$build/tests/test_kernels_device
-if [[ -x $tests ]]; then
-  step tests "${TEST_LIMIT:-300}" "$tests" --gtest_filter="${TEST_FILTER:-*}"
-  show tests '^\[  (FAILED|PASSED|SKIPPED)|^seed|CHECK|tests ran' 40
-  if ((sanitize)); then
-    for tool in memcheck racecheck synccheck; do
-      step "$tool" "${SANITIZE_LIMIT:-600}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$tests" --gtest_filter="${SANITIZE_FILTER:-*}"
-      show "$tool" 'SUMMARY|^========= (Invalid|Error|Race|Barrier|Warning)' 12
-    done
+# run_tests WHAT FILTER SANITIZE_FILTER: of test_WHAT_device
+run_tests() {
+  local what=$1 filter=$2 sanitize_filter=$3 program=$build/tests/test_$1_device tool
+  if [[ ! -x $program ]]; then
+    failed=1
+    summary+=("$what tests: not built")
+    return
   fi
-else
-  failed=1
-  summary+=("tests              not built")
-fi
+  step "$what" "${TEST_LIMIT:-300}" "$program" --gtest_filter="$filter"
+  show "$what" '^\[  (FAILED|PASSED|SKIPPED)|^seed|CHECK|tests ran' 40
+  ((sanitize)) || return
+  for tool in memcheck racecheck synccheck; do
+    step "$what-$tool" "${SANITIZE_LIMIT:-600}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$program" --gtest_filter="$sanitize_filter"
+    show "$what-$tool" 'SUMMARY|^========= (Invalid|Error|Race|Barrier|Warning)' 12
+  done
+}
+run_tests kernels "${TEST_FILTER:-*}" "${SANITIZE_FILTER:-*}"
+((engine)) && run_tests engine "${ENGINE_FILTER:-*}" "${ENGINE_SANITIZE_FILTER:-*}"
 
-if ((bench)); then
+if ((bench || engine)); then
   program=$build/tools/bench/bench_device
+  ((bench)) || stages=(ceilings)
   if [[ -x $program ]]; then
     live=1 step bench "${BENCH_LIMIT:-600}" "$program" "${stages[@]}"
   else
     failed=1
     summary+=("bench              not built")
+  fi
+fi
+if ((engine)); then
+  if [[ -x $build/tiercel && -f $logs/bench.log ]]; then
+    # shellcheck disable=SC2086  # BARS is a list of words
+    live=1 step bars "${BARS_LIMIT:-900}" python3 tools/bench/engine_bars.py "$build/tiercel" \
+      --ceilings "$logs/bench.log" ${BARS:-}
+  else
+    failed=1
+    summary+=("bars               not built, or no ceilings")
   fi
 fi
 

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""The whole engine on a device, beside what its bytes and FLOPs take.
+
+    engine_bars.py TIERCEL --ceilings LOG [--shape NAME] [--scale N] [--limit SECONDS] [--only WORD]
+
+TIERCEL is the command. LOG is what bench_device printed: its lines "ceiling ..." are the bandwidths
+and the matrix rate of the same device. Every measurement is one `tiercel bench --synthetic`, its floor
+one `tiercel estimate --json`; one that fails costs only itself. --scale divides all lengths, to see
+that everything runs where nothing is fast. The table comes last; exit status 1: something failed, or
+missed its bar.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+# Layers, query heads, head_dim: of attention's FLOPs.
+SHAPES = {"llama-3.1-8b": (32, 32, 128), "llama-3.2-1b": (16, 32, 64), "qwen2.5-0.5b": (24, 14, 64)}
+HOST = ["--value-home", "host"]  # what fits the device must not stay there
+STEPS = 64
+
+
+class Failed(Exception):
+    """A measurement that did not come to an end; str() says why."""
+
+
+def ceilings_of(log):
+    """Bytes per second of copies and the link, FLOP/s of products."""
+    found = {}
+    for name, unit in (("copy", r"([\d.]+) GB/s"), ("link", r"([\d.]+) GB/s"), ("matmul", r"([\d.]+) TFLOP/s")):
+        match = re.search(rf"^ceiling {name} .*?{unit}", log, re.MULTILINE)
+        if not match:
+            raise SystemExit(f"engine_bars.py: --ceilings: expected a line 'ceiling {name}', found none")
+        found[name] = float(match.group(1)) * (1e12 if name == "matmul" else 1e9)
+    return found
+
+
+class Bars:
+    def __init__(self, arguments, ceilings):
+        self.arguments = arguments
+        self.ceilings = ceilings
+        self.rows = []
+        self.failed = False
+
+    def tokens(self, n):
+        return max(n // self.arguments.scale, 64)
+
+    def tiercel(self, command, *more):
+        words = [self.arguments.tiercel, command, "--synthetic", self.arguments.shape, *map(str, more)]
+        print("$", " ".join(words[1:]), flush=True)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=self.arguments.limit, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"longer than {self.arguments.limit} s") from error
+        if done.returncode != 0:
+            raise Failed(f"exit status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        return json.loads(done.stdout)
+
+    def bench(self, *more):
+        return self.tiercel("bench", "-o", "json", *more)
+
+    def step_floor(self, n_prompt, hit_rate, *more, n=1):
+        """Seconds: bytes of the device and of the link of a step of n sequences."""
+        estimate = self.tiercel("estimate", "--json", "--backend", "cuda", "--tokens", n_prompt, "-n", STEPS,
+                                "--device-memory", "4TiB", "--host-memory", "4TiB", "--device-bandwidth",
+                                self.ceilings["copy"] / 1e9, "--link-bandwidth", self.ceilings["link"] / 1e9,
+                                "--hit-rate", hit_rate, *more)
+        floor = estimate["floors"][-1 if "--behind" in more else 0]  # the last is of those that share
+        device = floor["weight_bytes"] + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
+        return device / self.ceilings["copy"], n * floor["link_bytes_per_sequence"] / self.ceilings["link"]
+
+    def row(self, what, measured, bound="", result="", bar="", met=None):
+        self.rows.append([what, measured, bound, result, bar, {None: "", True: "met", False: "NOT MET"}[met]])
+        self.failed |= met is False
+        print("->", *self.rows[-1], flush=True)
+
+    def step_row(self, what, seconds, floor, most=None):
+        over = seconds / max(floor)
+        self.row(what, f"{1e3 * seconds:.2f} ms", f"{1e3 * max(floor):.2f} ms", f"{over:.2f} x",
+                 f"{most} x" if most else "", over <= most if most else None)
+
+    # ---- what is measured ----
+
+    def prefill(self):
+        layers, heads, head_dim = SHAPES[self.arguments.shape]
+        for tokens in (self.tokens(32768), self.tokens(131072)):
+            (row,) = self.bench("-p", tokens, "-n", 0, "-r", 1, "--attention", "dense", "--prefill", "dense")
+            floor = self.tiercel("estimate", "--json", "--backend", "cuda", "--tokens", tokens, "-n", 1,
+                                 "--attention", "dense", "--device-memory", "4TiB", "--host-memory", "4TiB",
+                                 "--device-bandwidth", 1)["floors"][0]
+            # Every weight but the head's, which only the last token needs, is a product and a sum.
+            linear = 2 * (floor["weight_bytes"] / 2) * tokens
+            attention = 2 * 2 * tokens * tokens / 2 * layers * heads * head_dim
+            rate = (linear + attention) / (row["avg_ns"] * 1e-9)
+            share = rate / self.ceilings["matmul"]
+            self.row(f"dense prefill, {tokens} tokens", f"{row['avg_ns'] * 1e-9:.2f} s, {row['avg_ts']:.0f} tokens/s",
+                     f"{self.ceilings['matmul'] * 1e-12:.0f} TFLOP/s", f"{100 * share:.0f} %", "55 %", share >= 0.55)
+
+    def decode(self):
+        tokens = self.tokens(131072)
+        variants = [("", 1, []), ("", 0.9, []), ("", 0.6, []), (", enqueued anew", 0.9, ["--no-graphs"]),
+                    (", int8 landmarks", 0.9, ["--landmark-codec", "int8"]),
+                    (", low-rank keys", 0.9, ["--key-codec", "lowrank"]), (", exact keys", 0.9, ["--key-codec", "exact"])]
+        for name, hit_rate, flags in variants:
+            row = self.bench("-p", tokens, "-n", STEPS, "-r", 1, "--prefill", "select", "--imposed-hit-rate", hit_rate,
+                             *HOST, *flags)[-1]
+            floor = self.step_floor(tokens, hit_rate, *HOST, *[f for f in flags if f != "--no-graphs"])
+            self.step_row(f"step behind {tokens}, hit rate {hit_rate}{name}", row["token_p50_seconds"], floor,
+                          1.35 if not flags else None)
+            if not flags and hit_rate == 0.9 and row["device_bytes_in_use"]:
+                off = row["device_bytes_in_use"] / row["device_bytes"] - 1
+                self.row("device memory in use", f"{row['device_bytes_in_use'] * 2**-30:.2f} GiB",
+                         f"{row['device_bytes'] * 2**-30:.2f} GiB", f"{100 * off:+.1f} %", "3 %", abs(off) <= 0.03)
+        row = self.bench("-p", tokens, "-n", STEPS, "-r", 1, "--attention", "dense", "--prefill", "select")[-1]
+        self.step_row(f"dense step behind {tokens}", row["token_p50_seconds"],
+                      self.step_floor(tokens, 1, "--attention", "dense"))
+
+    def batch(self):
+        """What eight sequences fetch beside what they compute: against the same with nothing to fetch."""
+        tokens, n = self.tokens(131072), 8
+        flags = ["-p", tokens, "-n", STEPS, "-b", n, "--prefill", "select", *HOST]
+        flags += ["--key-codec", "int8"]  # a batch's plan might choose another one than the floor's
+        for parts in ("1", "2"):
+            seconds = {}
+            for hit_rate in (1, 0.9):
+                (row,) = self.bench(*flags, "--imposed-hit-rate", hit_rate, "--micro-batches", parts)
+                seconds[hit_rate] = row["token_p50_seconds"]
+                floor = self.step_floor(tokens, hit_rate, *HOST, "--key-codec", "int8", n=n)
+                self.step_row(f"step of {n} behind {tokens}, hit rate {hit_rate}, {parts} part(s), "
+                              f"{row['kernels_per_step']} kernels", seconds[hit_rate], floor)
+            hidden = 1 - (seconds[0.9] - seconds[1]) / floor[1]
+            self.row(f"fetch hidden, {n} sequences, {parts} part(s)", f"{1e3 * (seconds[0.9] - seconds[1]):.2f} ms more",
+                     f"{1e3 * floor[1]:.2f} ms of link", f"{100 * hidden:.0f} %", "80 %", hidden >= 0.8)
+
+    def behind(self):
+        tokens = self.tokens(131072)
+        flags = [*HOST, "--key-codec", "int8", "--behind", 64]
+        rows = self.bench("-p", tokens, "-n", STEPS, "-b", "1,8,32", "--prefill", "select", "--imposed-hit-rate", 0.9,
+                          *flags)
+        for row in rows:
+            n = row["pl"]
+            floor = self.step_floor(tokens, 0.9, *flags, n=n)
+            self.step_row(f"step of {n} behind one prefix of {tokens}, {row['kernels_per_step']} kernels",
+                          row["token_p50_seconds"], floor)
+
+    def million(self):
+        tokens = self.tokens(1000000)
+        rows = self.bench("-p", tokens, "-n", 32, "-r", 1, "--prefill", "select", "--imposed-hit-rate", 0.9, *HOST)
+        self.row(f"selected prefill, {tokens} tokens", f"{rows[0]['avg_ns'] * 1e-9:.1f} s, {rows[0]['avg_ts']:.0f} tokens/s",
+                 "", f"{rows[0]['device_bytes'] * 2**-30:.1f} + {rows[0]['host_bytes'] * 2**-30:.1f} GiB")
+        self.step_row(f"step behind {tokens}, hit rate 0.9", rows[1]["token_p50_seconds"],
+                      self.step_floor(tokens, 0.9, *HOST))
+
+    def all(self):
+        for part in (self.decode, self.batch, self.behind, self.prefill, self.million):
+            if self.arguments.only and self.arguments.only not in part.__name__:
+                continue
+            try:
+                part()
+            except Failed as error:
+                self.failed = True
+                self.row(part.__name__, f"FAILED: {error}")
+        print("\n| what | measured | bound | of it | bar | |\n|---|---|---|---|---|---|")
+        for row in self.rows:
+            print("|", " | ".join(row), "|")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="The whole engine on a device, beside its bounds.")
+    parser.add_argument("tiercel")
+    parser.add_argument("--ceilings", required=True, help="what bench_device printed")
+    parser.add_argument("--shape", default="llama-3.1-8b", choices=SHAPES)
+    parser.add_argument("--scale", type=int, default=1, help="divides all lengths")
+    parser.add_argument("--limit", type=int, default=240, help="seconds of one measurement")
+    parser.add_argument("--only", default="", help="decode, batch, behind, prefill or million")
+    arguments = parser.parse_args()
+    with open(arguments.ceilings, encoding="utf-8", errors="replace") as log:
+        bars = Bars(arguments, ceilings_of(log.read()))
+    bars.all()
+    return 1 if bars.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
