@@ -21,21 +21,25 @@ bool can_stream(const LinearParams& p) {
   return can_stream(p.k) && aligned(p.x) && aligned(p.weight);
 }
 
-template <int kOctets, bool kNorm, bool kGated>
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
 void launch_skinny(Stream& stream, const SkinnyParams& p) {
   constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
-  launch_dependent<skinny_kernel<kOctets, kNorm, kGated>>(
+  launch_dependent<skinny_kernel<kOctets, kNorm, kGated, kPieces>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
       skinny_shared_bytes(p.m, p.panel, kOctets), p);
+}
+
+int32_t panel_of(const SkinnyParams& p) {
+  const int64_t whole = (p.k + kPanelUnit - 1) / kPanelUnit * kPanelUnit;
+  const int64_t fits = kPanelBytes / (2 * p.m) / kPanelUnit * kPanelUnit;
+  return static_cast<int32_t>(std::min(whole, std::max<int64_t>(fits, kPanelUnit)));
 }
 
 // One octet a block while all blocks are resident at once: 32 KiB of weights in flight in each.
 // Beyond that more, as every block reads x once more: four where x has many rows.
 template <bool kNorm>
 void run_skinny(Stream& stream, SkinnyParams p) {
-  const int64_t whole = (p.k + kPanelUnit - 1) / kPanelUnit * kPanelUnit;
-  const int64_t fits = kPanelBytes / (2 * p.m) / kPanelUnit * kPanelUnit;
-  p.panel = static_cast<int32_t>(std::min(whole, std::max<int64_t>(fits, kPanelUnit)));
+  p.panel = panel_of(p);
   if (p.up != nullptr) {
     launch_skinny<2, kNorm, true>(stream, p);
     return;
@@ -133,6 +137,17 @@ void linear(Stream& stream, const LinearParams& p) {
     return;
   }
   linear_any(stream, p);
+}
+
+void linear_reading_ahead(Stream& stream, const LinearParams& p, ReadAhead ahead) {
+  CHECK(p.m > 0 && p.m <= kMaxSkinnyRows && can_stream(p), "m {} k {}", p.m, p.k);
+  SkinnyParams params = skinny_params(p);
+  params.panel = panel_of(params);
+  if (ahead == ReadAhead::kLong) {
+    launch_skinny<2, false, false, kLongAhead>(stream, params);
+  } else {
+    launch_skinny<2, false, false>(stream, params);
+  }
 }
 
 namespace {

@@ -218,12 +218,18 @@ GPU void finish_skinny(const SkinnyParams& p, const SkinnyShared<kOctets>& share
   }
 }
 
-template <int kOctets, bool kNorm, bool kGated>
-KERNEL(32 * kSkinnyWarps, kOctets == 4 ? 2 : 3)
+// Weights in flight, in pieces of 16 bytes a lane: 32 or 64 KiB a block (ReadAhead).
+inline constexpr int kShortAhead = 8, kLongAhead = 16;
+// Blocks of a multiprocessor, which its registers allow.
+template <int kOctets, int kPieces>
+inline constexpr int kSkinnyResident = kOctets == 4 || kPieces == kLongAhead ? 2 : 3;
+
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
+KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kPieces>))
 skinny_kernel(const GRID_CONST SkinnyParams p) {
   using namespace gpu;
   SHARED(smem);
-  constexpr int kAhead = 8 / kOctets;  // steps of weights in flight: 4 KiB a warp
+  constexpr int kAhead = kPieces / kOctets;  // steps of weights in flight
   constexpr int kStride = kAhead / 2 * kPairStride;
   using Weights = SkinnyWeights<kOctets, kGated>;
   constexpr int kColumns = Weights::kColumns;

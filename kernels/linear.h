@@ -16,6 +16,13 @@ inline constexpr int64_t kMaxSkinnyRows = 8;
 
 void linear(Stream& stream, const LinearParams& p);
 
+// The same of up to kMaxSkinnyRows rows that can be streamed, with 16 columns a block and 32 or 64 KiB of
+// weights of it in flight: for measurements, and nothing else calls it. linear takes kShort where n is
+// about 4096 on a large device, which leaves 64 KiB a multiprocessor in flight beside 96 elsewhere; kLong
+// doubles that, and leaves no registers for blocks of the next kernel.
+enum class ReadAhead : uint8_t { kShort, kLong };
+void linear_reading_ahead(Stream& stream, const LinearParams& p, ReadAhead ahead);
+
 // Scratch memory of the stream that linear takes, at most.
 constexpr int64_t linear_scratch_bytes() { return int64_t{32} << 20; }
 

@@ -166,6 +166,23 @@ TEST(KernelLinear, BitsDependNotOnOtherRows) {
   }
 }
 
+TEST(KernelLinear, WeightsInFlightChangeNoBits) {
+  for (const Case& c : {Case{1, 4360, 90, true}, Case{8, 552, 200, false, true, true}, Case{3, 14344, 24}}) {
+    Problem all(c);
+    cuda::linear(test::stream(), all.params());
+    test::stream().finish();
+    const auto size = static_cast<size_t>(c.m * c.n) * size_of(all.params().out_type);
+    const std::vector<std::byte> expected(static_cast<std::byte*>(all.params().out),
+                                          static_cast<std::byte*>(all.params().out) + size);
+    for (const cuda::ReadAhead ahead : {cuda::ReadAhead::kShort, cuda::ReadAhead::kLong}) {
+      all.reset();
+      cuda::linear_reading_ahead(test::stream(), all.params(), ahead);
+      test::stream().finish();
+      EXPECT_EQ(std::memcmp(expected.data(), all.params().out, size), 0) << c.k << " " << c.n;
+    }
+  }
+}
+
 // More rows than a warp's matrix product has, up to several launches; k in one panel and in many,
 // and not a whole number of steps; few columns and many; at addresses and widths that nothing fast
 // reads.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/linear.h"
 #include "tools/bench/device_harness.h"
@@ -36,6 +37,22 @@ void linear(Device& device, ColdNoise& weights, const Noise& x, const Noise& out
                  .bytes = 2 * static_cast<double>(n * k),
                  .flops = 2 * static_cast<double>(m * n) * static_cast<double>(k)});
   device.expect_finite("linear " + shape, out.data(), std::min<int64_t>(m * n, 4096));
+}
+
+// What is in flight of the weights, where two blocks a multiprocessor read them.
+void reading_ahead(Device& device, ColdNoise& weights, const Noise& x, const Noise& out, const Layer& layer) {
+  const int64_t n = device.size(layer.n, 64), k = device.size(layer.k, 128);
+  for (const auto& [name, ahead] : {std::pair{"linear 32 KiB", cuda::ReadAhead::kShort},
+                                    std::pair{"linear 64 KiB", cuda::ReadAhead::kLong}}) {
+    const double us = device.time_us([&](int64_t) {
+      const LinearParams p = {.x = x.data(), .weight = weights.next(n * k), .out = out.data(), .m = 1, .k = k, .n = n};
+      cuda::linear_reading_ahead(device.stream(), p, ahead);
+    });
+    device.report({.name = name,
+                   .shape = fmt::format("n {} k {}, in flight a block", n, k),
+                   .us = us,
+                   .bytes = 2 * static_cast<double>(n * k)});
+  }
 }
 
 // Norm and product in one, and the gated pair of products: what a decode step launches.
@@ -86,6 +103,9 @@ void run_linear(Device& device) {
   const int64_t max_rows = device.size(4096, 16);
   const Noise x(device, max_rows * device.size(14336, 128));
   const Noise out(device, max_rows * device.size(128256, 64));
+  for (const Layer& layer : {Layer{4096, 4096}, Layer{4096, 14336}}) {
+    reading_ahead(device, weights, x, out, layer);
+  }
   for (const Layer& layer : kLayers) {
     for (const int64_t m : {1, 2, 4, 8, 16, 64, 512, 4096}) {
       if (m <= max_rows) linear(device, weights, x, out, m, layer, false);
