@@ -421,7 +421,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   const int64_t places = is_cuda ? cuda::Stream::kTogether : cpu::Queue::kTogether;
   const int64_t most = is_cuda ? places : static_cast<int64_t>(cpu::kScoredTogether);
   plan.together = std::clamp<int64_t>(r.n_sequences, 1, most);
-  plan.attend_places = r.n_sequences > 0 ? std::min(plan.together, places) : places;
+  plan.attend_places = places;  // tokens of one sequence that follow each other attend at once too
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.options.prefill = resolve_prefill(r);

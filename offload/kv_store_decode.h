@@ -349,6 +349,8 @@ void KvStore<Device, Host>::attend(int64_t index, const bf16* q, bf16* out) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_followers(int64_t index, std::span<const Follower> followers) {
+  CHECK(workspace_.attend_places >= std::min(std::ssize(followers), Device::kTogether), "{} places",
+        workspace_.attend_places);
   together(device_, std::ssize(followers), [&](int64_t i) {
     place_ = i;
     attend_as_before(index, followers[static_cast<size_t>(i)]);

@@ -152,5 +152,43 @@ TEST(SharedPrefix, NoSequenceIsDisturbedByOthersBehindIt) {
   }
 }
 
+// Of a long text behind a prefix that was prefilled with selection, tokens attend many at once, however
+// few sequences the batch has room for: each in a workspace of its own.
+TEST(SharedPrefix, ALongTextBehindItDependsNotOnTheBatch) {
+  constexpr int64_t kTokens = 400, kOwn = 90;
+  const auto model = Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/llama", {.backend = kBackend});
+  SessionOptions options;
+  options.prefill = PrefillMode::kSelect;
+  options.prefill_budget = 64;
+  options.selection.budget = 320;
+  options.selection.sinks = 8;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.selection.key_codec = KeyCodec::kExact;
+  const auto logits_of = [&](int64_t n_sequences) {
+    std::mt19937_64 random(test::seed());
+    const auto ids = [&](int64_t n) {
+      std::vector<int32_t> all(static_cast<size_t>(n));
+      for (int32_t& id : all) {
+        id = static_cast<int32_t>(random() % static_cast<uint64_t>(model->config().vocab_size));
+      }
+      return all;
+    };
+    const auto batch =
+        Batch::open(model, Batch::plan(*model, options, n_sequences, kTokens + kOwn, kSteps));
+    const SessionPlan prefix_plan = batch->plan_prefix(kTokens);
+    const int64_t prefix = batch->add(prefix_plan, ids(kTokens));
+    while (!batch->advance_prefill(prefix).finished) {
+    }
+    const int64_t name = batch->add(batch->plan_behind(prefix_plan, kOwn, kSteps), ids(kOwn), prefix);
+    while (!batch->advance_prefill(name).finished) {
+    }
+    const std::span<const float> found = batch->logits(name);
+    return std::vector<float>(found.begin(), found.end());
+  };
+  const std::vector<float> expected = logits_of(8);
+  for (const int64_t n_sequences : {1, 3}) EXPECT_EQ(logits_of(n_sequences), expected) << n_sequences;
+}
+
 }  // namespace
 }  // namespace tiercel
