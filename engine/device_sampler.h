@@ -22,20 +22,19 @@ struct DeviceSamplerLayout {
 
   int64_t device_bytes() const { return places * sample_workspace_bytes(vocab); }
   int64_t host_bytes() const {
-    return places * ((kMostRecent + 1) * static_cast<int64_t>(sizeof(int32_t)) +
-                     static_cast<int64_t>(sizeof(uint64_t)));
+    return places * (kMaxLogitAdjustments * static_cast<int64_t>(sizeof(LogitAdjustment)) +
+                     static_cast<int64_t>(sizeof(uint64_t) + sizeof(int32_t)));
   }
-  // Tokens that the repeat penalty looks back on, at most.
-  static constexpr int64_t kMostRecent = 1024;
 };
 
 struct DevicePick {
-  const float* logits = nullptr;   // [vocab], on the device
+  float* logits = nullptr;         // [vocab], on the device
   const int32_t* best = nullptr;   // where find_best put their most likely token
   Sampler* sampler = nullptr;
   std::span<const int32_t> history;
-  // -1, and the sampler is as before: none can be named, or the sampler looks back further than the device.
+  // -1, and the sampler is as before: none can be named, or more logits are adjusted than the device does.
   int32_t token = -1;
+  std::span<const LogitAdjustment> adjustments = {};  // of a draw in hand
 };
 
 template <Backend Device, HostTier Host>
@@ -46,8 +45,8 @@ class DeviceSampler {
       : device_(device), layout_(layout) {
     workspace_ = arena.template take<std::byte>(Purpose::kActivations, layout.device_bytes());
     const int64_t n = layout.places;
-    recent_ = host_arena.template take<int32_t>(Purpose::kActivations,
-                                                n * DeviceSamplerLayout::kMostRecent);
+    adjustments_ =
+        host_arena.template take<LogitAdjustment>(Purpose::kActivations, n * kMaxLogitAdjustments);
     generators_ = host_arena.template take<uint64_t>(Purpose::kActivations, n);
     tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, n);
   }
@@ -67,9 +66,10 @@ class DeviceSampler {
     for (DevicePick& pick : picks) {
       if (pick.sampler->is_argmax()) {
         pick.token = *pick.best;
-      } else if (std::ssize(pick.sampler->recent_of(pick.history)) <= DeviceSamplerLayout::kMostRecent) {
-        drawn_.push_back(&pick);
+        continue;
       }
+      pick.adjustments = pick.sampler->adjustments(pick.history);
+      if (std::ssize(pick.adjustments) <= kMaxLogitAdjustments) drawn_.push_back(&pick);
     }
     std::span<DevicePick* const> left = drawn_;
     while (!left.empty()) {
@@ -87,17 +87,15 @@ class DeviceSampler {
   void draw_at_once(std::span<DevicePick* const> picks) {
     together(device_, static_cast<int64_t>(picks.size()), [&](int64_t place) {
       const DevicePick& pick = *picks[static_cast<size_t>(place)];
-      const auto recent = pick.sampler->recent_of(pick.history);
-      int32_t* its_recent = recent_ + place * DeviceSamplerLayout::kMostRecent;
-      std::copy(recent.begin(), recent.end(), its_recent);
+      LogitAdjustment* adjustments = adjustments_ + place * kMaxLogitAdjustments;
+      std::copy(pick.adjustments.begin(), pick.adjustments.end(), adjustments);
       generators_[place] = pick.sampler->generator();
       const SamplingOptions& o = pick.sampler->options();
       SampleParams p;
       p.logits = pick.logits;
       p.vocab = layout_.vocab;
-      p.recent = its_recent;
-      p.n_recent = static_cast<int64_t>(recent.size());
-      p.repeat_penalty = o.repeat_penalty;
+      p.adjustments = adjustments;
+      p.n_adjustments = std::ssize(pick.adjustments);
       p.temperature = o.temperature;
       p.top_k = o.top_k;
       p.top_p = o.top_p;
@@ -109,15 +107,16 @@ class DeviceSampler {
     });
     device_.finish();
     for (size_t place = 0; place < picks.size(); ++place) {
-      picks[place]->token = tokens_[place];
-      picks[place]->sampler->set_generator(generators_[place]);
+      DevicePick& pick = *picks[place];
+      pick.token = tokens_[place];
+      if (pick.token >= 0) pick.sampler->picked(pick.token, generators_[place]);
     }
   }
 
   Device& device_;
   DeviceSamplerLayout layout_;
   std::byte* workspace_ = nullptr;  // [places][sample_workspace_bytes]
-  int32_t* recent_ = nullptr;       // [places][kMostRecent]
+  LogitAdjustment* adjustments_ = nullptr;  // [places][kMaxLogitAdjustments]
   uint64_t* generators_ = nullptr;  // [places]
   int32_t* tokens_ = nullptr;       // [places]
   std::vector<DevicePick*> drawn_;  // of the picks in hand, those that are no argmax

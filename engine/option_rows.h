@@ -205,6 +205,12 @@ void add_sampling_options(Rows& rows, SamplingRequest& wish) {
               "Penalty of repeated tokens; 1: off");
   rows.tokens("--repeat-last-n", wish.repeat_last_n, -1, INT64_MAX,
               "Tokens that the penalty looks back on; -1: all [64]");
+  rows.number("--presence-penalty", wish.presence_penalty, -100, 100,
+              "Subtracted from the logit of what was generated; 0: off");
+  rows.number("--frequency-penalty", wish.frequency_penalty, -100, 100,
+              "Subtracted for each time that it was generated; 0: off");
+  rows.biases("--logit-bias", wish.logit_bias,
+              "Add to the logits of tokens: 15043+1,29871-2.5; 13-inf: never that one");
 }
 
 }  // namespace tiercel

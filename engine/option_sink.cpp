@@ -40,6 +40,11 @@ void OptionSink::number(const char* names, std::optional<double>& target, double
         [&target, low, high](const std::string& text) { target = parse_number(text, low, high); });
 }
 
+void OptionSink::biases(const char* names, std::vector<LogitBias>& target, const char* help) {
+  value(names, "ID+X,..", "", help,
+        [&target](const std::string& text) { target = parse_biases(text); });
+}
+
 void OptionSink::size(const char* names, int64_t& target, const char* help) {
   value(names, "SIZE", "", help, [&target](const std::string& text) { target = parse_size(text); });
 }

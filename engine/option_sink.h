@@ -35,6 +35,7 @@ class OptionSink {
   void number(const char* names, double& target, double low, double high, const char* help);
   void number(const char* names, std::optional<double>& target, double low, double high,
               const char* help);
+  virtual void biases(const char* names, std::vector<LogitBias>& target, const char* help);
   void size(const char* names, int64_t& target, const char* help);
   template <typename E>
   void choice(const char* names, E& target, std::vector<std::pair<const char*, E>> choices,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -46,6 +47,34 @@ double parse_number(std::string_view text, double low, double high) {
     fail(ErrorKind::kUsage, "expected a number {}, found '{}'", range, printable(text, 40));
   }
   return value;
+}
+
+std::vector<LogitBias> parse_biases(std::string_view text) {
+  std::vector<LogitBias> biases;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view item = text.substr(begin, end - begin);
+    begin = end + 1;
+    const size_t sign = std::min(item.find_first_of("+-"), item.size());
+    LogitBias bias;
+    int64_t token = 0;
+    const bool has_token = read_integer(item.substr(0, sign), 0, INT32_MAX, token);
+    const std::string_view number = item.substr(std::min(sign + 1, item.size()));
+    const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), bias.bias);
+    if (item.substr(sign).starts_with('-')) bias.bias = -bias.bias;
+    const bool is_bias = std::abs(bias.bias) <= 1000 || bias.bias == -std::numeric_limits<double>::infinity();
+    if (!has_token || number.starts_with('-') || error != std::errc() || stop != number.data() + number.size() || !is_bias) {
+      fail(ErrorKind::kUsage,
+           "expected a token's id and what to add, from -1000 to 1000 or -inf, as in 15043+1,13-inf, found '{}'",
+           printable(item, 40));
+    }
+    bias.token = static_cast<int32_t>(token);
+    if (std::ranges::find(biases, bias.token, &LogitBias::token) != biases.end()) {
+      fail(ErrorKind::kUsage, "expected every token once, found {} twice", bias.token);
+    }
+    biases.push_back(bias);
+  }
+  return biases;
 }
 
 int64_t parse_size(std::string_view text) {

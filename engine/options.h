@@ -117,6 +117,12 @@ struct SessionOptions {
   double imposed_hit_rate = -1;  // 0..1: selections are made up (synthetic models); -1: real
 };
 
+// Added to the logit of a token; minus infinity: it is never picked.
+struct LogitBias {
+  int32_t token = 0;
+  double bias = 0;
+};
+
 struct SamplingOptions {
   double temperature = 0;  // 0: greedy
   int64_t top_k = 0;       // 0: off
@@ -124,6 +130,9 @@ struct SamplingOptions {
   double min_p = 0;        // 0: off
   double repeat_penalty = 1;
   int64_t repeat_last_n = 64;  // tokens that the penalty looks back on
+  // Subtracted from the logit of a token that was generated: once, and for each time.
+  double presence_penalty = 0, frequency_penalty = 0;
+  std::vector<LogitBias> logit_bias = {};  // each of another token
   uint64_t seed = 0;
 };
 

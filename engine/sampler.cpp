@@ -70,14 +70,26 @@ auto reach(Iterator first, Iterator last, uint64_t target, Weight weight) {
   return *first;
 }
 
+float adjusted(float logit, const LogitAdjustment& adjustment) {
+  const float factor = adjustment.factor;
+  return (logit > 0 ? logit / factor : logit * factor) + adjustment.addend;
+}
+
 void demand(bool good, const char* name, const char* range, double found) {
   if (!good) fail(ErrorKind::kUsage, "{}: expected {}, found {}", name, range, found);
 }
 
 }  // namespace
 
+void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size) {
+  for (const LogitBias& bias : biases) {
+    if (bias.token >= 0 && bias.token < vocab_size) continue;
+    fail(ErrorKind::kUsage, "logit-bias: expected a token from 0 to {}, found {}", vocab_size - 1, bias.token);
+  }
+}
+
 Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
-    : options_(options), state_(options.seed) {
+    : options_(options), vocab_size_(vocab_size), state_(options.seed) {
   CHECK(vocab_size > 0 && vocab_size < kMaxVocabulary, "vocab_size {}", vocab_size);
   const SamplingOptions& o = options;
   demand(o.temperature >= 0 && std::isfinite(o.temperature), "temperature", "a number from 0 up",
@@ -88,27 +100,76 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   demand(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty), "repeat-penalty",
          "a number above 0", o.repeat_penalty);
   demand(o.repeat_last_n >= 0, "repeat-last-n", "0 or more", static_cast<double>(o.repeat_last_n));
-  candidates_.reserve(static_cast<size_t>(vocab_size));
-  seen_.resize(static_cast<size_t>(vocab_size));
+  demand(std::isfinite(o.presence_penalty), "presence-penalty", "a number", o.presence_penalty);
+  demand(std::isfinite(o.frequency_penalty), "frequency-penalty", "a number", o.frequency_penalty);
+  const auto n = static_cast<size_t>(vocab_size);
+  candidates_.reserve(n);
+  const bool is_counting = o.presence_penalty != 0 || o.frequency_penalty != 0;
+  if (is_counting) {
+    counts_.resize(n);
+    picked_.reserve(n);
+  }
+  if (!is_counting && o.repeat_penalty == 1 && o.logit_bias.empty()) return;
+  place_.resize(n);
+  adjustments_.reserve(n);
+  check_biases(o.logit_bias, vocab_size);
+  for (const LogitBias& bias : o.logit_bias) {
+    demand(bias.bias < std::numeric_limits<double>::infinity(), "logit-bias", "a finite number or -inf", bias.bias);
+    demand(place_[static_cast<size_t>(bias.token)] == 0, "logit-bias", "every token once", bias.token);
+    adjustment_of(bias.token);
+  }
 }
 
-std::span<const int32_t> Sampler::recent_of(std::span<const int32_t> history) const {
-  if (options_.repeat_penalty == 1) return {};
-  return history.last(std::min(history.size(), static_cast<size_t>(options_.repeat_last_n)));
+LogitAdjustment& Sampler::adjustment_of(int32_t token) {
+  DCHECK(token >= 0 && token < vocab_size_, "token {}", token);
+  int32_t& place = place_[static_cast<size_t>(token)];
+  if (place == 0) {
+    adjustments_.push_back({.token = token});
+    place = static_cast<int32_t>(adjustments_.size());
+  }
+  return adjustments_[static_cast<size_t>(place - 1)];
+}
+
+std::span<const LogitAdjustment> Sampler::adjustments(std::span<const int32_t> history) {
+  for (const LogitAdjustment& last : adjustments_) place_[static_cast<size_t>(last.token)] = 0;
+  adjustments_.clear();
+  for (const LogitBias& bias : options_.logit_bias) {
+    adjustment_of(bias.token).addend = static_cast<float>(bias.bias);
+  }
+  const size_t n_biased = options_.logit_bias.size();
+  for (const int32_t token : picked_) {
+    LogitAdjustment& its = adjustment_of(token);
+    const auto place = static_cast<size_t>(&its - adjustments_.data());
+    const double bias = place < n_biased ? options_.logit_bias[place].bias : 0;
+    const int32_t count = counts_[static_cast<size_t>(token)];
+    its.addend = static_cast<float>(bias - (options_.presence_penalty + options_.frequency_penalty * count));
+  }
+  if (options_.repeat_penalty != 1) {
+    const size_t n = std::min(history.size(), static_cast<size_t>(options_.repeat_last_n));
+    for (const int32_t token : history.last(n)) {
+      adjustment_of(token).factor = static_cast<float>(options_.repeat_penalty);
+    }
+  }
+  return adjustments_;
+}
+
+void Sampler::count(int32_t token) {
+  if (counts() && counts_[static_cast<size_t>(token)]++ == 0) picked_.push_back(token);
+}
+
+void Sampler::picked(int32_t token, uint64_t generator) {
+  state_ = generator;
+  count(token);
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
-  CHECK(logits.size() == seen_.size(), "logits {} vocabulary {}", logits.size(), seen_.size());
-  const auto recent = recent_of(history);
-  struct Marks {  // taken back even when bad logits throw
-    Sampler& sampler;
-    std::span<const int32_t> tokens;
-    ~Marks() { sampler.mark(tokens, 0); }
-  };
-  mark(recent, 1);
-  const Marks marks{*this, recent};
+  CHECK(std::ssize(logits) == vocab_size_, "logits {} vocabulary {}", logits.size(), vocab_size_);
+  adjustments(history);
   const Candidate best = collect(logits);
-  if (options_.temperature == 0) return best.id;
+  if (options_.temperature == 0) {
+    count(best.id);
+    return best.id;
+  }
   // Top-k and top-p each keep a prefix of the order "most likely first": its least likely member
   // describes the kept set without a sort. Drawing then goes by id, which no library's way of
   // partitioning influences; the candidates are collected again because selecting shuffled them.
@@ -117,19 +178,14 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
     least = least_kept(best.logit);
     collect(logits);
   }
-  return draw(best.logit, least);
-}
-
-void Sampler::mark(std::span<const int32_t> tokens, uint8_t value) {
-  for (const int32_t id : tokens) {
-    DCHECK(id >= 0 && static_cast<size_t>(id) < seen_.size(), "token {}", id);
-    seen_[static_cast<size_t>(id)] = value;
-  }
+  const int32_t token = draw(best.logit, least);
+  count(token);
+  return token;
 }
 
 Sampler::Candidate Sampler::collect(std::span<const float> logits) {
   candidates_.clear();
-  const auto penalty = static_cast<float>(options_.repeat_penalty);
+  const bool adjusting = !adjustments_.empty();
   size_t n_nan = 0, first_nan = 0;
   Candidate best{-std::numeric_limits<float>::infinity(), -1};
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -138,7 +194,7 @@ Sampler::Candidate Sampler::collect(std::span<const float> logits) {
       if (n_nan++ == 0) first_nan = i;
       continue;
     }
-    if (seen_[i] != 0) logit = logit > 0 ? logit / penalty : logit * penalty;
+    if (adjusting && place_[i] != 0) logit = adjusted(logit, adjustments_[static_cast<size_t>(place_[i] - 1)]);
     candidates_.push_back({logit, static_cast<int32_t>(i)});
     if (logit > best.logit) best = candidates_.back();
   }

@@ -9,22 +9,28 @@
 
 namespace tiercel {
 
-// Order of the filters: repeat penalty, then temperature, top-k, top-p, min-p. Greedy when
-// temperature is 0 (ties: lowest id). The same seed gives the same tokens on every machine.
-// Allocates in the constructor only; one call costs O(vocab_size), nothing is sorted.
+// Throws Error(kUsage) for a token that the vocabulary does not have.
+void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size);
+
+// Order of the filters: repeat penalty, then presence and frequency penalties and biases (one sum), then
+// temperature, top-k, top-p, min-p. Greedy when temperature is 0 (ties: lowest id). The repeat penalty is
+// on the last tokens of the history; the other two are on what this sampler has picked. The same seed
+// gives the same tokens on every machine. Allocates in the constructor only; one call costs
+// O(vocab_size), nothing is sorted.
 class Sampler {
  public:
   // Throws Error(kUsage) for an option out of range.
   Sampler(const SamplingOptions& options, int64_t vocab_size);
 
   // Whether the most likely token is what sample gives, whatever came before.
-  bool is_argmax() const { return options_.temperature == 0 && options_.repeat_penalty == 1; }
-  // What else sample depends on, for others who give the same tokens: the tokens that the repeat penalty
-  // applies to, and the state of the generator (splitmix64), which a draw moves on.
+  bool is_argmax() const { return options_.temperature == 0 && !adjusts(); }
+  // What else sample depends on, for others who give the same tokens: what becomes of some logits first,
+  // valid until the next call, and the state of the generator (splitmix64), which a draw moves on. The
+  // token that they drew is picked() then, with the state behind it.
   const SamplingOptions& options() const { return options_; }
-  std::span<const int32_t> recent_of(std::span<const int32_t> history) const;
+  std::span<const LogitAdjustment> adjustments(std::span<const int32_t> history);
   uint64_t generator() const { return state_; }
-  void set_generator(uint64_t state) { state_ = state; }
+  void picked(int32_t token, uint64_t generator);
 
   // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
   // is.
@@ -32,21 +38,28 @@ class Sampler {
 
  private:
   struct Candidate {
-    float logit;  // after the repeat penalty
+    float logit;  // adjusted
     int32_t id;
   };
+  bool adjusts() const { return !place_.empty(); }
+  bool counts() const { return !counts_.empty(); }
+  LogitAdjustment& adjustment_of(int32_t token);
   // Fills candidates_ in the order of the ids and returns the most likely.
   Candidate collect(std::span<const float> logits);
   // Least likely candidate that top-k and top-p keep. Reorders candidates_.
   Candidate least_kept(float best_logit);
   int32_t draw(float best_logit, Candidate least);
   uint64_t weight_of(float logit, float best_logit) const;
-  void mark(std::span<const int32_t> tokens, uint8_t value);
+  void count(int32_t token);
 
   SamplingOptions options_;
+  int64_t vocab_size_;
   std::vector<Candidate> candidates_;
-  std::vector<uint8_t> seen_;  // 1: the repeat penalty applies
-  uint64_t state_;             // of the generator (splitmix64)
+  std::vector<LogitAdjustment> adjustments_;  // of this call
+  std::vector<int32_t> place_;   // [vocab_size] in adjustments_, from 1; 0: none. Empty: nothing adjusts
+  std::vector<int32_t> counts_;  // [vocab_size] how often it was picked; empty where nothing asks
+  std::vector<int32_t> picked_;  // each once
+  uint64_t state_;               // of the generator (splitmix64)
 };
 
 }  // namespace tiercel

@@ -19,6 +19,9 @@ SamplingOptions resolve_sampling(const SamplingRequest& wish,
   const bool penalty_advised = !wish.repeat_penalty && advised.repetition_penalty;
   options.repeat_last_n = wish.repeat_last_n.value_or(penalty_advised ? -1 : 64);
   if (options.repeat_last_n < 0) options.repeat_last_n = std::numeric_limits<int64_t>::max();
+  options.presence_penalty = wish.presence_penalty;
+  options.frequency_penalty = wish.frequency_penalty;
+  options.logit_bias = wish.logit_bias;
   if (options.temperature > 0) {
     options.seed = wish.seed >= 0 ? static_cast<uint64_t>(wish.seed) : std::random_device{}();
   }

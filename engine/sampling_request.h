@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "engine/config.h"
 #include "engine/options.h"
@@ -12,6 +13,8 @@ namespace tiercel {
 struct SamplingRequest {
   std::optional<double> temperature, top_p, min_p, repeat_penalty;
   std::optional<int64_t> top_k, repeat_last_n;
+  double presence_penalty = 0, frequency_penalty = 0;
+  std::vector<LogitBias> logit_bias;
   int64_t seed = -1;  // -1: drawn
 };
 

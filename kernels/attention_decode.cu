@@ -40,9 +40,22 @@ void check_params(const DecodeAttendParams& p) {
   }
 }
 
-// Whether the fast path's 16-byte copies can read every row.
-bool takes_tiles(const DecodeAttendParams& p) {
+// Calls f(Layout<head_dim>{}), where the fast path knows it.
+template <typename F>
+auto with_layout(int32_t head_dim, F f) {
+  switch (head_dim) {
+    case 64: return f(Layout<64>{});
+    case 96: return f(Layout<96>{});
+    case 128: return f(Layout<128>{});
+    default: return f(Layout<256>{});
+  }
+}
+
+// Whether the fast path's 16-byte copies can read every row, and its blocks have room for them.
+bool takes_tiles(const Stream& stream, const DecodeAttendParams& p) {
   if (p.head_dim != 64 && p.head_dim != 96 && p.head_dim != 128 && p.head_dim != 256) return false;
+  const int64_t bytes = with_layout(p.head_dim, [](auto layout) { return layout.kSharedBytes; });
+  if (bytes > stream.shared_memory()) return false;
   if (!is_aligned(p.q)) return false;
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
@@ -59,8 +72,15 @@ bool has_key_bias(const DecodeAttendParams& p) {
 
 // Shared memory does not hold two tiles per warp at head_dim 256. Biases of keys are rare enough for
 // one kernel to know them.
-bool takes_few(const DecodeAttendParams& p) {
-  return takes_tiles(p) && p.head_dim <= 128 && !has_key_bias(p);
+bool takes_few(const Stream& stream, const DecodeAttendParams& p) {
+  return takes_tiles(stream, p) && p.head_dim <= 128 && !has_key_bias(p);
+}
+
+// Tiles of a split there: two a warp, or one on devices whose blocks have less.
+int64_t few_tiles_per_split(const Stream& stream, int32_t head_dim) {
+  const int64_t stage = with_layout(head_dim, [](auto layout) { return layout.kStageBytes; });
+  const bool two = kFewTilesPerSplit * stage + kNotesBytes <= stream.shared_memory();
+  return two ? kFewTilesPerSplit : kFewWarps;
 }
 
 int64_t max_tokens(const KvSource& source) {
@@ -79,12 +99,7 @@ int64_t max_tiles(const DecodeAttendParams& p) {
 }
 
 int32_t blocks_per_processor(int32_t head_dim) {
-  switch (head_dim) {
-    case 64: return Layout<64>::kBlocksPerProcessor;
-    case 96: return Layout<96>::kBlocksPerProcessor;
-    case 128: return Layout<128>::kBlocksPerProcessor;
-    default: return Layout<256>::kBlocksPerProcessor;
-  }
+  return with_layout(head_dim, [](auto layout) { return layout.kBlocksPerProcessor; });
 }
 
 // Splits that the workspace holds.
@@ -198,15 +213,15 @@ void launch_merge(Stream& stream, const MergeParams& p) {
 // blocks to fill the device once, but none with less than kTilesPerSplit tiles.
 DecodePlan plan_decode(const Stream& stream, const DecodeAttendParams& p) {
   check_params(p);
-  const bool tiles = takes_tiles(p);
+  const bool tiles = takes_tiles(stream, p);
   const int64_t n_tiles = max_tiles(p);
   const int64_t resident =
       int64_t{stream.n_processors()} * (tiles ? blocks_per_processor(p.head_dim) : 8);
   const int64_t shares = tiles ? p.n_kv_heads * row_blocks(p) : p.n_heads;
-  if (takes_few(p)) {
+  if (takes_few(stream, p)) {
     const int64_t most = std::max<int64_t>(
         1, std::min({int64_t{kFewSplits}, stream.n_processors() / shares, max_splits(p)}));
-    if (n_tiles <= most * kFewTilesPerSplit) {
+    if (n_tiles <= most * few_tiles_per_split(stream, p.head_dim)) {
       const int64_t wanted = std::max<int64_t>(1, (n_tiles + kFewWarps - 1) / kFewWarps);
       return {static_cast<int32_t>(std::min(wanted, most)), true, true};
     }
@@ -224,12 +239,12 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p) {
 void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan& plan) {
   check_params(p);
   CHECK(plan.n_splits >= 1 && plan.n_splits <= max_splits(p), "{} splits", plan.n_splits);
-  const bool tiles = takes_tiles(p);
+  const bool tiles = takes_tiles(stream, p);
   Params params = make_params(p, plan.n_splits);
   params.merge_at_once = plan.merge_at_once || plan.few;
   const auto n_row_blocks = static_cast<unsigned>(row_blocks(p));
   if (plan.few) {
-    CHECK(takes_few(p), "head_dim {}", p.head_dim);
+    CHECK(takes_few(stream, p), "head_dim {}", p.head_dim);
     switch (p.head_dim) {
       case 64: return launch_few<64>(stream, params, p);
       case 96: return launch_few<96>(stream, params, p);

@@ -9,7 +9,7 @@ namespace tiercel::cuda::decode {
 
 template <int kHeadDim>
 struct Layout {
-  static constexpr int kStages = kHeadDim == 64 ? 4 : 3;
+  static constexpr int kStages = kHeadDim == 64 ? 4 : kHeadDim <= 128 ? 3 : 2;  // 163 KiB hold no more
   static constexpr int kBlocksPerProcessor = kHeadDim <= 96 ? 3 : kHeadDim == 128 ? 2 : 1;
   static constexpr int kTileBytes = kTile * kHeadDim * 2;  // of keys, and again of values
   static constexpr int kStageBytes = 2 * kTileBytes;

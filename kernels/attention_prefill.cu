@@ -74,7 +74,7 @@ void attend_mma(Stream& stream, const PrefillAttendParams& p) {
   if (p.head_dim <= 64) return launch_mma_dim<64, 128>(stream, p);
   if (p.head_dim <= 96) return launch_mma_dim<96, 64>(stream, p);
   if (p.head_dim <= 128) return launch_mma_dim<128, 64>(stream, p);
-  launch_mma_dim<256, 48>(stream, p);
+  launch_mma_dim<256, 32>(stream, p);  // 99 KiB hold no more
 }
 
 // ---- Hopper -------------------------------------------------------------------------------------

@@ -110,7 +110,6 @@ GPU uint32_t atomic_add_ordered(uint32_t* p, uint32_t v) {
   return before;
 }
 GPU void atomic_or(uint32_t* p, uint32_t v) { atomicOr(p, v); }
-GPU void atomic_and(uint32_t* p, uint32_t v) { atomicAnd(p, v); }
 GPU uint64_t atomic_max(uint64_t* p, uint64_t v) {
   return atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
 }

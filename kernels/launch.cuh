@@ -30,6 +30,12 @@
 
 namespace tiercel::cuda {
 
+// Kernels ask the stream first, and take less, or leave it to others.
+inline void check_shared(const Stream& stream, size_t bytes) {
+  CHECK(static_cast<int64_t>(bytes) <= stream.shared_memory(), "{} bytes of shared memory, a block has {}", bytes,
+        stream.shared_memory());
+}
+
 #ifdef __CUDACC__
 
 // Throws Error naming the call: a failed CUDA call is the world's fault (no memory, a lost device)
@@ -45,13 +51,14 @@ void throw_cuda_error(int code, const char* call, const char* file, int line);
 // blocks a multiprocessor holds. Always the same value, so that two threads do no harm.
 template <auto kKernel>
 void allow_shared(const Stream& stream, size_t bytes) {
+  check_shared(stream, bytes);
   if (bytes <= (48u << 10)) return;
   constexpr int kKnownDevices = 64;
   static std::atomic<uint64_t> allowed{0};  // a bit each
   const int device = stream.device();
   const uint64_t bit = device < kKnownDevices ? uint64_t{1} << device : 0;
   if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
-  int most = 0;
+  int most = 0;  // also where a test's stream stands for a smaller device
   CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   allowed.fetch_or(bit, std::memory_order_relaxed);
@@ -93,6 +100,7 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
 
 template <auto kKernel, typename Params>
 void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
+  check_shared(stream, shared_bytes);
   stream.launch_held();
   stream.count_launch();
   const bool must_wait = simt::g.must_wait;

@@ -94,7 +94,7 @@ void run_rows(Stream& stream, const SkinnyParams& p) {
 
 // Rows of one launch: two panels of 64 take 128 KiB of shared memory, which not every device has.
 int64_t rows_at_once(const Stream& stream) {
-  const bool large = stream.architecture() == 80 || stream.architecture() == 90;
+  const bool large = stream.shared_memory() >= static_cast<int64_t>(linear_rows_shared_bytes(kMostRows, 8));
   return large ? kMostRows : kMostRows / 2;
 }
 

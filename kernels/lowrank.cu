@@ -36,7 +36,7 @@ bool in_key_units(const auto& p) {
 // Shared memory of a block, so that two fit on a processor where it has 227 or 164 KiB, and one
 // where it has 99.
 int64_t rebuild_budget(const Stream& stream) {
-  const bool large = stream.architecture() == 80 || stream.architecture() == 90;
+  const bool large = stream.shared_memory() >= int64_t{110} << 10;
   return int64_t{large ? 110 : 96} << 10;
 }
 

@@ -13,8 +13,9 @@ SampleKernelParams kernel_params(const SampleParams& p) {
   auto* bytes = static_cast<uint8_t*>(p.workspace);
   auto* keys = reinterpret_cast<uint64_t*>(bytes + argmax_workspace_bytes());
   return {.op = p,
+          .logits = p.logits,
           .state = reinterpret_cast<SampleState*>(bytes),
-          .marks = reinterpret_cast<uint32_t*>(keys + 4 * p.vocab),
+          .saved = reinterpret_cast<float*>(keys + 4 * p.vocab),
           .lists = {{keys, keys + p.vocab}, {keys + 2 * p.vocab, keys + 3 * p.vocab}}};
 }
 
@@ -26,10 +27,10 @@ void find_best(Stream& stream, SampleKernelParams params, bool is_last) {
                          kThreads * sizeof(uint64_t), params);
 }
 
-void mark_recent(Stream& stream, SampleKernelParams params, bool set) {
-  if (params.op.n_recent == 0) return;
-  params.set = set;
-  launch_joint<MarkRecent>(stream, blocks_for(params.op.n_recent, kThreads), 0, params);
+void adjust_logits(Stream& stream, SampleKernelParams params, bool undo) {
+  if (params.op.n_adjustments == 0) return;
+  params.undo = undo;
+  launch_joint<AdjustLogits>(stream, blocks_for(params.op.n_adjustments, kThreads), 0, params);
 }
 
 }  // namespace
@@ -37,7 +38,7 @@ void mark_recent(Stream& stream, SampleKernelParams params, bool set) {
 void argmax(Stream& stream, const float* logits, int64_t n, int32_t* token, void* workspace) {
   CHECK(n > 0 && n < (int64_t{1} << 31), "{} logits", n);
   SampleKernelParams params;
-  params.op.logits = logits;
+  params.logits = logits;
   params.op.vocab = n;
   params.op.token = token;
   params.state = static_cast<SampleState*>(workspace);
@@ -47,16 +48,16 @@ void argmax(Stream& stream, const float* logits, int64_t n, int32_t* token, void
 void sample(Stream& stream, const SampleParams& p) {
   constexpr int64_t kMaxVocabulary = int64_t{1} << 23;  // of 2^40 each: sums fit 63 bits
   CHECK(p.vocab > 0 && p.vocab < kMaxVocabulary, "vocabulary {}", p.vocab);
-  SampleParams op = p;
-  if (op.repeat_penalty == 1) op.n_recent = 0;
-  const SampleKernelParams params = kernel_params(op);
-  mark_recent(stream, params, true);
-  find_best(stream, params, op.temperature == 0);
-  if (op.temperature != 0) {
-    launch_joint<CollectCandidates>(stream, blocks_for(op.vocab, kThreads), 0, params);
+  CHECK(p.n_adjustments >= 0 && p.n_adjustments <= std::min(p.vocab, kMaxLogitAdjustments), "{} adjustments",
+        p.n_adjustments);
+  const SampleKernelParams params = kernel_params(p);
+  adjust_logits(stream, params, false);
+  find_best(stream, params, p.temperature == 0);
+  if (p.temperature != 0) {
+    launch_joint<CollectCandidates>(stream, blocks_for(p.vocab, kThreads), 0, params);
     launch_joint<DrawToken>(stream, 1, sizeof(DrawShared), params);
   }
-  mark_recent(stream, params, false);
+  adjust_logits(stream, params, true);
 }
 
 }  // namespace tiercel::cuda

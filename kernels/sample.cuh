@@ -1,4 +1,4 @@
-// The kernels behind sample.cu: mark, find the best, collect the candidates, draw.
+// The kernels behind sample.cu: adjust, find the best, collect the candidates, draw.
 //
 // A candidate is a key and a weight. Keys order the tokens, most likely first, ties by their
 // number:
@@ -77,35 +77,35 @@ struct CandidateList {
 
 struct SampleKernelParams {
   SampleParams op;
+  const float* logits = nullptr;  // op's, to be read
   SampleState* state = nullptr;
-  uint32_t* marks = nullptr;  // a bit per token: the repeat penalty applies
-  CandidateList lists[2];     // of up to vocab; n is found by the kernels
-  bool set = false;           // mark_recent: sets or clears
-  bool is_last = false;       // find_best: nothing follows, so it leaves the state clean
+  float* saved = nullptr;  // [n_adjustments] logits as they were
+  CandidateList lists[2];  // of up to vocab; n is found by the kernels
+  bool undo = false;       // adjust_logits: what it did
+  bool is_last = false;    // find_best: nothing follows, so it leaves the state clean
 };
 
-GPU float penalised(const SampleKernelParams& p, int64_t token) {
-  const float logit = p.op.logits[token];
-  if (p.op.n_recent == 0 || (p.marks[token / 32] >> (token % 32) & 1) == 0) return logit;
-  const auto penalty = static_cast<float>(p.op.repeat_penalty);
-  return logit > 0 ? logit / penalty : logit * penalty;
+GPU float adjusted(float logit, const LogitAdjustment& adjustment) {
+  const float factor = adjustment.factor;
+  return gpu::add_rn(logit > 0 ? logit / factor : gpu::mul_rn(logit, factor), adjustment.addend);
 }
 
-GPU void mark_recent(const SampleKernelParams& p) {
+GPU void adjust_logits(const SampleKernelParams& p) {
   gpu::begin_dependent();
   const int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
-  if (i >= p.op.n_recent) return;
-  const int64_t token = p.op.recent[i];
-  if (token < 0 || token >= p.op.vocab) return;
-  const uint32_t bit = 1u << (token % 32);
-  if (p.set) {
-    gpu::atomic_or(p.marks + token / 32, bit);
+  if (i >= p.op.n_adjustments) return;
+  const LogitAdjustment adjustment = p.op.adjustments[i];
+  if (adjustment.token < 0 || adjustment.token >= p.op.vocab) return;
+  float& logit = p.op.logits[adjustment.token];
+  if (p.undo) {
+    logit = p.saved[i];
   } else {
-    gpu::atomic_and(p.marks + token / 32, ~bit);
+    p.saved[i] = logit;
+    logit = adjusted(logit, adjustment);
   }
 }
-struct MarkRecent : JointKernel<SampleKernelParams, kSampleThreads, 1> {
-  GPU static void run(const SampleKernelParams& p, const JointGrid&) { mark_recent(p); }
+struct AdjustLogits : JointKernel<SampleKernelParams, kSampleThreads, 1> {
+  GPU static void run(const SampleKernelParams& p, const JointGrid&) { adjust_logits(p); }
 };
 
 // ---- the best -----------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ GPU void find_best(const SampleKernelParams& p, const JointGrid& grid) {
   const int64_t stride = int64_t{grid.n_x} * kSampleThreads;
   uint64_t best = 0;
   for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + tid; i < p.op.vocab; i += stride) {
-    const uint64_t key = key_of(penalised(p, i), i);
+    const uint64_t key = key_of(p.logits[i], i);
     best = key > best ? key : best;
   }
   keys[tid] = best;
@@ -172,7 +172,7 @@ GPU void collect_candidates(const SampleKernelParams& p) {
   if (token_of(best_key) < 0) return;
   const float best = logit_of(best_key);
   const int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
-  const float logit = i < p.op.vocab ? penalised(p, i) : -kInf;
+  const float logit = i < p.op.vocab ? p.logits[i] : -kInf;
   const uint64_t weight = logit == -kInf ? 0 : weight_of(logit, best, p.op.temperature);
   const uint32_t at = append(&p.state->n_candidates, weight != 0);
   const uint64_t sum = warp_sum(weight);

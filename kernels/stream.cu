@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/base/check.h"
 #include "kernels/launch.cuh"
 #include "kernels/libraries.cuh"
@@ -37,6 +39,23 @@ Devices find_devices() {
   return devices;
 }
 
+namespace {
+
+// Its attributes say what the code for this device was compiled from, without running it.
+__global__ void __launch_bounds__(TIERCEL_HOPPER_BODY ? 64 : 32) code_probe() {}
+
+struct Code {
+  bool has_hopper = false;        // the bodies behind TIERCEL_HOPPER_BODY
+  bool has_programmatic = false;  // kernels that wait for their predecessors themselves
+};
+Code code_for_this_device() {
+  cudaFuncAttributes attributes{};
+  CUDA_CHECK(cudaFuncGetAttributes(&attributes, code_probe));
+  return {.has_hopper = attributes.maxThreadsPerBlock == 64, .has_programmatic = attributes.ptxVersion >= 90};
+}
+
+}  // namespace
+
 void Stream::use_in_this_thread() const { CUDA_CHECK(cudaSetDevice(device_)); }
 
 Stream::Stream(const StreamOptions& options) : device_(options.device) {
@@ -59,8 +78,14 @@ Stream::Stream(const StreamOptions& options) : device_(options.device) {
          "use --backend cpu",
          device_, properties.name);
   }
+  const Code code = code_for_this_device();
   architecture_ = options.architecture > 0 ? options.architecture : own;
-  programmatic_ = options.programmatic && architecture_ >= 90;
+  if (architecture_ == 90 && !code.has_hopper) architecture_ = 80;
+  programmatic_ = options.programmatic && architecture_ >= 90 && code.has_programmatic;
+  int shared_memory = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
+  shared_memory_ = shared_memory;
+  if (options.architecture > 0) shared_memory_ = std::min(shared_memory_, shared_memory_of(architecture_));
   n_processors_ = properties.multiProcessorCount;
   device_name_ = properties.name;
   try {

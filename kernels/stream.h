@@ -28,6 +28,12 @@ struct StreamOptions {
   bool programmatic = true;
 };
 
+// Bytes of shared memory that a block can have on such a device.
+constexpr int64_t shared_memory_of(int architecture) {
+  if (architecture == 80 || architecture == 87) return int64_t{163} << 10;
+  return (architecture >= 90 && architecture < 120 ? int64_t{227} : int64_t{99}) << 10;
+}
+
 class Graph;         // kernels/graph.h
 class HeldLaunches;  // kernels/joint_launch.cuh
 
@@ -74,7 +80,10 @@ class Stream {
   // The calling thread enqueues on this stream's device from now on; a new thread has device 0.
   void use_in_this_thread() const;
   int device() const { return device_; }
-  int architecture() const { return architecture_; }  // 10 * major + minor
+  // Whose kernels run, 10 * major + minor: the device's, but 80 for a Hopper device where the build has no
+  // code for sm_90a.
+  int architecture() const { return architecture_; }
+  int64_t shared_memory() const { return shared_memory_; }  // bytes that a block can have
   int n_processors() const { return n_processors_; }
   const std::string& device_name() const { return device_name_; }
   int64_t device_memory_free() const;
@@ -121,6 +130,7 @@ class Stream {
   int device_ = 0;
   int architecture_ = 0;
   int n_processors_ = 0;
+  int64_t shared_memory_ = 0;
   std::string device_name_;
   void* raw_ = nullptr;
   bool programmatic_ = false;

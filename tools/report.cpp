@@ -55,12 +55,22 @@ Json memory_json(const RunReport& report) {
   return json;
 }
 
+// As a batch's lines have it; null where no JSON number says it, minus infinity.
+Json biases_json(const std::vector<LogitBias>& biases) {
+  Json json = Json::object();
+  for (const LogitBias& bias : biases) json[std::to_string(bias.token)] = bias.bias;
+  return json;
+}
+
 Json sampling_json(const SamplingOptions& o) {
   return {{"temperature", o.temperature},
           {"top_k", o.top_k},
           {"top_p", o.top_p},
           {"min_p", o.min_p},
           {"repeat_penalty", o.repeat_penalty},
+          {"presence_penalty", o.presence_penalty},
+          {"frequency_penalty", o.frequency_penalty},
+          {"logit_bias", biases_json(o.logit_bias)},
           {"seed", o.seed}};
 }
 

@@ -6,6 +6,7 @@
 #include "engine/known_models.h"
 #include "engine/model.h"
 #include "engine/option_rows.h"
+#include "engine/sampler.h"
 #include "tools/signals.h"
 
 namespace tiercel {
@@ -64,6 +65,7 @@ void add_session_flags(Flags& flags, SessionOptions& options) { add_session_opti
 void SamplingFlags::add_to(Flags& flags) { add_sampling_options(flags, wish_); }
 
 SamplingOptions SamplingFlags::resolve(const ModelConfig& config, const Console& console) const {
+  check_biases(wish_.logit_bias, config.vocab_size);
   const SamplingOptions options = resolve_sampling(wish_, config.sampling);
   if (options.temperature == 0) {
     if (wish_.top_k || wish_.top_p || wish_.min_p) {

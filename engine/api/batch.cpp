@@ -102,6 +102,7 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(const HeldPrefix* prefix,
                              .prompt = std::move(prompt),
                              .n_new = std::min(n, room)};
     const ModelConfig& config = engine_->model->config();
+    check_biases(s.sampling.logit_bias, config.vocab_size);
     request.sampling = resolve_sampling(s.sampling, config.sampling);
     if (!s.ignore_eos) {
       for (const int64_t id : engine_->end_tokens) {

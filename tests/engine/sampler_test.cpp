@@ -33,6 +33,7 @@ std::vector<double> oracle(const std::vector<float>& logits, const SamplingOptio
     const auto penalty = static_cast<float>(options.repeat_penalty);
     if (seen[i]) adjusted[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
   }
+  for (const LogitBias& bias : options.logit_bias) adjusted[static_cast<size_t>(bias.token)] += bias.bias;
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
@@ -114,6 +115,49 @@ TEST(Sampler, MatchesTheOracleUnderEveryFilter) {
   expect_distribution(logits, {.temperature = 1.3, .top_k = 40, .top_p = 0.9, .min_p = 0.02});
   expect_distribution(logits, {.temperature = 1, .repeat_penalty = 1.5, .repeat_last_n = 3},
                       {1, 2, 3, 4, 5});
+  expect_distribution(logits, {.temperature = 1, .top_k = 5, .logit_bias = {{7, 3}, {9, -2.5}, {11, 30}}});
+  expect_distribution(logits, {.temperature = 1, .logit_bias = {{0, -kInfinity}, {1, -kInfinity}}});
+}
+
+// The adjusted logits are those of an oracle that is told what was picked.
+TEST(Sampler, PenalisesWhatItHasPicked) {
+  std::mt19937_64 random(test::seed() + 5);
+  for (const double temperature : {0.0, 1.0}) {
+    const SamplingOptions options{.temperature = temperature, .repeat_penalty = 1.2, .repeat_last_n = 2,
+                                  .presence_penalty = 0.75, .frequency_penalty = 0.5,
+                                  .logit_bias = {{3, 1.5}, {4, -kInfinity}}, .seed = test::seed()};
+    Sampler sampler(options, 20), twin(options, 20);
+    std::vector<int> count(20);
+    std::vector<int32_t> history = {5, 5, 6};
+    for (int step = 0; step < 60; ++step) {
+      std::vector<float> logits = random_logits(20, random());
+      std::vector<float> expected = logits;
+      for (size_t i = history.size() - 2; i < history.size(); ++i) {
+        const auto id = static_cast<size_t>(history[i]);
+        expected[id] = logits[id] > 0 ? logits[id] / 1.2f : logits[id] * 1.2f;
+      }
+      for (size_t id = 0; id < 20; ++id) {
+        const double bias = id == 3 ? 1.5 : id == 4 ? -kInfinity : 0;
+        const double penalty = count[id] > 0 ? 0.75 + 0.5 * count[id] : 0;
+        expected[id] += static_cast<float>(bias - penalty);
+      }
+      // A sampler without adjustments that draws with the same generator.
+      Sampler plain({.temperature = temperature, .seed = sampler.generator()}, 20);
+      const int32_t want = plain.sample(expected, {});
+      ASSERT_EQ(sampler.sample(logits, history), want);
+      // What others do who are told the adjustments.
+      for (const LogitAdjustment& a : twin.adjustments(history)) {
+        float& logit = logits[static_cast<size_t>(a.token)];
+        logit = (logit > 0 ? logit / a.factor : logit * a.factor) + a.addend;
+      }
+      EXPECT_EQ(logits, expected);
+      twin.picked(want, plain.generator());
+      ++count[static_cast<size_t>(want)];
+      history.push_back(want);
+    }
+    EXPECT_EQ(count[4], 0);
+    EXPECT_LT(*std::max_element(count.begin(), count.end()), 12) << "nothing is said over and over";
+  }
 }
 
 TEST(Sampler, TopPOfOneTokenOrOfAll) {

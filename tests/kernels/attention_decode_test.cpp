@@ -62,13 +62,13 @@ class DecodeKernelTest : public testing::Test {
     attend(params(c, result), plan);
     return result;
   }
-  void attend(const DecodeAttendParams& p, const cuda::DecodePlan& plan) {
+  void attend(const DecodeAttendParams& p, const cuda::DecodePlan& plan, cuda::Stream& on = stream()) {
     // No partial of an earlier call may be read; the counters before them belong to the op.
     float* memory = workspace(0).data();
     constexpr int64_t kCounters = 512;
     std::fill_n(memory + kCounters, int64_t{p.n_heads} * plan.n_splits * (p.head_dim + 2), kNan);
-    cuda::attend_decode(stream(), p, plan);
-    stream().finish();
+    cuda::attend_decode(on, p, plan);
+    on.finish();
     for (int64_t i = 0; i < kCounters; ++i) {
       EXPECT_EQ(std::bit_cast<uint32_t>(memory[i]), 0u) << "counter " << i;
     }
@@ -562,6 +562,25 @@ TEST_F(DecodeKernelTest, PlansFollowShapesAndBounds) {
   short_list.ids_stride = 33;
   splits({short_list}, n_heads, n_heads);
   EXPECT_FALSE(is_few);
+}
+
+// Blocks of 99 KiB: fewer tiles at once, or the plain kernel.
+TEST_F(DecodeKernelTest, DevicesWithLittleSharedMemory) {
+  cuda::Stream& small = test::older_stream();
+  ASSERT_LT(small.shared_memory(), int64_t{100} << 10);
+  for (const int32_t d : {64, 96, 128, 256}) {
+    for (const int64_t n : {50, 120, 250, 700}) {
+      SCOPED_TRACE(testing::Message() << "d " << d << " tokens " << n);
+      const int32_t n_kv_heads = n < 300 ? small.n_processors() : 1;  // so that a block has many tiles
+      Case c(rng_, n_kv_heads, 2, d);
+      const auto keys = random_rows(rng_, n_kv_heads * n * d), values = random_rows(rng_, n_kv_heads * n * d);
+      c.sources = {plane(keys, values, n_kv_heads, d, n)};
+      Partial result(c.n_heads(), c.d);
+      const DecodeAttendParams p = params(c, result);
+      attend(p, cuda::plan_decode(small, p), small);
+      expect_near_oracle(c, result);
+    }
+  }
 }
 
 #if !defined(TIERCEL_ON_DEVICE)

@@ -11,7 +11,7 @@ cuda::Stream& stream() {
   return stream;
 }
 cuda::Stream& older_stream() {
-  static cuda::Stream stream({.scratch_bytes = kScratch, .architecture = 80});
+  static cuda::Stream stream({.scratch_bytes = kScratch, .architecture = 86});
   return stream;
 }
 cuda::PinnedMemory& pinned() {

@@ -10,7 +10,7 @@ namespace tiercel::test {
 
 // The stream under test, made on first use; device tests skip before they call it without a GPU.
 cuda::Stream& stream();
-// The same device with the kernels of an older architecture (80), to test both paths.
+// The same device with the kernels, and the shared memory, of an older architecture (86).
 cuda::Stream& older_stream();
 cuda::PinnedMemory& pinned();
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <limits>
 #include <random>
 
@@ -34,16 +35,16 @@ class KernelSample : public ::testing::Test {
     return token[0];
   }
   // One draw; state goes on.
-  int32_t sample(const DeviceVector<float>& logits, const SamplingOptions& options,
-                 DeviceVector<uint64_t>& state, const DeviceVector<int32_t>& recent = {}) {
+  int32_t sample(DeviceVector<float>& logits, const SamplingOptions& options,
+                 DeviceVector<uint64_t>& state, const DeviceVector<LogitAdjustment>& adjustments = {}) {
     const auto vocab = static_cast<int64_t>(logits.size());
+    const DeviceVector<float> before = logits;
     workspace_.resize(static_cast<size_t>(sample_workspace_bytes(vocab)));
     DeviceVector<int32_t> token(1, -7);
     cuda::sample(stream_, {.logits = logits.data(),
                            .vocab = vocab,
-                           .recent = recent.data(),
-                           .n_recent = static_cast<int64_t>(recent.size()),
-                           .repeat_penalty = options.repeat_penalty,
+                           .adjustments = adjustments.data(),
+                           .n_adjustments = static_cast<int64_t>(adjustments.size()),
                            .temperature = options.temperature,
                            .top_k = options.top_k,
                            .top_p = options.top_p,
@@ -52,6 +53,7 @@ class KernelSample : public ::testing::Test {
                            .token = token.data(),
                            .workspace = workspace_.data()});
     stream_.finish();
+    EXPECT_EQ(std::memcmp(before.data(), logits.data(), before.size() * sizeof(float)), 0);
     return token[0];
   }
 
@@ -105,11 +107,15 @@ TEST_F(KernelSample, DrawsAreThoseOfTheSampler) {
       {.temperature = 0.01},
       {.temperature = 1, .top_k = 7, .repeat_penalty = 1.3, .repeat_last_n = 5},
       {.temperature = 0, .repeat_penalty = 3, .repeat_last_n = 8},
+      {.temperature = 1, .presence_penalty = 2, .frequency_penalty = 1},
+      {.temperature = 0, .repeat_penalty = 1.1, .presence_penalty = -0.5, .logit_bias = {{0, -2.5}}},
+      {.temperature = 0.8, .top_p = 0.9, .frequency_penalty = 3, .logit_bias = {{0, -kInf}}},
   };
   for (int64_t vocab : {1, 40, 3000}) {
     for (SamplingOptions options : kOptions) {
       options.seed = random_();
-      Sampler sampler(options, vocab);
+      if (vocab == 1 && !options.logit_bias.empty()) continue;  // nothing is left of it
+      Sampler sampler(options, vocab), twin(options, vocab);
       DeviceVector<uint64_t> state = {options.seed};
       std::vector<int32_t> history = {0, 0};
       for (int step = 0; step < 4; ++step) {
@@ -117,14 +123,14 @@ TEST_F(KernelSample, DrawsAreThoseOfTheSampler) {
         if (step == 1) std::fill(logits.begin(), logits.end(), 1.0f);
         if (step == 2) logits[static_cast<size_t>(vocab / 2)] = kInf;
         if (step == 3 && vocab > 1) logits[static_cast<size_t>(vocab / 2)] = -kInf;
-        const size_t n_back = std::min(history.size(), static_cast<size_t>(options.repeat_last_n));
-        const DeviceVector<int32_t> recent(history.end() - static_cast<int64_t>(n_back),
-                                           history.end());
+        const auto list = twin.adjustments(history);
+        const DeviceVector<LogitAdjustment> adjustments(list.begin(), list.end());
         const int32_t want = sampler.sample(logits, history);
-        ASSERT_EQ(sample(logits, options, state, recent), want)
+        ASSERT_EQ(sample(logits, options, state, adjustments), want)
             << "vocabulary " << vocab << " temperature " << options.temperature << " top-k "
             << options.top_k << " top-p " << options.top_p << " min-p " << options.min_p << " step "
             << step;
+        twin.picked(want, state[0]);
         history.push_back(want);
       }
     }

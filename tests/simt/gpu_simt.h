@@ -162,7 +162,6 @@ inline uint64_t atomic_add(uint64_t* p, uint64_t v) {
 }
 inline uint32_t atomic_add_ordered(uint32_t* p, uint32_t v) { return atomic_add(p, v); }
 inline void atomic_or(uint32_t* p, uint32_t v) { *p |= v; }
-inline void atomic_and(uint32_t* p, uint32_t v) { *p &= v; }
 // mbarrier: 64 bits of shared memory, ours to lay out
 struct MBar {
   int32_t tx;

@@ -20,6 +20,7 @@ void Stream::use_in_this_thread() const {}
 Stream::Stream(const StreamOptions& options)
     : architecture_(options.architecture > 0 ? options.architecture : 90),
       n_processors_(4),
+      shared_memory_(shared_memory_of(architecture_)),
       device_name_("emulated device"),
       programmatic_(options.programmatic && architecture_ >= 90),
       scratch_bytes_(options.scratch_bytes) {

@@ -12,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/json.h"
 #include "engine/option_rows.h"
+#include "engine/sampler.h"
 #include "tools/batch/openai.h"
 #include "tools/batch/prefixes.h"
 #include "tools/flags.h"
@@ -44,6 +45,25 @@ class Members : public OptionSink {
       const bool is_whole = std::abs(number) < 1e15 && number == std::floor(number);
       try {
         set(is_whole ? fmt::format("{:.0f}", number) : node.raw().dump());
+      } catch (const Error& error) {
+        fail(error.kind(), "{}: {}", node.place(), error.what());
+      }
+    });
+  }
+
+  // {"15043": 1, "13": -100}
+  void biases(const char* names, std::vector<LogitBias>& target, const char*) override {
+    add(names, [&target](const JsonNode& node) {
+      node.expect_object();
+      std::string text;
+      for (const auto& [token, bias] : node.raw().items()) {
+        if (!bias.is_number()) node.at(token.c_str()).unexpected("a number");
+        text += fmt::format("{}{}{:+}", text.empty() ? "" : ",", token, bias.get<double>());
+      }
+      target.clear();
+      if (text.empty()) return;
+      try {
+        target = parse_biases(text);
       } catch (const Error& error) {
         fail(error.kind(), "{}: {}", node.place(), error.what());
       }
@@ -146,6 +166,10 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed) {
   std::string text = fmt::format("{} {} {} {} {} {} {} {} {} {}", request.id, request.n_new,
                                  request.ignore_eos, s.temperature, s.top_k, s.top_p, s.min_p,
                                  s.repeat_penalty, s.repeat_last_n, has_seed ? s.seed : 0);
+  if (s.presence_penalty != 0 || s.frequency_penalty != 0) {
+    text += fmt::format(" penalties {} {}", s.presence_penalty, s.frequency_penalty);
+  }
+  for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
   for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
   const uint64_t of_prompt =
       XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
@@ -238,6 +262,7 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
     request.prompt = encode_chat(messages_of(messages));
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
+  check_biases(sampling.logit_bias, config_.vocab_size);
   request.sampling = resolve_sampling(sampling, config_.sampling);
   request.hash = hash_of(request, sampling.seed >= 0);
   return request;

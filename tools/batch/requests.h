@@ -5,7 +5,9 @@
 //
 // with, where wanted, "id" (text or a number, given back with the answer), "stop" (a text to end
 // at, or several), and what the flags of the same names mean, for this request alone: "max_tokens",
-// "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n", "ignore_eos".
+// "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n",
+// "presence_penalty", "frequency_penalty", "logit_bias" (an object: {"15043": 1, "13": -100}),
+// "ignore_eos".
 // A line may also be in OpenAI's batch format (tools/batch/openai.h).
 #pragma once
 
