@@ -12,6 +12,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/decoder.h"
+#include "engine/logprobs.h"
 #include "engine/model.h"
 #include "engine/saved_session.h"
 #include "engine/session_backend.h"
@@ -50,7 +51,9 @@ class BackendSession : public Session {
                         const ProgressCallback& progress) override {
     CHECK(plan_.logprobs, "the plan was made without logprobs");
     CHECK(logprobs.size() + 1 == ids.size(), "{} ids, {} logprobs", ids.size(), logprobs.size());
-    return run_prompt(ids, logprobs, progress);
+    const bool done = run_prompt(ids, logprobs, progress);
+    if (done) check_logprobs(logprobs);
+    return done;
   }
 
   void step(int32_t token) override {

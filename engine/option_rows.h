@@ -14,6 +14,7 @@
 
 #include "cpu/queue.h"
 #include "engine/base/check.h"
+#include "engine/logprobs.h"
 #include "engine/option_values.h"
 #include "engine/options.h"
 #include "engine/presets.h"
@@ -105,7 +106,7 @@ void add_selection_options(Rows& rows, SelectionOptions& s) {
               "Stop below the budget where this share of the weight is selected; 0: off");
   rows.choice("--index", s.index, {{"mean", IndexKind::kMean}, {"minmax", IndexKind::kMinMax}},
               "What stands for a chunk: the mean of its keys or their extremes per channel");
-  rows.tokens("--chunk-size", s.chunk_size, 1, 4096, "Tokens per chunk; 1: exact tokens");
+  rows.tokens("--chunk-size", s.chunk_size, 1, 128, "Tokens per chunk; 1: exact tokens");
   rows.tokens("--coarse-chunk", s.coarse_chunk, 0, 1 << 20,
               "Tokens per block of a first level; 0: one level");
   rows.number("--coarse-share", s.coarse_share, 0, 1,
@@ -190,6 +191,12 @@ void add_micro_batches_option(Rows& rows, MicroBatches& micro_batches) {
               {{"auto", MicroBatches::kAuto}, {"1", MicroBatches::kOne}, {"2", MicroBatches::kTwo}},
               "Batches: parts of a step, of which one is computed while the other fetches; auto: 2 "
               "where that gains (CUDA)");
+}
+
+template <typename Rows>
+void add_logprobs_option(Rows& rows, int64_t& n_logprobs) {
+  rows.integer("--logprobs", n_logprobs, -1, kMaxTopLogprobs,
+               "Log probabilities of what is generated, and of so many of the most likely; -1: none");
 }
 
 template <typename Rows>

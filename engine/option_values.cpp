@@ -41,7 +41,7 @@ double parse_number(std::string_view text, double low, double high) {
   double value = 0;
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc() || stop != end || !(value >= low && value <= high)) {
+  if (error != std::errc() || stop != end || !std::isfinite(value) || value < low || value > high) {
     const std::string range =
         std::isinf(high) ? fmt::format("from {} up", low) : fmt::format("from {} to {}", low, high);
     fail(ErrorKind::kUsage, "expected a number {}, found '{}'", range, printable(text, 40));

@@ -81,6 +81,16 @@ void demand(bool good, const char* name, const char* range, double found) {
 
 }  // namespace
 
+void check_logits(std::span<const float> logits) {
+  const auto is_nan = [](float logit) { return std::isnan(logit); };
+  const auto first = std::find_if(logits.begin(), logits.end(), is_nan);
+  if (first == logits.end()) return;
+  fail(
+      "logits: expected numbers, found NaN for {} of {} tokens (first: token {}); the checkpoint is broken or "
+      "its activations overflow",
+      std::count_if(first, logits.end(), is_nan), logits.size(), first - logits.begin());
+}
+
 void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size) {
   for (const LogitBias& bias : biases) {
     if (bias.token >= 0 && bias.token < vocab_size) continue;
@@ -186,24 +196,19 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
 Sampler::Candidate Sampler::collect(std::span<const float> logits) {
   candidates_.clear();
   const bool adjusting = !adjustments_.empty();
-  size_t n_nan = 0, first_nan = 0;
+  bool any_nan = false;
   Candidate best{-std::numeric_limits<float>::infinity(), -1};
   for (size_t i = 0; i < logits.size(); ++i) {
     float logit = logits[i];
     if (std::isnan(logit)) {
-      if (n_nan++ == 0) first_nan = i;
+      any_nan = true;
       continue;
     }
     if (adjusting && place_[i] != 0) logit = adjusted(logit, adjustments_[static_cast<size_t>(place_[i] - 1)]);
     candidates_.push_back({logit, static_cast<int32_t>(i)});
     if (logit > best.logit) best = candidates_.back();
   }
-  if (n_nan > 0) {
-    fail(
-        "logits: expected numbers, found NaN for {} of {} tokens (first: token {}); the checkpoint "
-        "is broken or its activations overflow",
-        n_nan, logits.size(), first_nan);
-  }
+  if (any_nan) check_logits(logits);
   if (best.id < 0)
     fail("logits: expected a finite one, found minus infinity in all {}", logits.size());
   return best;

@@ -12,6 +12,9 @@ namespace tiercel {
 // Throws Error(kUsage) for a token that the vocabulary does not have.
 void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size);
 
+// Throws Error(kRuntime) when any is NaN, saying how many are.
+void check_logits(std::span<const float> logits);
+
 // Order of the filters: repeat penalty, then presence and frequency penalties and biases (one sum), then
 // temperature, top-k, top-p, min-p. Greedy when temperature is 0 (ties: lowest id). The repeat penalty is
 // on the last tokens of the history; the other two are on what this sampler has picked. The same seed

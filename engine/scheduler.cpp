@@ -430,8 +430,12 @@ void Scheduler::advance(Prefix& prefix) {
 void Scheduler::accept(Entry& entry, int32_t token) {
   const Request& request = entry.request;
   bool go_on = false;
+  TokenLogprobs logprobs;
   const bool sampled = guarded(entry, [&] {
     if (token < 0) token = batch_->sample(entry.sequence, entry.sampler, entry.history);
+    if (request.n_logprobs >= 0) {
+      logprobs = logprobs_of(batch_->logits(entry.sequence), token, request.n_logprobs);
+    }
   });
   if (!sampled) return;
   {
@@ -444,6 +448,7 @@ void Scheduler::accept(Entry& entry, int32_t token) {
     }
     report.decode_seconds = time - entry.first_token;
     report.tokens.push_back(token);
+    if (request.n_logprobs >= 0) report.logprobs.push_back(std::move(logprobs));
     entry.history.push_back(token);
   }
   const bool heard =

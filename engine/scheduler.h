@@ -26,6 +26,7 @@
 
 #include "engine/base/check.h"
 #include "engine/batch.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 
 namespace tiercel {
@@ -52,6 +53,7 @@ struct RequestReport {
   int64_t prompt_tokens = 0;  // with those of its prefix
   int64_t prefix_tokens = 0;
   std::vector<int32_t> tokens;
+  std::vector<TokenLogprobs> logprobs = {};  // of these, where they were asked for
   double queued_seconds = 0;       // until it was admitted
   double first_token_seconds = 0;  // from its arrival; 0: there is none
   double decode_seconds = 0;       // from the first token to the last
@@ -69,6 +71,7 @@ struct Request {
   std::vector<int32_t> prompt;    // behind the prefix; not empty
   int64_t n_new = 128;  // tokens at most
   SamplingOptions sampling = {};
+  int64_t n_logprobs = -1;  // log probabilities of so many of the most likely tokens too; -1: of none
   std::vector<int32_t> end_tokens = {};  // each ends the generation, as its last token
   // Called by turn() for every token; false cancels the request. What it throws fails the request.
   std::function<bool(int32_t token)> on_token = {};

@@ -191,7 +191,6 @@ void SessionFileWriter::check_path(const std::string& path, int64_t file_bytes) 
   const auto room = static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
   if (room < file_bytes) {
     fail(
-        ErrorKind::kDoesNotFit,
         "{}: cannot save a session: its file takes {}, the disk has {} left; save elsewhere, or try "
         "--value-codec int8",
         path, format_bytes(file_bytes), format_bytes(room));
@@ -216,6 +215,8 @@ SessionFileWriter::SessionFileWriter(const std::string& path, std::string meta,
 // Whoever holds the lock owns the partial file, also one that a killed process left.
 void SessionFileWriter::open_partial() {
   const std::string name = path_ + ".partial";
+  // A file that is there and not yet registered would outlive a process that a signal ends.
+  const SignalsBlocked blocked;
   partial_.fd = ::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (partial_.fd < 0) refuse("create", errno);
   struct stat ours {

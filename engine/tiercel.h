@@ -138,8 +138,20 @@ enum class FinishReason : int {
   kContextFull = 3  // no room for another token
 };
 
+struct TokenLogprob {
+  int32_t token = 0;
+  double logprob = 0;  // natural logarithm
+};
+// Of a token that was picked, and of the most likely ones in its place, most likely first: the model's
+// own distribution, before penalties, biases and temperature.
+struct TokenLogprobs {
+  double logprob = 0;
+  std::vector<TokenLogprob> top;
+};
+
 struct Generation {
   std::vector<int32_t> tokens;
+  std::vector<TokenLogprobs> logprobs;  // of a request with option "logprobs": one for each token
   std::string text;  // valid UTF-8; a character that is not complete yet comes with the next call
   FinishReason reason = FinishReason::kLength;
 };
@@ -230,6 +242,9 @@ class TIERCEL_API Session {
   bool append(std::string_view text, const ProgressCallback& progress = {});
   // fp32 [vocab_size] behind the last token. Valid until the next call on this session.
   std::span<const float> logits();
+  // The same into `out` [vocab_size], whole whatever another thread calls meanwhile. Throws kUsage for
+  // another size.
+  void copy_logits(std::span<float> out);
 
   // Appends tokens and returns log p(token | all before it), natural logarithm, one per token. In
   // an empty session they become the prompt, as by prefill, and the first value is NaN: nothing
@@ -341,8 +356,9 @@ class TIERCEL_API Request {
 // once, when the first request behind it comes, and read by all of them; copies are the same one. It
 // stays as long as an object or a request has it; while no request does, until its room is wanted, and
 // is prefilled again then. Tokens behind it attend what they select of it, as generated ones do, and are
-// kept exactly on the device: with "attention" dense an answer is what it is to the whole prompt, else
-// nearly so. Threads: every call is safe from any thread at any time.
+// kept exactly on the device: with "attention" dense an answer is what it is to the whole prompt but for
+// the rounding of its logits, which other runs of tokens sum up in another order; else nearly so.
+// Threads: every call is safe from any thread at any time.
 class TIERCEL_API Prefix {
  public:
   Prefix(const Prefix&);
@@ -373,7 +389,7 @@ class TIERCEL_API Batch {
   ~Batch();
 
   // Continues a prompt by up to n tokens; -1: by "n-predict". Options: those of sampling,
-  // "n-predict", "ignore-eos", "no-bos" and "special"; others are the batch's, or else the
+  // "n-predict", "logprobs", "ignore-eos", "no-bos" and "special"; others are the batch's, or else the
   // engine's. The callback comes in the batch's thread, and is destroyed there before the request
   // is done. It may call everything of batches and requests but wait and close; those, and what
   // computes on the same engine, throw kBusy in it. All requests, and the engine, wait for it. What
@@ -467,7 +483,7 @@ class TIERCEL_API Engine {
   ModelInfo info() const;
 
   // What the library would say if it printed: plans, what they adjusted, faults of batches; from this
-  // level up. Lines come one at a time, in the thread that has something to say, which waits: the
+  // level up; also by sessions and batches that outlive the engine: take it back before. Lines come one at a time, in the thread that has something to say, which waits: the
   // callback may not call this engine or what it opened, and what it throws is lost. Empty: silence,
   // as from the start.
   void set_log(LogCallback callback, LogLevel from = LogLevel::kInfo);

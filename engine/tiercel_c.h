@@ -217,6 +217,9 @@ TIERCEL_C_API tiercel_status tiercel_session_append_tokens(tiercel_session* sess
 /* *logits: [*n] = [vocab_size], valid until the next call on this session; not to be freed. */
 TIERCEL_C_API tiercel_status tiercel_session_logits(tiercel_session* session, const float** logits,
                                                     size_t* n, tiercel_error** error);
+/* The same into the caller's logits [n], n = vocab_size: whole whatever another thread calls meanwhile. */
+TIERCEL_C_API tiercel_status tiercel_session_copy_logits(tiercel_session* session, float* logits,
+                                                         size_t n, tiercel_error** error);
 /* logprobs: [n_tokens], the caller's. The first of an empty session is NaN. TIERCEL_STOPPED: behind
  * a prompt, those of the tokens that tiercel_session_n_tokens says are in have been written. */
 TIERCEL_C_API tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* tokens,
@@ -275,7 +278,7 @@ TIERCEL_C_API tiercel_status tiercel_batch_open(const tiercel_engine* engine,
 /* Cancels what is left and waits for it; from a callback, without waiting. Requests live on. */
 TIERCEL_C_API void tiercel_batch_close(tiercel_batch* batch);
 /* Up to n tokens behind a prompt; n = -1: as many as option "n-predict" says. options: sampling,
- * "n-predict", "ignore-eos", "no-bos" and "special". The callback, NULL for none, comes in the
+ * "n-predict", "logprobs", "ignore-eos", "no-bos" and "special". The callback, NULL for none, comes in the
  * batch's thread until the request is done. It may use batches and requests, but not wait; that,
  * and what computes on the engine, is TIERCEL_BUSY in it. */
 TIERCEL_C_API tiercel_status tiercel_batch_submit(tiercel_batch* batch, const char* text,
@@ -345,6 +348,16 @@ TIERCEL_C_API tiercel_status tiercel_request_tokens(const tiercel_request* reque
                                                     tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_request_text(const tiercel_request* request, char** text,
                                                   size_t* length, tiercel_error** error);
+/* Of a request with option "logprobs", natural logarithms, before penalties, biases and temperature. They
+ * wait too. logprobs: of each token, none without the option; and of the most likely ones in the place of
+ * token `index`, most likely first. *tokens, *logprobs: to be freed. */
+TIERCEL_C_API tiercel_status tiercel_request_logprobs(const tiercel_request* request,
+                                                      double** logprobs, size_t* n_tokens,
+                                                      tiercel_error** error);
+TIERCEL_C_API tiercel_status tiercel_request_top_logprobs(const tiercel_request* request,
+                                                          size_t index, int32_t** tokens,
+                                                          double** logprobs, size_t* n,
+                                                          tiercel_error** error);
 /* A statistic such as "state" or "first-token-seconds". Names: index 0 .. until NULL. */
 TIERCEL_C_API tiercel_status tiercel_request_number(const tiercel_request* request,
                                                     const char* name, double* value,

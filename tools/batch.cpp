@@ -31,7 +31,7 @@ constexpr const char* kDetails =
     "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
     "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
     "\"repeat_penalty\", \"repeat_last_n\", \"presence_penalty\", \"frequency_penalty\", \"logit_bias\"\n"
-    "({\"15043\": 1, \"13\": -100}) and \"ignore_eos\" hold for that line alone. A line may also be a\n"
+    "({\"15043\": 1, \"13\": -100}), \"logprobs\" and \"ignore_eos\" hold for that line alone. A line may also be a\n"
     "request of OpenAI's batch format (\"custom_id\", \"url\", \"body\"), and is answered in it.\n"
     "Lines are answered together, as many as memory has room for. What a line is answered depends on\n"
     "the line and on the settings that are shown, not on what shares its batch; where --key-codec is\n"
@@ -43,7 +43,8 @@ constexpr const char* kDetails =
     "Answers are JSON lines too, in the order in which they end; \"line\" says which line of the file\n"
     "they are for. Each is written at once. Ctrl-C stops at the next token; --resume goes on with what\n"
     "is missing.\n"
-    "exit codes: 0 all answered, 1 some were not or an error, 2 usage, 3 does not fit, 130 interrupted\n"
+    "exit codes: 0 all answered, 1 some were not (where all failed alike, their code) or an error,\n"
+    "2 usage, 3 does not fit, 130 interrupted\n"
     "\n"
     "Examples:\n"
     "  tiercel batch -m MODEL -f questions.jsonl -o answers.jsonl -n 200\n"
@@ -59,7 +60,7 @@ struct BatchFlags {
   std::string requests, answers = "-";
   std::optional<std::string> date, report, prefix;
   std::vector<std::string> stops;
-  int64_t n_predict = 128, parallel = 64;
+  int64_t n_predict = 128, parallel = 64, n_logprobs = -1;
   double max_gap = 0;
   MicroBatches micro_batches = MicroBatches::kAuto;
   bool resume = false, chat = false, no_bos = false, special = false, ignore_eos = false;
@@ -92,6 +93,7 @@ struct BatchFlags {
     flags.texts("-r,--stop,--reverse-prompt", stops,
                 "Stop where an answer says this, which is left out; may be given several times");
     sampling.add_to(flags);
+    add_logprobs_option(flags, n_logprobs);
     flags.section("Batch");
     flags.integer("--parallel", parallel, 1, kMaxSequences, "Sequences decoded together, at most");
     flags.number("--max-gap", max_gap, 0, 1e9,
@@ -134,9 +136,8 @@ class BatchJob {
     check_utf8(text, flags_.requests, console_, flags_.session.strict);
     std::string no_chat;
     const std::optional<ChatTemplate> chat = find_chat(flags_.model.directory, no_chat);
-    const std::string name = flags_.requests == "-" ? "stdin" : flags_.requests;
     int64_t n_saved = 0;
-    requests_ = reader(chat, no_chat).read(text, name, &n_saved);
+    requests_ = reader(chat, no_chat).read(text, requests_name(), &n_saved);
     limit_to_context();
     measure_requests();
     say_what_is_shared(n_saved);
@@ -151,6 +152,13 @@ class BatchJob {
     if (requests_.empty()) {
       if (report_file_.wanted()) report_file_.write(to_json(report_));
       return 0;
+    }
+    const auto can_answer = [](const BatchRequest& request) { return request.refused.empty(); };
+    if (std::ranges::none_of(requests_, can_answer)) {
+      answers_->drop_errors();
+      for (BatchRequest& request : requests_) submit(request);
+      answers_->sync();
+      return finish();
     }
     for (const int64_t id : end_tokens(config_, tokenizer_, chat ? &*chat : nullptr)) {
       ends_.push_back(static_cast<int32_t>(id));
@@ -170,6 +178,7 @@ class BatchJob {
         .ignore_eos = flags_.ignore_eos,
         .stops = flags_.stops,
         .sampling = flags_.sampling.wish(),
+        .n_logprobs = flags_.n_logprobs,
         .bos = !flags_.no_bos,
         .special = flags_.special,
         .chat = flags_.chat,
@@ -178,6 +187,8 @@ class BatchJob {
         .date = chat_date_of(flags_.date, chat && chat->asks_for_date())};
     return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
   }
+
+  std::string requests_name() const { return flags_.requests == "-" ? "stdin" : flags_.requests; }
 
   std::string read_prefix() const {
     if (!flags_.prefix) return {};
@@ -193,14 +204,14 @@ class BatchJob {
   // --ctx-size is the most that a prompt and its answer may have together.
   void limit_to_context() {
     if (flags_.session.context == 0) return;
-    int64_t n_shortened = 0, n_refused = 0;
+    int64_t n_shortened = 0;
     for (BatchRequest& request : requests_) {
       const int64_t room = flags_.session.context - request.n_prompt();
       if (room < 1) {
-        request.refused = fmt::format("the prompt has {} tokens, --ctx-size allows {}",
-                                      request.n_prompt(), flags_.session.context - 1);
-        if (flags_.session.strict || ++n_refused == std::ssize(requests_)) {
-          fail(ErrorKind::kUsage, "line {}: {}", request.line, request.refused);
+        request.refused = fmt::format("the prompt has {} tokens, --ctx-size {} has room for {} and an answer",
+                                      request.n_prompt(), flags_.session.context, flags_.session.context - 1);
+        if (flags_.session.strict) {
+          fail(ErrorKind::kUsage, "{}:{}: {}", requests_name(), request.line, request.refused);
         }
         continue;
       }
@@ -260,9 +271,16 @@ class BatchJob {
         Batch::plan(*model, flags_.session, n_parallel_, max_prompt_, max_new_, max_behind_);
     plan.micro_batches = flags_.micro_batches;
     const SessionOptions& o = plan.largest.options;
-    settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o),
-                            name_of(flags_.session.prefill), model->fingerprint());
+    // As asked for: auto decides prompt by prompt.
+    std::string prefill = name_of(flags_.session.prefill);
+    if (flags_.session.prefill != PrefillMode::kDense && o.prefill_budget != SessionOptions().prefill_budget) {
+      prefill += fmt::format(", budget {}", o.prefill_budget == kBudgetAll ? "all" : std::to_string(o.prefill_budget));
+    }
+    if (o.exact_exp) prefill += ", fp32 exponentials";
+    settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o), prefill,
+                            model->fingerprint());
     answers_->check_settings(settings_);
+    answers_->drop_errors();
     console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",
                   format_count(std::ssize(requests_)), format_count(n_tokens),
                   format_count(max_prompt_), n_parallel_);
@@ -326,7 +344,8 @@ class BatchJob {
     Request wish{.prefix = std::move(request.prefix),
                  .prompt = std::move(request.prompt),
                  .n_new = request.n_new,
-                 .sampling = request.sampling};
+                 .sampling = request.sampling,
+                 .n_logprobs = request.n_logprobs};
     if (!request.ignore_eos) wish.end_tokens = ends_;
     wish.on_token = [this, live, &request](int32_t token) {
       if (!request.ignore_eos && std::find(ends_.begin(), ends_.end(), token) != ends_.end()) {
@@ -370,7 +389,7 @@ class BatchJob {
     line_.clear();
     answers_->add(to_json_line(
         request, {.text = live.text, .finish_reason = live.finish_reason, .report = report},
-        settings_));
+        settings_, tokenizer_));
   }
 
   // In tokens of prompts and answers; an answer that ends early leaves less to do.

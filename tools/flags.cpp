@@ -178,6 +178,21 @@ void Flags::texts(const char* names, std::vector<std::string>& target, const cha
       ->type_name("TEXT");
 }
 
+void Flags::biases(const char* names, std::vector<LogitBias>& target, const char* help) {
+  const auto callback = [name = first_long_name(names), &target](const std::vector<std::string>& all) {
+    try {
+      target = parse_biases(fmt::format("{}", fmt::join(all, ",")));
+    } catch (const Error& error) {
+      fail(error.kind(), "{}: {}", name, error.what());
+    }
+  };
+  finish(app_->add_option_function<std::vector<std::string>>(names, callback), help)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->type_name("ID+X,..");
+}
+
 void Flags::text(const char* names, std::string& target, const char* help, const char* type) {
   value(names, type, target, help, [&target](const std::string& text) { target = text; });
 }

@@ -82,6 +82,8 @@ class Flags : public OptionSink {
   }
   // These flags are part of another command's: what is logged is that one's business.
   void without_log() { with_log_ = false; }
+  // May be given several times too.
+  void biases(const char* names, std::vector<LogitBias>& target, const char* help) override;
   void value(const char* names, const char* type, const std::string& default_text, const char* help,
              std::function<void(const std::string&)> set) override;
 

@@ -51,6 +51,9 @@ const char* decode(Session& session, Sampler& sampler, const Tokenizer& tokenize
     } else {
       result.decode_seconds = decode_watch.seconds();
     }
+    if (request.n_logprobs >= 0) {
+      result.logprobs.push_back(logprobs_of(session.logits(), token, request.n_logprobs));
+    }
     request.prompt.push_back(token);
     result.output_tokens.push_back(token);
     if (!request.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end()) {

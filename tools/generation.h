@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "engine/saved_session.h"
 #include "engine/session.h"
@@ -25,11 +26,13 @@ struct GenerationRequest {
   std::vector<std::string> stops;      // and where any of these texts appears
   int64_t max_new_tokens = 0;
   bool ignore_eos = false;
+  int64_t n_logprobs = -1;  // log probabilities of so many of the most likely tokens too; -1: of none
 };
 
 struct Generation {
   std::string output;                  // valid UTF-8
   std::vector<int32_t> output_tokens;  // an end-of-text token included
+  std::vector<TokenLogprobs> logprobs;  // of these, where they were asked for
   // "stop": end of text, or a text to stop at; "length": -n or the context is used up; "interrupted";
   // "output_closed": stdout can no longer be written; "error": `error` says which.
   const char* finish_reason = "error";

@@ -116,6 +116,17 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
   return json;
 }
 
+nlohmann::ordered_json logprobs_json(const std::vector<int32_t>& tokens,
+                                     const std::vector<TokenLogprobs>& logprobs) {
+  Json json = Json::array();
+  for (size_t i = 0; i < logprobs.size(); ++i) {
+    Json top = Json::array();
+    for (const auto& [token, logprob] : logprobs[i].top) top.push_back(Json::array({token, logprob}));
+    json.push_back({{"token", tokens[i]}, {"logprob", logprobs[i].logprob}, {"top", top}});
+  }
+  return json;
+}
+
 nlohmann::ordered_json planned_memory_json(const MemoryReport& m) {
   return {{"device_bytes",
            {{"weights", m.device.weights},
@@ -186,6 +197,7 @@ std::string to_json(const RunReport& report) {
       {"residual_energy", report.residual_energy},
       {"key_coding_seconds", report.key_coding_seconds > 0 ? Json(report.key_coding_seconds) : Json(nullptr)},
       {"notes", report.plan.notes}};
+  if (!g.logprobs.empty()) json["logprobs"] = logprobs_json(g.output_tokens, g.logprobs);
   if (!g.error.empty()) json["error"] = g.error;
   // A path or a message may hold bytes that are not UTF-8.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";

@@ -33,6 +33,9 @@ struct RunReport {
 // One JSON object, with a final newline. Numbers that do not exist (a rate over no time) are null.
 std::string to_json(const RunReport& report);
 
+// For each token {"token", "logprob", "top": [[token, logprob], ..]}.
+nlohmann::ordered_json logprobs_json(const std::vector<int32_t>& tokens,
+                                     const std::vector<TokenLogprobs>& logprobs);
 // Null over no time.
 nlohmann::ordered_json rate_json(double count, double seconds);
 // Attention, selection and their settings, as the report has them.

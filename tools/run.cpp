@@ -6,6 +6,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
+#include "engine/option_rows.h"
 #include "engine/config.h"
 #include "engine/saved_session.h"
 #include "engine/text/chat_template.h"
@@ -48,6 +49,7 @@ struct RunFlags {
   SamplingFlags sampling;
   ChatFlags chat;
   std::optional<int64_t> n_predict;
+  int64_t n_logprobs = -1;
   std::vector<std::string> stops;
   bool ignore_eos = false, no_bos = false, special = false, quiet = false;
   std::optional<std::string> report, save_session;
@@ -68,6 +70,7 @@ struct RunFlags {
     flags.texts("-r,--stop,--reverse-prompt", stops,
                 "Stop where the answer says this, which is left out; may be given several times");
     sampling.add_to(flags);
+    add_logprobs_option(flags, n_logprobs);
     flags.section("Saved sessions");
     flags.value(
         "--session", "FILE", "",
@@ -203,7 +206,8 @@ class Run {
                               .save_path = flags_.save_session.value_or(""),
                               .eos_token_ids = end_tokens(config_, tokenizer, chat),
                               .stops = {},
-                              .ignore_eos = flags_.ignore_eos};
+                              .ignore_eos = flags_.ignore_eos,
+                              .n_logprobs = flags_.n_logprobs};
     for (const std::string& stop : flags_.stops) {
       request.stops.push_back(flags_.prompt.unescaped(stop));
     }
@@ -250,7 +254,7 @@ class Run {
     }
     print_plan(report_.plan, report_.prompt_tokens, console_);
     announce_file(*model, flags_, report_.plan, report_.prompt_tokens, console_);
-    report_.sampling = flags_.sampling.resolve(config_, console_);
+    report_.sampling = flags_.sampling.resolve(config_, flags_.session.strict, console_);
     Sampler sampler(report_.sampling, config_.vocab_size);
     const auto session = Session::open(model, report_.plan);
     report_.load_seconds += watch.seconds();
@@ -290,6 +294,9 @@ int command_run(int argc, char** argv) {
   RunFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   flags.model.check();
+  if (flags.n_logprobs >= 0 && !flags.report) {
+    fail(ErrorKind::kUsage, "--logprobs: expected --report FILE beside it, which they are written to");
+  }
   return Run(flags).run();
 }
 

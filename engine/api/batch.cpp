@@ -100,7 +100,8 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(const HeldPrefix* prefix,
     if (n == 0) refuse(v0::ErrorKind::kUsage, "submit: option n-predict says 0");
     tiercel::Request request{.prefix = prefix != nullptr ? prefix->tokens() : nullptr,
                              .prompt = std::move(prompt),
-                             .n_new = std::min(n, room)};
+                             .n_new = std::min(n, room),
+                             .n_logprobs = s.n_logprobs};
     const ModelConfig& config = engine_->model->config();
     check_biases(s.sampling.logit_bias, config.vocab_size);
     request.sampling = resolve_sampling(s.sampling, config.sampling);
@@ -407,10 +408,10 @@ BatchSizes batch_sizes(detail::Settings& s) {
 }  // namespace
 
 Batch Engine::open_batch(const Options& options) const {
-  detail::EngineState& engine = detail::opened_engine(state_);
-  detail::require_batch_options(options);
-  const detail::Turn turn(engine);
   return detail::translated([&] {
+    detail::EngineState& engine = detail::opened_engine(state_);
+    detail::require_batch_options(options);
+    const detail::Turn turn(engine);
     detail::Settings s = detail::resolve({&options, &engine.options});
     const BatchSizes sizes = batch_sizes(s);
     BatchPlan plan = tiercel::Batch::plan(*engine.model, s.session, s.parallel, sizes.max_prompt,

@@ -290,6 +290,14 @@ tiercel_status tiercel_session_logits(tiercel_session* session, const float** lo
   });
 }
 
+tiercel_status tiercel_session_copy_logits(tiercel_session* session, float* logits, size_t n,
+                                           tiercel_error** error) {
+  return guarded(error, [&] {
+    at(session, "session").session.copy_logits(span_at(logits, n, "logits"));
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_session_score(tiercel_session* session, const int32_t* tokens,
                                      size_t n_tokens, double* logprobs,
                                      tiercel_progress_callback progress, void* user,

@@ -158,6 +158,48 @@ tiercel_status tiercel_request_text(const tiercel_request* request, char** text,
   });
 }
 
+tiercel_status tiercel_request_logprobs(const tiercel_request* request, double** logprobs,
+                                        size_t* n_tokens, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(logprobs, "logprobs");
+    at(n_tokens, "n_tokens");
+    std::vector<double> all;
+    for (const auto& one : at(request, "request").request.wait().logprobs) all.push_back(one.logprob);
+    *logprobs = copied(all.data(), all.size());
+    *n_tokens = all.size();
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_request_top_logprobs(const tiercel_request* request, size_t index,
+                                            int32_t** tokens, double** logprobs, size_t* n,
+                                            tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(logprobs, "logprobs");
+    at(n, "n");
+    const auto all = at(request, "request").request.wait().logprobs;
+    if (index >= all.size()) {
+      tiercel::detail::refuse(ErrorKind::kUsage, "index: expected less than {} log probabilities, found {}",
+                              all.size(), index);
+    }
+    std::vector<int32_t> its_tokens;
+    std::vector<double> its_logprobs;
+    for (const auto& one : all[index].top) {
+      its_tokens.push_back(one.token);
+      its_logprobs.push_back(one.logprob);
+    }
+    give_tokens(its_tokens, tokens, n);
+    try {
+      *logprobs = copied(its_logprobs.data(), its_logprobs.size());
+    } catch (...) {
+      std::free(*tokens);
+      throw;
+    }
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_request_number(const tiercel_request* request, const char* name,
                                       double* value, tiercel_error** error) {
   return guarded(error, [&] {

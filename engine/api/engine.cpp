@@ -47,9 +47,12 @@ void EngineState::set_log(v0::LogCallback callback, v0::LogLevel from) {
   if (logging_ == std::this_thread::get_id()) {
     refuse(v0::ErrorKind::kBusy, "a log callback called set_log; call it behind the callback");
   }
-  const std::lock_guard lock(log_mutex_);
-  log_callback_ = std::move(callback);
-  log_from_ = from;
+  {
+    const std::lock_guard lock(log_mutex_);
+    log_callback_.swap(callback);
+    log_from_ = from;
+  }
+  // The old one goes here: what it holds may wait for somebody who logs.
 }
 
 void EngineState::log(v0::LogLevel level, const std::string& line) {
@@ -106,9 +109,12 @@ const char* commit() { return source_commit(); }
 Error::Error(ErrorKind kind, const std::string& what) : std::runtime_error(what), kind_(kind) {}
 Error::~Error() = default;
 
-Engine::Engine(const std::string& directory, const Options& options) {
+Engine::Engine(const std::string& directory, const Options& options) try {
   state_ = detail::translated([&] {
     const detail::Settings settings = detail::resolve({&options});
+    if (directory.find('\0') != std::string::npos) {
+      detail::refuse(ErrorKind::kUsage, "the model's directory: expected a name, found a zero in it");
+    }
     // The model first: its configuration has the cheapest errors.
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),
@@ -116,6 +122,10 @@ Engine::Engine(const std::string& directory, const Options& options) {
     return std::make_shared<detail::EngineState>(directory, options, std::move(model),
                                                  Tokenizer::load(directory));
   });
+} catch (const Error&) {
+  throw;
+} catch (const std::exception& error) {  // of libraries that start threads
+  throw Error(ErrorKind::kRuntime, error.what());
 }
 
 Engine::Engine(Engine&&) noexcept = default;
@@ -123,9 +133,9 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 Engine::~Engine() = default;
 
 Session Engine::open_session(const Options& options) const {
-  detail::EngineState& engine = detail::opened_engine(state_);
-  detail::require_session_options(options);
   return detail::translated([&] {
+    detail::EngineState& engine = detail::opened_engine(state_);
+    detail::require_session_options(options);
     auto state = std::make_shared<detail::SessionState>(
         state_, detail::resolve({&options, &engine.options}));
     state->restart_sampling();
@@ -134,10 +144,10 @@ Session Engine::open_session(const Options& options) const {
 }
 
 MemoryPlan Engine::plan(int64_t n_prompt, const Options& options) const {
-  detail::EngineState& engine = detail::opened_engine(state_);
-  detail::require_session_options(options);
-  const detail::Turn turn(engine);
   return detail::translated([&] {
+    detail::EngineState& engine = detail::opened_engine(state_);
+    detail::require_session_options(options);
+    const detail::Turn turn(engine);
     const detail::Settings settings = detail::resolve({&options, &engine.options});
     const SessionPlan plan =
         tiercel::Session::plan(*engine.model, settings.session, n_prompt, settings.n_predict);

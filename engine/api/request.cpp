@@ -63,6 +63,11 @@ void SharedRequest::finish_result(const RequestReport& report) {
   error_ = report.error;
   result_.tokens = std::move(tokens_);
   result_.text = std::move(text_);
+  for (const auto& [logprob, top] : report.logprobs) {
+    v0::TokenLogprobs& its = result_.logprobs.emplace_back();
+    its.logprob = logprob;
+    for (const auto& [token, its_logprob] : top) its.top.push_back({token, its_logprob});
+  }
   if (stats_.state == v0::RequestState::kCancelled) {
     result_.reason = v0::FinishReason::kStopped;
   } else if (ended_by_token_) {

@@ -72,11 +72,17 @@ namespace v0 {
 bool Session::save(const std::string& path, const ProgressCallback& progress) {
   const detail::Call call(state_);
   detail::SessionState& s = call.with_prompt();
+  if (path.find('\0') != std::string::npos) {
+    detail::refuse(ErrorKind::kUsage, "save: expected the name of a file, found a zero in it");
+  }
   detail::decode(s, [&] { detail::flush(s); });  // a file has no token that is on its way
   const detail::Turn turn(*s.engine);
   return detail::translated([&] {
-    return detail::stoppable(static_cast<int64_t>(s.sequence.size()), false, progress,
-                             [&](const auto& report) { s.inner->save(path, s.sequence, report); });
+    const auto save = [&](const auto& report) {
+      s.inner->save(path, s.sequence,
+                    [&](const tiercel::Progress& p) { return report(p) && !s.abandoned; });
+    };
+    return detail::stoppable(static_cast<int64_t>(s.sequence.size()), false, progress, save);
   });
 }
 

@@ -182,6 +182,7 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
   const Call call(state_);
   SessionState& s = call.with_prompt();
   detail::check_tokens(*s.engine, tokens);
+  if (tokens.empty()) return true;
   detail::check_room(s, tokens.size());
   const auto n = static_cast<int64_t>(tokens.size());
   std::exception_ptr thrown;  // by the callback: what is in stays in
@@ -189,12 +190,14 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
     detail::flush(s);
     const int64_t before = s.inner->n_tokens();
     const bool finished = s.inner->append(tokens, [&](const tiercel::Progress& p) {
+      if (s.abandoned) return false;
       if (!progress) return true;
       try {
-        return progress({.total = before + n,
-                         .cached = before,
-                         .processed = before + p.tokens_done,
-                         .elapsed = p.seconds});
+        const bool go_on = progress({.total = before + n,
+                                     .cached = before,
+                                     .processed = before + p.tokens_done,
+                                     .elapsed = p.seconds});
+        return go_on && !s.abandoned;
       } catch (...) {
         thrown = std::current_exception();
         return false;
@@ -233,6 +236,20 @@ std::span<const float> Session::logits() {
   });
 }
 
+void Session::copy_logits(std::span<float> out) {
+  const Call call(state_);
+  SessionState& s = call.with_prompt();
+  detail::decode(s, [&] {
+    detail::flush(s);
+    const std::span<const float> logits = s.inner->logits();
+    if (out.size() != logits.size()) {
+      detail::refuse(ErrorKind::kUsage, "copy_logits: expected room for {} logits, found {}", logits.size(),
+                     out.size());
+    }
+    std::copy(logits.begin(), logits.end(), out.begin());
+  });
+}
+
 std::vector<double> Session::score(std::span<const int32_t> tokens,
                                    const ProgressCallback& progress) {
   const Call call(state_);
@@ -246,6 +263,7 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
     return result;
   }
   detail::check_tokens(*s.engine, tokens);
+  if (tokens.empty()) return {};
   detail::check_room(s, tokens.size());
   s.decoder->finish();
   const auto start = std::chrono::steady_clock::now();
@@ -265,6 +283,7 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
                                .elapsed = detail::seconds_since(start)})) {
       break;
     }
+    if (s.abandoned) break;
   }
   return result;
 }

@@ -42,6 +42,7 @@ OptionTable::OptionTable(Settings& s) {
   flag("--no-bos", s.no_bos, "Do not put the begin-of-text token in front");
   flag("--special", s.special, "Read <|special|> tokens in texts as such");
   add_sampling_options(*this, s.sampling);
+  add_logprobs_option(*this, s.n_logprobs);
 }
 
 const OptionTable::Row& OptionTable::find(const std::string& name) const {
@@ -109,6 +110,7 @@ void require_session_options(const v0::Options& options) {
     if (scope == OptionScope::kBatch) {
       refuse_option(name, "that of a batch; a session is one sequence");
     }
+    if (name == "logprobs") refuse_option(name, "that of a batch's requests; a session has logits()");
   });
 }
 
@@ -126,7 +128,7 @@ void require_request_options(const v0::Options& options) {
     if (scope != OptionScope::kRequest) {
       refuse_option(name,
                     "decided for all requests when the batch is opened; a request takes sampling "
-                    "options, n-predict, ignore-eos, no-bos and special");
+                    "options, n-predict, logprobs, ignore-eos, no-bos and special");
     }
   });
 }

@@ -21,7 +21,7 @@ struct Settings {
   int64_t device = 0, n_threads = 0;
   SessionOptions session;
   SamplingRequest sampling;
-  int64_t n_predict = 512;
+  int64_t n_predict = 512, n_logprobs = -1;
   bool ignore_eos = false, no_bos = false, special = false;
   int64_t parallel = 8, max_prompt = 0;  // of a batch
   double max_gap = 0.1;                  // seconds

@@ -43,7 +43,7 @@ from ._abi import (
 )
 from ._batch import Batch, Prefix, Request
 from ._engine import Engine, Session
-from ._types import Generation, Piece
+from ._types import Generation, Piece, TokenLogprobs
 
 __all__ = [
     "Batch",
@@ -59,6 +59,7 @@ __all__ = [
     "Request",
     "Session",
     "StateError",
+    "TokenLogprobs",
     "UsageError",
     "commit",
     "options",

@@ -143,6 +143,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     ),
     "tiercel_session_step": (c_int32, [_H, c_int32, _E]),
     "tiercel_session_logits": (c_int32, [_H, POINTER(POINTER(c_float)), POINTER(c_size_t), _E]),
+    "tiercel_session_copy_logits": (c_int32, [_H, POINTER(c_float), c_size_t, _E]),
     "tiercel_session_score": (
         c_int32,
         [_H, _TOKENS, c_size_t, POINTER(c_double), PROGRESS_CALLBACK, c_void_p, _E],
@@ -201,6 +202,14 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "tiercel_request_wait_for": (c_int32, [_H, c_double, POINTER(c_int), _E]),
     "tiercel_request_tokens": (c_int32, [_H, POINTER(_TOKENS), POINTER(c_size_t), _E]),
     "tiercel_request_text": (c_int32, [_H, POINTER(c_void_p), POINTER(c_size_t), _E]),
+    "tiercel_request_logprobs": (
+        c_int32,
+        [_H, POINTER(POINTER(c_double)), POINTER(c_size_t), _E],
+    ),
+    "tiercel_request_top_logprobs": (
+        c_int32,
+        [_H, c_size_t, POINTER(_TOKENS), POINTER(POINTER(c_double)), POINTER(c_size_t), _E],
+    ),
     "tiercel_request_number": (c_int32, [_H, c_char_p, POINTER(c_double), _E]),
     "tiercel_request_numbers": (c_int32, [_H, POINTER(c_double), c_size_t, _E]),
     "tiercel_request_number_name": (c_char_p, [c_size_t]),
@@ -281,12 +290,12 @@ def take_text(pointer: c_void_p, length: Optional[int] = None) -> str:
         library.tiercel_free(pointer)
 
 
-def take_tokens(tokens: Any, n: int) -> List[int]:
-    """The tokens at a pointer that is ours, which is freed."""
+def take_array(values: Any, n: int) -> List[Any]:
+    """The tokens, or numbers, at a pointer that is ours, which is freed."""
     try:
-        return tokens[:n]
+        return values[:n]
     finally:
-        library.tiercel_free(ctypes.cast(tokens, c_void_p))
+        library.tiercel_free(ctypes.cast(values, c_void_p))
 
 
 def listed(name_of: Any) -> Iterator[bytes]:

@@ -14,7 +14,17 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 from . import _abi
 from ._abi import OptionHandle, StateError, call, encoded, library
 from ._guard import BlockingCall, Guard
-from ._types import REASONS, Generation, Piece, PieceCallback, c_count, c_tokens, numbers
+from ._types import (
+    REASONS,
+    Generation,
+    Piece,
+    PieceCallback,
+    TokenLogprobs,
+    c_count,
+    c_tokens,
+    goes_on,
+    numbers,
+)
 
 _STATES = ("queued", "prefilling", "decoding", "finished", "failed", "cancelled")
 
@@ -26,7 +36,9 @@ class _Listener(Guard):
 
 
 # One function for all requests, never freed: the library's thread may be in it when a request goes.
-_listeners: Dict[int, _Listener] = {}
+# Weakly, as what a callback holds, or has raised, may hold its request and batch: that is a cycle that
+# Python can see, and no root.
+_listeners: "weakref.WeakValueDictionary[int, _Listener]" = weakref.WeakValueDictionary()
 _names = itertools.count(1)
 
 
@@ -36,7 +48,7 @@ def _hear(name: Any, token: int, text: Any, length: int) -> int:
     if listener is None:
         return 0
     data = ctypes.string_at(text, length) if length else b""
-    return listener.run(lambda: bool(listener.callback(Piece(token, data.decode("utf-8")))))
+    return listener.run(lambda: goes_on(listener.callback(Piece(token, data.decode("utf-8")))))
 
 
 _NOBODY = _abi.PIECE_CALLBACK()  # NULL
@@ -56,7 +68,6 @@ class Request:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library.tiercel_request_free(self._handle)
-        _listeners.pop(self._name, None)
 
     def __reduce_ex__(self, _: Any) -> Any:
         raise TypeError("a request cannot be copied: there is one of it")
@@ -76,10 +87,23 @@ class Request:
         call("tiercel_request_wait", self._handle, byref(finish))
         tokens, n = POINTER(c_int32)(), c_size_t()
         call("tiercel_request_tokens", self._handle, byref(tokens), byref(n))
-        ids = _abi.take_tokens(tokens, n.value)
+        ids = _abi.take_array(tokens, n.value)
         text, length = c_void_p(), c_size_t()
         call("tiercel_request_text", self._handle, byref(text), byref(length))
-        return Generation(ids, _abi.take_text(text, length.value), REASONS[finish.value])
+        return Generation(ids, _abi.take_text(text, length.value), REASONS[finish.value],
+                          self._logprobs())
+
+    def _logprobs(self) -> Sequence[TokenLogprobs]:
+        own, n = POINTER(c_double)(), c_size_t()
+        call("tiercel_request_logprobs", self._handle, byref(own), byref(n))
+        found = []
+        for index, logprob in enumerate(_abi.take_array(own, n.value)):
+            tokens, logprobs, n_top = POINTER(c_int32)(), POINTER(c_double)(), c_size_t()
+            call("tiercel_request_top_logprobs", self._handle, index, byref(tokens),
+                 byref(logprobs), byref(n_top))
+            top = zip(_abi.take_array(tokens, n_top.value), _abi.take_array(logprobs, n_top.value))
+            found.append(TokenLogprobs(logprob, list(top)))
+        return tuple(found)
 
     # In pieces, so that Ctrl-C gets its turn.
     def _wait_for(self, seconds: float) -> bool:

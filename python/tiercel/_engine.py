@@ -23,6 +23,7 @@ from ._types import (
     ProgressCallback,
     c_count,
     c_tokens,
+    goes_on,
     numbers,
     reporter,
 )
@@ -70,6 +71,9 @@ class _EngineHandle(c_void_p):
             _kept.append(self.log)
         library.tiercel_engine_close(self)
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("an engine cannot be copied: there is one of it")
+
 
 class Engine:
     """A model in memory, its tokenizer, and what computes.
@@ -85,6 +89,9 @@ class Engine:
         with OptionHandle(options) as handle:
             call("tiercel_engine_open", encoded_path(directory), handle, byref(opened))
         self._engine = opened
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("an engine cannot be copied: there is one of it")
 
     def __enter__(self) -> "Engine":
         return self
@@ -109,6 +116,8 @@ class Engine:
         engine.set_log(logging.getLogger("tiercel").log) is one use. None: silence, as behind close.
         Raises BusyError in a log callback.
         """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"set_log: expected a function or None, found {callback!r}")
         engine = self._handle
         hear = engine.log.hear if callback is not None else _SILENCE
         first = 0 if level <= logging.INFO else 1 if level <= logging.WARNING else 2
@@ -152,7 +161,7 @@ class Engine:
         tokens, n = POINTER(c_int32)(), c_size_t()
         with OptionHandle(options) as handle:
             call("tiercel_tokenize", self._handle, data, len(data), handle, byref(tokens), byref(n))
-        return _abi.take_tokens(tokens, n.value)
+        return _abi.take_array(tokens, n.value)
 
     def tokenize_chat(self, messages: Sequence[Dict[str, str]], date: str = "") -> List[int]:
         """[{"role": "user", "content": ..}, ..] by the model's chat template, an answer due."""
@@ -164,14 +173,14 @@ class Engine:
         tokens, count = POINTER(c_int32)(), c_size_t()
         call("tiercel_tokenize_chat", self._handle, roles, contents, n, encoded(date),
              byref(tokens), byref(count))
-        return _abi.take_tokens(tokens, count.value)
+        return _abi.take_array(tokens, count.value)
 
     def tokenize_next_turn(self, sequence: Sequence[int], user: str) -> List[int]:
         """What to append behind an answer for the user's next message."""
         tokens, count = POINTER(c_int32)(), c_size_t()
         call("tiercel_tokenize_next_turn", self._handle, c_tokens(sequence), len(sequence),
              encoded(user), byref(tokens), byref(count))
-        return _abi.take_tokens(tokens, count.value)
+        return _abi.take_array(tokens, count.value)
 
     def detokenize(self, tokens: Sequence[int], skip_special: bool = False) -> str:
         text, length = c_void_p(), c_size_t()
@@ -207,7 +216,7 @@ class Engine:
         """Generation stops at any of them."""
         tokens, n = POINTER(c_int32)(), c_size_t()
         call("tiercel_engine_end_tokens", self._handle, byref(tokens), byref(n))
-        return _abi.take_tokens(tokens, n.value)
+        return _abi.take_array(tokens, n.value)
 
 
 class _SessionHandle(c_void_p):
@@ -219,6 +228,9 @@ class _SessionHandle(c_void_p):
 
     __del__: Any = property(partial(partial, library.tiercel_session_close))
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a session cannot be copied so: fork() it, or save() it for another process")
+
 
 class Session:
     """One sequence: begins empty, takes a prompt once (prefill or score), grows behind it.
@@ -229,6 +241,9 @@ class Session:
     def __init__(self) -> None:
         self._session = _SessionHandle()
         self.finish_reason: Optional[str] = None  # of the last stream or generate
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a session cannot be copied so: fork() it, or save() it for another process")
 
     def __enter__(self) -> "Session":
         return self
@@ -276,7 +291,7 @@ class Session:
             def run() -> bool:
                 data = ctypes.string_at(text, length) if length else b""
                 pieces.append(Piece(token, data.decode("utf-8")))
-                return callback is None or bool(callback(pieces[-1]))
+                return callback is None or goes_on(callback(pieces[-1]))
 
             return guard.run(run)
 
@@ -293,7 +308,7 @@ class Session:
 
         Ctrl-C while a token is computed: `tokens` has it, the stream ends without it.
         """
-        for _ in range(n):
+        for _ in range(c_count("n", n)):
             result = self.generate(1)
             if result.tokens:
                 yield Piece(result.tokens[0], result.text)
@@ -333,9 +348,12 @@ class Session:
 
     def logits(self) -> "array[float]":
         """fp32, one per token of the vocabulary, behind the last token."""
-        pointer, n = POINTER(c_float)(), c_size_t()
-        call("tiercel_session_logits", self._handle, byref(pointer), byref(n))
-        return array("f", ctypes.string_at(pointer, 4 * n.value))
+        handle, pointer, n = self._handle, POINTER(c_float)(), c_size_t()
+        call("tiercel_session_logits", handle, byref(pointer), byref(n))
+        # Another thread may have gone on by now: a copy made within a call is whole.
+        found = (c_float * n.value)()
+        call("tiercel_session_copy_logits", handle, found, n.value)
+        return array("f", bytes(found))
 
     def score(
         self, tokens: Sequence[int], progress: Optional[ProgressCallback] = None
@@ -350,7 +368,9 @@ class Session:
         handle, before, after = self._handle, c_size_t(), c_size_t()
         call("tiercel_session_n_tokens", handle, byref(before))
         with guard:
-            call("tiercel_session_score", handle, ids, len(ids), logprobs, report, None)
+            status = call("tiercel_session_score", handle, ids, len(ids), logprobs, report, None)
+        if status == _abi.OK:
+            return list(logprobs)
         call("tiercel_session_n_tokens", handle, byref(after))
         return logprobs[: after.value - before.value]
 
@@ -383,7 +403,7 @@ class Session:
     def tokens(self) -> List[int]:
         tokens, n = POINTER(c_int32)(), c_size_t()
         call("tiercel_session_tokens", self._handle, byref(tokens), byref(n))
-        return _abi.take_tokens(tokens, n.value)
+        return _abi.take_array(tokens, n.value)
 
     @property
     def n_tokens(self) -> int:

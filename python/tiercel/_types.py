@@ -9,7 +9,8 @@ from . import _abi
 from ._abi import Progress, UsageError, call
 from ._guard import BlockingCall
 
-ProgressCallback = Callable[[Progress], bool]
+# What they return: False stops; None, as of a function without return, does not.
+ProgressCallback = Callable[[Progress], Optional[bool]]
 
 
 class Piece(NamedTuple):
@@ -19,16 +20,29 @@ class Piece(NamedTuple):
     text: str
 
 
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms, of the model's own distribution: before penalties, biases, temperature."""
+
+    logprob: float  # of the token that was picked
+    top: List[Tuple[int, float]]  # of the most likely ones, most likely first
+
+
 class Generation(NamedTuple):
     """reason: "length", "end of text", "stopped" (by callback or cancel) or "context full"."""
 
     tokens: List[int]
     text: str
     reason: str
+    logprobs: Sequence[TokenLogprobs] = ()  # of a request with option logprobs: one for each token
 
 
-PieceCallback = Callable[[Piece], bool]
+PieceCallback = Callable[[Piece], Optional[bool]]
 REASONS = ("length", "end of text", "stopped", "context full")
+
+
+def goes_on(answer: Optional[bool]) -> bool:
+    """Of a callback."""
+    return answer is None or bool(answer)
 
 
 def c_count(name: str, value: int) -> int:
@@ -54,7 +68,7 @@ def reporter(progress: Optional[ProgressCallback]) -> Tuple[BlockingCall, Any]:
     @_abi.PROGRESS_CALLBACK
     def report(_: Any, p: Any) -> int:
         seen = Progress(p[0].total, p[0].cached, p[0].processed, p[0].elapsed)
-        return guard.run(lambda: progress is None or bool(progress(seen)))
+        return guard.run(lambda: progress is None or goes_on(progress(seen)))
 
     return guard, report
 

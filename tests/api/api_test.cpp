@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <memory>
 #include <set>
 #include <sstream>
 
@@ -262,6 +263,46 @@ TEST(Api, ASessionMayEndInItsOwnCallback) {
     return true;
   }));
   EXPECT_TRUE(session->prefill(prompt_text(20)));  // the one that took its place
+}
+
+// Also of one that takes long: it is asked between its pieces of work.
+TEST(Api, AnAppendOrAScoreEndsWithItsSession) {
+  const Engine engine = open_demo();
+  const std::vector<int32_t> more = engine.tokenize(prompt_text(60), {{"no-bos", "true"}});
+  for (const bool scores : {false, true}) {
+    auto session = std::make_unique<Session>(engine.open_session({{"ctx-size", "4000"}}));
+    session->prefill("Once upon a time");
+    int n_calls = 0;
+    const auto end_it = [&](const Progress&) {
+      ++n_calls;
+      session.reset();
+      return true;
+    };
+    Session& it = *session;
+    if (scores) {
+      EXPECT_LT(it.score(more, end_it).size(), 3u);
+    } else {
+      EXPECT_FALSE(it.append(more, end_it));
+    }
+    EXPECT_EQ(n_calls, 1);
+  }
+}
+
+TEST(Api, AppendingNothingChangesNothing) {
+  const Engine engine = open_demo();
+  const auto text_of = [&](bool appends) {
+    Session session = engine.open_session({{"temp", "50"}, {"seed", "5"}, {"ignore-eos", "true"}});
+    session.prefill("Once upon a time");
+    std::string text;
+    for (int i = 0; i < 60; ++i) {
+      text += session.generate(1).text;
+      if (!appends) continue;
+      EXPECT_TRUE(session.append(std::span<const int32_t>()));
+      EXPECT_TRUE(session.score({}).empty());
+    }
+    return text;
+  };
+  EXPECT_EQ(text_of(true), text_of(false));
 }
 
 TEST(Api, LogitsScoresAndStepsAgree) {

@@ -1,6 +1,9 @@
 // What a batch and its requests can be asked for, and what is refused by name.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "tests/api/model.h"
 
 namespace tiercel::test {
@@ -83,6 +86,48 @@ TEST(ApiBatch, OptionsOfARequestBeatThoseOfTheBatchAndOfTheEngine) {
             static_cast<int64_t>(engine.tokenize("Once", {{"no-bos", "true"}}).size()));
   EXPECT_EQ(batch.memory().context, 43);
   EXPECT_NE(batch.memory().composition, "");
+}
+
+// Of the model, whatever was made of them before a token was picked.
+TEST(ApiBatch, LogProbabilitiesAreThoseOfTheLogits) {
+  const Engine engine = open_demo();
+  const std::vector<int32_t> prompt = engine.tokenize(prompt_text(6));
+  Batch batch = engine.open_batch({{"max-prompt", "400"}, {"n-predict", "6"}, {"ignore-eos", "true"}});
+  const Request request = batch.submit(prompt, -1, {{"logprobs", "3"},
+                                                    {"temp", "1.5"},
+                                                    {"seed", "4"},
+                                                    {"presence-penalty", "2"},
+                                                    {"logit-bias", "11-inf,700+2.5"}});
+  const Generation generation = request.wait();
+  ASSERT_EQ(generation.tokens.size(), 6u);
+  ASSERT_EQ(generation.logprobs.size(), 6u);
+  Session session = engine.open_session();
+  session.prefill(prompt);
+  for (size_t i = 0; i < 6; ++i) {
+    const auto [logprob, top] = generation.logprobs[i];
+    const std::span<const float> logits = session.logits();
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+    const auto expected = [&](int32_t token) {
+      return static_cast<double>(logits[static_cast<size_t>(token)]) - std::log(sum);
+    };
+    EXPECT_NEAR(logprob, expected(generation.tokens[i]), 1e-9);
+    ASSERT_EQ(top.size(), 3u);
+    EXPECT_EQ(top[0].token, std::max_element(logits.begin(), logits.end()) - logits.begin());
+    for (size_t j = 0; j < 3; ++j) {
+      EXPECT_NEAR(top[j].logprob, expected(top[j].token), 1e-9);
+      const auto likelier = std::count_if(logits.begin(), logits.end(), [&](float logit) {
+        return logit > logits[static_cast<size_t>(top[j].token)];
+      });
+      EXPECT_EQ(likelier, static_cast<std::ptrdiff_t>(j));
+    }
+    session.step(generation.tokens[i]);
+  }
+  EXPECT_TRUE(batch.submit(prompt, 2).wait().logprobs.empty());
+  EXPECT_TRUE(batch.submit(prompt, 2, {{"logprobs", "0"}}).wait().logprobs[1].top.empty());
+  EXPECT_KIND(engine.open_session({{"logprobs", "1"}}), ErrorKind::kUsage);
+  EXPECT_KIND(batch.submit(prompt, 2, {{"logit-bias", "99999+1"}}), ErrorKind::kUsage);
+  EXPECT_KIND(Options().set("logit-bias", "5"), ErrorKind::kUsage);
 }
 
 }  // namespace

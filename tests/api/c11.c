@@ -333,6 +333,7 @@ static void one_batch(tiercel_engine* engine) {
   double value = 0;
   int done = 0;
   char* words = NULL;
+  double* logprobs = NULL;
   EXPECT_ERROR(tiercel_batch_open(engine, options, &batch, &error), TIERCEL_USAGE, "max-prompt");
   EXPECT(tiercel_options_set(options, "max-prompt", "100", &error) == TIERCEL_OK);
   EXPECT(tiercel_options_set(options, "parallel", "3", &error) == TIERCEL_OK);
@@ -366,6 +367,10 @@ static void one_batch(tiercel_engine* engine) {
     EXPECT(m == (i < 3 ? 4 : 2) && memcmp(tokens, same, m * sizeof(*tokens)) == 0);
     tiercel_free(tokens);
     tiercel_free(same);
+    EXPECT(tiercel_request_logprobs(requests[i], &logprobs, &m, &error) == TIERCEL_OK && m == 0);
+    tiercel_free(logprobs);
+    EXPECT_ERROR(tiercel_request_top_logprobs(requests[i], 0, &same, &logprobs, &m, &error),
+                 TIERCEL_USAGE, "index");
     EXPECT(tiercel_request_cancel(requests[i], &error) == TIERCEL_OK);
   }
   for (i = 0; tiercel_batch_number_name(i) != NULL; ++i) {

@@ -1,5 +1,5 @@
 /* The C interface from C11, without linking it: dlopen the library (argv[1]), run a model
- * (argv[2]), unload nothing that still runs. The exit code says how far it came. */
+ * (argv[2]), and close it, three times, as a plugin's host does. The exit code says how far it came. */
 #include <dlfcn.h>
 #include <string.h>
 
@@ -19,7 +19,7 @@ static int count(void* user, int32_t token, const char* text, size_t length) {
   return 1;
 }
 
-int main(int argc, char** argv) {
+static int once(const char* path, const char* model) {
   const char* (*version)(void);
   tiercel_status (*engine_open)(const char*, const tiercel_options*, tiercel_engine**,
                                 tiercel_error**);
@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   tiercel_engine* engine = NULL;
   tiercel_session* session = NULL;
   int n_pieces = 0;
-  void* library = argc == 3 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : NULL;
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == NULL) return 2;
   LOAD(version);
   LOAD(engine_open);
@@ -49,11 +49,19 @@ int main(int argc, char** argv) {
     return 4; /* the inside shows */
   }
   if (strncmp(version(), "0.", 2) != 0) return 5;
-  if (engine_open(argv[2], NULL, &engine, NULL) != TIERCEL_OK) return 6;
+  if (engine_open(model, NULL, &engine, NULL) != TIERCEL_OK) return 6;
   if (session_open(engine, NULL, &session, NULL) != TIERCEL_OK) return 7;
   if (session_prefill(session, "Once upon", 9, NULL, NULL, NULL) != TIERCEL_OK) return 8;
   if (session_generate(session, 4, count, &n_pieces, NULL, NULL) != TIERCEL_OK) return 9;
   session_close(session);
   engine_close(engine);
-  return n_pieces > 0 ? 0 : 10;
+  if (n_pieces == 0) return 10;
+  /* Threads of the library may still be on their way home. */
+  return dlclose(library) == 0 ? 0 : 11;
+}
+
+int main(int argc, char** argv) {
+  int round, code = argc == 3 ? 0 : 1;
+  for (round = 0; code == 0 && round < 3; ++round) code = once(argv[1], argv[2]);
+  return code;
 }

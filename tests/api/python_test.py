@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 import unittest
+import weakref
 
 import tiercel
 from python_binding_test import Binding  # noqa: F401  its cases run here too
@@ -283,7 +285,67 @@ class Module(unittest.TestCase):
         with self.engine.session() as session:
             self.assertRaises(tiercel.UsageError, session.prefill, b"The key")
 
+    def test_a_callback_that_returns_nothing_goes_on(self):
+        heard = []
+        with self.engine.session() as session:
+            self.assertTrue(session.prefill(PROMPT, lambda p: heard.append(p)))
+            self.assertEqual(len(session.generate(5, lambda p: heard.append(p)).tokens), 5)
+            self.assertEqual(len(session.generate(5, lambda p: 0).tokens), 1)
+        with self.engine.batch(max_prompt=500) as batch:
+            said = batch.submit(PROMPT, 4, lambda p: heard.append(p.token), ignore_eos=True).wait()
+            self.assertEqual(heard[-4:], said.tokens)
+
+    def test_batches_that_nobody_has_are_closed(self):
+        def left(callback):
+            batch = self.engine.batch(max_prompt=50)
+            request = batch.submit("a", 2, callback(batch))
+            try:
+                request.wait()
+            except ZeroDivisionError:
+                pass
+            return weakref.ref(batch)
+
+        for callback in (lambda batch: lambda p: 1 / 0, lambda batch: lambda p: batch is not None):
+            batch = left(callback)
+            gc.collect()
+            self.assertIsNone(batch())
+
+    def test_logits_are_whole_whatever_others_do(self):
+        session = self.engine.session()
+        session.prefill(PROMPT)
+        ids = self.engine.tokenize(PROMPT)[:6]
+        known = set()
+        for token in ids:
+            known.add(bytes(session.logits()))
+            session.step(token)
+        known.add(bytes(session.logits()))
+        found, done = [], threading.Event()
+
+        def read():
+            while not done.is_set():
+                try:
+                    found.append(bytes(session.logits()))
+                except (tiercel.BusyError, tiercel.StateError):
+                    pass
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for _ in range(20):
+            try:
+                session.rewind()
+                for token in ids:
+                    session.step(token)
+            except tiercel.BusyError:
+                pass
+        session.close()
+        done.set()
+        reader.join()
+        self.assertLessEqual(set(found) - known, set())
+
     def test_handles_are_not_copied(self):
+        for mine in (self.engine, self.engine.session()):
+            for copies in (copy.copy, copy.deepcopy, pickle.dumps):
+                self.assertRaises(TypeError, copies, mine)
         with self.engine.batch(max_prompt=64, n_predict=8) as batch:
             request = batch.submit("The", 2)
             for owner in (batch, request):
@@ -388,6 +450,16 @@ class Batches(unittest.TestCase):
             self.assertGreater(batch.stats()["device_total"], 0)
             long = batch.submit(PROMPT, temp=0.7, seed=3, ignore_eos=True).wait()
             self.assertEqual(len(long.tokens), 16)
+            told = batch.submit(PROMPT, 8, logprobs=2).wait()
+            self.assertEqual(told[:3], self.alone[:3])
+            session = self.engine.session(budget=128)
+            session.prefill(PROMPT)
+            for one, scored in zip(told.logprobs, session.score(told.tokens)):
+                self.assertAlmostEqual(one.logprob, scored, places=3)
+                self.assertEqual(one.top[0][1], one.logprob)  # greedy
+                self.assertLess(one.top[1][1], one.logprob)
+            self.assertEqual(len(told.logprobs), 8)
+            self.assertEqual(self.alone.logprobs, ())
 
     def test_questions_behind_a_prefix(self):
         end = PROMPT.rindex("What")
@@ -420,7 +492,7 @@ class Batches(unittest.TestCase):
                 return False
 
             first = batch.submit(PROMPT, 8, listen)
-            self.assertEqual(first.wait(), (self.alone.tokens[:1], first.wait().text, "stopped"))
+            self.assertEqual(first.wait()[:3], (self.alone.tokens[:1], first.wait().text, "stopped"))
             self.assertEqual(more[0].wait(), self.alone)
             raising = batch.submit(PROMPT, 8, lambda p: 1 / 0)
             with self.assertRaises(ZeroDivisionError):
@@ -606,7 +678,7 @@ class Signals(unittest.TestCase):
         signal.signal(signal.SIGINT, quiet)
         session = self.prefilled()
         self.send(after=0)
-        self.assertEqual(session.generate(200, lambda p: not seen or None).reason, "stopped")
+        self.assertEqual(session.generate(200, lambda p: not seen).reason, "stopped")
         self.assertEqual(seen, [None])
         self.assertIs(signal.getsignal(signal.SIGINT), quiet)
         # What a callback sets stays.

@@ -2,9 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
@@ -95,6 +98,30 @@ TEST(Threads, ThoseOfTheLibraryTakeNoSignals) {
   EXPECT_EQ(new_ones(), std::set<std::string>{});
   // There are such threads: the batch's at least. What goes wrong in them is not hidden.
   EXPECT_GT(threads_that_take(SIGSEGV).size(), threads_that_take(SIGINT).size());
+}
+
+// What an old callback holds goes when nobody holds the log.
+TEST(Threads, ALogCallbackMayHoldASession) {
+  Engine engine = open_demo();
+  std::atomic<bool> done = false, stop = false;
+  std::thread prefills([&] {
+    while (!stop) engine.open_session().prefill("Once upon a time");  // each logs its plan
+  });
+  std::thread sets([&] {
+    for (int i = 0; i < 50; ++i) {
+      auto held = std::make_shared<Session>(engine.open_session());
+      held->prefill("Once upon a time");
+      engine.set_log([held](LogLevel, std::string_view) {});
+      held.reset();
+      engine.set_log({});
+    }
+    done = true;
+  });
+  for (int i = 0; i < 600 && !done; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  if (!done) std::abort();  // neither of them can be joined
+  stop = true;
+  sets.join();
+  prefills.join();
 }
 
 TEST(Threads, TurnsComeRound) {

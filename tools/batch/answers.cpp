@@ -9,15 +9,18 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/unfinished_files.h"
 #include "engine/json.h"
 #include "tools/batch/openai.h"
 #include "tools/console.h"
 #include "tools/prompt.h"
+#include "tools/report.h"
 #include "tools/signals.h"
 
 namespace tiercel {
@@ -38,6 +41,7 @@ Json to_plain_answer(const BatchRequest& request, const BatchAnswer& answer) {
   json["shared_prompt_tokens"] = r.prefix_tokens;
   json["generated_tokens"] = r.tokens.size();
   json["output_tokens"] = r.tokens;
+  if (request.n_logprobs >= 0) json["logprobs"] = logprobs_json(r.tokens, r.logprobs);
   json["seed"] = request.sampling.temperature > 0 ? Json(request.sampling.seed) : Json(nullptr);
   json["queued_seconds"] = r.queued_seconds;
   json["time_to_first_token_seconds"] =
@@ -50,10 +54,10 @@ Json to_plain_answer(const BatchRequest& request, const BatchAnswer& answer) {
 }  // namespace
 
 std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
-                         const std::string& settings) {
+                         const std::string& settings, const Tokenizer& tokenizer) {
   Json json = {{"line", request.line}};
   if (request.form != RequestForm::kPlain) {
-    json.update(to_openai_answer(request, answer));
+    json.update(to_openai_answer(request, answer, tokenizer));
   } else {
     json.update(to_plain_answer(request, answer));
   }
@@ -105,15 +109,20 @@ void AnswerFile::refuse(const char* doing, int error) const {
 void AnswerFile::read_answers() {
   const std::string text = read_input(path_, "--output");
   const size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-  int64_t number = 0;
+  int64_t number = 0, n_errors = 0;
   for (size_t begin = 0; begin < whole;) {
     const size_t end = text.find('\n', begin);
     const std::string place = fmt::format("{}:{}", path_, ++number);
     const nlohmann::json json = parse_json(std::string_view(text).substr(begin, end - begin), place,
                                            {.max_bytes = size_t{1} << 30});
     const JsonNode root(json, place);
+    const std::string_view line = std::string_view(text).substr(begin, end + 1 - begin);
     begin = end + 1;
-    if (root.find("error")) continue;
+    if (root.find("error")) {
+      ++n_errors;
+      continue;
+    }
+    answers_ += line;
     answered_.push_back({number, root.at("line").integer(1, INT64_MAX),
                          root.at("request_hash").text(), root.at("settings").text()});
   }
@@ -126,6 +135,37 @@ void AnswerFile::read_answers() {
   if (!rest.empty() && ::ftruncate(fd_, static_cast<off_t>(whole)) != 0) {
     refuse("remove a cut line from", errno);
   }
+  has_errors_ = n_errors > 0;
+  if (!has_errors_) answers_.clear();
+}
+
+void AnswerFile::drop_errors() {
+  if (!has_errors_) return;
+  // Behind links, so that renaming replaces the file and not what leads to it.
+  const std::string path = std::filesystem::canonical(path_).string();
+  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  const UnfinishedFile unfinished(temporary);  // before it is there: nobody else has this name
+  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
+  if (fd < 0) refuse("replace", errno);
+  take_permissions(fd, path);
+  int error = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK ? 0 : errno;
+  for (std::string_view left = answers_; error == 0 && !left.empty();) {
+    const ssize_t n = ::write(fd, left.data(), left.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) error = errno;
+    left.remove_prefix(static_cast<size_t>(std::max<ssize_t>(n, 0)));
+  }
+  if (error == 0 && ::fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) error = errno;
+  if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) error = errno;
+  if (error != 0) {
+    ::close(fd);
+    ::unlink(temporary.c_str());
+    refuse("replace", error);
+  }
+  ::close(fd_);
+  fd_ = fd;
+  has_errors_ = false;
+  answers_.clear();
 }
 
 std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> requests) const {
@@ -136,9 +176,8 @@ std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> reque
     if (found == by_line.end()) return false;
     if (found->second->request_hash != hash_text(request)) {
       fail(ErrorKind::kUsage,
-           "{}:{}: expected an answer to line {} of the requests, found one to another prompt; "
-           "these "
-           "are not the answers to go on with",
+           "{}:{}: expected an answer to line {} of the requests, found one to another prompt, or to "
+           "other options (-n, --temp and so on); these are not the answers to go on with",
            path_, found->second->line_here, request.line);
     }
     by_line.erase(found);

@@ -21,7 +21,7 @@ struct BatchAnswer {
 
 // One line, with its line break. settings: of the job, as far as an answer depends on them.
 std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
-                         const std::string& settings);
+                         const std::string& settings, const Tokenizer& tokenizer);
 
 class AnswerFile {
  public:
@@ -38,6 +38,9 @@ class AnswerFile {
   std::vector<BatchRequest> unanswered(std::vector<BatchRequest> requests) const;
   // Throws Error(kUsage) where what is there was answered with others.
   void check_settings(const std::string& settings) const;
+  // What is left then: the errors that were written instead of answers to those of unanswered() go, so
+  // that no line has two. Throws Error(kRuntime); the file is then as it was.
+  void drop_errors();
   // A whole line or, where there is no room on the disk, nothing of it: then Error(kRuntime).
   // Throws ReaderGone where stdout is closed.
   void add(std::string_view line);
@@ -56,7 +59,9 @@ class AnswerFile {
   std::string path_;
   int fd_ = -1;
   bool regular_ = false;
+  bool has_errors_ = false;
   std::vector<Answered> answered_;
+  std::string answers_;  // the lines that are no errors, where there are errors too
 };
 
 }  // namespace tiercel

@@ -6,6 +6,7 @@
 #include <ctime>
 
 #include "engine/base/check.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel {
 namespace {
@@ -38,8 +39,6 @@ constexpr Member kMembers[] = {
     {"best_of", "1"},
     {"echo", "false"},
     {"suffix", "\"\""},
-    {"logprobs", "false"},
-    {"top_logprobs", "0"},
     {"response_format", R"({"type": "text"})"},
     {"modalities", R"(["text"])"},
     {"tools", "[]"},
@@ -85,7 +84,8 @@ JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request) {
   return body;
 }
 
-std::string plain_name(const std::string& member) {
+std::string plain_name(const std::string& member, RequestForm form) {
+  if (member == "top_logprobs" && form == RequestForm::kChatCompletion) return "logprobs";
   if (member == "max_completion_tokens") return "max_tokens";
   if (member == "repetition_penalty") return "repeat_penalty";
   return member;
@@ -102,8 +102,61 @@ bool accept_openai_member(const std::string& name, const JsonNode& value) {
   return true;
 }
 
-nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer) {
-  using Json = nlohmann::ordered_json;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// A token by itself; bytes that are no text are spelled out.
+std::string spelling(const Tokenizer& tokenizer, int32_t token) {
+  const std::string_view bytes = tokenizer.token_bytes(token);
+  if (valid_utf8_prefix(bytes) == bytes.size()) return std::string(bytes);
+  std::string text = "bytes:";
+  for (const char byte : bytes) text += fmt::format("\\x{:02x}", static_cast<uint8_t>(byte));
+  return text;
+}
+
+Json chat_logprob(const Tokenizer& tokenizer, int32_t token, double logprob) {
+  Json bytes = Json::array();
+  for (const char byte : tokenizer.token_bytes(token)) bytes.push_back(static_cast<uint8_t>(byte));
+  return {{"token", spelling(tokenizer, token)}, {"logprob", logprob}, {"bytes", bytes}};
+}
+
+Json chat_logprobs(const RequestReport& report, const Tokenizer& tokenizer) {
+  Json content = Json::array();
+  for (size_t i = 0; i < report.logprobs.size(); ++i) {
+    Json one = chat_logprob(tokenizer, report.tokens[i], report.logprobs[i].logprob);
+    one["top_logprobs"] = Json::array();
+    for (const auto& [token, logprob] : report.logprobs[i].top) {
+      one["top_logprobs"].push_back(chat_logprob(tokenizer, token, logprob));
+    }
+    content.push_back(one);
+  }
+  return {{"content", content}, {"refusal", nullptr}};
+}
+
+Json completion_logprobs(const RequestReport& report, const Tokenizer& tokenizer) {
+  Json json = {{"tokens", Json::array()},
+               {"token_logprobs", Json::array()},
+               {"top_logprobs", Json::array()},
+               {"text_offset", Json::array()}};
+  StreamDecoder decoder(tokenizer, /*skip_special=*/true);
+  int64_t offset = 0;  // characters of the text before the token
+  for (size_t i = 0; i < report.logprobs.size(); ++i) {
+    Json top = Json::object();
+    for (const auto& [token, logprob] : report.logprobs[i].top) top[spelling(tokenizer, token)] = logprob;
+    json["tokens"].push_back(spelling(tokenizer, report.tokens[i]));
+    json["token_logprobs"].push_back(report.logprobs[i].logprob);
+    json["top_logprobs"].push_back(top);
+    json["text_offset"].push_back(offset);
+    const std::string text = decoder.push(report.tokens[i]);
+    offset += std::ranges::count_if(text, [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
+  }
+  return json;
+}
+
+}  // namespace
+
+Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer) {
   const RequestReport& r = answer.report;
   const std::string id = fmt::format("{:016x}-{}", request.hash, request.line);
   Json json = {{"id", "batch_req_" + id}, {"custom_id", Json::parse(request.id)}};
@@ -121,7 +174,9 @@ nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const Batch
   } else {
     choice["text"] = answer.text;
   }
-  choice["logprobs"] = nullptr;
+  choice["logprobs"] = request.n_logprobs < 0 ? Json(nullptr)
+                       : is_chat              ? chat_logprobs(r, tokenizer)
+                                              : completion_logprobs(r, tokenizer);
   choice["finish_reason"] = answer.finish_reason;
   const int64_t n_generated = std::ssize(r.tokens);
   json["response"] = {

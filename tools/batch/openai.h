@@ -25,13 +25,14 @@ bool is_openai_request(const nlohmann::json& line);
 JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request);
 
 // The name that a line has for a member of a body: both say the same.
-std::string plain_name(const std::string& member);
+std::string plain_name(const std::string& member, RequestForm form);
 
 // A member of a body that changes no answer here, or that may have only one value. False: neither.
 // Throws Error(kUsage) for another value, as what it asks for would not be done.
 bool accept_openai_member(const std::string& name, const JsonNode& value);
 
 // The members of an answer that its readers look for.
-nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer);
+nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer,
+                                        const Tokenizer& tokenizer);
 
 }  // namespace tiercel

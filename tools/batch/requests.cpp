@@ -31,6 +31,7 @@ class Members : public OptionSink {
     tokens("-n,--n-predict,--max-tokens,--max-new-tokens", request.n_new, 1, INT32_MAX, "");
     flag("--ignore-eos", request.ignore_eos, "");
     add_sampling_options(*this, sampling);
+    add_logprobs_option(*this, request.n_logprobs);
   }
 
   void section(const char*) {}
@@ -169,6 +170,7 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed) {
   if (s.presence_penalty != 0 || s.frequency_penalty != 0) {
     text += fmt::format(" penalties {} {}", s.presence_penalty, s.frequency_penalty);
   }
+  if (request.n_logprobs >= 0) text += fmt::format(" logprobs {}", request.n_logprobs);
   for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
   for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
   const uint64_t of_prompt =
@@ -224,6 +226,7 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   request.n_new = defaults_.n_new;
   request.ignore_eos = defaults_.ignore_eos;
   request.stops = defaults_.stops;
+  request.n_logprobs = defaults_.n_logprobs;
   SamplingRequest sampling = defaults_.sampling;
   if (sampling.seed >= 0) {
     const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(number - 1);
@@ -232,6 +235,7 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   const bool is_openai = is_openai_request(json);
   const JsonNode asked = is_openai ? read_openai_envelope(root, request) : root;
   Members members(request, sampling);
+  std::optional<bool> wants_logprobs;  // of a chat completion, which says apart how many
   for (const auto& [key, value] : asked.raw().items()) {
     if (key == "prompt" || key == "messages" || value.is_null()) continue;
     const JsonNode node = asked.at(key.c_str());
@@ -240,13 +244,24 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
       request.id = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     } else if (key == "stop") {
       request.stops = stops_of(node);
-    } else if (!members.set(is_openai ? plain_name(key) : key, key, node) &&
+    } else if (request.form == RequestForm::kChatCompletion && key == "logprobs") {
+      wants_logprobs = node.boolean();
+    } else if (!members.set(is_openai ? plain_name(key, request.form) : key, key, node) &&
                !(is_openai && accept_openai_member(key, node))) {
       std::vector<std::string> known = members.names();
       for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
       fail(ErrorKind::kUsage, "{}: {}expected prompt or messages, {}options of sampling, found \"{}\"{}",
            place, is_openai ? "body: " : "", is_openai ? "" : "id, ", printable(key, 40),
            did_you_mean(key, known));
+    }
+  }
+  if (wants_logprobs) {
+    if (*wants_logprobs) {
+      request.n_logprobs = std::max<int64_t>(request.n_logprobs, 0);
+    } else if (const auto top = asked.find("top_logprobs"); top && request.n_logprobs > 0) {
+      asked.at("logprobs").unexpected("true", "as there is \"top_logprobs\"");
+    } else {
+      request.n_logprobs = -1;
     }
   }
   const bool has_prompt = asked.has("prompt"), has_messages = asked.has("messages");

@@ -7,7 +7,7 @@
 // at, or several), and what the flags of the same names mean, for this request alone: "max_tokens",
 // "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n",
 // "presence_penalty", "frequency_penalty", "logit_bias" (an object: {"15043": 1, "13": -100}),
-// "ignore_eos".
+// "logprobs" and "ignore_eos".
 // A line may also be in OpenAI's batch format (tools/batch/openai.h).
 #pragma once
 
@@ -40,6 +40,7 @@ struct BatchRequest {
   bool ignore_eos = false;
   std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
+  int64_t n_logprobs = -1;  // as Request has it
   uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
   std::string refused;  // why it is not answered; empty: it is
 
@@ -53,6 +54,7 @@ struct BatchRequestDefaults {
   bool ignore_eos = false;
   std::vector<std::string> stops;
   SamplingRequest sampling;          // line n draws with seed + n - 1
+  int64_t n_logprobs = -1;
   bool bos = true, special = false;  // of prompts that are text
   bool chat = false;                 // a prompt that is text is a user's message
   std::string prefix;                // text in front of every prompt, or of the first user's message

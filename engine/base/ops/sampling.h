@@ -9,7 +9,7 @@ namespace tiercel {
 // it. sample's serves argmax too.
 constexpr int64_t argmax_workspace_bytes() { return 256; }
 // Tokens whose logits one call adjusts, at most.
-inline constexpr int64_t kMaxLogitAdjustments = 4096;
+inline constexpr int64_t kMaxLogitAdjustments = 1024;
 // Two keys and weights per token, and logits as they were. For one vocabulary: its size decides what
 // lies where.
 constexpr int64_t sample_workspace_bytes(int64_t vocab) {
