@@ -72,7 +72,7 @@ Isa parse_isa(std::string_view name) {
     if (name == name_of(isa)) return isa;
   }
   fail(ErrorKind::kUsage,
-       "unknown instruction set '{}'; known: portable, avx2, avx512, avx512vnni, avx512bf16, amx",
+       "TIERCEL_CPU_ISA: unknown instruction set '{}'; known: portable, avx2, avx512, avx512vnni, avx512bf16, amx",
        name);
 }
 

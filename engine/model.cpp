@@ -60,7 +60,11 @@ SessionPlan Session::plan(const Model& model, const SessionOptions& options,
   request.n_prompt = saved.n_tokens();
   request.n_new = n_new;
   request.restored = true;
-  const SessionPlan plan = make_plan(request);
+  SessionPlan plan = make_plan(request);
+  for (std::string& note : saved.notes_on(options)) {
+    if (options.strict) fail(ErrorKind::kUsage, "{} (--strict)", note);
+    plan.notes.push_back(std::move(note));
+  }
   saved.check_fits(loaded.config(), loaded.fingerprint(), plan);
   check_limits(request, plan);
   return plan;

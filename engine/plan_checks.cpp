@@ -112,6 +112,23 @@ void drop_selection(SessionOptions& o, std::vector<std::string>& notes) {
   o.audit = 0;
 }
 
+void note_unused(const SessionOptions& asked, const SessionOptions& used, std::vector<std::string>& notes) {
+  if (used.attention == AttentionMode::kDense) return;  // drop_selection
+  const SessionOptions usual;
+  const SelectionOptions &a = asked.selection, &s = used.selection;
+  if (a.coarse_share != usual.selection.coarse_share && s.coarse_chunk == 0) {
+    notes.push_back("--coarse-share: of no use without --coarse-chunk.");
+  }
+  const bool ranks = a.rank != usual.selection.rank || a.rank_codec != usual.selection.rank_codec;
+  if (ranks && s.key_codec != KeyCodec::kLowRank) {
+    notes.push_back(fmt::format("--rank, --rank-codec: of no use, as keys are kept {}; --key-codec lowrank has them.",
+                                name_of(s.key_codec)));
+  }
+  if (asked.prefill_budget != usual.prefill_budget && used.prefill == PrefillMode::kDense) {
+    notes.push_back("--prefill-budget: of no use, as the prompt is prefilled densely; --prefill select has it.");
+  }
+}
+
 // Settings that are fine by themselves, but not together.
 void check_composition(const SelectionOptions& s) {
   const auto refuse_if = [](bool wrong, const char* what) {

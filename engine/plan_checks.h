@@ -12,6 +12,8 @@ namespace tiercel {
 void check_ranges(const SessionOptions& options);
 // Selections of a dense attention are dropped; notes say which of them were asked for.
 void drop_selection(SessionOptions& options, std::vector<std::string>& notes);
+// What changes nothing is said: asked for, and in use.
+void note_unused(const SessionOptions& asked, const SessionOptions& used, std::vector<std::string>& notes);
 void check_composition(const SelectionOptions& selection);
 void check_codecs(const SelectionOptions& selection, const ModelConfig& config);
 void check_host_attention(const PlanRequest& request, const SessionPlan& plan);

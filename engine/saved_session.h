@@ -52,6 +52,8 @@ class SavedSession {
                   const SessionPlan& plan) const;
 
   const SessionFile& file() const { return *file_; }
+  // What of these options comes too late; whole sentences.
+  std::vector<std::string> notes_on(const SessionOptions& here) const;
   // For a store of this layout: without what it has no room for or no use for.
   KvState state_for(const KvLayout& layout, BackendKind backend) const;
 

@@ -165,21 +165,61 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   }
 }
 
+struct Lever {
+  const char* text;
+  void (*pull)(SessionOptions&);
+};
+constexpr Lever kLevers[] = {
+    {"--outliers 48", [](SessionOptions& o) { o.selection.outliers = std::min<int64_t>(o.selection.outliers, 48); }},
+    {"--slots 1", [](SessionOptions& o) { o.selection.slots = 1; }},
+    {"--value-codec int8", [](SessionOptions& o) { o.selection.value_codec = RowCodec::kInt8; }},
+    {"--slots 1 --value-codec int8",
+     [](SessionOptions& o) {
+       o.selection.slots = 1;
+       o.selection.value_codec = RowCodec::kInt8;
+     }},
+    {"--key-codec int4 --value-codec int4 --slots 1",
+     [](SessionOptions& o) {
+       o.selection.slots = 1;
+       o.selection.key_codec = KeyCodec::kInt4;
+       o.selection.value_codec = RowCodec::kInt4;
+     }},
+    {"--attention shadow",
+     [](SessionOptions& o) {
+       o.attention = AttentionMode::kShadow;
+       o.selection = SelectionOptions();
+     }},
+};
+
+// The first of these with which it would fit; empty: none.
+std::string_view lever_that_helps(const PlanRequest& r, bool device, int64_t limit) {
+  if (r.logprobs) return {};  // a prefill's memory, which they leave as it is
+  for (const Lever& lever : kLevers) {
+    const bool is_dense = r.options.attention == AttentionMode::kDense;
+    if (is_dense != (std::string_view(lever.text) == "--attention shadow")) continue;
+    PlanRequest other = r;
+    lever.pull(other.options);
+    try {
+      const MemoryReport memory = make_plan(other).memory;
+      if ((device ? memory.device.total() : memory.host.total()) <= limit) return lever.text;
+    } catch (const Error&) {
+      // A combination that there is not.
+    }
+  }
+  return {};
+}
+
 // What to say when a tier is too small: the flag to raise, and what would need less.
 [[noreturn]] void does_not_fit(const PlanRequest& r, const SessionPlan& plan, const char* tier,
                                const char* flag, int64_t need, int64_t limit) {
   std::string help = fmt::format("raise {}", flag);
-  if (plan.options.attention == AttentionMode::kDense && std::string_view(flag) != "--host-memory") {
-    help += ", or use --attention shadow";
-  } else if (plan.options.attention != AttentionMode::kDense) {
-    if (plan.options.selection.key_codec == KeyCodec::kLowRank) help += ", lower --rank or --slots";
-    if (plan.options.selection.value_codec == RowCodec::kBf16) help += ", try --value-codec int8";
-    if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
-  }
-  fail(ErrorKind::kDoesNotFit,
-       "{} tokens need {} of {} memory, {} is allowed; {}, or shorten the context (-c, -n, the prompt "
-       "has {} tokens)",
-       plan.context, format_bytes(need), tier, format_bytes(limit), help, r.n_prompt);
+  const std::string_view lever = lever_that_helps(r, std::string_view(tier) == "device", limit);
+  if (!lever.empty()) help += fmt::format(", add {}", lever);
+  if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
+  help += r.logprobs ? ", or shorten the text, or its windows (-c)"
+                     : fmt::format(", or shorten the context (-c, -n, the prompt has {} tokens)", r.n_prompt);
+  fail(ErrorKind::kDoesNotFit, "{} tokens need {} of {} memory, {} is allowed; {}", plan.context,
+       format_bytes(need), tier, format_bytes(limit), help);
 }
 
 KvShape kv_shape(const ModelConfig& c) {
@@ -433,6 +473,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
   plan.memory = count_memory(r, plan);
+  if (!r.restored) note_unused(asked.options, plan.options, plan.notes);
   if (r.options.strict && !plan.notes.empty()) {
     fail(ErrorKind::kUsage, "{} (--strict)", plan.notes.front());
   }

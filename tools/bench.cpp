@@ -188,7 +188,11 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
 
 // Sequences; 0: as many as fit.
 std::vector<int64_t> parse_batches(const std::string& text) {
-  return parse_counts("-b", text, 1, /*zero=*/"max");
+  const std::vector<int64_t> batches = parse_counts("-b", text, 1, /*zero=*/"max");
+  for (const int64_t n : batches) {
+    if (n > kMaxSequences) fail(ErrorKind::kUsage, "-b: expected at most {} sequences, found {}", kMaxSequences, n);
+  }
+  return batches;
 }
 
 std::vector<BenchRival> parse_rivals(const std::string& text) {
@@ -226,6 +230,12 @@ void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& mode
           const int64_t fits = largest_batch(*model, flags.session, test,
                                              n > 0 ? n : kMaxSequences, &refusal);
           if (fits == 0) console.warning(refusal);
+          if (fits > 0 && fits < n) {
+            console.warn_or_refuse(flags.session.strict,
+                                   fmt::format("-b {}: {} fit and are measured; raise --device-memory or "
+                                               "--host-memory, or try --value-codec int8",
+                                               n, fits));
+          }
           if (fits > 0 && fits == measured) continue;
           measured = fits;
           rows.push_back(measure_batch(

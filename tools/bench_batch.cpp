@@ -34,8 +34,8 @@ namespace {
 BatchPlan plan_test(const Model& model, const SessionOptions& options, const BatchTest& test,
                     int64_t n_sequences) {
   return Batch::plan(model, options_of(test.rival, options), n_sequences,
-                     test.n_shared() + test.n_own(), test.n_gen,
-                     test.n_shared() > 0 ? test.n_own() + test.n_gen : 0);
+                     test.n_shared() + test.n_own(), test.n_new(),
+                     test.n_shared() > 0 ? test.n_own() + test.n_new() : 0);
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ int64_t largest_batch(const Model& model, const SessionOptions& options, const B
   // Codecs that are chosen by what fits make more sequences fit where more are asked for.
   const auto fits = [&](int64_t n) {
     const BatchPlan plan = plan_test(model, options, test, n);
-    return Batch::largest(model, plan, test.n_own(), test.n_gen, test.n_shared()) >= n;
+    return Batch::largest(model, plan, test.n_own(), test.n_new(), test.n_shared()) >= n;
   };
   try {
     int64_t low = 0, high = most + 1;  // low fits, high does not
@@ -95,7 +95,7 @@ BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions
   for (int64_t i = 0; i < row.n_sequences; ++i) {
     ids.push_back(scheduler.submit({.prefix = prefix,
                                     .prompt = prompts(i),
-                                    .n_new = test.n_gen,
+                                    .n_new = test.n_new(),
                                     .on_token = [](int32_t) { return !stop_requested(); }}));
   }
   bool more = true;

@@ -27,7 +27,10 @@ struct BatchTest {
   BenchRival rival = BenchRival::kNone;
   int64_t n_prompt = 0;  // tokens, which all of them share if they have any behind it
   int64_t n_behind = 0;  // tokens of its own behind a shared prompt; 0: every prompt is its own
-  int64_t n_gen = 0;     // steps
+  int64_t n_gen = 0;     // steps, which append a token each
+
+  // Tokens that a sequence is asked for: the first one comes from its prompt, without a step.
+  int64_t n_new() const { return n_gen + 1; }
 
   // Of the prompt: tokens that all sequences share, and those that each has for itself.
   int64_t n_shared() const { return n_behind > 0 ? n_prompt : 0; }

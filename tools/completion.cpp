@@ -83,7 +83,7 @@ int command_completion(int argc, char** argv) {
         "  fish        tiercel completion fish | source        in config.fish\n");
   } else if (shell != "--list-flags") {
     fail(ErrorKind::kUsage, "tiercel completion: expected bash, zsh or fish, found {}",
-         argc > 1 ? "'" + shell + "'" : "nothing");
+         argc > 2 ? "more than one of them" : argc > 1 ? "'" + shell + "'" : "nothing");
   }
   return 0;
 }

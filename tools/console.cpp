@@ -26,6 +26,7 @@ int write_all(int fd, std::string_view text) {
 
 struct Log {
   int file = -1;
+  std::string path;
   LogLevel level = LogLevel::kInfo;
 };
 Log& the_log() {
@@ -35,7 +36,7 @@ Log& the_log() {
 
 // Whether stderr wants it.
 bool to_log(LogLevel level, std::string_view text) {
-  const Log& log = the_log();
+  Log& log = the_log();
   if (level < log.level) return false;
   if (log.file >= 0) {
     std::timespec now{};
@@ -43,12 +44,19 @@ bool to_log(LogLevel level, std::string_view text) {
     std::tm utc{};
     ::gmtime_r(&now.tv_sec, &utc);
     constexpr const char* kNames[] = {"info", "warning", "error"};
-    // One write a line: processes may share the file. A full disk must not end the work that is logged.
-    static_cast<void>(write_all(
+    // One write a line: processes may share the file. A full disk must not end the work that is logged, but
+    // is said.
+    const int error = write_all(
         log.file,
         fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z {:<7} {}\n", utc.tm_year + 1900,
                     utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
-                    now.tv_nsec / 1000000, kNames[static_cast<int>(level)], text)));
+                    now.tv_nsec / 1000000, kNames[static_cast<int>(level)], text));
+    if (error != 0) {
+      log.file = -1;
+      static_cast<void>(write_all(STDERR_FILENO, fmt::format("warning: --log-file: cannot write {}: {}; nothing more "
+                                                             "goes there\n",
+                                                             log.path, std::strerror(error))));
+    }
   }
   return true;
 }
@@ -62,6 +70,7 @@ void set_log(const std::string& path, LogLevel level) {
   const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (file < 0) fail("--log-file: {}: {}", path, std::strerror(errno));
   log.file = file;
+  log.path = path;
 }
 
 void secure_standard_streams() {

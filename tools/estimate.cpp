@@ -97,10 +97,13 @@ Most most_that_fits(const PlanRequest& request, int64_t n_behind) {
 }
 
 void print(const Most& most, int64_t n_prompt, int64_t n_behind, const Console& console) {
+  const auto count = [](int64_t n) {
+    return format_count(n) + (n == kMaxSequences ? " (more are never decoded together)" : "");
+  };
   console.info("most that fits: one prompt of {} tokens, or {} sequences of {}{}",
-               format_count(most.context), format_count(most.sequences), format_count(n_prompt),
+               format_count(most.context), count(most.sequences), format_count(n_prompt),
                n_behind > 0 ? fmt::format(", or {} that share them and have {} each behind them",
-                                          format_count(most.sequences_behind), format_count(n_behind))
+                                          count(most.sequences_behind), format_count(n_behind))
                             : "");
 }
 

@@ -87,7 +87,8 @@ class Filler {
           fmt::format("{} lines of --text look like a planted fact and are left out.", n_dropped));
     }
     if (kept.find_first_not_of(" \n\t\r") == std::string::npos) {
-      fail(ErrorKind::kUsage, "--text: expected text to use as filler, found none");
+      fail(ErrorKind::kUsage, "--text: expected lines to use as filler, found {}",
+           n_dropped == 0 ? "none" : "only such as look like a planted fact");
     }
     text_ = std::move(kept);
   }

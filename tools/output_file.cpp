@@ -33,6 +33,7 @@ OutputFile::OutputFile(std::string path, std::string purpose)
     : path_(std::move(path)), purpose_(std::move(purpose)) {
   if (path_.empty())
     fail(ErrorKind::kUsage, "{}: expected the name of a file, found nothing", purpose_);
+  if (path_ == "-") path_ = "/dev/stdout";
   struct stat info {};
   if (::stat(path_.c_str(), &info) == 0) {
     if (S_ISDIR(info.st_mode)) refuse("write to", EISDIR);
@@ -86,9 +87,9 @@ void OutputFile::write(std::string_view text) const {
   CHECK(wanted(), "no file");
   if (direct_) return write_directly(text);
   const std::string temporary = path_ + ".tmp-" + std::to_string(::getpid());
+  const UnfinishedFile unfinished(temporary);  // before it is there: nobody else has this name
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) refuse("create", errno);
-  const UnfinishedFile unfinished(temporary);
   take_permissions(fd, path_);
   int error = write_and_sync(fd, text);
   if (::close(fd) != 0 && error == 0) error = errno;

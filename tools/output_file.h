@@ -9,7 +9,7 @@ namespace tiercel {
 class OutputFile {
  public:
   OutputFile() = default;  // no file wanted
-  // Checks at once, before hours of work, that the file can be created. `purpose` ("--report")
+  // Checks at once, before hours of work, that the file can be created; "-": stdout. `purpose` ("--report")
   // heads the messages. Throws Error(kRuntime).
   OutputFile(std::string path, std::string purpose);
 

@@ -43,7 +43,10 @@ std::optional<std::string> from_environment(const char* name) {
 
 std::string read_input(const std::string& path, const char* flag) {
   const bool standard = path == "-";
-  const int fd = standard ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  int fd = STDIN_FILENO;
+  while (!standard && (fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC)) < 0 && errno == EINTR) {
+    stop_if_requested();  // a pipe waits for who writes
+  }
   const std::string name = standard ? "stdin" : path;
   if (fd < 0) fail("{}: cannot open {}: {}", flag, name, std::strerror(errno));
   struct Closer {
@@ -74,6 +77,7 @@ std::string read_input(const std::string& path, const char* flag) {
     stop_if_requested();
     room = std::max(size_t{1} << 16, size / 2);
   }
+  stop_if_requested();  // before what is wrong with half of it is said
   text.resize(size);
   return text;
 }
@@ -96,7 +100,7 @@ void check_utf8(std::string_view text, const std::string& name, const Console& c
   }
   const std::string message = fmt::format("{}: {} byte{} not valid UTF-8 (the first at offset {})",
                                           name, n_bad, n_bad == 1 ? " is" : "s are", first);
-  if (strict) fail("{}; refused because of --strict", message);
+  if (strict) fail(ErrorKind::kUsage, "{}; refused because of --strict", message);
   console.warn("{}; read as U+FFFD", message);
 }
 

@@ -32,7 +32,7 @@ struct PromptFlags {
 std::string read_input(const std::string& path, const char* flag);
 
 // Says how many bytes of `text` are not UTF-8; each is read as U+FFFD. With strict:
-// Error(kRuntime).
+// Error(kUsage).
 void check_utf8(std::string_view text, const std::string& name, const Console& console,
                 bool strict);
 

@@ -64,12 +64,12 @@ void add_session_flags(Flags& flags, SessionOptions& options) { add_session_opti
 
 void SamplingFlags::add_to(Flags& flags) { add_sampling_options(flags, wish_); }
 
-SamplingOptions SamplingFlags::resolve(const ModelConfig& config, const Console& console) const {
+SamplingOptions SamplingFlags::resolve(const ModelConfig& config, bool strict, const Console& console) const {
   check_biases(wish_.logit_bias, config.vocab_size);
   const SamplingOptions options = resolve_sampling(wish_, config.sampling);
   if (options.temperature == 0) {
     if (wish_.top_k || wish_.top_p || wish_.min_p) {
-      console.warn("--top-k, --top-p and --min-p change nothing at temperature 0; add --temp 1");
+      console.warn_or_refuse(strict, "--top-k, --top-p and --min-p change nothing at temperature 0; add --temp 1");
     }
     return options;
   }

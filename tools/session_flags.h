@@ -43,7 +43,8 @@ void add_session_flags(Flags& flags, SessionOptions& options);
 struct SamplingFlags {
   void add_to(Flags& flags);
   // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.
-  SamplingOptions resolve(const ModelConfig& config, const Console& console) const;
+  // strict: what would be a warning is an Error(kUsage).
+  SamplingOptions resolve(const ModelConfig& config, bool strict, const Console& console) const;
   const SamplingRequest& wish() const { return wish_; }
 
  private:

@@ -109,8 +109,16 @@ int command_tokenize(int argc, char** argv) {
   }
   const Tokenizer tokenizer = Tokenizer::load(model);
   if (ids_text) {
+    if (prompt.given() || json || no_bos || special) {
+      fail(ErrorKind::kUsage, "--decode: expected no text beside it, nor --json, --no-bos or --special");
+    }
     const std::string text = *ids_text == "-" ? read_input("-", "--decode") : *ids_text;
-    print_result(tokenizer.decode(parse_ids(text)));
+    const std::vector<int32_t> ids = parse_ids(text);
+    for (const int32_t id : ids) {
+      if (id < tokenizer.vocab_size()) continue;
+      fail(ErrorKind::kUsage, "--decode: expected ids from 0 to {}, found {}", tokenizer.vocab_size() - 1, id);
+    }
+    print_result(tokenizer.decode(ids));
     return 0;
   }
   const std::string text = prompt.read(console, strict);

@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxConfigBytes = size_t{16} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{128} << 10;  // ten times the longest published one
 constexpr const char* kHelp =
-    "put a supported one into its chat_template.jinja, or leave out --chat: the prompt is "
+    "put a supported one into its chat_template.jinja, or give a prompt without --chat: it is "
     "then continued as it is, and --special lets it write the special tokens of its turns itself";
 
 // What a literal means. None for escapes that no published default has.

@@ -273,6 +273,9 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& name) {
 Tokenizer Tokenizer::load(const std::string& path) {
   namespace fs = std::filesystem;
   std::error_code ignored;
+  if (fs::path(path).filename() == "config.json" && fs::is_regular_file(path, ignored)) {
+    fail(ErrorKind::kUsage, "{}: expected a model directory, found its configuration; give the directory", path);
+  }
   if (!fs::is_directory(path, ignored)) return parse(read_text_file(path, kMaxFileBytes), path);
   const std::string file = (fs::path(path) / "tokenizer.json").string();
   if (!fs::exists(file, ignored) && fs::exists(fs::path(path) / "tokenizer.model", ignored)) {

@@ -248,7 +248,8 @@ TEST(BatchCommand, GoesOnWhereAnswersEnd) {
   failed["error"] = "no memory";
   write_file(file, failed.dump() + "\n");
   EXPECT_EQ(run(batch(resume)).code, 0);
-  EXPECT_EQ(lines_of(read_file(file)).size(), 4u);
+  EXPECT_EQ(lines_of(read_file(file)).size(), 3u);  // in place of the error
+  EXPECT_EQ(answers_of(read_file(file)).size(), 3u);
 
   // Answers to something else are not gone on with, nor harmed.
   Json other = lines_of(whole)[0];
@@ -395,13 +396,60 @@ TEST(BatchCommand, SpeaksOpenAisFormat) {
   EXPECT_EQ(answers.at(5)["custom_id"], "long");
   EXPECT_EQ(answers.at(5)["response"], nullptr);
   EXPECT_EQ(answers.at(5)["error"]["code"], "invalid_request");
-  EXPECT_TRUE(contains(answers.at(5)["error"]["message"], "--ctx-size allows 999"));
+  EXPECT_TRUE(contains(answers.at(5)["error"]["message"], "--ctx-size 1000 has room for 999"));
   // Only what was not answered is tried again.
   flags.emplace_back("--resume");
   const Result again = run({.arguments = flags});
   EXPECT_EQ(again.code, 2) << again.err;  // all that were left failed of that
   EXPECT_TRUE(contains(again.err, "4 of 5 lines are answered")) << again.err;
-  EXPECT_EQ(lines_of(read_file(scratch / "answers")).size(), 6u);
+  EXPECT_EQ(lines_of(read_file(scratch / "answers")).size(), 5u);  // the error only once
+}
+
+TEST(BatchCommand, LogProbabilitiesInEveryFormat) {
+  const Scratch scratch;
+  const std::string model = scratch / "model";
+  make_chat_model(model);
+  const std::string prompt = prompt_about("otter", 4821, 8);
+  const Json chat = {{{"role", "user"}, {"content", prompt}}};
+  const Json lines[] = {
+      {{"prompt", prompt}, {"logprobs", 2}, {"logit_bias", {{"77", 1.5}, {"78", -100}}}},
+      {{"custom_id", "a"},
+       {"url", "/v1/completions"},
+       {"body", {{"prompt", prompt}, {"logprobs", 2}, {"logit_bias", {{"77", 1.5}, {"78", -100}}}}}},
+      {{"custom_id", "b"},
+       {"url", "/v1/chat/completions"},
+       {"body", {{"messages", chat}, {"logprobs", true}, {"top_logprobs", 1}, {"frequency_penalty", 0.5}}}},
+      {{"custom_id", "c"},
+       {"url", "/v1/chat/completions"},
+       {"body", {{"messages", chat}, {"logprobs", false}, {"top_logprobs", 0}}}}};
+  std::string requests;
+  for (const Json& line : lines) requests += line.dump() + "\n";
+  write_file(scratch / "requests", requests);
+  const Result result = run({.arguments = {"batch", "-m", model, "-f", scratch / "requests", "-o",
+                                           scratch / "answers", "-n", "5", "--ignore-eos"}});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const std::map<int, Json> answers = answers_of(read_file(scratch / "answers"));
+  const Json& plain = answers.at(1)["logprobs"];
+  ASSERT_EQ(plain.size(), 5u);
+  const Json& completion = answers.at(2)["response"]["body"]["choices"][0];
+  const Json& its = completion["logprobs"];
+  EXPECT_EQ(completion["text"], answers.at(1)["text"]);
+  std::string text;
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(plain[i]["token"], answers.at(1)["output_tokens"][i]);
+    EXPECT_EQ(its["token_logprobs"][i], plain[i]["logprob"]);
+    EXPECT_EQ(its["top_logprobs"][i].size(), 2u);
+    EXPECT_EQ(its["text_offset"][i], text.size());
+    text += its["tokens"][i];
+  }
+  EXPECT_EQ(text, completion["text"]);
+  const Json& content = answers.at(3)["response"]["body"]["choices"][0]["logprobs"]["content"];
+  ASSERT_EQ(content.size(), 5u);
+  const std::string token = content[0]["token"];
+  EXPECT_EQ(content[0]["bytes"].size(), token.size());
+  EXPECT_EQ(content[0]["top_logprobs"].size(), 1u);
+  EXPECT_EQ(content[0]["top_logprobs"][0]["token"], token);
+  EXPECT_EQ(answers.at(4)["response"]["body"]["choices"][0]["logprobs"], nullptr);
 }
 
 TEST(BatchCommand, RefusesWhatOpenAisFormatAsksInVain) {
@@ -412,7 +460,11 @@ TEST(BatchCommand, RefusesWhatOpenAisFormatAsksInVain) {
   const std::pair<std::string, const char*> cases[] = {
       {body(R"(, "n": 2)"), ":1: body.n: expected 1, found 2; nothing else is supported"},
       {body(R"(, "stream": true)"), ":1: body.stream: expected false"},
-      {body(R"(, "logprobs": 5)"), ":1: body.logprobs: expected false"},
+      {body(R"(, "logprobs": true)"), ":1: body.logprobs: expected a number"},
+      {body(R"(, "logprobs": 101)"), ":1: body.logprobs: expected an integer from -1 to 100"},
+      {body(R"(, "logit_bias": {"77": 1, "x": 2})"), ":1: body.logit_bias: expected a token's id"},
+      {body(R"(, "logit_bias": {"99999": 1})"), "expected a token from 0 to 2047, found 99999"},
+      {body(R"(, "presence_penalty": "high")"), ":1: body.presence_penalty: expected a number"},
       {body(R"(, "response_format": {"type": "json_object"})"), ":1: body.response_format: expected"},
       {body(R"(, "temprature": 1)"),
        ":1: body: expected prompt or messages, options of sampling, found \"temprature\"; did you mean temperature?"},
@@ -518,15 +570,17 @@ TEST(BatchCommand, RefusesWhatItCannotAnswer) {
   write_file(file, "{\"prompt\": [5, 6]}\n\n{\"prompt\": [5, 6, 7, 8]}\n");
   const Result small = run(batch({"-f", file, "-n", "3", "-c", "4"}));
   EXPECT_EQ(small.code, 1);
-  EXPECT_TRUE(contains(small.err, "line 3: the prompt has 4 tokens, --ctx-size allows 3"))
+  EXPECT_TRUE(contains(small.err, "line 3: the prompt has 4 tokens, --ctx-size 4 has room for 3 and an answer"))
       << small.err;
   const std::map<int, Json> some = answers_of(small.out);
   EXPECT_EQ(some.at(3)["finish_reason"], "error");
-  EXPECT_EQ(some.at(3)["error"], "the prompt has 4 tokens, --ctx-size allows 3");
+  EXPECT_EQ(some.at(3)["error"], "the prompt has 4 tokens, --ctx-size 4 has room for 3 and an answer");
   EXPECT_EQ(some.at(3)["prompt_tokens"], 4);
   EXPECT_GE(some.at(1)["generated_tokens"], 1);
   EXPECT_EQ(run(batch({"-f", file, "-n", "3", "-c", "4", "--strict"})).code, 2);
-  EXPECT_EQ(run(batch({"-f", file, "-n", "3", "-c", "2"})).code, 2);
+  const Result none = run(batch({"-f", file, "-n", "3", "-c", "2"}));
+  EXPECT_EQ(none.code, 2) << none.err;
+  EXPECT_EQ(answers_of(none.out).size(), 2u);
   const Result shorter = run(batch({"-f", file, "-n", "3", "-c", "6", "--ignore-eos"}));
   EXPECT_EQ(shorter.code, 0) << shorter.err;
   EXPECT_TRUE(contains(shorter.err, "1 of 2 lines have room for fewer tokens")) << shorter.err;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "engine/base/units.h"
@@ -17,6 +18,20 @@ Launch with_model(const char* command, std::vector<std::string> more) {
   Launch launch{.arguments = {command, "-m", demo_model()}};
   launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
   return launch;
+}
+
+TEST(Tokenize, RefusesWhatItWouldIgnore) {
+  for (const std::vector<std::string>& more :
+       {std::vector<std::string>{"-p", "x"}, {"--json"}, {"--special"}, {"--no-bos"}}) {
+    std::vector<std::string> flags = {"--decode", "1 2"};
+    flags.insert(flags.end(), more.begin(), more.end());
+    const Result result = run(with_model("tokenize", flags));
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_TRUE(contains(result.err, "--decode: expected no text")) << result.err;
+  }
+  const Result beyond = run(with_model("tokenize", {"--decode", "1 2048"}));
+  EXPECT_EQ(beyond.code, 2);
+  EXPECT_TRUE(contains(beyond.err, "--decode: expected ids from 0 to 2047, found 2048")) << beyond.err;
 }
 
 TEST(Tokenize, RoundTrip) {
@@ -96,6 +111,30 @@ TEST(Perplexity, WindowsKnowNothingOfEachOther) {
   }
   EXPECT_EQ(run(with_model("perplexity", {"-p", text, "-c", "2"})).code, 2);
   EXPECT_EQ(run(with_model("perplexity", {})).code, 2);
+}
+
+// Norms that no product can be finite behind.
+TEST(Perplexity, ABrokenCheckpointIsSaidAsByRun) {
+  const Scratch scratch;
+  const std::string model = scratch / "model";
+  fs::copy(demo_model(), model, fs::copy_options::recursive);
+  std::string weights = read_file(model + "/model.safetensors");
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, weights.data(), sizeof(header_bytes));
+  const Json norm = Json::parse(weights.substr(8, header_bytes))["model.norm.weight"];
+  const size_t begin = 8 + header_bytes + norm["data_offsets"][0].get<size_t>();
+  const size_t end = 8 + header_bytes + norm["data_offsets"][1].get<size_t>();
+  for (size_t i = begin; i < end; i += 2) weights[i] = 0x00, weights[i + 1] = 0x7f;
+  fs::remove(model + "/model.safetensors");  // it may be a link
+  write_file(model + "/model.safetensors", weights);
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"run", "-m", model, "-p", "once upon a time"},
+        {"perplexity", "-m", model, "-p", "once upon a time"},
+        {"eval", "-m", model, "--tasks", "single", "--lengths", "1K", "--compare", "dense"}}) {
+    const Result result = run({.arguments = words});
+    EXPECT_EQ(result.code, 1) << words[0] << "\n" << result.err;
+    EXPECT_TRUE(contains(result.err, "logits: expected numbers, found NaN")) << words[0] << "\n" << result.err;
+  }
 }
 
 TEST(Estimate, TableOrExitCodeThree) {

@@ -4,6 +4,8 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "tests/command/process.h"
 
@@ -103,6 +105,41 @@ TEST(Run, SameSeedSameText) {
   EXPECT_EQ(first.code, 0) << first.err;
   EXPECT_EQ(first.out, second.out);
   EXPECT_TRUE(contains(first.err, "seed 7")) << first.err;
+}
+
+TEST(Run, PenaltiesBiasesAndLogProbabilities) {
+  const Scratch scratch;
+  const auto report_of = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"-p", "once upon a time", "-n", "40", "--ignore-eos", "--report", scratch / "r"});
+    const Result result = run(run_demo(more));
+    EXPECT_EQ(result.code, 0) << result.err;
+    return Json::parse(read_file(scratch / "r"));
+  };
+  const auto distinct = [](const Json& report) {
+    return std::set<int>(report["output_tokens"].begin(), report["output_tokens"].end()).size();
+  };
+  const Json plain = report_of({"--logprobs", "2"}), varied = report_of({"--presence-penalty", "100"});
+  EXPECT_FALSE(varied.contains("logprobs"));
+  EXPECT_EQ(distinct(varied), 40u);
+  EXPECT_LT(distinct(plain), 40u);
+  ASSERT_EQ(plain["logprobs"].size(), 40u);
+  for (size_t i = 0; i < 40; ++i) {
+    const Json& one = plain["logprobs"][i];
+    EXPECT_EQ(one["token"], plain["output_tokens"][i]);
+    EXPECT_EQ(one["top"][0], Json::array({one["token"], one["logprob"]}));  // greedy
+    EXPECT_LT(one["top"][1][1], one["logprob"]);
+    EXPECT_LT(one["logprob"], 0);
+  }
+  const int first = plain["output_tokens"][0], second = plain["logprobs"][0]["top"][1][0];
+  EXPECT_EQ(report_of({"--logit-bias", std::to_string(first) + "-inf"})["output_tokens"][0], second);
+  const Json forced = report_of({"--logit-bias", "77+1000", "--logit-bias", "78-5"});
+  for (const Json& token : forced["output_tokens"]) EXPECT_EQ(token, 77);
+  EXPECT_EQ(forced["sampling"]["logit_bias"], Json::parse(R"({"77": 1000.0, "78": -5.0})"));
+  for (const char* wrong : {"77", "77+", "+1", "77+x", "77+1,", "77+-1", "77+1e9", "x-1", "77+1,77+2", "77+nan"}) {
+    expect_refused(run_demo({"-p", "x", "--logit-bias", wrong}), 2, {"--logit-bias: expected"});
+  }
+  expect_refused(run_demo({"-p", "x", "--logit-bias", "999999+1"}), 2, {"a token from 0 to 2047, found 999999"});
+  expect_refused(run_demo({"-p", "x", "--logprobs", "1"}), 2, {"--logprobs: expected --report"});
 }
 
 TEST(Run, EnvironmentTwinsAndFlagsThatBeatThem) {
@@ -252,15 +289,47 @@ TEST(Run, InvalidUtf8IsCounted) {
                            "ab\xFF\xFE"
                            "cd",
                            "-n", "1", "--strict"}),
-                 1, {"2 bytes"});
+                 2, {"2 bytes"});
 }
 
 TEST(Run, DoesNotFitIsExitCodeThree) {
   expect_refused(run_demo({"-p", "x", "--device-memory", "64KiB"}), 3, {"--device-memory"});
 }
 
+// The flag that is named as a help does help.
+TEST(Run, WhatWouldFitIsSaid) {
+  const Scratch scratch;
+  std::string text;
+  for (int i = 0; i < 150; ++i) text += "Step " + std::to_string(i) + " of the guide explains how a part is cleaned. ";
+  write_file(scratch / "book", text);
+  std::set<std::string> helps;
+  for (const char* limit : {"54MiB", "56MiB", "58MiB", "60MiB", "62MiB", "63MiB"}) {
+    for (const char* outliers : {"48", "99999"}) {
+      std::vector<std::string> flags = {"-f", scratch / "book", "-n", "2", "-q", "--device-memory", limit,
+                                        "--outliers", outliers};
+      const Result result = run(run_demo(flags));
+      if (result.code == 0) continue;
+      EXPECT_EQ(result.code, 3) << result.err;
+      const size_t add = result.err.find(", add ");
+      if (add == std::string::npos) continue;
+      std::istringstream words(result.err.substr(add + 6, result.err.find(',', add + 2) - add - 6));
+      for (std::string word; words >> word;) flags.push_back(word);
+      const Result again = run(run_demo(flags));
+      EXPECT_EQ(again.code, 0) << result.err << again.err;
+      helps.insert(flags.back());
+    }
+  }
+  EXPECT_GE(helps.size(), 2u) << "limits that need different help";
+}
+
 TEST(Run, ReportTroubleIsSaidEarlyOrKeepsTheText) {
   const Scratch scratch;
+  const Result both = run(run_demo({"-p", "once", "-n", "2", "-q", "--report", "-"}));
+  EXPECT_EQ(both.code, 0) << both.err;
+  const Json said = Json::parse(both.out.substr(both.out.find("{\n")));
+  EXPECT_TRUE(both.out.starts_with(said["output"].get<std::string>())) << both.out;
+  EXPECT_TRUE(contains(run(run_demo({"-p", "once", "-n", "2", "--log-file", "/dev/full"})).err,
+                       "--log-file: cannot write /dev/full: No space left"));
   expect_refused(run_demo({"-p", "x", "--report", scratch / "no/where.json"}), 1, {scratch / "no"});
   expect_refused(run_demo({"-p", "x", "--report", "/tmp"}), 1, {"directory"});
   const auto plain = run(run_demo({"-p", "hello there", "-n", "3", "-q", "--ignore-eos"}));
@@ -380,9 +449,18 @@ TEST(Run, SignalWhileWaitingForStdin) {
   auto launch = run_demo({"-f", "-"});
   launch.standard_input = scratch / "pipe";
   Process process(launch);
+  auto batch = launch;
+  batch.arguments[0] = "batch";
+  Process other(batch);
+  // A pipe that nobody writes to is not even opened.
+  ASSERT_EQ(::mkfifo((scratch / "silent").c_str(), 0600), 0);
+  Process third(run_demo({"-f", scratch / "silent"}));
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  process.signal(SIGINT);
-  EXPECT_EQ(process.wait().code, 130);
+  for (Process* one : {&process, &other, &third}) {
+    one->signal(SIGINT);
+    const Result result = one->wait();
+    EXPECT_EQ(result.code, 130) << result.err;
+  }
   ::close(keep_open);
 }
 

@@ -33,6 +33,7 @@ struct TuneCandidate {
   PlannedBudget planned;
   Fidelity fidelity;
   Traffic traffic;
+  bool alone = false;  // measured by itself, with a selection cache of its own budget
   double loss() const { return fidelity.kl(); }
   double seconds_per_token() const;
 };
@@ -49,8 +50,9 @@ struct TuneResult {
 // keep to them. Throws Error(kDoesNotFit) when no candidate fits.
 TuneResult tune(const TuneRequest& request, const Console& console);
 
-// The candidate to use: the fastest of those within max_loss, or of those whose loss is within 10 %
-// or 0.0001 nats of the lowest. Candidates are ordered by loss.
+// The candidate to use: of those within max_loss, or of those whose loss is within 10 % or 0.0001 nats of
+// the lowest, the fastest; of those nearly as fast (5 %: times vary), the one of least loss. Candidates are
+// ordered by loss.
 size_t choose(const std::vector<TuneCandidate>& candidates, std::optional<double> max_loss);
 
 std::string tune_table(const TuneResult& result, const std::string& model);
