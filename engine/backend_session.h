@@ -116,8 +116,7 @@ class BackendSession : public Session {
     }
     store_.settle();
     const ModelConfig& config = model_->config();
-    const SessionImage image =
-        session_image(config, model_->fingerprint(), plan_, store_.state());
+    const SessionImage image = this->image();
     SessionFileWriter file(path, image.meta, image.blocks);
     std::vector<float> logits(static_cast<size_t>(config.vocab_size));
     std::vector<bf16> prompt_end(static_cast<size_t>(config.hidden));
@@ -130,6 +129,8 @@ class BackendSession : public Session {
     bytes.finish();
     file.commit();
   }
+
+  int64_t file_bytes() const override { return image().file_bytes; }
 
   void restore(const SavedSession& saved, const ProgressCallback& progress) override {
     if (n_tokens() > 0) fail(ErrorKind::kUsage, "restore: the session holds tokens already");
@@ -233,6 +234,10 @@ class BackendSession : public Session {
       fail("{}: expected a block '{}' of {} numbers", file.path(), name, n);
     }
     return {reinterpret_cast<const T*>(file.row(*block, 0).data()), static_cast<size_t>(n)};
+  }
+
+  SessionImage image() const {
+    return session_image(model_->config(), model_->fingerprint(), plan_, store_.state());
   }
 
   bool run_prompt(std::span<const int32_t> ids, std::span<double> logprobs,

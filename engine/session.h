@@ -112,6 +112,8 @@ class Session {
   // callback asks to stop; what stood under that name then still does.
   virtual void save(const std::string& path, std::span<const int32_t> ids,
                     const ProgressCallback& progress) = 0;
+  // Bytes of the file that save would write now.
+  virtual int64_t file_bytes() const = 0;
 
   // Instead of prefill: the logits, and every step from here on, are those of the session that was
   // saved, bit by bit where backend, cache size and homes are the same (else the selection cache

@@ -165,8 +165,8 @@ struct MemoryPlan {
   int64_t process = 0;             // the program itself
   int64_t resident = 0;            // of main memory
   int64_t context = 0;             // tokens that the session can hold
-  // Bytes of the file that Session::save writes right behind the prompt. Of a session: behind what it
-  // holds, up to a window that is a little longer. 0 for a batch.
+  // Bytes of the file that Session::save writes right behind the prompt. Of a session: that it would write
+  // now, but for the last token of an answer, which has not been computed with yet. 0 for a batch.
   int64_t session_file = 0;
   std::string composition;         // what selection will do, in one line
   std::vector<std::string> notes;  // what was adjusted or is worth a warning; whole sentences

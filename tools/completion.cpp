@@ -81,7 +81,9 @@ int command_completion(int argc, char** argv) {
         "  bash        source <(tiercel completion bash)       in ~/.bashrc\n"
         "  zsh         source <(tiercel completion zsh)        in ~/.zshrc\n"
         "  fish        tiercel completion fish | source        in config.fish\n");
-  } else if (shell != "--list-flags") {
+  } else if (shell == "--list-flags") {
+    print_result("bash\nzsh\nfish\n");
+  } else {
     fail(ErrorKind::kUsage, "tiercel completion: expected bash, zsh or fish, found {}",
          argc > 2 ? "more than one of them" : argc > 1 ? "'" + shell + "'" : "nothing");
   }

@@ -57,30 +57,44 @@ const Command* find_command(std::string_view name) {
   return found != std::end(kCommands) ? &*found : nullptr;
 }
 
+[[noreturn]] void refuse_command(const std::string& found) {
+  std::vector<std::string> known;
+  for (const Command& command : kCommands) known.emplace_back(command.name);
+  fail(ErrorKind::kUsage, "expected a command, found {}{}; there are: {}",
+       found.empty() ? "none" : "'" + printable(found, 40) + "'", did_you_mean(found, known),
+       fmt::join(known, ", "));
+}
+
+void list_commands() {  // for completion
+  std::string text;
+  for (const Command& command : kCommands) text += std::string(command.name) + "\n";
+  print_result(text);
+}
+
+int help_of(char* name) {
+  const Command* command = find_command(name);
+  if (command == nullptr) refuse_command(name);
+  std::string help = "--help";
+  std::array<char*, 2> words = {name, help.data()};
+  return command->run(2, words.data());
+}
+
 int dispatch(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
-  if (const Command* command = name == "help" && argc > 2 ? find_command(argv[2]) : nullptr) {
-    std::string help = "--help";
-    std::array<char*, 2> words = {argv[2], help.data()};
-    return command->run(2, words.data());
+  const bool lists = name == "--list-commands" ||
+                     (name == "help" && argc > 2 && argv[2] == std::string_view("--list-flags"));
+  if (lists) {
+    list_commands();
+    return 0;
   }
+  if (name == "help" && argc > 2) return help_of(argv[2]);
   if (name == "--help" || name == "-h" || name == "help") {
     print_result(usage());
     return 0;
   }
-  if (name == "--list-commands") {  // for completion
-    std::string text;
-    for (const Command& command : kCommands) text += std::string(command.name) + "\n";
-    print_result(text);
-    return 0;
-  }
   if (name == "--version") return command_version(1, argv + 1);
   if (const Command* command = find_command(name)) return command->run(argc - 1, argv + 1);
-  const std::string found = argc > 1 ? "'" + printable(name, 40) + "'" : "none";
-  std::vector<std::string> known;
-  for (const Command& command : kCommands) known.emplace_back(command.name);
-  fail(ErrorKind::kUsage, "expected a command, found {}{}; there are: {}", found,
-       did_you_mean(name, known), fmt::join(known, ", "));
+  refuse_command(name);
 }
 
 }  // namespace

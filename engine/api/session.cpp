@@ -367,10 +367,7 @@ MemoryPlan Session::memory() const {
   const SessionState& s = call.open();
   if (s.inner == nullptr) return {};
   MemoryPlan memory = detail::to_public(s.inner->plan());
-  memory.session_file = detail::translated([&] {
-    return tiercel::Session::saved_bytes(*s.engine->model, s.inner->plan(),
-                                         static_cast<int64_t>(s.sequence.size()));
-  });
+  memory.session_file = detail::translated([&] { return s.inner->file_bytes(); });
   return memory;
 }
 

@@ -114,6 +114,12 @@ TEST_F(ApiSaved, AtTheEndOfAPromptSeedsDrawTheSame) {
   const auto size = static_cast<int64_t>(fs::file_size(file("a")));
   EXPECT_EQ(engine_.plan(session.n_tokens(), options).session_file, size);
   EXPECT_EQ(session.memory().session_file, size);
+  // Chunks that leave the window add their outliers.
+  Session longer = engine_.open_session({{"value-home", "host"}, {"n-predict", "500"}, {"ignore-eos", "true"}});
+  ASSERT_TRUE(longer.prefill("Once"));
+  longer.generate(kSanitized ? 10 : 400);
+  ASSERT_TRUE(longer.save(file("b")));
+  EXPECT_EQ(longer.memory().session_file, static_cast<int64_t>(fs::file_size(file("b"))));
   EXPECT_EQ(engine_.restore(file("a"), options).generate(kNew).tokens,
             session.generate(kNew).tokens);
 }

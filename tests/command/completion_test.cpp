@@ -25,6 +25,8 @@ TEST(Completion, CommandsFlagsAndValues) {
   EXPECT_EQ(offered({"tiercel", "bench", "--prefill", ""}), "auto dense select\n");
   EXPECT_TRUE(contains(offered({"tiercel", "eval", "--l"}), "--lengths"));
   EXPECT_EQ(offered({"tiercel", "nonsense", "--"}), "\n");
+  EXPECT_EQ(offered({"tiercel", "help", "e"}), "estimate eval\n");
+  EXPECT_EQ(offered({"tiercel", "completion", ""}), "bash zsh fish\n");
 }
 
 // What fish would offer at the end of this line, without the descriptions.
