@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "engine/base/units.h"
 #include "tests/command/process.h"
@@ -212,6 +214,27 @@ TEST(Estimate, TheMostIsTheMostAndARunAgrees) {
   const Result ran = run(with_model("run", {"-p", prompt(1000), "-n", "8", "--device-memory", "200MiB"}));
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(table_of(ran.err), table_of(text));
+}
+
+// The flag that is named as a help does help.
+TEST(Estimate, WhatWouldFitIsSaid) {
+  std::set<std::string> helps;
+  for (const char* limit : {"54MiB", "56MiB", "58MiB", "60MiB", "62MiB", "63MiB"}) {
+    for (const char* outliers : {"48", "99999"}) {
+      std::vector<std::string> flags = {"--tokens", "3911", "-n", "2", "--device-memory", limit, "--outliers", outliers};
+      const Result result = run(with_model("estimate", flags));
+      if (result.code == 0) continue;
+      EXPECT_EQ(result.code, 3) << result.err;
+      const size_t add = result.err.find(", add ");
+      if (add == std::string::npos) continue;
+      std::istringstream words(result.err.substr(add + 6, result.err.find(',', add + 2) - add - 6));
+      for (std::string word; words >> word;) flags.push_back(word);
+      const Result again = run(with_model("estimate", flags));
+      EXPECT_EQ(again.code, 0) << result.err << again.err;
+      helps.insert(flags.back());
+    }
+  }
+  EXPECT_GE(helps.size(), 2u) << "limits that need different help";
 }
 
 TEST(Estimate, FloorOfAStep) {

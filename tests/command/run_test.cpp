@@ -5,7 +5,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "tests/command/process.h"
 
@@ -294,32 +293,6 @@ TEST(Run, InvalidUtf8IsCounted) {
 
 TEST(Run, DoesNotFitIsExitCodeThree) {
   expect_refused(run_demo({"-p", "x", "--device-memory", "64KiB"}), 3, {"--device-memory"});
-}
-
-// The flag that is named as a help does help.
-TEST(Run, WhatWouldFitIsSaid) {
-  const Scratch scratch;
-  std::string text;
-  for (int i = 0; i < 150; ++i) text += "Step " + std::to_string(i) + " of the guide explains how a part is cleaned. ";
-  write_file(scratch / "book", text);
-  std::set<std::string> helps;
-  for (const char* limit : {"54MiB", "56MiB", "58MiB", "60MiB", "62MiB", "63MiB"}) {
-    for (const char* outliers : {"48", "99999"}) {
-      std::vector<std::string> flags = {"-f", scratch / "book", "-n", "2", "-q", "--device-memory", limit,
-                                        "--outliers", outliers};
-      const Result result = run(run_demo(flags));
-      if (result.code == 0) continue;
-      EXPECT_EQ(result.code, 3) << result.err;
-      const size_t add = result.err.find(", add ");
-      if (add == std::string::npos) continue;
-      std::istringstream words(result.err.substr(add + 6, result.err.find(',', add + 2) - add - 6));
-      for (std::string word; words >> word;) flags.push_back(word);
-      const Result again = run(run_demo(flags));
-      EXPECT_EQ(again.code, 0) << result.err << again.err;
-      helps.insert(flags.back());
-    }
-  }
-  EXPECT_GE(helps.size(), 2u) << "limits that need different help";
 }
 
 TEST(Run, ReportTroubleIsSaidEarlyOrKeepsTheText) {
