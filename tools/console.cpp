@@ -12,7 +12,6 @@
 #include "engine/base/check.h"
 
 namespace tiercel {
-namespace {
 
 int write_all(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -23,6 +22,8 @@ int write_all(int fd, std::string_view text) {
   }
   return 0;
 }
+
+namespace {
 
 struct Log {
   int file = -1;

@@ -21,6 +21,8 @@ struct ReaderGone {};
 // take their number. stdout and stderr become unwritable instead: writing to them is an error.
 void secure_standard_streams();
 
+// Writes all of `text` to an open file, whatever signals come. Returns 0 or the errno.
+int write_all(int fd, std::string_view text);
 // Writes all of `text` to stdout at once. Returns 0 or the errno.
 int write_result(std::string_view text);
 // The same, but throws ReaderGone or Error(kRuntime).

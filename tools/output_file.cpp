@@ -10,18 +10,14 @@
 
 #include "engine/base/check.h"
 #include "engine/base/unfinished_files.h"
+#include "tools/console.h"
 
 namespace tiercel {
 namespace {
 
 // 0 or the errno.
 int write_and_sync(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return errno;
-    text.remove_prefix(static_cast<size_t>(n));
-  }
+  if (const int error = write_all(fd, text); error != 0) return error;
   // Pipes and devices cannot be synced and say so with EINVAL or EROFS.
   if (::fsync(fd) != 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP) return errno;
   return 0;

@@ -149,12 +149,7 @@ void AnswerFile::drop_errors() {
   if (fd < 0) refuse("replace", errno);
   take_permissions(fd, path);
   int error = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK ? 0 : errno;
-  for (std::string_view left = answers_; error == 0 && !left.empty();) {
-    const ssize_t n = ::write(fd, left.data(), left.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) error = errno;
-    left.remove_prefix(static_cast<size_t>(std::max<ssize_t>(n, 0)));
-  }
+  if (error == 0) error = write_all(fd, answers_);
   if (error == 0 && ::fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) error = errno;
   if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) error = errno;
   if (error != 0) {
