@@ -121,7 +121,7 @@ void sampling(Elementwise& e) {
   const Array<int32_t> token(e.device, 1);
   const Array<uint64_t> generator(e.device, 1);
   const Array<uint8_t> workspace(e.device, sample_workspace_bytes(vocab));
-  const auto logits = [&] { return reinterpret_cast<const float*>(e.pool.next(2 * vocab)); };
+  const auto logits = [&] { return reinterpret_cast<float*>(e.pool.next(2 * vocab)); };
   const auto shape = fmt::format("{} logits", vocab);
   e.report("argmax", shape, 2.0 * static_cast<double>(vocab), [&](int64_t) {
     cuda::argmax(e.device.stream(), logits(), vocab, token.data(), workspace.data());
