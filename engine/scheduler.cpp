@@ -282,8 +282,10 @@ Scheduler::Added Scheduler::try_to_add(Placed& placed, std::span<const int32_t> 
   try {
     if (!make_room(placed)) {
       bool fits = false;
-      const double slots = working_set_slots();
-      if (slots > 0 && slots < plan.options.selection.slots && !plan.is_prefix) {
+      // With a cap on misses the cache decides what is attended, so nobody's depends on others.
+      const bool may_shrink = plan.options.selection.miss_cap < 0 && !plan.is_prefix;
+      const double slots = may_shrink ? working_set_slots() : 0;
+      if (slots > 0 && slots < plan.options.selection.slots) {
         const int64_t n_new = plan.context - plan.n_prefix - plan.n_prompt;
         plan = placed.prefix ? batch_->plan_behind(placed.prefix->plan, plan.n_prompt, n_new, slots)
                              : batch_->plan_sequence(plan.n_prompt, n_new, slots);

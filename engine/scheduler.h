@@ -10,7 +10,9 @@
 //              long ones, but none for ever
 //   room       by the memory plan. One that finds none with its full selection cache is taken with a
 //              cache for the working set: what those that run were seen to use in recent steps. One
-//              without room may be overtaken kMaxOvertaken times; then it is waited for
+//              without room may be overtaken kMaxOvertaken times; then it is waited for. Not with a cap on
+//              misses, where the cache decides what is attended; else it moves nothing but the rounding of
+//              partial results, which are merged in another order
 //   prefixes   what several prompts begin with is prefilled once, and read by all of them. It stays
 //              while anybody holds it; where nothing waits for it, until its room is wanted
 #pragma once

@@ -170,7 +170,7 @@ struct Lever {
   void (*pull)(SessionOptions&);
 };
 constexpr Lever kLevers[] = {
-    {"--outliers 48", [](SessionOptions& o) { o.selection.outliers = std::min<int64_t>(o.selection.outliers, 48); }},
+    {"--outliers 48", [](SessionOptions& o) { o.selection.outliers = 48; }},
     {"--slots 1", [](SessionOptions& o) { o.selection.slots = 1; }},
     {"--value-codec int8", [](SessionOptions& o) { o.selection.value_codec = RowCodec::kInt8; }},
     {"--slots 1 --value-codec int8",
@@ -184,16 +184,13 @@ constexpr Lever kLevers[] = {
        o.selection.key_codec = KeyCodec::kInt4;
        o.selection.value_codec = RowCodec::kInt4;
      }},
-    {"--attention shadow",
-     [](SessionOptions& o) {
-       o.attention = AttentionMode::kShadow;
-       o.selection = SelectionOptions();
-     }},
+    {"--attention shadow", [](SessionOptions& o) { o.attention = AttentionMode::kShadow; }},
 };
 
 // The first of these with which it would fit; empty: none.
 std::string_view lever_that_helps(const PlanRequest& r, bool device, int64_t limit) {
-  if (r.logprobs) return {};  // a prefill's memory, which they leave as it is
+  // A prefill's memory, which they leave as it is; a batch's plan is of more than this request.
+  if (r.logprobs || r.n_sequences > 0) return {};
   for (const Lever& lever : kLevers) {
     const bool is_dense = r.options.attention == AttentionMode::kDense;
     if (is_dense != (std::string_view(lever.text) == "--attention shadow")) continue;

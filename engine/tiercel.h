@@ -376,7 +376,8 @@ class TIERCEL_API Prefix {
 
 // Requests decoded together, many for little more than the time of one: they come when they like,
 // are prefilled one at a time, and share every decode step. What a request answers depends on its
-// prompt, options and seed, not on what runs beside it.
+// prompt, options and seed, not on what runs beside it (but for rounding where memory is so short that
+// it is given a smaller selection cache than the others).
 //
 // A thread of its own takes turns on the engine, among its sessions: a turn is a decode step and
 // prefill for "max-gap" seconds, or a prompt where nothing decodes. It sleeps when there is nothing
@@ -448,7 +449,8 @@ class TIERCEL_API Engine {
   MemoryPlan plan(int64_t n_prompt, const Options& options = {}) const;
 
   // The session that Session::save saved, instead of a prefill: what follows its last token is what
-  // would have followed there (up to rounding, where backend, "slots" or homes differ), with room
+  // would have followed there (up to rounding, where backend, "slots", homes or the room differ; with
+  // "reuse", "reuse-steps" or "miss-cap" lists may then be chosen anew), with room
   // for "n-predict" tokens more. Options that are not given are as saved where its cache depends on
   // them, else the engine's; sampling begins anew. Stopped by the callback, the session is empty.
   // Throws kRuntime for a file that is missing, damaged or something else, kUsage for one of

@@ -64,6 +64,7 @@ void SharedRequest::finish_result(const RequestReport& report) {
   result_.tokens = std::move(tokens_);
   result_.text = std::move(text_);
   for (const auto& [logprob, top] : report.logprobs) {
+    if (result_.logprobs.size() == result_.tokens.size()) break;  // cancelled: a token was not taken
     v0::TokenLogprobs& its = result_.logprobs.emplace_back();
     its.logprob = logprob;
     for (const auto& [token, its_logprob] : top) its.top.push_back({token, its_logprob});

@@ -124,6 +124,14 @@ TEST(ApiBatch, LogProbabilitiesAreThoseOfTheLogits) {
     session.step(generation.tokens[i]);
   }
   EXPECT_TRUE(batch.submit(prompt, 2).wait().logprobs.empty());
+  // One for each token, also where it is cancelled in the middle.
+  for (int i = 0; i < 10; ++i) {
+    Request cut = batch.submit(std::span(prompt).first(20), 200, {{"logprobs", "0"}});
+    while (cut.stats().generated_tokens < 3 && !cut.done()) {
+    }
+    cut.cancel();
+    EXPECT_EQ(cut.wait().logprobs.size(), cut.wait().tokens.size());
+  }
   EXPECT_TRUE(batch.submit(prompt, 2, {{"logprobs", "0"}}).wait().logprobs[1].top.empty());
   EXPECT_KIND(engine.open_session({{"logprobs", "1"}}), ErrorKind::kUsage);
   EXPECT_KIND(batch.submit(prompt, 2, {{"logit-bias", "99999+1"}}), ErrorKind::kUsage);

@@ -140,16 +140,19 @@ Json completion_logprobs(const RequestReport& report, const Tokenizer& tokenizer
                {"top_logprobs", Json::array()},
                {"text_offset", Json::array()}};
   StreamDecoder decoder(tokenizer, /*skip_special=*/true);
-  int64_t offset = 0;  // characters of the text before the token
+  const auto characters = [](std::string_view text) {
+    return std::ranges::count_if(text, [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
+  };
+  int64_t said = 0;  // characters
   for (size_t i = 0; i < report.logprobs.size(); ++i) {
     Json top = Json::object();
     for (const auto& [token, logprob] : report.logprobs[i].top) top[spelling(tokenizer, token)] = logprob;
     json["tokens"].push_back(spelling(tokenizer, report.tokens[i]));
     json["token_logprobs"].push_back(report.logprobs[i].logprob);
     json["top_logprobs"].push_back(top);
-    json["text_offset"].push_back(offset);
-    const std::string text = decoder.push(report.tokens[i]);
-    offset += std::ranges::count_if(text, [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
+    // Bytes in front of it that are no character yet count as one.
+    json["text_offset"].push_back(said + characters(StreamDecoder(decoder).finish()));
+    said += characters(decoder.push(report.tokens[i]));
   }
   return json;
 }

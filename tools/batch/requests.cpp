@@ -58,6 +58,9 @@ class Members : public OptionSink {
       node.expect_object();
       std::string text;
       for (const auto& [token, bias] : node.raw().items()) {
+        const bool is_id = token.find_first_not_of("0123456789") == std::string::npos &&
+                           !token.empty() && (token.size() == 1 || token[0] != '0');
+        if (!is_id) node.unexpected(fmt::format("ids of tokens, found \"{}\"", printable(token, 40)));
         if (!bias.is_number()) node.at(token.c_str()).unexpected("a number");
         text += fmt::format("{}{}{:+}", text.empty() ? "" : ",", token, bias.get<double>());
       }
