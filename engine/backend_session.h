@@ -204,12 +204,12 @@ class BackendSession : public Session {
   const Arena<Device>& device_arena() const { return device_arena_; }
 
  private:
-  // Like the plan of a restored session: nothing will be prefilled.
+  // Nothing will be prefilled.
   SessionPlan plan_fork() const {
     PlanRequest request = model_->plan_request();
     SessionPlan plan = plan_;
     plan.n_prompt = 1;
-    plan.n_restored = n_tokens();
+    plan.prefills = false;
     request.options = plan.options;
     plan.memory = count_memory(request, plan);
     const MemoryReport& m = plan.memory;

@@ -1,6 +1,7 @@
 #include "engine/prompt_pass.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace tiercel {
 
@@ -27,6 +28,7 @@ std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& s
   constexpr int64_t kShortestRun = 1024;
   const bool select = settings.select_prefill;
   const int64_t chunk = settings.chunk_tokens;
+  const int64_t unit = std::lcm(chunk, settings.prefill_chunk());
   int64_t tail = n_tokens;
   if (select) tail = std::max<int64_t>(0, n_tokens - kDenseTail) / chunk * chunk;
   std::vector<PromptRun> runs;
@@ -35,7 +37,7 @@ std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& s
     const double affordable = run_flops / layer_flops(config, settings, 0, token);
     int64_t length = kPrefillChunk;
     while (length > kShortestRun && static_cast<double>(length) > affordable) length /= 2;
-    length = std::min(length / chunk * chunk, tail - first);
+    length = std::min(length / unit * unit, tail - first);
     runs.push_back({first, length, !select});
     first += length;
   }

@@ -49,7 +49,8 @@ struct SessionPlan {
   int64_t n_prompt = 0;   // tokens that prefill may be given
   int64_t context = 0;    // tokens that the sequence can hold
   bool logprobs = false;  // prefill_logprobs may be called
-  int64_t n_restored = 0;  // tokens from a saved session instead of a prefill; n_prompt is 1 then
+  bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then
+  bool maps_file = false;  // of a saved session: its planes lie as the file's pages do
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   BackendKind backend = BackendKind::kCpu;
   // Of a sequence of a batch: whether others share it as their prefix, and tokens of the one that it

@@ -241,13 +241,12 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
   const bool behind_prefix = plan.n_prefix > 0;
-  s.select_prefill =
-      o.prefill == PrefillMode::kSelect && plan.n_restored == 0 && !behind_prefix;
+  s.select_prefill = o.prefill == PrefillMode::kSelect && plan.prefills && !behind_prefix;
   s.audit = o.audit > 0;
   s.capacity = behind_prefix ? plan.n_prefix : plan.context;
   s.behind = plan.context - s.capacity;
   s.decodes = !plan.is_prefix;
-  if (plan.n_restored >= kMappedTokens && plan.backend == BackendKind::kCpu) {
+  if (plan.maps_file) {
     s.capacity = (plan.context + kTokensPerPages - 1) / kTokensPerPages * kTokensPerPages;
   }
   s.prompt = behind_prefix ? 0 : plan.n_prompt;
@@ -451,7 +450,8 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.options = r.options;
   // Room for one token's hidden state is what a step needs.
   plan.n_prompt = r.restored ? 1 : r.n_prompt;
-  plan.n_restored = r.restored ? r.n_prompt : 0;
+  plan.prefills = !r.restored;
+  plan.maps_file = r.restored && r.n_prompt >= kMappedTokens && r.backend == BackendKind::kCpu;
   plan.logprobs = r.logprobs;
   plan.backend = r.backend;
   const bool is_cuda = r.backend == BackendKind::kCuda;

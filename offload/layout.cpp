@@ -11,9 +11,6 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kBf16 = sizeof(bf16);
-// Selection in prefill scores chunks of at least so many tokens: a block of queries gains nothing
-// from finer ones.
-constexpr int32_t kMinPrefillChunk = 8;
 
 }  // namespace
 
@@ -45,7 +42,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
     blocks = ceil_div(chunks, block_chunks());
     coarse_select = blocks_looked_into(blocks, select);
   }
-  prefill_chunk = std::max(o.chunk_tokens, kMinPrefillChunk);
+  prefill_chunk = o.prefill_chunk();
   prefill_ids = o.sinks / prefill_chunk + std::min(ceil_div(o.prefill_budget, prefill_chunk),
                                                    ceil_div(o.capacity, prefill_chunk));
   const bool weighs = any_tiered && o.weighs_chunks() && o.index != IndexKind::kMean;

@@ -96,6 +96,8 @@ struct KvSettings {
   int64_t attend_places = 1;  // attentions that run at once, of different stores or of one
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
 
+  // Tokens per chunk of selection in prefill: a block of queries gains nothing from finer ones.
+  int32_t prefill_chunk() const { return std::max(chunk_tokens, 8); }
   bool reuses() const { return reuse_cosine > 0 || reuse_steps > 1; }
   bool weighs_chunks() const { return static_chunks > 0 || drop_share > 0; }
   int64_t exact_chunks() const { return outliers + static_chunks; }

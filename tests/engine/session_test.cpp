@@ -7,6 +7,7 @@
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/session.h"
+#include "engine/session_plan.h"
 #include "engine/text/tokenizer.h"
 #include "tests/engine/recall.h"
 #include "tests/engine/two_tiers.h"
@@ -26,6 +27,41 @@ TEST(Session, FindsAFact) {
   shadow.prefill = PrefillMode::kSelect;
   shadow.prefill_budget = 512;
   EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
+}
+
+// Chunks of 3 tokens, and of 8 to select in prefill: neither divides the other.
+TEST(Session, FindsAFactInOddChunks) {
+  SessionOptions shadow = two_tiers();
+  shadow.selection.chunk_size = 3;
+  shadow.selection.budget = 256;
+  shadow.prefill = PrefillMode::kSelect;
+  shadow.prefill_budget = 512;
+  const std::vector<int32_t> ids = prompt(330);
+  ASSERT_TRUE(kSanitized || std::ssize(ids) > kPrefillChunk + kDenseTail + 3);
+  EXPECT_EQ(answer(ids, shadow).substr(0, 6), " 48213");
+}
+
+// So long that a saved session would be mapped, whose planes are further apart; with a selection cache that
+// holds everything.
+TEST(Session, ForksALongPrompt) {
+  if (kSanitized) GTEST_SKIP() << "short prompts only";
+  SessionOptions options = two_tiers();
+  options.selection.budget = 256;
+  options.selection.slots = 100;
+  options.prefill = PrefillMode::kSelect;
+  const std::vector<int32_t> ids = prompt(500);
+  ASSERT_GT(std::ssize(ids), kMappedTokens);
+  auto m = model();
+  const auto origin = Session::open(m, Session::plan(*m, options, std::ssize(ids), 8));
+  ASSERT_TRUE(origin->prefill(ids, {}));
+  origin->step(7);
+  const auto fork = origin->fork();
+  ASSERT_TRUE(std::ranges::equal(fork->logits(), origin->logits()));
+  const SelectionReport before = origin->selection();
+  for (Session* session : {origin.get(), fork.get()}) session->step(7);
+  ASSERT_TRUE(std::ranges::equal(fork->logits(), origin->logits()));
+  EXPECT_EQ(fork->selection().fetched_bytes, origin->selection().fetched_bytes - before.fetched_bytes);
+  EXPECT_GT(fork->selection().hit_chunks, 0) << "the cache is forked too";
 }
 
 // Prefill and decode round at different places (bf16 probabilities in prefill, fp32 in decode), so
