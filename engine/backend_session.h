@@ -37,7 +37,8 @@ class BackendSession : public Session {
         layout_(kv_layout(plan, model_->config())),
         workspace_(device_arena_, layout_),
         store_({backend_.device, backend_.copy, backend_.side, backend_.host, backend_.worker},
-               device_arena_, host_arena_, workspace_, layout_, backend_.rope, model_->attention_scale(), plan.options.exact_exp),
+               device_arena_, host_arena_, workspace_, layout_, backend_.rope,
+               model_->attention_scale(), plan.options.exact_exp),
         decoder_(
             backend_.device, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
             DecoderLayout(model_->config(), plan.n_prompt, plan.logprobs, !Device::kHostReadable)) {

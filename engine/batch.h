@@ -66,8 +66,8 @@ class Batch {
   virtual ~Batch() = default;
 
   // Of a sequence of this size. slots: its selection cache in budgets, less than planned; 0: as
-  // planned. It changes what is fetched and the rounding of what is merged. Throws Error(kUsage) where it exceeds the largest
-  // one.
+  // planned. It changes what is fetched and the rounding of what is merged. Throws Error(kUsage) where
+  // it exceeds the largest one.
   virtual SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots = 0) const = 0;
   // Of a prefix that sequences share: prefilled and never decoded, it is read by all of them. And of a
   // sequence that has n_prompt tokens behind it. They are appended, and stay exact and on the device, as

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <limits>
 
 #include "engine/base/check.h"
 
@@ -17,26 +19,28 @@ void check_logprobs(std::span<const double> logprobs) {
       std::count_if(first, logprobs.end(), is_nan), logprobs.size() + 1, first - logprobs.begin());
 }
 
+Softmax softmax_of(std::span<const float> logits) {
+  double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (const float logit : logits) largest = std::max(largest, static_cast<double>(logit));
+  for (const float logit : logits) sum += std::exp(logit - largest);
+  return {largest, std::log(sum)};
+}
+
 TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t n_top) {
   CHECK(token >= 0 && token < std::ssize(logits), "token {} of {}", token, logits.size());
   CHECK(n_top >= 0 && n_top <= kMaxTopLogprobs, "the {} most likely", n_top);
+  const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
   const auto most = static_cast<size_t>(std::min(n_top, std::ssize(logits)));
-  TokenLogprobs result;
-  std::vector<TokenLogprob>& top = result.top;  // their logits for now
-  top.reserve(most + 1);
-  const float best = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const double logit = logits[i];
-    sum += std::exp(logit - best);
-    if (most == 0 || (top.size() == most && logit <= top.back().logprob)) continue;
-    const auto place = std::ranges::upper_bound(top, logit, std::greater<>(), &TokenLogprob::logprob);
-    top.insert(place, {static_cast<int32_t>(i), logit});
-    if (top.size() > most) top.pop_back();
+  std::vector<int32_t> best;  // most likely first
+  best.reserve(most + 1);
+  for (int32_t id = 0; most > 0 && id < std::ssize(logits); ++id) {
+    if (best.size() == most && logit(id) <= logit(best.back())) continue;
+    best.insert(std::ranges::upper_bound(best, logit(id), std::greater<>(), logit), id);
+    if (best.size() > most) best.pop_back();
   }
-  const double log_sum = best + std::log(sum);
-  for (TokenLogprob& one : top) one.logprob -= log_sum;
-  result.logprob = logits[static_cast<size_t>(token)] - log_sum;
+  const Softmax softmax = softmax_of(logits);
+  TokenLogprobs result{softmax.logprob(logit(token)), {}};
+  for (const int32_t id : best) result.top.push_back({id, softmax.logprob(logit(id))});
   return result;
 }
 

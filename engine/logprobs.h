@@ -9,6 +9,13 @@ namespace tiercel {
 
 inline constexpr int64_t kMaxTopLogprobs = 100;
 
+// Of logits, in fp64: what makes a logit a log probability.
+struct Softmax {
+  double largest = 0, log_sum = 0;  // log_sum: the logarithm of the sum of exp(logit - largest)
+  double logprob(float logit) const { return logit - largest - log_sum; }
+};
+Softmax softmax_of(std::span<const float> logits);
+
 struct TokenLogprob {
   int32_t token = 0;
   double logprob = 0;  // natural logarithm
@@ -25,7 +32,7 @@ struct TokenLogprobs {
 // NaN.
 void check_logprobs(std::span<const double> logprobs);
 
-// n_top: at most kMaxTopLogprobs. One pass over the vocabulary, and its exponentials in fp64.
+// n_top: at most kMaxTopLogprobs.
 TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t n_top);
 
 }  // namespace tiercel

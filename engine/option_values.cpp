@@ -60,10 +60,12 @@ std::vector<LogitBias> parse_biases(std::string_view text) {
     int64_t token = 0;
     const bool has_token = read_integer(item.substr(0, sign), 0, INT32_MAX, token);
     const std::string_view number = item.substr(std::min(sign + 1, item.size()));
-    const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), bias.bias);
+    const char* last = number.data() + number.size();
+    const auto [stop, error] = std::from_chars(number.data(), last, bias.bias);
     if (item.substr(sign).starts_with('-')) bias.bias = -bias.bias;
     const bool is_bias = std::abs(bias.bias) <= 1000 || bias.bias == -std::numeric_limits<double>::infinity();
-    if (!has_token || number.starts_with('-') || error != std::errc() || stop != number.data() + number.size() || !is_bias) {
+    const bool read = error == std::errc() && stop == last && !number.starts_with('-');
+    if (!has_token || !read || !is_bias) {
       fail(ErrorKind::kUsage,
            "expected a token's id and what to add, from -1000 to 1000 or -inf, as in 15043+1,13-inf, found '{}'",
            printable(item, 40));

@@ -94,8 +94,8 @@ class Session {
   // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
   // them, and faster, as weights are read once for many. Where the prompt was prefilled with selection,
   // lists are shared as they were there, 16 tokens each, but for the last 64 tokens; not where layers
-  // share them. The logits are then those after the last one. False: the callback (phase "append") asked to stop; n_tokens() says how many are in. Throws
-  // as step, before anything is appended.
+  // share them. The logits are then those after the last one. False: the callback (phase "append")
+  // asked to stop; n_tokens() says how many are in. Throws as step, before anything is appended.
   virtual bool append(std::span<const int32_t> ids, const ProgressCallback& progress) = 0;
 
   // Back to the end of the prompt: what was stepped since is forgotten, as are the selection cache
@@ -118,8 +118,8 @@ class Session {
 
   // Instead of prefill: the logits, and every step from here on, are those of the session that was
   // saved, bit by bit where backend, cache size and homes are the same (else the selection cache
-  // starts empty) and no steps are replayed (a replay adds in another order). Every byte of the file is checked first; where that fails, Error says why and
-  // nothing has changed.
+  // starts empty) and no steps are replayed (a replay adds in another order). Every byte of the file is
+  // checked first; where that fails, Error says why and nothing has changed.
   virtual void restore(const SavedSession& saved, const ProgressCallback& progress) = 0;
 
   // A session that stands where this one does and goes on by itself, in memory of its own: what was

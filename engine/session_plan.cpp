@@ -296,6 +296,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
   s.replay = s.overlap && !o.no_graphs;
+  s.reserves = plan.backend == BackendKind::kCuda;
   s.together = plan.together;
   s.attend_places = plan.attend_places;
   return s;

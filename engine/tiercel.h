@@ -56,6 +56,7 @@ struct SessionState;
 class BatchWorker;
 class HeldPrefix;
 class SharedRequest;
+struct RequestResult;
 }  // namespace detail
 
 // Inside the library, classes of the same names exist; there these are v0::Session and so on.
@@ -253,8 +254,8 @@ class TIERCEL_API Session {
   std::vector<double> score(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
 
   // Selected tokens per KV head from the next token on, at most what option "budget" planned; -1:
-  // as planned. A new prompt, and a restored session, start as planned. Throws kState without a prompt, kUsage outside of
-  // that, or where attention is dense.
+  // as planned. A new prompt, and a restored session, start as planned. Throws kState without a prompt,
+  // kUsage outside of that, or where attention is dense.
   void set_budget(int64_t tokens);
 
   // Writes the sequence and its cache to a file that Engine::restore reads: complete and on the
@@ -348,6 +349,7 @@ class TIERCEL_API Request {
 
  private:
   friend class Batch;
+  friend struct detail::RequestResult;
   explicit Request(std::shared_ptr<detail::SharedRequest> shared);
   std::shared_ptr<detail::SharedRequest> shared_;
 };
@@ -485,9 +487,9 @@ class TIERCEL_API Engine {
   ModelInfo info() const;
 
   // What the library would say if it printed: plans, what they adjusted, faults of batches; from this
-  // level up; also by sessions and batches that outlive the engine: take it back before. Lines come one at a time, in the thread that has something to say, which waits: the
-  // callback may not call this engine or what it opened, and what it throws is lost. Empty: silence,
-  // as from the start.
+  // level up; also by sessions and batches that outlive the engine: take it back before. Lines come one
+  // at a time, in the thread that has something to say, which waits: the callback may not call this
+  // engine or what it opened, and what it throws is lost. Empty: silence, as from the start.
   void set_log(LogCallback callback, LogLevel from = LogLevel::kInfo);
 
  private:

@@ -1,8 +1,9 @@
 // The weights of a decoder as bf16 tensors, by role.
 //
 // Loading checks everything: each tensor's presence, type and shape, that no tensor of a layer is left
-// over, and that every value is finite (a NaN weight would silently become a NaN answer). Small checkpoints, f16 and f32 ones are copied
-// into aligned memory; a large bf16 checkpoint is used where it is mapped.
+// over, and that every value is finite (a NaN weight would silently become a NaN answer). Small
+// checkpoints, f16 and f32 ones are copied into aligned memory; a large bf16 checkpoint is used where it
+// is mapped.
 #pragma once
 
 #include <cstdint>

@@ -46,7 +46,6 @@ class Stream {
   using Graph = cuda::Graph;
   // Memory that kernels of this queue write is not readable by the host without a copy.
   static constexpr bool kHostReadable = false;
-  static constexpr bool kCostlyBlocks = true;  // see Arena::reserve
   // FLOPs of a piece of work that nothing interrupts: under a second.
   static constexpr double kRunFlops = 2e14;
 
@@ -175,7 +174,6 @@ void release(Stream& stream, void* address, int64_t bytes);
 class PinnedMemory {
  public:
   using Ticket = int64_t;
-  static constexpr bool kCostlyBlocks = true;  // see Arena::reserve
   explicit PinnedMemory(Stream& stream) : stream_(stream) {}
   Ticket record() { return 0; }
   void wait(Ticket) {}

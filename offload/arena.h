@@ -29,6 +29,17 @@ inline int64_t sum(const PurposeBytes& bytes) {
   return total;
 }
 
+// Where single blocks are costly: of all that is to be taken, what one block holds. Not activations, which
+// come and go, each in a block of its own.
+inline int64_t reserved_bytes(const PurposeBytes& all) {
+  return sum(all) - all[static_cast<size_t>(Purpose::kActivations)];
+}
+// On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages of 2 MiB:
+// by estimate 0.2 s and 0.1 GiB for the hundreds of a sequence (journal).
+inline constexpr int64_t kReservedAlignment = 256;
+// What the block has beyond that, for what aligns so many parts at least; activations, to the memory table.
+inline constexpr int64_t kReservedSpare = 2048 * kReservedAlignment;
+
 template <typename Queue>
 class Arena {
  public:
@@ -44,16 +55,14 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Where single blocks are costly, one block now, of which parts are taken from here on as long as it
-  // lasts. Not for activations, which come and go, each in a block of its own. Throws as take does.
+  // One block of bytes (not 0) and the spare, of which parts are taken from here on as long as it lasts.
+  // Throws as take does.
   void reserve(int64_t bytes) {
-    if constexpr (kCostlyBlocks) {
-      CHECK(reserved_ == nullptr, "{} arena: reserved twice", name_);
-      if (bytes == 0) return;
-      check_room(bytes);
-      reserved_bytes_ = bytes + kSpareBytes;
-      reserved_ = static_cast<std::byte*>(allocate(queue_, reserved_bytes_));
-    }
+    CHECK(reserved_ == nullptr, "{} arena: reserved twice", name_);
+    check_room(bytes + kReservedSpare);
+    reserved_ = static_cast<std::byte*>(allocate(queue_, bytes + kReservedSpare));
+    reserved_bytes_ = bytes + kReservedSpare;
+    add_used(Purpose::kActivations, kReservedSpare);
   }
 
   // count elements of T, zeroed, aligned to 64 bytes or more; null when count is 0. Lives until
@@ -71,8 +80,7 @@ class Arena {
       address = allocate(queue_, bytes);
       blocks_.push_back({address, bytes, purpose});
     }
-    used_[static_cast<size_t>(purpose)] += bytes;
-    peak_ = std::max(peak_, sum(used_));
+    add_used(purpose, bytes);
     return static_cast<T*>(address);
   }
 
@@ -91,11 +99,10 @@ class Arena {
   int64_t peak_bytes() const { return peak_; }
 
  private:
-  // On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages
-  // of 2 MiB: by estimate 0.2 s and 0.1 GiB for the hundreds of a sequence (journal).
-  static constexpr bool kCostlyBlocks = requires { Queue::kCostlyBlocks; };
-  static constexpr int64_t kAlignment = 256;
-  static constexpr int64_t kSpareBytes = 2048 * kAlignment;  // for what aligns so many parts at least
+  void add_used(Purpose purpose, int64_t bytes) {
+    used_[static_cast<size_t>(purpose)] += bytes;
+    peak_ = std::max(peak_, sum(used_));
+  }
 
   void check_room(int64_t bytes) const {
     const int64_t left = budget_ - sum(used_);
@@ -107,7 +114,7 @@ class Arena {
   void* take_reserved(Purpose purpose, int64_t bytes) {
     if (purpose == Purpose::kActivations || bytes > reserved_bytes_ - reserved_taken_) return nullptr;
     std::byte* address = reserved_ + reserved_taken_;
-    reserved_taken_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    reserved_taken_ += (bytes + kReservedAlignment - 1) / kReservedAlignment * kReservedAlignment;
     return address;
   }
 

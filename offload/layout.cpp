@@ -194,6 +194,7 @@ PurposeBytes KvLayout::held_bytes() const {
   }
   if (o.replay) add(Purpose::kActivations, 8);
   add(Purpose::kActivations, 4 * shape.n_heads * (int64_t{shape.head_dim} + 2) * 4);
+  if (o.reserves && reserved_bytes(bytes) > 0) add(Purpose::kActivations, kReservedSpare);
   return bytes;
 }
 
@@ -253,7 +254,8 @@ PurposeBytes KvLayout::host_bytes() const {
       bytes[static_cast<size_t>(Purpose::kKeys)] += settings.capacity * shape.key_width() * kBf16;
     }
   }
-  bytes[static_cast<size_t>(Purpose::kActivations)] += host_staging_bytes();
+  const bool spare = settings.reserves && reserved_bytes(bytes) > 0;
+  bytes[static_cast<size_t>(Purpose::kActivations)] += host_staging_bytes() + (spare ? kReservedSpare : 0);
   return bytes;
 }
 

@@ -92,6 +92,7 @@ struct KvSettings {
   bool one_memory = false;  // the device's queue reaches what is at home on the host, where it is
   bool overlap = false;  // the queues run beside each other
   bool replay = false;   // decode steps are recorded and replayed
+  bool reserves = false;  // what is held is a block of either tier: single blocks are costly
   int64_t together = 1;  // stores that share a workspace and select at once
   int64_t attend_places = 1;  // attentions that run at once, of different stores or of one
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real

@@ -153,13 +153,17 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   return session->backend_description();
 }
 
+// More than anyone measures in one call.
+constexpr size_t kMaxCounts = 1000;
+
 // A list of counts with ranges: "512", "4K,8K", "4K..64K*2", "8..32+8". zero: a word for 0, or empty.
-std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int64_t low,
+std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int64_t low, int64_t high = INT64_MAX,
                                   std::string_view zero = {}) {
   std::vector<int64_t> counts;
   const auto count_of = [&](std::string_view item) {
     const int64_t n = item == "0" ? 0 : parse_tokens(item);
     if (n < low) fail(ErrorKind::kUsage, "expected {} or more, found {}", low, item);
+    if (n > high) fail(ErrorKind::kUsage, "expected at most {}, found {}", high, item);
     return n;
   };
   const auto add = [&](std::string_view item) {
@@ -179,7 +183,11 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
     if (first < 1 || last < first) {
       fail(ErrorKind::kUsage, "expected FIRST..LAST*FACTOR or FIRST..LAST+STEP, found '{}'", item);
     }
-    for (int64_t n = first; n <= last; n = times ? n * by : n + by) counts.push_back(n);
+    for (int64_t n = first; n <= last; n = times ? n * by : n + by) {
+      counts.push_back(n);
+      if (counts.size() > kMaxCounts) fail(ErrorKind::kUsage, "expected at most {} counts, found {}", kMaxCounts, item);
+      if (times ? n > last / by : n > last - by) break;  // before it overflows
+    }
     return 0;
   };
   parse_list<int>(flag, text, add);
@@ -188,11 +196,7 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
 
 // Sequences; 0: as many as fit.
 std::vector<int64_t> parse_batches(const std::string& text) {
-  const std::vector<int64_t> batches = parse_counts("-b", text, 1, /*zero=*/"max");
-  for (const int64_t n : batches) {
-    if (n > kMaxSequences) fail(ErrorKind::kUsage, "-b: expected at most {} sequences, found {}", kMaxSequences, n);
-  }
-  return batches;
+  return parse_counts("-b", text, 1, kMaxSequences, /*zero=*/"max");
 }
 
 std::vector<BenchRival> parse_rivals(const std::string& text) {

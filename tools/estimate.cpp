@@ -185,6 +185,7 @@ Json floor_json(const Floor& floor, double hit_rate) {
   return {{"sequences", n},
           {"hit_rate", hit_rate},
           {"weight_bytes", bytes.weights},
+          {"head_bytes", bytes.head},
           {"shared_bytes", bytes.shared},
           {"device_bytes_per_sequence", bytes.device},
           {"link_bytes_per_sequence", bytes.link},

@@ -152,11 +152,7 @@ void Flags::value(const char* names, const char* type, const std::string& defaul
   counts_tokens_ |= std::string_view(type) == kTokens;
   const std::string name = first_long_name(names);
   const auto callback = [name, set = std::move(set)](const std::string& text) {
-    try {
-      set(text);
-    } catch (const Error& error) {
-      fail(error.kind(), "{}: {}", name, error.what());
-    }
+    at_place(name, [&] { set(text); });
   };
   finish(app_->add_option_function<std::string>(names, callback), help)
       ->take_last()  // of a flag that is given twice
@@ -164,33 +160,31 @@ void Flags::value(const char* names, const char* type, const std::string& defaul
       ->default_str(default_text);
 }
 
-void Flags::texts(const char* names, std::vector<std::string>& target, const char* help) {
-  const auto callback = [name = first_long_name(names), &target](const std::vector<std::string>& all) {
-    target = all;
-    if (std::find(all.begin(), all.end(), "") != all.end()) {
-      fail(ErrorKind::kUsage, "{}: expected a text, found an empty one", name);
-    }
+void Flags::values(const char* names, const char* type, const char* help,
+                   std::function<void(const std::vector<std::string>&)> set) {
+  const auto callback = [name = first_long_name(names),
+                         set = std::move(set)](const std::vector<std::string>& all) {
+    at_place(name, [&] { set(all); });
   };
   finish(app_->add_option_function<std::vector<std::string>>(names, callback), help)
       ->expected(1)
       ->allow_extra_args(false)  // CLI11 would take "[a,b]" for a list
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-      ->type_name("TEXT");
+      ->type_name(type);
+}
+
+void Flags::texts(const char* names, std::vector<std::string>& target, const char* help) {
+  values(names, "TEXT", help, [&target](const std::vector<std::string>& all) {
+    target = all;
+    if (std::find(all.begin(), all.end(), "") == all.end()) return;
+    fail(ErrorKind::kUsage, "expected a text, found an empty one");
+  });
 }
 
 void Flags::biases(const char* names, std::vector<LogitBias>& target, const char* help) {
-  const auto callback = [name = first_long_name(names), &target](const std::vector<std::string>& all) {
-    try {
-      target = parse_biases(fmt::format("{}", fmt::join(all, ",")));
-    } catch (const Error& error) {
-      fail(error.kind(), "{}: {}", name, error.what());
-    }
-  };
-  finish(app_->add_option_function<std::vector<std::string>>(names, callback), help)
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-      ->type_name("ID+X,..");
+  values(names, "ID+X,..", help, [&target](const std::vector<std::string>& all) {
+    target = parse_biases(fmt::format("{}", fmt::join(all, ",")));
+  });
 }
 
 void Flags::text(const char* names, std::string& target, const char* help, const char* type) {

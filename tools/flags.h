@@ -28,17 +28,23 @@ class Option;
 
 namespace tiercel {
 
-// The items between the commas of `text`, by a function that throws as those above do.
+// f(); an Error of it begins with the place.
+template <typename F>
+auto at_place(std::string_view place, F&& f) {
+  try {
+    return f();
+  } catch (const Error& error) {
+    fail(error.kind(), "{}: {}", place, error.what());
+  }
+}
+
+// The items between the commas of `text`, by a function that throws Error.
 template <typename T, typename F>
 std::vector<T> parse_list(const char* flag, std::string_view text, F parse) {
   std::vector<T> values;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
-    try {
-      values.push_back(parse(text.substr(begin, end - begin)));
-    } catch (const Error& error) {
-      fail(error.kind(), "{}: {}", flag, error.what());
-    }
+    values.push_back(at_place(flag, [&] { return parse(text.substr(begin, end - begin)); }));
     begin = end + 1;
   }
   return values;
@@ -96,6 +102,9 @@ class Flags : public OptionSink {
   std::vector<std::vector<std::string>> given_of(const Flags& others) const;
 
  private:
+  // One that may be given several times.
+  void values(const char* names, const char* type, const char* help,
+              std::function<void(const std::vector<std::string>&)> set);
   CLI::Option* finish(CLI::Option* option, const char* help);
   struct File {
     std::string name;

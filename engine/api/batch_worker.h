@@ -34,7 +34,7 @@ class SharedRequest {
   };
   SharedRequest(std::shared_ptr<BatchWorker> batch, Wish wish);
 
-  v0::Generation wait() const;
+  const v0::Generation& wait() const;
   bool wait_for(double seconds) const;
   bool done() const;
   void cancel();
@@ -72,6 +72,12 @@ class SharedRequest {
   v0::RequestStats stats_;
   v0::ErrorKind error_kind_ = v0::ErrorKind::kRuntime;
   std::string error_;  // of a failed one that did not raise
+};
+
+// The result of a request without a copy of it.
+struct RequestResult {
+  // As v0::Request::wait. Lasts as long as the request does.
+  static const v0::Generation& wait(const v0::Request& request);
 };
 
 // What a Prefix and its copies hold.

@@ -1,10 +1,15 @@
 // The C interface: batches and their requests.
+#include "engine/api/batch_worker.h"
 #include "engine/api/c_handles.h"
 #include "engine/api/c_numbers.h"
 
 using namespace tiercel::c;
 
 namespace {
+
+const tiercel::v0::Generation& result_of(const tiercel_request* request) {
+  return tiercel::detail::RequestResult::wait(at(request, "request").request);
+}
 
 // prompt: text or tokens, behind a prefix or not.
 tiercel_status submit(tiercel_batch* batch, int64_t n, const tiercel_options* options,
@@ -125,8 +130,8 @@ tiercel_status tiercel_batch_text(const tiercel_batch* batch, const char* name, 
 tiercel_status tiercel_request_wait(const tiercel_request* request, tiercel_finish* finish,
                                     tiercel_error** error) {
   return guarded(error, [&] {
-    const auto result = at(request, "request").request.wait();
-    if (finish != nullptr) *finish = static_cast<tiercel_finish>(result.reason);
+    const auto reason = static_cast<tiercel_finish>(result_of(request).reason);
+    if (finish != nullptr) *finish = reason;
     return TIERCEL_OK;
   });
 }
@@ -144,7 +149,7 @@ tiercel_status tiercel_request_tokens(const tiercel_request* request, int32_t** 
   return guarded(error, [&] {
     at(tokens, "tokens");
     at(n_tokens, "n_tokens");
-    give_tokens(at(request, "request").request.wait().tokens, tokens, n_tokens);
+    give_tokens(result_of(request).tokens, tokens, n_tokens);
     return TIERCEL_OK;
   });
 }
@@ -153,7 +158,7 @@ tiercel_status tiercel_request_text(const tiercel_request* request, char** text,
                                     tiercel_error** error) {
   return guarded(error, [&] {
     at(text, "text");
-    give_text(at(request, "request").request.wait().text, text, length);
+    give_text(result_of(request).text, text, length);
     return TIERCEL_OK;
   });
 }
@@ -164,7 +169,7 @@ tiercel_status tiercel_request_logprobs(const tiercel_request* request, double**
     at(logprobs, "logprobs");
     at(n_tokens, "n_tokens");
     std::vector<double> all;
-    for (const auto& one : at(request, "request").request.wait().logprobs) all.push_back(one.logprob);
+    for (const auto& one : result_of(request).logprobs) all.push_back(one.logprob);
     *logprobs = copied(all.data(), all.size());
     *n_tokens = all.size();
     return TIERCEL_OK;
@@ -178,7 +183,7 @@ tiercel_status tiercel_request_top_logprobs(const tiercel_request* request, size
     at(tokens, "tokens");
     at(logprobs, "logprobs");
     at(n, "n");
-    const auto all = at(request, "request").request.wait().logprobs;
+    const auto& all = result_of(request).logprobs;
     if (index >= all.size()) {
       tiercel::detail::refuse(ErrorKind::kUsage, "index: expected less than {} log probabilities, found {}",
                               all.size(), index);

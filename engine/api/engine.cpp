@@ -112,9 +112,7 @@ Error::~Error() = default;
 Engine::Engine(const std::string& directory, const Options& options) try {
   state_ = detail::translated([&] {
     const detail::Settings settings = detail::resolve({&options});
-    if (directory.find('\0') != std::string::npos) {
-      detail::refuse(ErrorKind::kUsage, "the model's directory: expected a name, found a zero in it");
-    }
+    detail::require_name("the model's directory", directory);
     // The model first: its configuration has the cheapest errors.
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),

@@ -101,7 +101,7 @@ void SharedRequest::require_patience() const {
          "a callback waits for a request that waits for it to return; wait behind it");
 }
 
-v0::Generation SharedRequest::wait() const {
+const v0::Generation& SharedRequest::wait() const {
   require_patience();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return done_; });
@@ -142,6 +142,11 @@ SharedRequest& shared_by(const std::shared_ptr<SharedRequest>& shared) {
 }
 
 }  // namespace
+
+const v0::Generation& RequestResult::wait(const v0::Request& request) {
+  return shared_by(request.shared_).wait();
+}
+
 }  // namespace detail
 
 namespace v0 {

@@ -8,12 +8,14 @@ namespace {
 
 // Calls f with what reports to `progress`. False: it asked to stop.
 template <typename F>
-bool stoppable(int64_t n_tokens, bool cached, const v0::ProgressCallback& progress, F&& f) {
+bool stoppable(const SessionState& s, int64_t n_tokens, bool cached, const v0::ProgressCallback& progress,
+               F&& f) {
   const ProgressCallback report = [&](const tiercel::Progress& p) {
-    return !progress || progress({.total = n_tokens,
-                                  .cached = cached ? p.tokens_done : 0,
-                                  .processed = p.tokens_done,
-                                  .elapsed = p.seconds});
+    return goes_on(s, progress,
+                   {.total = n_tokens,
+                    .cached = cached ? p.tokens_done : 0,
+                    .processed = p.tokens_done,
+                    .elapsed = p.seconds});
   };
   try {
     f(report);
@@ -50,7 +52,7 @@ bool restore(SessionState& s, const SavedSession& saved, const v0::ProgressCallb
     s.engine->log_plan("restore", plan);
     s.inner = tiercel::Session::open(s.engine->model, plan);
     s.open_seconds = seconds_since(start);
-    const bool done = stoppable(saved.n_tokens(), true, progress,
+    const bool done = stoppable(s, saved.n_tokens(), true, progress,
                                 [&](const auto& report) { s.inner->restore(saved, report); });
     if (!done) {
       s.clear();
@@ -72,17 +74,12 @@ namespace v0 {
 bool Session::save(const std::string& path, const ProgressCallback& progress) {
   const detail::Call call(state_);
   detail::SessionState& s = call.with_prompt();
-  if (path.find('\0') != std::string::npos) {
-    detail::refuse(ErrorKind::kUsage, "save: expected the name of a file, found a zero in it");
-  }
+  detail::require_name("save", path);
   detail::decode(s, [&] { detail::flush(s); });  // a file has no token that is on its way
   const detail::Turn turn(*s.engine);
   return detail::translated([&] {
-    const auto save = [&](const auto& report) {
-      s.inner->save(path, s.sequence,
-                    [&](const tiercel::Progress& p) { return report(p) && !s.abandoned; });
-    };
-    return detail::stoppable(static_cast<int64_t>(s.sequence.size()), false, progress, save);
+    return detail::stoppable(s, std::ssize(s.sequence), false, progress,
+                             [&](const auto& report) { s.inner->save(path, s.sequence, report); });
   });
 }
 
@@ -122,6 +119,7 @@ Session Engine::restore(const std::string& path, const Options& options,
                         const ProgressCallback& progress) const {
   detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
+  detail::require_name("restore", path);
   return detail::translated([&] {
     const auto saved = SavedSession::open(path);
     auto state = std::make_shared<detail::SessionState>(

@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "engine/api/session_call.h"
+#include "engine/logprobs.h"
 
 namespace tiercel {
 namespace detail {
@@ -22,11 +23,12 @@ void check_room(const SessionState& s, size_t n) {
          n, s.inner->plan().context, room(s));
 }
 
-double log_probability(std::span<const float> logits, int32_t token) {
-  double most = -INFINITY, sum = 0;
-  for (const float x : logits) most = std::max(most, static_cast<double>(x));
-  for (const float x : logits) sum += std::exp(static_cast<double>(x) - most);
-  return logits[static_cast<size_t>(token)] - most - std::log(sum);
+// Those after the last token.
+std::span<const float> logits_now(SessionState& s) {
+  return decode(s, [&] {
+    flush(s);
+    return s.inner->logits();
+  });
 }
 
 // False: stopped. logprobs: empty, or one less than tokens.
@@ -43,10 +45,8 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     s.open_seconds = seconds_since(start);
     // Even when nobody listens: a device's prefill is waited for only where it is reported.
     const ProgressCallback report = [&](const tiercel::Progress& p) {
-      const bool go_on =
-          !progress ||
-          progress({.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
-      return go_on && !s.abandoned;
+      return goes_on(s, progress,
+                     {.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
     };
     const bool done = with_logprobs ? s.inner->prefill_logprobs(tokens, logprobs, report)
                                     : s.inner->prefill(tokens, report);
@@ -137,7 +137,7 @@ Generation Session::generate(int64_t n, const PieceCallback& callback) {
   Generation result;
   const auto emit = [&](int32_t token, const std::string& text) {
     result.text += text;
-    return (!callback || callback({token, text})) && !s.abandoned;
+    return detail::goes_on(s, callback, {token, text});
   };
   for (int64_t i = 0; i < n; ++i) {
     if (detail::room(s) < 1) {
@@ -190,14 +190,12 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
     detail::flush(s);
     const int64_t before = s.inner->n_tokens();
     const bool finished = s.inner->append(tokens, [&](const tiercel::Progress& p) {
-      if (s.abandoned) return false;
-      if (!progress) return true;
       try {
-        const bool go_on = progress({.total = before + n,
-                                     .cached = before,
-                                     .processed = before + p.tokens_done,
-                                     .elapsed = p.seconds});
-        return go_on && !s.abandoned;
+        return detail::goes_on(s, progress,
+                               {.total = before + n,
+                                .cached = before,
+                                .processed = before + p.tokens_done,
+                                .elapsed = p.seconds});
       } catch (...) {
         thrown = std::current_exception();
         return false;
@@ -229,25 +227,17 @@ bool Session::append(std::string_view text, const ProgressCallback& progress) {
 
 std::span<const float> Session::logits() {
   const Call call(state_);
-  SessionState& s = call.with_prompt();
-  return detail::decode(s, [&] {
-    detail::flush(s);
-    return s.inner->logits();
-  });
+  return detail::logits_now(call.with_prompt());
 }
 
 void Session::copy_logits(std::span<float> out) {
   const Call call(state_);
-  SessionState& s = call.with_prompt();
-  detail::decode(s, [&] {
-    detail::flush(s);
-    const std::span<const float> logits = s.inner->logits();
-    if (out.size() != logits.size()) {
-      detail::refuse(ErrorKind::kUsage, "copy_logits: expected room for {} logits, found {}", logits.size(),
-                     out.size());
-    }
-    std::copy(logits.begin(), logits.end(), out.begin());
-  });
+  const std::span<const float> logits = detail::logits_now(call.with_prompt());
+  if (out.size() != logits.size()) {
+    detail::refuse(ErrorKind::kUsage, "copy_logits: expected room for {} logits, found {}", logits.size(),
+                   out.size());
+  }
+  std::copy(logits.begin(), logits.end(), out.begin());
 }
 
 std::vector<double> Session::score(std::span<const int32_t> tokens,
@@ -271,19 +261,16 @@ std::vector<double> Session::score(std::span<const int32_t> tokens,
   std::vector<double> result;
   result.reserve(tokens.size());
   for (const int32_t token : tokens) {
-    detail::decode(s, [&] {
-      detail::flush(s);
-      result.push_back(detail::log_probability(s.inner->logits(), token));
-    });
+    const std::span<const float> logits = detail::logits_now(s);
+    result.push_back(softmax_of(logits).logprob(logits[static_cast<size_t>(token)]));
     s.sequence.push_back(token);
     s.pending = true;
-    if (progress && !progress({.total = before + n,
-                               .cached = before,
-                               .processed = static_cast<int64_t>(s.sequence.size()),
-                               .elapsed = detail::seconds_since(start)})) {
-      break;
-    }
-    if (s.abandoned) break;
+    const bool go_on = detail::goes_on(s, progress,
+                                       {.total = before + n,
+                                        .cached = before,
+                                        .processed = static_cast<int64_t>(s.sequence.size()),
+                                        .elapsed = detail::seconds_since(start)});
+    if (!go_on) break;
   }
   return result;
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
+#include <type_traits>
 
 #include "engine/api/state.h"
 
@@ -75,6 +77,14 @@ auto decode(SessionState& s, F&& f) {
     } const clock{s};
     return f();
   });
+}
+
+// Asked of who listens, if anyone does. False: it is to stop here.
+template <typename T>
+bool goes_on(const SessionState& s, const std::function<bool(const T&)>& callback,
+             const std::type_identity_t<T>& what) {
+  if (callback && !s.abandoned && !callback(what)) return false;
+  return !s.abandoned;
 }
 
 inline void step_now(SessionState& s, int32_t token) {

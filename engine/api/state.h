@@ -136,6 +136,12 @@ template <typename... Args>
 // Throws v0::Error(kUsage) naming one that is outside the vocabulary.
 void check_tokens(const EngineState& engine, std::span<const int32_t> tokens);
 
+// Of a file or a directory.
+inline void require_name(const char* what, const std::string& name) {
+  if (name.find('\0') == std::string::npos) return;
+  refuse(v0::ErrorKind::kUsage, "{}: expected a name, found a zero in it", what);
+}
+
 // The engine behind a public one, unless that was moved away.
 inline EngineState& opened_engine(const std::shared_ptr<EngineState>& state) {
   if (state == nullptr) refuse(v0::ErrorKind::kState, "this engine was moved away");

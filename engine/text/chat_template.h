@@ -59,7 +59,8 @@ class ChatTemplate {
   std::string text(std::span<const ChatMessage> messages, const ChatOptions& options) const;
   // Its ids, as the file of the tokenizer has them: where tokenizer_config.json has transformers build
   // another tokenizer than the file's (LlamaTokenizer without "legacy"), theirs differ behind special
-  // tokens. So they do where special tokens are "normalized". Also throws Error(kUsage) where the tokenizer lacks a special token of the template.
+  // tokens. So they do where special tokens are "normalized". Also throws Error(kUsage) where the
+  // tokenizer lacks a special token of the template.
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                               const ChatOptions& options) const;
 

@@ -242,6 +242,15 @@ def call(name: str, *arguments: Any) -> int:
     raise _ERRORS.get(status, Error)(message)
 
 
+class Uncopied:
+    """There is one of it: what copy or pickle made would be closed twice."""
+
+    _other_ways = ""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} objects cannot be copied{self._other_ways}")
+
+
 class OptionHandle:
     """A tiercel_options for the length of a with block; True and False as the library spells."""
 

@@ -12,7 +12,7 @@ from ctypes import POINTER, byref, c_double, c_int, c_int32, c_size_t, c_void_p
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, call, encoded, library
+from ._abi import OptionHandle, StateError, Uncopied, call, encoded, library
 from ._guard import BlockingCall, Guard
 from ._types import (
     REASONS,
@@ -54,7 +54,7 @@ def _hear(name: Any, token: int, text: Any, length: int) -> int:
 _NOBODY = _abi.PIECE_CALLBACK()  # NULL
 
 
-class Request:
+class Request(Uncopied):
     """A request of a batch. Every call is safe from any thread."""
 
     def __init__(self, batch: "Batch", callback: Optional[PieceCallback]) -> None:
@@ -68,9 +68,6 @@ class Request:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library.tiercel_request_free(self._handle)
-
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("a request cannot be copied: there is one of it")
 
     def wait(self, timeout: Optional[float] = None) -> Generation:
         """The result, once it is there; raises what the request failed of, or its callback raised.
@@ -134,7 +131,7 @@ class Request:
         return found
 
 
-class Prefix:
+class Prefix(Uncopied):
     """What many prompts of one batch begin with: a document and questions about it, say.
 
     It is prefilled once, when the first request behind it comes, and kept while this object or a
@@ -149,15 +146,12 @@ class Prefix:
         if getattr(self, "_handle", None):
             library.tiercel_prefix_free(self._handle)
 
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("a prefix cannot be copied: there is one of it")
-
     def __len__(self) -> int:
         """In tokens."""
         return int(library.tiercel_prefix_n_tokens(self._handle))
 
 
-class Batch:
+class Batch(Uncopied):
     """Requests decoded together, in a thread of the library. Every call is safe from any thread.
 
     Close it, or use it in a with block, to cancel what is left and give its memory back.
@@ -181,9 +175,6 @@ class Batch:
     def __del__(self) -> None:
         if getattr(self, "_batch", None):
             self.close()
-
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("a batch cannot be copied: there is one of it")
 
     def close(self) -> None:
         with BlockingCall():  # Ctrl-C comes behind it: half closed would be never closed

@@ -12,7 +12,16 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import _abi
-from ._abi import OptionHandle, StateError, UsageError, call, encoded, encoded_path, library
+from ._abi import (
+    OptionHandle,
+    StateError,
+    Uncopied,
+    UsageError,
+    call,
+    encoded,
+    encoded_path,
+    library,
+)
 from ._batch import Batch
 from ._guard import BlockingCall
 from ._types import (
@@ -54,7 +63,7 @@ class _Log:
 _kept: List[_Log] = []  # for ever
 
 
-class _EngineHandle(c_void_p):
+class _EngineHandle(Uncopied, c_void_p):
     """Closes with its last reference: a call that runs in another thread has one of its own."""
 
     def __init__(self) -> None:
@@ -71,11 +80,8 @@ class _EngineHandle(c_void_p):
             _kept.append(self.log)
         library.tiercel_engine_close(self)
 
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("an engine cannot be copied: there is one of it")
 
-
-class Engine:
+class Engine(Uncopied):
     """A model in memory, its tokenizer, and what computes.
 
     Close it, or use it in a with block, to give it up early; its sessions and batches live on, and
@@ -89,9 +95,6 @@ class Engine:
         with OptionHandle(options) as handle:
             call("tiercel_engine_open", encoded_path(directory), handle, byref(opened))
         self._engine = opened
-
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("an engine cannot be copied: there is one of it")
 
     def __enter__(self) -> "Engine":
         return self
@@ -219,31 +222,31 @@ class Engine:
         return _abi.take_array(tokens, n.value)
 
 
-class _SessionHandle(c_void_p):
+_FORK_IT = ": fork() it, or save() it for another process"
+
+
+class _SessionHandle(Uncopied, c_void_p):
     """NULL until C fills it in. Closes as _EngineHandle does, which takes a while.
 
     Ctrl-C in a __del__ of Python is dropped too. This one has no Python: it binds to
     partial(close, self), by C alone, and what is pending is raised in whoever let go.
     """
 
+    _other_ways = _FORK_IT
     __del__: Any = property(partial(partial, library.tiercel_session_close))
 
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("a session cannot be copied so: fork() it, or save() it for another process")
 
-
-class Session:
+class Session(Uncopied):
     """One sequence: begins empty, takes a prompt once (prefill or score), grows behind it.
 
     One call at a time. Close it, or use it in a with block, to give its memory back early.
     """
 
+    _other_ways = _FORK_IT
+
     def __init__(self) -> None:
         self._session = _SessionHandle()
         self.finish_reason: Optional[str] = None  # of the last stream or generate
-
-    def __reduce_ex__(self, _: Any) -> Any:
-        raise TypeError("a session cannot be copied so: fork() it, or save() it for another process")
 
     def __enter__(self) -> "Session":
         return self

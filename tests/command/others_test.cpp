@@ -221,7 +221,8 @@ TEST(Estimate, WhatWouldFitIsSaid) {
   std::set<std::string> helps;
   for (const char* limit : {"54MiB", "56MiB", "58MiB", "60MiB", "62MiB", "63MiB"}) {
     for (const char* outliers : {"48", "99999"}) {
-      std::vector<std::string> flags = {"--tokens", "3911", "-n", "2", "--device-memory", limit, "--outliers", outliers};
+      std::vector<std::string> flags = {"--tokens",        "3911", "-n",         "2",
+                                        "--device-memory", limit,  "--outliers", outliers};
       const Result result = run(with_model("estimate", flags));
       if (result.code == 0) continue;
       EXPECT_EQ(result.code, 3) << result.err;

@@ -259,7 +259,8 @@ TEST(Run, UsageErrorsNameTheFlagAndWhatIsLegal) {
   }
   expect_refused(run_demo({"-p", "a prompt of several tokens", "-c", "2"}), 2, {"2"});
   expect_refused(run_demo({"-p", "x", "-n", "50", "-c", "20", "--strict", "-q"}), 2, {"--n-predict", "--strict"});
-  expect_refused(run_demo({"-p", "<|begin_of_text|>x", "-n", "1", "--strict", "-q", "--special"}), 2, {"--no-bos", "--strict"});
+  expect_refused(run_demo({"-p", "<|begin_of_text|>x", "-n", "1", "--strict", "-q", "--special"}), 2,
+                 {"--no-bos", "--strict"});
 }
 
 TEST(Run, TroubleWithFilesIsNamed) {

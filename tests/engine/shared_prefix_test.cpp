@@ -26,6 +26,21 @@ constexpr int64_t kPrefix = 300, kBehind = 90, kSteps = 20;
 constexpr RowCodec kLandmarks[] = {RowCodec::kBf16, RowCodec::kInt8};
 #endif
 
+std::vector<int32_t> random_ids(std::mt19937_64& random, const Model& model, int64_t n) {
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  const auto vocab = static_cast<uint64_t>(model.config().vocab_size);
+  for (int32_t& id : ids) id = static_cast<int32_t>(random() % vocab);
+  return ids;
+}
+
+int64_t add_prefilled(Batch& batch, const SessionPlan& plan, std::span<const int32_t> tokens,
+                      int64_t prefix = -1) {
+  const int64_t name = batch.add(plan, tokens, prefix);
+  while (!batch.advance_prefill(name).finished) {
+  }
+  return name;
+}
+
 class Beside {
  public:
   Beside(const std::string& name, const SessionOptions& options)
@@ -33,17 +48,9 @@ class Beside {
         random_(test::seed()),
         batch_(Batch::open(model_, Batch::plan(*model_, options, 3, kPrefix + kBehind, kSteps))) {}
 
-  std::vector<int32_t> ids(int64_t n) {
-    std::uniform_int_distribution<int64_t> any(0, model_->config().vocab_size - 1);
-    std::vector<int32_t> all(static_cast<size_t>(n));
-    for (int32_t& id : all) id = static_cast<int32_t>(any(random_));
-    return all;
-  }
+  std::vector<int32_t> ids(int64_t n) { return random_ids(random_, *model_, n); }
   int64_t add(const SessionPlan& plan, std::span<const int32_t> tokens, int64_t prefix = -1) {
-    const int64_t name = batch_->add(plan, tokens, prefix);
-    while (!batch_->advance_prefill(name).finished) {
-    }
-    return name;
+    return add_prefilled(*batch_, plan, tokens, prefix);
   }
 
   // Two sequences behind one prefix, beside one whose prompt is all of the first one's.
@@ -115,26 +122,14 @@ TEST(SharedPrefix, NoSequenceIsDisturbedByOthersBehindIt) {
     options.selection.landmark_codec = landmarks;
     const auto logits_of = [&](bool together) {
       std::mt19937_64 random(test::seed());
-      const auto ids = [&](int64_t n) {
-        std::vector<int32_t> all(static_cast<size_t>(n));
-        for (int32_t& id : all) {
-          id = static_cast<int32_t>(random() % static_cast<uint64_t>(model->config().vocab_size));
-        }
-        return all;
-      };
+      const auto ids = [&](int64_t n) { return random_ids(random, *model, n); };
       const auto batch =
           Batch::open(model, Batch::plan(*model, options, kSequences, kTokens + kOwn, kSteps));
-      const auto add = [&](const SessionPlan& plan, int64_t n, int64_t prefix) {
-        const int64_t name = batch->add(plan, ids(n), prefix);
-        while (!batch->advance_prefill(name).finished) {
-        }
-        return name;
-      };
       const SessionPlan prefix_plan = batch->plan_prefix(kTokens);
-      const int64_t prefix = add(prefix_plan, kTokens, -1);
+      const int64_t prefix = add_prefilled(*batch, prefix_plan, ids(kTokens));
       const SessionPlan plan = batch->plan_behind(prefix_plan, kOwn, kSteps);
       std::vector<int64_t> names;
-      for (int64_t i = 0; i < kSequences; ++i) names.push_back(add(plan, kOwn, prefix));
+      for (int64_t i = 0; i < kSequences; ++i) names.push_back(add_prefilled(*batch, plan, ids(kOwn), prefix));
       std::vector<std::vector<float>> all;
       for (int64_t i = 0; i + 1 < kSteps; ++i) {
         std::vector<Batch::Step> steps;
@@ -167,22 +162,12 @@ TEST(SharedPrefix, ALongTextBehindItDependsNotOnTheBatch) {
   options.selection.key_codec = KeyCodec::kExact;
   const auto logits_of = [&](int64_t n_sequences) {
     std::mt19937_64 random(test::seed());
-    const auto ids = [&](int64_t n) {
-      std::vector<int32_t> all(static_cast<size_t>(n));
-      for (int32_t& id : all) {
-        id = static_cast<int32_t>(random() % static_cast<uint64_t>(model->config().vocab_size));
-      }
-      return all;
-    };
     const auto batch =
         Batch::open(model, Batch::plan(*model, options, n_sequences, kTokens + kOwn, kSteps));
     const SessionPlan prefix_plan = batch->plan_prefix(kTokens);
-    const int64_t prefix = batch->add(prefix_plan, ids(kTokens));
-    while (!batch->advance_prefill(prefix).finished) {
-    }
-    const int64_t name = batch->add(batch->plan_behind(prefix_plan, kOwn, kSteps), ids(kOwn), prefix);
-    while (!batch->advance_prefill(name).finished) {
-    }
+    const int64_t prefix = add_prefilled(*batch, prefix_plan, random_ids(random, *model, kTokens));
+    const int64_t name = add_prefilled(*batch, batch->plan_behind(prefix_plan, kOwn, kSteps),
+                                       random_ids(random, *model, kOwn), prefix);
     const std::span<const float> found = batch->logits(name);
     return std::vector<float>(found.begin(), found.end());
   };

@@ -230,6 +230,7 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   settings.capacity = shared ? n_prompt : sequence.n_tokens;
   settings.decodes = !shared;
   settings.overlap |= Tiers::kOverlaps;
+  settings.reserves = Tiers::kOverlaps;
   settings.replay = Tiers::kOverlaps && !shared;
   settings.attend_places = Tiers::Device::kTogether;
   settings.prompt = n_prompt;

@@ -109,7 +109,9 @@ void AnswerFile::refuse(const char* doing, int error) const {
 void AnswerFile::read_answers() {
   const std::string text = read_input(path_, "--output");
   const size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-  int64_t number = 0, n_errors = 0;
+  bool has_errors = false;
+  std::string answers;
+  int64_t number = 0;
   for (size_t begin = 0; begin < whole;) {
     const size_t end = text.find('\n', begin);
     const std::string place = fmt::format("{}:{}", path_, ++number);
@@ -119,10 +121,10 @@ void AnswerFile::read_answers() {
     const std::string_view line = std::string_view(text).substr(begin, end + 1 - begin);
     begin = end + 1;
     if (root.find("error")) {
-      ++n_errors;
+      has_errors = true;
       continue;
     }
-    answers_ += line;
+    answers += line;
     answered_.push_back({number, root.at("line").integer(1, INT64_MAX),
                          root.at("request_hash").text(), root.at("settings").text()});
   }
@@ -135,12 +137,11 @@ void AnswerFile::read_answers() {
   if (!rest.empty() && ::ftruncate(fd_, static_cast<off_t>(whole)) != 0) {
     refuse("remove a cut line from", errno);
   }
-  has_errors_ = n_errors > 0;
-  if (!has_errors_) answers_.clear();
+  if (has_errors) without_errors_ = std::move(answers);
 }
 
 void AnswerFile::drop_errors() {
-  if (!has_errors_) return;
+  if (!without_errors_) return;
   // Behind links, so that renaming replaces the file and not what leads to it.
   const std::string path = std::filesystem::canonical(path_).string();
   const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
@@ -149,7 +150,7 @@ void AnswerFile::drop_errors() {
   if (fd < 0) refuse("replace", errno);
   take_permissions(fd, path);
   int error = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK ? 0 : errno;
-  if (error == 0) error = write_all(fd, answers_);
+  if (error == 0) error = write_all(fd, *without_errors_);
   if (error == 0 && ::fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) error = errno;
   if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) error = errno;
   if (error != 0) {
@@ -159,8 +160,7 @@ void AnswerFile::drop_errors() {
   }
   ::close(fd_);
   fd_ = fd;
-  has_errors_ = false;
-  answers_.clear();
+  without_errors_.reset();
 }
 
 std::vector<BatchRequest> AnswerFile::unanswered(std::vector<BatchRequest> requests) const {

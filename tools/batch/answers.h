@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,8 +15,7 @@ namespace tiercel {
 
 struct BatchAnswer {
   std::string text;  // valid UTF-8
-  const char*
-      finish_reason;  // "stop": end of text; "length": all tokens; "error": see report.error
+  const char* finish_reason;  // "stop": end of text; "length": all tokens; "error": see report.error
   RequestReport report;
 };
 
@@ -59,9 +59,8 @@ class AnswerFile {
   std::string path_;
   int fd_ = -1;
   bool regular_ = false;
-  bool has_errors_ = false;
   std::vector<Answered> answered_;
-  std::string answers_;  // the lines that are no errors, where there are errors too
+  std::optional<std::string> without_errors_;  // the other lines, where some are errors
 };
 
 }  // namespace tiercel

@@ -44,11 +44,7 @@ class Members : public OptionSink {
       if (!node.raw().is_number()) node.unexpected("a number");
       const double number = node.raw().get<double>();
       const bool is_whole = std::abs(number) < 1e15 && number == std::floor(number);
-      try {
-        set(is_whole ? fmt::format("{:.0f}", number) : node.raw().dump());
-      } catch (const Error& error) {
-        fail(error.kind(), "{}: {}", node.place(), error.what());
-      }
+      at_place(node.place(), [&] { set(is_whole ? fmt::format("{:.0f}", number) : node.raw().dump()); });
     });
   }
 
@@ -66,11 +62,7 @@ class Members : public OptionSink {
       }
       target.clear();
       if (text.empty()) return;
-      try {
-        target = parse_biases(text);
-      } catch (const Error& error) {
-        fail(error.kind(), "{}: {}", node.place(), error.what());
-      }
+      target = at_place(node.place(), [&] { return parse_biases(text); });
     });
   }
 

@@ -61,13 +61,17 @@ class Bars:
     def bench(self, *more):
         return self.tiercel("bench", "-o", "json", *more)
 
+    def floor(self, n_prompt, *more):
+        """Bytes of a step, whatever the memory."""
+        estimate = self.tiercel("estimate", "--json", "--backend", "cuda", "--tokens", n_prompt, "-n", STEPS,
+                                "--device-memory", "4TiB", "--host-memory", "4TiB",
+                                "--device-bandwidth", self.ceilings["copy"] / 1e9,
+                                "--link-bandwidth", self.ceilings["link"] / 1e9, *more)
+        return estimate["floors"][-1 if "--behind" in more else 0]  # the last is of those that share
+
     def step_floor(self, n_prompt, hit_rate, *more, n=1):
         """Seconds: bytes of the device and of the link of a step of n sequences."""
-        estimate = self.tiercel("estimate", "--json", "--backend", "cuda", "--tokens", n_prompt, "-n", STEPS,
-                                "--device-memory", "4TiB", "--host-memory", "4TiB", "--device-bandwidth",
-                                self.ceilings["copy"] / 1e9, "--link-bandwidth", self.ceilings["link"] / 1e9,
-                                "--hit-rate", hit_rate, *more)
-        floor = estimate["floors"][-1 if "--behind" in more else 0]  # the last is of those that share
+        floor = self.floor(n_prompt, "--hit-rate", hit_rate, *more)
         device = floor["weight_bytes"] + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
         return device / self.ceilings["copy"], n * floor["link_bytes_per_sequence"] / self.ceilings["link"]
 
@@ -87,11 +91,9 @@ class Bars:
         layers, heads, head_dim = SHAPES[self.arguments.shape]
         for tokens in (self.tokens(32768), self.tokens(131072)):
             (row,) = self.bench("-p", tokens, "-n", 0, "-r", 1, "--attention", "dense", "--prefill", "dense")
-            floor = self.tiercel("estimate", "--json", "--backend", "cuda", "--tokens", tokens, "-n", 1,
-                                 "--attention", "dense", "--device-memory", "4TiB", "--host-memory", "4TiB",
-                                 "--device-bandwidth", 1)["floors"][0]
-            # Every weight but the head's, which only the last token needs, is a product and a sum.
-            linear = 2 * (floor["weight_bytes"] / 2) * tokens
+            floor = self.floor(tokens, "--attention", "dense")
+            # A product and a sum for every weight of 2 bytes, but for the head's: only the last token needs those.
+            linear = 2 * (floor["weight_bytes"] - floor["head_bytes"]) / 2 * tokens
             attention = 2 * 2 * tokens * tokens / 2 * layers * heads * head_dim
             rate = (linear + attention) / (row["avg_ns"] * 1e-9)
             share = rate / self.ceilings["matmul"]
@@ -102,7 +104,8 @@ class Bars:
         tokens = self.tokens(131072)
         variants = [("", 1, []), ("", 0.9, []), ("", 0.6, []), (", enqueued anew", 0.9, ["--no-graphs"]),
                     (", int8 landmarks", 0.9, ["--landmark-codec", "int8"]),
-                    (", low-rank keys", 0.9, ["--key-codec", "lowrank"]), (", exact keys", 0.9, ["--key-codec", "exact"])]
+                    (", low-rank keys", 0.9, ["--key-codec", "lowrank"]),
+                    (", exact keys", 0.9, ["--key-codec", "exact"])]
         for name, hit_rate, flags in variants:
             row = self.bench("-p", tokens, "-n", STEPS, "-r", 1, "--prefill", "select", "--imposed-hit-rate", hit_rate,
                              *HOST, *flags)[-1]
@@ -120,19 +123,20 @@ class Bars:
     def batch(self):
         """What eight sequences fetch beside what they compute: against the same with nothing to fetch."""
         tokens, n = self.tokens(131072), 8
-        flags = ["-p", tokens, "-n", STEPS, "-b", n, "--prefill", "select", *HOST]
-        flags += ["--key-codec", "int8"]  # a batch's plan might choose another one than the floor's
+        kept = [*HOST, "--key-codec", "int8"]  # a batch's plan might choose another codec than the floor's
+        flags = ["-p", tokens, "-n", STEPS, "-b", n, "--prefill", "select", *kept]
         for parts in ("1", "2"):
             seconds = {}
             for hit_rate in (1, 0.9):
                 (row,) = self.bench(*flags, "--imposed-hit-rate", hit_rate, "--micro-batches", parts)
                 seconds[hit_rate] = row["token_p50_seconds"]
-                floor = self.step_floor(tokens, hit_rate, *HOST, "--key-codec", "int8", n=n)
+                floor = self.step_floor(tokens, hit_rate, *kept, n=n)
                 self.step_row(f"step of {n} behind {tokens}, hit rate {hit_rate}, {parts} part(s), "
                               f"{row['kernels_per_step']} kernels", seconds[hit_rate], floor)
             hidden = 1 - (seconds[0.9] - seconds[1]) / floor[1]
-            self.row(f"fetch hidden, {n} sequences, {parts} part(s)", f"{1e3 * (seconds[0.9] - seconds[1]):.2f} ms more",
-                     f"{1e3 * floor[1]:.2f} ms of link", f"{100 * hidden:.0f} %", "80 %", hidden >= 0.8)
+            self.row(f"fetch hidden, {n} sequences, {parts} part(s)",
+                     f"{1e3 * (seconds[0.9] - seconds[1]):.2f} ms more", f"{1e3 * floor[1]:.2f} ms of link",
+                     f"{100 * hidden:.0f} %", "80 %", hidden >= 0.8)
 
     def behind(self):
         tokens = self.tokens(131072)
@@ -148,8 +152,9 @@ class Bars:
     def million(self):
         tokens = self.tokens(1000000)
         rows = self.bench("-p", tokens, "-n", 32, "-r", 1, "--prefill", "select", "--imposed-hit-rate", 0.9, *HOST)
-        self.row(f"selected prefill, {tokens} tokens", f"{rows[0]['avg_ns'] * 1e-9:.1f} s, {rows[0]['avg_ts']:.0f} tokens/s",
-                 "", f"{rows[0]['device_bytes'] * 2**-30:.1f} + {rows[0]['host_bytes'] * 2**-30:.1f} GiB")
+        self.row(f"selected prefill, {tokens} tokens",
+                 f"{rows[0]['avg_ns'] * 1e-9:.1f} s, {rows[0]['avg_ts']:.0f} tokens/s", "",
+                 f"{rows[0]['device_bytes'] * 2**-30:.1f} + {rows[0]['host_bytes'] * 2**-30:.1f} GiB")
         self.step_row(f"step behind {tokens}, hit rate 0.9", rows[1]["token_p50_seconds"],
                       self.step_floor(tokens, 0.9, *HOST))
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "engine/base/check.h"
+#include "engine/logprobs.h"
 
 namespace tiercel {
 namespace {
@@ -22,18 +22,6 @@ std::string_view trim(std::string_view text) {
   const size_t begin = text.find_first_not_of(kSpace);
   if (begin == std::string_view::npos) return {};
   return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
-// Of fp64 softmax: the largest logit and the logarithm of the sum of exp(logit - largest).
-struct Softmax {
-  double largest, log_sum;
-};
-
-Softmax softmax_of(std::span<const float> logits) {
-  double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-  for (const float logit : logits) largest = std::max(largest, static_cast<double>(logit));
-  for (const float logit : logits) sum += std::exp(logit - largest);
-  return {largest, std::log(sum)};
 }
 
 }  // namespace
@@ -71,8 +59,7 @@ double kl_divergence(std::span<const float> p_logits, std::span<const float> q_l
   const Softmax p = softmax_of(p_logits), q = softmax_of(q_logits);
   double sum = 0;
   for (size_t i = 0; i < p_logits.size(); ++i) {
-    const double log_p = p_logits[i] - p.largest - p.log_sum;
-    const double log_q = q_logits[i] - q.largest - q.log_sum;
+    const double log_p = p.logprob(p_logits[i]), log_q = q.logprob(q_logits[i]);
     sum += std::exp(log_p) * (log_p - log_q);
   }
   // Rounding may leave a hair below zero where both are the same; NaN must stay.
