@@ -14,6 +14,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_l
   if (!staged) return;
   ids = std::max(n_prompt, kAppendRows);
   logprobs = want_logprobs ? kLogprobRows : 0;
+  clock = 1;
   host_logits = c.vocab_size;
   sampler = {.vocab = c.vocab_size, .places = 1};
 }
@@ -21,7 +22,7 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_l
 int64_t DecoderLayout::bytes() const {
   return transformer.bytes() + (hidden + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
          ids * static_cast<int64_t>(sizeof(float)) +
-         logprobs * static_cast<int64_t>(sizeof(double)) + sampler.device_bytes();
+         (logprobs + clock) * static_cast<int64_t>(sizeof(double)) + sampler.device_bytes();
 }
 
 int64_t DecoderLayout::host_bytes() const {

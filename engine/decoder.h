@@ -39,12 +39,10 @@ struct DecoderLayout {
   int64_t prompt_end = 0;   // [hidden]
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
+  int64_t clock = 0;        // int64, staged only
   int64_t host_logits = 0;  // fp32, staged only
   DeviceSamplerLayout sampler;  // staged only
 };
-
-// After so many replays a step is recorded again: attention is cut for the length at the recording.
-inline constexpr int64_t kMaxReplays = kMaxLater;
 
 template <typename Q>
 struct GraphOf {
@@ -62,18 +60,21 @@ class Decoder {
   static constexpr bool kStaged = !Device::kHostReadable;
 
   Decoder(Device& device, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
-          const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout)
+          const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout,
+          bool replays)
       : device_(device),
         arena_(arena),
         config_(config),
         transformer_(device, arena, config, weights, layout.transformer),
         store_(store),
         append_(device, transformer_, store),
+        replays_(replays),
         sampler_(device, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
     prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
     ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout.ids);
     logprobs_ = arena_.template take<double>(Purpose::kActivations, layout.logprobs);
+    clock_ = arena_.template take<int64_t>(Purpose::kActivations, layout.clock);
     host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout.host_logits);
     if (kStaged) {
       host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
@@ -94,7 +95,7 @@ class Decoder {
   void read_end(float* logits, bf16* prompt_end);
   void write_end(const float* logits, const bf16* prompt_end);
   // The next steps are enqueued anew: what was recorded no longer describes them.
-  void forget_recording() { n_replays_ = kMaxReplays; }
+  void forget_recording() { n_replays_ = 0; }
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
@@ -129,6 +130,7 @@ class Decoder {
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
   AppendPass<Device, Host> append_;
+  const bool replays_;
   [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   bf16* hidden_ = nullptr;
   bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
@@ -140,7 +142,8 @@ class Decoder {
   bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
   typename GraphOf<Device>::Type graph_;
-  int64_t n_replays_ = kMaxReplays;  // of what graph_ holds; kMaxReplays: it is not to be replayed
+  int64_t* clock_ = nullptr;  // [1] on the device
+  int64_t n_replays_ = 0;     // so many times what graph_ holds may still be replayed
 };
 
 template <Backend Device, HostTier Host>
@@ -286,24 +289,25 @@ void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
 template <Backend Device, HostTier Host>
 bool Decoder<Device, Host>::step_by_graph(const int32_t* id) {
   if constexpr (Replays<Device>) {
-    if (store_.clock() == nullptr || n_steps_ == 1) return false;
-    if (!store_.next_step_is_plain()) {
-      n_replays_ = kMaxReplays;
+    if (!replays_ || n_steps_ == 1) return false;
+    const int64_t n_alike = store_.steps_alike();
+    if (n_alike == 0) {
+      forget_recording();
       return false;
     }
-    if (n_replays_ < kMaxReplays) {
+    if (n_replays_ > 0) {
       store_.count_replayed_step();
     } else {
-      move_clock(device_, {.clock = store_.clock(), .reset = true});
+      move_clock(device_, {.clock = clock_, .reset = true});
       begin_capture(device_);
-      store_.set_recording(true);
+      store_.record_by(clock_);
       enqueue_step(id);
-      move_clock(device_, {.clock = store_.clock()});
-      store_.set_recording(false);
+      move_clock(device_, {.clock = clock_});
+      store_.record_by(nullptr);
       end_capture(device_, graph_);
-      n_replays_ = 0;
+      n_replays_ = n_alike;
     }
-    ++n_replays_;
+    --n_replays_;
     replay(device_, graph_);
     return true;
   } else {

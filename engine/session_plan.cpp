@@ -295,7 +295,6 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.one_memory = plan.backend == BackendKind::kCpu;
   s.imposed_hit_rate = o.imposed_hit_rate;
   s.overlap = plan.backend == BackendKind::kCuda;
-  s.replay = s.overlap && !o.no_graphs;
   s.reserves = plan.backend == BackendKind::kCuda;
   s.together = plan.together;
   s.attend_places = plan.attend_places;

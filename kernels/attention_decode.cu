@@ -32,7 +32,8 @@ void check_params(const DecodeAttendParams& p) {
         "{} partials to merge with", p.n_merge);
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
-    CHECK(source.chunk_tokens > 0 && source.n_tokens >= 0 && source.n_tokens <= kMaxTokens,
+    CHECK(source.chunk_tokens > 0 && source.n_tokens >= 0 &&
+              std::max(source.n_tokens, source.most_tokens) <= kMaxTokens,
           "source {}: {} tokens in chunks of {}", s, source.n_tokens, source.chunk_tokens);
     CHECK(source.ids == nullptr || source.counts != nullptr, "source {}", s);
     CHECK(source.ids == nullptr || source.ids_stride <= kMaxTokens / source.chunk_tokens,
@@ -85,7 +86,7 @@ int64_t few_tiles_per_split(const Stream& stream, int32_t head_dim) {
 
 int64_t max_tokens(const KvSource& source) {
   return source.ids != nullptr ? source.ids_stride * source.chunk_tokens
-                               : source.n_tokens + (source.later != nullptr ? kMaxLater : 0);
+                               : std::max(source.n_tokens, source.most_tokens);
 }
 
 int64_t row_blocks(const DecodeAttendParams& p) {
@@ -143,8 +144,13 @@ Source make_source(const KvSource& from) {
 Params make_params(const DecodeAttendParams& p, int64_t n_splits) {
   Params to;
   to.q = p.q;
-  for (int32_t s = 0; s < p.n_sources; ++s) {
-    if (max_tokens(p.sources[s]) > 0) to.sources[to.n_sources++] = make_source(p.sources[s]);
+  // Dead tiles of sources that grow belong at the end, where whole blocks have nothing to do.
+  for (const bool grows : {false, true}) {
+    for (int32_t s = 0; s < p.n_sources; ++s) {
+      const KvSource& source = p.sources[s];
+      if ((source.most_tokens > 0) != grows || max_tokens(source) == 0) continue;
+      to.sources[to.n_sources++] = make_source(source);
+    }
   }
   to.out = p.out;
   to.counters = reinterpret_cast<uint32_t*>(p.workspace);
@@ -163,9 +169,6 @@ Params make_params(const DecodeAttendParams& p, int64_t n_splits) {
 
 template <int kHeadDim>
 void launch_few(Stream& stream, Params params, const DecodeAttendParams& p) {
-  // Dead tiles of sources that could grow belong at the end, where whole blocks have nothing to do.
-  std::partition(params.sources, params.sources + params.n_sources,
-                 [](const Source& source) { return source.later == nullptr; });
   int32_t n_tiles = 0;
   for (int32_t s = 0; s < params.n_sources; ++s) {
     params.first_tile[s] = n_tiles;

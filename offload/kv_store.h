@@ -122,12 +122,12 @@ class KvStore {
   void advance(int64_t n = 1);
 
   // ---- recorded steps (ClockParams in engine/base/ops/position.h) ----
-  // Whether the next step enqueues the same kinds of ops as any other such step: nothing retires, no
-  // room is made, nothing is audited, no window moves.
-  bool next_step_is_plain() const;
-  // While recording, what depends on the step points at the clock: steps since the recording.
-  void set_recording(bool on) { recording_ = on; }
-  int64_t* clock() const { return clock_; }
+  // How many steps from the next one on enqueue the same ops, but for what a clock says: nothing retires,
+  // no room is made, nothing is audited, no window moves, attention is cut alike. 0: not even the next one.
+  int64_t steps_alike() const;
+  // While recording, what depends on the step points at the clock: steps since the recording. Null: not
+  // recording.
+  void record_by(const int64_t* clock) { clock_ = clock; }
   // The host's side of a step that was replayed: append, attend and advance of every layer.
   void count_replayed_step();
 
@@ -390,7 +390,8 @@ class KvStore {
   KvSource estimate_source(int64_t layer) const;
   void audit_layer(int64_t layer, const bf16* q, int64_t n_rows);
   void forget_late_chunks(int64_t layer);
-  const int64_t* later() const { return recording_ ? clock_ : nullptr; }
+  const int64_t* later() const { return clock_; }
+  static int64_t cut_tokens(int64_t n) { return (n + kCutTokens - 1) / kCutTokens * kCutTokens; }
   int64_t chunk_bytes(int64_t layer) const;
   void read_back(const void* source, void* target, int64_t bytes) const;
 
@@ -434,8 +435,7 @@ class KvStore {
   int64_t place_ = 0;   // among stores whose ops run at once
   int64_t chosen_ = 0;  // chunks that the lists in hand have room for
   bool auditing_ = false;
-  bool recording_ = false;
-  int64_t* clock_ = nullptr;  // [1]
+  const int64_t* clock_ = nullptr;  // [1], while recording
   std::vector<MassHistogram> mass_;     // per layer
   std::vector<PromptEnd> prompt_end_;  // per layer
   int64_t n_prompt_ = 0;  // of the prefix, where it is shared

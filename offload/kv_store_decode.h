@@ -159,6 +159,7 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   const int64_t row = (recent.first - recent.base) * d();
   plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
   sources[0].later = later();  // never empty: the newest token is in it
+  sources[0].most_tokens = cut_tokens(sources[0].n_tokens);
   add_key_bias(layer, recent.first, sources[0]);
   if (layer.key_bias_behind != nullptr) {
     sources[0].key_bias = layer.key_bias_behind + (recent.first - n_prompt_);
@@ -545,23 +546,27 @@ void KvStore<Device, Host>::end_chosen(int64_t index, const bf16* q, bf16* out) 
 }
 
 template <typename Device, typename Host>
-bool KvStore<Device, Host>::next_step_is_plain() const {
+int64_t KvStore<Device, Host>::steps_alike() const {
   const KvSettings& o = layout_.settings;
-  if (auditing_) return false;
+  if (auditing_) return 0;
+  int64_t alike = std::numeric_limits<int64_t>::max();
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const Layer& layer = layers_[index];
     const Recent& recent = layer.recent;
-    if (layout_.shape.window[index] > 0 || is_to_be_tried(index)) return false;
+    if (layout_.shape.window[index] > 0 || is_to_be_tried(index)) return 0;
     // The first list of a new length is made whatever the query says.
     if (o.reuses() && layout_.indexed(index) && layer.index.list_chunks != selected_per_head(layer)) {
-      return false;
+      return 0;
     }
-    if (n_tokens_ - recent.base == recent.capacity) return false;
-    if (layout_.tiered(index) && n_tokens_ + 1 - recent.first >= o.recent + layout_.retire_tokens) {
-      return false;
+    // Rows that the last of these steps may have.
+    int64_t most = std::min(recent.base + recent.capacity - recent.first,
+                            cut_tokens(n_tokens_ + 1 - recent.first));
+    if (layout_.tiered(index) && !layout_.shares_prefix()) {
+      most = std::min(most, o.recent + layout_.retire_tokens - 1);
     }
+    alike = std::min(alike, recent.first + most - n_tokens_);
   }
-  return true;
+  return std::max<int64_t>(alike, 0);
 }
 
 template <typename Device, typename Host>

@@ -237,13 +237,11 @@ void KvStore<Device, Host>::take_prefill_buffers(Arena<Device>& arena) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::take_shared(Arena<Device>& arena) {
-  const KvSettings& o = layout_.settings;
   if (layout_.any_tiered) take_step_lists(arena);
   if (layout_.any_low_rank() && !layout_.shares_prefix()) {
     residual_energy_ = arena.template take<double>(Purpose::kKeys, layout_.shape.n_layers);
   }
   take_prefill_buffers(arena);
-  if (o.replay) clock_ = arena.template take<int64_t>(Purpose::kActivations, 1);
   for (PartialView& partial : partials_) partial = take_partial(arena);
   for (PartialView& partial : audit_partials_) partial = take_partial(arena);
 }

@@ -21,7 +21,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
         o.chunk_tokens);
   CHECK(static_cast<int64_t>(s.window.size()) == s.n_layers);
   CHECK(o.outliers == 0 || o.static_chunks == 0, "exact chunks are chosen by one criterion");
-  CHECK(o.behind == 0 || (o.prompt == 0 && !o.audit && !o.replay), "a sequence behind a prefix");
+  CHECK(o.behind == 0 || (o.prompt == 0 && !o.audit), "a sequence behind a prefix");
   int64_t n_tiered = 0, leader_now = 0;
   for (int64_t layer = 0; layer < s.n_layers; ++layer) {
     tiered_rank.push_back(n_tiered);
@@ -192,7 +192,6 @@ PurposeBytes KvLayout::held_bytes() const {
     add(Purpose::kSlots, total_counts() * 8);
     if (any_low_rank() && !shares_prefix()) add(Purpose::kKeys, shape.n_layers * 8);
   }
-  if (o.replay) add(Purpose::kActivations, 8);
   add(Purpose::kActivations, 4 * shape.n_heads * (int64_t{shape.head_dim} + 2) * 4);
   if (o.reserves && reserved_bytes(bytes) > 0) add(Purpose::kActivations, kReservedSpare);
   return bytes;

@@ -91,7 +91,6 @@ struct KvSettings {
   HostUse host_use = HostUse::kNever;
   bool one_memory = false;  // the device's queue reaches what is at home on the host, where it is
   bool overlap = false;  // the queues run beside each other
-  bool replay = false;   // decode steps are recorded and replayed
   bool reserves = false;  // what is held is a block of either tier: single blocks are costly
   int64_t together = 1;  // stores that share a workspace and select at once
   int64_t attend_places = 1;  // attentions that run at once, of different stores or of one
@@ -111,6 +110,9 @@ inline constexpr int64_t kPrefillLocal = 256;
 inline constexpr int64_t kDenseTail = 256;
 // Tokens that leave the recent window together where decode steps may be replayed.
 inline constexpr int64_t kRetireTokens = 64;
+// A window that grows is cut among the processors as if it was a multiple of so many tokens long, so that
+// the same cut serves as many steps.
+inline constexpr int64_t kCutTokens = 256;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
 

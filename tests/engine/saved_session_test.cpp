@@ -129,9 +129,7 @@ struct Saved {
     return copy;
   }
   std::unique_ptr<Session> restored() const {
-    SessionOptions options = SavedSession::open(file)->options();
-    options.no_graphs = true;
-    return restored(options, kPrompt + kNew - n);
+    return restored(SavedSession::open(file)->options(), kPrompt + kNew - n);
   }
   std::span<const int32_t> next() const {
     return std::span(ids).subspan(static_cast<size_t>(n), kMore);
@@ -157,7 +155,6 @@ SessionOptions small(AttentionMode mode) {
   if (s.key_codec == KeyCodec::kAuto && mode == AttentionMode::kShadow) {
     s.key_codec = KeyCodec::kLowRank;
   }
-  options.no_graphs = true;  // replayed steps cut attention for another length: other roundings
   return options;
 }
 

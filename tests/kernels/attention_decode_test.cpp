@@ -429,19 +429,20 @@ TEST_F(DecodeKernelTest, FewTokensWhereManyCouldBe) {
   }
 }
 
-// A recorded step sees what the clock has added since.
+// A recorded step sees what the clock has added since, with the bits of one that is enqueued then.
 TEST_F(DecodeKernelTest, TokensThatCameLater) {
   for (const int32_t d : {64, 80}) {
     const int32_t n_kv = 2;
-    const int64_t n = 21, capacity = n + kMaxLater;
+    const int64_t n = 21, capacity = 280;
     Case c(rng_, n_kv, 3, d);
     const auto keys = random_rows(rng_, n_kv * capacity * d),
                values = random_rows(rng_, n_kv * capacity * d);
     DeviceVector<int64_t> clock(1);
-    for (const int64_t steps : {int64_t{0}, int64_t{1}, int64_t{40}, kMaxLater}) {
+    for (const int64_t steps : {int64_t{0}, int64_t{1}, int64_t{40}, capacity - n}) {
       const auto sources = [&](int64_t n_tokens, const int64_t* later) {
         KvSource growing = plane(keys, values, n_kv, d, n_tokens);
         growing.later = later;
+        growing.most_tokens = capacity;
         return std::vector{growing, plane(values, keys, n_kv, d, 35)};
       };
       clock[0] = steps;
@@ -452,6 +453,9 @@ TEST_F(DecodeKernelTest, TokensThatCameLater) {
         Partial result = attend(c, plan);
         c.sources = sources(n + steps, nullptr);
         expect_near_oracle(c, result);
+        const Partial anew = attend(c, plan);
+        EXPECT_EQ(result.out, anew.out);
+        EXPECT_EQ(result.sum, anew.sum);
       }
     }
   }

@@ -231,7 +231,6 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
   settings.decodes = !shared;
   settings.overlap |= Tiers::kOverlaps;
   settings.reserves = Tiers::kOverlaps;
-  settings.replay = Tiers::kOverlaps && !shared;
   settings.attend_places = Tiers::Device::kTogether;
   settings.prompt = n_prompt;
   const KvLayout layout(shape_of(m), settings);

@@ -40,7 +40,6 @@ std::vector<std::vector<int32_t>> prompts(const Model& model) {
 SessionOptions small(AttentionMode mode, KeyCodec codec) {
   SessionOptions options = test::two_tiers();
   options.attention = mode;
-  options.no_graphs = true;  // a replay adds in another order
   options.selection.budget = 16;
   options.selection.recent = 16;
   options.selection.outliers = 1;

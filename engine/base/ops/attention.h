@@ -57,7 +57,10 @@ struct KvSource {
   const int32_t* counts = nullptr;  // [n_kv_heads]
   int64_t ids_stride = 0;
   int64_t n_tokens = 0;
-  const int64_t* later = nullptr;  // added to n_tokens, without ids: at most kMaxLater; null: 0
+  const int64_t* later = nullptr;  // added to n_tokens, without ids; null: 0
+  // What n_tokens and later may make together; 0: n_tokens. Work is cut by it, so that a step which is
+  // replayed adds in the order of one which is not.
+  int64_t most_tokens = 0;
   float bias = 0;  // added to every score, log2 units: log2(n) for a row that stands for n tokens
   // Added to the scores one by one, log2 units; or null. Of token i of chunk c of KV head j:
   //   key_bias[j * key_bias_head_stride + b * chunk_tokens + i],

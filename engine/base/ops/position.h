@@ -23,7 +23,6 @@ inline constexpr int64_t kRopeFine = 1024;
 // A decode step that has been recorded is replayed some steps later. What differs then is read from
 // a clock, one int64 in device memory: the number of steps since the recording. Params that depend
 // on the step point at it with `later`.
-inline constexpr int64_t kMaxLater = 256;
 struct ClockParams {
   int64_t* clock = nullptr;  // [1]
   bool reset = false;        // to zero; else one step on
