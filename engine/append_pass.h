@@ -36,7 +36,7 @@ class AppendPass {
       : device_(device), transformer_(transformer), store_(store) {}
 
   // x: embeddings of the next n tokens, at most kAppendRows, [n][hidden], updated in place. As a step
-  // with each of them, bit by bit where share is 1 and steps are not replayed.
+  // with each of them, bit by bit where share is 1.
   void run(bf16* x, int64_t n, int64_t share) {
     CHECK(n <= kAppendRows, "{} tokens", n);
     for (int64_t layer = 0; layer < transformer_.config().n_layers; ++layer) {

@@ -119,6 +119,7 @@ template <typename Q>
 concept Replays = requires(Q& queue, typename Q::Graph& graph) {
   begin_capture(queue);
   end_capture(queue, graph);
+  abandon_capture(queue);
   replay(queue, graph);
   move_clock(queue, ClockParams{});
 };

@@ -35,7 +35,6 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
          n_sequences);
   }
   request.options = options;
-  request.options.no_graphs = true;  // a recorded step is of one sequence
   request.options.audit = 0;
   request.n_prompt = max_prompt;
   request.n_new = max_new;

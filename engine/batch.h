@@ -93,8 +93,10 @@ class Batch {
   virtual void step(std::span<const Step> steps) = 0;
   // In how many parts it takes a step of so many sequences: 1 or 2. No bit depends on it.
   virtual int64_t micro_batches(int64_t n_sequences) const = 0;
-  // Kernels that the newest step launched; 0 where nothing is launched.
+  // Kernels of the newest step that is not a replay; 0 where nothing is launched.
   virtual int64_t step_launches() const = 0;
+  // Whether the newest step was a replay of a recorded one.
+  virtual bool replayed() const { return false; }
   // The next token behind the last one of this sequence; once after each advance_prefill that finished
   // and each step, before the next call of either. Throws Error(kRuntime) where no token can be named.
   virtual int32_t sample(int64_t sequence, Sampler& sampler, std::span<const int32_t> history) = 0;

@@ -16,13 +16,15 @@ BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_seq
   if (!staged) return;
   ids = host_ids = rows;
   host_best = n_sequences;
+  clock = 1;
   sampler = {.vocab = c.vocab_size, .places = std::min(n_sequences, cuda::Stream::kTogether)};
   host_logits = c.vocab_size;
 }
 
 int64_t BatchLayout::device_bytes() const {
   return transformer.bytes() + hidden * static_cast<int64_t>(sizeof(bf16)) +
-         ids * static_cast<int64_t>(sizeof(int32_t)) + sampler.device_bytes();
+         ids * static_cast<int64_t>(sizeof(int32_t)) + clock * static_cast<int64_t>(sizeof(int64_t)) +
+         sampler.device_bytes();
 }
 
 int64_t BatchLayout::host_bytes() const {

@@ -25,6 +25,7 @@ struct BatchLayout {
   int64_t host_ids = 0;     // int32 [rows], likewise
   int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each
   int64_t host_logits = 0;  // fp32 [vocab], likewise
+  int64_t clock = 0;            // int64 on the device, likewise
   DeviceSamplerLayout sampler;  // likewise, for those that are picked at once
 };
 

@@ -22,7 +22,8 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_l
 int64_t DecoderLayout::bytes() const {
   return transformer.bytes() + (hidden + prompt_end) * static_cast<int64_t>(sizeof(bf16)) +
          ids * static_cast<int64_t>(sizeof(float)) +
-         (logprobs + clock) * static_cast<int64_t>(sizeof(double)) + sampler.device_bytes();
+         logprobs * static_cast<int64_t>(sizeof(double)) + clock * static_cast<int64_t>(sizeof(int64_t)) +
+         sampler.device_bytes();
 }
 
 int64_t DecoderLayout::host_bytes() const {

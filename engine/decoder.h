@@ -16,6 +16,7 @@
 #include "engine/device_sampler.h"
 #include "engine/options.h"
 #include "engine/prompt_pass.h"
+#include "engine/step_recorder.h"
 #include "engine/transformer.h"
 #include "engine/weights.h"
 #include "offload/kv_store.h"
@@ -44,16 +45,6 @@ struct DecoderLayout {
   DeviceSamplerLayout sampler;  // staged only
 };
 
-template <typename Q>
-struct GraphOf {
-  struct None {};
-  using Type = None;
-};
-template <Replays Q>
-struct GraphOf<Q> {
-  using Type = typename Q::Graph;
-};
-
 template <Backend Device, HostTier Host>
 class Decoder {
  public:
@@ -68,13 +59,14 @@ class Decoder {
         transformer_(device, arena, config, weights, layout.transformer),
         store_(store),
         append_(device, transformer_, store),
-        replays_(replays),
+        recorder_(device, /*at_least=*/4),  // by estimate, as what a batch needs
         sampler_(device, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
     prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
     ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout.ids);
     logprobs_ = arena_.template take<double>(Purpose::kActivations, layout.logprobs);
-    clock_ = arena_.template take<int64_t>(Purpose::kActivations, layout.clock);
+    int64_t* clock = arena_.template take<int64_t>(Purpose::kActivations, layout.clock);
+    if (replays) recorder_.record_by(clock);
     host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout.host_logits);
     if (kStaged) {
       host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
@@ -95,7 +87,7 @@ class Decoder {
   void read_end(float* logits, bf16* prompt_end);
   void write_end(const float* logits, const bf16* prompt_end);
   // The next steps are enqueued anew: what was recorded no longer describes them.
-  void forget_recording() { n_replays_ = 0; }
+  void forget_recording() { recorder_.forget(); }
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
@@ -121,7 +113,6 @@ class Decoder {
   void make_logits(const bf16* x);
   void find_best();
   void enqueue_step(const int32_t* id);
-  bool step_by_graph(const int32_t* id);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
 
   Device& device_;
@@ -130,7 +121,7 @@ class Decoder {
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
   AppendPass<Device, Host> append_;
-  const bool replays_;
+  StepRecorder<Device, KvStore<Device, Host>> recorder_;
   [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   bf16* hidden_ = nullptr;
   bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
@@ -141,9 +132,6 @@ class Decoder {
   int32_t* host_best_ = nullptr;    // written by the device
   bool logits_are_here_ = false;  // on the host
   int64_t n_steps_ = 0;
-  typename GraphOf<Device>::Type graph_;
-  int64_t* clock_ = nullptr;  // [1] on the device
-  int64_t n_replays_ = 0;     // so many times what graph_ holds may still be replayed
 };
 
 template <Backend Device, HostTier Host>
@@ -231,7 +219,9 @@ void Decoder<Device, Host>::step(int32_t token) {
   const int32_t* id = upload_ids({&token, 1});
   ++n_steps_;
   logits_are_here_ = false;
-  if (!step_by_graph(id)) enqueue_step(id);
+  KvStore<Device, Host>* const stores[] = {&store_};
+  const auto enqueue = [&] { enqueue_step(id); };
+  if (!recorder_.step(stores, enqueue)) enqueue();
 }
 
 template <Backend Device, HostTier Host>
@@ -282,37 +272,6 @@ void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
   }
   store_.advance();
   make_logits(hidden_);
-}
-
-// Replays the recorded step, or records this one. False: this step is of another kind, or comes
-// first (kernels are loaded by a step that is not recorded).
-template <Backend Device, HostTier Host>
-bool Decoder<Device, Host>::step_by_graph(const int32_t* id) {
-  if constexpr (Replays<Device>) {
-    if (!replays_ || n_steps_ == 1) return false;
-    const int64_t n_alike = store_.steps_alike();
-    if (n_alike == 0) {
-      forget_recording();
-      return false;
-    }
-    if (n_replays_ > 0) {
-      store_.count_replayed_step();
-    } else {
-      move_clock(device_, {.clock = clock_, .reset = true});
-      begin_capture(device_);
-      store_.record_by(clock_);
-      enqueue_step(id);
-      move_clock(device_, {.clock = clock_});
-      store_.record_by(nullptr);
-      end_capture(device_, graph_);
-      n_replays_ = n_alike;
-    }
-    --n_replays_;
-    replay(device_, graph_);
-    return true;
-  } else {
-    return false;
-  }
 }
 
 }  // namespace tiercel

@@ -118,8 +118,8 @@ class Session {
 
   // Instead of prefill: the logits, and every step from here on, are those of the session that was
   // saved, bit by bit where backend, cache size and homes are the same (else the selection cache
-  // starts empty) and no steps are replayed (a replay adds in another order). Every byte of the file is
-  // checked first; where that fails, Error says why and nothing has changed.
+  // starts empty). Every byte of the file is checked first; where that fails, Error says why and nothing
+  // has changed.
   virtual void restore(const SavedSession& saved, const ProgressCallback& progress) = 0;
 
   // A session that stands where this one does and goes on by itself, in memory of its own: what was

@@ -40,6 +40,13 @@ void end_capture(Stream& stream, Graph& graph) {
   CUDA_CHECK(cudaGraphDestroy(recorded));
 }
 
+void abandon_capture(Stream& stream) noexcept {
+  cudaGraph_t recorded = nullptr;
+  cudaStreamEndCapture(static_cast<cudaStream_t>(stream.raw()), &recorded);
+  if (recorded != nullptr) cudaGraphDestroy(recorded);
+  cudaGetLastError();  // that it was not whole
+}
+
 void replay(Stream& stream, Graph& graph) {
   CHECK(!graph.empty(), "nothing has been recorded");
   CUDA_CHECK(cudaGraphLaunch(graph.state().exec, static_cast<cudaStream_t>(stream.raw())));

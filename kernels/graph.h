@@ -29,6 +29,7 @@ class Graph {
 
 void begin_capture(Stream& stream);
 void end_capture(Stream& stream, Graph& graph);
+void abandon_capture(Stream& stream) noexcept;  // instead of end_capture, behind an error
 void replay(Stream& stream, Graph& graph);
 
 }  // namespace tiercel::cuda

@@ -106,6 +106,7 @@ BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions
     if (after.steps > before.steps) {
       row.token_seconds.push_back(after.step_seconds - before.step_seconds);
       row.step_launches = std::max(row.step_launches, scheduler.batch().step_launches());
+      row.replayed_steps += scheduler.batch().replayed() ? 1 : 0;
     }
     row.device_bytes = std::max(row.device_bytes, scheduler.batch().device_bytes());
     row.host_bytes = std::max(row.host_bytes, scheduler.batch().host_bytes());

@@ -53,6 +53,7 @@ struct BatchRow {
   std::vector<double> token_seconds;  // of each step
   int64_t step_tokens = 0;
   int64_t step_launches = 0;  // kernels of one step, at most; 0: nothing is launched
+  int64_t replayed_steps = 0;
   SelectionReport selection;
   int64_t device_bytes = 0, host_bytes = 0;  // taken when all decode
   std::string backend;

@@ -144,6 +144,7 @@ Json to_json(const BenchSetup& setup, const BatchRow& row) {
           {"pl", n},
           {"micro_batches", row.micro_batches},
           {"kernels_per_step", row.step_launches > 0 ? Json(row.step_launches) : Json(nullptr)},
+          {"replayed_steps", row.replayed_steps},
           {"n_kv", test.context_tokens(n)},
           {"t_pp", row.prompt_seconds},
           {"speed_pp", per_second(n_prompt_tokens, row.prompt_seconds)},

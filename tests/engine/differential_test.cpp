@@ -418,10 +418,11 @@ class Crowd {
   }
 
   void step() {
+    const bool some = draw_.chance(0.3);  // all of them: what may be replayed
     std::vector<Batch::Step> steps;
     std::vector<Member*> stepped;
     for (Member& m : members_) {
-      if (m.done < 0 || draw_.chance(0.3)) continue;
+      if (m.done < 0 || (some && draw_.chance(0.3))) continue;
       steps.push_back({m.name, m.rest[static_cast<size_t>(m.done)]});
       stepped.push_back(&m);
     }

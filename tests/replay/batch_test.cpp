@@ -92,6 +92,57 @@ TEST(DeviceBatch, EverySequenceAsAlone) {
   expect_as_alone("llama_eviction_head", small(AttentionMode::kNosa, KeyCodec::kExact));
 }
 
+// Steps are recorded and replayed as long as the same sequences take them and nothing else happens, with the
+// bits of steps that are enqueued anew; in two parts, behind a prefix or not.
+TEST(DeviceBatch, ReplaysSteps) {
+  const auto model = tiny("qwen3");
+  const std::vector<std::vector<int32_t>> all = prompts(*model);
+  const auto longest = static_cast<int64_t>(all.back().size());
+  constexpr int64_t kStepsHere = 24;
+  for (const bool shares : {false, true}) {
+    std::vector<std::vector<float>> logits[2];
+    for (const bool replays : {false, true}) {
+      SessionOptions options = small(AttentionMode::kShadow, KeyCodec::kInt8);
+      options.no_graphs = !replays;
+      BatchPlan plan = Batch::plan(*model, options, 4, 2 * longest, kStepsHere + 1);
+      plan.micro_batches = MicroBatches::kTwo;
+      const auto batch = Batch::open(model, plan);
+      const auto prefilled = [&](const SessionPlan& its_plan, const std::vector<int32_t>& ids, int64_t prefix) {
+        const int64_t name = batch->add(its_plan, ids, prefix);
+        while (!batch->advance_prefill(name).finished) {
+        }
+        return name;
+      };
+      const SessionPlan prefix_plan = batch->plan_prefix(longest);
+      const int64_t prefix = shares ? prefilled(prefix_plan, all.back(), -1) : -1;
+      const auto joins = [&](size_t i) {
+        const int64_t n = std::ssize(all[i]);
+        return prefilled(shares ? batch->plan_behind(prefix_plan, n, kStepsHere)
+                                : batch->plan_sequence(n, kStepsHere), all[i], prefix);
+      };
+      std::vector<Batch::Step> steps;
+      for (size_t i = 0; i < 3; ++i) steps.push_back({joins(i), all[i][0]});
+      int64_t n_replayed = 0;
+      for (int32_t i = 0; i < kStepsHere; ++i) {
+        if (i == 8) steps.push_back({joins(3), 1});
+        if (i == 17) {  // its address may be the next one's
+          batch->remove(steps[1].sequence);
+          steps[1].sequence = joins(1);
+        }
+        for (Batch::Step& step : steps) step.token = (step.token + 7 * i) % 200;
+        batch->step(steps);
+        n_replayed += batch->replayed() ? 1 : 0;
+        for (const Batch::Step& step : steps) {
+          const auto found = batch->logits(step.sequence);
+          logits[replays].emplace_back(found.begin(), found.end());
+        }
+      }
+      EXPECT_EQ(n_replayed > kStepsHere / 3, replays) << n_replayed;
+    }
+    EXPECT_EQ(logits[0], logits[1]) << shares;
+  }
+}
+
 // Kernels of a step of n sequences of one length.
 int64_t launches_of(const SessionOptions& options, int n) {
   const auto model = tiny("llama");

@@ -30,6 +30,11 @@ void end_capture(Stream&, Graph& graph) {
   graph.state().work = std::move(recorded);
 }
 
+void abandon_capture(Stream&) noexcept {
+  simt::recording = nullptr;
+  recorded.clear();
+}
+
 void replay(Stream&, Graph& graph) {
   CHECK(!graph.empty(), "nothing has been recorded");
   for (const std::function<void()>& piece : graph.state().work) piece();

@@ -37,6 +37,11 @@ def ceilings_of(log):
     return found
 
 
+def kernels(row):
+    """Of a row of bench -b."""
+    return f"{row['kernels_per_step']} kernels, {row['replayed_steps']} steps replayed"
+
+
 class Bars:
     def __init__(self, arguments, ceilings):
         self.arguments = arguments
@@ -127,12 +132,12 @@ class Bars:
         flags = ["-p", tokens, "-n", STEPS, "-b", n, "--prefill", "select", *kept]
         for parts in ("1", "2"):
             seconds = {}
-            for hit_rate in (1, 0.9):
-                (row,) = self.bench(*flags, "--imposed-hit-rate", hit_rate, "--micro-batches", parts)
+            for hit_rate, more in ((1, []), (0.9, ["--no-graphs"]), (0.9, [])):
+                (row,) = self.bench(*flags, "--imposed-hit-rate", hit_rate, "--micro-batches", parts, *more)
                 seconds[hit_rate] = row["token_p50_seconds"]
                 floor = self.step_floor(tokens, hit_rate, *kept, n=n)
-                self.step_row(f"step of {n} behind {tokens}, hit rate {hit_rate}, {parts} part(s), "
-                              f"{row['kernels_per_step']} kernels", seconds[hit_rate], floor)
+                self.step_row(f"step of {n} behind {tokens}, hit rate {hit_rate}, {parts} part(s), {kernels(row)}",
+                              seconds[hit_rate], floor)
             hidden = 1 - (seconds[0.9] - seconds[1]) / floor[1]
             self.row(f"fetch hidden, {n} sequences, {parts} part(s)",
                      f"{1e3 * (seconds[0.9] - seconds[1]):.2f} ms more", f"{1e3 * floor[1]:.2f} ms of link",
@@ -146,8 +151,8 @@ class Bars:
         for row in rows:
             n = row["pl"]
             floor = self.step_floor(tokens, 0.9, *flags, n=n)
-            self.step_row(f"step of {n} behind one prefix of {tokens}, {row['kernels_per_step']} kernels",
-                          row["token_p50_seconds"], floor)
+            self.step_row(f"step of {n} behind one prefix of {tokens}, {kernels(row)}", row["token_p50_seconds"],
+                          floor)
 
     def million(self):
         tokens = self.tokens(1000000)
