@@ -123,15 +123,13 @@ class BackendBatch : public Batch {
     const auto n = static_cast<int64_t>(steps.size());
     if (n == 0) return;
     CHECK(n <= plan_.n_sequences, "{} sequences", n);
-    running_.clear();
     stores_.clear();
     token_ids_.clear();
     for (const Step& step : steps) {
       Sequence& s = at(step.sequence);
       CHECK(!s.pass && !s.append && !s.plan.is_prefix, "sequence {} is not to be decoded",
             step.sequence);
-      s.row = static_cast<int64_t>(running_.size());
-      running_.push_back(&s);
+      s.row = std::ssize(stores_);
       stores_.push_back(&s.store);
       token_ids_.push_back(step.token);
     }
@@ -374,7 +372,7 @@ class BackendBatch : public Batch {
   bf16* hidden_of(const Rows& rows) { return hidden_ + rows.first * config_.hidden; }
   bf16* attended_of(int64_t row) { return transformer_.attended() + row * config_.q_width(); }
 
-  Store& store_of(int64_t row) { return running_[static_cast<size_t>(row)]->store; }
+  Store& store_of(int64_t row) { return *stores_[static_cast<size_t>(row)]; }
   std::span<const typename Store::Attention> attentions_of(int64_t layer, const Rows& rows) {
     attentions_.clear();
     for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
@@ -430,9 +428,8 @@ class BackendBatch : public Batch {
   int64_t next_name_ = 0;
   int64_t step_launches_ = 0;
   bool replayed_ = false;
-  std::vector<Sequence*> running_;  // rows of the step in hand
-  std::vector<Store*> stores_;      // theirs
-  std::vector<typename KvStore<Device, Host>::Attention> attentions_;  // of the layer in hand
+  std::vector<Store*> stores_;  // of the step in hand, one to a row
+  std::vector<typename Store::Attention> attentions_;  // of the layer in hand
   std::vector<int32_t> token_ids_;
   std::vector<DevicePick> picks_;  // of the tokens in hand
 };
