@@ -134,9 +134,9 @@ Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
     widest.first_position = layout.chunks * layout.settings.chunk_tokens;
     widest.block_tokens = kPrefillBlock;
     widest.local_tokens = kPrefillLocal;
-    widest.sink_chunks = layout.settings.sinks / layout.prefill_chunk;
+    widest.sink_chunks = layout.settings.sinks / layout.settings.prefill_chunk();
     widest.k = layout.prefill_ids - widest.sink_chunks;
-    widest.chunk_tokens = layout.prefill_chunk;
+    widest.chunk_tokens = layout.settings.prefill_chunk();
     widest.n_heads = layout.shape.n_heads;
     widest.n_kv_heads = layout.shape.n_kv_heads;
     widest.head_dim = layout.shape.head_dim;

@@ -212,7 +212,7 @@ void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
   if (plan.options.prefill != PrefillMode::kSelect || r.restored) return;
   const int64_t most =
       cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) *
-      kv_layout(plan, r.config).prefill_chunk;
+      kv_settings(plan, r.config).prefill_chunk();
   const int64_t wanted =
       std::min(r.options.prefill_budget == kBudgetAll ? r.n_prompt : r.options.prefill_budget,
                r.n_prompt);

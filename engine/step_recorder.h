@@ -76,19 +76,22 @@ class StepRecorder {
 
   template <typename Enqueue>
   void record(Enqueue&& enqueue) {
+    const auto set_clock = [&](const int64_t* clock) {
+      for (Store* store : stores_) store->record_by(clock);
+    };
     move_clock(device_, {.clock = clock_, .reset = true});
     begin_capture(device_);
-    for (Store* store : stores_) store->record_by(clock_);
+    set_clock(clock_);
     try {
       enqueue();
       move_clock(device_, {.clock = clock_});
     } catch (...) {
-      for (Store* store : stores_) store->record_by(nullptr);
+      set_clock(nullptr);
       abandon_capture(device_);
       forget();
       throw;
     }
-    for (Store* store : stores_) store->record_by(nullptr);
+    set_clock(nullptr);
     end_capture(device_, graph_);
   }
 

@@ -29,15 +29,9 @@ inline int64_t sum(const PurposeBytes& bytes) {
   return total;
 }
 
-// Where single blocks are costly: of all that is to be taken, what one block holds. Not activations, which
-// come and go, each in a block of its own.
-inline int64_t reserved_bytes(const PurposeBytes& all) {
-  return sum(all) - all[static_cast<size_t>(Purpose::kActivations)];
-}
-// On a GPU a block is a call of the driver, which may wait for everything in flight, and whole pages of 2 MiB:
-// by estimate 0.2 s and 0.1 GiB for the hundreds of a sequence (journal).
+// Parts of a reserved block begin at multiples of so many bytes.
 inline constexpr int64_t kReservedAlignment = 256;
-// What the block has beyond that, for what aligns so many parts at least; activations, to the memory table.
+// What the block has beyond them, for what aligns so many at least; activations, to the memory table.
 inline constexpr int64_t kReservedSpare = 2048 * kReservedAlignment;
 
 template <typename Queue>
@@ -55,10 +49,11 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // One block of bytes (not 0) and the spare, of which parts are taken from here on as long as it lasts.
-  // Throws as take does.
+  // One block of so many bytes (0: none) and the spare, of which parts are taken from here on as long as it
+  // lasts. Not for activations, which come and go, each in a block of its own. Throws as take does.
   void reserve(int64_t bytes) {
     CHECK(reserved_ == nullptr, "{} arena: reserved twice", name_);
+    if (bytes == 0) return;
     check_room(bytes + kReservedSpare);
     reserved_ = static_cast<std::byte*>(allocate(queue_, bytes + kReservedSpare));
     reserved_bytes_ = bytes + kReservedSpare;

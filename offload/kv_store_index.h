@@ -74,11 +74,11 @@ void KvStore<Device, Host>::append_landmarks(int64_t layer, const RopeAppendPara
   const bool selects = o.select_prefill && layout_.shape.window[layer] == 0;
   const bool needs_means =
       (selects && !layout_.prefill_uses_index(layer)) || (layout_.indexed(layer) && weighs_means);
-  const int64_t piece = layout_.prefill_chunk;
+  const int64_t piece = layout_.settings.prefill_chunk();
   LandmarkParams params = landmark_params(append.keys, append.head_stride, 0, first_token / piece,
                                           (first_token + n_tokens) / piece);
   if (!needs_means || params.n_chunks == 0) return;
-  params.chunk_tokens = layout_.prefill_chunk;
+  params.chunk_tokens = layout_.settings.prefill_chunk();
   params.landmarks = plane_means_;
   params.landmark_head_stride = layout_.mean_plane_chunks() * d();
   build_landmarks(device_, params);

@@ -26,9 +26,8 @@ KvStore<Device, Host>::KvStore(Queues queues, Arena<Device>& device_arena, Arena
       selected_(layout.select) {
   CHECK(workspace.covers(layout), "a workspace for {} tokens", workspace.capacity);
   worker_ = queues.worker;
-  const int64_t held = reserved_bytes(layout_.held_bytes()), home = reserved_bytes(layout_.host_bytes());
-  if (layout_.settings.reserves && held > 0) device_arena.reserve(held);
-  if (layout_.settings.reserves && home > 0) host_arena.reserve(home);
+  device_arena.reserve(layout_.reserved(layout_.held_bytes()));
+  host_arena.reserve(layout_.reserved(layout_.host_bytes()));
   take_shared(device_arena);
   CHECK(layout_.shares_prefix() == (prefix != nullptr));
   for (int64_t layer = 0; layer < layout_.shape.n_layers; ++layer) {

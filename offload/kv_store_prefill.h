@@ -88,7 +88,7 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t 
   n_last_q_ = std::min(n_tokens, kMaxMassTokens);
   last_q_ = q + (n_tokens - n_last_q_) * attend.n_heads * d();
   if (layout_.settings.select_prefill && !dense && attend.window == 0) {
-    CHECK(n_tokens <= kPrefillChunk && first_token % layout_.prefill_chunk == 0);
+    CHECK(n_tokens <= kPrefillChunk && first_token % layout_.settings.prefill_chunk() == 0);
     PrefillSelectParams select;
     select.q = q;
     select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
@@ -96,9 +96,9 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t 
     select.n_tokens = n_tokens;
     select.block_tokens = kPrefillBlock;
     select.local_tokens = kPrefillLocal;
-    select.sink_chunks = layout_.settings.sinks / layout_.prefill_chunk;
+    select.sink_chunks = layout_.settings.sinks / layout_.settings.prefill_chunk();
     select.k = layout_.prefill_ids - select.sink_chunks;
-    select.chunk_tokens = layout_.prefill_chunk;
+    select.chunk_tokens = layout_.settings.prefill_chunk();
     select.n_heads = attend.n_heads;
     select.n_kv_heads = attend.n_kv_heads;
     select.head_dim = attend.head_dim;
@@ -112,7 +112,7 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t 
     attend.chunk_counts = workspace_.block_counts;
     attend.local_begin = workspace_.block_local;
     attend.max_chunks = layout_.prefill_ids;
-    attend.chunk_tokens = layout_.prefill_chunk;
+    attend.chunk_tokens = layout_.settings.prefill_chunk();
   }
   attend_prefill(device_, attend);
 }

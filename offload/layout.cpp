@@ -42,9 +42,9 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
     blocks = ceil_div(chunks, block_chunks());
     coarse_select = blocks_looked_into(blocks, select);
   }
-  prefill_chunk = o.prefill_chunk();
-  prefill_ids = o.sinks / prefill_chunk + std::min(ceil_div(o.prefill_budget, prefill_chunk),
-                                                   ceil_div(o.capacity, prefill_chunk));
+  const int64_t piece = o.prefill_chunk();
+  prefill_ids =
+      o.sinks / piece + std::min(ceil_div(o.prefill_budget, piece), ceil_div(o.capacity, piece));
   const bool weighs = any_tiered && o.weighs_chunks() && o.index != IndexKind::kMean;
   mean_plane = weighs;
   for (int64_t layer = 0; layer < s.n_layers; ++layer) {
@@ -193,7 +193,7 @@ PurposeBytes KvLayout::held_bytes() const {
     if (any_low_rank() && !shares_prefix()) add(Purpose::kKeys, shape.n_layers * 8);
   }
   add(Purpose::kActivations, 4 * shape.n_heads * (int64_t{shape.head_dim} + 2) * 4);
-  if (o.reserves && reserved_bytes(bytes) > 0) add(Purpose::kActivations, kReservedSpare);
+  if (reserved(bytes) > 0) add(Purpose::kActivations, kReservedSpare);
   return bytes;
 }
 
@@ -253,12 +253,16 @@ PurposeBytes KvLayout::host_bytes() const {
       bytes[static_cast<size_t>(Purpose::kKeys)] += settings.capacity * shape.key_width() * kBf16;
     }
   }
-  const bool spare = settings.reserves && reserved_bytes(bytes) > 0;
-  bytes[static_cast<size_t>(Purpose::kActivations)] += host_staging_bytes() + (spare ? kReservedSpare : 0);
+  const int64_t spare = reserved(bytes) > 0 ? kReservedSpare : 0;
+  bytes[static_cast<size_t>(Purpose::kActivations)] += host_staging_bytes() + spare;
   return bytes;
 }
 
-int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, prefill_chunk); }
+int64_t KvLayout::reserved(const PurposeBytes& bytes) const {
+  return settings.reserves ? sum(bytes) - bytes[static_cast<size_t>(Purpose::kActivations)] : 0;
+}
+
+int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, settings.prefill_chunk()); }
 
 int64_t KvLayout::value_staging_bytes() const {
   if (settings.value_codec == RowCodec::kBf16 || !any_tiered) return 0;

@@ -91,7 +91,10 @@ struct KvSettings {
   HostUse host_use = HostUse::kNever;
   bool one_memory = false;  // the device's queue reaches what is at home on the host, where it is
   bool overlap = false;  // the queues run beside each other
-  bool reserves = false;  // what is held is a block of either tier: single blocks are costly
+  // What is held is one block of either tier. On a GPU a block is a call of the driver, which may wait for
+  // everything in flight, and whole pages of 2 MiB: by estimate 0.2 s and 0.1 GiB for the hundreds of a
+  // sequence (journal).
+  bool reserves = false;
   int64_t together = 1;  // stores that share a workspace and select at once
   int64_t attend_places = 1;  // attentions that run at once, of different stores or of one
   double imposed_hit_rate = -1;  // 0..1: selections are made up, for measurements; -1: they are real
@@ -172,7 +175,7 @@ struct KvLayout {
   // weighing chunks.
   bool prefill_uses_index(int64_t layer) const {
     return indexed(layer) && settings.index == IndexKind::kMean &&
-           prefill_chunk == settings.chunk_tokens;
+           settings.prefill_chunk() == settings.chunk_tokens;
   }
   // Tokens that a layer keeps exactly on the device, besides sinks and outliers.
   int64_t exact_capacity(int64_t layer) const;
@@ -218,6 +221,8 @@ struct KvLayout {
   // Their sum: the peak of one sequence by itself, at the end of its prefill.
   PurposeBytes device_bytes() const;
   PurposeBytes host_bytes() const;
+  // Of held or of host bytes, what one block of the arena is reserved for (Arena::reserve).
+  int64_t reserved(const PurposeBytes& bytes) const;
   // Workspace of attention, and a partial result that nobody reads.
   int64_t attend_floats() const {
     return decode_workspace_floats(shape.n_heads, shape.head_dim) + partial_floats();
@@ -232,7 +237,6 @@ struct KvLayout {
   int64_t prompt_chunks = 0;  // of the prompt, rounded up
   int64_t blocks = 0;        // of the first level; 0: one level
   int64_t coarse_select = 0;  // blocks looked into, at most
-  int32_t prefill_chunk = 0;  // tokens per chunk of selection in prefill
   bool mean_plane = false;    // prefill needs means of its own
   int64_t retire_tokens = 0;  // that leave the recent window together: whole chunks
   int64_t select = 0;        // chunks selected per KV head and step, at most

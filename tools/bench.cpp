@@ -183,10 +183,10 @@ std::vector<int64_t> parse_counts(const char* flag, const std::string& text, int
     if (first < 1 || last < first) {
       fail(ErrorKind::kUsage, "expected FIRST..LAST*FACTOR or FIRST..LAST+STEP, found '{}'", item);
     }
-    for (int64_t n = first; n <= last; n = times ? n * by : n + by) {
+    for (int64_t n = first;; n = times ? n * by : n + by) {
       counts.push_back(n);
       if (counts.size() > kMaxCounts) fail(ErrorKind::kUsage, "expected at most {} counts, found {}", kMaxCounts, item);
-      if (times ? n > last / by : n > last - by) break;  // before it overflows
+      if (times ? n > last / by : n > last - by) break;  // the next one is beyond the last
     }
     return 0;
   };

@@ -16,6 +16,7 @@
 #include "engine/presets.h"
 #include "engine/scheduler.h"
 #include "engine/text/tokenizer.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
@@ -140,8 +141,7 @@ TEST(Batch, StepsBetweenTheRunsOfAPromptLeaveItsIndexAlone) {
     return batch->add(batch->plan_sequence(static_cast<int64_t>(tokens.size()), n_new, 2), tokens);
   };
   const int64_t talker = add(shorter, 1500);
-  while (!batch->advance_prefill(talker).finished) {
-  }
+  test::prefill(*batch, talker);
   const int64_t listener = add(longer.prompt, longer.n_new);
   int n_runs = 1;
   for (int32_t token = 100; !batch->advance_prefill(listener).finished; ++n_runs) {
@@ -255,16 +255,12 @@ TEST(Batch, BehindAPrefixAsAppended) {
     ASSERT_TRUE(session->append(question, {}));
     const int64_t device_before = batch->device_bytes(), host_before = batch->host_bytes();
     const SessionPlan prefix_plan = batch->plan_prefix(n_document);
-    const int64_t prefix = batch->add(prefix_plan, document);
-    while (!batch->advance_prefill(prefix).finished) {
-    }
+    const int64_t prefix = test::add_prefilled(*batch, prefix_plan, document);
     const SequenceBytes prefix_bytes = batch->bytes_of(prefix_plan);
     EXPECT_EQ(batch->device_bytes() - device_before, prefix_bytes.device);
     EXPECT_EQ(batch->host_bytes() - host_before, prefix_bytes.host);
     const SessionPlan plan = batch->plan_behind(prefix_plan, n_question, 8);
-    const int64_t behind = batch->add(plan, question, prefix);
-    while (!batch->advance_prefill(behind).finished) {
-    }
+    const int64_t behind = test::add_prefilled(*batch, plan, question, prefix);
     const SequenceBytes bytes = batch->bytes_of(plan);
     EXPECT_EQ(batch->device_bytes() - device_before, prefix_bytes.device + bytes.device);
     EXPECT_EQ(batch->host_bytes() - host_before, prefix_bytes.host + bytes.host);

@@ -17,6 +17,7 @@
 #include "engine/presets.h"
 #include "engine/saved_session.h"
 #include "engine/session.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 #include "tests/sanitized.h"
@@ -45,7 +46,6 @@ class Draw {
  public:
   explicit Draw(uint64_t seed) : random_(seed) {}
 
-  uint64_t bits() { return random_(); }
   int64_t between(int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
   }
@@ -343,22 +343,16 @@ class Crowd {
   }
 
  private:
-  static int64_t add(Batch& batch, const SessionPlan& plan, std::span<const int32_t> ids, int64_t prefix) {
-    const int64_t name = batch.add(plan, ids, prefix);
-    while (!batch.advance_prefill(name).finished) {
-    }
-    return name;
-  }
   // -1: there is none.
   int64_t add_prefix(Batch& batch) const {
     if (prefix_ids_.empty()) return -1;
-    return add(batch, batch.plan_prefix(std::ssize(prefix_ids_)), prefix_ids_, -1);
+    return test::add_prefilled(batch, batch.plan_prefix(std::ssize(prefix_ids_)), prefix_ids_);
   }
 
   // By itself in a batch of the same plan.
   void expect(Member& m) const {
     const auto batch = Batch::open(model_, plan_);
-    const int64_t name = add(*batch, m.plan, m.prompt, add_prefix(*batch));
+    const int64_t name = test::add_prefilled(*batch, m.plan, m.prompt, add_prefix(*batch));
     m.expected = {copy_of(batch->logits(name))};
     for (const int32_t token : m.rest) {
       const Batch::Step step{name, token};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
 #include "tests/seed.h"
 
@@ -52,7 +53,7 @@ class Twins {
     }
     const std::vector<int32_t> prefix = random_ids(kShortest);
     prefix_plan_ = batches_[0]->plan_prefix(kShortest);
-    for (const auto& batch : batches_) prefix_ = prefilled(*batch, prefix_plan_, prefix);
+    for (const auto& batch : batches_) prefix_ = test::add_prefilled(*batch, prefix_plan_, prefix);
     for (int64_t n = 1; n <= kSequences; ++n) {
       EXPECT_EQ(batches_[0]->micro_batches(n), 1);
       EXPECT_EQ(batches_[1]->micro_batches(n), n > 1 ? 2 : 1);
@@ -73,8 +74,8 @@ class Twins {
     Batch::Step step;
     for (const auto& batch : batches_) {
       step.sequence =
-          behind ? prefilled(*batch, batch->plan_behind(prefix_plan_, n, kSteps + 1), ids, prefix_)
-                 : prefilled(*batch, batch->plan_sequence(n, kSteps + 1), ids);
+          behind ? test::add_prefilled(*batch, batch->plan_behind(prefix_plan_, n, kSteps + 1), ids, prefix_)
+                 : test::add_prefilled(*batch, batch->plan_sequence(n, kSteps + 1), ids);
     }
     steps_.push_back(step);
     compare(steps_.back());
@@ -110,13 +111,6 @@ class Twins {
     std::vector<int32_t> ids(static_cast<size_t>(n));
     for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, model_->config().vocab_size - 1));
     return ids;
-  }
-  static int64_t prefilled(Batch& batch, const SessionPlan& plan, const std::vector<int32_t>& ids,
-                           int64_t prefix = -1) {
-    const int64_t sequence = batch.add(plan, ids, prefix);
-    while (!batch.advance_prefill(sequence).finished) {
-    }
-    return sequence;
   }
 
   void compare(Batch::Step& step) {

@@ -10,6 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/batch.h"
 #include "engine/presets.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 #include "tests/seed.h"
@@ -17,6 +18,7 @@
 namespace tiercel {
 namespace {
 
+using test::add_prefilled;
 using test::kBackend;
 #if defined(TIERCEL_EMULATED)
 constexpr int64_t kPrefix = 70, kBehind = 5, kSteps = 3;
@@ -31,14 +33,6 @@ std::vector<int32_t> random_ids(std::mt19937_64& random, const Model& model, int
   const auto vocab = static_cast<uint64_t>(model.config().vocab_size);
   for (int32_t& id : ids) id = static_cast<int32_t>(random() % vocab);
   return ids;
-}
-
-int64_t add_prefilled(Batch& batch, const SessionPlan& plan, std::span<const int32_t> tokens,
-                      int64_t prefix = -1) {
-  const int64_t name = batch.add(plan, tokens, prefix);
-  while (!batch.advance_prefill(name).finished) {
-  }
-  return name;
 }
 
 class Beside {

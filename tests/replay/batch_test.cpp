@@ -8,6 +8,7 @@
 
 #include "engine/batch.h"
 #include "engine/session.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/seed.h"
 
@@ -59,9 +60,7 @@ void expect_as_alone(const char* name, const SessionOptions& options) {
   Sampler greedy({}, model->config().vocab_size);
   for (const auto& ids : all) {
     const auto n = static_cast<int64_t>(ids.size());
-    const int64_t sequence = batch->add(batch->plan_sequence(n, kSteps + 1), ids);
-    while (!batch->advance_prefill(sequence).finished) {
-    }
+    const int64_t sequence = test::add_prefilled(*batch, batch->plan_sequence(n, kSteps + 1), ids);
     sessions.push_back(Session::open(model, Session::plan(*model, options, n, kSteps + 1)));
     ASSERT_TRUE(sessions.back()->prefill(ids, {}));
     steps.push_back({sequence, batch->sample(sequence, greedy, {})});
@@ -107,18 +106,13 @@ TEST(DeviceBatch, ReplaysSteps) {
       BatchPlan plan = Batch::plan(*model, options, 4, 2 * longest, kStepsHere + 1);
       plan.micro_batches = MicroBatches::kTwo;
       const auto batch = Batch::open(model, plan);
-      const auto prefilled = [&](const SessionPlan& its_plan, const std::vector<int32_t>& ids, int64_t prefix) {
-        const int64_t name = batch->add(its_plan, ids, prefix);
-        while (!batch->advance_prefill(name).finished) {
-        }
-        return name;
-      };
       const SessionPlan prefix_plan = batch->plan_prefix(longest);
-      const int64_t prefix = shares ? prefilled(prefix_plan, all.back(), -1) : -1;
+      const int64_t prefix = shares ? test::add_prefilled(*batch, prefix_plan, all.back()) : -1;
       const auto joins = [&](size_t i) {
         const int64_t n = std::ssize(all[i]);
-        return prefilled(shares ? batch->plan_behind(prefix_plan, n, kStepsHere)
-                                : batch->plan_sequence(n, kStepsHere), all[i], prefix);
+        const SessionPlan its_plan = shares ? batch->plan_behind(prefix_plan, n, kStepsHere)
+                                            : batch->plan_sequence(n, kStepsHere);
+        return test::add_prefilled(*batch, its_plan, all[i], prefix);
       };
       std::vector<Batch::Step> steps;
       for (size_t i = 0; i < 3; ++i) steps.push_back({joins(i), all[i][0]});
@@ -151,9 +145,7 @@ int64_t launches_of(const SessionOptions& options, int n) {
   const auto batch = Batch::open(model, Batch::plan(*model, options, kSequences, tokens, 2));
   std::vector<Batch::Step> steps;
   for (int i = 0; i < n; ++i) {
-    steps.push_back({batch->add(batch->plan_sequence(tokens, 2), ids), ids[0]});
-    while (!batch->advance_prefill(steps.back().sequence).finished) {
-    }
+    steps.push_back({test::add_prefilled(*batch, batch->plan_sequence(tokens, 2), ids), ids[0]});
   }
   batch->step(steps);
   return batch->step_launches();
@@ -197,9 +189,7 @@ TEST(DeviceBatch, TokensAreTheSamplers) {
   std::vector<Batch::Step> steps;
   for (const SamplingOptions& kind : kinds) {
     for (auto* list : {&samplers, &references, &of_session}) list->emplace_back(kind, vocab);
-    steps.push_back({batch->add(batch->plan_sequence(tokens, 4), ids), ids[0]});
-    while (!batch->advance_prefill(steps.back().sequence).finished) {
-    }
+    steps.push_back({test::add_prefilled(*batch, batch->plan_sequence(tokens, 4), ids), ids[0]});
   }
   for (int step = 0; step < 3; ++step) {
     batch->step(steps);
@@ -227,9 +217,7 @@ TEST(DeviceBatch, MoreAdjustmentsThanTheDeviceMakes) {
   for (int32_t token = 0; token <= kMaxLogitAdjustments; ++token) options.logit_bias.push_back({token, -0.5});
   const std::vector<int32_t> ids = {1, 50, 60, 70};
   const auto batch = Batch::open(model, Batch::plan(*model, small(AttentionMode::kDense, KeyCodec::kAuto), 1, 4, 3));
-  const int64_t name = batch->add(batch->plan_sequence(4, 3), ids);
-  while (!batch->advance_prefill(name).finished) {
-  }
+  const int64_t name = test::add_prefilled(*batch, batch->plan_sequence(4, 3), ids);
   Sampler sampler(options, vocab), reference(options, vocab);
   Batch::Sampling one{name, &sampler, ids};
   batch->sample_ahead({&one, 1});
