@@ -33,7 +33,9 @@ void end_capture(Stream& stream, Graph& graph) {
     }
   }
   if (exec == nullptr) {
-    const cudaError_t error = cudaGraphInstantiate(&exec, recorded, 0);
+    // Fetches go before what hides them, as in the streams that they were recorded from.
+    const cudaError_t error =
+        cudaGraphInstantiate(&exec, recorded, cudaGraphInstantiateFlagUseNodePriority);
     if (error != cudaSuccess) cudaGraphDestroy(recorded);
     CUDA_CHECK(error);
   }

@@ -15,8 +15,9 @@
 //     called it or ended. Only after wait_for_predecessors(): so at most two kernels overlap.
 //   - load_stream may bypass coherence: it is for those constants, load_once for the rest.
 //
-// The emulator dies where a thread of such a kernel does not wait, or lets others begin before.
-// A kernel overlaps only with one that was launched alike: after copies, events and plain kernels
+// The emulator lets blocks begin before their predecessor has done anything, and dies where a thread of such a
+// kernel does not wait, or lets others begin before.
+// A kernel overlaps only with one that was launched alike: after copies, waits and plain kernels
 // nothing is relaxed.
 #pragma once
 
@@ -99,27 +100,29 @@ void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_byte
 #else
 
 template <auto kKernel, typename Params>
-void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
+void launch_emulated(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params,
+                     bool is_dependent) {
   check_shared(stream, shared_bytes);
   stream.launch_held();
   stream.count_launch();
-  const bool must_wait = simt::g.must_wait;
-  simt::run_or_record([=] {
-    simt::g.must_wait = must_wait;
-    simt::choose_timing();
-    simt::launch(grid, dim3(static_cast<unsigned>(threads)), shared_bytes,
-                 [&] { kKernel(params); });
-    simt::g.must_wait = false;
-  });
+  const bool may_overlap = is_dependent && stream.programmatic() && stream.is_last_dependent();
+  const auto kernel = std::make_shared<simt::Launch>(grid, dim3(static_cast<unsigned>(threads)), shared_bytes,
+                                                     is_dependent, [=] { kKernel(params); });
+  std::function<void()> begin;
+  if (may_overlap) begin = [kernel] { kernel->begin(); };
+  simt::queue_of(stream.raw()).add([kernel] { kernel->run(); }, std::move(begin));
+  if (is_dependent) stream.mark_last_dependent();
+}
+
+template <auto kKernel, typename Params>
+void launch(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params) {
+  launch_emulated<kKernel>(stream, grid, threads, shared_bytes, params, false);
 }
 
 template <auto kKernel, typename Params>
 void launch_dependent(Stream& stream, dim3 grid, int threads, size_t shared_bytes,
                       const Params& params) {
-  stream.launch_held();
-  simt::g.must_wait = true;
-  launch<kKernel>(stream, grid, threads, shared_bytes, params);
-  simt::g.must_wait = false;
+  launch_emulated<kKernel>(stream, grid, threads, shared_bytes, params, true);
 }
 
 #endif

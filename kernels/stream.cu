@@ -105,11 +105,16 @@ void Stream::create(const StreamOptions& options) {
   CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
                                           options.urgent ? greatest : least));
   raw_ = stream;
-  for (void*& event : events_) {
-    cudaEvent_t created = nullptr;
-    CUDA_CHECK(cudaEventCreateWithFlags(&created, cudaEventDisableTiming));
-    event = created;
-  }
+  const auto create_events = [](EventRing& ring, size_t n) {
+    ring.events.resize(n);
+    for (void*& event : ring.events) {
+      cudaEvent_t created = nullptr;
+      CUDA_CHECK(cudaEventCreateWithFlags(&created, cudaEventDisableTiming));
+      event = created;
+    }
+  };
+  create_events(tickets_, kTickets);
+  create_events(graph_tickets_, kGraphTickets);
   if (options.scratch_bytes > 0) {
     CUDA_CHECK(cudaMalloc(&scratch_, static_cast<size_t>(options.scratch_bytes)));
     scratch_bytes_ = options.scratch_bytes;
@@ -126,19 +131,21 @@ void Stream::destroy() {
   const auto destroy_event = [](void* event) {
     if (event != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event));
   };
-  for (void* event : events_) destroy_event(event);
+  for (void* event : tickets_.events) destroy_event(event);
+  for (void* event : graph_tickets_.events) destroy_event(event);
   for (void* event : time_marks_) destroy_event(event);
   cudaStreamDestroy(static_cast<cudaStream_t>(raw_));
 }
 
 Stream::Libraries& Stream::libraries() { return *libraries_; }
 
-// The ring is far longer than the tickets alive at once: a ticket is waited for in the same layer.
 Stream::Ticket Stream::record() {
   launch_held();
-  void* event = events_[next_event_];
-  next_event_ = (next_event_ + 1) % kEvents;
-  CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(raw_)));
+  const auto stream = static_cast<cudaStream_t>(raw_);
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
+  void* event = (capture == cudaStreamCaptureStatusNone ? tickets_ : graph_tickets_).turn();
+  CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), stream));
   return {event};
 }
 

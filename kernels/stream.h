@@ -125,7 +125,22 @@ class Stream {
   void create(const StreamOptions& options);
   void destroy();
 
-  static constexpr int kEvents = 256;
+  // Events in turns.
+  struct EventRing {
+    std::vector<void*> events;
+    size_t next = 0;
+
+    void* turn() {
+      void* event = events[next];
+      next = (next + 1) % events.size();
+      return event;
+    }
+  };
+  // A ticket whose event has been recorded again stands for a later moment of the stream: still right, but
+  // longer to wait for. A prompt keeps one for every 4,096 tokens of a layer that are on their way home.
+  static constexpr size_t kTickets = 1024;
+  // Others, because what was last recorded into a graph is nothing to wait for outside of it.
+  static constexpr size_t kGraphTickets = 256;
   int device_ = 0;
   int architecture_ = 0;
   int n_processors_ = 0;
@@ -134,8 +149,7 @@ class Stream {
   void* raw_ = nullptr;
   bool programmatic_ = false;
   bool is_last_dependent_ = false;
-  void* events_[kEvents] = {};
-  int next_event_ = 0;
+  EventRing tickets_, graph_tickets_;
   std::vector<void*> time_marks_;  // made as they are asked for, then a ring
   size_t next_time_mark_ = 0;
   void* scratch_ = nullptr;

@@ -549,7 +549,7 @@ template <typename Device, typename Host>
 int64_t KvStore<Device, Host>::steps_alike() const {
   const KvSettings& o = layout_.settings;
   if (auditing_) return 0;
-  int64_t alike = std::numeric_limits<int64_t>::max();
+  int64_t alike = layout_.positions() - n_tokens_;
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const Layer& layer = layers_[index];
     const Recent& recent = layer.recent;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "engine/batch.h"
@@ -134,6 +135,47 @@ TEST(DeviceBatch, ReplaysSteps) {
       EXPECT_EQ(n_replayed > kStepsHere / 3, replays) << n_replayed;
     }
     EXPECT_EQ(logits[0], logits[1]) << shares;
+  }
+}
+
+// Between two runs of a prompt that moves home layer by layer, the same streams take recorded steps.
+TEST(DeviceBatch, PromptsArePrefilledBetweenReplayedSteps) {
+  const auto model = tiny("llama");
+  const std::vector<std::vector<int32_t>> all = prompts(*model);
+  const std::vector<int32_t>& ids = all.back();
+  const auto n = static_cast<int64_t>(ids.size());
+  for (const KeyCodec codec : {KeyCodec::kExact, KeyCodec::kLowRank}) {
+    SessionOptions options = small(AttentionMode::kShadow, codec);
+    options.value_home = ValueHome::kHost;
+    const auto alone = Session::open(model, Session::plan(*model, options, n, 2));
+    ASSERT_TRUE(alone->prefill(ids, {}));
+    alone->step(1);
+
+    const auto batch = Batch::open(model, Batch::plan(*model, options, 4, n, 200));
+    std::vector<Batch::Step> steps;
+    for (size_t i = 0; i < 3; ++i) {
+      const std::vector<int32_t>& its = all[all.size() - 2 - i];
+      const SessionPlan plan = batch->plan_sequence(std::ssize(its), 200);
+      steps.push_back({test::add_prefilled(*batch, plan, its), 1});
+    }
+    int n_replayed = 0;
+    for (int round = 0; round < 3; ++round) {
+      const int64_t name = batch->add(batch->plan_sequence(n, 2), ids);
+      bool is_prefilled = false;
+      while (!is_prefilled) {
+        batch->step(std::span(steps).first(2));  // what follows is recorded anew
+        for (int i = 0; i < 3; ++i) {
+          batch->step(steps);
+          n_replayed += batch->replayed() ? 1 : 0;
+        }
+        is_prefilled = batch->advance_prefill(name).finished;
+      }
+      const Batch::Step its{name, 1};
+      batch->step({&its, 1});
+      EXPECT_TRUE(std::ranges::equal(alone->logits(), batch->logits(name))) << round;
+      batch->remove(name);
+    }
+    EXPECT_GT(n_replayed, 5);
   }
 }
 

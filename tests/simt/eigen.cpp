@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "tests/simt/work_queue.h"
 
 namespace tiercel::cuda {
 namespace {
@@ -37,15 +38,8 @@ double off_diagonal(const double* a, int64_t n) {
   return sum;
 }
 
-}  // namespace
-
-int64_t eigen_workspace_bytes(int64_t n, int64_t) {
-  return n * n * static_cast<int64_t>(sizeof(double));
-}
-
-void leading_eigenvectors(Stream&, const EigenParams& p) {
+void find_eigenvectors(const EigenParams& p) {
   const int64_t n = p.n;
-  CHECK(p.rank > 0 && p.rank <= n, "{} vectors of {}", p.rank, n);
   double* a = p.matrix;
   auto* v = static_cast<double*>(p.workspace);
   std::fill_n(v, n * n, 0.0);
@@ -70,6 +64,17 @@ void leading_eigenvectors(Stream&, const EigenParams& p) {
     std::copy_n(v + from * n, n, p.vectors + r * n);
   }
   p.status[0] = sweep == kSweeps ? 1 : 0;
+}
+
+}  // namespace
+
+int64_t eigen_workspace_bytes(int64_t n, int64_t) {
+  return n * n * static_cast<int64_t>(sizeof(double));
+}
+
+void leading_eigenvectors(Stream& stream, const EigenParams& p) {
+  CHECK(p.rank > 0 && p.rank <= p.n, "{} vectors of {}", p.rank, p.n);
+  simt::queue_of(stream.raw()).add([p] { find_eigenvectors(p); });
 }
 
 }  // namespace tiercel::cuda

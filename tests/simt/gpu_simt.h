@@ -16,6 +16,7 @@
 #include "engine/base/dtype.h"
 #include "tests/simt/simt.h"
 #include "tests/simt/tensor_core.h"
+#include "tests/simt/work_queue.h"
 
 #define GPU inline
 #define GPU_AND_HOST inline
@@ -337,7 +338,7 @@ inline uint64_t atomic_max(uint64_t* p, uint64_t v) {
   return r;
 }
 inline void thread_fence() {}
-inline void wait_for_predecessors() { simt::g.cur->has_waited = true; }
+inline void wait_for_predecessors() { simt::wait_for_predecessors(); }
 inline void launch_dependents() {
   if (!simt::g.cur->has_waited) simt::die("launch_dependents before wait_for_predecessors");
 }

@@ -1,43 +1,30 @@
-// Graphs of the SIMT emulator: a list of everything that was enqueued while recording.
+// Graphs of the SIMT emulator (work_queue.h).
 #include "kernels/graph.h"
 
 #include "engine/base/check.h"
-#include "tests/simt/simt.h"
+#include "tests/simt/work_queue.h"
 
 namespace tiercel::cuda {
 
 struct Graph::State {
-  std::vector<std::function<void()>> work;
+  std::shared_ptr<simt::Graph> recorded;
 };
 
 Graph::Graph() : state_(std::make_unique<State>()) {}
 Graph::~Graph() = default;
-bool Graph::empty() const { return state_->work.empty(); }
+bool Graph::empty() const { return state_->recorded == nullptr; }
 
-namespace {
-thread_local std::vector<std::function<void()>> recorded;
+void begin_capture(Stream& stream) { simt::queue_of(stream.raw()).begin_recording(); }
+
+void end_capture(Stream& stream, Graph& graph) {
+  graph.state().recorded = simt::queue_of(stream.raw()).end_recording();
 }
 
-void begin_capture(Stream&) {
-  CHECK(simt::recording == nullptr, "a recording within a recording");
-  recorded.clear();
-  simt::recording = &recorded;
-}
+void abandon_capture(Stream& stream) noexcept { simt::queue_of(stream.raw()).abandon_recording(); }
 
-void end_capture(Stream&, Graph& graph) {
-  CHECK(simt::recording == &recorded, "no recording has begun");
-  simt::recording = nullptr;
-  graph.state().work = std::move(recorded);
-}
-
-void abandon_capture(Stream&) noexcept {
-  simt::recording = nullptr;
-  recorded.clear();
-}
-
-void replay(Stream&, Graph& graph) {
+void replay(Stream& stream, Graph& graph) {
   CHECK(!graph.empty(), "nothing has been recorded");
-  for (const std::function<void()>& piece : graph.state().work) piece();
+  simt::queue_of(stream.raw()).add([recorded = graph.state().recorded] { recorded->run(); });
 }
 
 }  // namespace tiercel::cuda

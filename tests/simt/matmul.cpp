@@ -3,9 +3,13 @@
 
 #include <vector>
 
+#include "tests/simt/work_queue.h"
+
 namespace tiercel::cuda {
 
-bool matmul(Stream&, const LinearParams& p) {
+namespace {
+
+void multiply(const LinearParams& p) {
   std::vector<float> x(static_cast<size_t>(p.k));
   for (int64_t row = 0; row < p.m; ++row) {
     for (int64_t i = 0; i < p.k; ++i) {
@@ -29,6 +33,12 @@ bool matmul(Stream&, const LinearParams& p) {
       }
     }
   }
+}
+
+}  // namespace
+
+bool matmul(Stream& stream, const LinearParams& p) {
+  simt::queue_of(stream.raw()).add([p] { multiply(p); });
   return true;
 }
 

@@ -4,18 +4,20 @@
 // Owns fibers, block, warp and named barriers, warp collectives, and deferred (adversarial)
 // asynchronous copies and matrix products. Every launch visits blocks and threads in a new random
 // order, poisons shared memory, and reports deadlocks and divergent collectives with their place.
-// It cannot show missing fences, missing warp barriers before reads of other lanes' data, bank
+// Streams are work_queue.h. It cannot show missing fences, missing warp barriers before reads of other lanes' data, bank
 // conflicts of plain loads, register use or time.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -54,6 +56,7 @@ struct AsyncOp {
 };
 
 struct Block {
+  uint64_t owner = 0;  // the launch that it has the shape of
   dim3 block_dim, block_idx, grid_dim;
   std::vector<Fiber> fibers;
   std::vector<char*> spare_stacks;  // of fibers that a smaller launch did not need
@@ -69,7 +72,8 @@ struct Block {
   // per thread: cp.async groups; per warpgroup: wgmma groups
   std::vector<std::vector<std::vector<AsyncOp>>> cp_groups;
   std::vector<std::vector<std::vector<AsyncOp>>> mma_groups;
-  std::vector<Fiber*> ready;  // whom the next round switches to
+  std::vector<Fiber*> ready;    // whom the next round switches to
+  std::vector<Fiber*> too_early;  // that wait for the kernels before their own
   std::vector<int> frozen;    // per warp: rounds it still has to sit out
   int live = 0;
   uint64_t progress = 0;
@@ -105,6 +109,7 @@ struct State {
   void* main_sp = nullptr;
   const std::function<void()>* body = nullptr;
   bool must_wait = false;  // the kernel was launched as a dependent one
+  bool is_early = false;   // and the one before it has not run
   Random rng;              // test_main seeds it
   Async bulk = Async::kLate,
         mma = Async::kLate;  // when copies land, when wgmma executes; independent on purpose
@@ -133,6 +138,11 @@ inline void park(const char* what, std::vector<Fiber*>& parked) {
   parked.push_back(g.cur);
   g.cur->is_parked = true;
   wait_until(what, [] { return !g.cur->is_parked; });
+}
+
+inline void wait_for_predecessors() {
+  g.cur->has_waited = true;
+  if (g.is_early) park("the kernels before this one", g.b->too_early);
 }
 
 // All of them; they run from the next round on.
@@ -216,9 +226,8 @@ inline bool run_async_one() {
   return g.rng() % 2 ? run_bulk_one() || run_mma_one() : run_mma_one() || run_bulk_one();
 }
 
-inline void run_block(Block& b, const std::function<void()>& body) {
+inline void begin_block(Block& b) {
   g.b = &b;
-  g.body = &body;
   std::memset(b.smem_storage.data(), 0xFF,
               b.smem_storage.size());  // poison: NaN in every float format
   const auto forget = [](auto& meetings) {
@@ -240,13 +249,18 @@ inline void run_block(Block& b, const std::function<void()>& body) {
     c.emplace_back();
   }
   b.ready.clear();
+  b.too_early.clear();
   for (Fiber& fiber : b.fibers) {
     prepare(fiber);
     b.ready.push_back(&fiber);
   }
   b.live = static_cast<int>(b.fibers.size());
-  std::vector<Fiber*> round;
   b.frozen.assign((b.fibers.size() + 31) / 32, 0);
+}
+
+// To its end, or, where it is early, until nothing can go on without the kernels before.
+inline void run_block(Block& b) {
+  std::vector<Fiber*> round;
   while (b.live > 0) {
     uint64_t before = b.progress;
     if (g.rng() % 4 == 0)
@@ -275,62 +289,115 @@ inline void run_block(Block& b, const std::function<void()>& body) {
     if (b.progress != before) continue;
     if (thaw)
       for (int& f : b.frozen) f = 0;
+    else if (g.is_early)
+      return;
     else if (!run_async_one())
       die("deadlock");
   }
   if (!b.engine.empty()) die("block ended with bulk copies in flight");
 }
 
-inline void launch(dim3 grid, dim3 block, size_t smem_bytes, const std::function<void()>& body) {
-  static thread_local Block b;
-  b.block_dim = block;
-  b.grid_dim = grid;
-  int n = block.x * block.y * block.z;
-  for (size_t i = n; i < b.fibers.size(); ++i) {
-    if (b.fibers[i].stack) b.spare_stacks.push_back(b.fibers[i].stack);
-  }
-  b.fibers.resize(n);
-  for (int i = 0; i < n; ++i) {
-    b.fibers[i].linear = i;
-    b.fibers[i].tid = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
-  }
-  b.smem_bytes = smem_bytes;
-  b.smem_storage.resize(smem_bytes + 2048);
-  b.smem = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(b.smem_storage.data()) + 1023) &
-                                      ~uintptr_t(1023));
-  b.warp.resize((n + 31) / 32);
-  b.warpgroup.resize((n + 127) / 128);
-  b.cp_groups.resize(n);
-  b.mma_groups.resize((n + 127) / 128);
-  // Blocks may run in any order; a grid whose result depends on it is wrong.
-  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
-  for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
-  g.rng.shuffle(blocks);
-  for (const uint64_t i : blocks) {
-    b.block_idx =
-        dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-             static_cast<unsigned>(i / grid.x / grid.y));
-    run_block(b, body);
-  }
-}
+// Blocks that nothing runs, with their stacks.
+inline thread_local std::vector<std::unique_ptr<Block>> idle_blocks;
 
-// Where work goes instead of running, while a graph is recorded.
-inline thread_local std::vector<std::function<void()>>* recording = nullptr;
+// A kernel. Its blocks may run in any order; a grid whose result depends on it is wrong.
+class Launch {
+ public:
+  Launch(dim3 grid, dim3 block, size_t smem_bytes, bool must_wait, std::function<void()> body)
+      : grid_(grid), block_(block), smem_bytes_(smem_bytes), must_wait_(must_wait), body_(std::move(body)) {}
 
-inline void run_or_record(std::function<void()> work) {
-  if (recording != nullptr) {
-    recording->push_back(std::move(work));
-  } else {
-    work();
+  // Lets some blocks begin before the kernel before this one has run, as far as they get. run() must follow
+  // in the same thread.
+  void begin() {
+    choose_order();
+    g.is_early = true;
+    while (early_.size() < kMostEarly && early_.size() < order_.size()) {
+      early_.push_back(begin_one(order_[early_.size()]));
+      run_one(*early_.back());
+    }
+    g.is_early = false;
   }
-}
 
-// How late copies and products of the next launch are: every combination of them finds other bugs.
-inline void choose_timing() {
-  constexpr Async kModes[] = {Async::kLate, Async::kEager, Async::kRandom};
-  g.bulk = kModes[g.rng() % 3];
-  g.mma = kModes[g.rng() % 3];
-}
+  void run() {
+    if (early_.empty()) choose_order();
+    for (size_t i = 0; i < order_.size(); ++i) {
+      std::unique_ptr<Block> block = i < early_.size() ? std::move(early_[i]) : begin_one(order_[i]);
+      g.b = block.get();
+      release(block->too_early);
+      run_one(*block);
+      idle_blocks.push_back(std::move(block));
+    }
+    early_.clear();
+  }
+
+ private:
+  static constexpr size_t kMostEarly = 3;
+
+  void choose_order() {
+    constexpr Async kModes[] = {Async::kLate, Async::kEager, Async::kRandom};
+    bulk_ = kModes[g.rng() % 3];  // every combination of them finds other bugs
+    mma_ = kModes[g.rng() % 3];
+    order_.resize(uint64_t{grid_.x} * grid_.y * grid_.z);
+    for (uint64_t i = 0; i < order_.size(); ++i) order_[i] = i;
+    g.rng.shuffle(order_);
+  }
+
+  std::unique_ptr<Block> begin_one(uint64_t i) const {
+    if (idle_blocks.empty()) idle_blocks.push_back(std::make_unique<Block>());
+    std::unique_ptr<Block> block = std::move(idle_blocks.back());
+    idle_blocks.pop_back();
+    Block& b = *block;
+    if (b.owner != id_) shape(b);
+    b.block_idx = dim3(static_cast<unsigned>(i % grid_.x), static_cast<unsigned>(i / grid_.x % grid_.y),
+                       static_cast<unsigned>(i / grid_.x / grid_.y));
+    begin_block(b);
+    return block;
+  }
+
+  void shape(Block& b) const {
+    b.owner = id_;
+    b.block_dim = block_;
+    b.grid_dim = grid_;
+    const size_t n = size_t{block_.x} * block_.y * block_.z;
+    for (size_t i = n; i < b.fibers.size(); ++i) {
+      if (b.fibers[i].stack) b.spare_stacks.push_back(b.fibers[i].stack);
+    }
+    b.fibers.resize(n);
+    for (size_t i = 0; i < n; ++i) {
+      const auto at = static_cast<unsigned>(i);
+      b.fibers[i].linear = static_cast<int>(i);
+      b.fibers[i].tid = dim3(at % block_.x, at / block_.x % block_.y, at / (block_.x * block_.y));
+    }
+    b.smem_bytes = smem_bytes_;
+    b.smem_storage.resize(smem_bytes_ + 2048);
+    b.smem = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(b.smem_storage.data()) + 1023) &
+                                        ~uintptr_t(1023));
+    b.warp.resize((n + 31) / 32);
+    b.warpgroup.resize((n + 127) / 128);
+    b.cp_groups.resize(n);
+    b.mma_groups.resize((n + 127) / 128);
+  }
+
+  void run_one(Block& b) const {
+    g.b = &b;
+    g.body = &body_;
+    g.must_wait = must_wait_;
+    g.bulk = bulk_;
+    g.mma = mma_;
+    run_block(b);
+    g.must_wait = false;
+  }
+
+  static inline std::atomic<uint64_t> n_made = 0;
+  uint64_t id_ = ++n_made;
+  dim3 grid_, block_;
+  size_t smem_bytes_;
+  bool must_wait_;
+  std::function<void()> body_;
+  Async bulk_ = Async::kLate, mma_ = Async::kLate;
+  std::vector<uint64_t> order_;
+  std::vector<std::unique_ptr<Block>> early_;  // the first of order_
+};
 
 // --- rendezvous: every participant deposits `arg`; the last one runs `all(args)`; all continue
 // afterwards.
