@@ -285,6 +285,7 @@ TEST(CudaFetch, OffsetsBeyond32Bits) {
   for (int i = 0; i < 512; ++i) source[i].bits = static_cast<uint16_t>(rng());
   cuda::fetch(test::stream(), p);
   cuda::fetch(test::older_stream(), p);
+  for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) stream->finish();
   const bf16* target = slots + stride + (2 * int64_t{fetched.targets[6]} + 1) * 512;
   EXPECT_TRUE(std::equal(source, source + 512, target));
   munmap(plane, bytes);

@@ -17,7 +17,7 @@
 namespace tiercel::cuda {
 namespace {
 
-constexpr int kTries = 300;
+constexpr int kTries = 4000;
 
 // How often `look` finds something wrong.
 template <typename Look>

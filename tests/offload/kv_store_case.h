@@ -257,6 +257,7 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
       tiers.device().finish();
     }
     prompt.store.finish_layer(layer, n_prompt);
+    tiers.device().finish();  // it looks at the newest queries
   }
   prompt.store.end_prefill(n_prompt);
   EXPECT_EQ(sum(prompt.device.used()), sum(layout.held_bytes()));
