@@ -5,6 +5,7 @@
 #include <tbb/task_arena.h>
 #include <tbb/task_scheduler_observer.h>
 
+#include <atomic>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -30,6 +31,19 @@ namespace {
 void allow_threads() {
   static const tbb::global_control control(tbb::global_control::max_allowed_parallelism,
                                            kMaxThreads + 1);
+}
+
+// TBB's own threads start each other, and one that finds no more ends the process: what can be started is
+// seen before.
+void check_threads(int n) {
+  static std::atomic<int> most_seen{1};
+  if (n <= most_seen) return;
+  if (const int found = 1 + startable_threads(n - 1); found < n) {
+    fail("{} threads: the system lets this process have {}; lower --threads (-t), or raise its limits of "
+         "processes and of address space",
+         n, found);
+  }
+  most_seen = n;
 }
 
 // TBB's threads take no signals once they have worked here.
@@ -83,6 +97,7 @@ Queue::Queue(const QueueOptions& options)
   CHECK(options.isa <= detected_isa(), "level {} on a machine that has {}", name_of(options.isa),
         name_of(detected_isa()));
   CHECK(n_workers_ <= kMaxThreads, "{} threads", n_workers_);
+  check_threads(n_workers_);
   threads_ = std::make_unique<Threads>(n_workers_);
   scratch_ = static_cast<std::byte*>(map_pages(static_cast<size_t>(n_workers_) * kScratchBytes));
 }

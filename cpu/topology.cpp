@@ -9,22 +9,16 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <limits>
-#include <memory>
+#include <iterator>
+#include <string>
 
+#include "cpu/cgroup.h"
 #include "engine/base/check.h"
 
 namespace tiercel::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-
-// A number in a one-line file such as a cgroup's; -1 when it is missing or says "max".
-int64_t number_in(const char* path) {
-  std::ifstream file(path);
-  int64_t value = -1;
-  return file >> value ? value : -1;
-}
 
 // The value in bytes of a "Name:   123 kB" line of a /proc file; -1 when it is missing.
 int64_t proc_bytes(const char* path, const char* name) {
@@ -39,16 +33,10 @@ int64_t proc_bytes(const char* path, const char* name) {
   return -1;
 }
 
-int64_t cgroup_limit() {
-  int64_t limit = number_in("/sys/fs/cgroup/memory.max");
-  if (limit < 0) limit = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-  return limit > 0 ? limit : std::numeric_limits<int64_t>::max();
-}
-
-int64_t cgroup_usage() {
-  int64_t usage = number_in("/sys/fs/cgroup/memory.current");
-  if (usage < 0) usage = number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes");
-  return std::max<int64_t>(usage, 0);
+CgroupMemory own_cgroup_memory() {
+  std::ifstream file("/proc/self/cgroup");
+  const std::string membership{std::istreambuf_iterator<char>(file), {}};
+  return cgroup_memory("/sys/fs/cgroup", membership);
 }
 
 // Cores among the processing units that this process may run on: two hyperthreads count once.
@@ -87,7 +75,7 @@ hwloc_topology_t machine() {
 Topology read_topology() {
   Topology result;
   result.memory_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  result.memory_bytes = std::min(result.memory_bytes, cgroup_limit());
+  result.memory_bytes = std::min(result.memory_bytes, own_cgroup_memory().limit);
   if (machine() == nullptr) return result;
   result.n_cores = allowed_cores(machine());
   result.n_numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(machine(), HWLOC_OBJ_NUMANODE));
@@ -121,11 +109,15 @@ const Topology& topology() {
 int64_t available_memory_bytes() {
   int64_t available = proc_bytes("/proc/meminfo", "MemAvailable");
   if (available < 0) available = topology().memory_bytes;
-  const int64_t limit = cgroup_limit();
-  if (limit < std::numeric_limits<int64_t>::max()) {
-    available = std::min(available, std::max<int64_t>(0, limit - cgroup_usage()));
+  return std::min(available, own_cgroup_memory().available);
+}
+
+int64_t memory_of_this_process_bytes() {
+  int64_t taken = 0;
+  for (const char* kind : {"RssAnon", "RssShmem"}) {
+    taken += std::max<int64_t>(0, proc_bytes("/proc/self/status", kind));
   }
-  return available;
+  return available_memory_bytes() + taken;
 }
 
 void* map_pages(size_t bytes) {

@@ -12,12 +12,14 @@ struct Topology {
   int n_numa_nodes = 1;
   int64_t l2_bytes = 0;      // per core; 0: unknown
   int64_t l3_bytes = 0;      // of the first package; 0: unknown
-  int64_t memory_bytes = 0;  // physical memory, or the cgroup's limit where that is lower
+  int64_t memory_bytes = 0;  // physical memory, or the control groups' limit where that is lower
 };
 const Topology& topology();
 
-// Bytes that can still be taken without swapping: MemAvailable, or what the cgroup leaves.
+// Bytes that can still be taken without swapping: MemAvailable, or what control groups leave.
 int64_t available_memory_bytes();
+// With what this process has taken already. Pages of files that it maps are available as they are.
+int64_t memory_of_this_process_bytes();
 
 // Anonymous zeroed pages, 2 MiB aligned and advised to be huge when bytes >= 2 MiB. Address space
 // only: a page is taken when it is first touched. Throws Error(kDoesNotFit) when the system refuses.

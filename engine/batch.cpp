@@ -56,7 +56,7 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
   one.memory = count_memory(request, one);
   check_limits(request, one);
   if (!request.this_machine) return plan;
-  const int64_t available = cpu::available_memory_bytes() + cpu::current_rss_bytes();
+  const int64_t available = cpu::memory_of_this_process_bytes();
   const int64_t left = std::max<int64_t>(available - one.memory.process, 1);  // 0 would be no limit
   if (one.memory.one_memory) {
     plan.memory_limit = left;

@@ -91,7 +91,7 @@ class CudaModel final : public LoadedModel {
       return;
     }
     cpu::Queue queue(cpu::QueueOptions{.n_threads = options.n_threads});
-    weights_.upload_from(WeightStore::load(source.directory, this->config(), queue)->weights());
+    weights_.upload_from(WeightStore::load(source.directory, this->config(), queue, WeightsUse::kOnce)->weights());
   }
 
   int64_t weight_bytes() const override { return weights_.bytes(); }

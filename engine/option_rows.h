@@ -14,6 +14,7 @@
 
 #include "cpu/queue.h"
 #include "engine/base/check.h"
+#include "engine/json.h"
 #include "engine/logprobs.h"
 #include "engine/option_values.h"
 #include "engine/options.h"
@@ -85,14 +86,16 @@ void add_selection_budget(Rows& rows, SelectionOptions& s) {
                } else if (text.ends_with('%')) {
                  s.budget_share = parse_number(text.substr(0, text.size() - 1), 0, 100) / 100;
                  if (s.budget_share == 0) {
-                   fail(ErrorKind::kUsage, "expected a share of more than 0 %, found '{}'", text);
+                   fail(ErrorKind::kUsage, "expected a share of more than 0 %, found '{}'",
+                        printable(text, 40));
                  }
                } else {
                  try {
                    s.budget = parse_tokens(text);
                  } catch (const Error&) {
                    fail(ErrorKind::kUsage,
-                        "expected a number of tokens, a share such as 2% or all, found '{}'", text);
+                        "expected a number of tokens, a share such as 2% or all, found '{}'",
+                        printable(text, 40));
                  }
                }
              });

@@ -94,7 +94,8 @@ int64_t parse_size(std::string_view text) {
   const auto found = std::find_if(std::begin(kUnits), std::end(kUnits),
                                   [&](const auto& entry) { return entry.first == unit; });
   const double bytes = found == std::end(kUnits) ? -1 : value * found->second;
-  if (error != std::errc() || !(bytes >= 0 && bytes < 9e18)) {
+  const bool is_size = bytes == 0 || (bytes >= 1 && bytes < 9e18);
+  if (error != std::errc() || !is_size) {
     fail(ErrorKind::kUsage,
          "expected a size such as 4096, 64MiB or 1.5GiB (KiB, MiB, GiB, TiB or plain bytes), "
          "found '{}'",

@@ -175,7 +175,8 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
   const auto size = static_cast<size_t>(status.st_size);
   void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
   if (address == MAP_FAILED) {
-    fail("{}: cannot be mapped ({} bytes): {}", name, size, std::strerror(errno));
+    fail(errno == ENOMEM ? ErrorKind::kDoesNotFit : ErrorKind::kRuntime, "{}: cannot be mapped ({} bytes): {}",
+         name, size, std::strerror(errno));
   }
   file.data_ = static_cast<const std::byte*>(address);
   file.size_ = size;

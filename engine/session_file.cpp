@@ -130,16 +130,23 @@ std::string place_of(const std::string& path) {
   if (path.empty()) {
     fail(ErrorKind::kUsage, "a session's file: expected a name, found an empty text");
   }
+  // Of the name that it has while it is written.
+  constexpr size_t kMostName = 255 - std::string_view(".partial").size();
+  const std::string place = behind_links(path);
+  if (const size_t n = std::filesystem::path(place).filename().string().size(); n > kMostName) {
+    fail("{}: cannot save a session: expected a file name of at most {} bytes, found {}", path, kMostName, n);
+  }
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
-    if (errno == ENOENT) return path;
+    if (errno == ENOENT) return place;
     fail("{}: cannot save a session: {}", path, std::strerror(errno));
   }
   if (!S_ISREG(info.st_mode)) {
     fail("{}: cannot save a session: expected a file, or nothing yet, found {}", path,
          S_ISDIR(info.st_mode) ? "a directory" : "a device or a pipe");
   }
-  return std::filesystem::canonical(path).string();
+  if (::access(path.c_str(), W_OK) != 0) fail("{}: cannot save a session: {}", path, std::strerror(errno));
+  return place;
 }
 
 std::string directory_of(const std::string& path) {

@@ -70,8 +70,6 @@ bool fits_device(const PlanRequest& r, const SessionPlan& plan) {
   return limit == 0 || count_memory(r, plan).device.total() <= limit;
 }
 
-int64_t available_bytes() { return cpu::available_memory_bytes() + cpu::current_rss_bytes(); }
-
 // Where both tiers are one memory and nobody limits the device, what is attended in place is copied
 // nowhere; it is worth its exact keys as long as they leave the machine some room.
 bool fits_in_place(const PlanRequest& r, const SessionPlan& whole) {
@@ -82,7 +80,7 @@ bool fits_in_place(const PlanRequest& r, const SessionPlan& whole) {
       s.value_codec != RowCodec::kBf16) {
     return false;
   }
-  const auto room = static_cast<int64_t>(kInPlaceShare * static_cast<double>(available_bytes()));
+  const auto room = static_cast<int64_t>(kInPlaceShare * static_cast<double>(cpu::memory_of_this_process_bytes()));
   return !r.this_machine || count_memory(r, whole).resident() <= room;
 }
 
@@ -420,7 +418,7 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
     does_not_fit(r, plan, "host", "--host-memory", m.host.total(), r.options.host_memory);
   }
   // What this process holds already (weights, prompt) is not to be found again.
-  const int64_t available = available_bytes();
+  const int64_t available = cpu::memory_of_this_process_bytes();
   const int64_t usable = usable_device_bytes(r);
   if (!m.one_memory && usable > 0 && m.device.total() > usable) {
     does_not_fit(r, plan, "device", "--device-memory", m.device.total(), usable);

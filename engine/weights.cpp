@@ -10,6 +10,7 @@
 #include "cpu/synthetic.h"
 #include "cpu/topology.h"
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 
 namespace tiercel {
 namespace {
@@ -18,6 +19,15 @@ namespace {
 constexpr int64_t kCopyBelow = int64_t{2} << 30;
 
 constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; }
+
+// Before anything is read.
+void check_room(const std::string& model, int64_t n_parameters) {
+  const int64_t bytes = n_parameters * static_cast<int64_t>(sizeof(bf16));
+  const int64_t available = cpu::memory_of_this_process_bytes();
+  if (bytes <= available) return;
+  fail(ErrorKind::kDoesNotFit, "{}: its weights take {} of memory as bf16, this machine has {} left", model,
+       format_bytes(bytes), format_bytes(available));
+}
 
 }  // namespace
 
@@ -125,10 +135,12 @@ WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue
 WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block_bytes_)); }
 
 std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
-                                               const ModelConfig& config, cpu::Queue& queue) {
+                                               const ModelConfig& config, cpu::Queue& queue,
+                                               WeightsUse use) {
   std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
-  store->checkpoint_->will_need();
   store->collect(config);
+  if (use == WeightsUse::kEveryToken) check_room(directory, store->n_parameters_);
+  store->checkpoint_->will_need();
   CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
         store->n_parameters_, parameter_count(config));
   store->place();
@@ -147,6 +159,7 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
     store->n_parameters_ += tensor.n_elements();
     elements += aligned(tensor.n_elements());
   }
+  check_room("--synthetic", store->n_parameters_);
   store->bytes_ = store->n_parameters_ * static_cast<int64_t>(sizeof(bf16));
   store->block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   store->block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(store->block_bytes_)));
@@ -207,6 +220,7 @@ void WeightStore::place() {
     offset[i] = elements;
     elements += aligned(tensor.n_elements());
   }
+  check_room(checkpoint_->file_of(wanted_.front().tensor->name), elements);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
 

@@ -69,12 +69,15 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 // Parameters that a model of this configuration has; tied embeddings count once.
 int64_t parameter_count(const ModelConfig& config);
 
+// kOnce: they are read once, to be copied elsewhere, and need not all be in memory at a time.
+enum class WeightsUse { kEveryToken, kOnce };
+
 // Owns what Weights points into.
 class WeightStore {
  public:
-  // Errors name file and tensor.
+  // Errors name file and tensor; kDoesNotFit comes before anything is read.
   static std::unique_ptr<WeightStore> load(const std::string& directory, const ModelConfig& config,
-                                           cpu::Queue& queue);
+                                           cpu::Queue& queue, WeightsUse use = WeightsUse::kEveryToken);
   static std::unique_ptr<WeightStore> random(const ModelConfig& config, cpu::Queue& queue);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;

@@ -362,10 +362,11 @@ int command_bench(int argc, char** argv) {
                      if (!row.backend.empty()) setup.backend = row.backend;
                    }
                    warn();
-                   if (picture.wanted()) {
+                   const auto draw = [&] {
+                     if (!picture.wanted()) return;
                      picture.write(batch_picture(batch_text(setup, rows, BenchFormat::kJson), "--picture"));
-                   }
-                   print_result(batch_text(setup, rows, flags.format));
+                   };
+                   take_all([&] { print_result(batch_text(setup, rows, flags.format)); }, draw);
                  });
     const bool any = std::any_of(rows.begin(), rows.end(),
                                  [](const BatchRow& row) { return row.n_sequences > 0; });

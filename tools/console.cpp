@@ -10,6 +10,7 @@
 #include <ctime>
 
 #include "engine/base/check.h"
+#include "tools/output_file.h"
 
 namespace tiercel {
 
@@ -68,7 +69,7 @@ void set_log(const std::string& path, LogLevel level) {
   Log& log = the_log();
   log.level = level;
   if (path.empty()) return;
-  const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  const int file = open_output(path, O_WRONLY | O_CREAT | O_APPEND);
   if (file < 0) fail("--log-file: {}: {}", path, std::strerror(errno));
   log.file = file;
   log.path = path;

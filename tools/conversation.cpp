@@ -75,7 +75,7 @@ class Conversation {
     if (reason == "stop" && !answer.stopped_by_text) said_.pop_back();
     total_.output += '\n';
     total_.output_errno = write_result("\n");
-    if (reason == "interrupted") return forgive_interrupt();
+    if (reason == "interrupted") return goes_on_behind_stop();
     if (reason == "length" && limited) {
       console_.info("the answer is cut at {} tokens (--n-predict)", request_.n_predict);
     } else if (reason == "length") {
@@ -111,9 +111,16 @@ class Conversation {
       said_.insert(said_.end(), ids.begin(), ids.end());
       if (append_tokens(session_, said_, console_, total_)) return true;
       total_.finish_reason = "interrupted";
-      if (!forgive_interrupt()) return false;
+      if (!goes_on_behind_stop()) return false;
       console_.warn("stopped within the message; the rest of it is read before the next one");
     }
+  }
+
+  // Ctrl-C ends an answer or the reading of a message; another signal, the conversation, which is still saved.
+  bool goes_on_behind_stop() {
+    if (forgive_interrupt()) return true;
+    save_before_stop();
+    return false;
   }
 
   bool full() {

@@ -230,9 +230,14 @@ struct Outputs {
     if (flags.json && !json_to_stdout) json = OutputFile(*flags.json, "--json");
     if (flags.svg) svg = OutputFile(*flags.svg, "--svg");
   }
-  void write(const std::string& tables, const std::string& json_text) const {
-    if (json.wanted()) json.write(json_text);
-    print_result(json_to_stdout ? json_text : tables);
+  void write(const std::string& tables, const std::string& json_text, const std::string& picture = {}) const {
+    take_all([&] { print_result(json_to_stdout ? json_text : tables); },
+             [&] {
+               if (json.wanted()) json.write(json_text);
+             },
+             [&] {
+               if (svg.wanted()) svg.write(picture);
+             });
   }
 };
 
@@ -332,8 +337,7 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
   EvalResults results = evaluate(request, console);
   results.model = flags.model.directory;
   if (results.interrupted) save_before_stop();
-  if (outputs.svg.wanted()) outputs.svg.write(eval_svg(results));
-  outputs.write(eval_tables(results), eval_json(results));
+  outputs.write(eval_tables(results), eval_json(results), flags.svg ? eval_svg(results) : "");
   return results.interrupted ? static_cast<int>(ErrorKind::kInterrupted) : 0;
 }
 

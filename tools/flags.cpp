@@ -266,13 +266,28 @@ std::string Flags::unexpected() const {
 }
 
 // Checked before anything is computed, and long before anything is written.
+void Flags::check_folders(const File& file, const std::string& path) const {
+  if (file.use == FileUse::kRead) return;
+  std::error_code error;
+  const fs::path place = fs::canonical(path, error);
+  if (error) return;  // not there yet
+  for (const File& folder : files_) {
+    if (folder.use != FileUse::kReadFolder || folder.path().empty()) continue;
+    if (fs::canonical(folder.path(), error) != place.parent_path()) continue;
+    fail(ErrorKind::kUsage, "{}: expected a file that is no part of the model, found {}, which is one of {}",
+         file.name, path, folder.path());
+  }
+}
+
 void Flags::check_files() const {
   std::multimap<std::string, const File*> known;
   for (const bool only_read : {false, true}) {
     for (const File& file : files_) {
       const std::string path = file.path();
       if ((file.use == FileUse::kRead) != only_read || path.empty() || path == "-") continue;
+      if (file.use == FileUse::kReadFolder) continue;
       std::error_code ignored;
+      check_folders(file, path);
       if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) continue;
       const std::string place = fs::weakly_canonical(fs::absolute(path, ignored), ignored).string();
       const auto [begin, end] = known.equal_range(place);

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/base/unfinished_files.h"
 #include "engine/json.h"
 #include "tools/commands.h"
 #include "tools/console.h"
@@ -97,6 +99,20 @@ int dispatch(int argc, char** argv) {
   refuse_command(name);
 }
 
+// An error in a thread that nobody waits for: one of a library's, where the system has no more memory or
+// threads for it. What is no error of the world is a bug, and aborts.
+[[noreturn]] void end_with_error() {
+  try {
+    if (const std::exception_ptr error = std::current_exception()) std::rethrow_exception(error);
+  } catch (const std::exception& error) {
+    Console(false).error(fmt::format("{}; lower --threads (-t), or what else takes memory", error.what()));
+    unlink_unfinished_files();
+    std::_Exit(static_cast<int>(ErrorKind::kRuntime));
+  } catch (...) {
+  }
+  std::abort();
+}
+
 }  // namespace
 }  // namespace tiercel
 
@@ -104,6 +120,7 @@ int main(int argc, char** argv) {
   using tiercel::ErrorKind;
   tiercel::secure_standard_streams();
   tiercel::install_signal_handlers();
+  std::set_terminate(tiercel::end_with_error);
   const tiercel::Console console(false);
   try {
     return tiercel::dispatch(argc, argv);
@@ -113,8 +130,8 @@ int main(int argc, char** argv) {
     console.error(error.what());
     return static_cast<int>(error.kind());
   } catch (const std::bad_alloc&) {
-    console.error("out of memory");
-    return static_cast<int>(ErrorKind::kRuntime);
+    console.error("the system has no more memory for this process; shorten the context (-c, -n, the prompt)");
+    return static_cast<int>(ErrorKind::kDoesNotFit);
   } catch (const std::exception& error) {
     console.error(error.what());
     return static_cast<int>(ErrorKind::kRuntime);

@@ -11,6 +11,7 @@
 #include "engine/base/check.h"
 #include "engine/base/unfinished_files.h"
 #include "tools/console.h"
+#include "tools/signals.h"
 
 namespace tiercel {
 namespace {
@@ -24,6 +25,12 @@ int write_and_sync(int fd, std::string_view text) {
 }
 
 }  // namespace
+
+int open_output(const std::string& path, int flags) {
+  int fd = -1;
+  while ((fd = ::open(path.c_str(), flags | O_CLOEXEC, 0666)) < 0 && errno == EINTR) stop_if_requested();
+  return fd;
+}
 
 OutputFile::OutputFile(std::string path, std::string purpose)
     : path_(std::move(path)), purpose_(std::move(purpose)) {
@@ -41,12 +48,11 @@ OutputFile::OutputFile(std::string path, std::string purpose)
       if (open.st_dev == info.st_dev && open.st_ino == info.st_ino) stream_ = fd;
     }
     direct_ |= stream_ >= 0;
-    // Follow links, so that renaming replaces the file and not the link that leads to it.
-    if (!direct_) path_ = std::filesystem::canonical(path_).string();
   } else if (errno != ENOENT) {
     refuse("create", errno);
   }
   if (direct_) return;
+  path_ = behind_links(path_);
   const auto parent = std::filesystem::path(path_).parent_path();
   const std::string directory = parent.empty() ? "." : parent.string();
   if (::stat(directory.c_str(), &info) != 0) {
@@ -71,7 +77,7 @@ void OutputFile::write_directly(std::string_view text) const {
     if (const int error = write_and_sync(stream_, text); error != 0) refuse("write", error);
     return;
   }
-  const int fd = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  const int fd = open_output(path_, O_WRONLY);
   if (fd < 0) refuse("open", errno);
   const int write_error = write_and_sync(fd, text);
   const int close_error = ::close(fd) == 0 ? 0 : errno;
@@ -82,7 +88,7 @@ void OutputFile::write_directly(std::string_view text) const {
 void OutputFile::write(std::string_view text) const {
   CHECK(wanted(), "no file");
   if (direct_) return write_directly(text);
-  const std::string temporary = path_ + ".tmp-" + std::to_string(::getpid());
+  const std::string temporary = unused_name_beside(path_);
   const UnfinishedFile unfinished(temporary);  // before it is there: nobody else has this name
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) refuse("create", errno);

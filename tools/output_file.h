@@ -1,10 +1,31 @@
 // A file that is either complete or untouched: written beside its place, synced, then renamed.
 #pragma once
 
+#include <exception>
 #include <string>
 #include <string_view>
 
 namespace tiercel {
+
+// ::open, which for a pipe waits until somebody reads it: a signal that asks to stop ends that, with
+// Error(kInterrupted). -1: errno says why.
+int open_output(const std::string& path, int flags);
+
+// Takes all steps, whichever of them fail: what cannot be written takes nothing along that can. Then throws
+// what the first one threw.
+template <typename... Step>
+void take_all(const Step&... steps) {
+  std::exception_ptr first;
+  const auto take = [&](const auto& step) {
+    try {
+      step();
+    } catch (...) {
+      if (first == nullptr) first = std::current_exception();
+    }
+  };
+  (take(steps), ...);
+  if (first != nullptr) std::rethrow_exception(first);
+}
 
 class OutputFile {
  public:

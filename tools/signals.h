@@ -5,6 +5,8 @@
 
 namespace tiercel {
 
+// Where a page of a mapped file has gone (SIGBUS), names the file and ends with 1.
+//
 // Also ignores SIGPIPE and SIGXFSZ, so that writing to a closed pipe, or more than a limit allows,
 // is an error that can be handled.
 void install_signal_handlers();

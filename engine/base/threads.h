@@ -38,4 +38,7 @@ void work_in_threads(int n, const Work& work) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// How many threads the system starts beside this one, of n that live at the same time.
+int startable_threads(int n);
+
 }  // namespace tiercel

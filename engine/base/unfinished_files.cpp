@@ -6,6 +6,8 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
 namespace tiercel {
 namespace {
@@ -37,6 +39,31 @@ UnfinishedFile::UnfinishedFile(const std::string& path) {
 void UnfinishedFile::forget() {
   if (entry_ >= 0) g_entries[static_cast<size_t>(entry_)].state = kFree;
   entry_ = -1;
+}
+
+std::string behind_links(const std::string& path) {
+  constexpr int kMostLinks = 40;
+  std::filesystem::path place = path;
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(place, error); ++i) {
+    const std::filesystem::path target = std::filesystem::read_symlink(place, error);
+    if (error) break;
+    place = place.parent_path() / target;  // the target, where it is absolute
+  }
+  const std::filesystem::path whole = std::filesystem::canonical(place, error);
+  return error ? place.string() : whole.string();
+}
+
+std::string unused_name_beside(const std::string& path) {
+  constexpr size_t kMostName = 255, kSuffix = 32;
+  std::filesystem::path stem = path;
+  const std::string name = stem.filename().string();
+  if (name.size() > kMostName - kSuffix) stem.replace_filename(name.substr(0, kMostName - kSuffix));
+  const std::string first = stem.string() + ".tmp-" + std::to_string(::getpid());
+  std::string candidate = first;
+  struct stat info {};
+  for (int n = 1; ::lstat(candidate.c_str(), &info) == 0; ++n) candidate = first + "-" + std::to_string(n);
+  return candidate;
 }
 
 void take_permissions(int fd, const std::string& path) {

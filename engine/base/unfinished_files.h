@@ -24,6 +24,14 @@ class UnfinishedFile {
   int entry_ = -1;  // -1: none
 };
 
+// Where what is written as `path` belongs: behind links, also those that lead to nothing yet, so that
+// renaming replaces the file and not what leads to it.
+std::string behind_links(const std::string& path);
+
+// For a file that is written there and renamed to `path`: a name that no file has, also where a process of
+// the same number was killed.
+std::string unused_name_beside(const std::string& path);
+
 // Gives the open file fd, which is about to replace the one at `path`, the permissions of that one; as far as
 // the system lets it.
 void take_permissions(int fd, const std::string& path);

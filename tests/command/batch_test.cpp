@@ -523,6 +523,22 @@ TEST(BatchCommand, StopsAtASignalAndLosesNothing) {
   EXPECT_EQ(answers_of(read_file(file)).size(), 3u);
 }
 
+TEST(BatchCommand, AnswersThatAreRemovedAreNotThere) {
+  const Scratch scratch;
+  std::string lines;
+  for (int i = 0; i < 400; ++i) lines += "{\"prompt\": \"Hello there\"}\n";
+  write_file(scratch / "requests", lines);
+  Process process({{"batch", "-m", demo_model(), "-f", scratch / "requests", "-o", scratch / "answers", "-n", "40",
+                    "--ignore-eos"}});
+  ASSERT_TRUE(process.wait_until([&] {
+    return fs::exists(scratch / "answers") && fs::file_size(scratch / "answers") > 0;
+  })) << process.err();
+  fs::remove(scratch / "answers");
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 1) << result.err;
+  EXPECT_TRUE(contains(result.err, "it was removed or replaced")) << result.err;
+}
+
 TEST(BatchCommand, RefusesWhatItCannotAnswer) {
   const Scratch scratch;
   const std::string file = scratch / "requests";

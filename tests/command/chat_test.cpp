@@ -1,5 +1,6 @@
 // tiercel run --chat and --interactive as a user meets them. The model is the demo's with two of
 // its tokens renamed and a template: its answers are noise, and their tokens are known.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -297,6 +298,24 @@ TEST_F(RunChat, CtrlCStopsTheAnswerThenTheConversation) {
   EXPECT_EQ(report()["finish_reason"], "interrupted");
   EXPECT_EQ(report()["output"], result.out);
   EXPECT_TRUE(fs::exists(scratch_ / "s")) << result.err;
+}
+
+// Who is told to end while it answers has still a conversation to keep.
+TEST_F(RunChat, ASignalWithinAnAnswerKeepsTheConversation) {
+  for (const int signal : {SIGTERM, SIGHUP}) {
+    const Typist typist(scratch_ / fmt::format("pipe{}", signal));
+    const std::string session = scratch_ / fmt::format("session{}", signal);
+    Launch l = launch({"-i", "-c", "400000", "--ignore-eos", "--save-session", session});
+    l.standard_input = scratch_ / fmt::format("pipe{}", signal);
+    Process process(l);
+    typist.type("Hello there\n");
+    ASSERT_TRUE(process.wait_until([&] { return process.out().size() > 20; })) << process.err();
+    process.signal(signal);
+    const Result result = process.wait();
+    EXPECT_EQ(result.code, 130) << result.err;
+    ASSERT_TRUE(fs::exists(session)) << result.err;
+    EXPECT_GT(SavedSession::open(session)->ids().size(), 10u);
+  }
 }
 
 TEST_F(RunChat, SignalsWhileItWaitsForTheFirstMessage) {

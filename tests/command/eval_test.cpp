@@ -2,6 +2,7 @@
 // less.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -163,6 +164,32 @@ TEST(Eval, TablesAndPicture) {
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_TRUE(contains(svg, "depth 80 %"));
   EXPECT_EQ(Json::parse(read_file(scratch / "r.json"))["records"].size(), 2u * 2u * 6u);
+}
+
+TEST(Eval, WhatCannotBeWrittenTakesNothingAlong) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full here";
+  const Scratch scratch;
+  const std::vector<std::string> words = {"eval", "-m", demo_model(), "--tasks", "single", "--lengths",
+                                          "512", "--budgets", "128", "-q"};
+  for (const bool picture : {true, false}) {
+    std::vector<std::string> all = words;
+    const std::string kept = scratch / (picture ? "json" : "svg");
+    all.insert(all.end(), {picture ? "--svg" : "--json", "/dev/full", picture ? "--json" : "--svg", kept});
+    const Result result = run({all});
+    EXPECT_EQ(result.code, 1) << result.err;
+    EXPECT_TRUE(contains(result.err, "/dev/full")) << result.err;
+    EXPECT_TRUE(contains(result.out, "| single")) << result.out;
+    EXPECT_GT(fs::file_size(kept), 100u);
+  }
+}
+
+TEST(Eval, WhatHasNoRoomIsNotComposed) {
+  const auto began = std::chrono::steady_clock::now();
+  const Result result =
+      run({{"eval", "-m", demo_model(), "--tasks", "single", "--lengths", "512M", "--budgets", "64"}});
+  EXPECT_EQ(result.code, 3) << result.err;
+  EXPECT_TRUE(contains(result.err, "536,870,912 tokens are left out")) << result.err;
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(60));
 }
 
 TEST(Eval, TuneFindsWhatFits) {

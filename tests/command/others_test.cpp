@@ -1,5 +1,7 @@
 // tokenize, perplexity, estimate, version.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cmath>
@@ -352,6 +354,54 @@ TEST(Usage, TwoFilesAreTwoFiles) {
                                    "/dev/null"}))
                 .code,
             0);
+}
+
+TEST(Usage, NothingOfTheModelIsWritten) {
+  const Scratch scratch;
+  const std::string model = scratch / "model";
+  fs::create_directory(model);
+  for (const char* file : {"config.json", "tokenizer.json", "model.safetensors"}) {
+    fs::copy(fs::path(demo_model()) / file, fs::path(model) / file);
+  }
+  const std::string weights = read_file(model + "/model.safetensors");
+  for (const char* flag : {"--save-session", "--log-file", "--report"}) {
+    const Result result = run({{"run", "-m", model, "-p", "Hi", "-n", "1", flag, model + "/model.safetensors"}});
+    EXPECT_EQ(result.code, 2) << flag << result.err;
+    EXPECT_TRUE(contains(result.err, "no part of the model")) << result.err;
+  }
+  EXPECT_EQ(read_file(model + "/model.safetensors"), weights);
+  EXPECT_EQ(run({{"run", "-m", model, "-p", "Hi", "-n", "1", "--report", model + "/report.json"}}).code, 0);
+}
+
+// Whoever opens a pipe waits for its reader; a signal ends that as it ends everything.
+TEST(Usage, SignalsWhileAPipeHasNoReader) {
+  const Scratch scratch;
+  const std::string pipe = scratch / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const char* flag : {"--report", "--log-file"}) {
+    Process process({{"run", "-m", demo_model(), "-p", "Hi", "-n", "1", flag, pipe}});
+    std::this_thread::sleep_for(std::chrono::milliseconds(sanitized() ? 6000 : 1500));
+    process.signal(SIGTERM);
+    EXPECT_EQ(process.wait().code, 130) << flag;
+  }
+}
+
+TEST(Usage, ThreadsThatTheSystemDoesNotStart) {
+  if (sanitized()) GTEST_SKIP() << "its shadow memory needs the address space";
+  const rlimit all = [] {
+    rlimit before{};
+    ::getrlimit(RLIMIT_AS, &before);
+    return before;
+  }();
+  for (const rlim_t megabytes : {400u, 1000u}) {
+    const rlimit some{megabytes << 20, all.rlim_max};
+    ::setrlimit(RLIMIT_AS, &some);
+    Process process({{"run", "-m", demo_model(), "-p", "Hi", "-n", "1", "-t", "64"}});
+    ::setrlimit(RLIMIT_AS, &all);
+    const Result result = process.wait();
+    EXPECT_TRUE(result.code == 0 || result.code == 1 || result.code == 3) << result.code << result.err;
+    EXPECT_TRUE(result.code != 1 || contains(result.err, "--threads (-t)")) << result.err;
+  }
 }
 
 TEST(Version, NamesWhatItIsMadeOf) {

@@ -250,5 +250,44 @@ TEST(RunSaved, SignalsLeaveNothingHalfWritten) {
   EXPECT_GT(n_stopped, 0);
 }
 
+// What is mapped can be cut short by anybody: then the file is named.
+TEST(RunSaved, AFileThatIsCutWhileInUse) {
+  if (sanitized()) GTEST_SKIP() << "the sanitizer has the signal";
+  const Scratch scratch;
+  const std::string file = scratch / "s.session";
+  const Result saved = run(run_demo({"-p", filler(600), "-n", "1", "--budget", "512", "--value-home", "host",
+                                     "--save-session", file}));
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  Process process(run_demo({"--session", file, "-n", "100000", "--ignore-eos", "-c", "200000", "--budget", "512",
+                            "--value-home", "host"}));
+  ASSERT_TRUE(process.wait_until([&] { return !process.out().empty(); })) << process.err();
+  fs::resize_file(file, 4096);
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 1) << result.err;
+  EXPECT_TRUE(contains(result.err, "s.session: it was changed while it was in use")) << result.err;
+}
+
+TEST(RunSaved, NamesThatCannotBeWrittenAreRefusedBeforeTheWork) {
+  const Scratch scratch;
+  const std::string place = scratch / "place", link = scratch / "link", kept = scratch / "kept";
+  fs::create_directory(place);
+  fs::create_symlink("place/later", link);
+  EXPECT_EQ(run(run_demo({"-p", "Hi", "-n", "1", "--save-session", link})).code, 0);
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_TRUE(fs::is_regular_file(place + "/later"));
+
+  const auto refused = [&](const std::string& path, const std::string& why) {
+    const Result result = run(run_demo({"-p", "Hi", "-n", "1", "--save-session", path}));
+    EXPECT_NE(result.code, 0) << path;
+    EXPECT_EQ(result.out, "") << path;
+    EXPECT_TRUE(contains(result.err, why)) << result.err;
+  };
+  refused(scratch / std::string(250, 'x'), "a file name of at most 247 bytes, found 250");
+  if (::geteuid() == 0) return;  // who may write everything
+  write_file(kept, "x");
+  fs::permissions(kept, fs::perms::owner_read);
+  refused(kept, "Permission denied");
+}
+
 }  // namespace
 }  // namespace tiercel::test

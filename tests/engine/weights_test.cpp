@@ -1,13 +1,17 @@
 // What a damaged checkpoint makes of Model::open: an Error that names the file and the tensor.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "engine/base/check.h"
+#include "engine/config.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
+#include "engine/weights.h"
 
 namespace tiercel {
 namespace {
@@ -112,6 +116,36 @@ TEST_F(DamagedModel, TruncatedFileIsSaid) {
   const fs::path file = directory_ / "model.safetensors";
   fs::resize_file(file, fs::file_size(file) - 1);
   expect_mentions(error(), {"model.safetensors"});
+}
+
+// A file with a hole where they would be: nothing of it is read.
+TEST_F(DamagedModel, WeightsThatNoMemoryHolds) {
+  constexpr int64_t kTooMuch = int64_t{500} << 30;
+  if (int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) > kTooMuch) GTEST_SKIP() << "this machine has more";
+  replace_in_config("\"hidden_size\": 64", "\"hidden_size\": 8192");
+  replace_in_config("\"vocab_size\": 256", "\"vocab_size\": 16777216");
+  nlohmann::ordered_json header;
+  int64_t end = 0;
+  Weights unused;
+  for (const WeightTensor& tensor : weight_tensors(load_config(directory_ / "config.json"), unused)) {
+    const int64_t bytes = 2 * tensor.n_elements();
+    header[tensor.name] = {{"dtype", "BF16"}, {"shape", tensor.shape}, {"data_offsets", {end, end + bytes}}};
+    end += bytes;
+  }
+  ASSERT_GT(end, kTooMuch);
+  const std::string text = header.dump();
+  const uint64_t length = text.size();
+  std::ofstream(directory_ / "model.safetensors", std::ios::binary)
+      .write(reinterpret_cast<const char*>(&length), 8)
+      .write(text.data(), static_cast<std::streamsize>(length));
+  fs::resize_file(directory_ / "model.safetensors", 8 + length + static_cast<uint64_t>(end));
+  try {
+    Model::open(directory_.string(), {.backend = BackendKind::kCpu, .n_threads = 2});
+    FAIL() << "opened";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::kDoesNotFit);
+    EXPECT_NE(std::string(e.what()).find("its weights take"), std::string::npos) << e.what();
+  }
 }
 
 }  // namespace

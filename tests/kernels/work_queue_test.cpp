@@ -5,14 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "kernels/graph.h"
-#include "kernels/launch.cuh"
-#include "tests/kernels/device_vector.h"
-#include "tests/seed.h"
+#include "kernels/stream.h"
+#include "tests/simt/simt.h"
 
 namespace tiercel::cuda {
 namespace {
@@ -114,26 +113,22 @@ TEST(WorkQueue, ThreadsShareTheDevice) {
   EXPECT_EQ(n_wrong, 0);
 }
 
-struct PassOnParams {
-  const int* from;
-  int* to;
-  bool is_late;
-};
-// One too early reader: what the kernel before it writes.
-KERNEL(32, 1) pass_on_kernel(const GRID_CONST PassOnParams p) {
-  int value = *p.from;
-  gpu::begin_dependent();
-  if (p.is_late) value = *p.from;
-  if (threadIdx.x == 0) *p.to = value + 1;
-}
-
+// Each kernel passes on what the one before it wrote; looking before it has waited is too early.
 TEST(WorkQueue, DependentKernelsBeginEarly) {
   Stream stream;
   for (const bool is_late : {false, true}) {
     const int n = times([&] {
       int chain[4] = {};
       for (int i = 0; i < 3; ++i) {
-        launch_dependent<pass_on_kernel>(stream, 2, 32, 0, PassOnParams{chain + i, chain + i + 1, is_late});
+        const int* from = chain + i;
+        int* to = chain + i + 1;
+        const auto kernel = std::make_shared<simt::Launch>(dim3(2), dim3(32), 0, /*must_wait=*/true, [=] {
+          int value = *from;
+          simt::wait_for_predecessors();
+          if (is_late) value = *from;
+          *to = value + 1;
+        });
+        simt::queue_of(stream.raw()).add([kernel] { kernel->run(); }, [kernel] { kernel->begin(); });
       }
       stream.finish();
       return chain[3] != 3;

@@ -19,6 +19,7 @@
 #include "engine/json.h"
 #include "tools/batch/openai.h"
 #include "tools/console.h"
+#include "tools/output_file.h"
 #include "tools/prompt.h"
 #include "tools/report.h"
 #include "tools/signals.h"
@@ -73,7 +74,7 @@ AnswerFile::AnswerFile(std::string path, bool resume) : path_(std::move(path)) {
     return;
   }
   // For writing only: whoever can read a pipe too is never told that its reader has gone.
-  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  fd_ = open_output(path_, O_WRONLY | O_CREAT | O_APPEND);
   if (fd_ < 0) refuse("open", errno);
   struct stat info {};
   if (::fstat(fd_, &info) != 0) refuse("open", errno);
@@ -89,6 +90,7 @@ AnswerFile::AnswerFile(std::string path, bool resume) : path_(std::move(path)) {
     if (errno != ENOTSUP && errno != ENOLCK && errno != EINVAL) refuse("lock", errno);
   }
   if (::fstat(fd_, &info) != 0) refuse("open", errno);  // whoever had the lock may have written
+  if (!is_still_there(info)) fail("--output: {}: another process has just replaced it; try again", path_);
   if (info.st_size == 0) return;
   if (!resume) {
     fail(ErrorKind::kUsage,
@@ -142,9 +144,8 @@ void AnswerFile::read_answers() {
 
 void AnswerFile::drop_errors() {
   if (!without_errors_) return;
-  // Behind links, so that renaming replaces the file and not what leads to it.
-  const std::string path = std::filesystem::canonical(path_).string();
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  const std::string path = behind_links(path_);
+  const std::string temporary = unused_name_beside(path);
   const UnfinishedFile unfinished(temporary);  // before it is there: nobody else has this name
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
   if (fd < 0) refuse("replace", errno);
@@ -202,6 +203,7 @@ void AnswerFile::add(std::string_view line) {
   if (fd_ < 0) return print_result(line);
   struct stat before {};
   if (regular_ && ::fstat(fd_, &before) != 0) refuse("write", errno);
+  if (regular_) require_named(before);
   for (std::string_view left = line; !left.empty();) {
     const ssize_t n = ::write(fd_, left.data(), left.size());
     if (n < 0 && errno == EINTR && !stop_requested()) continue;
@@ -217,7 +219,19 @@ void AnswerFile::add(std::string_view line) {
   }
 }
 
+bool AnswerFile::is_still_there(const struct stat& ours) const {
+  struct stat named {};
+  return ::stat(path_.c_str(), &named) == 0 && named.st_ino == ours.st_ino && named.st_dev == ours.st_dev;
+}
+
+void AnswerFile::require_named(const struct stat& ours) const {
+  if (ours.st_nlink > 0) return;
+  fail("--output: {}: it was removed or replaced while answers were written to it, and they are gone", path_);
+}
+
 void AnswerFile::sync() const {
+  struct stat info {};
+  if (regular_ && ::fstat(fd_, &info) == 0) require_named(info);
   if (fd_ >= 0 && regular_ && ::fsync(fd_) != 0 && errno != EINVAL && errno != ENOTSUP) {
     refuse("write", errno);
   }

@@ -2,6 +2,8 @@
 // stopped has lost nothing, and another one goes on where it stood.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -50,6 +52,8 @@ class AnswerFile {
  private:
   [[noreturn]] void refuse(const char* doing, int error) const;
   void read_answers();
+  bool is_still_there(const struct stat& ours) const;  // under its name
+  void require_named(const struct stat& ours) const;
 
   struct Answered {
     int64_t line_here = 0;  // of this file, from 1

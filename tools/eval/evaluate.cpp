@@ -32,18 +32,23 @@ class Evaluation {
     SampleRequest sample{.style = request_.style, .depths = request_.depths, .text = request_.text};
     sample.n_lead = static_cast<int64_t>(request_.tokenizer.encode("").size());
     sample.count = [this](std::string_view text) {
+      stop_if_requested();
       const EncodeOptions going_on{
           .add_special = false, .parse_special = false, .follows = Follows::kText};
       return static_cast<int64_t>(request_.tokenizer.encode(text, going_on).size());
     };
     for (const int64_t length : request_.lengths) {
+      if (!may_fit(length)) continue;
       for (const EvalTask task : request_.tasks) {
         for (int64_t i = 0; i < request_.n_samples; ++i) {
           sample.task = task;
           sample.length = length;
           sample.seed = request_.seed + static_cast<uint64_t>(i);
-          for (const EvalSample& one : make_samples(sample)) {
-            if (!measured(one, i)) return std::move(results_);
+          std::vector<EvalSample> samples;
+          if (!finished([&] { samples = make_samples(sample); })) return std::move(results_);
+          for (const EvalSample& one : samples) {
+            if (!finished([&] { measure(one, i); })) return std::move(results_);
+            ++n_prompts_;
           }
         }
       }
@@ -81,12 +86,36 @@ class Evaluation {
     return request_.wishes;
   }
 
-  // False: interrupted. Only prompts that all have answered are kept, so that scores compare.
-  bool measured(const EvalSample& sample, int64_t index) {
+  // Before a text of this length is composed, which may take minutes. False: nothing has room for it, and
+  // that is noted. Throws where what all are compared with has none.
+  bool may_fit(int64_t length) {
+    const PlanInput input{*request_.model, length, 1};
+    if (comparing()) plan_budget(input, reference_options(request_.reference, request_.base), {});
+    std::string reason;
+    for (const EvalComposition& c : request_.compositions) {
+      SessionOptions options = c.options;
+      options.audit = 0;
+      for (const BudgetWish& wish : wishes_of(c)) {
+        try {
+          plan_budget(input, options, wish);
+          return true;
+        } catch (const Error& error) {
+          if (error.kind() != ErrorKind::kDoesNotFit) throw;
+          reason = error.what();
+        }
+      }
+    }
+    note(fmt::format("{} tokens are left out: {}", format_count(length), reason));
+    return false;
+  }
+
+  // False: interrupted, behind some results. Only prompts that all have answered are kept, so that scores
+  // compare.
+  template <typename Work>
+  bool finished(const Work& work) {
     const size_t n_before = results_.records.size();
     try {
-      measure(sample, index);
-      ++n_prompts_;
+      work();
       return true;
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kInterrupted || n_before == 0) throw;
