@@ -11,7 +11,7 @@
 
 #include "kernels/graph.h"
 #include "kernels/stream.h"
-#include "tests/simt/simt.h"
+#include "tests/simt/launch.h"
 
 namespace tiercel::cuda {
 namespace {

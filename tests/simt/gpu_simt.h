@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "engine/base/dtype.h"
+#include "tests/simt/launch.h"
 #include "tests/simt/simt.h"
 #include "tests/simt/tensor_core.h"
 #include "tests/simt/work_queue.h"
