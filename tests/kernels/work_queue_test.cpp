@@ -93,6 +93,21 @@ TEST(WorkQueue, DeviceMemoryIsZeroedByItsStream) {
   EXPECT_GT(n, 0);
 }
 
+TEST(WorkQueueDeathTest, MemoryThatIsStillInUse) {
+  const auto fill_late = [] {
+    Stream stream;
+    Stream other;
+    for (int i = 0; i < kTries; ++i) {
+      constexpr int64_t kBytes = 1 << 16;
+      void* memory = allocate(stream, kBytes);
+      other.wait(stream.record());
+      other.fill_bytes(memory, 1, kBytes);
+      release(stream, memory, kBytes);
+    }
+  };
+  EXPECT_DEATH(fill_late(), "written after its release|use-after-free");
+}
+
 TEST(WorkQueue, ThreadsShareTheDevice) {
   std::vector<std::thread> threads;
   std::atomic<int> n_wrong = 0;

@@ -142,10 +142,6 @@ void* filled(int64_t bytes, int value) {
   simt::add_memory(address, bytes);
   return address;
 }
-void free_memory(void* address) {
-  simt::remove_memory(address);
-  std::free(address);
-}
 
 }  // namespace
 
@@ -159,7 +155,7 @@ void* allocate(Stream& stream, int64_t bytes) {
 }
 void release(Stream& stream, void* address, int64_t) {
   stream.finish();
-  free_memory(address);
+  simt::free_memory(address);
 }
 void PinnedMemory::wait(Stream::Ticket ticket) { simt::WorkQueue::reach(moment_of(ticket.event)); }
 void* allocate(PinnedMemory&, int64_t bytes) {
@@ -168,7 +164,7 @@ void* allocate(PinnedMemory&, int64_t bytes) {
 }
 void release(PinnedMemory& memory, void* address, int64_t) {
   memory.stream().finish();
-  free_memory(address);
+  simt::free_memory(address);
 }
 
 }  // namespace tiercel::cuda

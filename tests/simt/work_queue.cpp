@@ -5,12 +5,14 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
 
+#include "tests/sanitized.h"
 #include "tests/simt/simt.h"
 
 namespace simt {
@@ -311,9 +313,28 @@ void refuse_while_recording(const char* call) {
 
 namespace {
 
+constexpr unsigned char kFreed = 0xff;  // NaN in every float format
+constexpr size_t kMostFreed = size_t{32} << 20;
+
 struct Memory {
+  struct Freed {
+    unsigned char* address;
+    size_t bytes;
+  };
   std::mutex mutex;
   std::map<uintptr_t, uintptr_t> ends;  // by their beginnings
+  std::deque<Freed> freed;              // not given back yet
+  size_t freed_bytes = 0;
+
+  void give_back_oldest() {
+    const Freed oldest = freed.front();
+    freed.pop_front();
+    freed_bytes -= oldest.bytes;
+    const bool is_untouched = std::all_of(oldest.address, oldest.address + oldest.bytes,
+                                          [](unsigned char byte) { return byte == kFreed; });
+    if (!is_untouched) refuse("memory was written after its release");
+    std::free(oldest.address);
+  }
 
   static Memory& get() {
     static auto* memory = new Memory;
@@ -334,6 +355,20 @@ void remove_memory(void* address) {
   Memory& m = Memory::get();
   const std::lock_guard lock(m.mutex);
   m.ends.erase(reinterpret_cast<uintptr_t>(address));
+}
+
+void free_memory(void* address) {
+  Memory& m = Memory::get();
+  const std::lock_guard lock(m.mutex);
+  const auto found = m.ends.find(reinterpret_cast<uintptr_t>(address));
+  if (found == m.ends.end()) refuse("a release of what was not allocated");
+  const size_t bytes = found->second - found->first;
+  m.ends.erase(found);
+  if (tiercel::test::kSanitized) return std::free(address);  // the sanitizer watches that itself
+  std::memset(address, kFreed, bytes);
+  m.freed.push_back({static_cast<unsigned char*>(address), bytes});
+  m.freed_bytes += bytes;
+  while (m.freed_bytes > kMostFreed) m.give_back_oldest();
 }
 
 bool is_pageable(const void* address) {

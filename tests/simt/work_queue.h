@@ -99,6 +99,8 @@ void refuse_while_recording(const char* call);
 // there has read it, a copy to there has written it, when the call that enqueues it returns.
 void add_memory(void* address, int64_t bytes);
 void remove_memory(void* address);
+// As free(), but what some queue still writes there ends the process, later, and what it reads is no number.
+void free_memory(void* address);
 bool is_pageable(const void* address);
 
 }  // namespace simt
