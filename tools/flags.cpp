@@ -101,6 +101,15 @@ void explain_environment(const CLI::App& app, std::string& message) {
   }
 }
 
+// Names that a model's folder gives to its own files. What else lies there, a session say, is the user's.
+bool is_of_a_model(std::string_view name) {
+  constexpr std::string_view kNames[] = {"config.json",     "generation_config.json",  "tokenizer.json",
+                                         "tokenizer.model", "tokenizer_config.json",   "chat_template.json",
+                                         "chat_template.jinja", "special_tokens_map.json"};
+  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") ||
+         std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+}
+
 }  // namespace
 
 std::string did_you_mean(std::string_view found, const std::vector<std::string>& known) {
@@ -266,13 +275,13 @@ std::string Flags::unexpected() const {
 }
 
 // Checked before anything is computed, and long before anything is written.
-void Flags::check_folders(const File& file, const std::string& path) const {
+void Flags::check_models(const File& file, const std::string& path) const {
   if (file.use == FileUse::kRead) return;
   std::error_code error;
   const fs::path place = fs::canonical(path, error);
-  if (error) return;  // not there yet
+  if (error || !is_of_a_model(place.filename().string())) return;
   for (const File& folder : files_) {
-    if (folder.use != FileUse::kReadFolder || folder.path().empty()) continue;
+    if (folder.use != FileUse::kReadModel || folder.path().empty()) continue;
     if (fs::canonical(folder.path(), error) != place.parent_path()) continue;
     fail(ErrorKind::kUsage, "{}: expected a file that is no part of the model, found {}, which is one of {}",
          file.name, path, folder.path());
@@ -285,9 +294,9 @@ void Flags::check_files() const {
     for (const File& file : files_) {
       const std::string path = file.path();
       if ((file.use == FileUse::kRead) != only_read || path.empty() || path == "-") continue;
-      if (file.use == FileUse::kReadFolder) continue;
+      if (file.use == FileUse::kReadModel) continue;
       std::error_code ignored;
-      check_folders(file, path);
+      check_models(file, path);
       if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) continue;
       const std::string place = fs::weakly_canonical(fs::absolute(path, ignored), ignored).string();
       const auto [begin, end] = known.equal_range(place);

@@ -73,8 +73,8 @@ class Flags : public OptionSink {
   void texts(const char* names, std::vector<std::string>& target, const char* help);
   // What is written must be no other file of the command: parse() refuses that. kReplaced: read or
   // written by flags for which it may be the same file, as it is replaced as a whole behind the reading.
-  // kReadFolder: nothing that is there already may be written.
-  enum class FileUse { kRead, kReadFolder, kReplaced, kWritten };
+  // kReadModel: the folder of a model, whose own files may not be written.
+  enum class FileUse { kRead, kReadModel, kReplaced, kWritten };
   void file(const char* names, std::string& target, FileUse use, const char* help);
   void file(const char* names, std::optional<std::string>& target, FileUse use, const char* help);
   // A file that something else names than a flag added by file(). path: empty where none is.
@@ -115,8 +115,8 @@ class Flags : public OptionSink {
   void add_log_flags();
   std::string footer() const;
   void check_files() const;
-  // That it replaces nothing of a folder that is read.
-  void check_folders(const File& file, const std::string& path) const;
+  // That it replaces nothing of a model that is read.
+  void check_models(const File& file, const std::string& path) const;
   std::string unexpected() const;
   std::string list() const;
   std::unique_ptr<CLI::App> app_;

@@ -21,7 +21,7 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
   flags.text("-m,--model", directory,
              "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
              "DIR");
-  flags.uses("--model", Flags::FileUse::kReadFolder, [this] { return directory; });
+  flags.uses("--model", Flags::FileUse::kReadModel, [this] { return directory; });
   add_backend_options(flags, backend_, device_, n_threads);
 }
 

@@ -370,7 +370,9 @@ TEST(Usage, NothingOfTheModelIsWritten) {
     EXPECT_TRUE(contains(result.err, "no part of the model")) << result.err;
   }
   EXPECT_EQ(read_file(model + "/model.safetensors"), weights);
-  EXPECT_EQ(run({{"run", "-m", model, "-p", "Hi", "-n", "1", "--report", model + "/report.json"}}).code, 0);
+  for (int i = 0; i < 2; ++i) {  // a file of the user's
+    EXPECT_EQ(run({{"run", "-m", model, "-p", "Hi", "-n", "1", "--report", model + "/report.json"}}).code, 0);
+  }
 }
 
 // Whoever opens a pipe waits for its reader; a signal ends that as it ends everything.
