@@ -63,8 +63,9 @@ CgroupMemory cgroup_memory(const std::string& root, std::string_view membership)
     while (true) {
       while (own.ends_with('/')) own.pop_back();
       take_least(mounted + own, version, least);
-      if (own.empty()) return;
-      own.resize(own.rfind('/'));
+      const size_t last = own.rfind('/');
+      if (last == std::string::npos) return;
+      own.resize(last);
     }
   };
   take_all(root, own2, kVersion2);

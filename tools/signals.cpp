@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <cstring>
@@ -48,6 +49,8 @@ const char* name_of_mapping(const char* line, uintptr_t address) {
 // A page of a mapped file that is no longer there: somebody has cut the file short, or its disk is gone.
 // Nothing can go on; only what a handler may call is called.
 void on_lost_page(int, siginfo_t* info, void*) {
+  static std::atomic<bool> is_told = false;
+  while (is_told.exchange(true)) ::pause();  // another thread tells, and ends the process
   static char line[4096 + 128];
   const int maps = ::open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
   const char* name = nullptr;

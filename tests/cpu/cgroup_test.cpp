@@ -31,7 +31,7 @@ class Cgroup : public testing::Test {
 };
 
 TEST_F(Cgroup, WithoutAnyEverythingIsFree) {
-  for (const char* membership : {"", "0::/\n", "nonsense\n", "0::/../away\n", "4:memory:/x/y\n0::/\n"}) {
+  for (const char* membership : {"", "0::/\n", "nonsense\n", "0::/../away\n", "4:memory:/x/y\n0::/\n", "0::x\n"}) {
     EXPECT_EQ(cgroup_memory(root_, membership).limit, kAll) << membership;
     EXPECT_EQ(cgroup_memory(root_, membership).available, kAll) << membership;
   }
