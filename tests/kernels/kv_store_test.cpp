@@ -54,6 +54,25 @@ TEST(KvStores, BlocksDoNotGrowWithTheLayers) {
 }
 #endif
 
+// Keys are coded beside the next layer, from a plane that the layer behind that writes again: from the third
+// layer on somebody must wait.
+TEST(KvStores, KeyPlanesTakeTurns) {
+  Model model;
+  model.n_layers = 4;
+  model.window.assign(4, 0);
+  const int64_t n_prompt = 120, n_new = 1;
+  const Sequence sequence(model, n_prompt + n_new, seed() + 12);
+  KvSettings settings = tiered();
+  settings.keys = KeyForm::kCoded;
+  settings.key_codec = RowCodec::kInt8;
+  settings.overlap = true;
+  const Outcome host = run<CpuTiers>(sequence, settings, n_prompt);
+  for (int i = 0; i < 6; ++i) {
+    const Outcome device = run<CudaTiers>(sequence, settings, n_prompt);
+    ASSERT_LT(relative_error(device.outputs, host.outputs), kSameUpToRounding<CudaTiers>) << i;
+  }
+}
+
 // Both backends select the same chunks, step by step: what was selected, what of it was resident, and
 // what was attended agree for every composition.
 TEST(KvStores, BothBackendsSelectTheSame) {

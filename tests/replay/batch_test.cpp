@@ -160,6 +160,11 @@ TEST(DeviceBatch, PromptsArePrefilledBetweenReplayedSteps) {
     }
     int n_replayed = 0;
     for (int round = 0; round < 3; ++round) {
+      // One that goes again, while a layer of it moves home.
+      const int64_t given_up = batch->add(batch->plan_sequence(n, 2), ids);
+      batch->advance_prefill(given_up);
+      batch->remove(given_up);
+
       const int64_t name = batch->add(batch->plan_sequence(n, 2), ids);
       bool is_prefilled = false;
       while (!is_prefilled) {

@@ -337,7 +337,12 @@ struct Memory {
   }
 
   static Memory& get() {
-    static auto* memory = new Memory;
+    static auto* memory = [] {
+      std::atexit([] {
+        while (!get().freed.empty()) get().give_back_oldest();
+      });
+      return new Memory;
+    }();
     return *memory;
   }
 };
