@@ -274,7 +274,6 @@ std::string Flags::unexpected() const {
   return fmt::format("{}: no such flag{}", printable(name, 40), did_you_mean(name, known));
 }
 
-// Checked before anything is computed, and long before anything is written.
 void Flags::check_models(const File& file, const std::string& path) const {
   if (file.use == FileUse::kRead) return;
   std::error_code error;
@@ -288,6 +287,7 @@ void Flags::check_models(const File& file, const std::string& path) const {
   }
 }
 
+// Checked before anything is computed, and long before anything is written.
 void Flags::check_files() const {
   std::multimap<std::string, const File*> known;
   for (const bool only_read : {false, true}) {

@@ -62,10 +62,14 @@ struct Schedule {
 
   bool chance(uint32_t of) { return random() % of == 0; }
 
-  static bool can_run(const WorkQueue& queue) {
-    if (queue.is_busy_ || queue.items_.empty()) return false;
+  // What the first item waits for; null: nothing, or it has been reached.
+  static const Moment* awaited_by(const WorkQueue& queue) {
+    if (queue.is_busy_ || queue.items_.empty()) return nullptr;
     const auto* awaited = std::get_if<WorkQueue::Awaited>(&queue.items_.front());
-    return awaited == nullptr || awaited->moment->is_reached;
+    return awaited != nullptr && !awaited->moment->is_reached ? awaited->moment.get() : nullptr;
+  }
+  static bool can_run(const WorkQueue& queue) {
+    return !queue.is_busy_ && !queue.items_.empty() && awaited_by(queue) == nullptr;
   }
 
   void run_first(WorkQueue& queue, Lock& lock) {
@@ -117,10 +121,9 @@ struct Schedule {
   // The queue whose first item the first item of this one waits for, or itself.
   WorkQueue* behind_all_waits(WorkQueue* queue) const {
     for (size_t i = 0; i <= queues.size(); ++i) {
-      if (queue->is_busy_ || queue->items_.empty()) return queue;
-      const auto* awaited = std::get_if<WorkQueue::Awaited>(&queue->items_.front());
-      if (awaited == nullptr || awaited->moment->is_reached) return queue;
-      queue = awaited->moment->queue;
+      const Moment* awaited = awaited_by(*queue);
+      if (awaited == nullptr) return queue;
+      queue = awaited->queue;
     }
     refuse("streams wait for each other");
   }
@@ -206,10 +209,10 @@ WorkQueue::WorkQueue(uint64_t seed) {
 }
 
 WorkQueue::~WorkQueue() {
-  Schedule& s = Schedule::get();
   abandon_recording();
-  Schedule::Lock lock(s.mutex);
-  while (!items_.empty() || is_busy_) s.advance(*this, lock);
+  drain();
+  Schedule& s = Schedule::get();
+  const Schedule::Lock lock(s.mutex);
   std::erase(s.queues, this);
 }
 
