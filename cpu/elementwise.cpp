@@ -1,5 +1,6 @@
 #include "cpu/elementwise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -51,8 +52,9 @@ void rms_norm(Queue& queue, const NormParams& p) {
   const ElementwiseLevel& level = elementwise_level(queue.isa());
   for_ranges(queue, p.n_rows, 4 * p.width, [&](int64_t first, int64_t end) {
     for (int64_t row = first; row < end; ++row) {
-      level.norm(bits(p.x) + row * p.width, bits(p.weight), bits(p.out) + row * p.width, p.width,
-                 p.eps);
+      const int64_t at = row * p.width;
+      level.norm(bits(p.x) + at, bits(p.weight), p.added != nullptr ? bits(p.added) + at : nullptr,
+                 bits(p.out) + at, p.width, p.eps);
     }
   });
 }
@@ -77,11 +79,14 @@ void rope_append(Queue& queue, const RopeAppendParams& p) {
   for_ranges(queue, p.n_tokens, token_bytes, [&](int64_t first, int64_t end) {
     alignas(64) float cosines[kMaxRopeHalf];
     alignas(64) float sines[kMaxRopeHalf];
+    alignas(64) float q_cosines[kMaxRopeHalf];
     for (int64_t t = first; t < end; ++t) {
       rope_angles(level, p.rope, p.first_position + later + t, cosines, sines);
+      std::copy_n(cosines, half, q_cosines);
+      for (int64_t i = p.rope.n_turning; i < half; ++i) q_cosines[i] *= p.rope.still_scale;
       uint16_t* q = bits(p.q) + t * p.n_heads * d;
       for (int64_t h = 0; h < p.n_heads; ++h) {
-        level.rotate(q + h * d, bits(p.q_norm), p.eps, cosines, sines, half, q + h * d);
+        level.rotate(q + h * d, bits(p.q_norm), p.eps, q_cosines, sines, half, q + h * d);
       }
       const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
       const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;

@@ -96,11 +96,14 @@ float norm_scale(const uint16_t* x, int64_t width, float eps) {
   return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
 }
 
-void norm(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
+void norm(const uint16_t* x, const uint16_t* weight, const uint16_t* added, uint16_t* out,
+          int64_t width, float eps) {
   const __m256 scale = _mm256_set1_ps(norm_scale(x, width, eps));
   for (int64_t i = 0; i < width; i += kLanes) {
     const __m256 scaled = _mm256_mul_ps(load(x + i, width - i), scale);
-    store(out + i, width - i, _mm256_mul_ps(scaled, load(weight + i, width - i)));
+    __m256 normed = _mm256_mul_ps(scaled, load(weight + i, width - i));
+    if (added != nullptr) normed = _mm256_add_ps(load(added + i, width - i), normed);
+    store(out + i, width - i, normed);
   }
 }
 

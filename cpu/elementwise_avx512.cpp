@@ -61,12 +61,15 @@ float norm_scale(const uint16_t* x, int64_t width, float eps) {
   return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
 }
 
-void norm(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
+void norm(const uint16_t* x, const uint16_t* weight, const uint16_t* added, uint16_t* out,
+          int64_t width, float eps) {
   const __m512 scale = _mm512_set1_ps(norm_scale(x, width, eps));
   for (int64_t i = 0; i < width; i += kLanes) {
     const __mmask16 mask = mask_of(width - i);
     const __m512 scaled = _mm512_mul_ps(load(x + i, mask), scale);
-    store(out + i, mask, _mm512_mul_ps(scaled, load(weight + i, mask)));
+    __m512 normed = _mm512_mul_ps(scaled, load(weight + i, mask));
+    if (added != nullptr) normed = _mm512_add_ps(load(added + i, mask), normed);
+    store(out + i, mask, normed);
   }
 }
 

@@ -10,8 +10,9 @@
 namespace tiercel::cpu {
 
 struct ElementwiseLevel {
-  // out = x / sqrt(mean(x^2) + eps) * weight
-  void (*norm)(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps);
+  // out = x / sqrt(mean(x^2) + eps) * weight (+ added, unless null)
+  void (*norm)(const uint16_t* x, const uint16_t* weight, const uint16_t* added, uint16_t* out,
+               int64_t width, float eps);
   // out = gate / (1 + exp(-gate)) * up
   void (*swiglu)(const uint16_t* gate, const uint16_t* up, uint16_t* out, int64_t n);
   // The sum of two angles: out_cos = ac*bc - as*bs, out_sin = as*bc + ac*bs.

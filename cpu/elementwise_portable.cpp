@@ -28,9 +28,13 @@ float norm_scale(const uint16_t* x, int64_t width, float eps) {
   return 1.0f / std::sqrt(sum / static_cast<float>(width) + eps);
 }
 
-void norm(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
+void norm(const uint16_t* x, const uint16_t* weight, const uint16_t* added, uint16_t* out,
+          int64_t width, float eps) {
   const float scale = norm_scale(x, width, eps);
-  for (int64_t i = 0; i < width; ++i) out[i] = narrow(widen(x[i]) * scale * widen(weight[i]));
+  for (int64_t i = 0; i < width; ++i) {
+    const float normed = widen(x[i]) * scale * widen(weight[i]);
+    out[i] = narrow(added != nullptr ? widen(added[i]) + normed : normed);
+  }
 }
 
 void swiglu(const uint16_t* gate, const uint16_t* up, uint16_t* out, int64_t n) {

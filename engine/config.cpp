@@ -30,23 +30,30 @@ struct Family {
   int64_t n_kv_heads;  // 0: as many as query heads
   int64_t head_dim;    // 0: hidden / n_heads
   int64_t max_position_embeddings;
+  double rms_eps = 1e-6;
+  double partial_rotary_factor = 0;  // 0: all of head_dim turns, and nothing else is supported
 };
 constexpr Family kFamilies[] = {
     {Architecture::kLlama, "LlamaForCausalLM", "llama", 0, 0, 2048},
     {Architecture::kMistral, "MistralForCausalLM", "mistral", 8, 0, 131072},
     {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32, 0, 32768},
     {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32, 128, 32768},
+    {Architecture::kPhi3, "Phi3ForCausalLM", "phi3", 0, 0, 4096, 1e-5, 1.0},
+    {Architecture::kGlm, "GlmForCausalLM", "glm", 2, 128, 131072, 1.5625e-7, 0.5},
+    {Architecture::kGlm4, "Glm4ForCausalLM", "glm4", 2, 128, 131072, 1.5625e-7, 0.5},
 };
+constexpr int64_t kPhi3OriginalPositions = 4096;
 constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral, Qwen2, Qwen3: the key is absent
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen2, Qwen3
 
-std::string supported_families() {
+std::string listed(const char* Family::*name) {
   std::string list;
   for (const Family& family : kFamilies) {
-    list += fmt::format("{}{}", list.empty() ? "" : ", ", family.class_name);
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", family.*name);
   }
   return list;
 }
+std::string supported_families() { return listed(&Family::class_name); }
 
 int64_t integer_or(const JsonNode& root, const char* key, int64_t fallback, int64_t low,
                    int64_t high) {
@@ -79,7 +86,7 @@ const Family& find_family(const JsonNode& root, const std::string& file) {
       if (type->text() == family.model_type) by_type = &family;
     }
     if (by_type == nullptr) {
-      type->unexpected("llama, mistral, qwen2 or qwen3",
+      type->unexpected("one of " + listed(&Family::model_type),
                        "supported architectures are " + supported_families());
     }
     if (by_class != nullptr && by_class != by_type) {
@@ -103,7 +110,7 @@ void read_extents(const JsonNode& root, const Family& family, ModelConfig& confi
   config.vocab_size = root.at("vocab_size").integer(1, kMaxVocab);
   config.max_position_embeddings =
       integer_or(root, "max_position_embeddings", family.max_position_embeddings, 1, kMaxPosition);
-  config.rms_eps = number_or(root, "rms_norm_eps", 1e-6, 0.0, 1.0);
+  config.rms_eps = number_or(root, "rms_norm_eps", family.rms_eps, 0.0, 1.0);
 
   // An explicit null means "as many as query heads" to every class; absence is another matter.
   config.n_kv_heads = config.n_heads;
@@ -146,17 +153,9 @@ void refuse_unsupported(const JsonNode& root) {
   if (const auto node = root.find("quantization_config")) {
     node->unexpected("no quantised weights", "use the original BF16, F16 or F32 checkpoint");
   }
-  const auto refuse_partial = [](const JsonNode& parent) {
-    const auto node = parent.find("partial_rotary_factor");
-    if (node && node->number(0, 1) != 1) {
-      node->unexpected("1", "rotating only a part of head_dim is not supported");
-    }
-  };
-  refuse_partial(root);
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const auto rope = root.find(key);
     if (!rope) continue;
-    refuse_partial(*rope);
     if (const auto node = rope->find("mrope_section")) {
       node->unexpected("no multimodal RoPE", "text-only models are supported");
     }
@@ -168,22 +167,57 @@ void refuse_unsupported(const JsonNode& root) {
   }
 }
 
-RopeType rope_type_of(const JsonNode& parameters) {
+RopeType rope_type_of(const JsonNode& parameters, const Family& family) {
   auto node = parameters.find("rope_type");
   if (!node) node = parameters.find("type");
   if (!node) return RopeType::kDefault;
-  for (const RopeType type :
-       {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3, RopeType::kYarn}) {
+  // What longrope was called by Phi-3's first checkpoints.
+  const bool is_phi3 = family.architecture == Architecture::kPhi3;
+  if (is_phi3 && (node->text() == "su" || node->text() == "yarn")) return RopeType::kLongRope;
+  for (const RopeType type : {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3,
+                              RopeType::kYarn, RopeType::kLongRope}) {
     if (node->text() == name_of(type)) return type;
   }
-  node->unexpected("default, linear, llama3 or yarn", "no other RoPE scaling is supported");
+  node->unexpected("default, linear, llama3, yarn or longrope",
+                   "no other RoPE scaling is supported");
+}
+
+// How many of a head's channels turn.
+int64_t read_rotary_dim(const JsonNode& root, const JsonNode& parameters, const Family& family,
+                        int64_t head_dim) {
+  auto node = parameters.find("partial_rotary_factor");
+  if (!node) node = root.find("partial_rotary_factor");
+  const double factor = node ? node->number(0, 1)
+                             : (family.partial_rotary_factor > 0 ? family.partial_rotary_factor : 1);
+  if (factor == 1) return head_dim;
+  if (family.partial_rotary_factor == 0) {
+    node->unexpected("1", fmt::format("a {} rotates all of head_dim", family.class_name));
+  }
+  const auto rotary_dim = static_cast<int64_t>(factor * static_cast<double>(head_dim));
+  if (rotary_dim < 2 || rotary_dim % 2 != 0) {
+    (node ? *node : root.at("head_dim"))
+        .unexpected(fmt::format("an even part of head_dim ({})", head_dim), "RoPE rotates pairs");
+  }
+  return rotary_dim;
+}
+
+std::vector<double> read_stretch(const JsonNode& parameters, const char* key, int64_t n) {
+  const JsonNode list = parameters.at(key);
+  if (list.size() != static_cast<size_t>(n)) {
+    list.unexpected(fmt::format("{} numbers, one for each pair of channels", n));
+  }
+  std::vector<double> stretch;
+  for (size_t i = 0; i < list.size(); ++i) stretch.push_back(list[i].number(1e-6, 1e6));
+  return stretch;
 }
 
 // transformers 5 writes rope_parameters {rope_theta, rope_type, ...}, earlier versions rope_theta
 // and rope_scaling {type or rope_type, ...}. Precedence as in RotaryEmbeddingConfigMixin: a
 // non-empty rope_scaling, then rope_parameters; a rope_theta inside, then the one outside, then
 // 10000.
-RopeSpec read_rope(const JsonNode& root, int64_t max_position) {
+RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig& config) {
+  const int64_t max_position = config.max_position_embeddings;
+  const bool is_phi3 = family.architecture == Architecture::kPhi3;
   RopeSpec rope;
   const nlohmann::json nothing = nlohmann::json::object();
   const std::string no_file;
@@ -202,19 +236,27 @@ RopeSpec read_rope(const JsonNode& root, int64_t max_position) {
         .at("rope_theta")
         .unexpected("a number above 1", "RoPE wavelengths must grow with the channel");
   }
-  rope.type = rope_type_of(parameters);
+  rope.rotary_dim = read_rotary_dim(root, parameters, family, config.head_dim);
+  rope.interleaved =
+      family.architecture == Architecture::kGlm || family.architecture == Architecture::kGlm4;
+  rope.type = rope_type_of(parameters, family);
   if (rope.type == RopeType::kDefault) return rope;
 
-  // A null factor is allowed to yarn only: then the ratio of the two context lengths is meant.
-  if (rope.type != RopeType::kYarn || !parameters.has("factor") || parameters.find("factor")) {
+  // Without a factor the ratio of the two context lengths is meant: by a null of yarn's, and by
+  // longrope in any case.
+  const bool may_lack_factor = rope.type == RopeType::kLongRope ||
+                               (rope.type == RopeType::kYarn && parameters.has("factor"));
+  if (!may_lack_factor || parameters.find("factor")) {
     rope.factor = parameters.at("factor").number(kTiny, kHuge);
   }
   if (rope.type == RopeType::kLinear) return rope;
 
-  rope.original_max_position =
-      integer_or(parameters, "original_max_position_embeddings", max_position, 1, kMaxPosition);
+  const int64_t fewest = rope.type == RopeType::kLongRope ? 2 : 1;  // whose logarithm divides
+  rope.original_max_position = integer_or(parameters, "original_max_position_embeddings",
+                                          max_position, fewest, kMaxPosition);
+  if (is_phi3) rope.original_max_position = kPhi3OriginalPositions;
   rope.original_max_position = integer_or(root, "original_max_position_embeddings",
-                                          rope.original_max_position, 1, kMaxPosition);
+                                          rope.original_max_position, fewest, kMaxPosition);
   if (rope.type == RopeType::kLlama3) {
     rope.low_freq_factor = parameters.at("low_freq_factor").number(kTiny, kHuge);
     rope.high_freq_factor = parameters.at("high_freq_factor").number(kTiny, kHuge);
@@ -229,20 +271,35 @@ RopeSpec read_rope(const JsonNode& root, int64_t max_position) {
     rope.factor =
         static_cast<double>(max_position) / static_cast<double>(rope.original_max_position);
   }
+  if (const auto node = parameters.find("attention_factor")) {
+    rope.attention_factor = node->number(1e-6, 1e6);
+  }
+  if (rope.type == RopeType::kLongRope) {
+    rope.short_factor = read_stretch(parameters, "short_factor", rope.rotary_dim / 2);
+    rope.long_factor = read_stretch(parameters, "long_factor", rope.rotary_dim / 2);
+    return rope;
+  }
   // 0 means "the default" to transformers, which writes `get(...) or 32`.
   const auto or_default = [](double value, double fallback) {
     return value == 0 ? fallback : value;
   };
   rope.beta_fast = or_default(number_or(parameters, "beta_fast", 0, 0, kHuge), 32);
   rope.beta_slow = or_default(number_or(parameters, "beta_slow", 0, 0, kHuge), 1);
-  if (const auto node = parameters.find("attention_factor")) {
-    rope.attention_factor = node->number(0, kHuge);
-  }
   rope.mscale = number_or(parameters, "mscale", 0, 0, kHuge);
   rope.mscale_all_dim = number_or(parameters, "mscale_all_dim", 0, 0, kHuge);
   // An explicit null is falsy in transformers, unlike an absent key.
   rope.truncate = boolean_or(parameters, "truncate", !parameters.has("truncate"));
   return rope;
+}
+
+// Qwen2.5-1M: chunks of positions, beyond the first of which dual chunk attention (arXiv 2402.17463)
+// differs from any other.
+int64_t read_plain_positions(const JsonNode& root) {
+  const auto dual = root.find("dual_chunk_attention_config");
+  if (!dual) return 0;
+  const int64_t chunk = dual->at("chunk_size").integer(1, kMaxPosition);
+  const int64_t local = integer_or(*dual, "local_size", 0, 0, chunk - 1);
+  return chunk - local;
 }
 
 // layer_types, when given, names every layer's attention; otherwise Qwen slides from layer
@@ -287,10 +344,11 @@ std::vector<int64_t> read_windows(const JsonNode& root, const ModelConfig& confi
     return read_qwen_windows(root, config.n_layers);
   }
   int64_t window = 0;
-  if (config.architecture == Architecture::kMistral) {
+  const bool is_mistral = config.architecture == Architecture::kMistral;
+  if (is_mistral || config.architecture == Architecture::kPhi3) {
     if (const auto node = root.find("sliding_window")) {
       window = node->integer(1, kMaxPosition);
-    } else if (!root.has("sliding_window")) {
+    } else if (is_mistral && !root.has("sliding_window")) {
       window = kDefaultSlidingWindow;
     }
   }
@@ -342,8 +400,13 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   refuse_unsupported(root);
   read_extents(root, family, config);
-  config.rope = read_rope(root, config.max_position_embeddings);
+  config.rope = read_rope(root, family, config);
+  config.plain_positions = read_plain_positions(root);
   config.sliding_window = read_windows(root, config);
+  // A window of all positions (Phi-3's of 128K) hides nothing from the queries that a model is made for.
+  for (int64_t& window : config.sliding_window) {
+    if (window >= config.max_position_embeddings) window = 0;
+  }
   config.tie_word_embeddings = boolean_or(root, "tie_word_embeddings", false);
 
   switch (config.architecture) {
@@ -356,6 +419,12 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
     case Architecture::kQwen3:
       config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
       config.qk_norm = true;
+      break;
+    case Architecture::kPhi3: config.fused_qkv = config.fused_gate_up = true; break;
+    case Architecture::kGlm4: config.post_norms = true; [[fallthrough]];
+    case Architecture::kGlm:
+      config.qkv_bias = boolean_or(root, "attention_bias", true);
+      config.fused_gate_up = true;
       break;
   }
   read_token_ids(root, config);

@@ -18,7 +18,7 @@
 
 namespace tiercel {
 
-enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
+enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGlm, kGlm4 };
 // "LlamaForCausalLM" and so on.
 std::string_view name_of(Architecture architecture);
 
@@ -35,12 +35,19 @@ struct ModelConfig {
   RopeSpec rope;
   bool tie_word_embeddings = false;  // lm_head.weight is model.embed_tokens.weight
   int64_t max_position_embeddings = 0;
-  // Per layer [n_layers]: W > 0 lets the query at position i see keys i - W < j <= i; 0 is full.
+  // Of those, the first that were trained with attention as it is here: behind them the checkpoint asks
+  // for dual chunk attention, which the engine does not have. 0: all.
+  int64_t plain_positions = 0;
+  // Per layer [n_layers]: W > 0 lets the query at position i see keys i - W < j <= i; 0 is full,
+  // as is a window of all positions.
   std::vector<int64_t> sliding_window;
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;  // gate, up and down
   bool qk_norm = false;   // RMS norm of every query and key head, before RoPE
+  bool fused_qkv = false;      // q, k and v are one tensor of the checkpoint, qkv_proj
+  bool fused_gate_up = false;  // gate and up are one, gate_up_proj
+  bool post_norms = false;     // what attention and the MLP give is normed before it is added
   // NOSA: a head that says of every token how much it will be attended, and biases attention by it.
   // config.json does not tell; the checkpoint's tensors do.
   bool eviction_head = false;

@@ -3,7 +3,6 @@
 #include "cpu/ops.h"
 #include "engine/backend_batch.h"
 #include "engine/backend_session.h"
-#include "engine/base/rope.h"
 
 namespace tiercel {
 
@@ -60,14 +59,14 @@ class CpuSession final : private RopeOwner, public BackendSession<cpu::Queue, cp
  public:
   CpuSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, cpu::Queue& queue,
              const Weights& weights)
-      : RopeOwner{RopeTable(model->rope().inv_freq, plan.context)},
+      : RopeOwner{model->rope_table(plan)},
         BackendSession(model, plan, cpu_backend(*model, queue, weights, rope)) {}
 };
 class CpuBatch final : private RopeOwner, public BackendBatch<cpu::Queue, cpu::Queue> {
  public:
   CpuBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, cpu::Queue& queue,
            const Weights& weights)
-      : RopeOwner{RopeTable(model->rope().inv_freq, plan.largest.context)},
+      : RopeOwner{model->rope_table(plan.largest)},
         BackendBatch(model, plan, cpu_backend(*model, queue, weights, rope)) {}
 };
 

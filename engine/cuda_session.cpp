@@ -148,18 +148,18 @@ Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
 // What a session must own before its stores are made.
 struct CudaQueues {
   CudaQueues(int device, int n_threads, const LoadedModel& model, const SessionPlan& plan)
-      : CudaQueues(device, scratch_of(model.config(), plan), model.rope().inv_freq, plan.context) {
+      : CudaQueues(device, scratch_of(model.config(), plan), model.rope_table(plan)) {
     const ModelConfig& config = model.config();
     if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
   }
-  CudaQueues(int device, const Scratch& scratch, std::span<const double> inv_freq, int64_t context)
+  CudaQueues(int device, const Scratch& scratch, RopeTable rope_table)
       : stream({.device = device, .scratch_bytes = scratch.device}),
         copy({.device = device, .urgent = true}),
         side({.device = device, .urgent = true, .scratch_bytes = scratch.side}),
         host(stream),
-        table(inv_freq, context) {
+        table(std::move(rope_table)) {
     tables = static_cast<float*>(cuda::allocate(stream, static_cast<int64_t>(table.bytes())));
     const RopeView source = table.view();
     upload(stream, source.coarse_cos, tables, static_cast<int64_t>(table.bytes()));

@@ -44,9 +44,16 @@ void add_config(const ModelConfig& c, Hash& hash) {
     hash.number(int64_t{flag});
   }
   for (const int64_t window : c.sliding_window) hash.number(window);
-  const RopeFrequencies rope = rope_frequencies(c.rope, static_cast<int>(c.head_dim));
+  const auto head_dim = static_cast<int>(c.head_dim);
+  const RopeFrequencies rope = rope_frequencies(c.rope, head_dim, false);
   for (const double frequency : rope.inv_freq) hash.number(frequency);
   hash.number(rope.attention_scaling);
+  if (c.rope.type == RopeType::kLongRope) {
+    for (const double frequency : rope_frequencies(c.rope, head_dim, true).inv_freq) {
+      hash.number(frequency);
+    }
+    hash.number(c.rope.original_max_position);
+  }
 }
 
 void add_tensor(const TensorInfo& tensor, Hash& hash) {

@@ -10,8 +10,17 @@
 
 namespace tiercel {
 
+RopeTable LoadedModel::rope_table(const SessionPlan& plan) const {
+  const RopeFrequencies rope =
+      rope_frequencies(config_.rope, static_cast<int>(config_.head_dim), plan.long_rope);
+  return RopeTable(rope.inv_freq, plan.context, rope.still_scale());
+}
+
 float LoadedModel::attention_scale() const {
-  return static_cast<float>(rope_.attention_scaling * rope_.attention_scaling /
+  // Of a long context and of a short one it is the same.
+  const RopeFrequencies rope =
+      rope_frequencies(config_.rope, static_cast<int>(config_.head_dim), false);
+  return static_cast<float>(rope.attention_scaling * rope.attention_scaling /
                             std::sqrt(static_cast<double>(config_.head_dim)));
 }
 
@@ -61,6 +70,7 @@ SessionPlan Session::plan(const Model& model, const SessionOptions& options,
   request.n_new = n_new;
   request.restored = true;
   SessionPlan plan = make_plan(request);
+  plan.long_rope |= saved.long_rope();
   for (std::string& note : saved.notes_on(options)) {
     if (options.strict) fail(ErrorKind::kUsage, "{} (--strict)", note);
     plan.notes.push_back(std::move(note));

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "engine/base/rope.h"
 #include "engine/session.h"
 #include "engine/session_plan.h"
 #include "engine/weights.h"
@@ -12,15 +13,13 @@ namespace tiercel {
 
 class LoadedModel : public Model {
  public:
-  explicit LoadedModel(ModelConfig config)
-      : config_(std::move(config)),
-        rope_(rope_frequencies(config_.rope, static_cast<int>(config_.head_dim))) {}
+  explicit LoadedModel(ModelConfig config) : config_(std::move(config)) {}
 
   const ModelConfig& config() const final { return config_; }
   int64_t parameter_count() const final { return tiercel::parameter_count(config_); }
-  const RopeFrequencies& rope() const { return rope_; }
-  // Multiplies q . k before softmax. cos and sin are kept pure; the factor that YaRN puts on both
-  // lands on the scores, squared.
+  RopeTable rope_table(const SessionPlan& plan) const;
+  // Multiplies q . k before softmax. cos and sin are kept pure; the factor that YaRN and LongRoPE put on
+  // both lands on the scores, squared.
   float attention_scale() const;
 
   const std::string& fingerprint() const override { return fingerprint_; }
@@ -35,7 +34,6 @@ class LoadedModel : public Model {
 
  private:
   ModelConfig config_;
-  RopeFrequencies rope_;
   std::string fingerprint_;
 };
 

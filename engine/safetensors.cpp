@@ -206,6 +206,27 @@ void MappedFile::will_need(uint64_t offset, uint64_t length) const {
 
 // ---- SafetensorsFile ----
 
+TensorInfo rows_of(const TensorInfo& tensor, int64_t first, int64_t n) {
+  CHECK(!tensor.shape.empty() && first >= 0 && n >= 0 && first + n <= tensor.shape[0],
+        "rows {} to {} of {}", first, first + n, tensor.name);
+  TensorInfo rows = tensor;
+  rows.shape[0] = n;
+  const uint64_t row_bytes = tensor.shape[0] > 0 ? tensor.bytes / static_cast<uint64_t>(tensor.shape[0]) : 0;
+  const uint64_t before = static_cast<uint64_t>(first) * row_bytes;
+  rows.bytes = static_cast<uint64_t>(n) * row_bytes;
+  rows.offset += before;
+  if (rows.data != nullptr) rows.data += before;
+  return rows;
+}
+
+void wont_need(const TensorInfo& tensor) {
+  // Whole pages only: their neighbours may be another tensor's. 64 KiB holds for every page size in use.
+  constexpr uintptr_t kPages = 0xffff;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+  const uintptr_t first = (begin + kPages) & ~kPages, end = (begin + tensor.bytes) & ~kPages;
+  if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+}
+
 std::string to_string(std::span<const int64_t> shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {

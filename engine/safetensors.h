@@ -67,6 +67,12 @@ struct TensorInfo {
   }
 };
 
+// Rows first .. first + n - 1 of a tensor that has at least one dimension and so many rows.
+TensorInfo rows_of(const TensorInfo& tensor, int64_t first, int64_t n);
+
+// A mapped tensor need not stay in memory; read again it is as it was. A hint: never fails.
+void wont_need(const TensorInfo& tensor);
+
 // "[4, 64]", for messages.
 std::string to_string(std::span<const int64_t> shape);
 

@@ -161,7 +161,9 @@ SessionImage session_image(const ModelConfig& config, const std::string& fingerp
     layers.push_back(std::move(one));
   }
   const Json meta = {
-      {"model", {{"architecture", name_of(config.architecture)}, {"fingerprint", fingerprint}}},
+      {"model", {{"architecture", name_of(config.architecture)},
+                 {"fingerprint", fingerprint},
+                 {"long_rope", plan.long_rope}}},
       {"backend", static_cast<int>(plan.backend)},
       {"composition", composition(plan.options)},
       {"options", std::move(options)},
@@ -198,6 +200,8 @@ std::shared_ptr<const SavedSession> SavedSession::open(const std::string& path) 
   const nlohmann::json json = parse_json(saved->file_->meta(), path);
   const JsonNode meta(json, path, "meta");
   saved->fingerprint_ = meta.at("model").at("fingerprint").text();
+  const auto long_rope = meta.at("model").find("long_rope");  // older files have none
+  saved->long_rope_ = long_rope && long_rope->boolean();
   saved->backend_ = static_cast<BackendKind>(
       meta.at("backend").integer(0, static_cast<int64_t>(BackendKind::kCuda)));
   const JsonNode options = meta.at("options");
@@ -241,6 +245,13 @@ void SavedSession::check_fits(const ModelConfig& config, const std::string& fing
     fail(ErrorKind::kUsage,
          "{}: it was saved with another model: expected fingerprint {}, this model's is {}", path(),
          fingerprint_, fingerprint);
+  }
+  if (plan.long_rope != long_rope_) {
+    fail(ErrorKind::kUsage,
+         "{}: it was prefilled for a context of at most {} tokens, and {} are asked for: this model turns "
+         "all of its keys otherwise then (LongRoPE); give a smaller --ctx-size, or prefill again with "
+         "the larger one",
+         path(), config.rope.original_max_position, plan.context);
   }
   const std::string other = what_differs(options_, plan.options);
   if (!other.empty()) {

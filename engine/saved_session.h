@@ -31,6 +31,7 @@ class SavedSession {
   const SessionOptions& options() const { return options_; }
   int64_t n_tokens() const { return state_.n_tokens; }
   int64_t n_prompt() const { return state_.n_prompt; }  // of them were prefilled
+  bool long_rope() const { return long_rope_; }
   int64_t bytes() const { return file_->bytes(); }
   const std::string& path() const { return file_->path(); }
   // The tokens in the session, [n_tokens]. Restoring checks them against their checksum; before,
@@ -62,6 +63,7 @@ class SavedSession {
 
   std::shared_ptr<const SessionFile> file_;
   std::string fingerprint_;
+  bool long_rope_ = false;
   SessionOptions options_;
   BackendKind backend_ = BackendKind::kCpu;
   int64_t n_slots_ = 0, resident_layers_ = 0;  // of the layout that the cache was saved from

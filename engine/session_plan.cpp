@@ -41,6 +41,13 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
         "may be poor.",
         context, limit));
   }
+  const int64_t plain = r.config.plain_positions;
+  if (plain > 0 && context > plain) {
+    plan.notes.push_back(fmt::format(
+        "The context has room for {} tokens; behind the first {} the model was trained with dual chunk "
+        "attention, which is not supported: answers may be poor.",
+        context, plain));
+  }
   return context;
 }
 
@@ -459,6 +466,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.attend_places = places;  // tokens of one sequence that follow each other attend at once too
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
+  plan.long_rope = r.config.rope.is_long(plan.context);
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);

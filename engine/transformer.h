@@ -70,9 +70,11 @@ class Transformer {
   const LayerWeights& weights_of(int64_t layer) const {
     return weights_.layers[static_cast<size_t>(layer)];
   }
-  void norm(const bf16* x, const bf16* weight, int64_t n);
+  void norm(const bf16* x, const bf16* weight, int64_t n, bf16* out, const bf16* added = nullptr);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate, bool alone);
+  void add_projected(const bf16* y, const bf16* weight, const bf16* bias, const bf16* post_norm,
+                     bf16* x, int64_t n, int64_t k, bool alone);
   Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone,
                               int64_t first_row);
 
@@ -97,14 +99,16 @@ void Transformer<Device>::embed_tokens(const int32_t* ids, bf16* x, int64_t n) {
 }
 
 template <Backend Device>
-void Transformer<Device>::norm(const bf16* x, const bf16* weight, int64_t n) {
+void Transformer<Device>::norm(const bf16* x, const bf16* weight, int64_t n, bf16* out,
+                               const bf16* added) {
   NormParams params;
   params.x = x;
   params.weight = weight;
-  params.out = normed_;
+  params.out = out;
   params.n_rows = n;
   params.width = config_.hidden;
   params.eps = static_cast<float>(config_.rms_eps);
+  params.added = added;
   rms_norm(device_, params);
 }
 
@@ -131,7 +135,7 @@ Projections Transformer<Device>::separate_inputs(const LayerWeights& w, const bf
   const int64_t hidden = config_.hidden, kv = config_.kv_width();
   bf16* q = q_ + first_row * config_.q_width();
   bf16 *k = k_ + first_row * kv, *v = v_ + first_row * kv;
-  norm(x, w.attention_norm, n);
+  norm(x, w.attention_norm, n, normed_);
   project(normed_, w.q, w.q_bias, q, n, hidden, config_.q_width(), false, alone);
   project(normed_, w.k, w.k_bias, k, n, hidden, kv, false, alone);
   project(normed_, w.v, w.v_bias, v, n, hidden, kv, false, alone);
@@ -188,7 +192,7 @@ void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alon
                                     int64_t first_row) {
   const LayerWeights& w = weights_of(layer);
   const int64_t q = config_.q_width();
-  project(attended_ + first_row * q, w.o, w.o_bias, x, n, q, config_.hidden, true, alone);
+  add_projected(attended_ + first_row * q, w.o, w.o_bias, w.attention_post_norm, x, n, q, alone);
   GatedLinearParams params;
   params.x = x;
   params.norm_weight = w.mlp_norm;
@@ -205,12 +209,22 @@ void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alon
   params.normed = normed_;
   params.up_result = up_;
   gated_linear(device_, params);
-  project(gate_, w.down, w.down_bias, x, n, config_.intermediate, config_.hidden, true, alone);
+  add_projected(gate_, w.down, w.down_bias, w.mlp_post_norm, x, n, config_.intermediate, alone);
+}
+
+// To the residual stream: a product, or where there is a norm, that of the product.
+template <Backend Device>
+void Transformer<Device>::add_projected(const bf16* y, const bf16* weight, const bf16* bias,
+                                        const bf16* post_norm, bf16* x, int64_t n, int64_t k,
+                                        bool alone) {
+  const bool adds = post_norm == nullptr;
+  project(y, weight, bias, adds ? x : normed_, n, k, config_.hidden, adds, alone);
+  if (!adds) norm(normed_, post_norm, n, x, /*added=*/x);
 }
 
 template <Backend Device>
 void Transformer<Device>::make_logits(const bf16* x, int64_t n, bool alone) {
-  norm(x, weights_.final_norm, n);
+  norm(x, weights_.final_norm, n, normed_);
   LinearParams params;
   params.x = normed_;
   params.weight = weights_.head;

@@ -36,7 +36,7 @@ bool has_eviction_head(const std::string& directory) {
 }
 
 int64_t parameter_count(const ModelConfig& c) {
-  int64_t layer = 2 * c.hidden;  // norms
+  int64_t layer = (c.post_norms ? 4 : 2) * c.hidden;
   layer += (2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate) * c.hidden;
   if (c.qkv_bias) layer += c.q_width() + 2 * c.kv_width();
   if (c.o_bias) layer += c.hidden;
@@ -49,8 +49,30 @@ int64_t parameter_count(const ModelConfig& c) {
 
 std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights) {
   std::vector<WeightTensor> tensors;
-  auto want = [&](const bf16** target, std::string name, std::vector<int64_t> shape) {
-    tensors.push_back({target, std::move(name), std::move(shape)});
+  auto want = [&](const bf16** target, std::string name, std::vector<int64_t> shape,
+                  bool turns = false) -> WeightTensor& {
+    return tensors.emplace_back(WeightTensor{target, std::move(name), std::move(shape), 0, 0, turns});
+  };
+  // Matrices of as many columns, which are one in the checkpoint where it has them fused.
+  struct Part {
+    const bf16** target;
+    const char* name;
+    int64_t n_rows;
+    bool turns = false;
+  };
+  auto want_parts = [&](const std::string& prefix, const char* fused_name,
+                        std::initializer_list<Part> parts) {
+    int64_t n_rows = 0, first_row = 0;
+    for (const Part& part : parts) n_rows += part.n_rows;
+    for (const Part& part : parts) {
+      const std::string name = prefix + (fused_name != nullptr ? fused_name : part.name);
+      WeightTensor& tensor = want(part.target, name + ".weight", {part.n_rows, c.hidden}, part.turns);
+      if (fused_name != nullptr) {
+        tensor.first_row = first_row;
+        tensor.stored_rows = n_rows;
+      }
+      first_row += part.n_rows;
+    }
   };
   weights.layers.resize(static_cast<size_t>(c.n_layers));
   want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
@@ -62,26 +84,31 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
     want(&w.attention_norm, layer + "input_layernorm.weight", {c.hidden});
     want(&w.mlp_norm, layer + "post_attention_layernorm.weight", {c.hidden});
-    want(&w.q, attention + "q_proj.weight", {c.q_width(), c.hidden});
-    want(&w.k, attention + "k_proj.weight", {c.kv_width(), c.hidden});
-    want(&w.v, attention + "v_proj.weight", {c.kv_width(), c.hidden});
+    if (c.post_norms) {
+      want(&w.attention_post_norm, layer + "post_self_attn_layernorm.weight", {c.hidden});
+      want(&w.mlp_post_norm, layer + "post_mlp_layernorm.weight", {c.hidden});
+    }
+    want_parts(attention, c.fused_qkv ? "qkv_proj" : nullptr,
+               {{&w.q, "q_proj", c.q_width(), true},
+                {&w.k, "k_proj", c.kv_width(), true},
+                {&w.v, "v_proj", c.kv_width()}});
     want(&w.o, attention + "o_proj.weight", {c.hidden, c.q_width()});
     if (c.qkv_bias) {
-      want(&w.q_bias, attention + "q_proj.bias", {c.q_width()});
-      want(&w.k_bias, attention + "k_proj.bias", {c.kv_width()});
+      want(&w.q_bias, attention + "q_proj.bias", {c.q_width()}, true);
+      want(&w.k_bias, attention + "k_proj.bias", {c.kv_width()}, true);
       want(&w.v_bias, attention + "v_proj.bias", {c.kv_width()});
     }
     if (c.o_bias) want(&w.o_bias, attention + "o_proj.bias", {c.hidden});
     if (c.qk_norm) {
-      want(&w.q_norm, attention + "q_norm.weight", {c.head_dim});
-      want(&w.k_norm, attention + "k_norm.weight", {c.head_dim});
+      want(&w.q_norm, attention + "q_norm.weight", {c.head_dim}, true);
+      want(&w.k_norm, attention + "k_norm.weight", {c.head_dim}, true);
     }
     if (c.eviction_head) {
       want(&w.delta, attention + "delta.weight", {c.n_kv_heads, c.kv_width()});
       want(&w.a, attention + "A", {c.n_kv_heads});
     }
-    want(&w.gate, mlp + "gate_proj.weight", {c.intermediate, c.hidden});
-    want(&w.up, mlp + "up_proj.weight", {c.intermediate, c.hidden});
+    want_parts(mlp, c.fused_gate_up ? "gate_up_proj" : nullptr,
+               {{&w.gate, "gate_proj", c.intermediate}, {&w.up, "up_proj", c.intermediate}});
     want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate});
     if (c.mlp_bias) {
       want(&w.gate_bias, mlp + "gate_proj.bias", {c.intermediate});
@@ -126,7 +153,9 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 
 struct WeightStore::Wanted {
   const bf16** target;
-  const TensorInfo* tensor;
+  TensorInfo tensor;      // the rows that are ours
+  int64_t first_element;  // within the checkpoint's tensor
+  bool is_moved;          // its rows come in another order
 };
 
 WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue)
@@ -174,10 +203,15 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
 }
 
 void WeightStore::collect(const ModelConfig& config) {
+  channel_order_ = rope_channel_order(config.rope, config.head_dim);
   for (const WeightTensor& wanted : weight_tensors(config, weights_)) {
-    const TensorInfo& tensor = checkpoint_->require(wanted.name, wanted.shape);
-    wanted_.push_back({wanted.target, &tensor});
-    n_parameters_ += tensor.n_elements();
+    std::vector<int64_t> stored = wanted.shape;
+    if (wanted.stored_rows > 0) stored[0] = wanted.stored_rows;
+    const TensorInfo& whole = checkpoint_->require(wanted.name, stored);
+    const int64_t row = whole.n_elements() / stored[0];
+    wanted_.push_back({wanted.target, rows_of(whole, wanted.first_row, wanted.shape[0]),
+                       wanted.first_row * row, wanted.turns && !channel_order_.empty()});
+    n_parameters_ += wanted.n_elements();
   }
   check_nothing_ignored(config);
 }
@@ -186,7 +220,7 @@ void WeightStore::collect(const ModelConfig& config) {
 // matrix, a head that biases attention) is a part of the model that would silently be left out.
 void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   std::unordered_set<std::string_view> used;
-  for (const Wanted& wanted : wanted_) used.insert(wanted.tensor->name);
+  for (const Wanted& wanted : wanted_) used.insert(wanted.tensor.name);
   for (const std::string_view name : checkpoint_->names()) {
     if (!name.starts_with("model.layers.") || used.contains(name)) continue;
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
@@ -197,11 +231,25 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
 }
 
 void WeightStore::check_finite(const Wanted& wanted) const {
-  const std::optional<int64_t> bad = find_non_finite(*wanted.tensor);
+  const std::optional<int64_t> bad = find_non_finite(wanted.tensor);
   if (!bad) return;
   fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
        "written, fetch it again",
-       checkpoint_->file_of(wanted.tensor->name), wanted.tensor->name, *bad);
+       checkpoint_->file_of(wanted.tensor.name), wanted.tensor.name, wanted.first_element + *bad);
+}
+
+// As to_bf16, with the channels of every head in the engine's order.
+int64_t WeightStore::copy_heads(const TensorInfo& tensor, bf16* out) const {
+  const auto d = static_cast<int64_t>(channel_order_.size());
+  const int64_t n_rows = tensor.shape[0], row_elements = tensor.n_elements() / n_rows;
+  int64_t overflowed = 0;
+  TensorInfo row = rows_of(tensor, 0, 1);
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const int64_t source = r / d * d + channel_order_[static_cast<size_t>(r % d)];
+    row.data = tensor.data + static_cast<uint64_t>(source) * row.bytes;
+    overflowed += to_bf16(row, out + r * row_elements);
+  }
+  return overflowed;
 }
 
 // Points every target at its values: in place, or copied. Tensors are independent, so they are
@@ -212,30 +260,31 @@ void WeightStore::place() {
   std::vector<int64_t> offset(wanted_.size(), -1);
   int64_t elements = 0;
   for (size_t i = 0; i < wanted_.size(); ++i) {
-    const TensorInfo& tensor = *wanted_[i].tensor;
-    const bool in_place = !copy_all && tensor.dtype == DType::kBf16 &&
+    const TensorInfo& tensor = wanted_[i].tensor;
+    const bool in_place = !copy_all && !wanted_[i].is_moved && tensor.dtype == DType::kBf16 &&
                           reinterpret_cast<uintptr_t>(tensor.data) % alignof(bf16) == 0;
     in_place_ |= in_place;
     if (in_place) continue;
     offset[i] = elements;
     elements += aligned(tensor.n_elements());
   }
-  check_room(checkpoint_->file_of(wanted_.front().tensor->name), elements);
+  check_room(checkpoint_->file_of(wanted_.front().tensor.name), elements);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
 
   std::vector<uint8_t> bad(wanted_.size(), 0);
   std::vector<int64_t> overflowed(wanted_.size(), 0);
   queue_.for_each(static_cast<int64_t>(wanted_.size()), [&](int64_t i, cpu::Worker&) {
-    const TensorInfo& tensor = *wanted_[static_cast<size_t>(i)].tensor;
-    bad[static_cast<size_t>(i)] = find_non_finite(tensor).has_value();
-    if (offset[static_cast<size_t>(i)] >= 0) {
-      overflowed[static_cast<size_t>(i)] =
-          to_bf16(tensor, block_ + offset[static_cast<size_t>(i)]);
-    }
+    const Wanted& wanted = wanted_[static_cast<size_t>(i)];
+    bad[static_cast<size_t>(i)] = find_non_finite(wanted.tensor).has_value();
+    if (offset[static_cast<size_t>(i)] < 0) return;
+    bf16* out = block_ + offset[static_cast<size_t>(i)];
+    overflowed[static_cast<size_t>(i)] =
+        wanted.is_moved ? copy_heads(wanted.tensor, out) : to_bf16(wanted.tensor, out);
+    if (in_place_) wont_need(wanted.tensor);
   });
   for (size_t i = 0; i < wanted_.size(); ++i) {
-    const TensorInfo& tensor = *wanted_[i].tensor;
+    const TensorInfo& tensor = wanted_[i].tensor;
     if (bad[i]) check_finite(wanted_[i]);
     if (overflowed[i] > 0) {
       fail("{}: tensor {}: {} values are too large for bf16", checkpoint_->file_of(tensor.name),

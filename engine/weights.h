@@ -3,7 +3,8 @@
 // Loading checks everything: each tensor's presence, type and shape, that no tensor of a layer is left
 // over, and that every value is finite (a NaN weight would silently become a NaN answer). Small
 // checkpoints, f16 and f32 ones are copied into aligned memory; a large bf16 checkpoint is used where it
-// is mapped.
+// is mapped. Heads whose pairs of channels lie otherwise than the engine turns them (interleaved, or a
+// part of the head) are copied in its order: scores only see that queries and keys agree on one.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +23,7 @@ namespace tiercel {
 
 struct LayerWeights {
   const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;           // [hidden]
+  const bf16 *attention_post_norm = nullptr, *mlp_post_norm = nullptr;  // [hidden] or null
   const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                 // [width][hidden]
   const bf16* qkv = nullptr;       // the three as one matrix, where they lie behind each other
   const bf16* qkv_bias = nullptr;  // likewise, or null
@@ -40,11 +42,15 @@ struct Weights {
   std::vector<LayerWeights> layers;
 };
 
-// A tensor of a checkpoint, and where its values are to be found.
+// A tensor of a model, and where its values are to be found.
 struct WeightTensor {
   const bf16** target;
-  std::string name;
-  std::vector<int64_t> shape;
+  std::string name;            // of the checkpoint's tensor that holds it
+  std::vector<int64_t> shape;  // of ours
+  // Where several of ours are one in the checkpoint (qkv_proj, gate_up_proj): rows first_row .. of
+  // stored_rows are this one. stored_rows 0: it is by itself.
+  int64_t first_row = 0, stored_rows = 0;
+  bool turns = false;  // its rows are channels of heads that RoPE turns
   int64_t n_elements() const {
     int64_t n = 1;
     for (const int64_t extent : shape) n *= extent;
@@ -94,12 +100,14 @@ class WeightStore {
   void collect(const ModelConfig& config);
   void check_nothing_ignored(const ModelConfig& config) const;
   void check_finite(const Wanted& wanted) const;
+  int64_t copy_heads(const TensorInfo& tensor, bf16* out) const;
   void place();
 
   std::optional<Checkpoint> checkpoint_;
   bool in_place_ = false;  // some tensor is used where it is mapped
   cpu::Queue& queue_;
   std::vector<Wanted> wanted_;
+  std::vector<int64_t> channel_order_;  // of a head, where RoPE's pairs are not as the checkpoint has them
   Weights weights_;
   bf16* block_ = nullptr;  // copied tensors, each 64-byte aligned
   int64_t block_bytes_ = 0;

@@ -34,7 +34,7 @@ void rms_norm(Stream& stream, const NormParams& p) {
   if (p.n_rows == 0 || p.width == 0) return;
   constexpr int kWarpPiece = 32 * kPiece, kBlockPiece = kThreads * kPiece;
   constexpr size_t kSums = kThreads / 32 * sizeof(float);
-  const bool pieces = p.width % kPiece == 0 && aligned(p.x, p.weight, p.out);
+  const bool pieces = p.width % kPiece == 0 && aligned(p.x, p.weight, p.out, p.added);
   const auto start = [&]<auto kKernel>(int64_t rows_per_block) {
     launch_dependent<kKernel>(stream, blocks_for(p.n_rows, rows_per_block), kThreads, kSums, p);
   };

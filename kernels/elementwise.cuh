@@ -98,7 +98,13 @@ norm_held_kernel(const GRID_CONST NormParams p) {
     unpack(held[i], values);
     unpack(weight[i], weights);
 #pragma unroll
-    for (int j = 0; j < kPiece; ++j) values[j] = values[j] * scale * weights[j];
+    for (int j = 0; j < kPiece; ++j) values[j] = gpu::mul_rn(values[j] * scale, weights[j]);
+    if (p.added != nullptr) {
+      float added[kPiece];
+      unpack(load_piece(p.added + row * p.width + at), added);
+#pragma unroll
+      for (int j = 0; j < kPiece; ++j) values[j] = added[j] + values[j];
+    }
     store_piece(p.out + row * p.width + at, pack(values));
   }
 }
@@ -108,6 +114,7 @@ KERNEL(256, 4) norm_any_kernel(const GRID_CONST NormParams p) {
   SHARED(smem);
   gpu::begin_dependent();
   const bf16* x = p.x + int64_t{blockIdx.x} * p.width;
+  const bf16* added = p.added != nullptr ? p.added + int64_t{blockIdx.x} * p.width : nullptr;
   bf16* out = p.out + int64_t{blockIdx.x} * p.width;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < p.width; i += 256) {
@@ -116,7 +123,8 @@ KERNEL(256, 4) norm_any_kernel(const GRID_CONST NormParams p) {
   }
   const float scale = norm_scale(row_sum<8>(sum, smem), p.width, p.eps);
   for (int64_t i = threadIdx.x; i < p.width; i += 256) {
-    out[i] = gpu::to_bf16(gpu::to_float(x[i]) * scale * gpu::to_float(p.weight[i]));
+    const float normed = gpu::mul_rn(gpu::to_float(x[i]) * scale, gpu::to_float(p.weight[i]));
+    out[i] = gpu::to_bf16(added != nullptr ? gpu::to_float(added[i]) + normed : normed);
   }
 }
 

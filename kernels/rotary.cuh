@@ -42,12 +42,13 @@ struct HeadPlace {
   bf16* target = nullptr;
   const bf16* norm = nullptr;
   bool turns = false;
+  float still_scale = 1;  // of channels that do not turn
 };
 GPU HeadPlace place_of(const RopeAppendParams& p, int64_t token, int head, int64_t later) {
   const int64_t d = p.head_dim;
   if (head < p.n_heads) {
     bf16* q = p.q + (token * p.n_heads + head) * d;
-    return {q, q, p.q_norm, true};
+    return {q, q, p.q_norm, true, p.rope.still_scale};
   }
   const bool is_key = head < p.n_heads + p.n_kv_heads;
   const int j = head - p.n_heads - (is_key ? 0 : p.n_kv_heads);
@@ -98,7 +99,10 @@ GPU void move_pieces(const RopeKernelParams& p, const HeadPlace& head, int lane,
   if (!busy) return;
   if (head.turns) {
 #pragma unroll
-    for (int j = 0; j < kPiece; ++j) turn(x.low[j], x.high[j], {cosines[i + j], sines[i + j]});
+    for (int j = 0; j < kPiece; ++j) {
+      const float still = i + j < p.op.rope.n_turning ? 1.0f : head.still_scale;
+      turn(x.low[j], x.high[j], {cosines[i + j] * still, sines[i + j]});
+    }
     low = pack(x.low);
     high = pack(x.high);
   }
@@ -125,7 +129,8 @@ GPU void move_channels(const RopeKernelParams& p, const HeadPlace& head, int lan
       low = low * scale * to_float(head.norm[i]);
       high = high * scale * to_float(head.norm[half + i]);
     }
-    if (head.turns) turn(low, high, {cosines[i], sines[i]});
+    const float still = i < p.op.rope.n_turning ? 1.0f : head.still_scale;
+    if (head.turns) turn(low, high, {cosines[i] * still, sines[i]});
     head.target[i] = to_bf16(low);
     head.target[half + i] = to_bf16(high);
   }

@@ -21,8 +21,11 @@ Turn rope_turn(int64_t position, double inv_freq) {
   return {std::cos(reduced), std::sin(reduced)};
 }
 
-RopeTable::RopeTable(std::span<const double> inv_freq, int64_t n_positions)
-    : n_coarse_(coarse_rows(n_positions)), half_(static_cast<int64_t>(inv_freq.size())) {
+RopeTable::RopeTable(std::span<const double> inv_freq, int64_t n_positions, float still_scale)
+    : n_coarse_(coarse_rows(n_positions)),
+      half_(static_cast<int64_t>(inv_freq.size())),
+      still_scale_(still_scale) {
+  while (n_turning_ < half_ && inv_freq[static_cast<size_t>(n_turning_)] != 0) ++n_turning_;
   CHECK(n_positions > 0 && half_ > 0, "{} positions, {} frequencies", n_positions, half_);
   tables_.resize(bytes(half_, n_positions) / sizeof(float));
   float* table = tables_.data();
@@ -50,7 +53,9 @@ RopeView RopeTable::view() const {
           .fine_cos = fine,
           .fine_sin = fine + kRopeFine * half_,
           .n_coarse = n_coarse_,
-          .half = static_cast<int32_t>(half_)};
+          .half = static_cast<int32_t>(half_),
+          .n_turning = static_cast<int32_t>(n_turning_),
+          .still_scale = still_scale_};
 }
 
 size_t RopeTable::bytes(int64_t half, int64_t n_positions) {

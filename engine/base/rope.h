@@ -21,8 +21,9 @@ class RopeTable {
   RopeTable() = default;
   // Tables for positions 0 .. n_positions-1 (rounded up to 1024) and inv_freq.size() pairs of
   // channels. The turn keeps lengths, so that it can be undone; an attention factor (YaRN) belongs,
-  // squared, into the scale of attention.
-  RopeTable(std::span<const double> inv_freq, int64_t n_positions);
+  // squared, into the scale of attention. Pairs of frequency 0, which are the last ones, stand still;
+  // still_scale is theirs (RopeView).
+  RopeTable(std::span<const double> inv_freq, int64_t n_positions, float still_scale = 1);
 
   RopeView view() const;
   size_t bytes() const { return tables_.size() * sizeof(float); }
@@ -33,6 +34,8 @@ class RopeTable {
   std::vector<float> tables_;  // coarse cos | coarse sin | fine cos | fine sin
   int64_t n_coarse_ = 0;
   int64_t half_ = 0;
+  int64_t n_turning_ = 0;
+  float still_scale_ = 1;
 };
 
 // cos and sin of position * inv_freq, reduced in extended precision; the angle is within 1e-9 of

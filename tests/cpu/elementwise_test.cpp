@@ -46,7 +46,9 @@ TEST_P(Elementwise, RopeAppend) {
                                    {3, 4000000, 4, 2, 128, true},
                                    {5, 77, 3, 1, 80, true},
                                    {2, 2047, 2, 2, 10, true},
-                                   {40, 500, 7, 1, 96, false}}) {
+                                   {40, 500, 7, 1, 96, false},
+                                   {6, 1022, 3, 1, 128, false, 32},
+                                   {6, 1022, 3, 2, 96, true, 13}}) {
     test::RopeProblem<Memory, RopeTable> problem(c, random_);
     rope_append(queue_, problem.params());
     problem.expect_right();

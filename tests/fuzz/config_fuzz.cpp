@@ -26,9 +26,14 @@ void check_config(const std::string& text) {
   CHECK(config.n_heads % config.n_kv_heads == 0, "{} {}", config.n_heads, config.n_kv_heads);
   CHECK(config.head_dim > 0 && config.head_dim % 2 == 0 && config.head_dim <= 256, "{}",
         config.head_dim);
-  const RopeFrequencies rope = rope_frequencies(config.rope, static_cast<int>(config.head_dim));
-  for (const double value : rope.inv_freq) CHECK(std::isfinite(value) && value >= 0, "{}", value);
-  CHECK(std::isfinite(rope.attention_scaling), "{}", rope.attention_scaling);
+  for (const bool is_long : {false, true}) {
+    const RopeFrequencies rope =
+        rope_frequencies(config.rope, static_cast<int>(config.head_dim), is_long);
+    for (const double value : rope.inv_freq) CHECK(std::isfinite(value) && value >= 0, "{}", value);
+    CHECK(std::isfinite(rope.attention_scaling), "{}", rope.attention_scaling);
+  }
+  const size_t n_moved = rope_channel_order(config.rope, config.head_dim).size();
+  CHECK(n_moved == 0 || std::cmp_equal(n_moved, config.head_dim), "{} channels", n_moved);
 }
 
 }  // namespace

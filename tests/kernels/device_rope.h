@@ -9,8 +9,8 @@
 namespace tiercel::test {
 
 struct DeviceRope {
-  DeviceRope(const std::vector<double>& inv_freq, int64_t n_positions)
-      : table(inv_freq, n_positions), rope(table.view()) {
+  DeviceRope(const std::vector<double>& inv_freq, int64_t n_positions, float still_scale = 1)
+      : table(inv_freq, n_positions, still_scale), rope(table.view()) {
     rope.coarse_cos = copy(rope.coarse_cos, rope.n_coarse);
     rope.coarse_sin = copy(rope.coarse_sin, rope.n_coarse);
     rope.fine_cos = copy(rope.fine_cos, kRopeFine);

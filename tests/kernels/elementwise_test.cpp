@@ -53,6 +53,7 @@ const RopeShape kRopeShapes[] = {
     {5, 77, 3, 1, 80, true}, {2, 2047, 2, 2, 10, true},  {40, 500, 7, 1, 96, false},
     {3, 5, 4, 2, 96, true},  {70, 1000, 3, 1, 16, true}, {4, 3000, 2, 1, 256, true},
     {2, 1, 1, 1, 512, true}, {3, 9, 2, 1, 36, false},    {1, 70000, 32, 8, 128, false},
+    {7, 300, 3, 1, 128, false, 32}, {5, 1022, 2, 1, 96, true, 12}, {3, 9, 2, 1, 36, false, 5},
 };
 
 TEST_F(KernelElementwise, RopeAppend) {
@@ -101,7 +102,7 @@ TEST_F(KernelElementwise, RopeAppendAtAnyAddress) {
     for (int64_t t = 0; t < 5; ++t) {
       const int64_t at = t * 3 * 64;
       moved.expect_head(moved.turned.data() + 1 + at, moved.q.data() + at,
-                        norm ? moved.q_norm.data() : nullptr, t);
+                        norm ? moved.q_norm.data() : nullptr, t, 1);
     }
   }
 }

@@ -172,7 +172,8 @@ TEST(Config, RefusesBadExtents) {
 TEST(Config, RefusesWhatTheEngineDoesNotCompute) {
   expect_refused({{"hidden_act", "gelu"}}, {"hidden_act", "\"silu\"", "\"gelu\""});
   expect_refused({{"quantization_config", {{"bits", 4}}}}, {"quantization_config", "quantised"});
-  expect_refused({{"partial_rotary_factor", 0.5}}, {"partial_rotary_factor", "0.5"});
+  expect_refused({{"partial_rotary_factor", 0.5}},
+                 {"partial_rotary_factor", "0.5", "LlamaForCausalLM rotates all of head_dim"});
   expect_refused({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}},
                  {"rope_parameters.partial_rotary_factor"});
   expect_refused({{"rope_scaling", {{"type", "default"}, {"mrope_section", {1, 2}}}}},
@@ -183,10 +184,79 @@ TEST(Config, RefusesWhatTheEngineDoesNotCompute) {
       parse_with(llama(), {{"partial_rotary_factor", 1.0}, {"quantization_config", nullptr}}));
 }
 
+TEST(Config, ReadsAPhi3) {
+  const json base = family("phi3", "Phi3ForCausalLM");
+  ModelConfig config = parse(base);
+  EXPECT_TRUE(config.fused_qkv && config.fused_gate_up);
+  EXPECT_FALSE(config.qkv_bias || config.post_norms || config.rope.interleaved);
+  EXPECT_EQ(config.rope.rotary_dim, 64);
+  EXPECT_EQ(config.sliding_window, std::vector<int64_t>(4, 0));
+  config = parse_with(base, {{"sliding_window", 2047}});
+  EXPECT_EQ(config.sliding_window, std::vector<int64_t>(4, 2047));
+  config = parse_with(base, {{"sliding_window", 4096}});
+  EXPECT_EQ(config.sliding_window, std::vector<int64_t>(4, 0)) << "as many as there are positions";
+
+  // As published: "su" is what longrope was called at first, the original context stands outside.
+  const json stretch(24, 1.5), scaling = {{"type", "su"}, {"short_factor", json(24, 1.0)},
+                                          {"long_factor", stretch}};
+  const json partial = {{"partial_rotary_factor", 0.75}, {"rope_scaling", scaling},
+                        {"max_position_embeddings", 131072}};
+  config = parse_with(base, partial);
+  EXPECT_EQ(config.rope.type, RopeType::kLongRope);
+  EXPECT_EQ(config.rope.rotary_dim, 48);
+  EXPECT_EQ(config.rope.original_max_position, 4096);
+  EXPECT_EQ(config.rope.factor, 32);
+  EXPECT_EQ(config.rope.long_factor, std::vector<double>(24, 1.5));
+  json outside = partial;
+  outside["original_max_position_embeddings"] = 8192;
+  EXPECT_EQ(parse_with(base, outside).rope.original_max_position, 8192);
+
+  expect_refused({{"rope_scaling", scaling}},
+                 {"rope_scaling.short_factor", "32 numbers, one for each pair"}, base);
+  json bad = partial;
+  bad["rope_scaling"]["long_factor"][3] = 0;
+  expect_refused(bad, {"rope_scaling.long_factor[3]"}, base);
+  bad["rope_scaling"].erase("long_factor");
+  expect_refused(bad, {"rope_scaling.long_factor", "no such key"}, base);
+  bad = partial;
+  bad["original_max_position_embeddings"] = 1;
+  expect_refused(bad, {"original_max_position_embeddings"}, base);
+  expect_refused({{"partial_rotary_factor", 0.3}}, {"partial_rotary_factor", "an even part of head_dim"},
+                 base);
+}
+
+TEST(Config, ReadsAGlm) {
+  for (const bool is_glm4 : {false, true}) {
+    const json base = family(is_glm4 ? "glm4" : "glm", is_glm4 ? "Glm4ForCausalLM" : "GlmForCausalLM");
+    const ModelConfig config = parse(base);
+    EXPECT_EQ(config.head_dim, 128) << "hidden_size / num_attention_heads is 64";
+    EXPECT_EQ(config.rope.rotary_dim, 64);
+    EXPECT_TRUE(config.rope.interleaved && config.qkv_bias && config.fused_gate_up);
+    EXPECT_FALSE(config.o_bias || config.fused_qkv);
+    EXPECT_EQ(config.post_norms, is_glm4);
+    EXPECT_FALSE(parse_with(base, {{"attention_bias", false}}).qkv_bias);
+    EXPECT_EQ(parse_with(base, {{"partial_rotary_factor", 1.0}}).rope.rotary_dim, 128);
+    json bare = base;
+    for (const char* key : {"num_key_value_heads", "rms_norm_eps"}) bare.erase(key);
+    EXPECT_EQ(parse(bare).n_kv_heads, 2);
+    EXPECT_EQ(parse(bare).rms_eps, 1.5625e-7);
+  }
+}
+
+// Qwen2.5-1M: attention is what it is elsewhere as far as the first chunk reaches.
+TEST(Config, KnowsHowFarPlainAttentionReaches) {
+  const json dual = {{"chunk_size", 262144}, {"local_size", 8192}, {"original_max_position_embeddings", 262144}};
+  EXPECT_EQ(parse(llama()).plain_positions, 0);
+  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", dual}}).plain_positions, 253952);
+  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", nullptr}}).plain_positions, 0);
+  expect_refused({{"dual_chunk_attention_config", json::object()}}, {"chunk_size", "no such key"});
+  expect_refused({{"dual_chunk_attention_config", {{"chunk_size", 8}, {"local_size", 8}}}}, {"local_size"});
+}
+
 TEST(Config, RefusesBadRope) {
-  for (const char* type : {"dynamic", "longrope", "su", "proportional", "YARN"}) {
+  for (const char* type : {"dynamic", "su", "proportional", "YARN"}) {
     expect_refused({{"rope_scaling", {{"type", type}, {"factor", 2}}}},
-                   {"rope_scaling.type", "default, linear, llama3 or yarn", type});
+                   {"rope_scaling.type", "default, linear, llama3, yarn or longrope", type});
     expect_refused({{"rope_parameters", {{"rope_type", type}, {"factor", 2}}}},
                    {"rope_parameters.rope_type", type});
   }

@@ -25,10 +25,12 @@ std::string fnv1a(const void* data, size_t n) {
 // x, and a few to each step; between two regimes, a blend's weight is wrong by an ulp of its
 // numerator and is worth up to `factor` times the result.
 void expect_frequencies(const ModelConfig& config, const json& expected, double attention_scaling,
-                        const std::string& name) {
-  const RopeFrequencies actual = rope_frequencies(config.rope, static_cast<int>(config.head_dim));
-  ASSERT_EQ(actual.inv_freq.size(), expected.size()) << name;
+                        const std::string& name, int64_t context = 1) {
   const RopeSpec& rope = config.rope;
+  const RopeFrequencies actual =
+      rope_frequencies(rope, static_cast<int>(config.head_dim), rope.is_long(context));
+  ASSERT_EQ(std::ssize(actual.inv_freq), config.head_dim / 2) << name;
+  ASSERT_EQ(std::ssize(expected), rope.rotary_dim / 2) << name;
   double steps = 4 + std::log(rope.theta);
   if (rope.type == RopeType::kLlama3) {
     steps += steps * rope.factor * rope.high_freq_factor /
@@ -39,6 +41,9 @@ void expect_frequencies(const ModelConfig& config, const json& expected, double 
   for (size_t i = 0; i < expected.size(); ++i) {
     const double value = expected[i].get<double>();
     EXPECT_NEAR(actual.inv_freq[i], value, steps * 0x1p-24 * value) << name << " channel " << 2 * i;
+  }
+  for (size_t i = expected.size(); i < actual.inv_freq.size(); ++i) {
+    EXPECT_EQ(actual.inv_freq[i], 0) << name << " pair " << i << " does not turn";
   }
   EXPECT_DOUBLE_EQ(actual.attention_scaling, attention_scaling) << name;
 }
@@ -55,18 +60,48 @@ TEST(GoldenRope, FrequenciesAreThoseOfTransformers) {
 
 TEST(GoldenRope, ScalingsDiffer) {
   RopeSpec spec;
-  const RopeFrequencies plain = rope_frequencies(spec, 64);
+  const RopeFrequencies plain = rope_frequencies(spec, 64, false);
   EXPECT_EQ(plain.inv_freq[0], 1.0);
   EXPECT_EQ(plain.attention_scaling, 1.0);
   spec.type = RopeType::kLinear;
   spec.factor = 4;
-  EXPECT_EQ(rope_frequencies(spec, 64).inv_freq[0], 0.25);
+  EXPECT_EQ(rope_frequencies(spec, 64, false).inv_freq[0], 0.25);
   spec.type = RopeType::kYarn;
   spec.original_max_position = 2048;
-  const RopeFrequencies yarn = rope_frequencies(spec, 64);
+  const RopeFrequencies yarn = rope_frequencies(spec, 64, false);
   EXPECT_EQ(yarn.inv_freq[0], 1.0);                             // short wavelengths stay
   EXPECT_DOUBLE_EQ(yarn.inv_freq[31], plain.inv_freq[31] / 4);  // long ones are stretched
   EXPECT_DOUBLE_EQ(yarn.attention_scaling, 0.1 * std::log(4.0) + 1);
+}
+
+TEST(GoldenRope, LongContextsHaveFactorsOfTheirOwn) {
+  RopeSpec spec;
+  spec.type = RopeType::kLongRope;
+  spec.rotary_dim = 4;
+  spec.original_max_position = 100;
+  spec.short_factor = {1, 2};
+  spec.long_factor = {4, 8};
+  spec.attention_factor = 2;
+  EXPECT_FALSE(spec.is_long(100));
+  EXPECT_TRUE(spec.is_long(101));
+  const RopeFrequencies few = rope_frequencies(spec, 8, false), many = rope_frequencies(spec, 8, true);
+  EXPECT_EQ(few.inv_freq, (std::vector<double>{1, 0.005, 0, 0}));
+  EXPECT_EQ(many.inv_freq, (std::vector<double>{0.25, 0.00125, 0, 0}));
+  EXPECT_EQ(many.still_scale(), 0.25f);
+}
+
+// Pairs that are turned together lie half a head apart, whatever the checkpoint has.
+TEST(GoldenRope, ChannelOrderBringsPairsTogether) {
+  RopeSpec spec;
+  EXPECT_TRUE(rope_channel_order(spec, 8).empty());
+  spec.rotary_dim = 8;
+  EXPECT_TRUE(rope_channel_order(spec, 8).empty());
+  spec.rotary_dim = 4;
+  EXPECT_EQ(rope_channel_order(spec, 8), (std::vector<int64_t>{0, 1, 4, 6, 2, 3, 5, 7}));
+  spec.interleaved = true;
+  EXPECT_EQ(rope_channel_order(spec, 8), (std::vector<int64_t>{0, 2, 4, 6, 1, 3, 5, 7}));
+  spec.rotary_dim = 0;
+  EXPECT_EQ(rope_channel_order(spec, 4), (std::vector<int64_t>{0, 2, 1, 3}));
 }
 
 class GoldenModel : public ::testing::TestWithParam<std::string> {
@@ -108,7 +143,7 @@ TEST_P(GoldenModel, ConfigIsThatOfTransformers) {
     EXPECT_EQ(config.sampling.repetition_penalty, 1.05);
   }
   expect_frequencies(config, expected["inv_freq"], expected["attention_scaling"].get<double>(),
-                     GetParam());
+                     GetParam(), std::ssize(golden_["prompt"]));
 }
 
 TEST_P(GoldenModel, TensorsAreThoseThatWereWritten) {

@@ -24,7 +24,9 @@ struct RopeShape {
   int64_t n_tokens, first_position;
   int32_t n_heads, n_kv_heads, head_dim;
   bool norm;
+  int32_t n_still = 0;  // pairs that do not turn; a query's are multiplied by kStillScale
 };
+inline constexpr float kStillScale = 0.7f;
 
 // Projections to turn and append. Memory<T>: a vector that the backend reads and writes; Rope: its
 // rotary table, view() of which it reads.
@@ -32,8 +34,8 @@ template <template <typename> typename Memory, typename Rope>
 struct RopeProblem {
   RopeProblem(const RopeShape& c, std::mt19937& random)
       : shape(c),
-        inv_freq(rope_frequencies(c.head_dim / 2, 1e4)),
-        table(inv_freq, c.first_position + c.n_tokens),
+        inv_freq(frequencies(c)),
+        table(inv_freq, c.first_position + c.n_tokens, kStillScale),
         stride((c.n_tokens + 3) * c.head_dim + 16) {
     std::normal_distribution<float> normal(0, 4);
     const auto fill = [&](Memory<bf16>& values, int64_t n) {
@@ -49,6 +51,11 @@ struct RopeProblem {
     turned = q;
     keys.assign(static_cast<size_t>(stride * c.n_kv_heads), kUntouched);
     values = keys;
+  }
+  static std::vector<double> frequencies(const RopeShape& c) {
+    std::vector<double> result = rope_frequencies(c.head_dim / 2, 1e4);
+    std::fill_n(result.rbegin(), c.n_still, 0.0);
+    return result;
   }
   RopeAppendParams params() {
     return {.q = turned.data(),
@@ -69,9 +76,13 @@ struct RopeProblem {
             .rope = table.view()};
   }
   // Angles are good to 2e-7 (rope_test.cpp); norm, two products and a sum: some fp32 roundings.
-  void expect_head(const bf16* got, const bf16* in, const bf16* norm, int64_t t) const {
-    const std::vector<double> want =
+  void expect_head(const bf16* got, const bf16* in, const bf16* norm, int64_t t,
+                   double still_scale) const {
+    std::vector<double> want =
         rotate_oracle(in, norm, 1e-6, shape.head_dim, shape.first_position + t, inv_freq);
+    for (size_t i = 0; i < want.size(); ++i) {
+      if (inv_freq[i % inv_freq.size()] == 0) want[i] *= still_scale;
+    }
     for (size_t i = 0; i < want.size(); ++i) {
       const size_t pair = (i + want.size() / 2) % want.size();
       const double size = std::abs(want[i]) + std::abs(want[pair]);
@@ -88,11 +99,11 @@ struct RopeProblem {
     for (int64_t t = 0; t < shape.n_tokens; ++t) {
       for (int64_t h = 0; h < shape.n_heads; ++h) {
         const int64_t at = (t * shape.n_heads + h) * d;
-        expect_head(turned.data() + at, q.data() + at, q_weight, t);
+        expect_head(turned.data() + at, q.data() + at, q_weight, t, kStillScale);
       }
       for (int64_t j = 0; j < shape.n_kv_heads; ++j) {
         const int64_t at = (t * shape.n_kv_heads + j) * d, row = j * stride + (2 + t) * d;
-        expect_head(keys.data() + row, k.data() + at, k_weight, t);
+        expect_head(keys.data() + row, k.data() + at, k_weight, t, 1);
         EXPECT_TRUE(std::equal(v.begin() + at, v.begin() + at + d, values.begin() + row));
       }
     }
@@ -180,6 +191,25 @@ struct ElementwiseUnderTest {
           const auto at = static_cast<size_t>(row * width + i);
           const double want = value_of(x[at]) * scale * value_of(weight[static_cast<size_t>(i)]);
           ASSERT_NEAR(value_of(out[at]), want, tolerance * std::abs(want) + 1e-38) << width;
+        }
+      }
+      // Added to what is there: one rounding, of the sum.
+      const Memory<bf16> before = random_rows<Memory>(random, n_rows * width, 3);
+      Memory<bf16> sum = before;
+      NormParams adding = p;
+      adding.out = sum.data();
+      adding.added = sum.data();
+      rms_norm(adding);
+      for (int64_t row = 0; row < n_rows; ++row) {
+        const double scale = norm_scale(x.data() + row * width, width, 1e-5f);
+        for (int64_t i = 0; i < width; ++i) {
+          const auto at = static_cast<size_t>(row * width + i);
+          const double normed = value_of(x[at]) * scale * value_of(weight[static_cast<size_t>(i)]);
+          const double want = value_of(before[at]) + normed;
+          ASSERT_NEAR(value_of(sum[at]), want,
+                      (kBf16Unit + 0x1p-22) * std::abs(want) +
+                          (tolerance - kBf16Unit) * std::abs(normed) + 1e-38)
+              << width;
         }
       }
       NormParams in_place = p;

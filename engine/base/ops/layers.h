@@ -15,13 +15,14 @@ struct EmbedParams {
   int64_t n_tokens = 0, vocab = 0, width = 0;
 };
 
-// out = x / sqrt(mean(x^2) + eps) * weight, row by row; fp32 inside. out may be x.
+// out = x / sqrt(mean(x^2) + eps) * weight (+ added), row by row; fp32 inside. out may be x or added.
 struct NormParams {
   const bf16* x = nullptr;       // [n_rows][width]
   const bf16* weight = nullptr;  // [width]
   bf16* out = nullptr;           // [n_rows][width]
   int64_t n_rows = 0, width = 0;
   float eps = 0;
+  const bf16* added = nullptr;  // [n_rows][width] or null
 };
 
 // out = x weight^T (+ bias) (+ out when accumulate); fp32 accumulation, one rounding at the end. On
@@ -75,7 +76,8 @@ struct SwigluParams {
 };
 
 // Turns q in place, turns k into the key plane, copies v into the value plane. With q_norm and
-// k_norm (Qwen3) each head is RMS-normalised first.
+// k_norm (Qwen3) each head is RMS-normalised first. Channels of q that do not turn are multiplied by
+// rope.still_scale.
 struct RopeAppendParams {
   bf16* q = nullptr;             // [n_tokens][n_heads][head_dim], in place
   const bf16* k = nullptr;       // [n_tokens][n_kv_heads][head_dim], before RoPE

@@ -17,6 +17,10 @@ struct RopeView {
   const float* fine_sin = nullptr;    // [1024][half]
   int64_t n_coarse = 0;               // positions below 1024 * n_coarse are valid
   int32_t half = 0;                   // head_dim / 2
+  // Pairs n_turning .. half - 1 stand still (cos 1, sin 0), and a query's are multiplied by still_scale:
+  // it takes off what the scale of attention puts on for the others (YaRN, LongRoPE).
+  int32_t n_turning = 0;
+  float still_scale = 1;
 };
 inline constexpr int64_t kRopeFine = 1024;
 

@@ -37,10 +37,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -129,6 +135,27 @@ def qwen3(**changes):
     return Qwen3ForCausalLM, Qwen3Config(**{**SMALL, **changes})
 
 
+# Phi-3 has no head_dim: it is hidden_size / num_attention_heads.
+def phi3(**changes):
+    small = {key: value for key, value in SMALL.items() if key != "head_dim"}
+    return Phi3ForCausalLM, Phi3Config(**{**small, "hidden_size": 128, **changes})
+
+
+def longrope(rotary_dim, **changes):
+    n = rotary_dim // 2
+    return dict(rope_type="longrope", rope_theta=10000.0,
+                short_factor=[1.0 + 0.01 * i for i in range(n)],
+                long_factor=[1.0 + 0.25 * i for i in range(n)], **changes)
+
+
+def glm(**changes):
+    return GlmForCausalLM, GlmConfig(**{**SMALL, "partial_rotary_factor": 0.5, **changes})
+
+
+def glm4(**changes):
+    return Glm4ForCausalLM, Glm4Config(**{**SMALL, "partial_rotary_factor": 0.5, **changes})
+
+
 # Its published checkpoints are Llama's plus the head's tensors.
 def as_llama(config):
     config["architectures"] = ["LlamaForCausalLM"]
@@ -140,6 +167,12 @@ def old_style_rope(config):
     config["rope_theta"] = parameters.pop("rope_theta")
     kind = parameters.pop("rope_type")
     config["rope_scaling"] = None if kind == "default" else {"type": kind, **parameters}
+
+
+# As microsoft's files have it.
+def old_style_phi3(config):
+    old_style_rope(config)
+    config["rope_scaling"].pop("original_max_position_embeddings", None)
 
 
 def without_head_dim(config):
@@ -179,6 +212,22 @@ MODELS = {
         (EvictionHeadForCausalLM,
          LlamaConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2,
                         "tie_word_embeddings": True})), "bf16", {"edit": as_llama}),
+    # The factors of long contexts, from the first token on: the prompt is longer than the original one.
+    "phi3_long": (
+        phi3(hidden_size=192, intermediate_size=32, num_key_value_heads=2, tie_word_embeddings=True,
+             rope_parameters=longrope(96), original_max_position_embeddings=64), "bf16",
+        {"edit": old_style_phi3}),
+    # Those of short ones, three quarters of the channels, and an attention factor for these only.
+    "phi3_partial": (
+        phi3(rope_parameters=longrope(48, partial_rotary_factor=0.75, attention_factor=1.5), intermediate_size=32,
+             partial_rotary_factor=0.75, tie_word_embeddings=True,
+             original_max_position_embeddings=256), "bf16", {}),
+    "phi3_window": (phi3(sliding_window=24, intermediate_size=32), "bf16", {}),
+    "glm": (glm(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True), "bf16", {}),
+    "glm4": (glm4(num_attention_heads=4, tie_word_embeddings=True), "f32", {"edit": old_style_rope}),
+    "glm4_yarn": (
+        glm4(tie_word_embeddings=True, rope_parameters={**YARN, "partial_rotary_factor": 0.5}),
+        "bf16", {}),
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -199,7 +248,7 @@ def randomise(model, seed):
             value = 2.5 * noise + 1.0 if config.model_type == "qwen2" else 0.5 * noise
         elif name.endswith("bias"):
             value = 0.3 * noise
-        elif "q_proj" in name or "k_proj" in name:
+        elif "q_proj" in name or "k_proj" in name or "qkv_proj" in name:
             value = noise * 1.5 / math.sqrt(fan_in)
         elif "embed_tokens" in name or "lm_head" in name:
             value = noise * 2.0 / math.sqrt(fan_in)
@@ -241,7 +290,11 @@ def describe_config(model):
     config = model.config
     attention = model.model.layers[0].self_attn
     mlp = model.model.layers[0].mlp
-    if config.model_type == "mistral":
+    fused_qkv = hasattr(attention, "qkv_proj")
+    q_proj = attention.qkv_proj if fused_qkv else attention.q_proj
+    fused_mlp = hasattr(mlp, "gate_up_proj")
+    gate = mlp.gate_up_proj if fused_mlp else mlp.gate_proj
+    if config.model_type in ("mistral", "phi3"):
         windows = [config.sliding_window or 0] * config.num_hidden_layers
     else:
         windows = [getattr(layer.self_attn, "sliding_window", None) or 0
@@ -252,7 +305,7 @@ def describe_config(model):
         "architecture": config.architectures[0],
         "n_layers": len(model.model.layers),
         "hidden": config.hidden_size,
-        "intermediate": mlp.gate_proj.out_features,
+        "intermediate": gate.out_features // (2 if fused_mlp else 1),
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
         "head_dim": attention.head_dim,
@@ -265,9 +318,9 @@ def describe_config(model):
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "sliding_window": windows,
-        "qkv_bias": attention.q_proj.bias is not None,
+        "qkv_bias": q_proj.bias is not None,
         "o_bias": attention.o_proj.bias is not None,
-        "mlp_bias": mlp.gate_proj.bias is not None,
+        "mlp_bias": gate.bias is not None,
         "qk_norm": hasattr(attention, "q_norm"),
         "eviction_head": hasattr(attention, "delta"),
         "bos_token_id": config.bos_token_id,
