@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
 constexpr std::string_view kMarkers[] = {"[INST]", "[/INST]", "[SYSTEM_PROMPT]",
-                                         "[/SYSTEM_PROMPT]"};
+                                         "[/SYSTEM_PROMPT]", "[gMASK]", "<sop>"};
 constexpr ChatDate kLlama3Date{.year = 2024, .month = 7, .day = 26};
 
 // Python's str.isspace.
@@ -237,6 +237,43 @@ void write_inst(const ChatStyle& style, const ChatSettings& settings,
   }
 }
 
+void tag(const ChatStyle& style, std::string_view role, std::string_view close, Writer& out) {
+  out.text(fmt::format("{}{}{}", style.tag_open, role, close));
+}
+void tagged_prompt(const ChatStyle& style, Writer& out) {
+  tag(style, "assistant", style.prompt_close, out);
+  out.text(style.answer_start);
+}
+// A user's words as a template that drops what was thought has them, too.
+std::string tagged_words(const ChatStyle& style, std::string_view words) {
+  if (style.reasoning != ChatStyle::kGone) return std::string(words);
+  if (const size_t last = words.rfind(kEndThink); last != std::string_view::npos) {
+    words.remove_prefix(last + kEndThink.size());
+  }
+  return strip(words);
+}
+
+void write_tagged(const ChatStyle& style, const ChatSettings& settings,
+                  std::vector<ChatMessage> messages, Writer& out) {
+  const auto is_system = [](const ChatMessage& m) { return m.role == ChatRole::kSystem; };
+  if (style.skips == ChatStyle::kNoSystem && std::any_of(messages.begin(), messages.end(), is_system)) {
+    fail(ErrorKind::kUsage, "The chat template has no place for a system message");
+  }
+  if (style.systems_first) std::stable_partition(messages.begin(), messages.end(), is_system);
+  if (style.writes_bos) out.special(settings.bos);
+  out.text(style.start);
+  for (const ChatMessage& message : messages) {
+    const bool skips = style.skips == ChatStyle::kEmpty ||
+                       (style.skips == ChatStyle::kEmptySystem && is_system(message));
+    if (skips && message.content.empty()) continue;
+    const bool was_tagged = style.prompts_after_user && message.role == ChatRole::kAssistant;
+    if (!was_tagged) tag(style, name_of(message.role), style.tag_close, out);
+    out.words(is_system(message) ? message.content : tagged_words(style, message.content));
+    out.text(style.close);
+    if (style.prompts_after_user && message.role == ChatRole::kUser) tagged_prompt(style, out);
+  }
+}
+
 }  // namespace
 
 std::string_view name_of(ChatRole role) {
@@ -288,10 +325,14 @@ std::vector<ChatPiece> write_chat(const ChatStyle& style, const ChatSettings& se
     case ChatStyle::kChatMl: write_chatml(style, settings, valid, out); break;
     case ChatStyle::kLlama3: write_llama3(style, settings, valid, out); break;
     case ChatStyle::kInst: write_inst(style, settings, valid, out); break;
+    case ChatStyle::kTagged: write_tagged(style, settings, std::move(valid), out); break;
   }
+  const bool prompts = add_generation_prompt || style.always_prompts;
+  if (style.writes_eos && !prompts) out.special(settings.eos);
   std::vector<ChatPiece> pieces = out.take();
-  if (add_generation_prompt || style.always_prompts) {
-    if (style.family == ChatStyle::kInst) return pieces;  // a user's turn ends with it
+  if (prompts) {
+    // A user's turn ends with it.
+    if (style.family == ChatStyle::kInst || style.prompts_after_user) return pieces;
     const std::vector<ChatPiece> prompt = write_generation_prompt(style);
     pieces.insert(pieces.end(), prompt.begin(), prompt.end());
   }
@@ -304,6 +345,7 @@ std::vector<ChatPiece> write_generation_prompt(const ChatStyle& style) {
     case ChatStyle::kChatMl: out.text("<|im_start|>assistant\n").text(style.answer_start); break;
     case ChatStyle::kLlama3: out.text("<|start_header_id|>assistant<|end_header_id|>\n\n"); break;
     case ChatStyle::kInst: out.text(style.close); break;
+    case ChatStyle::kTagged: tagged_prompt(style, out); break;
   }
   return out.take();
 }
@@ -327,6 +369,15 @@ std::vector<ChatPiece> write_next_turn(const ChatStyle& style, const ChatSetting
       out.text(style.after_eos);
       inst_turn(style, settings, std::move(words), out);
       break;
+    case ChatStyle::kTagged: {
+      // GLM's answers end with the user's tag, others' with what closes them.
+      std::string turn = fmt::format("{}{}user{}", style.close, style.tag_open, style.tag_close);
+      CHECK(turn.starts_with(style.end_of_turn), "{} after {}", turn, style.end_of_turn);
+      out.text(std::string_view(turn).substr(style.end_of_turn.size()));
+      out.words(tagged_words(style, words)).text(style.close);
+      tagged_prompt(style, out);
+      break;
+    }
   }
   return out.take();
 }
@@ -336,6 +387,7 @@ std::string end_of_turn(const ChatStyle& style, const ChatSettings& settings) {
     case ChatStyle::kChatMl: return "<|im_end|>";
     case ChatStyle::kLlama3: return "<|eot_id|>";
     case ChatStyle::kInst: return settings.eos;
+    case ChatStyle::kTagged: return std::string(style.end_of_turn);
   }
   return {};
 }

@@ -1,6 +1,6 @@
 // Conversations written as a chat template would, as pieces that know what is a special token.
 //
-// A style says which of three families a template belongs to and how it differs from the others in
+// A style says which of four families a template belongs to and how it differs from the others in
 // it; engine/text/chat_template.h finds the style of a template. Knows nothing of files or tokenizers.
 #pragma once
 
@@ -38,11 +38,12 @@ struct ChatPiece {
 };
 
 struct ChatStyle {
-  enum Family { kChatMl, kLlama3, kInst } family;
+  enum Family { kChatMl, kLlama3, kInst, kTagged } family;
 
   // ChatML. What becomes of <think> .. </think> in an answer: it stays; it goes unless the answer
-  // is the last message (QwQ); it goes unless the answer follows the last user message (Qwen 3).
-  enum Reasoning { kKept, kKeptInLast, kKeptAfterQuestion } reasoning = kKept;
+  // is the last message (QwQ); it goes unless the answer follows the last user message (Qwen 3). Tagged:
+  // it stays; it goes, out of anybody's words, and so do the blanks around what is left (GLM-Z1).
+  enum Reasoning { kKept, kKeptInLast, kKeptAfterQuestion, kGone } reasoning = kKept;
   std::string_view answer_start = {};  // the generation prompt goes on with it
 
   // Llama 3. The system block of 3.1 and later: none, or with the date of its making, or today's.
@@ -58,6 +59,15 @@ struct ChatStyle {
   bool strips_user = false, strips_answer = false;
   std::string_view wrong_order = {}, wrong_role = {};  // what the template raises
   bool order_first = false;  // the order of all roles is checked before anything else
+
+  // Phi and GLM: start, then tag_open ROLE tag_close WORDS close, for every message. The generation
+  // prompt has its own end of a tag, and without one some write the eos token.
+  std::string_view start = {}, tag_open = {}, tag_close = {}, prompt_close = {};
+  std::string_view end_of_turn = {};
+  bool writes_bos = false, writes_eos = false;
+  bool prompts_after_user = false;  // behind every user's words, and only there
+  enum Skip { kNothing, kEmptySystem, kEmpty, kNoSystem } skips = kNothing;  // messages
+  bool systems_first = false;
 };
 
 // What a template takes from its model and its caller.

@@ -191,8 +191,10 @@ ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
              name, known.name, key);
       }
     };
-    need(known.style.family != ChatStyle::kChatMl, bos, "bos_token");
-    need(known.style.family == ChatStyle::kInst, eos, "eos_token");
+    const ChatStyle::Family family = known.style.family;
+    need(family == ChatStyle::kLlama3 || family == ChatStyle::kInst || known.style.writes_bos, bos,
+         "bos_token");
+    need(family == ChatStyle::kInst || known.style.writes_eos, eos, "eos_token");
     return result;
   }
   fail(ErrorKind::kUsage,

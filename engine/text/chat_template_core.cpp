@@ -30,6 +30,8 @@ constexpr std::string_view kNever[] = {
     "message.tool_calls is defined and message.tool_calls is not none",
     "'tool_calls'in message",
     "message.role=='tool'",
+    "message.role=='system'and'tools'in message and message.tools is not none",
+    "item.tools is defined",
     "message.role=='tool'or message.role=='ipython'",
     "message.role=='tool_results'or message.role=='tool'",
     "message.reasoning_content is string",

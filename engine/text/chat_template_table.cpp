@@ -130,6 +130,88 @@ constexpr const char* kTwoRolesAndSystem =
   "{% else %}{{ raise_exception('Only user, system and assistant roles are supported!') }}"        \
   "{% endif %}{% endfor %}"
 
+#define PHI_PROMPT(end, otherwise)                                                   \
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>" end "' }}" otherwise \
+  "{% endif %}"
+#define PHI_ELSE_EOS "{% else %}{{ eos_token }}"
+#define PHI3_MESSAGES(and_content)                                                                \
+  "{% for message in messages %}{% if message.role == 'system'" and_content                       \
+  " %}{{ '<|system|>\n' + message.content + '<|end|>\n' }}{% elif message.role == 'user' %}"      \
+  "{{ '<|user|>\n' + message.content + '<|end|>\n' }}{% elif message.role == 'assistant' %}"      \
+  "{{ '<|assistant|>\n' + message.content + '<|end|>\n' }}{% endif %}"
+#define PHI3_ANY_ROLE \
+  "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}"
+#define PHI3_NO_SYSTEM                                                                             \
+  "{% for message in messages %}{% if (message.role == 'user') %}"                                 \
+  "{{ '<|user|>\n' + message.content + '<|end|>\n<|assistant|>\n' }}"                              \
+  "{% elif (message.role == 'assistant') %}{{ message.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+#define PHI4_TURN(role) "{{ '<|im_start|>" role "<|im_sep|>' + message.content + '<|im_end|>' }}"
+#define GLM4_ITEMS                                                                               \
+  "[gMASK]<sop>{% for item in messages %}{% if item.content %}<|{{ item.role }}|>"               \
+  "{{ item.metadata }}\n{{ item.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}" \
+  "<|assistant|>"
+// GLM-4-0414 and GLM-Z1: what a turn consists of, and the generation prompt.
+#define GLM4_0414(visible, words, prompt)                                                         \
+  "[gMASK]<sop>{%- for msg in messages %}{%- if msg.role == 'system' %}\n<|system|>\n"            \
+  "{{ msg.content }}{%- endif %}{%- endfor %}"                                                    \
+  "{%- for message in messages if message.role != 'system' %}{%- set role = message.role %}"      \
+  "{%- set content = message.content %}" visible                                                  \
+  "{%- set meta = message.get('metadata', '') %}{%- if role == 'user' %}\n<|user|>\n{{ " words    \
+  " }}{%- elif role == 'assistant' and not meta %}\n<|assistant|>\n{{ " words                     \
+  " }}{%- elif role == 'assistant' and meta %}\n<|assistant|>{{ meta }}\n{{ " words               \
+  " }}{%- elif role == 'observation' %}\n<|observation|>\n{{ " words                              \
+  " }}{%- endif %}{%- endfor %}\n{% if add_generation_prompt %}<|assistant|>" prompt "{% endif %}"
+
+constexpr ChatStyle phi3(ChatStyle::Skip skips) {
+  return {.family = ChatStyle::kTagged,
+          .close = "<|end|>\n",
+          .tag_open = "<|",
+          .tag_close = "|>\n",
+          .prompt_close = "|>\n",
+          .end_of_turn = "<|end|>",
+          .writes_eos = true,
+          .skips = skips};
+}
+constexpr ChatStyle with_bos(ChatStyle style) {
+  style.writes_bos = true;
+  return style;
+}
+constexpr ChatStyle kPhi3NoSystem{.family = ChatStyle::kTagged,
+                                  .close = "<|end|>\n",
+                                  .tag_open = "<|",
+                                  .tag_close = "|>\n",
+                                  .prompt_close = "|>\n",
+                                  .end_of_turn = "<|end|>",
+                                  .prompts_after_user = true,
+                                  .skips = ChatStyle::kNoSystem};
+constexpr ChatStyle phi4(bool prompts_after_user) {
+  return {.family = ChatStyle::kTagged,
+          .close = "<|im_end|>",
+          .tag_open = "<|im_start|>",
+          .tag_close = "<|im_sep|>",
+          .prompt_close = "<|im_sep|>",
+          .end_of_turn = "<|im_end|>",
+          .prompts_after_user = prompts_after_user};
+}
+constexpr ChatStyle phi4_mini(bool writes_eos) {
+  return {.family = ChatStyle::kTagged,
+          .close = "<|end|>",
+          .tag_open = "<|",
+          .tag_close = "|>",
+          .prompt_close = "|>",
+          .end_of_turn = "<|end|>",
+          .writes_eos = writes_eos};
+}
+constexpr ChatStyle glm(std::string_view prompt_close) {
+  return {.family = ChatStyle::kTagged,
+          .start = "[gMASK]<sop>",
+          .tag_open = "<|",
+          .tag_close = "|>\n",
+          .prompt_close = prompt_close,
+          .end_of_turn = "<|user|>",
+          .skips = ChatStyle::kEmpty};
+}
+
 constexpr ChatStyle kPlain{.family = ChatStyle::kChatMl};
 constexpr ChatStyle kQwen3{.family = ChatStyle::kChatMl,
                            .reasoning = ChatStyle::kKeptAfterQuestion};
@@ -278,6 +360,67 @@ constexpr KnownTemplate kKnown[] = {
     {"Mistral v7", MISTRAL_V7_TEKKEN, kMistralV7Tekken},
     {"Mistral v7", "{% set today = strftime_now('%Y-%m-%d') %}" MISTRAL_V7_TEKKEN,
      kMistralV7Tekken},
+
+    {"Phi-3", PHI3_MESSAGES("") PHI_PROMPT("\\n", PHI_ELSE_EOS), phi3(ChatStyle::kNothing)},
+    {"Phi-3.5", PHI3_MESSAGES(" and message.content") PHI_PROMPT("\\n", PHI_ELSE_EOS),
+     phi3(ChatStyle::kEmptySystem)},
+    {"Phi-3", PHI3_ANY_ROLE PHI_PROMPT("\\n", PHI_ELSE_EOS), phi3(ChatStyle::kNothing)},
+    {"Phi-3", "{{ bos_token }}" PHI3_ANY_ROLE PHI_PROMPT("\\n", PHI_ELSE_EOS),
+     with_bos(phi3(ChatStyle::kNothing))},
+    {"Phi-3 without system", PHI3_NO_SYSTEM, kPhi3NoSystem},
+    {"Phi-3 without system", "{{ bos_token }}" PHI3_NO_SYSTEM, with_bos(kPhi3NoSystem)},
+    {"Phi-4",
+     "{% for message in messages %}{% if (message.role == 'system') %}" PHI4_TURN("system")
+     "{% elif (message.role == 'user') %}" PHI4_TURN("user")
+     "{% elif (message.role == 'assistant') %}" PHI4_TURN("assistant") "{% endif %}{% endfor %}"
+     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
+     phi4(false)},
+    {"Phi-4",
+     "{% for message in messages %}{% if (message.role == 'system') %}" PHI4_TURN("system")
+     "{% elif (message.role == 'user') %}" PHI4_TURN("user")
+     "{{ '<|im_start|>assistant<|im_sep|>' }}{% elif (message.role == 'assistant') %}"
+     "{{ message.content + '<|im_end|>' }}{% endif %}{% endfor %}",
+     phi4(true)},
+    {"Phi-4-mini",
+     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}"
+     PHI_PROMPT("", PHI_ELSE_EOS),
+     phi4_mini(true)},
+    {"Phi-4-mini",
+     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}"
+     PHI_PROMPT("", ""),
+     phi4_mini(false)},
+
+    {"GLM-4", GLM4_ITEMS "{% endif %}", glm("|>")},
+    {"GLM-4", GLM4_ITEMS "\n{% endif %}", glm("|>\n")},
+    {"GLM-4-0414", GLM4_0414("", "content", ""),
+     {.family = ChatStyle::kTagged,
+      .start = "[gMASK]<sop>",
+      .tag_open = "<|",
+      .tag_close = "|>\n",
+      .prompt_close = "|>",
+      .end_of_turn = "<|user|>",
+      .systems_first = true}},
+    {"GLM-Z1",
+     GLM4_0414("{%- set visible = content.split('</think>')[-1].strip() %}", "visible", "\n<think>"),
+     {.family = ChatStyle::kTagged,
+      .reasoning = ChatStyle::kGone,
+      .answer_start = "\n<think>",
+      .start = "[gMASK]<sop>",
+      .tag_open = "<|",
+      .tag_close = "|>\n",
+      .prompt_close = "|>",
+      .end_of_turn = "<|user|>",
+      .systems_first = true}},
+    {"GLM-Edge",
+     "{% for item in messages %}{% if item.role == 'system' %}<|system|>\n{{ item.content }}"
+     "{% elif item.role == 'user' %}<|user|>\n{{ item.content }}{% elif item.role == 'assistant' %}"
+     "<|assistant|>\n{{ item.content }}{% endif %}{% endfor %}<|assistant|>",
+     {.family = ChatStyle::kTagged,
+      .always_prompts = true,
+      .tag_open = "<|",
+      .tag_close = "|>\n",
+      .prompt_close = "|>",
+      .end_of_turn = "<|user|>"}},
 };
 
 }  // namespace

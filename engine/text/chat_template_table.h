@@ -20,6 +20,7 @@ std::span<const KnownTemplate> known_templates();
 
 // Their names, for messages.
 inline constexpr std::string_view kSupportedTemplates =
-    "ChatML (Qwen 2, 2.5, 3, QwQ), Llama 2, Llama 3 to 3.3, Mistral v1, v3 and v7";
+    "ChatML (Qwen 2, 2.5, 3, QwQ), GLM-4, GLM-Z1, Llama 2, Llama 3 to 3.3, Mistral v1, v3 and v7, Phi-3 "
+    "to 4";
 
 }  // namespace tiercel

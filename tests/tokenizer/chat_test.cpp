@@ -158,13 +158,18 @@ TEST_P(ChatGolden, TextsAndIdsEqualTransformers) {
       EXPECT_TRUE(contains(message_of([&] { chat.text(messages, options); }), "Only the first"));
       continue;
     }
+    const bool no_system = chat.name() == "Phi-3 without system";
+    if (no_system && (system_inside || messages.front().role == ChatRole::kSystem)) {
+      EXPECT_TRUE(contains(message_of([&] { chat.text(messages, options); }), "no place for a system"));
+      continue;
+    }
     EXPECT_EQ(chat.text(messages, options), expected["text"]);
     EXPECT_EQ(Json(chat.encode(tokenizer, messages, options)), expected["ids"]);
     ++n_texts;
   }
   EXPECT_GE(n_texts, 12);
-  const bool any_order =
-      entry()["bos"] == "" || chat.name().starts_with("Llama 3") || chat.name() == "Mistral v7";
+  const bool any_order = entry()["bos"] == "" || chat.name().starts_with("Llama 3") ||
+                         chat.name() == "Mistral v7" || chat.name().starts_with("Phi");
   EXPECT_EQ(n_refused == 0, any_order) << n_refused;
 }
 
@@ -183,7 +188,9 @@ TEST_P(ChatGolden, NextTurnContinuesTheConversation) {
       chat.text(std::vector<ChatMessage>{{ChatRole::kUser, "?"}, {ChatRole::kAssistant, "!"}},
                 {.add_generation_prompt = false, .date = golden_date()}),
       "INST] !");
-  const std::string written = (blank ? " " : "") + answer + (chat.name() == "Llama 2" ? " " : "");
+  const bool line = chat.name().starts_with("GLM") && !chat.text(messages, options).ends_with("\n");
+  const std::string written =
+      (blank ? " " : line ? "\n" : "") + answer + (chat.name() == "Llama 2" ? " " : "");
   const auto append = [&](const std::vector<int32_t>& more) {
     ids.insert(ids.end(), more.begin(), more.end());
   };
@@ -198,7 +205,7 @@ TEST_P(ChatGolden, NextTurnContinuesTheConversation) {
   messages.push_back({ChatRole::kAssistant, answer});
   messages.push_back({ChatRole::kUser, question});
   // Where an answer is begun by the template ("<think>"), it is not part of what is written later.
-  if (chat.name() == "QwQ" || chat.name() == "Qwen 3 Thinking") {
+  if (chat.name() == "QwQ" || chat.name() == "Qwen 3 Thinking" || chat.name() == "GLM-Z1") {
     EXPECT_FALSE(chat.rewrites().empty());
     return;
   }
@@ -232,7 +239,7 @@ INSTANTIATE_TEST_SUITE_P(Templates, ChatGolden,
                          ::testing::Range(size_t{0}, golden()["templates"].size()),
                          [](const auto& info) {
                            std::string name = golden()["templates"][info.param]["name"];
-                           std::erase_if(name, [](char c) { return c == ' ' || c == '.'; });
+                           std::erase_if(name, [](char c) { return c == ' ' || c == '.' || c == '-'; });
                            return name + "_" + std::to_string(info.param);
                          });
 
@@ -269,6 +276,13 @@ TEST(ChatTemplate, RefusesVariations) {
       {"Mistral v1", "'[INST] '", "'[INST]'"},
       {"Mistral v3", "loop.last", "loop.first"},
       {"Mistral v7", "'[/INST]'", "' [/INST]'"},
+      {"Phi-3", "{% else %}{{ eos_token }}", "{% else %}"},
+      {"Phi-3.5", "and message['content']", "and not message['content']"},
+      {"Phi-4", "<|im_sep|>", "\n"},
+      {"Phi-4-mini", "'|>' + message['content'] + '<|end|>' }}{% endif %}", "'|>' + message['content'] }}{% endif %}"},
+      {"GLM-4", "[gMASK]<sop>", "[gMASK] <sop>"},
+      {"GLM-4-0414", "!= 'system'", "!= 'user'"},
+      {"GLM-Z1", "[-1].strip()", "[-1]"},
   };
   for (const auto& [name, from, to] : variations) {
     SCOPED_TRACE(fmt::format("{}: {} -> {}", name, from, to));
@@ -278,7 +292,7 @@ TEST(ChatTemplate, RefusesVariations) {
     ASSERT_NE(at, std::string::npos);
     entry["jinja"] = jinja.replace(at, std::string(from).size(), to);
     const std::string message = message_of([&] { template_of(entry); });
-    for (const char* word : {name, "ChatML", "Llama", "Mistral", "chat_template.jinja"}) {
+    for (const char* word : {name, "ChatML", "GLM-4", "Llama", "Mistral", "Phi-3", "chat_template.jinja"}) {
       EXPECT_TRUE(contains(message, word)) << message;
     }
   }

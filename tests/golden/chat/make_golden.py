@@ -413,6 +413,96 @@ MISTRAL_V7_TEKKEN = r"""{%- set today = strftime_now("%Y-%m-%d") %}
 {%- endfor %}
 """
 
+PHI3 = ("{% for message in messages %}{% if message['role'] == 'system'@ %}{{'<|system|>\n' + "
+        "message['content'] + '<|end|>\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\n' + "
+        "message['content'] + '<|end|>\n'}}{% elif message['role'] == 'assistant' %}"
+        "{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
+PHI35 = PHI3.replace("@", " and message['content']")
+PHI3 = PHI3.replace("@", "")
+PHI3_SMALL = ("{{ bos_token }}{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + "
+              "message['content'] + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+              "{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
+PHI3_MEDIUM = ("{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + "
+               "message['content'] + '<|end|>' + '\n' + '<|assistant|>' + '\n'}}{% elif "
+               "(message['role'] == 'assistant') %}{{message['content'] + '<|end|>' + '\n'}}{% endif %}"
+               "{% endfor %}")
+PHI4 = ("{% for message in messages %}{% if (message['role'] == 'system') %}{{'<|im_start|>system"
+        "<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
+        "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] "
+        "== 'assistant') %}{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}"
+        "{% endif %}")
+PHI4_FIRST = ("{% for message in messages %}{% if (message['role'] == 'system') %}{{'<|im_start|>system"
+              "<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
+              "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|><|im_start|>assistant"
+              "<|im_sep|>'}}{% elif (message['role'] == 'assistant') %}{{message['content'] + "
+              "'<|im_end|>'}}{% endif %}{% endfor %}")
+PHI4_MINI = ("{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and "
+             "message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+             "'<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + "
+             "message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+             "{% if add_generation_prompt %}{{ '<|assistant|>' }}@{% endif %}")
+PHI4_MINI_EOS = PHI4_MINI.replace("@", "{% else %}{{ eos_token }}")
+PHI4_MINI = PHI4_MINI.replace("@", "")
+
+GLM4 = """[gMASK]<sop>{% for item in messages %}{% if item['tools'] is defined %}<|system|>
+# Tools{% set tools = item['tools'] %}{% for tool in tools %}{% if tool['type'] == 'function' %}
+
+## {{ tool['function']['name'] }}
+
+{{ tool['function'] | tojson(indent=4) }}
+{% endif %}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}
+{{ item['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>@{% endif %}"""
+GLM4_LINE = GLM4.replace("@", "\n")
+GLM4 = GLM4.replace("@", "")
+GLM4_0414 = """[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+# Tools
+{%- for tool in tools %}
+    {%- set function = tool.function if tool.get("function") else tool %}
+
+## {{ function.name }}
+
+{{ function | tojson(indent=4, ensure_ascii=False) }}
+{%- endfor %}
+{%- endif -%}
+
+{%- for msg in messages %}
+    {%- if msg.role == 'system' %}
+<|system|>
+{{ msg.content }}
+    {%- endif %}
+{%- endfor %}
+
+{%- for message in messages if message.role != 'system' %}
+    {%- set role = message['role'] %}
+    {%- set content = message['content'] %}@
+    {%- set meta = message.get("metadata", "") %}
+
+    {%- if role == 'user' %}
+<|user|>
+{{ # }}
+    {%- elif role == 'assistant' and not meta %}
+<|assistant|>
+{{ # }}
+    {%- elif role == 'assistant' and meta %}
+<|assistant|>{{ meta }}
+{{ # }}
+    {%- elif role == 'observation' %}
+<|observation|>
+{{ # }}
+    {%- endif %}
+{%- endfor %}
+{% if add_generation_prompt %}<|assistant|>~{% endif %}"""
+GLM_Z1 = GLM4_0414.replace("@", "\n    {%- set visible = content.split('</think>')[-1].strip() %}").replace(
+    "#", "visible").replace("~", "\n<think>")
+GLM4_0414 = GLM4_0414.replace("@", "").replace("#", "content").replace("~", "")
+GLM_EDGE = ("{% for item in messages %}{% if item['role'] == 'system' %}<|system|>\n{{ item['content'] }}"
+            "{% elif item['role'] == 'user' %}<|user|>\n{{ item['content'] }}{% elif item['role'] == "
+            "'assistant' %}<|assistant|>\n{{ item['content'] }}{% endif %}{% endfor %}<|assistant|>")
+
 # name of the template in messages, Jinja, vocabulary, special tokens to add, bos, eos
 QWEN = ("qwen2", [], "", "<|im_end|>")
 LLAMA = ("llama3", ["<|end_header_id|>"], "<|begin_of_text|>", "<|eot_id|>")
@@ -420,6 +510,12 @@ PLAIN_INST = ("llama2", ["<s>", "</s>"], "<s>", "</s>")
 INST = ("llama2", ["<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"],
         "<s>", "</s>")
 TEKKEN = ("llama3", *INST[1:])
+PHI = ("llama2", ["<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], "<s>",
+       "<|endoftext|>")
+PHI_BYTES = ("qwen2", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], "", "<|endoftext|>")
+PHI_CHATML = ("qwen2", ["<|im_sep|>"], "", "<|im_end|>")
+GLM = ("llama3", ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"], "",
+       "<|endoftext|>")
 TEMPLATES = [
     ("ChatML", CHATML, *QWEN), ("Qwen 2", QWEN2, *QWEN), ("Qwen 2.5", QWEN25, *QWEN),
     ("QwQ", QWQ, *QWEN), ("Qwen 3", QWEN3, *QWEN), ("Qwen 3", QWEN3_REVISED, *QWEN),
@@ -431,6 +527,14 @@ TEMPLATES = [
     ("Mistral v1", MISTRAL_V1_SYSTEM, *PLAIN_INST),
     ("Mistral v3", mistral_v3(" ", True), *INST), ("Mistral v3", mistral_v3(" ", False), *INST),
     ("Mistral v3", mistral_v3("", False), *INST),
+    ("Phi-3", PHI3, *PHI), ("Phi-3.5", PHI35, *PHI), ("Phi-3", PHI3_SMALL, *PHI),
+    ("Phi-3", PHI3_SMALL.replace("{{ bos_token }}", ""), *PHI),
+    ("Phi-3 without system", PHI3_MEDIUM, *PHI),
+    ("Phi-3 without system", "{{ bos_token }}" + PHI3_MEDIUM, *PHI),
+    ("Phi-4", PHI4, *PHI_CHATML), ("Phi-4", PHI4_FIRST, *PHI_CHATML),
+    ("Phi-4-mini", PHI4_MINI, *PHI_BYTES), ("Phi-4-mini", PHI4_MINI_EOS, *PHI_BYTES),
+    ("GLM-4", GLM4, *GLM), ("GLM-4", GLM4_LINE, *GLM), ("GLM-4-0414", GLM4_0414, *GLM),
+    ("GLM-Z1", GLM_Z1, *GLM), ("GLM-Edge", GLM_EDGE, *GLM),
     ("Mistral v7", MISTRAL_V7, *INST), ("Mistral v7", MISTRAL_V7_TEKKEN, *TEKKEN),
 ]
 
