@@ -87,6 +87,8 @@ std::string fingerprint_of(const ModelConfig& config, const std::string& directo
       continue;
     }
     add_tensor(*tensor, hash);
+    // Of a file in huge pages a sample maps two MiB, beside the mapping that the weights are read from.
+    wont_need(*tensor);
   }
   return hash.digits();
 }
