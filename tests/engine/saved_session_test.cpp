@@ -235,6 +235,48 @@ TEST(SavedSession, EvictionHead) {
   }
 }
 
+// Keys before RoPE are turned again when they are rebuilt, as far as they turn.
+TEST(SavedSession, HeadsThatTurnInPart) {
+  for (const char* model : {"phi3_partial", "glm4"}) {
+    expect_same_session(model, small(AttentionMode::kShadow), model);
+  }
+}
+
+// All keys of a context that is longer than the original one are turned otherwise: a session stays what
+// it was prefilled as.
+TEST(SavedSession, LongRopeStaysWhatItWas) {
+  constexpr int64_t kFew = 100, kOriginal = 256;
+  const auto model = open_model(golden("phi3_partial"));
+  const std::vector<int32_t> ids = random_ids(*model, kFew);
+  const Folder folder;
+  std::vector<float> logits[2];
+  for (const bool is_long : {false, true}) {
+    SCOPED_TRACE(is_long);
+    SessionOptions options = small(AttentionMode::kShadow);
+    options.context = is_long ? kOriginal + 1 : kOriginal;
+    const auto session = Session::open(model, Session::plan(*model, options, kFew, 8));
+    ASSERT_TRUE(session->prefill(ids, {}));
+    logits[is_long] = logits_of(*session);
+    const std::string file = folder / fmt::format("{}.session", is_long);
+    session->save(file, ids, {});
+    const auto saved = SavedSession::open(file);
+    options.context = 0;
+    const auto copy = Session::open(model, Session::plan(*model, options, *saved, 8));
+    copy->restore(*saved, {});
+    EXPECT_EQ(copy->plan().context, kFew + 8);
+    const std::vector<int32_t> next = {5, 6, 7};
+    EXPECT_EQ(walk(*copy, next), walk(*session, next));
+    const auto longer = [&] { return Session::plan(*model, options, *saved, kOriginal); };
+    if (is_long) {
+      EXPECT_TRUE(longer().long_rope);
+    } else {
+      const std::string why = complaint(longer);
+      EXPECT_TRUE(contains(why, "at most 256 tokens") && contains(why, "LongRoPE")) << why;
+    }
+  }
+  EXPECT_GT(relative_difference(logits[0], logits[1]), 0.05);
+}
+
 // A longer context moves every plane; another cache starts empty. Only roundings may differ.
 TEST(SavedSession, AnotherContextAndAnotherCache) {
   for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
