@@ -64,6 +64,24 @@ constexpr KnownModel kModels[] = {
      "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "rms_norm_eps": 1e-6,
      "rope_theta": 1000000.0, "max_position_embeddings": 40960, "use_sliding_window": false,
      "tie_word_embeddings": false})"},
+    {"glm-4-9b-1m",
+     R"({"architectures": ["GlmForCausalLM"], "model_type": "glm", "hidden_size": 4096,
+     "intermediate_size": 13696, "num_hidden_layers": 40, "num_attention_heads": 32,
+     "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151552, "rms_norm_eps": 1.5625e-7,
+     "rope_theta": 100000000.0, "partial_rotary_factor": 0.5, "attention_bias": true,
+     "max_position_embeddings": 1048576, "tie_word_embeddings": false})"},
+    // Without their LongRoPE factors, which change no speed.
+    {"phi-3.5-mini",
+     R"({"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072,
+     "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+     "num_key_value_heads": 32, "vocab_size": 32064, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+     "sliding_window": 262144, "max_position_embeddings": 131072, "tie_word_embeddings": false})"},
+    {"phi-4-mini",
+     R"({"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072,
+     "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24,
+     "num_key_value_heads": 8, "vocab_size": 200064, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+     "partial_rotary_factor": 0.75, "sliding_window": 262144, "max_position_embeddings": 131072,
+     "tie_word_embeddings": true})"},
 };
 
 }  // namespace
