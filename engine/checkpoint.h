@@ -32,7 +32,7 @@ class Checkpoint {
   static Checkpoint open(const std::filesystem::path& directory);
 
   // The tensor, or null when the checkpoint has none of this name.
-  // Errors: it has one, of a dtype other than BF16, F16, F32.
+  // Errors: it has one, of a dtype other than BF16, F16, F32, F8_E4M3.
   const TensorInfo* find(std::string_view name) const;
   // The tensor. Errors: missing, or its dtype.
   const TensorInfo& tensor(std::string_view name) const;

@@ -150,9 +150,6 @@ void refuse_unsupported(const JsonNode& root) {
   if (const auto node = root.find("hidden_act"); node && node->text() != "silu") {
     node->unexpected("\"silu\"", "no other activation is supported");
   }
-  if (const auto node = root.find("quantization_config")) {
-    node->unexpected("no quantised weights", "use the original BF16, F16 or F32 checkpoint");
-  }
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const auto rope = root.find(key);
     if (!rope) continue;
@@ -165,6 +162,42 @@ void refuse_unsupported(const JsonNode& root) {
       }
     }
   }
+}
+
+constexpr const char* kSupportedQuantisation =
+    "of quantised weights only FP8 is supported (fp8, fbgemm_fp8, compressed-tensors); use such a "
+    "checkpoint, or the original one";
+
+// [128, 128] and the like.
+Fp8Weights read_blocks(const JsonNode& parent, const char* key) {
+  const auto node = parent.find(key);
+  if (!node) return {};
+  if (node->size() != 2) node->unexpected("rows and columns of a block");
+  return {(*node)[0].integer(1, kMaxIntermediate), (*node)[1].integer(1, kMaxIntermediate)};
+}
+
+// What says how a checkpoint's matrices were quantised. Which of them are is for their dtypes to say.
+std::optional<Fp8Weights> read_quantisation(const JsonNode& root) {
+  const auto node = root.find("quantization_config");
+  if (!node) return std::nullopt;
+  const JsonNode method = node->at("quant_method");
+  if (method.text() == "fp8") return read_blocks(*node, "weight_block_size");
+  if (method.text() == "fbgemm_fp8") return Fp8Weights{};
+  if (method.text() != "compressed-tensors") {
+    method.unexpected("fp8, fbgemm_fp8 or compressed-tensors", kSupportedQuantisation);
+  }
+  const JsonNode groups = node->at("config_groups");
+  groups.expect_object();
+  Fp8Weights found;
+  for (const auto& [name, ignored] : groups.raw().items()) {
+    const JsonNode weights = groups.at(name.c_str()).at("weights");
+    const JsonNode type = weights.at("type"), bits = weights.at("num_bits");
+    if (type.text() != "float") type.unexpected("float", kSupportedQuantisation);
+    if (bits.integer(1, 64) != 8) bits.unexpected("8", kSupportedQuantisation);
+    const Fp8Weights blocks = read_blocks(weights, "block_structure");
+    if (blocks.block_rows > 0) found = blocks;
+  }
+  return found;
 }
 
 RopeType rope_type_of(const JsonNode& parameters, const Family& family) {
@@ -407,6 +440,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   for (int64_t& window : config.sliding_window) {
     if (window >= config.max_position_embeddings) window = 0;
   }
+  config.fp8 = read_quantisation(root);
   config.tie_word_embeddings = boolean_or(root, "tie_word_embeddings", false);
 
   switch (config.architecture) {

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/fp8.h"
 #include "engine/rope.h"
 
 namespace tiercel {
@@ -51,6 +52,7 @@ struct ModelConfig {
   // NOSA: a head that says of every token how much it will be attended, and biases attention by it.
   // config.json does not tell; the checkpoint's tensors do.
   bool eviction_head = false;
+  std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
 
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // generation stops at any of them; may be empty

@@ -35,7 +35,7 @@ constexpr StoredDType kStoredDTypes[] = {
     {"U32", 32, std::nullopt},        {"I16", 16, std::nullopt},
     {"U16", 16, std::nullopt},        {"I8", 8, std::nullopt},
     {"U8", 8, std::nullopt},          {"BOOL", 8, std::nullopt},
-    {"F8_E4M3", 8, std::nullopt},     {"F8_E5M2", 8, std::nullopt},
+    {"F8_E4M3", 8, DType::kF8E4M3},   {"F8_E5M2", 8, std::nullopt},
     {"F8_E8M0", 8, std::nullopt},     {"F8_E4M3FNUZ", 8, std::nullopt},
     {"F8_E5M2FNUZ", 8, std::nullopt}, {"F6_E2M3", 6, std::nullopt},
     {"F6_E3M2", 6, std::nullopt},     {"F4", 4, std::nullopt},
@@ -308,8 +308,8 @@ const TensorInfo* SafetensorsFile::find(std::string_view name) const {
   const TensorInfo& tensor = tensors_[entry->second];
   if (!tensor.supported) {
     fail_tensor(name_, tensor.name,
-                fmt::format("expected dtype BF16, F16 or F32, found {}; quantised checkpoints are "
-                            "not supported: use the original weights",
+                fmt::format("expected dtype BF16, F16, F32 or F8_E4M3, found {}; other quantised "
+                            "checkpoints are not supported: use the original weights",
                             tensor.stored_dtype));
   }
   return &tensor;
@@ -393,6 +393,9 @@ int64_t to_bf16(const TensorInfo& tensor, bf16* out) {
       }
       return overflows;
     }
+    case DType::kF8E4M3:
+      for (int64_t i = 0; i < n; ++i) out[i] = bf16(f8_e4m3_to_float(load<uint8_t>(tensor.data, i)));
+      return 0;
     case DType::kI8:
     case DType::kI32: break;
   }
@@ -408,6 +411,7 @@ std::optional<int64_t> find_non_finite(const TensorInfo& tensor) {
     case DType::kBf16: return find_full_exponent<uint16_t, 0x7f80>(tensor.data, n);
     case DType::kF16: return find_full_exponent<uint16_t, 0x7c00>(tensor.data, n);
     case DType::kF32: return find_full_exponent<uint32_t, 0x7f800000u>(tensor.data, n);
+    case DType::kF8E4M3: return find_full_exponent<uint8_t, 0x7f>(tensor.data, n);  // its only NaN
     case DType::kI8:
     case DType::kI32: break;
   }

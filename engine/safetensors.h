@@ -53,7 +53,7 @@ class MappedFile {
 struct TensorInfo {
   std::string name;
   DType dtype = DType::kF32;   // only meaningful when `supported`
-  bool supported = false;      // BF16, F16 or F32
+  bool supported = false;      // BF16, F16, F32 or F8_E4M3
   std::string stored_dtype;    // as the file spells it, for messages
   std::vector<int64_t> shape;  // outermost first; empty for a scalar; a dimension may be 0
   uint64_t offset = 0;         // of the data, in bytes from the start of the file
@@ -90,7 +90,7 @@ class SafetensorsFile {
                                               const std::string& name);
 
   // The tensor, or null when the file has none of this name.
-  // Errors: its dtype is none of BF16, F16, F32 (such tensors may exist, they cannot be used).
+  // Errors: its dtype is none of BF16, F16, F32, F8_E4M3 (such tensors may exist, they cannot be used).
   const TensorInfo* find(std::string_view name) const;
   // Everything in the file, also what find would refuse, in the order of the data.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
@@ -105,6 +105,7 @@ class SafetensorsFile {
 };
 
 // Converts a tensor to bf16, rounding to nearest, ties to even; NaN stays NaN.
+// Codes of F8_E4M3 are converted as they are: their scales are a tensor of their own (engine/fp8.h).
 // out: [n_elements]. Returns how many finite f32 values were too large for bf16 and became
 // infinite: the caller must say so. Always 0 for bf16 and f16.
 [[nodiscard]] int64_t to_bf16(const TensorInfo& tensor, bf16* out);

@@ -153,9 +153,12 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 
 struct WeightStore::Wanted {
   const bf16** target;
-  TensorInfo tensor;      // the rows that are ours
-  int64_t first_element;  // within the checkpoint's tensor
-  bool is_moved;          // its rows come in another order
+  TensorInfo tensor;  // the rows that are ours
+  int64_t first_row;  // within the checkpoint's tensor
+  bool is_moved;      // its rows come in another order
+  std::optional<Fp8Tensor> scaled;  // the checkpoint's tensor
+  std::string scale_name;           // of its scales
+  int64_t row_elements() const { return tensor.n_elements() / tensor.shape[0]; }
 };
 
 WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue)
@@ -208,22 +211,45 @@ void WeightStore::collect(const ModelConfig& config) {
     std::vector<int64_t> stored = wanted.shape;
     if (wanted.stored_rows > 0) stored[0] = wanted.stored_rows;
     const TensorInfo& whole = checkpoint_->require(wanted.name, stored);
-    const int64_t row = whole.n_elements() / stored[0];
-    wanted_.push_back({wanted.target, rows_of(whole, wanted.first_row, wanted.shape[0]),
-                       wanted.first_row * row, wanted.turns && !channel_order_.empty()});
+    Wanted& ours = wanted_.emplace_back(
+        Wanted{wanted.target, rows_of(whole, wanted.first_row, wanted.shape[0]), wanted.first_row,
+               wanted.turns && !channel_order_.empty(), std::nullopt, {}});
+    if (whole.dtype == DType::kF8E4M3) {
+      const TensorInfo& scales = scales_of(whole, config);
+      ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
+      ours.scale_name = scales.name;
+    }
     n_parameters_ += wanted.n_elements();
   }
   check_nothing_ignored(config);
+}
+
+const TensorInfo& WeightStore::scales_of(const TensorInfo& codes, const ModelConfig& config) const {
+  const std::string& file = checkpoint_->file_of(codes.name);
+  if (!config.fp8 || codes.shape.size() != 2) {
+    fail("{}: tensor {}: expected dtype BF16, F16 or F32, found {}{}", file, codes.name, codes.stored_dtype,
+         config.fp8 ? ", which is only supported of matrices"
+                    : "; config.json has no quantization_config that says what it means");
+  }
+  for (const char* suffix : {"_scale_inv", "_scale"}) {
+    if (const TensorInfo* scales = checkpoint_->find(codes.name + suffix)) return *scales;
+  }
+  fail("{}: tensor {} is {}, and the checkpoint has no {}_scale_inv or {}_scale beside it; fetch it again",
+       file, codes.name, codes.stored_dtype, codes.name, codes.name);
 }
 
 // A layer's tensor that nobody reads (a bias that the configuration denies, scales of a quantized
 // matrix, a head that biases attention) is a part of the model that would silently be left out.
 void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   std::unordered_set<std::string_view> used;
-  for (const Wanted& wanted : wanted_) used.insert(wanted.tensor.name);
+  for (const Wanted& wanted : wanted_) {
+    used.insert(wanted.tensor.name);
+    used.insert(wanted.scale_name);
+  }
   for (const std::string_view name : checkpoint_->names()) {
     if (!name.starts_with("model.layers.") || used.contains(name)) continue;
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
+    if (config.fp8 && name.ends_with(".input_scale")) continue;  // of activations, which stay bf16
     fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
          "ignored; check config.json, or convert the model to the plain architecture",
          checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);
@@ -235,19 +261,26 @@ void WeightStore::check_finite(const Wanted& wanted) const {
   if (!bad) return;
   fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
        "written, fetch it again",
-       checkpoint_->file_of(wanted.tensor.name), wanted.tensor.name, wanted.first_element + *bad);
+       checkpoint_->file_of(wanted.tensor.name), wanted.tensor.name,
+       wanted.first_row * wanted.row_elements() + *bad);
 }
 
-// As to_bf16, with the channels of every head in the engine's order.
-int64_t WeightStore::copy_heads(const TensorInfo& tensor, bf16* out) const {
+// As to_bf16: decoded, and with the channels of heads in the engine's order.
+int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
+  if (!wanted.is_moved && !wanted.scaled) return to_bf16(wanted.tensor, out);
+  const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
   const auto d = static_cast<int64_t>(channel_order_.size());
-  const int64_t n_rows = tensor.shape[0], row_elements = tensor.n_elements() / n_rows;
+  TensorInfo row = rows_of(wanted.tensor, 0, 1);
   int64_t overflowed = 0;
-  TensorInfo row = rows_of(tensor, 0, 1);
-  for (int64_t r = 0; r < n_rows; ++r) {
-    const int64_t source = r / d * d + channel_order_[static_cast<size_t>(r % d)];
-    row.data = tensor.data + static_cast<uint64_t>(source) * row.bytes;
-    overflowed += to_bf16(row, out + r * row_elements);
+  for (int64_t r = 0; r < n_rows; ++r, out += row_elements) {
+    const int64_t source =
+        wanted.is_moved ? r / d * d + channel_order_[static_cast<size_t>(r % d)] : r;
+    if (wanted.scaled) {
+      overflowed += wanted.scaled->decode_row(wanted.first_row + source, out);
+    } else {
+      row.data = wanted.tensor.data + static_cast<uint64_t>(source) * row.bytes;
+      overflowed += to_bf16(row, out);
+    }
   }
   return overflowed;
 }
@@ -279,9 +312,8 @@ void WeightStore::place() {
     bad[static_cast<size_t>(i)] = find_non_finite(wanted.tensor).has_value();
     if (offset[static_cast<size_t>(i)] < 0) return;
     bf16* out = block_ + offset[static_cast<size_t>(i)];
-    overflowed[static_cast<size_t>(i)] =
-        wanted.is_moved ? copy_heads(wanted.tensor, out) : to_bf16(wanted.tensor, out);
-    if (in_place_) wont_need(wanted.tensor);
+    overflowed[static_cast<size_t>(i)] = copy_rows(wanted, out);
+    wont_need(wanted.tensor);
   });
   for (size_t i = 0; i < wanted_.size(); ++i) {
     const TensorInfo& tensor = wanted_[i].tensor;

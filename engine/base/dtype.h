@@ -11,7 +11,7 @@
 
 namespace tiercel {
 
-enum class DType : uint8_t { kF32, kBf16, kF16, kI8, kI32 };
+enum class DType : uint8_t { kF32, kBf16, kF16, kF8E4M3, kI8, kI32 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -19,6 +19,7 @@ constexpr size_t size_of(DType dtype) {
     case DType::kI32: return 4;
     case DType::kBf16:
     case DType::kF16: return 2;
+    case DType::kF8E4M3:
     case DType::kI8: return 1;
   }
   return 0;
@@ -29,6 +30,7 @@ constexpr std::string_view name_of(DType dtype) {
     case DType::kF32: return "f32";
     case DType::kBf16: return "bf16";
     case DType::kF16: return "f16";
+    case DType::kF8E4M3: return "f8_e4m3";
     case DType::kI8: return "i8";
     case DType::kI32: return "i32";
   }
@@ -73,6 +75,18 @@ inline float f16_to_float(uint16_t h) {
     mantissa &= 0x3ffu;
   }
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+// An 8-bit float of 4 exponent and 3 mantissa bits to fp32 (OCP's E4M3: no infinities, S.1111.111 is NaN).
+// Exact.
+inline float f8_e4m3_to_float(uint8_t f) {
+  const uint32_t sign = uint32_t{f & 0x80u} << 24, exponent = (f >> 3) & 0xfu, mantissa = f & 0x7u;
+  if ((f & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (exponent == 0) {
+    const float value = static_cast<float>(mantissa) * 0x1p-9f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+  }
+  return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
 }
 
 }  // namespace tiercel

@@ -24,8 +24,12 @@ class DamagedModel : public testing::Test {
     std::string pattern = (fs::temp_directory_path() / "tiercel-weights-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     directory_ = pattern;
+    use("llama");
+  }
+  void use(const char* model) {
     for (const char* file : {"config.json", "generation_config.json", "model.safetensors"}) {
-      fs::copy(fs::path(TIERCEL_SOURCE_DIR "/tests/golden/models/llama") / file, directory_ / file);
+      fs::copy(fs::path(TIERCEL_SOURCE_DIR "/tests/golden/models") / model / file, directory_ / file,
+               fs::copy_options::overwrite_existing);
       fs::permissions(directory_ / file, fs::perms::owner_write, fs::perm_options::add);
     }
   }
@@ -42,12 +46,20 @@ class DamagedModel : public testing::Test {
   uint64_t offset_of(const char* tensor) {
     return SafetensorsFile::open(directory_ / "model.safetensors").find(tensor)->offset;
   }
-  void replace_in_config(const std::string& from, const std::string& to) {
-    std::ifstream in(directory_ / "config.json");
+  void replace_in(const char* file, const std::string& from, const std::string& to) {
+    std::ifstream in(directory_ / file, std::ios::binary);
     std::string text((std::istreambuf_iterator<char>(in)), {});
     const size_t at = text.find(from);
     ASSERT_NE(at, std::string::npos);
-    std::ofstream(directory_ / "config.json") << text.replace(at, from.size(), to);
+    std::ofstream(directory_ / file, std::ios::binary) << text.replace(at, from.size(), to);
+  }
+  void replace_in_config(const std::string& from, const std::string& to) {
+    replace_in("config.json", from, to);
+  }
+  // A tensor's name, or what else the file's header says of it.
+  void replace_in_header(const std::string& from, const std::string& to) {
+    ASSERT_EQ(from.size(), to.size());
+    replace_in("model.safetensors", from, to);
   }
   std::string error() {
     try {
@@ -102,14 +114,47 @@ TEST_F(DamagedModel, TensorsThatWouldBeIgnoredAreSaid) {
   replace_in_config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
   expect_mentions(error(), {"model.safetensors", "model.layers.1.", "LlamaForCausalLM of 1 layers"});
   // The biases of a Qwen2 checkpoint, which a Llama has not.
-  const fs::path qwen = TIERCEL_SOURCE_DIR "/tests/golden/models/qwen2";
-  for (const char* file : {"config.json", "model.safetensors"}) {
-    fs::copy(qwen / file, directory_ / file, fs::copy_options::overwrite_existing);
-    fs::permissions(directory_ / file, fs::perms::owner_write, fs::perm_options::add);
-  }
+  use("qwen2");
   replace_in_config("Qwen2ForCausalLM", "LlamaForCausalLM");
   replace_in_config("\"model_type\": \"qwen2\"", "\"model_type\": \"llama\"");
   expect_mentions(error(), {"model.safetensors", "model.layers.0.self_attn.", "_proj.bias"});
+}
+
+// What is wrong is found within the checkpoint's tensor, of which ours is a part.
+TEST_F(DamagedModel, FusedTensors) {
+  use("phi3_window");  // 2 heads and a KV head of 64 channels, hidden 128, MLP 32
+  const char* gate_up = "model.layers.1.mlp.gate_up_proj.weight";
+  poke(offset_of(gate_up) + 2 * 5000, std::string_view("\xc0\x7f", 2));
+  expect_mentions(error(), {"model.safetensors", gate_up, "element 5000 "});
+  use("phi3_window");
+  replace_in_config("\"intermediate_size\": 32", "\"intermediate_size\": 64");
+  expect_mentions(error(), {"model.layers.0.mlp.gate_up_proj.weight", "[128, 128]", "[64, 128]"});
+  use("phi3_window");
+  replace_in_header("layers.1.self_attn.qkv_proj", "layers.1.self_attn.qkv_pro_");
+  expect_mentions(error(), {"model.layers.1.self_attn.qkv_proj.weight"});
+}
+
+TEST_F(DamagedModel, Fp8) {
+  use("llama_fp8");
+  replace_in_header("layers.1.mlp.up_proj.weight_scale_inv", "layers.1.mlp.up_proj.weight_scale_in_");
+  expect_mentions(error(), {"model.safetensors", "model.layers.1.mlp.up_proj.weight is F8_E4M3", "weight_scale_inv"});
+  use("llama_fp8");
+  const char* tensor = "model.layers.1.mlp.down_proj.weight";
+  poke(offset_of(tensor) + 77, "\xff");  // NaN
+  expect_mentions(error(), {tensor, "element 77 "});
+  use("llama_fp8");
+  const char* scales = "model.layers.0.self_attn.k_proj.weight_scale_inv";
+  poke(offset_of(scales) + 4, std::string_view("\0\0\x80\x7f", 4));  // infinity
+  expect_mentions(error(), {scales, "element 1 "});
+  use("llama_fp8");
+  replace_in_config("48\n", "64\n");  // of a block
+  expect_mentions(error(), {"_proj.weight_scale_inv", "or for each block", "found shape"});
+  use("llama_fp8");
+  replace_in_config("\"quantization_config\"", "\"other\"");
+  expect_mentions(error(), {"_proj.weight", "F8_E4M3", "quantization_config"});
+  use("phi3_fp8");
+  replace_in_header("\"model.layers.0.input_layernorm.weight\"", "\"model.layers.0.input_layernorm.w_ight\"");
+  expect_mentions(error(), {"model.layers.0.input_layernorm.weight"});
 }
 
 TEST_F(DamagedModel, TruncatedFileIsSaid) {

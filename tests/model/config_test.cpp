@@ -122,6 +122,7 @@ TEST(Config, SlidingWindowsFollowTheFamily) {
     expect_refused(json::object(), {"layer_types[1]", "linear_attention"}, qwen);
     qwen.erase("layer_types");
     qwen.erase("sliding_window");
+    qwen["max_position_embeddings"] = 32768;
     EXPECT_EQ(parse(qwen).sliding_window, (Windows{0, 0, 4096, 4096}));
     qwen["sliding_window"] = nullptr;
     EXPECT_EQ(parse(qwen).sliding_window, Windows(4, 0));
@@ -171,7 +172,11 @@ TEST(Config, RefusesBadExtents) {
 
 TEST(Config, RefusesWhatTheEngineDoesNotCompute) {
   expect_refused({{"hidden_act", "gelu"}}, {"hidden_act", "\"silu\"", "\"gelu\""});
-  expect_refused({{"quantization_config", {{"bits", 4}}}}, {"quantization_config", "quantised"});
+  expect_refused({{"quantization_config", {{"bits", 4}}}}, {"quantization_config.quant_method", "no such key"});
+  for (const char* method : {"awq", "gptq", "bitsandbytes"}) {
+    expect_refused({{"quantization_config", {{"quant_method", method}}}},
+                   {"quantization_config.quant_method", "fp8, fbgemm_fp8 or compressed-tensors", "only FP8", method});
+  }
   expect_refused({{"partial_rotary_factor", 0.5}},
                  {"partial_rotary_factor", "0.5", "LlamaForCausalLM rotates all of head_dim"});
   expect_refused({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}},
@@ -241,6 +246,28 @@ TEST(Config, ReadsAGlm) {
     EXPECT_EQ(parse(bare).n_kv_heads, 2);
     EXPECT_EQ(parse(bare).rms_eps, 1.5625e-7);
   }
+}
+
+TEST(Config, ReadsFp8) {
+  EXPECT_FALSE(parse(llama()).fp8.has_value());
+  const auto read = [](const json& quantisation) {
+    return parse_with(llama(), {{"quantization_config", quantisation}}).fp8;
+  };
+  const auto blocks = read({{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}});
+  ASSERT_TRUE(blocks.has_value());
+  EXPECT_EQ(blocks->block_rows, 128);
+  EXPECT_EQ(blocks->block_columns, 64);
+  EXPECT_EQ(read({{"quant_method", "fp8"}, {"activation_scheme", "static"}})->block_rows, 0);
+  EXPECT_EQ(read({{"quant_method", "fbgemm_fp8"}})->block_rows, 0);
+  const auto compressed = [](const json& weights) -> json {
+    return {{"quant_method", "compressed-tensors"}, {"config_groups", {{"group_0", {{"weights", weights}}}}}};
+  };
+  EXPECT_EQ(read(compressed({{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}}))->block_rows, 0);
+  EXPECT_EQ(read(compressed({{"num_bits", 8}, {"type", "float"}, {"block_structure", {32, 128}}}))->block_columns, 128);
+  expect_refused({{"quantization_config", compressed({{"num_bits", 4}, {"type", "int"}})}}, {"weights.type", "only FP8"});
+  expect_refused({{"quantization_config", compressed({{"num_bits", 4}, {"type", "float"}})}}, {"num_bits", "only FP8"});
+  expect_refused({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128}}}}},
+                 {"weight_block_size", "rows and columns"});
 }
 
 // Qwen2.5-1M: attention is what it is elsewhere as far as the first chunk reaches.

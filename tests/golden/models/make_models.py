@@ -228,8 +228,14 @@ MODELS = {
     "glm4_yarn": (
         glm4(tie_word_embeddings=True, rope_parameters={**YARN, "partial_rotary_factor": 0.5}),
         "bf16", {}),
+    # 8-bit floats: a scale for each block (the last ones smaller), row, tensor.
+    "llama_fp8": (llama(num_attention_heads=4, num_key_value_heads=2), "bf16", {"fp8": (32, 48)}),
+    "glm4_fp8": (glm4(tie_word_embeddings=True), "bf16", {"fp8": "channel"}),
+    "phi3_fp8": (phi3(intermediate_size=32, num_key_value_heads=1, tie_word_embeddings=True), "bf16",
+                 {"fp8": "tensor"}),
 }
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32,
+          "f8_e4m3": torch.float8_e4m3fn}
 
 
 def randomise(model, seed):
@@ -257,6 +263,69 @@ def randomise(model, seed):
         else:
             value = noise * 1.4 / math.sqrt(fan_in)
         parameter.data.copy_(value)
+
+
+def blocks_of(rows, columns, scheme):
+    """Rows and columns that share a scale."""
+    return {"channel": (1, columns), "tensor": (rows, columns)}.get(scheme, scheme)
+
+
+def as_fp8(value, scheme):
+    """Codes, and scales [blocks of rows, blocks of columns]; their product is close to the value."""
+    rows, columns = value.shape
+    block_rows, block_columns = blocks_of(rows, columns, scheme)
+    scales = torch.empty(-(-rows // block_rows), -(-columns // block_columns))
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            part = (slice(i * block_rows, (i + 1) * block_rows),
+                    slice(j * block_columns, (j + 1) * block_columns))
+            scales[i, j] = value[part].float().abs().max() / 448
+            codes[part] = (value[part].float() / scales[i, j]).to(torch.float8_e4m3fn)
+    return codes, scales
+
+
+def from_fp8(codes, scales, scheme):
+    block_rows, block_columns = blocks_of(*codes.shape, scheme)
+    wide = scales.repeat_interleave(block_rows, 0).repeat_interleave(block_columns, 1)
+    return codes.float() * wide[: codes.shape[0], : codes.shape[1]]
+
+
+def is_quantised(name):
+    return name.endswith("_proj.weight")
+
+
+def round_to_fp8(model, scheme):
+    """What is left of the weights; returns the tensors that say so."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if is_quantised(name):
+            codes, scales = as_fp8(parameter.data, scheme)
+            parameter.data.copy_(from_fp8(codes, scales, scheme))
+            suffix = "_scale" if isinstance(scheme, str) else "_scale_inv"
+            tensors[name] = codes
+            tensors[name + suffix] = scales.flatten() if scheme == "tensor" else scales
+    return tensors
+
+
+def write_fp8(folder, scheme, tensors):
+    """Puts them in the place of those of the reference."""
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        rest = {name: file.get_tensor(name) for name in file.keys() if not is_quantised(name)}
+    save_file({**rest, **tensors}, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if isinstance(scheme, str):
+        weights = {"num_bits": 8, "type": "float", "strategy": scheme, "symmetric": True}
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    else:
+        config["quantization_config"] = {
+            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+            "weight_block_size": list(scheme)}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def fnv1a(data):
@@ -350,6 +419,7 @@ def make(name, seed):
     torch.manual_seed(seed)
     model = model_class(config)
     randomise(model, seed)
+    fp8 = round_to_fp8(model, options["fp8"]) if "fp8" in options else None
     if options.get("sampling"):
         model.generation_config.update(
             do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.05,
@@ -393,6 +463,8 @@ def make(name, seed):
         {"logits": logits[-16:].contiguous(), "logprobs": logprobs.float().contiguous(),
          "greedy_logits": greedy_logits[1:9].contiguous()},
         folder / "golden.safetensors")
+    if fp8:
+        write_fp8(folder, options["fp8"], fp8)
     golden = {
         "prompt": prompt,
         "greedy": generated,

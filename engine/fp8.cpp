@@ -1,0 +1,90 @@
+#include "engine/fp8.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+std::array<float, 256> all_codes() {
+  std::array<float, 256> values{};
+  for (size_t i = 0; i < values.size(); ++i) values[i] = f8_e4m3_to_float(static_cast<uint8_t>(i));
+  return values;
+}
+
+std::vector<float> floats(const TensorInfo& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.n_elements()));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const std::byte* at = tensor.data + i * size_of(tensor.dtype);
+    if (tensor.dtype == DType::kF32) {
+      std::memcpy(&values[i], at, sizeof(float));
+    } else {
+      uint16_t bits;
+      std::memcpy(&bits, at, sizeof bits);
+      values[i] = tensor.dtype == DType::kF16 ? f16_to_float(bits)
+                                              : static_cast<float>(bf16::from_bits(bits));
+    }
+  }
+  return values;
+}
+
+}  // namespace
+
+Fp8Tensor::Fp8Tensor(const TensorInfo& codes, const TensorInfo& scales, const Fp8Weights& format,
+                     const std::string& file)
+    : codes_(codes) {
+  CHECK(codes.dtype == DType::kF8E4M3 && codes.shape.size() == 2, "{}", codes.name);
+  const int64_t rows = codes.shape[0];
+  columns_ = codes.shape[1];
+  const auto blocks = [](int64_t n, int64_t block) { return (n + block - 1) / block; };
+  std::vector<int64_t> of_blocks;
+  if (format.block_rows > 0) {
+    of_blocks = {blocks(rows, format.block_rows), blocks(columns_, format.block_columns)};
+  }
+  if (!of_blocks.empty() && scales.shape == of_blocks) {
+    block_rows_ = format.block_rows;
+    block_columns_ = format.block_columns;
+    scales_per_row_ = of_blocks[1];
+  } else if (scales.n_elements() == 1) {
+    block_rows_ = std::max<int64_t>(rows, 1);
+  } else if (scales.shape == std::vector<int64_t>{rows} || scales.shape == std::vector<int64_t>{rows, 1}) {
+    block_rows_ = 1;
+  } else {
+    fail("{}: tensor {}: expected a scale for the tensor, for each of its {} rows{}, found shape {}", file,
+         scales.name, rows,
+         of_blocks.empty() ? "" : " or for each block, " + to_string(of_blocks), to_string(scales.shape));
+  }
+  if (block_columns_ == 0) block_columns_ = std::max<int64_t>(columns_, 1);
+  if (scales.dtype == DType::kF8E4M3) {
+    fail("{}: tensor {}: expected scales of dtype BF16, F16 or F32, found {}", file, scales.name,
+         scales.stored_dtype);
+  }
+  scales_ = floats(scales);
+  const auto bad = std::find_if_not(scales_.begin(), scales_.end(), [](float x) { return std::isfinite(x); });
+  if (bad != scales_.end()) {
+    fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
+         "written, fetch it again",
+         file, scales.name, bad - scales_.begin());
+  }
+}
+
+int64_t Fp8Tensor::decode_row(int64_t row, bf16* out) const {
+  static const std::array<float, 256> kValues = all_codes();
+  const float* scales = scales_.data() + row / block_rows_ * scales_per_row_;
+  const std::byte* codes = codes_.data + row * columns_;
+  int64_t overflowed = 0;
+  for (int64_t first = 0, block = 0; first < columns_; first += block_columns_, ++block) {
+    const int64_t end = std::min(first + block_columns_, columns_);
+    for (int64_t i = first; i < end; ++i) {
+      out[i] = bf16(kValues[std::to_integer<size_t>(codes[i])] * scales[block]);
+      overflowed += (out[i].bits & 0x7fffu) == 0x7f80u;
+    }
+  }
+  return overflowed;
+}
+
+}  // namespace tiercel
