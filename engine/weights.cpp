@@ -29,6 +29,15 @@ void check_room(const std::string& model, int64_t n_parameters) {
        format_bytes(bytes), format_bytes(available));
 }
 
+// What quantised checkpoints say of activations and of the KV cache, which are bf16 here, or in a codec of
+// the engine's own.
+bool is_scale_of_activations(std::string_view tensor) {
+  for (const char* end : {".input_scale", ".k_scale", ".v_scale"}) {
+    if (tensor.ends_with(end)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 bool has_eviction_head(const std::string& directory) {
@@ -249,7 +258,7 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   for (const std::string_view name : checkpoint_->names()) {
     if (!name.starts_with("model.layers.") || used.contains(name)) continue;
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
-    if (config.fp8 && name.ends_with(".input_scale")) continue;  // of activations, which stay bf16
+    if (config.fp8 && is_scale_of_activations(name)) continue;
     fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
          "ignored; check config.json, or convert the model to the plain architecture",
          checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);

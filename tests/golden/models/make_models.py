@@ -305,6 +305,11 @@ def round_to_fp8(model, scheme):
             suffix = "_scale" if isinstance(scheme, str) else "_scale_inv"
             tensors[name] = codes
             tensors[name + suffix] = scales.flatten() if scheme == "tensor" else scales
+            if scheme == "tensor":  # of activations and of the KV cache, of no use to bf16
+                tensors[name.replace(".weight", ".input_scale")] = torch.tensor([0.5])
+            if "o_proj" in name and scheme == "tensor":
+                tensors[name.replace("o_proj.weight", "k_scale")] = torch.tensor([0.25])
+                tensors[name.replace("o_proj.weight", "v_scale")] = torch.tensor([0.25])
     return tensors
 
 
