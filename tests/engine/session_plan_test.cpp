@@ -3,6 +3,7 @@
 
 #include "engine/base/check.h"
 #include "engine/session.h"
+#include "engine/session_plan.h"
 #include "tests/engine/recall.h"
 
 namespace tiercel {
@@ -68,6 +69,22 @@ TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   const std::string least = needed(KeyCodec::kInt4);
   EXPECT_NE(least, needed(KeyCodec::kLowRank));
   EXPECT_EQ(least, needed(KeyCodec::kAuto));
+}
+
+// Dual chunk attention (Qwen2.5-1M) is not what this is.
+TEST(SessionPlan, SaysWhereTrainedAttentionEnds) {
+  ModelConfig config = model()->config();
+  config.plain_positions = 2000;
+  PlanRequest request{.config = config, .options = {}};
+  request.n_prompt = 1900;
+  request.n_new = 100;
+  EXPECT_TRUE(make_plan(request).notes.empty());
+  request.n_new = 101;
+  const SessionPlan plan = make_plan(request);
+  ASSERT_EQ(plan.notes.size(), 1u);
+  EXPECT_NE(plan.notes[0].find("behind the first 2000 "), std::string::npos) << plan.notes[0];
+  request.options.strict = true;
+  EXPECT_EQ(kind_of([&] { make_plan(request); }), ErrorKind::kUsage);
 }
 
 TEST(SessionPlan, RefusesContradictions) {
