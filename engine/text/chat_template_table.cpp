@@ -162,54 +162,57 @@ constexpr const char* kTwoRolesAndSystem =
   " }}{%- elif role == 'observation' %}\n<|observation|>\n{{ " words                              \
   " }}{%- endif %}{%- endfor %}\n{% if add_generation_prompt %}<|assistant|>" prompt "{% endif %}"
 
-constexpr ChatStyle phi3(ChatStyle::Skip skips) {
-  return {.family = ChatStyle::kTagged,
-          .close = "<|end|>\n",
-          .tag_open = "<|",
-          .tag_close = "|>\n",
-          .prompt_close = "|>\n",
-          .end_of_turn = "<|end|>",
-          .writes_eos = true,
-          .skips = skips};
-}
-constexpr ChatStyle with_bos(ChatStyle style) {
-  style.writes_bos = true;
+// Messages are open ROLE tag_close WORDS close, and so is the generation prompt as far as it goes.
+constexpr ChatStyle tagged(std::string_view open, std::string_view tag_close, std::string_view close,
+                           std::string_view end_of_turn) {
+  ChatStyle style{.family = ChatStyle::kTagged};
+  style.close = close;
+  style.tag_open = open;
+  style.tag_close = style.prompt_close = tag_close;
+  style.end_of_turn = end_of_turn;
   return style;
 }
-constexpr ChatStyle kPhi3NoSystem{.family = ChatStyle::kTagged,
-                                  .close = "<|end|>\n",
-                                  .tag_open = "<|",
-                                  .tag_close = "|>\n",
-                                  .prompt_close = "|>\n",
-                                  .end_of_turn = "<|end|>",
-                                  .prompts_after_user = true,
-                                  .skips = ChatStyle::kNoSystem};
+constexpr ChatStyle phi3(ChatStyle::Skip skips, bool writes_bos = false) {
+  ChatStyle style = tagged("<|", "|>\n", "<|end|>\n", "<|end|>");
+  style.skips = skips;
+  style.prompts_after_user = skips == ChatStyle::kNoSystem;
+  style.writes_eos = !style.prompts_after_user;
+  style.writes_bos = writes_bos;
+  return style;
+}
 constexpr ChatStyle phi4(bool prompts_after_user) {
-  return {.family = ChatStyle::kTagged,
-          .close = "<|im_end|>",
-          .tag_open = "<|im_start|>",
-          .tag_close = "<|im_sep|>",
-          .prompt_close = "<|im_sep|>",
-          .end_of_turn = "<|im_end|>",
-          .prompts_after_user = prompts_after_user};
+  ChatStyle style = tagged("<|im_start|>", "<|im_sep|>", "<|im_end|>", "<|im_end|>");
+  style.prompts_after_user = prompts_after_user;
+  return style;
 }
 constexpr ChatStyle phi4_mini(bool writes_eos) {
-  return {.family = ChatStyle::kTagged,
-          .close = "<|end|>",
-          .tag_open = "<|",
-          .tag_close = "|>",
-          .prompt_close = "|>",
-          .end_of_turn = "<|end|>",
-          .writes_eos = writes_eos};
+  ChatStyle style = tagged("<|", "|>", "<|end|>", "<|end|>");
+  style.writes_eos = writes_eos;
+  return style;
 }
-constexpr ChatStyle glm(std::string_view prompt_close) {
-  return {.family = ChatStyle::kTagged,
-          .start = "[gMASK]<sop>",
-          .tag_open = "<|",
-          .tag_close = "|>\n",
-          .prompt_close = prompt_close,
-          .end_of_turn = "<|user|>",
-          .skips = ChatStyle::kEmpty};
+constexpr ChatStyle glm(std::string_view start, std::string_view prompt_close) {
+  ChatStyle style = tagged("<|", "|>\n", "", "<|user|>");
+  style.start = start;
+  style.prompt_close = prompt_close;
+  return style;
+}
+constexpr std::string_view kGlmStart = "[gMASK]<sop>";
+constexpr ChatStyle glm4(std::string_view prompt_close) {
+  ChatStyle style = glm(kGlmStart, prompt_close);
+  style.skips = ChatStyle::kEmpty;
+  return style;
+}
+constexpr ChatStyle glm4_0414(ChatStyle::Reasoning reasoning, std::string_view answer_start) {
+  ChatStyle style = glm(kGlmStart, "|>");
+  style.reasoning = reasoning;
+  style.answer_start = answer_start;
+  style.systems_first = true;
+  return style;
+}
+constexpr ChatStyle glm_edge() {
+  ChatStyle style = glm("", "|>");
+  style.always_prompts = true;
+  return style;
 }
 
 constexpr ChatStyle kPlain{.family = ChatStyle::kChatMl};
@@ -366,9 +369,9 @@ constexpr KnownTemplate kKnown[] = {
      phi3(ChatStyle::kEmptySystem)},
     {"Phi-3", PHI3_ANY_ROLE PHI_PROMPT("\\n", PHI_ELSE_EOS), phi3(ChatStyle::kNothing)},
     {"Phi-3", "{{ bos_token }}" PHI3_ANY_ROLE PHI_PROMPT("\\n", PHI_ELSE_EOS),
-     with_bos(phi3(ChatStyle::kNothing))},
-    {"Phi-3 without system", PHI3_NO_SYSTEM, kPhi3NoSystem},
-    {"Phi-3 without system", "{{ bos_token }}" PHI3_NO_SYSTEM, with_bos(kPhi3NoSystem)},
+     phi3(ChatStyle::kNothing, true)},
+    {"Phi-3 without system", PHI3_NO_SYSTEM, phi3(ChatStyle::kNoSystem)},
+    {"Phi-3 without system", "{{ bos_token }}" PHI3_NO_SYSTEM, phi3(ChatStyle::kNoSystem, true)},
     {"Phi-4",
      "{% for message in messages %}{% if (message.role == 'system') %}" PHI4_TURN("system")
      "{% elif (message.role == 'user') %}" PHI4_TURN("user")
@@ -390,37 +393,17 @@ constexpr KnownTemplate kKnown[] = {
      PHI_PROMPT("", ""),
      phi4_mini(false)},
 
-    {"GLM-4", GLM4_ITEMS "{% endif %}", glm("|>")},
-    {"GLM-4", GLM4_ITEMS "\n{% endif %}", glm("|>\n")},
-    {"GLM-4-0414", GLM4_0414("", "content", ""),
-     {.family = ChatStyle::kTagged,
-      .start = "[gMASK]<sop>",
-      .tag_open = "<|",
-      .tag_close = "|>\n",
-      .prompt_close = "|>",
-      .end_of_turn = "<|user|>",
-      .systems_first = true}},
+    {"GLM-4", GLM4_ITEMS "{% endif %}", glm4("|>")},
+    {"GLM-4", GLM4_ITEMS "\n{% endif %}", glm4("|>\n")},
+    {"GLM-4-0414", GLM4_0414("", "content", ""), glm4_0414(ChatStyle::kKept, "")},
     {"GLM-Z1",
      GLM4_0414("{%- set visible = content.split('</think>')[-1].strip() %}", "visible", "\n<think>"),
-     {.family = ChatStyle::kTagged,
-      .reasoning = ChatStyle::kGone,
-      .answer_start = "\n<think>",
-      .start = "[gMASK]<sop>",
-      .tag_open = "<|",
-      .tag_close = "|>\n",
-      .prompt_close = "|>",
-      .end_of_turn = "<|user|>",
-      .systems_first = true}},
+     glm4_0414(ChatStyle::kGone, "\n<think>")},
     {"GLM-Edge",
      "{% for item in messages %}{% if item.role == 'system' %}<|system|>\n{{ item.content }}"
      "{% elif item.role == 'user' %}<|user|>\n{{ item.content }}{% elif item.role == 'assistant' %}"
      "<|assistant|>\n{{ item.content }}{% endif %}{% endfor %}<|assistant|>",
-     {.family = ChatStyle::kTagged,
-      .always_prompts = true,
-      .tag_open = "<|",
-      .tag_close = "|>\n",
-      .prompt_close = "|>",
-      .end_of_turn = "<|user|>"}},
+     glm_edge()},
 };
 
 }  // namespace
