@@ -43,7 +43,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       CHECK(written.find("hello") != written.npos, "{}", chat.name());
     } else {
       const ChatStyle& style = known_templates()[data[0] / 2 % known_templates().size()].style;
-      CHECK(n_tokens(style, text) == n_tokens(style, "hello"), "{}", data[0] / 2);
+      const int64_t n = n_tokens(style, text), usual = n_tokens(style, "hello");
+      // Some leave out a message without words.
+      CHECK(n == usual || (text.empty() && n < usual), "{}: {} for {}", data[0] / 2, n, usual);
     }
   } catch (const Error&) {
   }
