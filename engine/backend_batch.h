@@ -59,7 +59,7 @@ class BackendBatch : public Batch {
   }
   SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                           double slots) const override {
-    return plan_behind_prefix(plan_, prefix, n_prompt, n_new, slots);
+    return plan_behind_prefix(model_->config(), plan_, prefix, n_prompt, n_new, slots);
   }
   SequenceBytes bytes_of(const SessionPlan& sequence) const override {
     return sequence_bytes(request(), sequence);
@@ -236,8 +236,8 @@ class BackendBatch : public Batch {
                  batch.backend_.host, batch.backend_.worker},
                 device, host, batch.workspace_,
                 kv_layout(plan, batch.config_),
-                batch.backend_.rope, batch.model_->attention_scale(), plan.options.exact_exp,
-                prefix) {}
+                plan.long_rope ? batch.backend_.rope : batch.backend_.short_rope,
+                batch.model_->attention_scale(), plan.options.exact_exp, prefix) {}
 
     void embed(BackendBatch& batch, std::span<const int32_t> prompt) {
       prompt_hidden =

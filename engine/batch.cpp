@@ -101,7 +101,7 @@ SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& pl
   return prefix;
 }
 
-SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
+SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
                                int64_t n_new, double slots) {
   CHECK(prefix.is_prefix);
   const int64_t context = prefix.context + n_prompt + n_new;
@@ -109,6 +109,12 @@ SessionPlan plan_behind_prefix(const BatchPlan& plan, const SessionPlan& prefix,
     fail(ErrorKind::kUsage,
          "{} prompt tokens behind {} and {} new ones: the batch was planned for contexts of {} tokens",
          n_prompt, prefix.context, n_new, plan.largest.context);
+  }
+  if (config.rope.is_long(context) != prefix.long_rope) {
+    fail(ErrorKind::kUsage,
+         "{} tokens behind a shared text of {}: in a context of more than {} this model turns all keys "
+         "otherwise (LongRoPE), those of the text too; ask for fewer tokens, or do not share it",
+         n_prompt + n_new, prefix.context, config.rope.original_max_position);
   }
   SessionPlan behind = prefix;
   behind.is_prefix = false;
@@ -127,7 +133,7 @@ int64_t largest_in_batch(const PlanRequest& request, const BatchPlan& plan, int6
     const SessionPlan prefix = plan_prefix_in_batch(request, plan, n_prefix);
     taken = sequence_bytes(request, prefix);
     if (!room_for(plan, taken, 0, 0)) return 0;
-    one = plan_behind_prefix(plan, prefix, n_prompt, n_new, 0);
+    one = plan_behind_prefix(request.config, plan, prefix, n_prompt, n_new, 0);
   } else {
     one = plan_in_batch(request, plan, n_prompt, n_new);
   }

@@ -218,10 +218,13 @@ RopeType rope_type_of(const JsonNode& parameters, const Family& family) {
 // How many of a head's channels turn.
 int64_t read_rotary_dim(const JsonNode& root, const JsonNode& parameters, const Family& family,
                         int64_t head_dim) {
-  auto node = parameters.find("partial_rotary_factor");
-  if (!node) node = root.find("partial_rotary_factor");
-  const double factor = node ? node->number(0, 1)
-                             : (family.partial_rotary_factor > 0 ? family.partial_rotary_factor : 1);
+  constexpr const char* kKey = "partial_rotary_factor";
+  auto node = parameters.find(kKey);
+  if (!node) node = root.find(kKey);
+  // An explicit null is no absent key: the class's own default does not apply.
+  const bool is_absent = !parameters.has(kKey) && !root.has(kKey);
+  double factor = is_absent && family.partial_rotary_factor > 0 ? family.partial_rotary_factor : 1;
+  if (node) factor = node->number(0, 1);
   if (factor == 1) return head_dim;
   if (family.partial_rotary_factor == 0) {
     node->unexpected("1", fmt::format("a {} rotates all of head_dim", family.class_name));

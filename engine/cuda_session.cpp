@@ -145,40 +145,56 @@ Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
   return bytes;
 }
 
+// A rotary table in device memory.
+class DeviceRope {
+ public:
+  DeviceRope(cuda::Stream& stream, const RopeTable& table)
+      : stream_(stream), bytes_(static_cast<int64_t>(table.bytes())), view_(table.view()) {
+    tables_ = static_cast<float*>(cuda::allocate(stream_, bytes_));
+    const float* source = view_.coarse_cos;
+    upload(stream_, source, tables_, bytes_);
+    // The four tables follow each other in memory (RopeTable).
+    for (const float** part :
+         {&view_.coarse_cos, &view_.coarse_sin, &view_.fine_cos, &view_.fine_sin}) {
+      *part = tables_ + (*part - source);
+    }
+    stream_.finish();
+  }
+  ~DeviceRope() { cuda::release(stream_, tables_, bytes_); }
+  DeviceRope(const DeviceRope&) = delete;
+  DeviceRope& operator=(const DeviceRope&) = delete;
+
+  const RopeView& view() const { return view_; }
+
+ private:
+  cuda::Stream& stream_;
+  int64_t bytes_;
+  RopeView view_;
+  float* tables_ = nullptr;
+};
+
 // What a session must own before its stores are made.
 struct CudaQueues {
-  CudaQueues(int device, int n_threads, const LoadedModel& model, const SessionPlan& plan)
+  CudaQueues(int device, int n_threads, const LoadedModel& model, const SessionPlan& plan,
+             const std::optional<RopeTable>& short_table = {})
       : CudaQueues(device, scratch_of(model.config(), plan), model.rope_table(plan)) {
+    if (short_table) short_rope.emplace(stream, *short_table);
     const ModelConfig& config = model.config();
     if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
   }
-  CudaQueues(int device, const Scratch& scratch, RopeTable rope_table)
+  CudaQueues(int device, const Scratch& scratch, const RopeTable& table)
       : stream({.device = device, .scratch_bytes = scratch.device}),
         copy({.device = device, .urgent = true}),
         side({.device = device, .urgent = true, .scratch_bytes = scratch.side}),
         host(stream),
-        table(std::move(rope_table)) {
-    tables = static_cast<float*>(cuda::allocate(stream, static_cast<int64_t>(table.bytes())));
-    const RopeView source = table.view();
-    upload(stream, source.coarse_cos, tables, static_cast<int64_t>(table.bytes()));
-    // The four tables follow each other in memory (RopeTable).
-    rope = source;
-    auto moved = [&](const float* p) { return tables + (p - source.coarse_cos); };
-    rope.coarse_cos = moved(source.coarse_cos);
-    rope.coarse_sin = moved(source.coarse_sin);
-    rope.fine_cos = moved(source.fine_cos);
-    rope.fine_sin = moved(source.fine_sin);
-    stream.finish();
-  }
-  ~CudaQueues() { cuda::release(stream, tables, static_cast<int64_t>(table.bytes())); }
+        rope(stream, table) {}
 
   cuda::Stream stream, copy, side;
   cuda::PinnedMemory host;
-  RopeTable table;
-  float* tables = nullptr;
-  RopeView rope;
+  DeviceRope rope;
+  std::optional<DeviceRope> short_rope;
   std::optional<CpuWorker> worker;
 };
 
@@ -191,7 +207,8 @@ CudaBackend cuda_backend(const LoadedModel& model, CudaQueues& queues, const Wei
           queues.host,
           weights,
           model.weight_bytes(),
-          queues.rope,
+          queues.rope.view(),
+          queues.short_rope ? queues.short_rope->view() : queues.rope.view(),
           "cuda: " + queues.stream.device_name(),
           queues.worker ? &*queues.worker : nullptr};
 }
@@ -227,7 +244,7 @@ class CudaBatch final : private CudaQueues,
  public:
   CudaBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, int device, int n_threads,
             const Weights& weights)
-      : CudaQueues(device, n_threads, *model, plan.largest),
+      : CudaQueues(device, n_threads, *model, plan.largest, model->short_rope_table(plan)),
         BackendBatch(model, plan, cuda_backend(*model, *this, weights)) {}
   ~CudaBatch() override { finish(*this); }
 };

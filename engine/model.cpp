@@ -16,6 +16,14 @@ RopeTable LoadedModel::rope_table(const SessionPlan& plan) const {
   return RopeTable(rope.inv_freq, plan.context, rope.still_scale());
 }
 
+std::optional<RopeTable> LoadedModel::short_rope_table(const BatchPlan& plan) const {
+  if (!plan.largest.long_rope) return std::nullopt;
+  SessionPlan shorter = plan.largest;
+  shorter.context = config_.rope.original_max_position;
+  shorter.long_rope = false;
+  return rope_table(shorter);
+}
+
 float LoadedModel::attention_scale() const {
   // Of a long context and of a short one it is the same.
   const RopeFrequencies rope =

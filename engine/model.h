@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/base/rope.h"
@@ -18,6 +19,8 @@ class LoadedModel : public Model {
   const ModelConfig& config() const final { return config_; }
   int64_t parameter_count() const final { return tiercel::parameter_count(config_); }
   RopeTable rope_table(const SessionPlan& plan) const;
+  // Of sequences of a batch that are shorter than LongRoPE's original context, where others may not be.
+  std::optional<RopeTable> short_rope_table(const BatchPlan& plan) const;
   // Multiplies q . k before softmax. cos and sin are kept pure; the factor that YaRN and LongRoPE put on
   // both lands on the scores, squared.
   float attention_scale() const;

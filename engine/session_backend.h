@@ -21,7 +21,8 @@ struct SessionBackend {
   Host& host;
   const Weights& weights;
   int64_t weight_bytes = 0;
-  RopeView rope;
+  RopeView rope;        // as the plan has it
+  RopeView short_rope;  // of a batch's sequences whose contexts are no long ones; else the same
   std::string description;
   HostWorker* worker = nullptr;  // where the layout has one
 };

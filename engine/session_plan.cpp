@@ -341,7 +341,11 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
     bytes = {decoder.bytes(), decoder.host_bytes()};
   }
   if (cuda) bytes.device += cuda_scratch_bytes(r.config, plan);
-  bytes.device += static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, plan.context));
+  const auto add_rope = [&](int64_t context) {
+    bytes.device += static_cast<int64_t>(RopeTable::bytes(r.config.head_dim / 2, context));
+  };
+  add_rope(plan.context);
+  if (r.n_sequences > 0 && plan.long_rope) add_rope(r.config.rope.original_max_position);
   return bytes;
 }
 

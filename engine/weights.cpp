@@ -231,6 +231,21 @@ void WeightStore::collect(const ModelConfig& config) {
     n_parameters_ += wanted.n_elements();
   }
   check_nothing_ignored(config);
+  check_tied_head(config);
+}
+
+// A head beside a tied embedding is a copy of it, or the model was changed and its configuration not.
+void WeightStore::check_tied_head(const ModelConfig& config) const {
+  const TensorInfo* head = config.tie_word_embeddings ? checkpoint_->find("lm_head.weight") : nullptr;
+  if (head == nullptr) return;
+  const TensorInfo& embedding = checkpoint_->tensor("model.embed_tokens.weight");
+  const bool same = head->dtype == embedding.dtype && head->shape == embedding.shape &&
+                    std::memcmp(head->data, embedding.data, head->bytes) == 0;
+  wont_need(*head);
+  if (same) return;
+  fail("{}: tensor lm_head.weight differs from model.embed_tokens.weight, though config.json has "
+       "tie_word_embeddings true, with which it would be ignored; set that to false to use it",
+       checkpoint_->file_of(head->name));
 }
 
 const TensorInfo& WeightStore::scales_of(const TensorInfo& codes, const ModelConfig& config) const {
@@ -328,7 +343,7 @@ void WeightStore::place() {
     const TensorInfo& tensor = wanted_[i].tensor;
     if (bad[i]) check_finite(wanted_[i]);
     if (overflowed[i] > 0) {
-      fail("{}: tensor {}: {} values are too large for bf16", checkpoint_->file_of(tensor.name),
+      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name),
            tensor.name, overflowed[i]);
     }
     *wanted_[i].target = offset[i] >= 0 ? block_ + offset[i]

@@ -3,8 +3,9 @@
 // Loading checks everything: each tensor's presence, type and shape, that no tensor of a layer is left
 // over, and that every value is finite (a NaN weight would silently become a NaN answer). Small
 // checkpoints, f16 and f32 ones are copied into aligned memory; a large bf16 checkpoint is used where it
-// is mapped. Matrices of 8-bit floats are decoded. Heads whose pairs of channels lie otherwise than the engine turns them (interleaved, or a
-// part of the head) are copied in its order: scores only see that queries and keys agree on one.
+// is mapped. Matrices of 8-bit floats are decoded. Heads whose pairs of channels lie otherwise than the
+// engine turns them (interleaved, or a part of the head) are copied in its order: scores only see that
+// queries and keys agree on one.
 #pragma once
 
 #include <cstdint>
@@ -100,6 +101,7 @@ class WeightStore {
   void collect(const ModelConfig& config);
   const TensorInfo& scales_of(const TensorInfo& codes, const ModelConfig& config) const;
   void check_nothing_ignored(const ModelConfig& config) const;
+  void check_tied_head(const ModelConfig& config) const;
   void check_finite(const Wanted& wanted) const;
   int64_t copy_rows(const Wanted& wanted, bf16* out) const;
   void place();

@@ -157,6 +157,11 @@ TEST_F(DamagedModel, Fp8) {
   expect_mentions(error(), {"model.layers.0.input_layernorm.weight"});
 }
 
+TEST_F(DamagedModel, AHeadThatIsNotTheEmbeddingIsSaid) {
+  replace_in_config("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+  expect_mentions(error(), {"model.safetensors", "lm_head.weight", "tie_word_embeddings"});
+}
+
 TEST_F(DamagedModel, TruncatedFileIsSaid) {
   const fs::path file = directory_ / "model.safetensors";
   fs::resize_file(file, fs::file_size(file) - 1);

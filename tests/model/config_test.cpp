@@ -241,6 +241,7 @@ TEST(Config, ReadsAGlm) {
     EXPECT_EQ(config.post_norms, is_glm4);
     EXPECT_FALSE(parse_with(base, {{"attention_bias", false}}).qkv_bias);
     EXPECT_EQ(parse_with(base, {{"partial_rotary_factor", 1.0}}).rope.rotary_dim, 128);
+    EXPECT_EQ(parse_with(base, {{"partial_rotary_factor", nullptr}}).rope.rotary_dim, 128);
     json bare = base;
     for (const char* key : {"num_key_value_heads", "rms_norm_eps"}) bare.erase(key);
     EXPECT_EQ(parse(bare).n_kv_heads, 2);
