@@ -1,6 +1,5 @@
 #include "cpu/elementwise.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -79,21 +78,20 @@ void rope_append(Queue& queue, const RopeAppendParams& p) {
   for_ranges(queue, p.n_tokens, token_bytes, [&](int64_t first, int64_t end) {
     alignas(64) float cosines[kMaxRopeHalf];
     alignas(64) float sines[kMaxRopeHalf];
-    alignas(64) float q_cosines[kMaxRopeHalf];
     for (int64_t t = first; t < end; ++t) {
       rope_angles(level, p.rope, p.first_position + later + t, cosines, sines);
-      std::copy_n(cosines, half, q_cosines);
-      for (int64_t i = p.rope.n_turning; i < half; ++i) q_cosines[i] *= p.rope.still_scale;
-      uint16_t* q = bits(p.q) + t * p.n_heads * d;
-      for (int64_t h = 0; h < p.n_heads; ++h) {
-        level.rotate(q + h * d, bits(p.q_norm), p.eps, q_cosines, sines, half, q + h * d);
-      }
       const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
       const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;
       for (int64_t j = 0; j < p.n_kv_heads; ++j) {
         const int64_t row = j * p.head_stride + (p.first_row + later + t) * d;
         level.rotate(k + j * d, bits(p.k_norm), p.eps, cosines, sines, half, bits(p.keys) + row);
         std::memcpy(bits(p.values) + row, v + j * d, static_cast<size_t>(d) * sizeof(uint16_t));
+      }
+      // Keys are done: from here on the angles are the queries'.
+      for (int64_t i = p.rope.n_turning; i < half; ++i) cosines[i] *= p.rope.still_scale;
+      uint16_t* q = bits(p.q) + t * p.n_heads * d;
+      for (int64_t h = 0; h < p.n_heads; ++h) {
+        level.rotate(q + h * d, bits(p.q_norm), p.eps, cosines, sines, half, q + h * d);
       }
     }
   });

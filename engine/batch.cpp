@@ -101,8 +101,9 @@ SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& pl
   return prefix;
 }
 
-SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan, const SessionPlan& prefix, int64_t n_prompt,
-                               int64_t n_new, double slots) {
+SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan,
+                               const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
+                               double slots) {
   CHECK(prefix.is_prefix);
   const int64_t context = prefix.context + n_prompt + n_new;
   if (context > plan.largest.context) {

@@ -273,8 +273,6 @@ RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig
         .unexpected("a number above 1", "RoPE wavelengths must grow with the channel");
   }
   rope.rotary_dim = read_rotary_dim(root, parameters, family, config.head_dim);
-  rope.interleaved =
-      family.architecture == Architecture::kGlm || family.architecture == Architecture::kGlm4;
   rope.type = rope_type_of(parameters, family);
   if (rope.type == RopeType::kDefault) return rope;
 
@@ -460,6 +458,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
     case Architecture::kPhi3: config.fused_qkv = config.fused_gate_up = true; break;
     case Architecture::kGlm4: config.post_norms = true; [[fallthrough]];
     case Architecture::kGlm:
+      config.rope.interleaved = true;
       config.qkv_bias = boolean_or(root, "attention_bias", true);
       config.fused_gate_up = true;
       break;

@@ -39,38 +39,38 @@ class CpuModel final : public LoadedModel {
 
 using CpuBackend = SessionBackend<cpu::Queue, cpu::Queue>;
 
+// Comes before what reads its tables from the start.
+struct RopeOwner {
+  RopeTable rope;
+  std::optional<RopeTable> short_rope = {};  // where it is another one
+};
+
 CpuBackend cpu_backend(const LoadedModel& model, cpu::Queue& queue, const Weights& weights,
-                       const RopeTable& rope, const RopeTable& short_rope) {
+                       const RopeOwner& tables) {
   return {queue,
           queue,
           queue,
           queue,
           weights,
           model.weight_bytes(),
-          rope.view(),
-          short_rope.view(),
+          tables.rope.view(),
+          (tables.short_rope ? *tables.short_rope : tables.rope).view(),
           fmt::format("cpu: {}, {} threads", cpu::name_of(queue.isa()), queue.n_workers())};
 }
 
-// The rope tables come first: what follows reads them from the start.
-struct RopeOwner {
-  RopeTable rope;
-  std::optional<RopeTable> only_short = {};
-  const RopeTable& short_rope() const { return only_short ? *only_short : rope; }
-};
 class CpuSession final : private RopeOwner, public BackendSession<cpu::Queue, cpu::Queue> {
  public:
   CpuSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, cpu::Queue& queue,
              const Weights& weights)
       : RopeOwner{model->rope_table(plan)},
-        BackendSession(model, plan, cpu_backend(*model, queue, weights, rope, rope)) {}
+        BackendSession(model, plan, cpu_backend(*model, queue, weights, *this)) {}
 };
 class CpuBatch final : private RopeOwner, public BackendBatch<cpu::Queue, cpu::Queue> {
  public:
   CpuBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, cpu::Queue& queue,
            const Weights& weights)
       : RopeOwner{model->rope_table(plan.largest), model->short_rope_table(plan)},
-        BackendBatch(model, plan, cpu_backend(*model, queue, weights, rope, short_rope())) {}
+        BackendBatch(model, plan, cpu_backend(*model, queue, weights, *this)) {}
 };
 
 std::unique_ptr<Session> CpuModel::open_session(std::shared_ptr<LoadedModel> self,

@@ -22,8 +22,8 @@ struct Fp8Weights {
 class Fp8Tensor {
  public:
   // codes: [rows][columns]. scales: one, [rows], [rows][1], or [rows / block][columns / block], rounded
-  // up; bf16, f16 or f32. Both must outlive this. Errors, which name `file`: any other shape of the
-  // scales, one that is not finite.
+  // up; bf16, f16 or f32. The codes must outlive this. Errors, which name `file`: any other shape or
+  // dtype of the scales.
   Fp8Tensor(const TensorInfo& codes, const TensorInfo& scales, const Fp8Weights& format,
             const std::string& file);
 

@@ -182,6 +182,7 @@ std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
   store->collect(config);
   if (use == WeightsUse::kEveryToken) check_room(directory, store->n_parameters_);
   store->checkpoint_->will_need();
+  store->check_tied_head(config);  // which reads both
   CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
         store->n_parameters_, parameter_count(config));
   store->place();
@@ -227,11 +228,11 @@ void WeightStore::collect(const ModelConfig& config) {
       const TensorInfo& scales = scales_of(whole, config);
       ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
       ours.scale_name = scales.name;
+      check_finite(scales, 0);
     }
     n_parameters_ += wanted.n_elements();
   }
   check_nothing_ignored(config);
-  check_tied_head(config);
 }
 
 // A head beside a tied embedding is a copy of it, or the model was changed and its configuration not.
@@ -280,13 +281,13 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   }
 }
 
-void WeightStore::check_finite(const Wanted& wanted) const {
-  const std::optional<int64_t> bad = find_non_finite(wanted.tensor);
+// first_element: of its tensor in the checkpoint.
+void WeightStore::check_finite(const TensorInfo& tensor, int64_t first_element) const {
+  const std::optional<int64_t> bad = find_non_finite(tensor);
   if (!bad) return;
   fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
        "written, fetch it again",
-       checkpoint_->file_of(wanted.tensor.name), wanted.tensor.name,
-       wanted.first_row * wanted.row_elements() + *bad);
+       checkpoint_->file_of(tensor.name), tensor.name, first_element + *bad);
 }
 
 // As to_bf16: decoded, and with the channels of heads in the engine's order.
@@ -341,7 +342,7 @@ void WeightStore::place() {
   });
   for (size_t i = 0; i < wanted_.size(); ++i) {
     const TensorInfo& tensor = wanted_[i].tensor;
-    if (bad[i]) check_finite(wanted_[i]);
+    if (bad[i]) check_finite(tensor, wanted_[i].first_row * wanted_[i].row_elements());
     if (overflowed[i] > 0) {
       fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name),
            tensor.name, overflowed[i]);

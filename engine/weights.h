@@ -102,7 +102,7 @@ class WeightStore {
   const TensorInfo& scales_of(const TensorInfo& codes, const ModelConfig& config) const;
   void check_nothing_ignored(const ModelConfig& config) const;
   void check_tied_head(const ModelConfig& config) const;
-  void check_finite(const Wanted& wanted) const;
+  void check_finite(const TensorInfo& tensor, int64_t first_element) const;
   int64_t copy_rows(const Wanted& wanted, bf16* out) const;
   void place();
 

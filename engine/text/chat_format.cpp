@@ -246,11 +246,8 @@ void tagged_prompt(const ChatStyle& style, Writer& out) {
 }
 // A user's words as a template that drops what was thought has them, too.
 std::string tagged_words(const ChatStyle& style, std::string_view words) {
-  if (style.reasoning != ChatStyle::kGone) return std::string(words);
-  if (const size_t last = words.rfind(kEndThink); last != std::string_view::npos) {
-    words.remove_prefix(last + kEndThink.size());
-  }
-  return strip(words);
+  return style.reasoning == ChatStyle::kGone ? strip(without_reasoning(words).content)
+                                             : std::string(words);
 }
 
 void write_tagged(const ChatStyle& style, const ChatSettings& settings,

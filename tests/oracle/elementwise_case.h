@@ -185,13 +185,17 @@ struct ElementwiseUnderTest {
                          .eps = 1e-5f};
       rms_norm(p);
       const double tolerance = kBf16Unit + (std::sqrt(static_cast<double>(width)) + 8) * 0x1p-23;
+      std::vector<double> normed;
       for (int64_t row = 0; row < n_rows; ++row) {
         const double scale = norm_scale(x.data() + row * width, width, 1e-5f);
         for (int64_t i = 0; i < width; ++i) {
           const auto at = static_cast<size_t>(row * width + i);
-          const double want = value_of(x[at]) * scale * value_of(weight[static_cast<size_t>(i)]);
-          ASSERT_NEAR(value_of(out[at]), want, tolerance * std::abs(want) + 1e-38) << width;
+          normed.push_back(value_of(x[at]) * scale * value_of(weight[static_cast<size_t>(i)]));
         }
+      }
+      for (size_t at = 0; at < normed.size(); ++at) {
+        const double want = normed[at];
+        ASSERT_NEAR(value_of(out[at]), want, tolerance * std::abs(want) + 1e-38) << width;
       }
       // Added to what is there: one rounding, of the sum.
       const Memory<bf16> before = random_rows<Memory>(random, n_rows * width, 3);
@@ -200,17 +204,12 @@ struct ElementwiseUnderTest {
       adding.out = sum.data();
       adding.added = sum.data();
       rms_norm(adding);
-      for (int64_t row = 0; row < n_rows; ++row) {
-        const double scale = norm_scale(x.data() + row * width, width, 1e-5f);
-        for (int64_t i = 0; i < width; ++i) {
-          const auto at = static_cast<size_t>(row * width + i);
-          const double normed = value_of(x[at]) * scale * value_of(weight[static_cast<size_t>(i)]);
-          const double want = value_of(before[at]) + normed;
-          ASSERT_NEAR(value_of(sum[at]), want,
-                      (kBf16Unit + 0x1p-22) * std::abs(want) +
-                          (tolerance - kBf16Unit) * std::abs(normed) + 1e-38)
-              << width;
-        }
+      for (size_t at = 0; at < normed.size(); ++at) {
+        const double want = value_of(before[at]) + normed[at];
+        ASSERT_NEAR(value_of(sum[at]), want,
+                    (kBf16Unit + 0x1p-22) * std::abs(want) +
+                        (tolerance - kBf16Unit) * std::abs(normed[at]) + 1e-38)
+            << width;
       }
       NormParams in_place = p;
       in_place.out = x.data();
