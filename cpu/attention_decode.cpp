@@ -52,6 +52,25 @@ float* partial_at(const DecodeAttendParams& p, int64_t head, int64_t slot) {
   return p.workspace + (head * kMaxDecodeRanges * kMaxDecodeSources + slot) * (p.head_dim + 2);
 }
 
+// A block, tokens begin .. end - 1, of which queries have several views.
+template <typename PackView>
+void attend_by_view(const DecodeKernel& kernel, const DecodeBlock& whole, const SourceRows& rows,
+                    const QueryViews& views, int64_t begin, int64_t end, PackView&& pack_view) {
+  int64_t offsets[2 * kDecodeBlock];
+  for (int64_t token = begin; token < end;) {
+    const auto run = rows.view_run(token, end, views);
+    pack_view(run.view);
+    DecodeBlock block = whole;
+    block.score.n_rows = static_cast<int32_t>(run.end - token);
+    rows.fill(token, run.end, 2 * kDecodeBlock, offsets);
+    block.score.offsets = offsets;
+    block.score.prefetch_rows = 0;
+    if (whole.bias != nullptr) block.bias = whole.bias + (token - begin);
+    kernel.attend_block(block);
+    token = run.end;
+  }
+}
+
 // One item: the partials of all heads of a group over one range of tokens.
 void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const Range& range,
                   const Worker& worker) {
@@ -72,8 +91,14 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
   int64_t* offsets = scratch.take<int64_t>(2 * kDecodeBlock);
   float* bias = scratch.take<float>(kDecodeBlock);
 
-  block.score.query_bytes = pack_queries(kernel, p.q + int64_t{range.kv_head} * group * p.head_dim,
-                                         group, p.head_dim, queries);
+  const bf16* group_q = p.q + int64_t{range.kv_head} * group * p.head_dim;
+  int64_t packed = -1;  // the view
+  const auto pack_view = [&](int64_t view) {
+    if (view == packed) return;
+    block.score.query_bytes =
+        pack_queries(kernel, group_q + view * p.views.stride, group, p.head_dim, queries);
+    packed = view;
+  };
   std::fill(block.out, block.out + n_heads * width, 0.0f);
   std::fill(block.max, block.max + n_heads, kEmptyMax);
   std::fill(block.sum, block.sum + n_heads, 0.0f);
@@ -99,9 +124,16 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
     // This block and the next one: what was next is this now.
     std::copy(offsets + step, offsets + 2 * step, offsets);
     if (token + step < range.end) rows.fill(token + step, range.end, step, offsets + step);
-    block.score.n_rows = static_cast<int32_t>(std::min(step, range.end - token));
-    if (rows.has_bias()) rows.fill_bias(token, token + block.score.n_rows, bias);
-    kernel.attend_block(block);
+    const int64_t end = std::min(token + step, range.end);
+    if (rows.has_bias()) rows.fill_bias(token, end, bias);
+    const auto run = rows.view_run(token, end, p.views);
+    pack_view(run.view);
+    block.score.n_rows = static_cast<int32_t>(run.end - token);
+    if (run.end == end) {
+      kernel.attend_block(block);
+    } else {
+      attend_by_view(kernel, block, rows, p.views, token, end, pack_view);
+    }
   }
 
   for (int32_t h = 0; h < group; ++h) {

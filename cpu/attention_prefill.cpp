@@ -117,6 +117,7 @@ struct Buffers {
 // The queries of one item, and the list of keys that any of them may see:
 //   index u in [0, n_chunk_keys)          row u of the chosen chunks, one after the other
 //   index u in [n_chunk_keys, n_keys)     position local_begin + u - n_chunk_keys
+// Of a part that all queries come behind, each of them sees the whole list.
 struct Item {
   int64_t first_token = 0, n_tokens = 0;
   int64_t kv_head = 0;
@@ -130,7 +131,8 @@ struct Item {
   }
   // Query t sees the keys [begin, end) of the list.
   int64_t end(const PrefillAttendParams& p, int64_t t) const {
-    return n_chunk_keys + position(p, t) - local_begin + 1;
+    const int64_t end = p.part.end > 0 ? p.part.end : position(p, t) + 1;
+    return n_chunk_keys + std::max<int64_t>(0, end - local_begin);
   }
   int64_t begin(const PrefillAttendParams& p, int64_t t) const {
     return p.window == 0 ? 0 : std::max<int64_t>(0, position(p, t) - p.window + 1 - local_begin);
@@ -140,6 +142,20 @@ struct Item {
     return int64_t{ids[u / p.chunk_tokens]} * p.chunk_tokens + u % p.chunk_tokens;
   }
 };
+
+// Leaves of an item's list what is in the part in hand.
+void clip_to_part(const PrefillAttendParams& p, Item& item) {
+  item.local_begin = std::max(item.local_begin, p.part.begin);
+  const auto n_chunks = p.block_tokens > 0 ? item.n_chunk_keys / p.chunk_tokens : 0;
+  const auto chunks_before = [&](int64_t position) {
+    return std::lower_bound(item.ids, item.ids + n_chunks, position / p.chunk_tokens) - item.ids;
+  };
+  if (n_chunks == 0) return;
+  const int64_t first = chunks_before(p.part.begin);
+  const int64_t end = p.part.end > 0 ? chunks_before(p.part.end) : n_chunks;
+  item.ids += first;
+  item.n_chunk_keys = (end - first) * p.chunk_tokens;
+}
 
 // Item i of the work list; the last queries, which see most, come first. No queries: n_tokens <= 0.
 Item make_item(const PrefillAttendParams& p, const Plan& plan, int64_t i) {
@@ -171,6 +187,7 @@ Item make_item(const PrefillAttendParams& p, const Plan& plan, int64_t i) {
     item.local_begin =
         std::max<int64_t>(0, item.position(p, 0) - p.window + 1) / kKeyBlock * kKeyBlock;
   }
+  if (p.part.state != nullptr) clip_to_part(p, item);
   item.n_keys = item.end(p, item.n_tokens - 1);
   return item;
 }
@@ -289,12 +306,58 @@ int64_t store_rows(const PrefillAttendParams& p, const Plan& plan, const Kernel&
         reinterpret_cast<uint16_t*>(p.out) + (item.first_token * p.n_heads + head) * p.head_dim;
     kernel.store(store);
     for (int64_t t = 0; t < item.n_tokens; ++t) {
-      if (b.failed[t] == 0) continue;
+      if (b.failed[t] == 0 || p.part.state != nullptr) continue;
       attend_row_exactly(p, item, t, head);
       ++n_rescued;
     }
   }
   return n_rescued;
+}
+
+// Calls each(row of the item, its place in PrefillPart::state) for rows of queries.
+template <typename Each>
+void for_each_row(const PrefillAttendParams& p, const Plan& plan, const Item& item, Each&& each) {
+  for (int64_t g = 0; g < plan.group; ++g) {
+    for (int64_t t = 0; t < item.n_tokens; ++t) {
+      each(g * plan.rows_per_head + t,
+           (item.first_token + t) * p.n_heads + item.kv_head * plan.group + g);
+    }
+  }
+}
+
+// PrefillPart::state, as kernels have it: references, sums, out.
+struct PartState {
+  PartState(const PrefillAttendParams& p, const Plan& plan)
+      : n(p.n_tokens * p.n_heads),
+        stride(prefill_state_floats(1, 1, p.head_dim) - 2),
+        row_bytes(static_cast<size_t>(plan.padded_dim) * sizeof(float)),
+        reference(p.part.state),
+        sum(reference + n),
+        out(sum + n) {
+    DCHECK(plan.padded_dim <= stride);
+  }
+
+  int64_t n, stride;
+  size_t row_bytes;
+  float *reference, *sum, *out;
+};
+
+void load_state(const PrefillAttendParams& p, const Plan& plan, const Item& item, const Buffers& b) {
+  const PartState state(p, plan);
+  for_each_row(p, plan, item, [&](int64_t row, int64_t place) {
+    b.reference[row] = state.reference[place];
+    b.sum[row] = state.sum[place];
+    std::memcpy(b.out + row * plan.padded_dim, state.out + place * state.stride, state.row_bytes);
+  });
+}
+
+void save_state(const PrefillAttendParams& p, const Plan& plan, const Item& item, const Buffers& b) {
+  const PartState state(p, plan);
+  for_each_row(p, plan, item, [&](int64_t row, int64_t place) {
+    state.reference[place] = b.reference[row];
+    state.sum[place] = b.sum[row];
+    std::memcpy(state.out + place * state.stride, b.out + row * plan.padded_dim, state.row_bytes);
+  });
 }
 
 int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
@@ -303,6 +366,7 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
   std::memset(b.out, 0, static_cast<size_t>(plan.n_rows * plan.padded_dim) * 4);
   std::fill_n(b.sum, plan.n_rows, 0.0f);
   std::fill_n(b.reference, plan.n_rows, -std::numeric_limits<float>::infinity());
+  if (p.part.state != nullptr && !p.part.is_first) load_state(p, plan, item, b);
   for (int64_t first = 0; first < item.n_keys; first += plan.superblock_keys) {
     const int64_t n_keys = std::min(plan.superblock_keys, item.n_keys - first);
     const int64_t n_staged = round_up(n_keys, kKeyMultiple);
@@ -336,7 +400,9 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
                    .bias = p.bias == nullptr ? nullptr : b.bias,
                    .buffer = b.kernel_buffer});
   }
-  return store_rows(p, plan, kernel, item, b);
+  if (p.part.is_last) return store_rows(p, plan, kernel, item, b);
+  save_state(p, plan, item, b);
+  return 0;
 }
 
 void check_params(const PrefillAttendParams& p) {
@@ -347,6 +413,8 @@ void check_params(const PrefillAttendParams& p) {
   CHECK(p.first_position >= 0 && p.window >= 0, "position {}, window {}", p.first_position,
         p.window);
   CHECK(p.block_tokens == 0 || p.window == 0, "blocks with a window of {}", p.window);
+  CHECK(p.part.state == nullptr || (p.window == 0 && p.part.end <= p.first_position),
+        "a part up to {}, queries from {} on, window {}", p.part.end, p.first_position, p.window);
   CHECK(p.block_tokens == 0 ||
             (p.local_begin != nullptr && p.chunk_counts != nullptr && p.chunk_tokens > 0),
         "blocks of {} without chunks of {}", p.block_tokens, p.chunk_tokens);

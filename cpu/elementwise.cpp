@@ -65,6 +65,33 @@ void swiglu(Queue& queue, const SwigluParams& p) {
   });
 }
 
+namespace {
+
+// The queries of token t, turned by angles that are theirs.
+void turn_queries(const ElementwiseLevel& level, const RopeAppendParams& p, int64_t t,
+                  const float* cosines, const float* sines, bf16* target) {
+  const int64_t row = t * p.n_heads * p.head_dim;
+  const uint16_t* q = bits(p.q) + row;
+  uint16_t* turned = bits(target) + row;
+  for (int64_t h = 0; h < p.n_heads; ++h, q += p.head_dim, turned += p.head_dim) {
+    level.rotate(q, bits(p.q_norm), p.eps, cosines, sines, p.rope.half, turned);
+  }
+}
+
+void append_key(const ElementwiseLevel& level, const RopeAppendParams& p, int64_t t, int64_t row,
+                const float* cosines, const float* sines) {
+  const int64_t d = p.head_dim;
+  const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
+  const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;
+  for (int64_t j = 0; j < p.n_kv_heads; ++j) {
+    const int64_t at = j * p.head_stride + row * d;
+    level.rotate(k + j * d, bits(p.k_norm), p.eps, cosines, sines, p.rope.half, bits(p.keys) + at);
+    std::memcpy(bits(p.values) + at, v + j * d, static_cast<size_t>(d) * sizeof(uint16_t));
+  }
+}
+
+}  // namespace
+
 void rope_append(Queue& queue, const RopeAppendParams& p) {
   const int64_t later = p.later != nullptr ? *p.later : 0;
   CHECK(p.head_dim == 2 * p.rope.half, "head dimension {}, table for {}", p.head_dim,
@@ -73,25 +100,28 @@ void rope_append(Queue& queue, const RopeAppendParams& p) {
         "positions {} to {}, table for {}", p.first_position, p.first_position + p.n_tokens,
         kRopeFine * p.rope.n_coarse);
   const ElementwiseLevel& level = elementwise_level(queue.isa());
-  const int64_t d = p.head_dim, half = p.rope.half;
-  const int64_t token_bytes = 4 * d * (p.n_heads + 2 * p.n_kv_heads);
+  const int64_t n_queries = p.n_heads * std::max(p.n_views, 1);
+  const int64_t token_bytes = 4 * p.head_dim * (n_queries + 2 * p.n_kv_heads);
   for_ranges(queue, p.n_tokens, token_bytes, [&](int64_t first, int64_t end) {
     alignas(64) float cosines[kMaxRopeHalf];
     alignas(64) float sines[kMaxRopeHalf];
+    const auto scale_still = [&] {  // of queries; keys are done
+      for (int64_t i = p.rope.n_turning; i < p.rope.half; ++i) cosines[i] *= p.rope.still_scale;
+    };
     for (int64_t t = first; t < end; ++t) {
-      rope_angles(level, p.rope, p.first_position + later + t, cosines, sines);
-      const uint16_t* k = bits(p.k) + t * p.n_kv_heads * d;
-      const uint16_t* v = bits(p.v) + t * p.n_kv_heads * d;
-      for (int64_t j = 0; j < p.n_kv_heads; ++j) {
-        const int64_t row = j * p.head_stride + (p.first_row + later + t) * d;
-        level.rotate(k + j * d, bits(p.k_norm), p.eps, cosines, sines, half, bits(p.keys) + row);
-        std::memcpy(bits(p.values) + row, v + j * d, static_cast<size_t>(d) * sizeof(uint16_t));
+      const int64_t position = p.first_position + later + t;
+      rope_angles(level, p.rope, position, cosines, sines);
+      if (p.k != nullptr) append_key(level, p, t, p.first_row + later + t, cosines, sines);
+      if (p.q == nullptr) continue;
+      if (p.n_views == 0) {
+        scale_still();
+        turn_queries(level, p, t, cosines, sines, p.q);
       }
-      // Keys are done: from here on the angles are the queries'.
-      for (int64_t i = p.rope.n_turning; i < half; ++i) cosines[i] *= p.rope.still_scale;
-      uint16_t* q = bits(p.q) + t * p.n_heads * d;
-      for (int64_t h = 0; h < p.n_heads; ++h) {
-        level.rotate(q + h * d, bits(p.q_norm), p.eps, cosines, sines, half, q + h * d);
+      for (int32_t i = 0; i < p.n_views; ++i) {
+        const int64_t limit = p.spans.limit_of(p.first_span + i);
+        rope_angles(level, p.rope, std::min(position, limit), cosines, sines);
+        scale_still();
+        turn_queries(level, p, t, cosines, sines, p.views + i * p.view_stride);
       }
     }
   });

@@ -237,6 +237,9 @@ void check(const SelectParams& p) {
         "chunks {} to {}", p.first_chunk, p.end_chunk);
   CHECK(p.scope == SelectScope::kKvHead || p.excluded == nullptr, "exclusions are per KV head");
   CHECK(p.top_p == 0 || p.group != GroupScore::kMax, "the sum of maxima is not known");
+  CHECK(p.views.n == 1 || (p.blocks == nullptr && p.chunk_tokens > 0 &&
+                           p.views.span_tokens % (8 * p.chunk_tokens) == 0),
+        "{} views of spans of {}, chunks of {}", p.views.n, p.views.span_tokens, p.chunk_tokens);
   CHECK(p.blocks == nullptr || (p.block_counts != nullptr && p.block_chunks > 0), "blocks of {}",
         p.block_chunks);
   CHECK(p.max_misses < 0 ||
@@ -249,7 +252,7 @@ bool have_same_candidates(const SelectParams& a, const SelectParams& b) {
          a.first_chunk == b.first_chunk && a.end_chunk == b.end_chunk && a.k == b.k &&
          a.blocks == nullptr && b.blocks == nullptr && a.n_heads == b.n_heads &&
          a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim && a.group == b.group &&
-         a.scope == b.scope;
+         a.scope == b.scope && a.views.n == b.views.n && a.views.span_tokens == b.views.span_tokens;
 }
 
 // With the same candidates, of which there are some.

@@ -30,6 +30,8 @@ void select_and_map(Queue& queue, const SelectParams& select, const MapSlotsPara
 // that compete (sinks do not). k is at most max_prefill_chunks(n_heads / n_kv_heads).
 void select_prefill_chunks(Queue& queue, const PrefillSelectParams& params);
 
+void mean_queries(Queue& queue, const MeanQueriesParams& params);
+
 // The lists of one block's heads have to fit a worker's scratch memory.
 constexpr int64_t max_prefill_chunks(int64_t group) {
   return static_cast<int64_t>(kScratchBytes / 2) / (8 * 4 * group);

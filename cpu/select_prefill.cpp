@@ -68,7 +68,6 @@ class BlockSelection {
       any = any || !takes_all(b);
     }
     if (any) {
-      pack_means();
       prepare();
       scan(last);
     }
@@ -83,27 +82,33 @@ class BlockSelection {
   bool takes_all(int64_t b) const { return chunks_before(b) <= p_.sink_chunks + p_.k || p_.k == 0; }
 
   // Mean queries, rounded to bf16, into the kernel's layout. Query b * group + h.
-  void pack_means() {
+  void pack_means(int64_t view) {
     const int64_t d = p_.head_dim;
-    const int64_t bytes = n_padded_ * d * (kernel_.bf16_query ? 2 : 4);
-    queries_ = scratch_.take<char>(bytes);
-    std::memset(queries_, 0, static_cast<size_t>(bytes));
-    uint16_t* mean = scratch_.take<uint16_t>(group_ * d);
-    MeanRows rows{};
-    rows.means = mean;
-    rows.n_chunks = 1;
-    rows.row_stride = p_.n_heads * d;
-    rows.head_dim = static_cast<int32_t>(group_ * d);
     for (int64_t b = 0; b < n_blocks_; ++b) {
-      const int64_t begin = (first_block_ + b) * p_.block_tokens;
-      const int64_t end = std::min(begin + p_.block_tokens, p_.n_tokens);
-      rows.rows = bits(p_.q + (begin * p_.n_heads + kv_head_ * group_) * d);
-      rows.chunk_tokens = static_cast<int32_t>(end - begin);
-      mean_.mean_rows(rows);
+      const uint16_t* mean = mean_of_block(b, view);
       for (int64_t h = 0; h < group_; ++h) {
         for (int64_t i = 0; i < d; ++i) put(b * group_ + h, i, mean[h * d + i]);
       }
     }
+  }
+
+  // [group][head_dim]
+  const uint16_t* mean_of_block(int64_t b, int64_t view) {
+    const int64_t d = p_.head_dim, block = first_block_ + b;
+    if (p_.means != nullptr) {
+      return bits(p_.means + view * p_.views.stride + (block * p_.n_heads + kv_head_ * group_) * d);
+    }
+    const int64_t begin = block * p_.block_tokens;
+    const int64_t end = std::min(begin + p_.block_tokens, p_.n_tokens);
+    MeanRows rows{};
+    rows.means = mean_row_;
+    rows.n_chunks = 1;
+    rows.row_stride = p_.n_heads * d;
+    rows.head_dim = static_cast<int32_t>(group_ * d);
+    rows.rows = bits(p_.q + (begin * p_.n_heads + kv_head_ * group_) * d);
+    rows.chunk_tokens = static_cast<int32_t>(end - begin);
+    mean_.mean_rows(rows);
+    return mean_row_;
   }
 
   void put(int64_t query, int64_t i, uint16_t value) {
@@ -116,6 +121,10 @@ class BlockSelection {
   }
 
   void prepare() {
+    const int64_t bytes = n_padded_ * p_.head_dim * (kernel_.bf16_query ? 2 : 4);
+    queries_ = scratch_.take<char>(bytes);
+    std::memset(queries_, 0, static_cast<size_t>(bytes));
+    if (p_.means == nullptr) mean_row_ = scratch_.take<uint16_t>(group_ * p_.head_dim);
     best_ = scratch_.take<TopK>(n_queries_);
     const int64_t capacity = list_capacity(p_.k);
     for (int64_t i = 0; i < n_queries_; ++i) {
@@ -155,9 +164,15 @@ class BlockSelection {
     scan.sum = sum_;
     scan.hits = hits_;
     const bf16* landmarks = p_.landmarks + kv_head_ * p_.landmark_head_stride;
-    for (int64_t row = p_.sink_chunks; row < last; row += kPrefillRows) {
+    const int64_t span = p_.views.n > 1 ? p_.views.span_tokens / p_.chunk_tokens : last;
+    int64_t packed = -1;  // the view
+    for (int64_t row = p_.sink_chunks, next; row < last; row = next) {
+      const int64_t view = p_.views.n > 1 ? std::min<int64_t>(row / span, p_.views.n - 1) : 0;
+      if (view != packed) pack_means(view);
+      packed = view;
+      next = std::min(row + kPrefillRows, view + 1 < p_.views.n ? std::min(last, (view + 1) * span) : last);
       score.landmarks = bits(landmarks + row * p_.head_dim);
-      score.n_rows = static_cast<int32_t>(std::min<int64_t>(kPrefillRows, last - row));
+      score.n_rows = static_cast<int32_t>(next - row);
       kernel_.score_blocks(score);
       scan.n_rows = score.n_rows;
       scan.limits = nullptr;
@@ -234,6 +249,7 @@ class BlockSelection {
   Carver scratch_;
   int64_t kv_head_, first_block_, n_blocks_, group_, n_queries_, n_padded_;
   char* queries_ = nullptr;
+  uint16_t* mean_row_ = nullptr;    // [group][head_dim]
   TopK* best_ = nullptr;            // [n_queries]
   uint64_t* candidates_ = nullptr;  // [group * k]
   float* max_ = nullptr;            // [n_padded]
@@ -246,6 +262,25 @@ class BlockSelection {
 
 }  // namespace
 
+void mean_queries(Queue& queue, const MeanQueriesParams& p) {
+  CHECK(p.block_tokens > 0 && p.n_tokens >= 0, "{} queries in blocks of {}", p.n_tokens, p.block_tokens);
+  const LandmarkKernel& mean = landmark_kernel(queue.isa());
+  const int64_t width = int64_t{p.n_heads} * p.head_dim;
+  const int64_t n_blocks = (p.n_tokens + p.block_tokens - 1) / p.block_tokens;
+  queue.for_each(n_blocks * p.n_heads, [&](int64_t item, const Worker&) {
+    const int64_t begin = item / p.n_heads * p.block_tokens;
+    const int64_t at = item % p.n_heads * p.head_dim;
+    MeanRows rows{};
+    rows.rows = bits(p.q + begin * width + at);
+    rows.means = bits(p.means + item / p.n_heads * width + at);
+    rows.n_chunks = 1;
+    rows.chunk_tokens = static_cast<int32_t>(std::min(p.block_tokens, p.n_tokens - begin));
+    rows.row_stride = width;
+    rows.head_dim = p.head_dim;
+    mean.mean_rows(rows);
+  });
+}
+
 void select_prefill_chunks(Queue& queue, const PrefillSelectParams& p) {
   CHECK(p.n_kv_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads", p.n_heads,
         p.n_kv_heads);
@@ -257,6 +292,8 @@ void select_prefill_chunks(Queue& queue, const PrefillSelectParams& p) {
   CHECK(p.k >= 0 && p.k <= max_prefill_chunks(group), "k {}, at most {}", p.k,
         max_prefill_chunks(group));
   CHECK(p.sink_chunks >= 0 && p.local_tokens >= 0);
+  CHECK(p.views.n == 1 || (p.means != nullptr && p.views.span_tokens % (8 * p.chunk_tokens) == 0),
+        "{} views of spans of {}, chunks of {}", p.views.n, p.views.span_tokens, p.chunk_tokens);
   const int64_t n_blocks = (p.n_tokens + p.block_tokens - 1) / p.block_tokens;
   for (int64_t b = 0; b < n_blocks; ++b) p.local_begin[b] = local_begin_of(p, b);
 

@@ -73,12 +73,14 @@ class LandmarkScan {
     offsets_ = scratch_.take<int64_t>(2 * kDecodeBlock);
     for (int64_t i = 0; i < 2 * kDecodeBlock; ++i) offsets_[i] = i * width_;
     strip_ = scratch_.take<float>(padded_heads(n_heads_) * kStripLandmarks);
-    const bf16* q = gather_queries();
+    gathered_ = scratch_.take<bf16>(int64_t{n_heads_} * width_);
+    if (p_.views.n > 1) block_ = scratch_.take<float>(padded_heads(n_heads_) * int64_t{kDecodeBlock});
     if (p_.codes != nullptr) {
-      prepare_codes(q);
+      prepare_codes();
     } else {
-      prepare_rows(q);
+      prepare_rows();
     }
+    pack_view(p_.views.n > 1 ? view_of(0) : 0);
   }
 
   // Of a head of the group of sequence i: [kStripLandmarks].
@@ -92,16 +94,10 @@ class LandmarkScan {
     for (int64_t i = 0; i < n; i += kDecodeBlock) {
       const int32_t n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, n - i));
       const int64_t base = place_rows(at + i, n_rows);
-      if (p_.codes != nullptr) {
-        codes_.n_rows = n_rows;
-        codes_.codes = p_.codes + kv_head_ * p_.landmark_head_stride + base;
-        codes_.scores = strip_ + i;
-        kernel_.score_codes(codes_);
+      if (p_.views.n == 1) {
+        score_block(base, n_rows, strip_ + i, kStripLandmarks);
       } else {
-        rows_.n_rows = n_rows;
-        rows_.row_base = bits(p_.landmarks + kv_head_ * p_.landmark_head_stride + base);
-        rows_.scores = strip_ + i;
-        dot_.score_rows(rows_);
+        score_by_view(at + i, base, n_rows, strip_ + i);
       }
     }
     if (p_.codes != nullptr) take_scales(at, n);
@@ -117,58 +113,104 @@ class LandmarkScan {
   }
 
  private:
-  // [n_heads_][width_]
-  const bf16* gather_queries() {
-    bf16* rows = scratch_.take<bf16>(int64_t{n_heads_} * width_);
+  // One block of landmarks from a base on, against the queries that are packed.
+  void score_block(int64_t base, int32_t n_rows, float* scores, int64_t stride) {
+    if (p_.codes != nullptr) {
+      codes_.n_rows = n_rows;
+      codes_.codes = p_.codes + kv_head_ * p_.landmark_head_stride + base;
+      codes_.scores = scores;
+      codes_.score_stride = stride;
+      kernel_.score_codes(codes_);
+    } else {
+      rows_.n_rows = n_rows;
+      rows_.row_base = bits(p_.landmarks + kv_head_ * p_.landmark_head_stride + base);
+      rows_.scores = scores;
+      rows_.score_stride = stride;
+      dot_.score_rows(rows_);
+    }
+  }
+
+  // Of candidates at .. at + n_rows - 1, each by the view of its span. A block that spans meet in is
+  // scored by each of their views.
+  void score_by_view(int64_t at, int64_t base, int32_t n_rows, float* scores) {
+    const int64_t last = view_of(at + n_rows - 1);
+    for (int64_t view = view_of(at), first = 0; view <= last; ++view) {
+      pack_view(view);
+      if (first == 0 && view == last) {
+        score_block(base, n_rows, scores, kStripLandmarks);
+        return;
+      }
+      score_block(base, n_rows, block_, kDecodeBlock);
+      int64_t end = first;
+      while (end < n_rows && view_of(at + end) == view) ++end;
+      for (int64_t h = 0; h < n_heads_; ++h) {
+        std::copy(block_ + h * kDecodeBlock + first, block_ + h * kDecodeBlock + end,
+                  scores + h * kStripLandmarks + first);
+      }
+      first = end;
+    }
+  }
+
+  int64_t view_of(int64_t candidate) const {
+    const int64_t span = candidates_.chunk(candidate) * p_.chunk_tokens / p_.views.span_tokens;
+    return std::min<int64_t>(span, p_.views.n - 1);
+  }
+
+  // Queries of [n_heads_][width_], as they meet candidates of a span.
+  void pack_view(int64_t view) {
+    if (view == packed_) return;
+    packed_ = view;
     for (size_t i = 0; i < all_.size(); ++i) {
-      const bf16* q = all_[i].q + kv_head_ * group_ * int64_t{p_.head_dim};
-      bf16* to = rows + static_cast<int64_t>(i) * group_ * width_;
+      const bf16* q = all_[i].q + view * all_[i].views.stride + kv_head_ * group_ * int64_t{p_.head_dim};
+      bf16* to = gathered_ + static_cast<int64_t>(i) * group_ * width_;
       if (p_.index == IndexKind::kMinMax) {
         expand_query(q, group_, p_.head_dim, to);
       } else {
         std::copy(q, q + int64_t{group_} * width_, to);
       }
     }
-    return rows;
+    if (p_.codes == nullptr) {
+      rows_.query_bytes = pack_queries(dot_, gathered_, n_heads_, width_, packed_queries_);
+      return;
+    }
+    for (int32_t h = 0; h < n_heads_; ++h) {
+      factors_[h] = quantise_query(gathered_ + int64_t{h} * width_, width_, quantised_) *
+                    (p_.scale * std::numbers::log2e_v<float>);
+      excess_[h] =
+          pack_code_query(kernel_, quantised_, width_, packed_queries_ + h * codes_.query_bytes);
+    }
   }
 
-  void prepare_rows(const bf16* q) {
-    char* queries = scratch_.take<char>(padded_heads(n_heads_) * packed_width(dot_, width_) * 4);
+  void prepare_rows() {
+    packed_queries_ =
+        scratch_.take<char>(padded_heads(n_heads_) * packed_width(dot_, width_) * 4);
     rows_.offsets = offsets_;
     rows_.prefetch_rows = kDecodeBlock;
     rows_.head_dim = width_;
     rows_.n_heads = padded_heads(n_heads_);
-    rows_.queries = queries;
-    rows_.query_bytes = pack_queries(dot_, q, n_heads_, width_, queries);
+    rows_.queries = packed_queries_;
     rows_.scale = p_.scale * std::numbers::log2e_v<float>;
-    rows_.score_stride = kStripLandmarks;
   }
 
-  void prepare_codes(const bf16* q) {
+  void prepare_codes() {
     const int32_t n_heads = padded_heads(n_heads_);
     const int64_t bytes = (width_ + kCodeBlock - 1) / kCodeBlock * kCodeBlock * 2;
-    char* queries = scratch_.take<char>(n_heads * bytes);
-    int32_t* excess = scratch_.take<int32_t>(n_heads);
-    float* factors = scratch_.take<float>(n_heads);
-    int16_t* quantised = scratch_.take<int16_t>(width_);
-    std::memset(queries, 0, static_cast<size_t>(n_heads * bytes));
-    std::fill(excess, excess + n_heads, 0);
-    std::fill(factors, factors + n_heads, 0.0f);
-    for (int32_t h = 0; h < n_heads_; ++h) {
-      factors[h] = quantise_query(q + int64_t{h} * width_, width_, quantised) *
-                   (p_.scale * std::numbers::log2e_v<float>);
-      excess[h] = pack_code_query(kernel_, quantised, width_, queries + h * bytes);
-    }
+    packed_queries_ = scratch_.take<char>(n_heads * bytes);
+    excess_ = scratch_.take<int32_t>(n_heads);
+    factors_ = scratch_.take<float>(n_heads);
+    quantised_ = scratch_.take<int16_t>(width_);
+    std::memset(packed_queries_, 0, static_cast<size_t>(n_heads * bytes));
+    std::fill(excess_, excess_ + n_heads, 0);
+    std::fill(factors_, factors_ + n_heads, 0.0f);
     scales_ = scratch_.take<float>(kStripLandmarks);
     codes_.offsets = offsets_;
     codes_.prefetch_rows = kDecodeBlock;
     codes_.width = width_;
     codes_.n_heads = n_heads;
-    codes_.queries = queries;
+    codes_.queries = packed_queries_;
     codes_.query_bytes = bytes;
-    codes_.excess = excess;
-    codes_.factors = factors;
-    codes_.score_stride = kStripLandmarks;
+    codes_.excess = excess_;
+    codes_.factors = factors_;
   }
 
   // Offsets of the rows of candidates at .. at + n - 1 and of those to prefetch, from a base that
@@ -237,6 +279,13 @@ class LandmarkScan {
   int64_t* offsets_;         // [2 * kDecodeBlock]
   float* strip_;             // [padded heads][kStripLandmarks]
   float* scales_ = nullptr;  // [kStripLandmarks]
+  float* block_ = nullptr;   // [padded heads][kDecodeBlock], with several views
+  int64_t packed_ = -1;      // the view
+  bf16* gathered_;           // [n_heads_][width_]
+  char* packed_queries_ = nullptr;
+  int32_t* excess_ = nullptr;     // [padded heads], of codes, as are
+  float* factors_ = nullptr;      // [padded heads]
+  int16_t* quantised_ = nullptr;  // [width_]
 };
 
 }  // namespace

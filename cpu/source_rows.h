@@ -32,6 +32,9 @@ class SourceRows {
   SourceRows(const KvSource& source, int32_t kv_head)
       : source_(source),
         ids_(source.ids == nullptr ? nullptr : source.ids + kv_head * source.ids_stride) {
+    if (source.position_chunks != nullptr) {
+      position_chunks_ = source.position_chunks + kv_head * source.position_chunks_stride;
+    }
     if (source.key_bias == nullptr) return;
     bias_ = source.key_bias + kv_head * source.key_bias_head_stride;
     if (source.bias_chunks == nullptr) return;
@@ -70,11 +73,41 @@ class SourceRows {
   }
   bool has_bias() const { return source_.key_bias != nullptr; }
 
+  // Tokens begin .. end - 1 to which queries have the same view.
+  struct ViewRun {
+    int64_t view, end;
+  };
+  // That from token `begin` on, within begin .. end - 1.
+  ViewRun view_run(int64_t begin, int64_t end, const QueryViews& views) const {
+    if (views.n == 1) return {0, end};
+    const auto view_at = [&](int64_t token) {
+      return std::min<int64_t>(position(token) / views.span_tokens, views.n - 1);
+    };
+    ViewRun run{view_at(begin), begin};
+    if (ids_ == nullptr && position_chunks_ == nullptr && source_.position_step == source_.chunk_tokens) {
+      const int64_t left = (run.view + 1) * views.span_tokens - position(begin);
+      run.end = run.view + 1 < views.n ? std::min(end, begin + left) : end;
+      return run;
+    }
+    while (run.end < end && view_at(run.end) == run.view) {
+      run.end = std::min(end, (run.end / source_.chunk_tokens + 1) * source_.chunk_tokens);
+    }
+    return run;
+  }
+
  private:
+  int64_t position(int64_t token) const {
+    const int64_t chunk = token / source_.chunk_tokens;
+    int64_t id = ids_ == nullptr ? chunk : ids_[chunk];
+    if (position_chunks_ != nullptr) id = position_chunks_[id];
+    return source_.first_position + id * source_.position_step + token % source_.chunk_tokens;
+  }
+
   const KvSource& source_;
   const int32_t* ids_;
   const float* bias_ = nullptr;
   const int32_t* bias_chunks_ = nullptr;
+  const int32_t* position_chunks_ = nullptr;
 };
 
 // One head's result of its n ranges, in their order; partials: [n][max, sum, out of head_dim].

@@ -57,12 +57,12 @@ class AppendPass {
     for (int64_t i = 0; i < n;) {
       const Projections inputs = transformer_.step_row(layer, i);
       store_.append(layer, inputs, i);
-      store_.attend(layer, inputs.q, attended_of(i));
+      store_.attend(layer, store_.queries(inputs, i), attended_of(i));
       ++i;
       const int64_t end = std::min(n, (i + share - 1) / share * share);
       followers_.clear();
       for (; i < end && store_.may_follow(layer, i); ++i) {
-        followers_.push_back({i, transformer_.step_row(layer, i).q, attended_of(i)});
+        followers_.push_back({i, store_.queries(transformer_.step_row(layer, i), i), attended_of(i)});
       }
       together(device_, std::ssize(followers_), [&](int64_t j) {
         const int64_t row = followers_[static_cast<size_t>(j)].ahead;

@@ -61,6 +61,7 @@ concept Selects = requires(Q& queue) {
   keep_late_outliers(queue, LateOutlierParams{});
   select_chunks(queue, SelectParams{});
   select_prefill_chunks(queue, PrefillSelectParams{});
+  mean_queries(queue, MeanQueriesParams{});
   reset_slots(queue, SlotState{}, int32_t{});
   map_slots(queue, MapSlotsParams{});
   select_and_map(queue, SelectParams{}, MapSlotsParams{});

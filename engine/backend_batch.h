@@ -32,7 +32,7 @@ class BackendBatch : public Batch {
         plan_(plan),
         backend_(std::move(backend)),
         config_(model_->config()),
-        layout_(config_, plan.largest.n_prompt, plan.n_sequences, kStaged),
+        layout_(config_, plan.largest.n_prompt, plan.largest.context, plan.n_sequences, kStaged),
         device_arena_(backend_.device, "device", 0),
         host_arena_(backend_.host, "host", 0),
         workspace_(device_arena_, kv_layout(plan.largest, config_)),
@@ -376,7 +376,8 @@ class BackendBatch : public Batch {
   std::span<const typename Store::Attention> attentions_of(int64_t layer, const Rows& rows) {
     attentions_.clear();
     for (int64_t row = rows.first; row < rows.first + rows.n; ++row) {
-      attentions_.push_back({&store_of(row), transformer_.step_row(layer, row).q, attended_of(row)});
+      Store& store = store_of(row);
+      attentions_.push_back({&store, store.queries(transformer_.step_row(layer, row)), attended_of(row)});
     }
     return attentions_;
   }

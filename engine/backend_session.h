@@ -41,7 +41,8 @@ class BackendSession : public Session {
                model_->attention_scale(), plan.options.exact_exp),
         decoder_(
             backend_.device, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
-            DecoderLayout(model_->config(), plan.n_prompt, plan.logprobs, !Device::kHostReadable),
+            DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs,
+                          !Device::kHostReadable),
             !plan.options.no_graphs) {
   }
 

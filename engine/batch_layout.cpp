@@ -7,9 +7,9 @@
 
 namespace tiercel {
 
-BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t n_sequences,
+BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t max_context, int64_t n_sequences,
                          bool staged)
-    : transformer(c, std::min(max_prompt, kPrefillChunk), std::max(n_sequences, kAppendRows),
+    : transformer(c, max_context, std::min(max_prompt, kPrefillChunk), std::max(n_sequences, kAppendRows),
                   n_sequences) {
   const int64_t rows = std::max(n_sequences, kAppendRows);
   hidden = rows * c.hidden;

@@ -12,7 +12,8 @@ namespace tiercel {
 
 struct BatchLayout {
   // staged: the host cannot read the device's memory.
-  BatchLayout(const ModelConfig& config, int64_t max_prompt, int64_t n_sequences, bool staged);
+  BatchLayout(const ModelConfig& config, int64_t max_prompt, int64_t max_context, int64_t n_sequences,
+              bool staged);
   int64_t device_bytes() const;
   int64_t host_bytes() const;
   // Of one prompt, on the device.

@@ -326,14 +326,16 @@ RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig
   return rope;
 }
 
-// Qwen2.5-1M: chunks of positions, beyond the first of which dual chunk attention (arXiv 2402.17463)
-// differs from any other.
-int64_t read_plain_positions(const JsonNode& root) {
+// Which heads look at what in sparse attention (sparse_attention_config) is the business of those who
+// have it; it approximates this.
+DualChunk read_dual_chunk(const JsonNode& root) {
   const auto dual = root.find("dual_chunk_attention_config");
-  if (!dual) return 0;
+  if (!dual) return {};
+  // Where local_size is more, keys two spans before would not be further away than those of one.
   const int64_t chunk = dual->at("chunk_size").integer(1, kMaxPosition);
-  const int64_t local = integer_or(*dual, "local_size", 0, 0, chunk - 1);
-  return chunk - local;
+  const int64_t local = integer_or(*dual, "local_size", 0, 0, chunk / 2);
+  const int64_t scaled_from = integer_or(*dual, "original_max_position_embeddings", 0, 0, kMaxPosition);
+  return {.spans = {.tokens = chunk - local, .local = local}, .scaled_from = scaled_from};
 }
 
 // layer_types, when given, names every layer's attention; otherwise Qwen slides from layer
@@ -435,11 +437,14 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   refuse_unsupported(root);
   read_extents(root, family, config);
   config.rope = read_rope(root, family, config);
-  config.plain_positions = read_plain_positions(root);
+  config.dual_chunk = read_dual_chunk(root);
   config.sliding_window = read_windows(root, config);
   // A window of all positions (Phi-3's of 128K) hides nothing from the queries that a model is made for.
   for (int64_t& window : config.sliding_window) {
     if (window >= config.max_position_embeddings) window = 0;
+    if (window > 0 && config.dual_chunk.spans.tokens > 0) {
+      root.at("dual_chunk_attention_config").unexpected("no sliding window beside it");
+    }
   }
   config.fp8 = read_quantisation(root);
   config.tie_word_embeddings = boolean_or(root, "tie_word_embeddings", false);

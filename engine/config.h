@@ -7,13 +7,16 @@
 // them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/base/ops/position.h"
 #include "engine/fp8.h"
 #include "engine/rope.h"
 
@@ -22,6 +25,19 @@ namespace tiercel {
 enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGlm, kGlm4 };
 // "LlamaForCausalLM" and so on.
 std::string_view name_of(Architecture architecture);
+
+// Dual chunk attention (Qwen2.5-1M), as far as the longest context is longer than one span.
+struct DualChunk {
+  QuerySpans spans;
+  int64_t scaled_from = 0;  // tokens beyond which scores are scaled (KvLayout::length_scale); 0: never
+
+  // Tokens that are attended as without it.
+  int64_t plain_tokens() const {
+    if (spans.tokens == 0) return std::numeric_limits<int64_t>::max();
+    const int64_t one_view = spans.limit_of(0) + 1;
+    return scaled_from > 0 ? std::min(one_view, scaled_from) : one_view;
+  }
+};
 
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
@@ -36,9 +52,7 @@ struct ModelConfig {
   RopeSpec rope;
   bool tie_word_embeddings = false;  // lm_head.weight is model.embed_tokens.weight
   int64_t max_position_embeddings = 0;
-  // Of those, the first that were trained with attention as it is here: behind them the checkpoint asks
-  // for dual chunk attention, which the engine does not have. 0: all.
-  int64_t plain_positions = 0;
+  DualChunk dual_chunk;
   // Per layer [n_layers]: W > 0 lets the query at position i see keys i - W < j <= i; 0 is full,
   // as is a window of all positions.
   std::vector<int64_t> sliding_window;

@@ -5,9 +5,9 @@
 namespace tiercel {
 
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
-DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, bool want_logprobs,
+DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, int64_t context, bool want_logprobs,
                              bool staged)
-    : transformer(c, std::min(n_prompt, kPrefillChunk), kAppendRows,
+    : transformer(c, context, std::min(n_prompt, kPrefillChunk), kAppendRows,
                   want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
   hidden = std::max(n_prompt, kAppendRows) * c.hidden;
   prompt_end = c.hidden;

@@ -31,7 +31,7 @@ inline constexpr int64_t kTokenRing = 64;
 // The decoder's own buffers, in elements of bf16 unless said.
 struct DecoderLayout {
   // staged: the host cannot read the device's memory, so ids and results travel through buffers.
-  DecoderLayout(const ModelConfig& config, int64_t n_prompt, bool logprobs, bool staged);
+  DecoderLayout(const ModelConfig& config, int64_t n_prompt, int64_t context, bool logprobs, bool staged);
   int64_t bytes() const;       // on the device
   int64_t host_bytes() const;  // on the host
 
@@ -267,7 +267,7 @@ void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
     transformer_.step_inputs(layer, hidden_, 1);
     const Projections inputs = transformer_.step_row(layer, 0);
     store_.append(layer, inputs);
-    store_.attend(layer, inputs.q, transformer_.attended());
+    store_.attend(layer, store_.queries(inputs), transformer_.attended());
     transformer_.end_layer(layer, hidden_, 1, /*alone=*/true);
   }
   store_.advance();

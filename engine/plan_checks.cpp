@@ -187,6 +187,39 @@ void check_host_attention(const PlanRequest& r, const SessionPlan& plan) {
   }
 }
 
+void check_dual_chunk(const PlanRequest& r, const SessionPlan& plan) {
+  const DualChunk& dual = r.config.dual_chunk;
+  if (plan.context <= dual.plain_tokens()) return;
+  const SelectionOptions& s = plan.options.selection;
+  const auto refuse_if = [&](bool wrong, std::string_view what) {
+    if (!wrong) return;
+    fail(ErrorKind::kUsage, "{}; or give a --ctx-size of {} tokens or fewer, for which this model has no "
+                            "dual chunk attention",
+         what, dual.plain_tokens());
+  };
+  const int64_t most = kMaxSpans * dual.spans.tokens;
+  if (plan.context > most) {
+    fail(ErrorKind::kUsage, "--ctx-size: dual chunk attention reaches {} tokens here, found {}", most,
+         plan.context);
+  }
+  const bool selects = plan.options.attention != AttentionMode::kDense;
+  const bool selects_prompt = plan.options.prefill == PrefillMode::kSelect;
+  const auto fits = [&](int64_t chunk) { return dual.spans.tokens % (8 * chunk) == 0; };
+  refuse_if((selects && !fits(s.chunk_size)) ||
+                (selects_prompt && !fits(kv_settings(plan, r.config).prefill_chunk())),
+            fmt::format("--chunk-size: expected a divisor of {}, an eighth of this model's spans",
+                        dual.spans.tokens / 8));
+  if (!selects) return;
+  refuse_if(s.coarse_chunk > 0, "--coarse-chunk: a block of chunks has one score, whose queries differ by the "
+                                "span in dual chunk attention; leave it out");
+  refuse_if(s.static_budget > 0 || s.drop_share > 0,
+            "--static-budget, --drop-share: chunks are not weighed where queries differ by the span (dual "
+            "chunk attention); leave them out");
+  refuse_if(plan.options.host_attention != HostAttention::kOff && r.backend == BackendKind::kCuda,
+            "--host-attention: the host has one query of a step, where dual chunk attention has several; "
+            "leave it out");
+}
+
 void check_codecs(const SelectionOptions& s, const ModelConfig& config) {
   const auto require_groups = [](int64_t width, const char* flag, const char* what) {
     if (!can_code(width)) {

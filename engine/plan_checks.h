@@ -17,6 +17,8 @@ void note_unused(const SessionOptions& asked, const SessionOptions& used, std::v
 void check_composition(const SelectionOptions& selection);
 void check_codecs(const SelectionOptions& selection, const ModelConfig& config);
 void check_host_attention(const PlanRequest& request, const SessionPlan& plan);
+// Of contexts that dual chunk attention matters for.
+void check_dual_chunk(const PlanRequest& request, const SessionPlan& plan);
 void check_prefill_budget(const PlanRequest& request, const SessionPlan& plan);
 
 }  // namespace tiercel

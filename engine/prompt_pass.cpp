@@ -22,6 +22,17 @@ double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t win
               4 * static_cast<double>(c.q_width()) * (seen + scored));
 }
 
+namespace {
+
+// Tokens of a run for which the queries of all look at each span alike, if not as they are.
+int64_t within_span(const QuerySpans& spans, int64_t first, int64_t length) {
+  const int64_t last = first + length - 1;
+  if (spans.first_plain(last) * spans.tokens <= first) return length;
+  return (spans.span_of(first) + 1) * spans.tokens - first;
+}
+
+}  // namespace
+
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
                                   int64_t n_tokens, double run_flops) {
   // Never so few tokens that staged keys serve too few queries.
@@ -38,10 +49,15 @@ std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& s
     int64_t length = kPrefillChunk;
     while (length > kShortestRun && static_cast<double>(length) > affordable) length /= 2;
     length = std::min(length / unit * unit, tail - first);
+    length = within_span(config.dual_chunk.spans, first, length);
     runs.push_back({first, length, !select});
     first += length;
   }
-  if (tail < n_tokens) runs.push_back({tail, n_tokens - tail, true});
+  for (int64_t first = tail; first < n_tokens;) {
+    const int64_t length = within_span(config.dual_chunk.spans, first, n_tokens - first);
+    runs.push_back({first, length, true});
+    first += length;
+  }
   return runs;
 }
 

@@ -57,8 +57,7 @@ class PromptPass {
     bf16* x = hidden_ + run.first * config.hidden;
     const Projections inputs = transformer_.prompt_inputs(layer_, x, run.n_tokens);
     store_.append_prompt(layer_, inputs, run.first);
-    store_.attend_prompt(layer_, inputs.q, run.first, run.n_tokens, run.dense,
-                         transformer_.attended());
+    store_.attend_prompt(layer_, inputs, run.first, n_tokens_, run.dense, transformer_.attended());
     transformer_.end_layer(layer_, x, run.n_tokens, /*alone=*/false);
     done_flops_ += layer_flops(config, store_.layout().settings,
                                config.sliding_window[static_cast<size_t>(layer_)], run);

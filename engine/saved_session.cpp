@@ -163,7 +163,8 @@ SessionImage session_image(const ModelConfig& config, const std::string& fingerp
   const Json meta = {
       {"model", {{"architecture", name_of(config.architecture)},
                  {"fingerprint", fingerprint},
-                 {"long_rope", plan.long_rope}}},
+                 {"long_rope", plan.long_rope},
+                 {"dual_chunk", config.dual_chunk.spans.tokens > 0}}},
       {"backend", static_cast<int>(plan.backend)},
       {"composition", composition(plan.options)},
       {"options", std::move(options)},
@@ -202,6 +203,8 @@ std::shared_ptr<const SavedSession> SavedSession::open(const std::string& path) 
   saved->fingerprint_ = meta.at("model").at("fingerprint").text();
   const auto long_rope = meta.at("model").find("long_rope");  // older files have none
   saved->long_rope_ = long_rope && long_rope->boolean();
+  const auto dual_chunk = meta.at("model").find("dual_chunk");  // nor this
+  saved->dual_chunk_ = dual_chunk && dual_chunk->boolean();
   saved->backend_ = static_cast<BackendKind>(
       meta.at("backend").integer(0, static_cast<int64_t>(BackendKind::kCuda)));
   const JsonNode options = meta.at("options");
@@ -252,6 +255,11 @@ void SavedSession::check_fits(const ModelConfig& config, const std::string& fing
          "all of its keys otherwise then (LongRoPE); give a smaller --ctx-size, or prefill again with "
          "the larger one",
          path(), config.rope.original_max_position, plan.context);
+  }
+  if (!dual_chunk_ && config.dual_chunk.spans.tokens > 0) {
+    fail(ErrorKind::kUsage,
+         "{}: it was saved by a version without dual chunk attention, which this model has; prefill again",
+         path());
   }
   const std::string other = what_differs(options_, plan.options);
   if (!other.empty()) {

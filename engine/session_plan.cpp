@@ -41,13 +41,6 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
         "may be poor.",
         context, limit));
   }
-  const int64_t plain = r.config.plain_positions;
-  if (plain > 0 && context > plain) {
-    plan.notes.push_back(fmt::format(
-        "The context has room for {} tokens; behind the first {} the model was trained with dual chunk "
-        "attention, which is not supported: answers may be poor.",
-        context, plain));
-  }
   return context;
 }
 
@@ -232,6 +225,8 @@ KvShape kv_shape(const ModelConfig& c) {
   shape.head_dim = static_cast<int32_t>(c.head_dim);
   shape.window = c.sliding_window;
   shape.eviction_head = c.eviction_head;
+  shape.spans = c.dual_chunk.spans;
+  shape.scaled_from = c.dual_chunk.scaled_from;
   return shape;
 }
 
@@ -334,10 +329,10 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const bool cuda = r.backend == BackendKind::kCuda;
   SharedBytes bytes;
   if (r.n_sequences > 0) {
-    const BatchLayout batch(r.config, plan.n_prompt, r.n_sequences, cuda);
+    const BatchLayout batch(r.config, plan.n_prompt, plan.context, r.n_sequences, cuda);
     bytes = {batch.device_bytes(), batch.host_bytes()};
   } else {
-    const DecoderLayout decoder(r.config, plan.n_prompt, r.logprobs, cuda);
+    const DecoderLayout decoder(r.config, plan.n_prompt, plan.context, r.logprobs, cuda);
     bytes = {decoder.bytes(), decoder.host_bytes()};
   }
   if (cuda) bytes.device += cuda_scratch_bytes(r.config, plan);
@@ -477,6 +472,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   resolve_keys(r, plan);
   check_codecs(plan.options.selection, r.config);
   check_host_attention(r, plan);
+  check_dual_chunk(r, plan);
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
   plan.memory = count_memory(r, plan);

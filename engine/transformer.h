@@ -17,13 +17,17 @@ namespace tiercel {
 struct TransformerLayout {
   // n_prompt_rows: tokens of a prompt that run through a layer together; n_step_rows: sequences that
   // take a step together; n_logit_rows: rows whose logits are wanted at once.
-  TransformerLayout(const ModelConfig& config, int64_t n_prompt_rows, int64_t n_step_rows,
-                    int64_t n_logit_rows);
+  // positions: of the longest sequence.
+  TransformerLayout(const ModelConfig& config, int64_t positions, int64_t n_prompt_rows,
+                    int64_t n_step_rows, int64_t n_logit_rows);
   int64_t bytes() const;
 
   int64_t normed = 0;     // [rows][hidden]
   int64_t q = 0, kv = 0;  // [rows][q width], [rows][kv width]
   int64_t qkv = 0;        // [step rows]: q, k and v of a row side by side
+  // Where queries may have several views: of a step's rows one after the other, [step rows][views][q
+  // width], or one view of a run, [prompt rows][q width].
+  int64_t views_of_row = 0, views = 0;
   int64_t ffn = 0;        // [rows][intermediate]
   int64_t logits = 0;     // fp32
 };
@@ -41,6 +45,8 @@ class Transformer {
     k_ = take(layout.kv);
     v_ = take(layout.kv);
     qkv_ = take(layout.qkv);
+    views_ = take(layout.views);
+    views_of_row_ = layout.views_of_row;
     attended_ = take(layout.q);
     gate_ = take(layout.ffn);
     up_ = take(layout.ffn);
@@ -82,6 +88,8 @@ class Transformer {
   const ModelConfig& config_;
   const Weights& weights_;
   bf16 *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr, *qkv_ = nullptr;
+  bf16* views_ = nullptr;
+  int64_t views_of_row_ = 0;
   bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
   float* logits_ = nullptr;
 };
@@ -139,7 +147,7 @@ Projections Transformer<Device>::separate_inputs(const LayerWeights& w, const bf
   project(normed_, w.q, w.q_bias, q, n, hidden, config_.q_width(), false, alone);
   project(normed_, w.k, w.k_bias, k, n, hidden, kv, false, alone);
   project(normed_, w.v, w.v_bias, v, n, hidden, kv, false, alone);
-  return {q, k, v, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n, w.delta, w.a};
+  return {q, k, v, w.q_norm, w.k_norm, static_cast<float>(config_.rms_eps), n, w.delta, w.a, views_};
 }
 
 template <Backend Device>
@@ -180,11 +188,12 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
   const LayerWeights& w = weights_of(layer);
   const int64_t q = config_.q_width(), kv = config_.kv_width();
   const float eps = static_cast<float>(config_.rms_eps);
+  bf16* views = views_ + row * views_of_row_;
   if (w.qkv == nullptr) {
-    return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a};
+    return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a, views};
   }
   bf16* joined = qkv_ + row * (q + 2 * kv);
-  return {joined, joined + q, joined + q + kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a};
+  return {joined, joined + q, joined + q + kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a, views};
 }
 
 template <Backend Device>

@@ -36,6 +36,8 @@ void check_params(const DecodeAttendParams& p) {
               std::max(source.n_tokens, source.most_tokens) <= kMaxTokens,
           "source {}: {} tokens in chunks of {}", s, source.n_tokens, source.chunk_tokens);
     CHECK(source.ids == nullptr || source.counts != nullptr, "source {}", s);
+    CHECK(p.views.n == 1 || source.first_position + kMaxTokens < (int64_t{1} << 31),
+          "source {}: position {}", s, source.first_position);
     CHECK(source.ids == nullptr || source.ids_stride <= kMaxTokens / source.chunk_tokens,
           "source {}: {} chunks of {}", s, source.ids_stride, source.chunk_tokens);
   }
@@ -57,7 +59,9 @@ bool takes_tiles(const Stream& stream, const DecodeAttendParams& p) {
   if (p.head_dim != 64 && p.head_dim != 96 && p.head_dim != 128 && p.head_dim != 256) return false;
   const int64_t bytes = with_layout(p.head_dim, [](auto layout) { return layout.kSharedBytes; });
   if (bytes > stream.shared_memory()) return false;
-  if (!is_aligned(p.q)) return false;
+  if (!is_aligned(p.q) || p.views.stride % 8 != 0) return false;
+  // Queries in shared memory are the block's, whose warps meet different views at a time.
+  if (p.views.n > 1 && p.head_dim > 128) return false;
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
     const int64_t strides = source.head_stride | source.chunk_stride | source.token_stride;
@@ -66,15 +70,17 @@ bool takes_tiles(const Stream& stream, const DecodeAttendParams& p) {
   return true;
 }
 
-bool has_key_bias(const DecodeAttendParams& p) {
-  return std::any_of(p.sources, p.sources + p.n_sources,
+// Whether it matters which of the sequence's keys a row is: it has a bias, or its view of the queries.
+bool looks_up_keys(const DecodeAttendParams& p) {
+  return p.views.n > 1 ||
+         std::any_of(p.sources, p.sources + p.n_sources,
                      [](const KvSource& source) { return source.key_bias != nullptr; });
 }
 
-// Shared memory does not hold two tiles per warp at head_dim 256. Biases of keys are rare enough for
+// Shared memory does not hold two tiles per warp at head_dim 256. Biases and views are rare enough for
 // one kernel to know them.
 bool takes_few(const Stream& stream, const DecodeAttendParams& p) {
-  return takes_tiles(stream, p) && p.head_dim <= 128 && !has_key_bias(p);
+  return takes_tiles(stream, p) && p.head_dim <= 128 && !looks_up_keys(p);
 }
 
 // Tiles of a split there: two a warp, or one on devices whose blocks have less.
@@ -138,12 +144,21 @@ Source make_source(const KvSource& from) {
   to.key_bias_head_stride = from.key_bias_head_stride;
   to.bias_chunks = from.bias_chunks;
   to.bias_chunks_stride = from.bias_chunks_stride;
+  to.position_chunks = from.position_chunks;
+  to.position_chunks_stride = from.position_chunks_stride;
+  to.first_position = static_cast<int32_t>(from.first_position);
+  to.position_step = static_cast<int32_t>(from.position_step);
   return to;
 }
 
 Params make_params(const DecodeAttendParams& p, int64_t n_splits) {
+  CHECK(p.views.n >= 1 && p.views.n <= kMaxSpans && (p.views.n == 1 || p.views.span_tokens > 0),
+        "{} views of spans of {}", p.views.n, p.views.span_tokens);
   Params to;
   to.q = p.q;
+  to.view_stride = p.views.stride;
+  to.n_views = p.views.n;
+  to.span_tokens = static_cast<int32_t>(p.views.span_tokens);
   // Dead tiles of sources that grow belong at the end, where whole blocks have nothing to do.
   for (const bool grows : {false, true}) {
     for (int32_t s = 0; s < p.n_sources; ++s) {
@@ -188,11 +203,11 @@ void launch_few(Stream& stream, Params params, const DecodeAttendParams& p) {
 }
 
 template <int kHeadDim>
-void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks, bool key_bias) {
+void launch_tiles(Stream& stream, const Params& params, unsigned n_row_blocks, bool looks_up) {
   const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(params.n_kv_heads),
                   n_row_blocks);
   constexpr size_t kBytes = Layout<kHeadDim>::kSharedBytes;
-  if (key_bias) {
+  if (looks_up) {
     launch_joint<AttendTiles<kHeadDim, true>>(stream, grid, kBytes, params);
   } else {
     launch_joint<AttendTiles<kHeadDim, false>>(stream, grid, kBytes, params);
@@ -258,12 +273,12 @@ void attend_decode(Stream& stream, const DecodeAttendParams& p, const DecodePlan
     const dim3 grid(static_cast<unsigned>(params.n_splits), static_cast<unsigned>(p.n_heads));
     launch_joint<AttendPlain>(stream, grid, kPlainShared, params);
   } else {
-    const bool key_bias = has_key_bias(p);
+    const bool looks_up = looks_up_keys(p);
     switch (p.head_dim) {
-      case 64: launch_tiles<64>(stream, params, n_row_blocks, key_bias); break;
-      case 96: launch_tiles<96>(stream, params, n_row_blocks, key_bias); break;
-      case 128: launch_tiles<128>(stream, params, n_row_blocks, key_bias); break;
-      default: launch_tiles<256>(stream, params, n_row_blocks, key_bias); break;
+      case 64: launch_tiles<64>(stream, params, n_row_blocks, looks_up); break;
+      case 96: launch_tiles<96>(stream, params, n_row_blocks, looks_up); break;
+      case 128: launch_tiles<128>(stream, params, n_row_blocks, looks_up); break;
+      default: launch_tiles<256>(stream, params, n_row_blocks, looks_up); break;
     }
   }
   if (params.merge_at_once) return;

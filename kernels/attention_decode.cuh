@@ -49,10 +49,15 @@ struct Source {
   int64_t key_bias_head_stride = 0;
   const int32_t* bias_chunks = nullptr;
   int64_t bias_chunks_stride = 0;
+  const int32_t* position_chunks = nullptr;  // of every row's position, likewise
+  int64_t position_chunks_stride = 0;
+  int32_t first_position = 0, position_step = 1;
 };
 
 struct Params {
-  const bf16* q = nullptr;  // [n_heads][head_dim]
+  const bf16* q = nullptr;  // [n_heads][head_dim], for every view
+  int64_t view_stride = 0;
+  int32_t n_views = 1, span_tokens = 0;
   Source sources[kMaxDecodeSources];
   PartialView out;
   uint32_t* counters = nullptr;  // [n_kv_heads][row blocks], zero between calls
@@ -188,6 +193,21 @@ GPU float find_key_bias(const Params& p, const Notes& notes, int kv_head, int ti
   }
   return source.key_bias[kv_head * source.key_bias_head_stride +
                          int64_t{at.id} * source.chunk_tokens + at.row];
+}
+
+// The view that queries have for one row of a tile; of a row past the last, the tile's last one's.
+GPU int find_view(const Params& p, const Notes& notes, int kv_head, int tile, int row) {
+  if (p.n_views == 1) return 0;
+  const int s = find_source(p, notes, tile);
+  const Source& source = p.sources[s];
+  const int last = notes.n_tokens[s] - 1, token = tile * kTile + row;
+  if (last < 0) return 0;
+  Within at = find_token(source, kv_head, token < last ? token : last);
+  if (source.position_chunks != nullptr) {
+    at.id = source.position_chunks[kv_head * source.position_chunks_stride + at.id];
+  }
+  const int view = (source.first_position + at.id * source.position_step + at.row) / p.span_tokens;
+  return view < p.n_views ? view : p.n_views - 1;
 }
 
 // ---- merging ------------------------------------------------------------------------------------
@@ -449,7 +469,7 @@ GPU void attend_plain(const Params& p) {
   if (work.split >= work.n_splits) return;
   const Share share = share_of(n_tiles, work.split * kWarps + warp, work.n_splits * kWarps);
 
-  const bf16* q = p.q + int64_t{work.first_head} * d;
+  const bf16* first_q = p.q + int64_t{work.first_head} * d;
   float max = -kInf, sum = 0.0f, o[kMaxHeadDim / 32] = {};
   for (int i = 0; i < share.count; ++i) {
     // Scores: lanes r and r + 16 take the even and the odd elements of key r.
@@ -460,6 +480,8 @@ GPU void attend_plain(const Params& p) {
     float s = 0.0f;
     if (lane % 16 < live) {
       const bf16* key = source.keys + head_offset + row.offset;
+      const int view = find_view(p, notes, work.kv_head, share.first + i, lane % 16);
+      const bf16* q = first_q + view * p.view_stride;
       for (int e = lane / 16; e < d; e += 2) s = fmaf(to_float(q[e]), to_float(key[e]), s);
     }
     s += shuffle_xor(s, 16);

@@ -119,6 +119,35 @@ GPU void score_tile(float (&s)[2][4], const Queries<kHeadDim>& queries, const ui
   }
 }
 
+// The same where queries have several views: each key is met by that which `mine` names, of key
+// lane % 16. queries hold one of them, and keep the last one met.
+template <int kHeadDim>
+GPU void score_tile_by_view(float (&s)[2][4], const Params& p, const Work& work,
+                            Queries<kHeadDim>& queries, int& held, int mine, const uint8_t* keys,
+                            int lane) {
+  for (int view = 0; view < p.n_views; ++view) {
+    if (gpu::ballot(mine == view) == 0) continue;
+    if (view != held) {
+      queries.load(p.q + view * p.view_stride + int64_t{work.first_head} * kHeadDim, work.n_rows,
+                   nullptr);
+      held = view;
+    }
+    float of_view[2][4] = {};
+    score_tile<kHeadDim>(of_view, queries, keys, lane);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const auto its = static_cast<int>(
+            gpu::shuffle(static_cast<uint32_t>(mine), j * 8 + 2 * (lane % 4) + e));
+        if (its != view) continue;
+        s[j][e] = of_view[j][e];
+        s[j][2 + e] = of_view[j][2 + e];
+      }
+    }
+  }
+}
+
 // s += the biases of the tile's keys, of which lane r has that of key r, in units of the scores.
 GPU void add_key_bias(float (&s)[2][4], float mine, int lane) {
 #pragma unroll
@@ -217,9 +246,9 @@ GPU Work work_of_block(const Params& p, const JointGrid& grid) {
   return work;
 }
 
-// Grid: splits, KV heads, blocks of 16 heads of the group. kKeyBias: some source has one; its tiles are
-// looked up a second time.
-template <int kHeadDim, bool kKeyBias>
+// Grid: splits, KV heads, blocks of 16 heads of the group. kLooksUp: keys have biases, or queries several
+// views (head_dim up to 128); tiles are looked up a second time.
+template <int kHeadDim, bool kLooksUp>
 GPU void attend_tiles(const Params& p, const JointGrid& grid) {
   using namespace gpu;
   using L = Layout<kHeadDim>;
@@ -257,6 +286,7 @@ GPU void attend_tiles(const Params& p, const JointGrid& grid) {
   Queries<kHeadDim> queries;
   queries.load(p.q + int64_t{work.first_head} * kHeadDim, work.n_rows, shared + L::kQueries);
   if constexpr (!Queries<kHeadDim>::kHeld) sync_threads();
+  [[maybe_unused]] int held = 0;  // the view
   float o[kHeadDim / 8][4] = {}, max[2] = {-kInf, -kInf}, sum[2] = {};
   for (int i = 0; i < share.count; ++i) {
     copy_wait<kStages - 2>();
@@ -267,8 +297,13 @@ GPU void attend_tiles(const Params& p, const JointGrid& grid) {
     const float bias = bias_of(p, tile);
     float s[2][4] = {}, alpha[2];
     uint32_t weights[4];
-    score_tile<kHeadDim>(s, queries, keys, lane);
-    if constexpr (kKeyBias) {
+    if constexpr (kLooksUp && Queries<kHeadDim>::kHeld) {
+      const int mine = find_view(p, notes, work.kv_head, share.first + i, lane % 16);
+      score_tile_by_view<kHeadDim>(s, p, work, queries, held, mine, keys, lane);
+    } else {
+      score_tile<kHeadDim>(s, queries, keys, lane);
+    }
+    if constexpr (kLooksUp) {
       const float mine = find_key_bias(p, notes, work.kv_head, share.first + i, lane % 16);
       add_key_bias(s, mine / p.scale, lane);
     }
@@ -285,10 +320,10 @@ GPU void attend_tiles(const Params& p, const JointGrid& grid) {
   sync_threads();
   finish_block<kHeadDim, 4, L::kRecord, kWarps>(p, work, shared, kWarpRecords, notes);
 }
-template <int kHeadDim, bool kKeyBias>
+template <int kHeadDim, bool kLooksUp>
 struct AttendTiles : JointKernel<Params, kThreads, Layout<kHeadDim>::kBlocksPerProcessor> {
   GPU static void run(const Params& p, const JointGrid& grid) {
-    attend_tiles<kHeadDim, kKeyBias>(p, grid);
+    attend_tiles<kHeadDim, kLooksUp>(p, grid);
   }
 };
 

@@ -28,6 +28,8 @@ void check_params(const PrefillAttendParams& p) {
         p.first_position + p.n_tokens);
   CHECK(p.scale > 0, "scale {}", p.scale);
   CHECK(p.block_tokens == 0 || p.window == 0, "blocks with a window of {}", p.window);
+  CHECK(p.part.state == nullptr || (p.window == 0 && p.part.end <= p.first_position),
+        "a part up to {}, queries from {} on, window {}", p.part.end, p.first_position, p.window);
   CHECK(p.block_tokens == 0 || (p.local_begin != nullptr && p.chunk_counts != nullptr &&
                                 p.chunk_ids != nullptr && p.chunk_tokens > 0),
         "blocks of {} without chunks of {}", p.block_tokens, p.chunk_tokens);
@@ -182,7 +184,7 @@ void attend_prefill_with(Stream& stream, const PrefillAttendParams& p, PrefillVa
   } else {
     prefill::attend_hopper(stream, p, variant);
   }
-  if (!finish) return;
+  if (!finish || p.part.state != nullptr) return;
   const prefill::Job job = prefill::make_job(p, 1);
   launch<prefill::attend_failed_rows>(
       stream, blocks_for(p.n_tokens * p.n_heads, prefill::kFailedWarps * 32),

@@ -6,7 +6,8 @@
 //   index u   0 ............ n_chunk_keys ................................ n_keys
 //             [ chosen chunks | positions local_begin .. that of the last query ]
 //
-// Row r of the tile sees indices u with first_end + r - window <= u < first_end + r.
+// Row r of the tile sees indices u < n_keys with first_end + r - window <= u < first_end + r. Of a part
+// that all queries come behind, that is the whole list: first_end is n_keys there.
 // Dense attention is a list without chunks that begins at 0, or with a window at the multiple of a
 // key tile at or before the first row's window.
 #pragma once
@@ -34,6 +35,7 @@ struct KeyList {
   int n_chunk_keys = 0;
   int chunk_tokens = 1;
   int64_t local_begin = 0;
+  int64_t local_end = 0;  // 0: causality ends it
 
   GPU int64_t local_row(int u) const { return local_begin + (u - n_chunk_keys); }
   GPU int64_t row(int u) const {
@@ -42,7 +44,32 @@ struct KeyList {
   }
   // The end of what the query at this position sees.
   GPU int end(int64_t position) const {
-    return n_chunk_keys + static_cast<int>(position - local_begin) + 1;
+    const int64_t n_local = (local_end > 0 ? local_end : position + 1) - local_begin;
+    return n_chunk_keys + static_cast<int>(n_local > 0 ? n_local : 0);
+  }
+  // Of the list's chunks, in ascending order, so many begin before this position.
+  GPU int chunks_before(int64_t position) const {
+    int first = 0, end = n_chunk_keys / chunk_tokens;
+    while (first < end) {
+      const int middle = (first + end) / 2;
+      if (int64_t{ids[middle]} * chunk_tokens < position) {
+        first = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return first;
+  }
+  // Leaves what is in the part.
+  GPU void clip(const PrefillPart& part) {
+    if (n_chunk_keys > 0) {
+      const int first = chunks_before(part.begin);
+      const int end = part.end > 0 ? chunks_before(part.end) : n_chunk_keys / chunk_tokens;
+      ids += first;
+      n_chunk_keys = (end - first) * chunk_tokens;
+    }
+    if (local_begin < part.begin) local_begin = part.begin;
+    local_end = part.end;
   }
 };
 
@@ -60,6 +87,7 @@ GPU KeyList key_list(const PrefillAttendParams& op, int64_t token, int kv_head, 
     const int64_t first = op.first_position + token - op.window + 1;
     list.local_begin = first > 0 ? first / key_tile * key_tile : 0;
   }
+  if (op.part.state != nullptr) list.clip(op.part);
   return list;
 }
 
@@ -91,7 +119,7 @@ GPU Tile make_tile(const Job& job) {
   if (tile.n_rows <= 0) return tile;
   tile.list = key_list(op, tile.first_token, tile.kv_head, kKeys);
   tile.first_end = tile.list.end(op.first_position + tile.first_token);
-  tile.n_keys = tile.first_end + tile.n_rows - 1;
+  tile.n_keys = tile.first_end + (op.part.end > 0 ? 0 : tile.n_rows - 1);
   return tile;
 }
 
@@ -108,15 +136,15 @@ struct RowState {
 GPU int lane_row() { return static_cast<int>(threadIdx.x % 32 / 4); }
 GPU int lane_column() { return static_cast<int>(threadIdx.x % 4 * 2); }
 
-// s holds the scores of keys first ..; end is that of the lane's first row.
+// s holds the scores of keys first ..; end is that of the lane's first row, n_keys the list's.
 template <int kN>
-GPU void mask_scores(float (&s)[kN], int first, int end, uint32_t window) {
+GPU void mask_scores(float (&s)[kN], int first, int end, int n_keys, uint32_t window) {
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
     const int key = first + i / 4 * 8 + lane_column() + (i & 1);
     const int last = end - 1 + (i & 2 ? 8 : 0);
     // One comparison: a key after the last wraps to 2^31 or more.
-    if (static_cast<uint32_t>(last - key) >= window) s[i] = -gpu::kInf;
+    if (static_cast<uint32_t>(last - key) >= window || key >= n_keys) s[i] = -gpu::kInf;
   }
 }
 
@@ -181,10 +209,62 @@ GPU void pack_weights(uint32_t (&a)[4], const float (&s)[kN], int step) {
 inline constexpr uint32_t kFailed = 0x7fc0;
 GPU bool is_failed(bf16 x) { return (x.bits & 0x7fff) > 0x7f80; }
 
+// The lane's two rows of PrefillPart::state, bases, sums and out, and what they make together with what
+// the part in hand has found. sums become those of whole rows, in all their lanes.
+template <int kDim>
+GPU void merge_state(const PrefillAttendParams& op, const Tile& tile, int row,
+                     float (&out)[kDim / 2], RowState& rows) {
+  const int64_t n = op.n_tokens * op.n_heads, stride = prefill_state_floats(1, 1, op.head_dim) - 2;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    rows.sum[r] += gpu::shuffle_xor(rows.sum[r], 1);
+    rows.sum[r] += gpu::shuffle_xor(rows.sum[r], 2);
+    const int i = row + 8 * r;
+    if (i >= tile.n_rows) continue;
+    const int64_t place = (tile.first_token + i) * op.n_heads + tile.head;
+    float *base = op.part.state + place, *sum = base + n;
+    float* columns = op.part.state + 2 * n + place * stride;
+    float before = 0.0f, now = 1.0f;  // weights
+    if (!op.part.is_first) {
+      const float top = fmaxf(rows.base[r], *base), minus = top == -gpu::kInf ? 0.0f : -top;
+      before = gpu::exp2_fast(*base + minus);
+      now = gpu::exp2_fast(rows.base[r] + minus);
+      rows.base[r] = top;
+      rows.sum[r] = fmaf(*sum, before, rows.sum[r] * now);
+    }
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      const int column = 8 * j + lane_column();
+      if (column >= op.head_dim) continue;
+      float2& kept = *reinterpret_cast<float2*>(columns + column);
+      float &low = out[4 * j + 2 * r], &high = out[4 * j + 2 * r + 1];
+      if (!op.part.is_first) {
+        low = fmaf(kept.x, before, low * now);
+        high = fmaf(kept.y, before, high * now);
+      }
+      if (!op.part.is_last) kept = float2{low, high};
+    }
+  }
+  gpu::sync_warp();  // all lanes of a row have read its base and sum
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = row + 8 * r;
+    if (i >= tile.n_rows || op.part.is_last || lane_column() != 0) continue;
+    const int64_t place = (tile.first_token + i) * op.n_heads + tile.head;
+    op.part.state[place] = rows.base[r];
+    op.part.state[n + place] = rows.sum[r];
+  }
+  if (lane_column() != 0) rows.sum[0] = rows.sum[1] = 0.0f;  // store_rows adds them up
+}
+
 // row: the lane's first row in the tile. The instance may be wider than the head dim.
 template <int kDim>
 GPU void store_rows(const PrefillAttendParams& op, const Tile& tile, int row,
-                    const float (&out)[kDim / 2], const RowState& rows) {
+                    float (&out)[kDim / 2], RowState& rows) {
+  if (op.part.state != nullptr) {
+    merge_state<kDim>(op, tile, row, out, rows);
+    if (!op.part.is_last) return;
+  }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = rows.sum[r], zero = 0.0f;

@@ -169,13 +169,15 @@ attend_prefill_mma(const GRID_CONST Job job) {
   const Tile tile = make_tile<Shape::kQueries, kKeys>(job);
   if (tile.n_rows <= 0) return;
   const MmaLoader<Shape> load{job, tile};
-  const int last = (tile.n_keys - 1) / kKeys;
+  const int last = tile.n_keys > 0 ? (tile.n_keys - 1) / kKeys : 0;
   load.queries(smem);
   load.rows(smem + Shape::kKeysAt, job.op.keys, last * kKeys);
 
   MmaWarp<Shape> warp;
   const int row = MmaWarp<Shape>::first_row() + lane_row();
-  const int first_end = tile.first_end + MmaWarp<Shape>::first_row();  // of the warp's first row
+  // Of the warp's first row.
+  int first_end = tile.first_end + MmaWarp<Shape>::first_row();
+  if (first_end > tile.n_keys) first_end = tile.n_keys;
   for (int it = last; it >= 0; --it) {
     const int first = it * kKeys;
     copy_wait<0>();
@@ -190,7 +192,7 @@ attend_prefill_mma(const GRID_CONST Job job) {
     if constexpr (kKeyBias) add_key_bias(warp.scores, job, tile, first);
     // In 64 bits: an unlimited window reaches far below zero.
     if (first + kKeys > first_end || first + int64_t{job.window} < first_end + 15) {
-      mask_scores(warp.scores, first, tile.first_end + row, job.window);
+      mask_scores(warp.scores, first, tile.first_end + row, tile.n_keys, job.window);
     }
     float alpha[2];
     online_softmax(warp.scores, job.unit, warp.rows, alpha);

@@ -142,7 +142,7 @@ struct Consumer {
   static constexpr int kStepsPerBlock = Shape::kColumns / 16;
   const Ring<Shape>& ring;
   uint64_t queries, keys, values;  // descriptors
-  int group_end, end;              // of the warpgroup's first row and of this lane's
+  int group_end, end, n_keys;      // of the warpgroup's first row, of this lane's, of the list
   uint32_t window;
   float unit;
   int n_tiles;
@@ -160,7 +160,9 @@ struct Consumer {
     queries = wgmma_descriptor<kSpan>(base + group * 64 * kSpan, 16, 8 * kSpan);
     keys = wgmma_descriptor<kSpan>(base + Shape::kKeysAt, 16, 8 * kSpan);
     values = wgmma_descriptor<kSpan>(base + Shape::kValuesAt, kKeys * kSpan, 8 * kSpan);
+    n_keys = tile.n_keys;
     group_end = tile.first_end + group * 64;
+    if (group_end > n_keys) group_end = n_keys;
     end = tile.first_end + row;
     window = job.window;
     unit = job.unit;
@@ -205,7 +207,7 @@ struct Consumer {
     const int first = (n_tiles - 1 - it) * kKeys;
     // In 64 bits: an unlimited window reaches far below zero.
     if (first + kKeys > group_end || first + int64_t{window} < group_end + 63) {
-      mask_scores(scores, first, end, window);
+      mask_scores(scores, first, end, n_keys, window);
     }
     online_softmax(scores, unit, rows, alpha);
   }
@@ -275,7 +277,8 @@ attend_prefill_hopper(const GRID_CONST HopperJob p) {
   const Tile tile = make_tile<Shape::kQueries, Shape::kKeys>(p.job);
   if (tile.n_rows <= 0) return;
   const Ring<Shape> ring(smem);
-  const int n_tiles = (tile.n_keys + Shape::kKeys - 1) / Shape::kKeys;
+  // A part may have nothing to see: one tile of it, of zeros.
+  const int n_tiles = tile.n_keys > 0 ? (tile.n_keys + Shape::kKeys - 1) / Shape::kKeys : 1;
   if (threadIdx.x == 0) ring.init();
   sync_threads();
 

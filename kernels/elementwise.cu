@@ -63,6 +63,35 @@ void swiglu(Stream& stream, const SwigluParams& p) {
   }
 }
 
+namespace {
+
+// All of p, or its views only.
+void turn_rows(Stream& stream, const RopeAppendParams& p) {
+  const int64_t heads = p.n_heads + 2 * p.n_kv_heads;
+  const int64_t n_rows = p.n_tokens * std::max(p.n_views, 1);
+  if (n_rows * heads == 0) return;
+  const bool pieces = p.rope.half % kPiece == 0 && p.head_stride % kPiece == 0 &&
+                      p.view_stride % kPiece == 0 &&
+                      aligned(p.q, p.k, p.v, p.keys, p.values, p.q_norm, p.k_norm, p.views);
+  int lanes = 32;
+  while (pieces && lanes / 2 * kPiece >= p.rope.half) lanes /= 2;
+  // Several tokens share a block when there are enough of them to fill the device; a few tokens are
+  // spread over as many blocks as they can use.
+  const int rows = n_rows >= 16 * stream.n_processors() ? 4 : 1;
+  const unsigned parts =
+      n_rows >= stream.n_processors() ? 1 : blocks_for(heads * lanes, kRopeThreads);
+  const RopeKernelParams params{p, n_rows, rows, lanes};
+  const auto shared = static_cast<size_t>(2 * rows * p.rope.half) * sizeof(float);
+  const dim3 blocks(blocks_for(n_rows, rows), parts);
+  if (pieces) {
+    launch_joint<RopeAppend<true>>(stream, blocks, shared, params);
+  } else {
+    launch_joint<RopeAppend<false>>(stream, blocks, shared, params);
+  }
+}
+
+}  // namespace
+
 void rope_append(Stream& stream, const RopeAppendParams& p) {
   constexpr int32_t kMaxHalf = 256;  // head_dim <= 512
   CHECK(p.head_dim == 2 * p.rope.half && p.rope.half <= kMaxHalf, "head dimension {}, table for {}",
@@ -70,25 +99,15 @@ void rope_append(Stream& stream, const RopeAppendParams& p) {
   CHECK(p.first_position >= 0 && p.first_position + p.n_tokens <= kRopeFine * p.rope.n_coarse,
         "positions {} to {}, table for {}", p.first_position, p.first_position + p.n_tokens,
         kRopeFine * p.rope.n_coarse);
-  if (p.n_tokens == 0) return;
-  const bool pieces = p.rope.half % kPiece == 0 && p.head_stride % kPiece == 0 &&
-                      aligned(p.q, p.k, p.v, p.keys, p.values, p.q_norm, p.k_norm);
-  int lanes = 32;
-  while (pieces && lanes / 2 * kPiece >= p.rope.half) lanes /= 2;
-  // Several tokens share a block when there are enough of them to fill the device; a few tokens are
-  // spread over as many blocks as they can use.
-  const int tokens = p.n_tokens >= 16 * stream.n_processors() ? 4 : 1;
-  const int64_t heads = p.n_heads + 2 * p.n_kv_heads;
-  const unsigned parts =
-      p.n_tokens >= stream.n_processors() ? 1 : blocks_for(heads * lanes, kRopeThreads);
-  const RopeKernelParams params{p, tokens, lanes};
-  const auto shared = static_cast<size_t>(2 * tokens * p.rope.half) * sizeof(float);
-  const dim3 blocks(blocks_for(p.n_tokens, tokens), parts);
-  if (pieces) {
-    launch_joint<RopeAppend<true>>(stream, blocks, shared, params);
-  } else {
-    launch_joint<RopeAppend<false>>(stream, blocks, shared, params);
-  }
+  RopeAppendParams in_place = p;
+  in_place.n_views = 0;
+  if (p.q == nullptr || p.n_views > 0) in_place.n_heads = 0;
+  if (p.k == nullptr) in_place.n_kv_heads = 0;
+  turn_rows(stream, in_place);
+  if (p.q == nullptr || p.n_views == 0) return;
+  RopeAppendParams views = p;
+  views.n_kv_heads = 0;
+  turn_rows(stream, views);
 }
 
 void token_logprobs(Stream& stream, const LogprobParams& p) {

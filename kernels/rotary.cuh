@@ -30,11 +30,20 @@ GPU void turn(float& low, float& high, Angle a) {
   high = fmaf(before, a.sin, gpu::mul_rn(high, a.cos));
 }
 
+// Rows are tokens; or, where there are views and queries only, all tokens of one view after the other.
 struct RopeKernelParams {
   RopeAppendParams op;
-  int tokens_per_block;
+  int64_t n_rows;
+  int rows_per_block;
   int lanes_per_head;  // a power of two, at most 32
 };
+
+GPU int64_t rope_position(const RopeAppendParams& p, int64_t row, int64_t later) {
+  if (p.n_views == 0) return p.first_position + later + row;
+  const int64_t position = p.first_position + later + row % p.n_tokens;
+  const int64_t limit = p.spans.limit_of(p.first_span + row / p.n_tokens);
+  return position < limit ? position : limit;
+}
 
 // The heads of a token in one numbering: the queries, then the keys, then the values.
 struct HeadPlace {
@@ -46,6 +55,11 @@ struct HeadPlace {
 };
 GPU HeadPlace place_of(const RopeAppendParams& p, int64_t token, int head, int64_t later) {
   const int64_t d = p.head_dim;
+  if (p.n_views > 0) {
+    const int64_t at = (token % p.n_tokens * p.n_heads + head) * d;
+    bf16* view = p.views + token / p.n_tokens * p.view_stride;
+    return {p.q + at, view + at, p.q_norm, true, p.rope.still_scale};
+  }
   if (head < p.n_heads) {
     bf16* q = p.q + (token * p.n_heads + head) * d;
     return {q, q, p.q_norm, true, p.rope.still_scale};
@@ -138,20 +152,20 @@ GPU void move_channels(const RopeKernelParams& p, const HeadPlace& head, int lan
 
 inline constexpr int kRopeThreads = 256;
 
-// The blocks of one blockIdx.x share tokens_per_block tokens: first the angles, then the heads.
+// The blocks of one blockIdx.x share rows_per_block rows: first the angles, then the heads.
 template <bool kPieces>
 GPU void rope_append(const RopeKernelParams& p) {
   SHARED(smem);
   const int tid = threadIdx.x, half = p.op.rope.half;
-  const int64_t first = int64_t{blockIdx.x} * p.tokens_per_block;
-  const int64_t left = p.op.n_tokens - first;
-  const int n_tokens = left < p.tokens_per_block ? static_cast<int>(left) : p.tokens_per_block;
-  auto* cosines = reinterpret_cast<float*>(smem);  // [n_tokens][half]
-  float* sines = cosines + p.tokens_per_block * half;
+  const int64_t first = int64_t{blockIdx.x} * p.rows_per_block;
+  const int64_t left = p.n_rows - first;
+  const int n_rows = left < p.rows_per_block ? static_cast<int>(left) : p.rows_per_block;
+  auto* cosines = reinterpret_cast<float*>(smem);  // [n_rows][half]
+  float* sines = cosines + p.rows_per_block * half;
   // The clock moves between steps; the layer's projection is what precedes this kernel.
   const int64_t later = steps_later(p.op.later);
-  for (int i = tid; i < n_tokens * half; i += kRopeThreads) {
-    const Angle a = rope_angle(p.op.rope, p.op.first_position + later + first + i / half, i % half);
+  for (int i = tid; i < n_rows * half; i += kRopeThreads) {
+    const Angle a = rope_angle(p.op.rope, rope_position(p.op, first + i / half, later), i % half);
     cosines[i] = a.cos;
     sines[i] = a.sin;
   }
@@ -159,18 +173,18 @@ GPU void rope_append(const RopeKernelParams& p) {
   gpu::sync_threads();
 
   const int lanes = p.lanes_per_head, lane = tid % lanes;
-  const int n_heads = p.op.n_heads + 2 * p.op.n_kv_heads, n_places = n_tokens * n_heads;
+  const int n_heads = p.op.n_heads + 2 * p.op.n_kv_heads, n_places = n_rows * n_heads;
   // Every lane of a warp makes the same number of turns, as sums need all of them.
   const int at_once = kRopeThreads / lanes;
   for (int base = blockIdx.y * at_once; base < n_places; base += gridDim.y * at_once) {
     const int place = base + tid / lanes;
-    const int token = place < n_places ? place / n_heads : 0;
+    const int row = place < n_places ? place / n_heads : 0;
     HeadPlace head;
-    if (place < n_places) head = place_of(p.op, first + token, place % n_heads, later);
+    if (place < n_places) head = place_of(p.op, first + row, place % n_heads, later);
     if constexpr (kPieces) {
-      move_pieces(p, head, lane, cosines + token * half, sines + token * half);
+      move_pieces(p, head, lane, cosines + row * half, sines + row * half);
     } else {
-      move_channels(p, head, lane, cosines + token * half, sines + token * half);
+      move_channels(p, head, lane, cosines + row * half, sines + row * half);
     }
   }
 }

@@ -234,7 +234,7 @@ GPU void prepare_rows(const ScoreParams& p, int32_t first_row, int n_rows, RowFa
       const int32_t row = first_row + i;
       float sum = gpu::kInf;
       if (row < p.n_rows && row % p.padded_group < p.group) {
-        sum = log_sum(p.sums + (int64_t{blockIdx.y} * p.n_rows + row) * p.sum_stride, p.n_splits);
+        sum = log_sum(p.sums + (int64_t{blockIdx.y} * p.n_rows + row) * p.sum_stride, p.n_sums);
       }
       if (threadIdx.x % 32 == 0) facts.log_sum[i] = sum;
     }

@@ -78,10 +78,11 @@ struct ScoreParams {
   int32_t n_rows;    // per KV head
   int32_t n_groups;  // of 16 * kTiles rows
   int32_t n_splits;  // blocks per group of rows
+  int32_t n_sums;    // records of a row, of all parts (score_parts.h)
   int32_t head_dim;
   float scale;     // log2 units
   bool is_wide;    // landmark rows are multiples of 16 bytes
-  ScoreSum* sums;  // [n_kv_heads][n_rows] records of n_splits, sum_stride apart
+  ScoreSum* sums;  // [n_kv_heads][n_rows] records, sum_stride apart: one of each split
   int64_t sum_stride;
   float* scores;         // kKeep: [n_kv_heads][n_rows], score_stride apart;
   int64_t score_stride;  // kGroup: [n_blocks][n_kv_heads]

@@ -37,7 +37,11 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
   const int64_t origin = p.first_chunk / 8 * 8;
   SelectWork w = lay_out(p, origin, p.end_chunk - origin, n, p.head_dim);
   w.map = map;
-  launch_scores<ScoreMode::kKeep, 1>(stream, score_params(p, w));
+  for (const ScorePart& part : score_parts(p, origin, w.n, p.head_dim)) {
+    ScoreParams s = params_of_part(score_params(p, w), part, w.n_splits);
+    s.queries += part.view * p.views.stride;
+    launch_scores<ScoreMode::kKeep, 1>(stream, s);
+  }
   // A multiple of 16: the compiler reads the sums of up to four heads at once.
   const size_t log_sum_bytes = static_cast<size_t>((w.group + 3) / 4) * 16;
   // One block on each of 132 processors.

@@ -10,6 +10,7 @@
 #include "kernels/gpu.cuh"
 #include "kernels/joint_launch.cuh"
 #include "kernels/score.cuh"
+#include "kernels/score_parts.h"
 #include "kernels/slots.cuh"
 #include "kernels/top_k.cuh"
 #include "kernels/top_k_pieces.cuh"
@@ -46,6 +47,16 @@ inline void check_selection(const SelectParams& p) {
         p.end_chunk);
 }
 
+// width: of what is read of a landmark, in bf16.
+inline ScoreParts score_parts(const SelectParams& p, int64_t origin, int64_t n_positions,
+                              int32_t width) {
+  const int32_t group = p.n_heads / p.n_kv_heads;
+  return cut_by_view(p.views, p.chunk_tokens, origin, n_positions, kMaxSplits,
+                     [&](int64_t n, int32_t most) {
+                       return score_splits(n, width, p.n_kv_heads, group, 1, most);
+                     });
+}
+
 // Where things are in the workspace. A row of scores has room for a lead of up to 7 positions and
 // for the rest of the last octet; rows are multiples of 8 floats. n_positions, and of them
 // n_candidates compete. width: of what is read of a landmark, in bf16.
@@ -65,7 +76,7 @@ inline SelectWork lay_out(const SelectParams& p, int64_t origin, int64_t n_posit
   w.n = static_cast<int32_t>(n_positions);
   w.group = p.n_heads / p.n_kv_heads;
   w.arrival_stride = w.group * kPartFloats;
-  w.n_splits = score_splits(w.n, width, p.n_kv_heads, w.group, 1, kMaxSplits);
+  w.n_splits = score_parts(p, origin, n_positions, width).n_splits;
   w.k = static_cast<int32_t>(p.k < n_candidates ? p.k : n_candidates);
   w.ids = p.ids;
   w.counts = p.counts;
@@ -83,7 +94,7 @@ inline ScoreParams score_params(const SelectParams& p, const SelectWork& w) {
   s.lead = static_cast<int32_t>(p.first_chunk - w.origin);
   s.n = w.n;
   s.n_rows = w.group;
-  s.n_splits = w.n_splits;
+  s.n_splits = s.n_sums = w.n_splits;
   s.head_dim = p.head_dim;
   s.scale = p.scale * gpu::kLog2e;
   s.sums = w.sums;

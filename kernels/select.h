@@ -19,6 +19,8 @@ void select_and_map(Stream& stream, const SelectParams& select, const MapSlotsPa
 // block is rounded to bf16 before it scores; its softmax is over the chunks that compete.
 void select_prefill_chunks(Stream& stream, const PrefillSelectParams& params);
 
+void mean_queries(Stream& stream, const MeanQueriesParams& params);
+
 // Looks at shapes and positions only. Grows with first_position and n_tokens, so the last call of a
 // prefill says what all of them need.
 int64_t select_prefill_scratch_bytes(const PrefillSelectParams& shape);

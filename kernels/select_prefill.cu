@@ -7,6 +7,7 @@
 
 #include "kernels/launch.cuh"
 #include "kernels/score_launch.cuh"
+#include "kernels/score_parts.h"
 #include "kernels/select.h"
 #include "kernels/select_prefill.cuh"
 
@@ -52,6 +53,31 @@ struct Plan {
   int64_t maximum_stride() const { return 2 * round_up(stride / kPiece + 1, 4); }
 };
 
+// Mean queries of some heads of each KV head, from queries or, of one view, from means.
+void pack_means(Stream& stream, const PrefillSelectParams& p, const Plan& plan, int32_t view,
+                int32_t first_head, const ScoreParams& s, int64_t n_blocks) {
+  BlockMeanParams mean{};
+  mean.q = p.q;
+  mean.n_tokens = p.n_tokens;
+  mean.block_tokens = p.block_tokens;
+  if (p.means != nullptr) {  // of one each
+    mean.q = p.means + view * p.views.stride;
+    mean.n_tokens = plan.n_blocks;
+    mean.block_tokens = 1;
+  }
+  mean.means = const_cast<bf16*>(s.queries);
+  mean.first_block = s.first_block;
+  mean.n_blocks = n_blocks;
+  mean.n_heads = p.n_heads;
+  mean.n_kv_heads = p.n_kv_heads;
+  mean.head_dim = p.head_dim;
+  mean.first_head = first_head;
+  mean.group = s.group;
+  mean.padded_group = plan.padded_group;
+  const dim3 grid(static_cast<unsigned>(s.n_rows), static_cast<unsigned>(p.n_kv_heads));
+  launch<mean_of_blocks>(stream, grid, kQueryThreads, 0, mean);
+}
+
 // Group scores of blocks first_block .. + n_blocks - 1.
 void score_blocks(Stream& stream, const PrefillSelectParams& p, const Plan& plan,
                   std::byte* scratch, int64_t first_block, int64_t n_blocks) {
@@ -66,7 +92,10 @@ void score_blocks(Stream& stream, const PrefillSelectParams& p, const Plan& plan
   s.n_rows = static_cast<int32_t>(n_blocks * plan.padded_group);
   s.head_dim = p.head_dim;
   s.scale = p.scale * gpu::kLog2e;
-  s.n_splits = score_splits(s.n, p.head_dim, p.n_kv_heads, s.n_rows, kMaxTiles, kMaxSplits);
+  const ScoreParts parts = cut_by_view(
+      p.views, p.chunk_tokens, s.origin, s.n, kMaxSplits, [&](int64_t n, int32_t most) {
+        return score_splits(n, p.head_dim, p.n_kv_heads, s.n_rows, kMaxTiles, most);
+      });
   s.sums = reinterpret_cast<ScoreSum*>(scratch + plan.sums_at);
   s.sum_stride = kMaxSplits;
   s.scores = reinterpret_cast<float*>(scratch + plan.scores_at);
@@ -78,20 +107,41 @@ void score_blocks(Stream& stream, const PrefillSelectParams& p, const Plan& plan
   for (int32_t head = 0; head < group; head += 16) {
     s.group = std::min(group - head, 16);
     s.is_first = head == 0;
-    const MeanQueryParams mean{p.q,         reinterpret_cast<bf16*>(scratch),
-                               p.n_tokens,  p.block_tokens,
-                               first_block, n_blocks,
-                               p.n_heads,   p.n_kv_heads,
-                               p.head_dim,  head,
-                               s.group,     plan.padded_group};
-    const dim3 grid(static_cast<unsigned>(s.n_rows), static_cast<unsigned>(p.n_kv_heads));
-    launch<mean_queries>(stream, grid, kQueryThreads, 0, mean);
-    launch_scores<ScoreMode::kSum, kMaxTiles>(stream, s);
-    launch_scores<ScoreMode::kGroup, kMaxTiles>(stream, s);
+    int32_t packed = -1;  // the view
+    const auto for_each_part = [&](auto&& launch_part) {
+      for (const ScorePart& part : parts) {
+        if (part.view != packed) pack_means(stream, p, plan, part.view, head, s, n_blocks);
+        packed = part.view;
+        launch_part(params_of_part(s, part, parts.n_splits));
+      }
+    };
+    for_each_part([&](const ScoreParams& part) {
+      launch_scores<ScoreMode::kSum, kMaxTiles>(stream, part);
+    });
+    for_each_part([&](ScoreParams part) {
+      part.sums = s.sums;
+      launch_scores<ScoreMode::kGroup, kMaxTiles>(stream, part);
+    });
   }
 }
 
 }  // namespace
+
+void mean_queries(Stream& stream, const MeanQueriesParams& p) {
+  CHECK(p.block_tokens > 0 && p.n_tokens >= 0, "{} queries in blocks of {}", p.n_tokens, p.block_tokens);
+  BlockMeanParams mean{};
+  mean.q = p.q;
+  mean.means = p.means;
+  mean.n_tokens = p.n_tokens;
+  mean.block_tokens = p.block_tokens;
+  mean.n_blocks = (p.n_tokens + p.block_tokens - 1) / p.block_tokens;
+  mean.n_heads = mean.group = mean.padded_group = p.n_heads;
+  mean.n_kv_heads = 1;
+  mean.head_dim = p.head_dim;
+  if (mean.n_blocks == 0) return;
+  launch<mean_of_blocks>(stream, dim3(static_cast<unsigned>(mean.n_blocks * p.n_heads)), kQueryThreads,
+                         0, mean);
+}
 
 int64_t select_prefill_scratch_bytes(const PrefillSelectParams& shape) { return Plan(shape).bytes; }
 
@@ -101,6 +151,7 @@ void select_prefill_chunks(Stream& stream, const PrefillSelectParams& p) {
   CHECK(p.block_tokens > 0 && p.chunk_tokens > 0 && p.first_position % p.chunk_tokens == 0,
         "blocks of {}, chunks of {}, first position {}", p.block_tokens, p.chunk_tokens,
         p.first_position);
+  CHECK(p.means != nullptr || p.views.n == 1, "{} views of queries", p.views.n);
   CHECK(p.k >= 0 && p.sink_chunks >= 0 && p.local_tokens >= 0, "k {}, {} sinks, {} local tokens",
         p.k, p.sink_chunks, p.local_tokens);
   const Plan plan(p);

@@ -11,7 +11,7 @@ namespace tiercel::cuda {
 
 inline constexpr int kQueryThreads = 128;
 
-struct MeanQueryParams {
+struct BlockMeanParams {
   const bf16* q;  // [n_tokens][n_heads][head_dim]
   bf16* means;    // [n_kv_heads][n_blocks][padded_group][head_dim]
   int64_t n_tokens, block_tokens, first_block, n_blocks;
@@ -21,7 +21,7 @@ struct MeanQueryParams {
 
 // A thread sums two elements of a head over a block's tokens, in their order. Grid: (n_blocks *
 // padded_group, n_kv_heads). Rows that pad a group are zero.
-KERNEL(kQueryThreads, 8) mean_queries(const GRID_CONST MeanQueryParams p) {
+KERNEL(kQueryThreads, 8) mean_of_blocks(const GRID_CONST BlockMeanParams p) {
   using namespace gpu;
   const int64_t block = blockIdx.x / p.padded_group, kv_head = blockIdx.y;
   const int32_t head = static_cast<int32_t>(blockIdx.x) % p.padded_group;

@@ -81,7 +81,14 @@ void launch_any_scores(Stream& stream, const ScoreParams& s) {
   return launch_any<kForm, 16, false>(stream, s);
 }
 
+// Of what is read of a landmark, in bf16.
+int32_t read_width(const SelectParams& p) {
+  const int32_t width = landmark_width(p.index, p.head_dim);
+  return p.codes != nullptr ? width / 2 : width;
+}
+
 void score(Stream& stream, const SelectParams& p, const SelectWork& w, const ChunkMap& map) {
+  CHECK(p.views.n == 1 || p.blocks == nullptr, "blocks of chunks and {} views", p.views.n);
   CHECK(
       p.head_dim > 0 && p.head_dim <= 256 && p.head_dim % 2 == 0 && p.landmark_head_stride % 2 == 0,
       "head_dim {}, stride {}", p.head_dim, p.landmark_head_stride);
@@ -102,7 +109,12 @@ void score(Stream& stream, const SelectParams& p, const SelectWork& w, const Chu
                                           : reinterpret_cast<uintptr_t>(p.landmarks);
   s.is_wide =
       s.head_dim % of_piece == 0 && s.landmark_head_stride % of_piece == 0 && address % 16 == 0;
-  launch_any_scores(stream, s);
+  if (map.blocks != nullptr) return launch_any_scores(stream, s);
+  for (const ScorePart& part : score_parts(p, w.origin, w.n, read_width(p))) {
+    ScoreParams of_part = params_of_part(s, part, w.n_splits);
+    of_part.queries += part.view * p.views.stride;
+    launch_any_scores(stream, of_part);
+  }
 }
 
 template <GroupScore kScore, SelectScope kScope>
@@ -175,10 +187,8 @@ void select_refined(Stream& stream, const SelectParams& p) {
     launch_joint<SelectAll<false>>(stream, heads, sizeof(MapShared), everything);
     return;
   }
-  const int32_t width = landmark_width(p.index, p.head_dim);
   RefinedWork r{};
-  r.select =
-      lay_out(p, all.origin, all.n, all.n_candidates, p.codes != nullptr ? width / 2 : width);
+  r.select = lay_out(p, all.origin, all.n, all.n_candidates, read_width(p));
   r.map = all.map;
   r.keep = p.keep;
   r.n_kv_heads = p.n_kv_heads;

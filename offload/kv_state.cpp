@@ -29,7 +29,7 @@ class LayerBlocks {
     }
     if (!l_.tiered(layer_)) return;
     exact_regions();
-    if (l_.shape.eviction_head && l_.indexed(layer_)) {
+    if (l_.shape.looks_up_keys() && l_.indexed(layer_)) {
       const int64_t n = kv() * s_.n_exact;
       ints(StatePart::kExactIds, 1, n, n, 0, std::max<int64_t>(s_.end_chunk, 1));
     }

@@ -6,7 +6,7 @@
 //   here        only the rows in use: n_rows runs of row_bytes, stride apart in memory
 //
 // Left out is what the prompt needed only (planes, masses; ids of the exact chunks, which were
-// gathered, but for models with an eviction head) and statistics. It knows no addresses: those are
+// gathered, but where it matters which they are) and statistics. It knows no addresses: those are
 // the store's (kv_store_state.h).
 #pragma once
 

@@ -49,6 +49,9 @@ struct Projections {
   // The eviction head, where the model has one (KeyBiasParams).
   const bf16* delta = nullptr;
   const bf16* a = nullptr;
+  // Where queries may have several views, room for those of a step, [views][n_heads][head_dim], or for
+  // one view of a run.
+  bf16* views = nullptr;
 };
 
 // Steps after which a layer is tried both ways (HostUse::kMeasured): its hit rate is known by then. And
@@ -88,8 +91,9 @@ class KvStore {
 
   // ---- prefill ----
   void append_prompt(int64_t layer, const Projections& p, int64_t first_token);
-  // out: [n_tokens][n_heads][head_dim]. dense overrides selection (the tail of the prompt).
-  void attend_prompt(int64_t layer, const bf16* q, int64_t first_token, int64_t n_tokens,
+  // Of the run that was appended last, of a prompt of n_prompt tokens. out: [n_tokens][n_heads][head_dim].
+  // dense overrides selection (the tail of the prompt).
+  void attend_prompt(int64_t layer, const Projections& p, int64_t first_token, int64_t n_prompt,
                      bool dense, bf16* out);
   void finish_layer(int64_t layer, int64_t n_tokens);
   void end_prefill(int64_t n_tokens);
@@ -99,6 +103,10 @@ class KvStore {
   // layer has its turn: `ahead` of them did already. Not where layers share a list, nor in an audited
   // step.
   void append(int64_t layer, const Projections& p, int64_t ahead = 0, bool follows = false);
+  // What append made of the queries: q, here and below.
+  const bf16* queries(const Projections& p, int64_t ahead = 0) const {
+    return layout_.shape.spans.views_of(n_tokens_ + ahead) > 1 ? p.views : p.q;
+  }
   void attend(int64_t layer, const bf16* q, bf16* out);
   // A token that follows attends what the last one that did not has selected. It may where no chunk has
   // to leave the window for it, and is attended when all that follow have been appended; not where
@@ -311,7 +319,7 @@ class KvStore {
   void encode_index(Index& index, const LandmarkPlane& plane, int64_t first_chunk, int64_t end_chunk);
   void build_blocks(Index& index, const LandmarkPlane& plane, int64_t end_chunk);
   void choose_exact_chunks(int64_t layer, int64_t n_tokens);
-  void weigh_chunks(int64_t layer);
+  void weigh_chunks(int64_t layer, int64_t n_tokens);
   void gather_exact_chunks(int64_t layer);
   void code_keys(int64_t layer, int64_t n_tokens);
   void project_rows(Layer& layer, const bf16* keys, int64_t head_stride, int64_t first_row,
@@ -380,8 +388,16 @@ class KvStore {
   void end_host_attend(bf16* out);
   int exact_sources(int64_t layer, int64_t n_rows, KvSource* sources) const;
   // Also what merge_with, if any, and out make together, where final_out is given.
-  void attend_sources(const bf16* q, const KvSource* sources, int n_sources, PartialView out,
-                      const PartialView* merge_with = nullptr, bf16* final_out = nullptr);
+  void attend_sources(int64_t position, const bf16* q, const KvSource* sources, int n_sources,
+                      PartialView out, const PartialView* merge_with = nullptr,
+                      bf16* final_out = nullptr);
+  QueryViews views_at(int64_t position) const;
+  float scale_at(int64_t n_tokens) const {
+    return static_cast<float>(scale_ * layout_.length_scale(n_tokens));
+  }
+  void turn_view(const Projections& p, int64_t first_token, int64_t view);
+  void select_for_prompt(int64_t layer, const Projections& p, int64_t first_token,
+                         PrefillAttendParams& attend);
   void attend_as_before(int64_t layer, const Follower& follower);
   void add_key_bias(const Layer& layer, int64_t first_position, KvSource& source,
                     const int32_t* chunks = nullptr, int64_t chunks_stride = 0) const;

@@ -87,8 +87,9 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   selected.ids = lists.ids;
   selected.counts = lists.counts;
   selected.ids_stride = selected_per_head(layer);
+  selected.position_step = chunk();
   add_key_bias(layer, 0, selected);
-  attend_sources(q, sources.data(), n + 1, audit_partials_[0]);
+  attend_sources(n_rows - 1, q, sources.data(), n + 1, audit_partials_[0]);
 
   // Everything: the window, and all that precedes it (sinks and outliers included) from the host.
   KvSource all[2];
@@ -98,8 +99,9 @@ void KvStore<Device, Host>::audit_layer(int64_t index, const bf16* q, int64_t n_
   all[1].counts = nullptr;
   all[1].chunk_stride = d();
   all[1].chunk_tokens = 1;
+  all[1].position_step = 1;
   all[1].n_tokens = layer.recent.first;
-  attend_sources(q, all, 2, audit_partials_[1]);
+  attend_sources(n_rows - 1, q, all, 2, audit_partials_[1]);
   // take_partial puts max and sum side by side.
   const int64_t heads = layout_.shape.n_heads;
   float* part = audit_statistics_.data();

@@ -20,6 +20,13 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
   append.first_row = position_ - recent.base;
   append.first_position = position_;
   append.later = later();
+  const QueryViews views = views_at(position_);
+  if (views.n > 1) {
+    append.spans = layout_.shape.spans;
+    append.n_views = views.n;
+    append.views = p.views;
+    append.view_stride = views.stride;
+  }
   rope_append(device_, append);
   append_key_bias(layer, p, position_);
   const int64_t window = layout_.shape.window[index];
@@ -144,9 +151,11 @@ template <typename Device, typename Host>
 int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource* sources) const {
   const Layer& layer = layers_[index];
   int n = 0;
-  auto plane = [&](const bf16* keys, const bf16* values, int64_t head_stride, int64_t n_tokens) {
+  auto plane = [&](const bf16* keys, const bf16* values, int64_t head_stride, int64_t n_tokens,
+                   int64_t first_position) {
     if (n_tokens <= 0) return;
     KvSource& source = sources[n++];
+    source.first_position = first_position;
     source.keys = keys;
     source.values = values;
     source.head_stride = head_stride;
@@ -157,7 +166,8 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   };
   const Recent& recent = layer.recent;
   const int64_t row = (recent.first - recent.base) * d();
-  plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first);
+  plane(recent.keys + row, recent.values + row, recent.capacity * d(), n_rows - recent.first,
+        recent.first);
   sources[0].later = later();  // never empty: the newest token is in it
   sources[0].most_tokens = cut_tokens(sources[0].n_tokens);
   add_key_bias(layer, recent.first, sources[0]);
@@ -168,19 +178,23 @@ int KvStore<Device, Host>::exact_sources(int64_t index, int64_t n_rows, KvSource
   const Recent& before = layer.prefix;
   if (before.keys != nullptr && before.first < n_prompt_) {
     const int64_t first = (before.first - before.base) * d();
-    plane(before.keys + first, before.values + first, before.capacity * d(), n_prompt_ - before.first);
+    plane(before.keys + first, before.values + first, before.capacity * d(), n_prompt_ - before.first,
+          before.first);
     add_key_bias(layer, before.first, sources[n - 1]);
   }
-  plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks);
+  plane(layer.sink_keys, layer.sink_values, layout_.settings.sinks * d(), layer.n_sinks, 0);
   if (layer.n_sinks > 0) add_key_bias(layer, 0, sources[n - 1]);
   // Chunks that another list names: their rows here say nothing of their positions.
   auto chunks = [&](const bf16* keys, const bf16* values, int64_t capacity, int64_t n_chunks,
                     const int32_t* ids, int64_t ids_stride) {
-    plane(keys, values, capacity * chunk() * d(), n_chunks * chunk());
-    if (n_chunks == 0 || layer.key_bias == nullptr) return;
+    plane(keys, values, capacity * chunk() * d(), n_chunks * chunk(), 0);
+    if (n_chunks == 0) return;
     KvSource& source = sources[n - 1];
     source.chunk_tokens = chunk();
     source.chunk_stride = chunk() * d();
+    source.position_step = chunk();
+    source.position_chunks = ids;
+    source.position_chunks_stride = ids_stride;
     add_key_bias(layer, 0, source, ids, ids_stride);
   };
   if (!layout_.tiered(index)) return n;
@@ -217,6 +231,9 @@ KvSource KvStore<Device, Host>::slot_source(const Layer& layer, const int32_t* s
   source.ids = slots;
   source.counts = counts;
   source.ids_stride = chosen_;
+  source.position_step = chunk();
+  source.position_chunks = layer.slot_state.chunk_of_slot;
+  source.position_chunks_stride = layout_.n_slots;
   add_key_bias(layer, 0, source, layer.slot_state.chunk_of_slot, layout_.n_slots);
   return source;
 }
@@ -236,6 +253,7 @@ KvSource KvStore<Device, Host>::home_source(int64_t index) const {
   source.ids = lists.ids;
   source.counts = lists.counts;
   source.ids_stride = chosen_;
+  source.position_step = chunk();
   add_key_bias(layer, 0, source);
   return source;
 }
@@ -250,6 +268,7 @@ KvSource KvStore<Device, Host>::estimate_source(int64_t index) const {
   source.head_stride = layout_.chunks * d();
   source.chunk_stride = source.token_stride = d();
   source.chunk_tokens = 1;
+  source.position_step = chunk();
   source.ids = its.lists.dropped_ids;
   source.counts = its.lists.dropped_counts;
   source.ids_stride = chosen_;
@@ -257,18 +276,30 @@ KvSource KvStore<Device, Host>::estimate_source(int64_t index) const {
   return source;
 }
 
+// Of the query at a position.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::attend_sources(const bf16* q, const KvSource* sources, int n_sources,
-                                           PartialView out, const PartialView* merge_with,
-                                           bf16* final_out) {
+QueryViews KvStore<Device, Host>::views_at(int64_t position) const {
+  const QuerySpans& spans = layout_.shape.spans;
+  QueryViews views;
+  views.span_tokens = spans.tokens;
+  views.n = static_cast<int32_t>(spans.views_of(position));
+  views.stride = layout_.shape.n_heads * d();
+  return views;
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_sources(int64_t position, const bf16* q, const KvSource* sources,
+                                           int n_sources, PartialView out,
+                                           const PartialView* merge_with, bf16* final_out) {
   DecodeAttendParams attend;
   attend.q = q;
+  attend.views = views_at(position);
   attend.sources = sources;
   attend.n_sources = n_sources;
   attend.n_heads = layout_.shape.n_heads;
   attend.n_kv_heads = layout_.shape.n_kv_heads;
   attend.head_dim = layout_.shape.head_dim;
-  attend.scale = scale_;
+  attend.scale = scale_at(position + 1);
   attend.out = out;
   attend.workspace = workspace_.attend(place_);
   attend.merge_with = merge_with;
@@ -365,11 +396,12 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const Follower& foll
   const Layer& layer = layers_[index];
   const auto& [ahead, q, out] = follower;
   std::array<KvSource, kMaxDecodeSources> sources;
-  int n_sources = exact_sources(index, n_tokens_ + ahead + 1, sources.data());
+  const int64_t position = n_tokens_ + ahead;
+  int n_sources = exact_sources(index, position + 1, sources.data());
   ++steps_;
   if (by_worker(index)) {
     begin_host_attend(index, q);
-    attend_sources(q, sources.data(), n_sources, partials_[0]);
+    attend_sources(position, q, sources.data(), n_sources, partials_[0]);
     device_.wait(*pending_.host);
     end_host_attend(out);
     return;
@@ -381,7 +413,7 @@ void KvStore<Device, Host>::attend_as_before(int64_t index, const Follower& foll
     sources[n_sources++] = slot_source(layer, lists_.miss_slots, lists_.miss_counts);
     if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
   }
-  attend_sources(q, sources.data(), n_sources, workspace_.partial(place_), nullptr, out);
+  attend_sources(position, q, sources.data(), n_sources, workspace_.partial(place_), nullptr, out);
 }
 
 // Calls each(store, q, out) for stores that the device serves at once, if each has a workspace.
@@ -438,11 +470,11 @@ void KvStore<Device, Host>::attend_at_home(int64_t index, const bf16* q, bf16* o
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   if (chosen_ > 0 && by_worker(index)) {
     begin_host_attend(index, q);
-    attend_sources(q, sources.data(), n_sources, partials_[0]);
+    attend_sources(position_, q, sources.data(), n_sources, partials_[0]);
     return;
   }
   if (chosen_ > 0) sources[n_sources++] = home_source(index);
-  attend_sources(q, sources.data(), n_sources, partials_[0], nullptr, out);
+  attend_sources(position_, q, sources.data(), n_sources, partials_[0], nullptr, out);
 }
 
 // 6 on the copy queue: what these stores miss, in one fetch as far as they are alike; on the side queue:
@@ -495,7 +527,7 @@ void KvStore<Device, Host>::attend_hits(int64_t index, const bf16* q) {
   int n_sources = exact_sources(index, position_ + 1, sources.data());
   sources[n_sources++] = slot_source(layers_[index], lists_.hit_slots, lists_.hit_counts);
   if (layout_.settings.estimate) sources[n_sources++] = estimate_source(index);
-  attend_sources(q, sources.data(), n_sources, partials_[0]);
+  attend_sources(position_, q, sources.data(), n_sources, partials_[0]);
 }
 
 // 7 attend the misses and merge.
@@ -539,7 +571,7 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::end_chosen(int64_t index, const bf16* q, bf16* out) {
   if (pending_.misses) {
     const KvSource misses = slot_source(layers_[index], lists_.miss_slots, lists_.miss_counts);
-    attend_sources(q, &misses, 1, partials_[1], &partials_[0], out);
+    attend_sources(position_, q, &misses, 1, partials_[1], &partials_[0], out);
   }
   if (pending_.host) end_host_attend(out);
   pending_ = {};
@@ -550,6 +582,11 @@ int64_t KvStore<Device, Host>::steps_alike() const {
   const KvSettings& o = layout_.settings;
   if (auditing_) return 0;
   int64_t alike = layout_.positions() - n_tokens_;
+  const QuerySpans& spans = layout_.shape.spans;
+  if (spans.tokens > 0) {
+    alike = std::min(alike, spans.limit_of(spans.first_plain(n_tokens_)) + 1 - n_tokens_);
+  }
+  if (layout_.shape.scaled_from > 0) alike = std::min(alike, kScaleTokens - n_tokens_ % kScaleTokens);
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const Layer& layer = layers_[index];
     const Recent& recent = layer.recent;

@@ -178,7 +178,7 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
     find_outliers(device_, params);
   }
   if (!o.weighs_chunks() || n_middle == 0) return;
-  weigh_chunks(layer);
+  weigh_chunks(layer, n_tokens);
   PickParams pick;
   pick.mass = workspace_.chunk_mass;
   pick.mass_stride = layout_.chunks;
@@ -202,7 +202,7 @@ void KvStore<Device, Host>::choose_exact_chunks(int64_t layer, int64_t n_tokens)
 // What the model's eviction head says of them; without one, the attention of the prompt's last queries,
 // as far as the means of chunks tell.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
+void KvStore<Device, Host>::weigh_chunks(int64_t layer, int64_t n_tokens) {
   const Layer& l = layers_[layer];
   const Index& index = l.index;
   if (l.key_bias != nullptr) {
@@ -218,6 +218,7 @@ void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
     pool_key_bias(device_, pool);
     return;
   }
+  CHECK(layout_.prompt_views() == 1, "chunks are weighed by queries of one view");
   MassParams params;
   params.q = last_q_;
   params.n_tokens = n_last_q_;
@@ -234,7 +235,7 @@ void KvStore<Device, Host>::weigh_chunks(int64_t layer) {
   params.n_heads = layout_.shape.n_heads;
   params.n_kv_heads = layout_.shape.n_kv_heads;
   params.head_dim = layout_.shape.head_dim;
-  params.scale = scale_;
+  params.scale = scale_at(n_tokens);
   params.mass = workspace_.chunk_mass;
   params.mass_stride = layout_.chunks;
   params.workspace = workspace_.select(place_);

@@ -58,63 +58,117 @@ void KvStore<Device, Host>::append_prompt(int64_t index, const Projections& p,
   append.head_stride = rows * d();
   append.first_row = first_token;
   append.first_position = first_token;
+  if (views_at(first_token + p.n_tokens - 1).n > 1) append.q = nullptr;  // turned view by view
   if (planes) await_offload(first_token + p.n_tokens);
   rope_append(device_, append);
   append_key_bias(layers_[index], p, first_token);
   append_landmarks(index, append, first_token, p.n_tokens);
 }
 
+// Queries of a run that append_prompt has left as they were, as they look at a span.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::attend_prompt(int64_t index, const bf16* q, int64_t first_token,
-                                          int64_t n_tokens, bool dense, bf16* out) {
+void KvStore<Device, Host>::turn_view(const Projections& p, int64_t first_token, int64_t view) {
+  RopeAppendParams turn = rope_append_params(p);
+  turn.k = turn.v = nullptr;
+  turn.first_position = first_token;
+  turn.spans = layout_.shape.spans;
+  turn.first_span = static_cast<int32_t>(view);
+  turn.n_views = 1;
+  turn.views = p.views;
+  rope_append(device_, turn);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_prompt(int64_t index, const Projections& p, int64_t first_token,
+                                          int64_t n_prompt, bool dense, bf16* out) {
   const bool planes = layout_.layer_planes;
   const Recent& recent = layers_[index].recent;
   PrefillAttendParams attend;
-  attend.q = q;
+  attend.q = p.q;
   attend.keys = planes ? plane_keys_ : recent.keys;
   attend.values = planes ? plane_values_ : recent.values;
   attend.out = out;
   attend.head_stride = (planes ? layout_.settings.prompt : recent.capacity) * d();
-  attend.n_tokens = n_tokens;
+  attend.n_tokens = p.n_tokens;
   attend.first_position = first_token;
   attend.window = layout_.shape.window[index];
   attend.n_heads = layout_.shape.n_heads;
   attend.n_kv_heads = layout_.shape.n_kv_heads;
   attend.head_dim = layout_.shape.head_dim;
-  attend.scale = scale_;
+  attend.scale = scale_at(n_prompt);
   attend.exact_exp = exact_exp_;
   attend.bias = layers_[index].key_bias;
   attend.bias_head_stride = layout_.settings.capacity;
-  n_last_q_ = std::min(n_tokens, kMaxMassTokens);
-  last_q_ = q + (n_tokens - n_last_q_) * attend.n_heads * d();
+  n_last_q_ = std::min(p.n_tokens, kMaxMassTokens);
+  last_q_ = p.q + (p.n_tokens - n_last_q_) * attend.n_heads * d();
   if (layout_.settings.select_prefill && !dense && attend.window == 0) {
-    CHECK(n_tokens <= kPrefillChunk && first_token % layout_.settings.prefill_chunk() == 0);
-    PrefillSelectParams select;
-    select.q = q;
-    select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
-    select.first_position = first_token;
-    select.n_tokens = n_tokens;
-    select.block_tokens = kPrefillBlock;
-    select.local_tokens = kPrefillLocal;
-    select.sink_chunks = layout_.settings.sinks / layout_.settings.prefill_chunk();
-    select.k = layout_.prefill_ids - select.sink_chunks;
-    select.chunk_tokens = layout_.settings.prefill_chunk();
-    select.n_heads = attend.n_heads;
-    select.n_kv_heads = attend.n_kv_heads;
-    select.head_dim = attend.head_dim;
-    select.scale = scale_;
-    select.chunk_ids = workspace_.block_ids;
-    select.chunk_counts = workspace_.block_counts;
-    select.local_begin = workspace_.block_local;
-    select_prefill_chunks(device_, select);
-    attend.block_tokens = kPrefillBlock;
-    attend.chunk_ids = workspace_.block_ids;
-    attend.chunk_counts = workspace_.block_counts;
-    attend.local_begin = workspace_.block_local;
-    attend.max_chunks = layout_.prefill_ids;
-    attend.chunk_tokens = layout_.settings.prefill_chunk();
+    select_for_prompt(index, p, first_token, attend);
   }
-  attend_prefill(device_, attend);
+  const QueryViews views = views_at(first_token + p.n_tokens - 1);
+  if (views.n == 1) {
+    attend_prefill(device_, attend);
+    return;
+  }
+  CHECK((views.n - 1) * views.span_tokens <= first_token, "queries {} to {} look at one span in two ways",
+        first_token, first_token + p.n_tokens - 1);
+  attend.q = p.views;
+  attend.part.state = workspace_.part_state;
+  for (int32_t view = 0; view < views.n; ++view) {
+    turn_view(p, first_token, view);
+    attend.part.begin = view * views.span_tokens;
+    attend.part.is_first = view == 0;
+    attend.part.is_last = view + 1 == views.n;
+    attend.part.end = attend.part.is_last ? 0 : (view + 1) * views.span_tokens;
+    attend_prefill(device_, attend);
+  }
+}
+
+// The chunks that blocks of queries attend.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& p, int64_t first_token,
+                                              PrefillAttendParams& attend) {
+  const int32_t chunk = layout_.settings.prefill_chunk();
+  CHECK(p.n_tokens <= kPrefillChunk && first_token % chunk == 0);
+  PrefillSelectParams select;
+  select.q = p.q;
+  select.views = views_at(first_token + p.n_tokens - 1);
+  select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
+  select.first_position = first_token;
+  select.n_tokens = p.n_tokens;
+  select.block_tokens = kPrefillBlock;
+  select.local_tokens = kPrefillLocal;
+  select.sink_chunks = layout_.settings.sinks / chunk;
+  select.k = layout_.prefill_ids - select.sink_chunks;
+  select.chunk_tokens = chunk;
+  select.n_heads = attend.n_heads;
+  select.n_kv_heads = attend.n_kv_heads;
+  select.head_dim = attend.head_dim;
+  select.scale = attend.scale;
+  select.chunk_ids = workspace_.block_ids;
+  select.chunk_counts = workspace_.block_counts;
+  select.local_begin = workspace_.block_local;
+  if (select.views.n > 1) {
+    select.means = workspace_.view_means;
+    select.views.stride = KvLayout::prefill_blocks() * attend.n_heads * d();
+    for (int32_t view = 0; view < select.views.n; ++view) {
+      turn_view(p, first_token, view);
+      MeanQueriesParams mean;
+      mean.q = p.views;
+      mean.n_tokens = p.n_tokens;
+      mean.block_tokens = kPrefillBlock;
+      mean.n_heads = attend.n_heads;
+      mean.head_dim = attend.head_dim;
+      mean.means = workspace_.view_means + view * select.views.stride;
+      mean_queries(device_, mean);
+    }
+  }
+  select_prefill_chunks(device_, select);
+  attend.block_tokens = kPrefillBlock;
+  attend.chunk_ids = workspace_.block_ids;
+  attend.chunk_counts = workspace_.block_counts;
+  attend.local_begin = workspace_.block_local;
+  attend.max_chunks = layout_.prefill_ids;
+  attend.chunk_tokens = chunk;
 }
 
 // n_rows rows of every KV head.

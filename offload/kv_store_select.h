@@ -17,6 +17,8 @@ SelectParams KvStore<Device, Host>::select_params(int64_t layer, const bf16* q, 
   const KvSettings& o = layout_.settings;
   SelectParams select;
   select.q = q;
+  select.views = views_at(position_);
+  select.chunk_tokens = chunk();
   select.index = o.index;
   select.landmarks = index.landmarks;
   select.codes = index.codes;
@@ -30,7 +32,7 @@ SelectParams KvStore<Device, Host>::select_params(int64_t layer, const bf16* q, 
   select.n_heads = layout_.shape.n_heads;
   select.n_kv_heads = layout_.shape.n_kv_heads;
   select.head_dim = layout_.shape.head_dim;
-  select.scale = scale_;
+  select.scale = scale_at(position_ + 1);
   select.group = o.group;
   select.scope = o.scope;
   select.top_p = static_cast<float>(o.top_p);
@@ -104,7 +106,8 @@ const int32_t* KvStore<Device, Host>::decide_reuse_of(int64_t layer, const bf16*
   Index& index = layers_[layer].index;
   const int64_t k = selected_per_head(layers_[layer]);
   ReuseParams reuse;
-  reuse.q = q;
+  const QueryViews views = views_at(position_);
+  reuse.q = q + (views.n - 1) * views.stride;  // as it looks at its own span
   reuse.previous = index.previous_q;
   reuse.n = layout_.shape.n_heads * d();
   reuse.min_cosine = o.reuse_cosine > 0 ? static_cast<float>(o.reuse_cosine) : -1.0f;

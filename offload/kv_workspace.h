@@ -46,6 +46,8 @@ struct KvWorkspace {
       block_counts = take_ints(blocks * n_kv);
       block_local = arena.template take<int64_t>(Purpose::kActivations, blocks);
     }
+    part_state = arena.template take<float>(Purpose::kActivations, layout.part_floats());
+    view_means = take_bf16(layout.view_means());
     if (!layout.any_tiered) return;
     select_ = arena.template take<float>(Purpose::kLandmarks, together * select_floats);
     if (o.weighs_chunks()) {
@@ -93,6 +95,9 @@ struct KvWorkspace {
   // Of one prefill run: chunks that each block of queries attends.
   int32_t *block_ids = nullptr, *block_counts = nullptr;
   int64_t* block_local = nullptr;
+  // And where its queries have several views: what parts leave, and mean queries, [view][block].
+  float* part_state = nullptr;
+  bf16* view_means = nullptr;
   std::vector<FetchParams> fetches;  // of stores that fetch together
   std::vector<SelectParams> selections;  // of stores that one op selects for
 

@@ -216,6 +216,7 @@ PurposeBytes KvLayout::workspace_bytes() const {
     add(Purpose::kActivations,
         prefill_blocks() * n_kv * (prefill_ids + 1) * 4 + prefill_blocks() * 8);
   }
+  add(Purpose::kActivations, part_floats() * 4 + view_means() * kBf16);
   if (!any_tiered) return bytes;
   add(Purpose::kLandmarks, o.together * select_floats * 4);
   if (o.weighs_chunks()) add(Purpose::kActivations, n_kv * chunks * 4);
@@ -260,6 +261,24 @@ PurposeBytes KvLayout::host_bytes() const {
 
 int64_t KvLayout::reserved(const PurposeBytes& bytes) const {
   return settings.reserves ? sum(bytes) - bytes[static_cast<size_t>(Purpose::kActivations)] : 0;
+}
+
+double KvLayout::length_scale(int64_t n_tokens) const {
+  const int64_t n = ceil_div(n_tokens, kScaleTokens) * kScaleTokens;
+  if (shape.scaled_from == 0 || n <= shape.scaled_from) return 1;
+  const double factor =
+      0.1 * std::log(static_cast<double>(n) / static_cast<double>(shape.scaled_from)) + 1;
+  return factor * factor;
+}
+
+int64_t KvLayout::part_floats() const {
+  if (prompt_views() == 1) return 0;
+  return prefill_state_floats(std::min(settings.prompt, kPrefillChunk), shape.n_heads, shape.head_dim);
+}
+
+int64_t KvLayout::view_means() const {
+  if (prompt_views() == 1 || !settings.select_prefill) return 0;
+  return prompt_views() * prefill_blocks() * shape.n_heads * shape.head_dim;
 }
 
 int64_t KvLayout::mean_plane_chunks() const { return ceil_div(settings.prompt, settings.prefill_chunk()); }

@@ -26,8 +26,12 @@ struct KvShape {
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   std::vector<int64_t> window;  // per layer; 0: attends everything
   bool eviction_head = false;   // every token biases its own scores (KeyBiasParams)
+  QuerySpans spans = {};        // of dual chunk attention
+  int64_t scaled_from = 0;      // tokens beyond which scores are scaled (attention_scale); 0: never
 
   int64_t key_width() const { return int64_t{n_kv_heads} * head_dim; }
+  // It matters which keys of the sequence exact chunks are.
+  bool looks_up_keys() const { return eviction_head || spans.tokens > 0; }
 };
 
 enum class StoreKind : uint8_t {
@@ -118,6 +122,8 @@ inline constexpr int64_t kRetireTokens = 64;
 inline constexpr int64_t kCutTokens = 256;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
+// Lengths that scores are scaled by are multiples of so many tokens, so that recorded steps can have one.
+inline constexpr int64_t kScaleTokens = 64;
 
 // Everything in elements or counts, for one layer unless said.
 struct KvLayout {
@@ -131,6 +137,12 @@ struct KvLayout {
   bool any_low_rank() const { return any_tiered && settings.keys == KeyForm::kLowRank; }
   bool shares_prefix() const { return settings.behind > 0; }
   int64_t positions() const { return settings.capacity + settings.behind; }
+  // Views of a query, of the last token of the prompt and of all (QuerySpans).
+  int64_t prompt_views() const { return shape.spans.views_of(std::max<int64_t>(settings.prompt - 1, 0)); }
+  int64_t most_views() const { return shape.spans.views_of(std::max<int64_t>(positions() - 1, 0)); }
+  // What the scale of attention is multiplied by in a context of so many tokens: YaRN's temperature, as
+  // the reference implementation of Qwen2.5-1M has it, (0.1 ln(n / scaled_from) + 1)^2.
+  double length_scale(int64_t n_tokens) const;
   // Values and exact keys live on the device.
   bool at_home_on_device(int64_t layer) const {
     return tiered(layer) && tiered_rank[static_cast<size_t>(layer)] < settings.device_layers;
@@ -198,6 +210,10 @@ struct KvLayout {
   int64_t mean_plane_chunks() const;
   int64_t index_plane_chunks() const { return prompt_chunks; }
   int64_t retire_chunks() const { return retire_tokens / settings.chunk_tokens; }
+  // Of one prefill run whose queries have several views: what its parts leave (PrefillPart), floats, and
+  // mean queries, elements.
+  int64_t part_floats() const;
+  int64_t view_means() const;
   int64_t value_staging_bytes() const;
   // What goes to the host's worker and comes back: of weights, for each query head; and in all, in bytes.
   int64_t staged_weights() const;

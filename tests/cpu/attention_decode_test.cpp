@@ -108,6 +108,10 @@ TEST_P(DecodeTest, BiasIsAddedToEveryScore) {
   op_.expect_a_bias_of_minus_infinity_is_nothing();
 }
 
+TEST_P(DecodeTest, ViewsOfQueries) {
+  for (const int32_t d : {64, 80, 128, 256}) op_.expect_views_of_queries(d);
+}
+
 TEST_P(DecodeTest, NoSourcesIsTheNeutralElement) {
   Case c(rng_, 2, 4, 64);
   Partial result = attend(c);

@@ -147,6 +147,7 @@ TEST_P(AttendPrefill, ExactExp) {
   }
 }
 
+TEST_P(AttendPrefill, PartsAreTheWhole) { op_.expect_parts_are_whole({64, 80, 128, 256}); }
 TEST_P(AttendPrefill, BiasOfKeys) { op_.expect_biases_of_keys({64, 80, 128, 256}); }
 
 // One key takes nearly all the weight.

@@ -48,7 +48,9 @@ TEST_P(Elementwise, RopeAppend) {
                                    {2, 2047, 2, 2, 10, true},
                                    {40, 500, 7, 1, 96, false},
                                    {6, 1022, 3, 1, 128, false, 32},
-                                   {6, 1022, 3, 2, 96, true, 13}}) {
+                                   {6, 1022, 3, 2, 96, true, 13},
+                                   {6, 1022, 3, 2, 96, true, 13, {.tokens = 256, .local = 0}, 2, 3},
+                                   {1, 900, 8, 2, 64, false, 0, {.tokens = 128, .local = 32}, 0, 8}}) {
     test::RopeProblem<Memory, RopeTable> problem(c, random_);
     rope_append(queue_, problem.params());
     problem.expect_right();

@@ -108,6 +108,13 @@ struct Case {
       }
     }
   }
+  // Of spans of so many chunks of 2 tokens.
+  void view(std::mt19937_64& rng, int32_t n_views, int64_t span_chunks) {
+    std::normal_distribution<float> normal;
+    p.chunk_tokens = 2;
+    p.views = {.span_tokens = 2 * span_chunks, .n = n_views, .stride = static_cast<int64_t>(q.size())};
+    while (std::ssize(q) < n_views * p.views.stride) q.push_back(bf16(2 * normal(rng)));
+  }
   void cap_misses(std::mt19937_64& rng, int64_t most, int resident_one_in) {
     p.max_misses = most;
     p.chunk_capacity = p.end_chunk;
@@ -218,6 +225,8 @@ class SelectRefinementsTest : public testing::TestWithParam<Isa> {
       const int64_t first_loose = first + up_to(n + 30) - 15;
       c.add_blocks(rng_, static_cast<int32_t>(1 + up_to(40)), std::max<int64_t>(first_loose, 0),
                    one_in(2) ? 2 : 4);
+    } else if (one_in(2)) {
+      c.view(rng_, static_cast<int32_t>(1 + up_to(12)), 8 * (1 + up_to(20)));
     }
     if (c.p.group != GroupScore::kMax && one_in(2)) {
       c.p.top_p = static_cast<float>(1 + up_to(20)) / 20;
@@ -232,7 +241,7 @@ class SelectRefinementsTest : public testing::TestWithParam<Isa> {
       << static_cast<int>(p.index) << " int8 " << !c.codes.empty() << " chunks " << p.first_chunk
       << ".." << p.end_chunk << " k " << p.k << " group " << static_cast<int>(p.group) << " scope "
       << static_cast<int>(p.scope) << " excluded " << !c.excluded.empty() << " blocks of "
-      << p.block_chunks << " loose " << p.first_loose_chunk << " top_p " << p.top_p << " misses "
+      << p.block_chunks << " loose " << p.first_loose_chunk << " views " << p.views.n << " top_p " << p.top_p << " misses "
       << p.max_misses;
     return m.GetString();
   }
@@ -290,6 +299,7 @@ TEST_P(SelectRefinementsTest, SeveralAtOnceAreThoseOneByOne) {
 TEST_P(SelectRefinementsTest, TiesGoToTheLowerChunk) {
   for (int i = 0; i < 80; ++i) {
     Case c = random_case();
+    c.p.views = {};  // equal landmarks have equal scores
     const int64_t period = 1 + up_to(7);
     c.repeat(period);
     c.run(queue_);

@@ -105,6 +105,17 @@ TEST_P(SelectTest, PrefillFromTheStartAndWithoutBudget) {
   op_.expect_prompt_from_the_start_and_without_budget();
 }
 TEST_P(SelectTest, PrefillTiesAndNan) { op_.expect_prompt_ties_and_nan(4000, 256); }
+TEST_P(SelectTest, ViewsOfQueries) {
+  for (const int32_t d : {64, 128}) {
+    for (const int32_t group : {1, 4, 7}) {
+      op_.expect_views(d, group);
+      op_.expect_prompt_views(d, group);
+    }
+  }
+}
+TEST_P(SelectTest, MeanQueries) {
+  test::expect_mean_queries<Memory>([this](const MeanQueriesParams& p) { cpu::mean_queries(queue_, p); });
+}
 TEST_P(SelectTest, PrefillAgreesWithDecode) { op_.expect_prompt_agrees_with_decode(2000); }
 
 // The longest lists that a worker's scratch memory is promised to hold.

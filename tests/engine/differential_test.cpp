@@ -62,7 +62,7 @@ class Draw {
 constexpr const char* kModels[] = {"llama",         "llama_biases",  "llama_eviction_head",
                                    "llama_head128", "llama_head96",  "llama_rope_yarn",
                                    "llama_tied",    "mistral_window", "qwen2",
-                                   "qwen2_window",  "qwen3"};
+                                   "qwen2_window",  "qwen3",         "qwen3_dual_chunk"};
 
 std::shared_ptr<Model> open_model(const std::string& name, BackendKind backend = kBackend, int n_threads = 2) {
   return Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + name,

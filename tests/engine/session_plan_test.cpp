@@ -71,20 +71,37 @@ TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   EXPECT_EQ(least, needed(KeyCodec::kAuto));
 }
 
-// Dual chunk attention (Qwen2.5-1M) is not what this is.
-TEST(SessionPlan, SaysWhereTrainedAttentionEnds) {
+// Of a context that fits one span nothing is asked, and nothing taken.
+TEST(SessionPlan, KnowsWhatDualChunkAttentionNeeds) {
   ModelConfig config = model()->config();
-  config.plain_positions = 2000;
+  config.dual_chunk = {.spans = {.tokens = 1920, .local = 128}, .scaled_from = 2048};
   PlanRequest request{.config = config, .options = {}};
   request.n_prompt = 1900;
-  request.n_new = 100;
+  request.n_new = 148;
+  const auto bytes = [&] { return make_plan(request).memory.device.activations; };
+  const auto refuses = [&](auto change, const char* what) {
+    PlanRequest other = request;
+    change(other.options);
+    std::string message;
+    EXPECT_EQ(kind_of([&] { make_plan(other); }, &message), ErrorKind::kUsage);
+    EXPECT_NE(message.find(what), std::string::npos) << message;
+    EXPECT_NE(message.find("2048 tokens or fewer"), std::string::npos) << message;
+  };
+  const int64_t without = bytes();
+  config.dual_chunk = {};
+  EXPECT_EQ(bytes(), without);
+  config.dual_chunk = {.spans = {.tokens = 1920, .local = 128}, .scaled_from = 2048};
+  request.n_new = 149;
+  EXPECT_GT(bytes(), without);
   EXPECT_TRUE(make_plan(request).notes.empty());
-  request.n_new = 101;
-  const SessionPlan plan = make_plan(request);
-  ASSERT_EQ(plan.notes.size(), 1u);
-  EXPECT_NE(plan.notes[0].find("behind the first 2000 "), std::string::npos) << plan.notes[0];
-  request.options.strict = true;
-  EXPECT_EQ(kind_of([&] { make_plan(request); }), ErrorKind::kUsage);
+  refuses([](SessionOptions& o) { o.selection.coarse_chunk = 64; o.selection.coarse_share = 0.5; },
+          "--coarse-chunk");
+  refuses([](SessionOptions& o) { o.selection.outliers = 0; o.selection.drop_share = 0.5; }, "--drop-share");
+  refuses([](SessionOptions& o) { o.selection.chunk_size = 7; }, "--chunk-size");
+  request.n_new = 1920 * kMaxSpans;
+  std::string message;
+  EXPECT_EQ(kind_of([&] { make_plan(request); }, &message), ErrorKind::kUsage);
+  EXPECT_NE(message.find("reaches 122880 tokens"), std::string::npos) << message;
 }
 
 TEST(SessionPlan, RefusesContradictions) {

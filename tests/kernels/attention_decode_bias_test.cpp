@@ -57,6 +57,12 @@ TEST(CudaDecodeBias, OfEveryKey) {
   }
 }
 
+TEST(CudaDecodeBias, ViewsOfQueries) {
+  for (const int32_t d : {64, 96, 128, 256, 80}) {
+    for_every_plan(d, false, [&](const Op& op) { op.expect_views_of_queries(d); });
+  }
+}
+
 TEST(CudaDecodeBias, ARowThatStandsForFour) {
   for (const int32_t d : {64, 128, 256, 34}) op().expect_a_row_stands_for_four(d);
 }

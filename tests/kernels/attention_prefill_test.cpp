@@ -145,6 +145,7 @@ TEST_P(AttendPrefillKernel, ExactExp) {
   expect_right(p);
 }
 
+TEST_P(AttendPrefillKernel, PartsAreTheWhole) { op_.expect_parts_are_whole({64, 80, 96, 128, 256}); }
 TEST_P(AttendPrefillKernel, BiasOfKeys) { op_.expect_biases_of_keys({64, 80, 128}); }
 
 // One key takes nearly all the weight.

@@ -54,6 +54,8 @@ const RopeShape kRopeShapes[] = {
     {3, 5, 4, 2, 96, true},  {70, 1000, 3, 1, 16, true}, {4, 3000, 2, 1, 256, true},
     {2, 1, 1, 1, 512, true}, {3, 9, 2, 1, 36, false},    {1, 70000, 32, 8, 128, false},
     {7, 300, 3, 1, 128, false, 32}, {5, 1022, 2, 1, 96, true, 12}, {3, 9, 2, 1, 36, false, 5},
+    {6, 1022, 3, 2, 96, true, 13, {.tokens = 256, .local = 0}, 2, 3},
+    {1, 900, 8, 2, 64, false, 0, {.tokens = 128, .local = 32}, 0, 8},
 };
 
 TEST_F(KernelElementwise, RopeAppend) {
@@ -77,10 +79,11 @@ TEST_F(KernelElementwise, RopeAppendHasTheBitsOfTheCpu) {
     RopeProblem problem(c, random_);
     cuda::rope_append(stream_, problem.params());
     stream_.finish();
-    const DeviceVector<bf16> turned = problem.turned, keys = problem.keys;
+    const DeviceVector<bf16> turned = problem.turned, keys = problem.keys, views = problem.views;
     problem.turned = problem.q;
     cpu::rope_append(queue, problem.params());
     EXPECT_TRUE(turned == problem.turned) << c.head_dim;
+    EXPECT_TRUE(views == problem.views) << c.head_dim;
     EXPECT_TRUE(keys == problem.keys) << c.head_dim;
   }
 }
@@ -102,7 +105,7 @@ TEST_F(KernelElementwise, RopeAppendAtAnyAddress) {
     for (int64_t t = 0; t < 5; ++t) {
       const int64_t at = t * 3 * 64;
       moved.expect_head(moved.turned.data() + 1 + at, moved.q.data() + at,
-                        norm ? moved.q_norm.data() : nullptr, t, 1);
+                        norm ? moved.q_norm.data() : nullptr, 1021 + t, 1);
     }
   }
 }

@@ -135,6 +135,14 @@ struct Refined {
     p.blocks = blocks.data();
     p.block_counts = block_counts.data();
   }
+  // Of spans of so many chunks of 2 tokens.
+  void view(std::mt19937_64& rng, int32_t n_views, int64_t span_chunks) {
+    std::normal_distribution<float> normal(0.0f, 1.5f);
+    p.chunk_tokens = 2;
+    p.views = {.span_tokens = 2 * span_chunks, .n = n_views, .stride = static_cast<int64_t>(q.size())};
+    while (std::ssize(q) < n_views * p.views.stride) q.push_back(bf16(normal(rng)));
+    p.q = q.data();
+  }
   void use_slots(std::mt19937_64& rng, int64_t max_misses, uint64_t one_in) {
     p.max_misses = max_misses;
     p.chunk_capacity = p.end_chunk + 3;
@@ -191,6 +199,8 @@ class CudaSelectRefined : public testing::Test {
     if (scope == SelectScope::kKvHead && coin()) c.exclude(rng_, 5);
     if (coin()) {
       c.use_blocks(rng_, static_cast<int32_t>(1 + up_to(20)), up_to(first + n + 5), 1 + up_to(3));
+    } else if (coin()) {
+      c.view(rng_, static_cast<int32_t>(1 + up_to(12)), 8 * (1 + up_to(20)));
     }
     if (score != GroupScore::kMax && coin()) c.p.top_p = 0.05f + 0.01f * up_to(100);
     if (coin()) c.use_slots(rng_, up_to(s.k + 2), 1 + up_to(4));
@@ -198,7 +208,7 @@ class CudaSelectRefined : public testing::Test {
                  << "d " << d << " group " << group << " first " << first << " n " << n << " k "
                  << s.k << " index " << int(index) << " coded " << coded << " score " << int(score)
                  << " scope " << int(scope) << " blocks of " << c.p.block_chunks << " loose from "
-                 << c.p.first_loose_chunk << " top_p " << c.p.top_p << " misses "
+                 << c.p.first_loose_chunk << " views " << c.p.views.n << " top_p " << c.p.top_p << " misses "
                  << c.p.max_misses);
     ASSERT_EQ(c.check(), "");
   }

@@ -266,6 +266,18 @@ TEST_F(CudaSelect, PrefillFromTheStartAndWithoutBudget) {
   op_.expect_prompt_from_the_start_and_without_budget();
 }
 TEST_F(CudaSelect, PrefillTiesAndNan) { op_.expect_prompt_ties_and_nan(2000, 32); }
+TEST_F(CudaSelect, ViewsOfQueries) {
+  for (const int32_t d : {64, 80, 128}) {
+    for (const int32_t group : {1, 7, 17}) {
+      op_.expect_views(d, group);
+      op_.expect_prompt_views(d, group);
+    }
+  }
+}
+TEST_F(CudaSelect, MeanQueries) {
+  test::expect_mean_queries<test::DeviceVector>(
+      test::waiting([](cuda::Stream& s, const MeanQueriesParams& p) { cuda::mean_queries(s, p); }));
+}
 TEST_F(CudaSelect, PrefillAgreesWithDecode) { op_.expect_prompt_agrees_with_decode(1000); }
 
 // More rows than one group of tiles, and blocks whose candidates end at different places.

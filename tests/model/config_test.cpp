@@ -271,14 +271,21 @@ TEST(Config, ReadsFp8) {
                  {"weight_block_size", "rows and columns"});
 }
 
-// Qwen2.5-1M: attention is what it is elsewhere as far as the first chunk reaches.
-TEST(Config, KnowsHowFarPlainAttentionReaches) {
+TEST(Config, ReadsDualChunkAttention) {
   const json dual = {{"chunk_size", 262144}, {"local_size", 8192}, {"original_max_position_embeddings", 262144}};
-  EXPECT_EQ(parse(llama()).plain_positions, 0);
-  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", dual}}).plain_positions, 253952);
-  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", nullptr}}).plain_positions, 0);
+  EXPECT_EQ(parse(llama()).dual_chunk.spans.tokens, 0);
+  const DualChunk read = parse_with(llama(), {{"dual_chunk_attention_config", dual}}).dual_chunk;
+  EXPECT_EQ(read.spans.tokens, 253952);
+  EXPECT_EQ(read.spans.local, 8192);
+  EXPECT_EQ(read.scaled_from, 262144);
+  EXPECT_EQ(read.plain_tokens(), 262144);
+  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", nullptr}}).dual_chunk.spans.tokens, 0);
+  const json least = {{"chunk_size", 64}};
+  EXPECT_EQ(parse_with(llama(), {{"dual_chunk_attention_config", least}}).dual_chunk.plain_tokens(), 65);
   expect_refused({{"dual_chunk_attention_config", json::object()}}, {"chunk_size", "no such key"});
-  expect_refused({{"dual_chunk_attention_config", {{"chunk_size", 8}, {"local_size", 8}}}}, {"local_size"});
+  expect_refused({{"dual_chunk_attention_config", {{"chunk_size", 8}, {"local_size", 5}}}}, {"local_size"});
+  expect_refused({{"architectures", {"MistralForCausalLM"}}, {"model_type", "mistral"}, {"sliding_window", 24}, {"dual_chunk_attention_config", dual}},
+                 {"dual_chunk_attention_config", "no sliding window"});
 }
 
 TEST(Config, RefusesBadRope) {

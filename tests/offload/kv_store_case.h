@@ -252,8 +252,9 @@ Outcome run(const Sequence& sequence, KvSettings settings, int64_t n_prompt, int
     const int64_t piece = 160;  // a multiple of every chunk size used here
     for (int64_t first = 0; first < n_prompt; first += piece) {
       const int64_t n = std::min(piece, n_prompt - first);
-      prompt.store.append_prompt(layer, inputs.at(sequence, layer, first, n), first);
-      prompt.store.attend_prompt(layer, inputs.q.data(), first, n, true, out.data());
+      const Projections projections = inputs.at(sequence, layer, first, n);
+      prompt.store.append_prompt(layer, projections, first);
+      prompt.store.attend_prompt(layer, projections, first, n_prompt, true, out.data());
       tiers.device().finish();
     }
     prompt.store.finish_layer(layer, n_prompt);

@@ -49,18 +49,33 @@ inline std::vector<double> key_biases_of(const KvSource& source, int32_t kv_head
   return biases;
 }
 
+// The view of the query that meets token t of a source.
+inline int64_t view_of(const KvSource& source, int32_t kv_head, size_t t, const QueryViews& views) {
+  if (views.n == 1) return 0;
+  int64_t chunk = static_cast<int64_t>(t) / source.chunk_tokens;
+  if (source.ids != nullptr) chunk = source.ids[kv_head * source.ids_stride + chunk];
+  if (source.position_chunks != nullptr) {
+    chunk = source.position_chunks[kv_head * source.position_chunks_stride + chunk];
+  }
+  const int64_t position = source.first_position + chunk * source.position_step +
+                           static_cast<int64_t>(t) % source.chunk_tokens;
+  return std::min<int64_t>(position / views.span_tokens, views.n - 1);
+}
+
 // Scores of a source in log2 units, and how far fp32 may be from each.
 struct Score {
   double value = 0, error = 0;
 };
-inline std::vector<Score> expected_scores(const bf16* q, const KvSource& source, int32_t kv_head,
-                                          int32_t d, float softmax_scale) {
+inline std::vector<Score> expected_scores(const bf16* first_q, const KvSource& source, int32_t kv_head,
+                                          int32_t d, float softmax_scale,
+                                          const QueryViews& views = {}) {
   const double scale = static_cast<double>(softmax_scale) * std::log2(std::exp(1.0));
   const std::vector<int64_t> rows = rows_of(source, kv_head);
   const std::vector<double> biases = key_biases_of(source, kv_head);
   std::vector<Score> scores;
   for (size_t i = 0; i < rows.size(); ++i) {
     const bf16* key = source.keys + kv_head * source.head_stride + rows[i];
+    const bf16* q = first_q + view_of(source, kv_head, i, views) * views.stride;
     double dot = 0, magnitude = 0;
     for (int32_t c = 0; c < d; ++c) {
       const double product = double{static_cast<float>(q[c])} * static_cast<float>(key[c]);
@@ -91,7 +106,7 @@ inline DecodeExpected expected_decode(const DecodeAttendParams& p, int32_t head)
   for (int32_t s = 0; s < p.n_sources; ++s) {
     const KvSource& source = p.sources[s];
     for (const Score& score :
-         expected_scores(p.q + int64_t{head} * d, source, kv_head, d, p.scale)) {
+         expected_scores(p.q + int64_t{head} * d, source, kv_head, d, p.scale, p.views)) {
       scores.push_back(score);
     }
     for (const int64_t row : rows_of(source, kv_head)) {

@@ -52,6 +52,7 @@ template <template <typename> typename Memory>
 struct DecodeCase {
   int32_t n_kv_heads, group, d;
   Memory<bf16> q;
+  QueryViews views = {};
   std::vector<KvSource> sources;
 
   DecodeCase(std::mt19937_64& rng, int32_t kv_heads, int32_t g, int32_t head_dim,
@@ -64,6 +65,7 @@ struct DecodeCase {
   DecodeAttendParams params(const PartialView& out) {
     DecodeAttendParams p;
     p.q = q.data();
+    p.views = views;
     p.sources = sources.data();
     p.n_sources = static_cast<int32_t>(sources.size());
     p.n_heads = n_heads();
@@ -189,6 +191,40 @@ struct DecodeUnderTest {
     Case c(rng, 2, 3, d);
     c.sources = {biased(planes.first(300, 0.0f), 77), biased(planes.listed(0.0f), 0), slots, exact,
                  planes.first(37, -1.0f)};
+    SCOPED_TRACE(testing::Message() << "d " << d);
+    Partial result = run(c);
+    expect_near_oracle(c, result);
+  }
+
+  // Each key meets the view of its span: rows of a plane, chunks by ids, slots whose chunks another list
+  // names, and means of chunks; some of them with biases.
+  void expect_views_of_queries(int32_t d) const {
+    std::mt19937_64 rng(seed());
+    const int32_t n_tokens = 400, n_chunks = n_tokens / Planes::kChunk, n_views = 5;
+    const Planes planes(rng, 2, d, n_tokens);
+    Case c(rng, 2, 3, d);
+    c.views = {.span_tokens = 80, .n = n_views, .stride = int64_t{c.n_heads()} * d + 8};
+    c.q = random_rows<Memory>(rng, n_views * c.views.stride);
+    Memory<int32_t> chunk_of_slot(2 * n_chunks);
+    for (int32_t& id : chunk_of_slot) id = static_cast<int32_t>(rng() % n_chunks);
+    Memory<float> bias(2 * n_tokens);
+    for (float& x : bias) x = static_cast<float>(rng() % 8000) * 1e-3f - 2;
+    KvSource window = planes.first(300, 0.0f);
+    window.first_position = 77;
+    window.key_bias = bias.data();
+    window.key_bias_head_stride = n_tokens;
+    KvSource listed = planes.listed(0.0f);
+    listed.position_step = Planes::kChunk;
+    KvSource slots = listed;
+    slots.position_chunks = chunk_of_slot.data();
+    slots.position_chunks_stride = n_chunks;
+    KvSource exact = slots;  // chunk after chunk
+    exact.ids = exact.counts = nullptr;
+    exact.n_tokens = 5 * Planes::kChunk;
+    KvSource means = listed;
+    means.chunk_tokens = 1;
+    means.chunk_stride = d;
+    c.sources = {window, listed, slots, exact, means, planes.first(0, 0.0f)};
     SCOPED_TRACE(testing::Message() << "d " << d);
     Partial result = run(c);
     expect_near_oracle(c, result);

@@ -25,6 +25,8 @@ struct RopeShape {
   int32_t n_heads, n_kv_heads, head_dim;
   bool norm;
   int32_t n_still = 0;  // pairs that do not turn; a query's are multiplied by kStillScale
+  QuerySpans spans = {};
+  int32_t first_span = 0, n_views = 0;
 };
 inline constexpr float kStillScale = 0.7f;
 
@@ -49,6 +51,8 @@ struct RopeProblem {
     fill(q_norm, d);
     fill(k_norm, d);
     turned = q;
+    view_stride = c.n_tokens * c.n_heads * d + 8;
+    views.assign(static_cast<size_t>(view_stride * c.n_views), kUntouched);
     keys.assign(static_cast<size_t>(stride * c.n_kv_heads), kUntouched);
     values = keys;
   }
@@ -73,13 +77,18 @@ struct RopeProblem {
             .n_kv_heads = shape.n_kv_heads,
             .head_dim = shape.head_dim,
             .eps = 1e-6f,
-            .rope = table.view()};
+            .rope = table.view(),
+            .spans = shape.spans,
+            .first_span = shape.first_span,
+            .n_views = shape.n_views,
+            .views = views.data(),
+            .view_stride = view_stride};
   }
   // Angles are good to 2e-7 (rope_test.cpp); norm, two products and a sum: some fp32 roundings.
-  void expect_head(const bf16* got, const bf16* in, const bf16* norm, int64_t t,
+  void expect_head(const bf16* got, const bf16* in, const bf16* norm, int64_t position,
                    double still_scale) const {
     std::vector<double> want =
-        rotate_oracle(in, norm, 1e-6, shape.head_dim, shape.first_position + t, inv_freq);
+        rotate_oracle(in, norm, 1e-6, shape.head_dim, position, inv_freq);
     for (size_t i = 0; i < want.size(); ++i) {
       if (inv_freq[i % inv_freq.size()] == 0) want[i] *= still_scale;
     }
@@ -87,7 +96,7 @@ struct RopeProblem {
       const size_t pair = (i + want.size() / 2) % want.size();
       const double size = std::abs(want[i]) + std::abs(want[pair]);
       ASSERT_NEAR(value_of(got[i]), want[i], kBf16Unit * std::abs(want[i]) + 1.5e-6 * size)
-          << "d " << shape.head_dim << " token " << t << " channel " << i;
+          << "d " << shape.head_dim << " position " << position << " channel " << i;
     }
   }
 
@@ -97,13 +106,23 @@ struct RopeProblem {
     const bf16* q_weight = shape.norm ? q_norm.data() : nullptr;
     const bf16* k_weight = shape.norm ? k_norm.data() : nullptr;
     for (int64_t t = 0; t < shape.n_tokens; ++t) {
+      const int64_t position = shape.first_position + t;
       for (int64_t h = 0; h < shape.n_heads; ++h) {
         const int64_t at = (t * shape.n_heads + h) * d;
-        expect_head(turned.data() + at, q.data() + at, q_weight, t, kStillScale);
+        if (shape.n_views == 0) {
+          expect_head(turned.data() + at, q.data() + at, q_weight, position, kStillScale);
+          continue;
+        }
+        EXPECT_TRUE(std::equal(q.begin() + at, q.begin() + at + d, turned.begin() + at));
+        for (int64_t i = 0; i < shape.n_views; ++i) {
+          const int64_t limit = (shape.first_span + i + 1) * shape.spans.tokens + shape.spans.local;
+          expect_head(views.data() + i * view_stride + at, q.data() + at, q_weight,
+                      std::min(position, limit), kStillScale);
+        }
       }
       for (int64_t j = 0; j < shape.n_kv_heads; ++j) {
         const int64_t at = (t * shape.n_kv_heads + j) * d, row = j * stride + (2 + t) * d;
-        expect_head(keys.data() + row, k.data() + at, k_weight, t, 1);
+        expect_head(keys.data() + row, k.data() + at, k_weight, position, 1);
         EXPECT_TRUE(std::equal(v.begin() + at, v.begin() + at + d, values.begin() + row));
       }
     }
@@ -117,8 +136,8 @@ struct RopeProblem {
   RopeShape shape;
   std::vector<double> inv_freq;
   Rope table;
-  int64_t stride;
-  Memory<bf16> q, k, v, q_norm, k_norm, turned, keys, values;
+  int64_t stride, view_stride = 0;
+  Memory<bf16> q, k, v, q_norm, k_norm, turned, views, keys, values;
 };
 
 template <template <typename> typename Memory>

@@ -296,6 +296,39 @@ struct PrefillUnderTest {
     }
   }
 
+  // What queries see, cut into parts: with the same queries in each they are the whole.
+  void expect_parts_are_whole(std::initializer_list<int> head_dims) const {
+    for (const int head_dim : head_dims) {
+      for (const bool blocks : {false, true}) {
+        SCOPED_TRACE("d " + std::to_string(head_dim) + (blocks ? ", blocks" : ", dense"));
+        Problem p({.n_tokens = 150, .head_dim = head_dim, .group = 3, .first_position = 400});
+        if (blocks) p.select(64, 16, 9, 80);
+        PrefillUnderTest parts = *this;
+        parts.run = [&](Problem& whole, bool finite) { run_parts(whole, {112, 128, 336}, finite); };
+        parts.expect_right(p, 3);
+        parts.run = [&](Problem& whole, bool finite) { run_parts(whole, {400}, finite); };
+        parts.expect_right(p, 3);
+      }
+    }
+  }
+  void run_parts(Problem& p, std::vector<int64_t> ends, bool finite) const {
+    const PrefillAttendParams whole = p.params;
+    Memory<float> state(static_cast<size_t>(prefill_state_floats(whole.n_tokens, whole.n_heads,
+                                                                 whole.head_dim)),
+                        std::numeric_limits<float>::quiet_NaN());
+    ends.push_back(0);
+    PrefillPart& part = p.params.part;
+    part.state = state.data();
+    for (const int64_t end : ends) {
+      part.is_first = part.begin == 0;
+      part.is_last = end == 0;
+      part.end = end;
+      run(p, finite);
+      part.begin = end;
+    }
+    p.params = whole;
+  }
+
   // Everything selected is dense attention, to the bit where the local keys begin at a tile.
   void expect_all_chunks_is_dense() const {
     Problem p({.n_tokens = 128, .first_position = 256});

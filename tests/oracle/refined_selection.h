@@ -40,18 +40,26 @@ inline HeadScores score_head(const SelectParams& p, int64_t head, int64_t list) 
   const int64_t kv_head = head / (p.n_heads / p.n_kv_heads);
   std::vector<double> q(width);
   double greatest = 0;
-  for (int32_t i = 0; i < d; ++i) {
-    const double x = static_cast<float>(p.q[head * d + i]);
-    q[i] = p.index == IndexKind::kMinMax && x > 0 ? 0 : x;
-    if (p.index == IndexKind::kMinMax) q[d + i] = x < 0 ? 0 : x;
-    greatest = std::max(greatest, std::abs(x));
-  }
+  int64_t expanded = -1;  // the view
+  const auto expand = [&](int64_t view) {
+    if (view == expanded) return;
+    expanded = view;
+    greatest = 0;
+    for (int32_t i = 0; i < d; ++i) {
+      const double x = static_cast<float>(p.q[view * p.views.stride + head * d + i]);
+      q[i] = p.index == IndexKind::kMinMax && x > 0 ? 0 : x;
+      if (p.index == IndexKind::kMinMax) q[d + i] = x < 0 ? 0 : x;
+      greatest = std::max(greatest, std::abs(x));
+    }
+  };
   const size_t n = static_cast<size_t>(std::max<int64_t>(p.end_chunk - p.first_chunk, 0));
   std::vector<double> s(n, none), error(n, 0.0);
   double max = none, worst = 0;
   for (size_t i = 0; i < n; ++i) {
     const int64_t chunk = p.first_chunk + static_cast<int64_t>(i);
     if (!competes(p, list, chunk)) continue;
+    const int64_t span = p.views.n > 1 ? chunk * p.chunk_tokens / p.views.span_tokens : 0;
+    expand(std::min<int64_t>(span, p.views.n - 1));
     double dot = 0, magnitude = 0, landmark = 0;
     for (int32_t c = 0; c < width; ++c) {
       const int64_t at = kv_head * p.landmark_head_stride + chunk * width + c;

@@ -23,10 +23,10 @@ struct Ranked {
 };
 
 // Softmax of heads over candidates first .. end - 1 that are not excluded, then max or mean.
-// q: [n_heads][d]; landmarks: row of chunk c at c * d.
+// q: [n_heads][d], for every view; landmarks: row of chunk c at c * d.
 inline Ranked rank_chunks(const bf16* q, int32_t n_heads, const bf16* landmarks, int32_t d,
                           float scale, int64_t first, int64_t end, const uint64_t* excluded,
-                          bool mean) {
+                          bool mean, const QueryViews& views = {}, int32_t chunk_tokens = 1) {
   const double none = -std::numeric_limits<double>::infinity();
   const double factor = static_cast<double>(scale) * std::log2(std::exp(1.0));
   const size_t n = static_cast<size_t>(std::max<int64_t>(end - first, 0));
@@ -37,10 +37,12 @@ inline Ranked rank_chunks(const bf16* q, int32_t n_heads, const bf16* landmarks,
     for (size_t i = 0; i < n; ++i) {
       const int64_t chunk = first + static_cast<int64_t>(i);
       if (excluded != nullptr && (excluded[chunk >> 6] >> (chunk & 63) & 1) != 0) continue;
+      const int64_t span = views.n > 1 ? chunk * chunk_tokens / views.span_tokens : 0;
+      const bf16* row = q + std::min<int64_t>(span, views.n - 1) * views.stride + h * d;
       double dot = 0, magnitude = 0;
       for (int32_t c = 0; c < d; ++c) {
         const double x =
-            double{static_cast<float>(q[h * d + c])} * static_cast<float>(landmarks[chunk * d + c]);
+            double{static_cast<float>(row[c])} * static_cast<float>(landmarks[chunk * d + c]);
         dot += x;
         magnitude += std::abs(x);
       }

@@ -101,7 +101,16 @@ struct Selection {
     return rank_chunks(p.q + j * group * p.head_dim, group,
                        p.landmarks + j * p.landmark_head_stride, p.head_dim, p.scale, p.first_chunk,
                        p.end_chunk, excluded.empty() ? nullptr : &excluded[j * p.excluded_stride],
-                       p.group == GroupScore::kMean);
+                       p.group == GroupScore::kMean, p.views, p.chunk_tokens);
+  }
+  // Random queries for every view, of spans of so many chunks of 8 tokens.
+  void view(RandomRows<Memory>& rows, int32_t n_views, int64_t span_chunks) {
+    p.chunk_tokens = 8;
+    p.views = {.span_tokens = 8 * span_chunks,
+               .n = n_views,
+               .stride = int64_t{p.n_heads} * p.head_dim + 8};
+    q = rows.normal(n_views * p.views.stride, 2.0f);
+    p.q = q.data();
   }
   std::vector<int32_t> chosen(int32_t j) const {
     return {ids.begin() + j * p.k, ids.begin() + j * p.k + counts[j]};
@@ -118,6 +127,7 @@ struct PrefillSelection {
   Memory<bf16> q, landmarks;
   Memory<int32_t> ids, counts;
   Memory<int64_t> local_begin;
+  Memory<bf16> view_means;
   PrefillSelectParams p;
 
   PrefillSelection(int32_t n_kv_heads, int32_t group, int32_t d, int64_t n_tokens, int64_t block,
@@ -143,7 +153,20 @@ struct PrefillSelection {
     p.chunk_counts = counts.data();
     p.local_begin = local_begin.data();
   }
+  // Random means for every view instead of queries.
+  void view(RandomRows<Memory>& rows, int32_t n_views, int64_t span_chunks) {
+    const int64_t width = n_blocks() * p.n_heads * p.head_dim;
+    p.views = {.span_tokens = p.chunk_tokens * span_chunks, .n = n_views, .stride = width + 8};
+    view_means = rows.normal(n_views * p.views.stride, 2.0f);
+    p.means = view_means.data();
+    p.q = nullptr;
+  }
+  // Of heads of a block, one after the other; with views as they are apart in PrefillSelectParams.
   std::vector<bf16> means(int64_t b, int32_t j) const {
+    if (!view_means.empty()) {
+      const int64_t at = (b * p.n_heads + j * (p.n_heads / p.n_kv_heads)) * p.head_dim;
+      return {view_means.begin() + at, view_means.end()};
+    }
     const int64_t group = p.n_heads / p.n_kv_heads;
     const int64_t begin = b * p.block_tokens, end = std::min(begin + p.block_tokens, p.n_tokens);
     std::vector<bf16> out;
@@ -175,7 +198,7 @@ struct PrefillSelection {
         }
         const auto r = rank_chunks(means(b, j).data(), static_cast<int32_t>(group),
                                    p.landmarks + j * p.landmark_head_stride, p.head_dim, p.scale,
-                                   sinks, n, nullptr, false);
+                                   sinks, n, nullptr, false, p.views, p.chunk_tokens);
         const auto wrong = wrong_choice(r, sinks, p.k, list + sinks, count - sinks);
         if (!wrong.empty()) return wrong + " in block " + std::to_string(b);
       }
@@ -219,6 +242,43 @@ struct SelectUnderTest {
                                c.counts[static_cast<size_t>(j)]),
                   "");
       }
+    }
+  }
+
+  // Each chunk is scored by the view of its span; spans begin anywhere among the candidates.
+  void expect_views(int32_t d, int32_t group) const {
+    Rows rows;
+    for (const GroupScore score : {GroupScore::kMax, GroupScore::kMean}) {
+      for (const int64_t span : {8, 72, 560}) {
+        const int64_t first = rows.up_to(30), n = 1000 + rows.up_to(500);
+        One c({2, group, d, first, first + n, 40}, {}, rows.normal(2 * (first + n) * d));
+        c.p.group = score;
+        c.view(rows, span == 8 ? 50 : 1 + rows.up_to(1 + n / span), span);
+        if (rows.up_to(2) == 0) c.exclude(rows.rng, 5);
+        SCOPED_TRACE(testing::Message() << "d " << d << " group " << group << " span " << span
+                                        << " views " << c.p.views.n);
+        run(c);
+        for (int32_t j = 0; j < 2; ++j) {
+          ASSERT_EQ(wrong_choice(c.ranked(j), first, 40, c.ids.data() + j * 40,
+                                 c.counts[static_cast<size_t>(j)]),
+                    "");
+        }
+      }
+    }
+  }
+  void expect_prompt_views(int32_t d, int32_t group) const {
+    Rows rows;
+    for (const int64_t span : {8, 72, 200}) {
+      Prompt c(2, group, d, 300, 64, 20, {}, rows.normal(2 * 500 * d));
+      c.p.first_position = 8 * (300 + rows.up_to(100));
+      c.p.chunk_tokens = 8;
+      c.p.local_tokens = 100;
+      c.p.sink_chunks = rows.up_to(12);
+      c.view(rows, span == 8 ? 40 : 1 + rows.up_to(6), span);
+      SCOPED_TRACE(testing::Message() << "d " << d << " group " << group << " span " << span
+                                      << " views " << c.p.views.n);
+      run(c);
+      ASSERT_EQ(c.check(), "");
     }
   }
 
@@ -372,5 +432,30 @@ struct SelectUnderTest {
     EXPECT_EQ(wrong_choice(decode.ranked(0), 2, k, others.data(), k), "");
   }
 };
+
+// By the definition of the op, to the bit.
+template <template <typename> typename Memory, typename Op>
+void expect_mean_queries(Op op) {
+  RandomRows<Memory> rows;
+  for (const int32_t d : {16, 80, 128}) {
+    const int64_t n_tokens = 70, block = 32, n_blocks = 3, width = 3 * d;
+    const Memory<bf16> q = rows.normal(n_tokens * width);
+    Memory<bf16> means(static_cast<size_t>(n_blocks * width), bf16(77.0f));
+    op(MeanQueriesParams{.q = q.data(),
+                         .n_tokens = n_tokens,
+                         .block_tokens = block,
+                         .n_heads = 3,
+                         .head_dim = d,
+                         .means = means.data()});
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      const int64_t end = std::min(n_tokens, (b + 1) * block);
+      for (int64_t i = 0; i < width; ++i) {
+        float sum = 0;
+        for (int64_t t = b * block; t < end; ++t) sum += static_cast<float>(q[t * width + i]);
+        ASSERT_EQ(means[b * width + i], bf16(sum / static_cast<float>(end - b * block)));
+      }
+    }
+  }
+}
 
 }  // namespace tiercel::test

@@ -87,6 +87,20 @@ TEST(Replay, EvictionHead) {
   expect_same("llama_eviction_head", options, 40, kShort);
 }
 
+// Steps have one view more of their queries every span, and their scores another scale every so many tokens.
+TEST(Replay, DualChunkAttention) {
+  SessionOptions options = test::two_tiers();
+  options.selection.budget = 32;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.selection.key_codec = KeyCodec::kExact;
+  expect_same("qwen2_dual_chunk", options, 150, kLong);
+  options = SessionOptions();
+  options.attention = AttentionMode::kDense;
+  expect_same("qwen2_dual_chunk", options, 216, kShort);  // 224: another view
+  expect_same("qwen3_dual_chunk", options, 130, kShort);
+}
+
 TEST(Replay, DenseAttention) {
   SessionOptions options;
   options.attention = AttentionMode::kDense;

@@ -6,8 +6,22 @@
 
 #include "engine/base/dtype.h"
 #include "engine/base/ops/codes.h"
+#include "engine/base/ops/position.h"
 
 namespace tiercel {
+
+// One of the parts that a prefill attention takes, where its queries have several views: of what they
+// see, the keys begin .. end - 1. What parts have found out stays in state from one to the next, in
+// the backend's own order. A row that is not finite is not computed again as it is without parts.
+struct PrefillPart {
+  float* state = nullptr;  // prefill_state_floats(); null: there is one part, of everything
+  int64_t begin = 0;
+  int64_t end = 0;  // at most first_position: seen by all queries; 0: causality ends it
+  bool is_first = true, is_last = true;  // only the last one writes out
+};
+constexpr int64_t prefill_state_floats(int64_t n_tokens, int64_t n_heads, int64_t head_dim) {
+  return n_tokens * n_heads * ((head_dim + 63) / 64 * 64 + 2);
+}
 
 // Causal attention of n_tokens consecutive queries over one layer's exact planes. Row r of the
 // planes holds position r. Query t (position p = first_position + t) sees keys max(0,
@@ -39,6 +53,7 @@ struct PrefillAttendParams {
   // Added to every score of key row r of KV head j, log2 units: bias[j * bias_head_stride + r]; or null.
   const float* bias = nullptr;
   int64_t bias_head_stride = 0;
+  PrefillPart part = {};  // without a window
 };
 
 // Some keys and values that a decode step attends, all of them visible. The rows of chunk c of KV
@@ -69,6 +84,13 @@ struct KvSource {
   int64_t key_bias_head_stride = 0;
   const int32_t* bias_chunks = nullptr;
   int64_t bias_chunks_stride = 0;
+  // Where queries have several views, the positions of its rows: token i of chunk c of KV head j is at
+  //   first_position + b * position_step + i,
+  // b = position_chunks[j * position_chunks_stride + c], or c where that is null. No chunk is in two spans.
+  int64_t first_position = 0;
+  int64_t position_step = 1;
+  const int32_t* position_chunks = nullptr;
+  int64_t position_chunks_stride = 0;
 };
 
 // A partial result of attention for n_heads queries: a value of the algebra in partial.h.
@@ -89,7 +111,8 @@ inline constexpr int32_t kMaxMergeWith = 2;
 // With final_out, also what merge_partials would make of merge_with, in its order, and then out:
 // the same bits in one step less.
 struct DecodeAttendParams {
-  const bf16* q = nullptr;  // [n_heads][head_dim], after RoPE
+  const bf16* q = nullptr;  // [n_heads][head_dim], after RoPE; as many of them as there are views
+  QueryViews views = {};
   const KvSource* sources = nullptr;
   int32_t n_sources = 0;  // at most kMaxDecodeSources
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;

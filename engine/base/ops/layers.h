@@ -78,6 +78,8 @@ struct SwigluParams {
 // Turns q in place, turns k into the key plane, copies v into the value plane. With q_norm and
 // k_norm (Qwen3) each head is RMS-normalised first. Channels of q that do not turn are multiplied by
 // rope.still_scale.
+// With n_views > 0 q stays as it is, and its views for spans first_span .. + n_views - 1 are written
+// instead. Without q, or without k, the others only.
 struct RopeAppendParams {
   bf16* q = nullptr;             // [n_tokens][n_heads][head_dim], in place
   const bf16* k = nullptr;       // [n_tokens][n_kv_heads][head_dim], before RoPE
@@ -94,6 +96,10 @@ struct RopeAppendParams {
   int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float eps = 0;
   RopeView rope;
+  QuerySpans spans = {};  // with n_views
+  int32_t first_span = 0, n_views = 0;
+  bf16* views = nullptr;  // [n_views], view_stride apart: [n_tokens][n_heads][head_dim]
+  int64_t view_stride = 0;
 };
 
 // What an eviction head (NOSA) says of a token: how much it will be attended, whatever the query. It is

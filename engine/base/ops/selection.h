@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "engine/base/dtype.h"
+#include "engine/base/ops/position.h"
 
 namespace tiercel {
 
@@ -153,7 +154,9 @@ enum class SelectScope : uint8_t {
 //               them; the others are dropped: listed apart, ascending
 // With keep, and *keep != 0 on the device: ids, counts and the dropped lists stay what they are.
 struct SelectParams {
-  const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE
+  const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE; as many as there are views
+  QueryViews views = {};                 // not with blocks; spans are multiples of 8 chunks
+  int32_t chunk_tokens = 0;         // with several views
   IndexKind index = IndexKind::kMean;
   // Either landmarks or codes with scales (EncodeLandmarksParams), of landmark_width(index,
   // head_dim). A backend may round the query to 16 bits for codes: step max |q| / 32639 per head.
@@ -212,10 +215,12 @@ struct ReuseParams {
 //                    local_tokens)
 //   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are
 //   few
-// The mean is an fp32 sum in token order, rounded to bf16. Softmax is over the chunks that compete:
-// sinks do not.
+// The mean is an fp32 sum in token order, rounded to bf16 (mean_queries). Softmax is over the chunks that
+// compete: sinks do not.
 struct PrefillSelectParams {
-  const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE
+  const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE; or, not null,
+  const bf16* means = nullptr;      // [n_blocks][n_heads][head_dim], as many as there are views
+  QueryViews views = {};                 // of means; spans are multiples of 8 chunks
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim], made up to the last block
   int64_t landmark_head_stride = 0;
   int64_t first_position = 0;  // a multiple of chunk_tokens
@@ -226,6 +231,14 @@ struct PrefillSelectParams {
   int32_t* chunk_ids = nullptr;     // [n_blocks][n_kv_heads][sink_chunks + k]
   int32_t* chunk_counts = nullptr;  // [n_blocks][n_kv_heads]
   int64_t* local_begin = nullptr;   // [n_blocks]
+};
+
+// The mean query of each block.
+struct MeanQueriesParams {
+  const bf16* q = nullptr;  // [n_tokens][n_heads][head_dim]
+  int64_t n_tokens = 0, block_tokens = 0;
+  int32_t n_heads = 0, head_dim = 0;
+  bf16* means = nullptr;  // [n_blocks][n_heads][head_dim]
 };
 
 }  // namespace tiercel

@@ -57,9 +57,12 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPT_TOKENS = 96
+LONG_PROMPT_TOKENS = 448  # of dual chunk attention: several chunks
 GREEDY_TOKENS = 16
 PROMPTS_TRIED = 24
 VOCAB = 256
@@ -110,6 +113,70 @@ class EvictionHeadForCausalLM(LlamaForCausalLM):
         super().__init__(config)
         for index, layer in enumerate(self.model.layers):
             layer.self_attn = EvictionHeadAttention(config, index)
+
+
+def dual_chunk_attention(base):
+    """`base` (Qwen2's or Qwen3's attention) as dual chunk attention: arXiv 2402.17463, sections 3.1 to 3.3.
+
+    With chunks of s = chunk_size - local_size keys, key j is at j mod s, and query i at
+      i mod s                           for keys of its own chunk,
+      min(i mod s + s, chunk_size)      for those of the chunk before,
+      chunk_size                        for those of all chunks before that.
+    Queries and keys are scaled by 0.1 ln(n / original_max_position_embeddings) + 1 beyond that length, as
+    vLLM did. n is the prompt's length for its queries, and the length so far for those behind it, both up to
+    a multiple of 64; keys are scaled as the query is that looks at them."""
+
+    class DualChunkAttention(base):
+        def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+            batch, n, _ = hidden_states.shape
+            q, k, v = (p(hidden_states).view(batch, n, -1, self.head_dim)
+                       for p in (self.q_proj, self.k_proj, self.v_proj))
+            if hasattr(self, "q_norm"):
+                q, k = self.q_norm(q), self.k_norm(k)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            group = self.num_key_value_groups
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+
+            dual = self.config.dual_chunk_attention_config
+            chunk, size = dual["chunk_size"], dual["chunk_size"] - dual["local_size"]
+            at = torch.arange(n)
+            keys = self.turned(k, at % size)
+            intra = self.turned(q, at % size) @ keys.transpose(2, 3)
+            succ = self.turned(q, (at % size + size).clamp(max=chunk)) @ keys.transpose(2, 3)
+            inter = self.turned(q, torch.full_like(at, chunk)) @ keys.transpose(2, 3)
+            apart = (at // size)[:, None] - (at // size)[None, :]
+            scores = torch.where(apart == 0, intra, torch.where(apart == 1, succ, inter))
+            length = at.clamp(min=LONG_PROMPT_TOKENS - 1) + 1
+            length = (length + 63) // 64 * 64
+            original = dual["original_max_position_embeddings"]
+            if original > 0:
+                factor = (0.1 * torch.log(length / original) + 1).clamp(min=1)
+                scores = scores * (factor * factor)[:, None].to(scores.dtype)
+            hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
+            scores = (scores * self.scaling).masked_fill(hidden, float("-inf"))
+            weights = scores.float().softmax(-1).to(q.dtype)
+            out = (weights @ v).transpose(1, 2).reshape(batch, n, -1)
+            return self.o_proj(out), weights
+
+        def turned(self, x, positions):
+            theta = self.config.rope_parameters["rope_theta"]
+            pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+            angles = positions[:, None].float() * theta**-pairs
+            cos, sin = (torch.cat([f(angles)] * 2, -1).to(x.dtype) for f in (torch.cos, torch.sin))
+            low, high = x.chunk(2, -1)
+            return x * cos + torch.cat([-high, low], -1) * sin
+
+    return DualChunkAttention
+
+
+def with_dual_chunks(model_class, attention_class):
+    class DualChunkForCausalLM(model_class):
+        def __init__(self, config):
+            super().__init__(config)
+            for index, layer in enumerate(self.model.layers):
+                layer.self_attn = dual_chunk_attention(attention_class)(config, index)
+
+    return DualChunkForCausalLM
 
 
 LLAMA3 = dict(
@@ -175,6 +242,14 @@ def old_style_phi3(config):
     config["rope_scaling"].pop("original_max_position_embeddings", None)
 
 
+def as_qwen2(config):
+    config["architectures"] = ["Qwen2ForCausalLM"]
+
+
+def as_qwen3(config):
+    config["architectures"] = ["Qwen3ForCausalLM"]
+
+
 def without_head_dim(config):
     old_style_rope(config)
     del config["head_dim"]
@@ -212,6 +287,20 @@ MODELS = {
         (EvictionHeadForCausalLM,
          LlamaConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2,
                         "tie_word_embeddings": True})), "bf16", {"edit": as_llama}),
+    "qwen2_dual_chunk": (
+        (with_dual_chunks(Qwen2ForCausalLM, Qwen2Attention),
+         Qwen2Config(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2,
+                        "dual_chunk_attention_config": {
+                            "chunk_size": 96, "local_size": 32,
+                            "original_max_position_embeddings": 128}})),
+        "bf16", {"edit": as_qwen2, "prompt_tokens": LONG_PROMPT_TOKENS}),
+    "qwen3_dual_chunk": (
+        (with_dual_chunks(Qwen3ForCausalLM, Qwen3Attention),
+         Qwen3Config(**{**SMALL, "tie_word_embeddings": True,
+                        "dual_chunk_attention_config": {
+                            "chunk_size": 72, "local_size": 8,
+                            "original_max_position_embeddings": 0}})),
+        "bf16", {"edit": as_qwen3, "prompt_tokens": LONG_PROMPT_TOKENS}),
     # The factors of long contexts, from the first token on: the prompt is longer than the original one.
     "phi3_long": (
         phi3(hidden_size=192, intermediate_size=32, num_key_value_heads=2, tie_word_embeddings=True,
@@ -397,6 +486,8 @@ def describe_config(model):
         "mlp_bias": gate.bias is not None,
         "qk_norm": hasattr(attention, "q_norm"),
         "eviction_head": hasattr(attention, "delta"),
+        **({"dual_chunk": config.dual_chunk_attention_config}
+           if hasattr(config, "dual_chunk_attention_config") else {}),
         "bos_token_id": config.bos_token_id,
         "eos_token_ids": eos if isinstance(eos, list) else [eos],
     }
@@ -445,9 +536,10 @@ def make(name, seed):
     reference.to(torch.float32).eval()
 
     best = None
+    n_prompt = options.get("prompt_tokens", PROMPT_TOKENS)
     for attempt in range(PROMPTS_TRIED):
         generator = torch.Generator().manual_seed(1000 * seed + attempt)
-        prompt = [1] + torch.randint(3, VOCAB, (PROMPT_TOKENS - 1,), generator=generator).tolist()
+        prompt = [1] + torch.randint(3, VOCAB, (n_prompt - 1,), generator=generator).tolist()
         candidate = (prompt, *greedy(reference, prompt))
         # A continuation that repeats itself tests little, whatever its margins.
         candidate = (len(set(candidate[2])) >= 8, min(candidate[4]), *candidate)

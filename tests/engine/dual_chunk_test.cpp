@@ -1,0 +1,82 @@
+// Dual chunk attention beyond what tests/golden says of it: selected prompts, saved sessions of versions that
+// did not know it, and memory. On the CPU, and on the emulated or a real device.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/presets.h"
+#include "engine/session.h"
+#include "tests/engine/backend.h"
+#include "tests/engine/rms.h"
+#include "tests/engine/two_tiers.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kPrompt = 640;
+constexpr AttentionMode kModes[] = {AttentionMode::kShadow};
+#else
+constexpr int64_t kPrompt = 1500;
+constexpr AttentionMode kModes[] = {AttentionMode::kShadow, AttentionMode::kTokenSelect,
+                                    AttentionMode::kQuest, AttentionMode::kDelta};
+#endif
+
+std::vector<int32_t> random_ids(int64_t n) {
+  std::mt19937_64 random(test::seed());
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  for (int32_t& id : ids) id = static_cast<int32_t>(3 + random() % 253);
+  return ids;
+}
+
+class DualChunk : public ::testing::TestWithParam<const char*> {
+ protected:
+  // Behind the prompt and behind a few steps.
+  std::vector<float> logits(const SessionOptions& options) {
+    const std::vector<int32_t> ids = random_ids(kPrompt + 3);
+    auto session = Session::open(model_, Session::plan(*model_, options, kPrompt, 3));
+    EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(kPrompt)), {}));
+    std::vector<float> all(session->logits().begin(), session->logits().end());
+    for (int64_t i = kPrompt; i < kPrompt + 3; ++i) session->step(ids[static_cast<size_t>(i)]);
+    all.insert(all.end(), session->logits().begin(), session->logits().end());
+    return all;
+  }
+
+  std::shared_ptr<Model> model_ =
+      Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + GetParam(),
+                  {.backend = test::kBackend, .n_threads = 2});
+};
+
+// Every block of queries looks at all chunks, in parts, by their views.
+TEST_P(DualChunk, SelectedPromptsWithRoomForEverythingAreDense) {
+  SessionOptions dense;
+  dense.attention = AttentionMode::kDense;
+  dense.prefill = PrefillMode::kDense;
+  const std::vector<float> whole = logits(dense);
+  const double size = test::rms(whole);
+  for (const AttentionMode mode : kModes) {
+    SessionOptions options = test::two_tiers(preset(mode));
+    options.selection.budget = options.prefill_budget = kBudgetAll;
+    options.selection.reuse = 0;
+    options.selection.chunk_size = std::min<int64_t>(options.selection.chunk_size, 8);
+    options.prefill = PrefillMode::kSelect;
+    options.selection.key_codec = KeyCodec::kExact;
+    EXPECT_LT(test::rms_difference(whole, logits(options)), 0.04 * size) << name_of(mode);
+    // A part of it is another answer, of about the same size.
+    options.selection.budget = options.prefill_budget = 64;
+    const double apart = test::rms_difference(whole, logits(options));
+    EXPECT_GT(apart, 0) << name_of(mode);
+    EXPECT_LT(apart, 1.5 * size) << name_of(mode);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, DualChunk, ::testing::Values("qwen2_dual_chunk", "qwen3_dual_chunk"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace tiercel
