@@ -417,6 +417,13 @@ void read_token_ids(const JsonNode& root, ModelConfig& config) {
   }
 }
 
+// About a 32nd, so that spans are whole numbers of any chunks that are selected.
+int64_t usual_local(int64_t chunk) {
+  const int64_t span = chunk - chunk / 32;
+  const int64_t unit = span >= 1024 ? 1024 : span >= 64 ? 64 : 1;
+  return chunk - span / unit * unit;
+}
+
 }  // namespace
 
 std::string_view name_of(Architecture architecture) {
@@ -470,6 +477,34 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   }
   read_token_ids(root, config);
   return config;
+}
+
+std::string flags_of(const DualChunk& dual) {
+  return fmt::format("--dual-chunk {} --dual-chunk-local {} --scale-from {}",
+                     dual.spans.tokens + dual.spans.local, dual.spans.local, dual.scaled_from);
+}
+
+void set_reach(ModelConfig& config, const ReachOptions& options) {
+  DualChunk& dual = config.dual_chunk;
+  if (options.dual_chunk_local && !options.dual_chunk) {
+    fail(ErrorKind::kUsage, "--dual-chunk-local: expected --dual-chunk beside it");
+  }
+  if (options.dual_chunk) {
+    const int64_t chunk = *options.dual_chunk, local = options.dual_chunk_local.value_or(usual_local(chunk));
+    if (local > chunk / 2) {
+      fail(ErrorKind::kUsage, "--dual-chunk-local: expected at most half of the chunk, {}, found {}", chunk / 2,
+           local);
+    }
+    dual.spans = {.tokens = chunk - local, .local = chunk == 0 ? 0 : local};
+  }
+  if (options.scale_from) dual.scaled_from = *options.scale_from;
+  if (dual.spans.tokens == 0 && dual.scaled_from == 0) return;
+  for (const int64_t window : config.sliding_window) {
+    if (window > 0) {
+      fail(ErrorKind::kUsage, "--dual-chunk, --scale-from: this model has sliding windows, in which no query "
+                              "looks far back");
+    }
+  }
 }
 
 void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file) {

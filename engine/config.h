@@ -18,6 +18,7 @@
 
 #include "engine/base/ops/position.h"
 #include "engine/fp8.h"
+#include "engine/options.h"
 #include "engine/rope.h"
 
 namespace tiercel {
@@ -26,17 +27,17 @@ enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGl
 // "LlamaForCausalLM" and so on.
 std::string_view name_of(Architecture architecture);
 
-// Dual chunk attention (Qwen2.5-1M), as far as the longest context is longer than one span.
+// Dual chunk attention (Qwen2.5-1M), which matters in contexts longer than one span, and what comes with it.
 struct DualChunk {
   QuerySpans spans;
   int64_t scaled_from = 0;  // tokens beyond which scores are scaled (KvLayout::length_scale); 0: never
 
   // Tokens that are attended as without it.
   int64_t plain_tokens() const {
-    if (spans.tokens == 0) return std::numeric_limits<int64_t>::max();
-    const int64_t one_view = spans.limit_of(0) + 1;
+    const int64_t one_view = spans.tokens > 0 ? spans.limit_of(0) + 1 : std::numeric_limits<int64_t>::max();
     return scaled_from > 0 ? std::min(one_view, scaled_from) : one_view;
   }
+  bool operator==(const DualChunk& other) const = default;
 };
 
 struct ModelConfig {
@@ -88,6 +89,13 @@ ModelConfig parse_config(std::string_view text, const std::string& file);
 
 // Overrides token ids and fills the sampling defaults from a generation_config.json.
 void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file);
+
+// The flags that say so: "--dual-chunk 262144 --dual-chunk-local 8192 --scale-from 16384".
+std::string flags_of(const DualChunk& dual);
+
+// Sets dual_chunk where options say otherwise than config.json. Errors: numbers that do not go together, or
+// with this model.
+void set_reach(ModelConfig& config, const ReachOptions& options);
 
 // `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
 // applied when it exists. Errors: those of the two parsers, and a missing config.json.

@@ -49,12 +49,15 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
 std::shared_ptr<Model> Model::open(const std::string& directory, const ModelOptions& options) {
   // The configuration first: its errors are the cheapest to find.
   ModelConfig config = load_config(directory);
+  set_reach(config, options.reach);
   config.eviction_head = has_eviction_head(directory);
   return open_on_backend({directory}, std::move(config), options);
 }
 
 std::shared_ptr<Model> Model::synthetic(const std::string& name, const ModelOptions& options) {
-  return open_on_backend({}, known_model(name), options);
+  ModelConfig config = known_model(name);
+  set_reach(config, options.reach);
+  return open_on_backend({}, std::move(config), options);
 }
 
 SessionPlan Session::plan(const Model& model, const SessionOptions& options, int64_t n_prompt,

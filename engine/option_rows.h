@@ -24,13 +24,22 @@
 namespace tiercel {
 
 template <typename Rows>
-void add_backend_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads) {
+void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads,
+                       ReachOptions& reach) {
   rows.choice(
       "--backend", backend,
       {{"auto", BackendKind::kAuto}, {"cpu", BackendKind::kCpu}, {"cuda", BackendKind::kCuda}},
       "Where to compute; auto: a CUDA device where there is one");
   rows.integer("--device", device, 0, 1 << 16, "Which CUDA device");
   rows.integer("-t,--threads", n_threads, 0, cpu::kMaxThreads, "Threads; 0: all cores");
+  rows.tokens("--dual-chunk", reach.dual_chunk, 0, kMaxOptionTokens,
+              "No query looks further back than so many tokens (dual chunk attention), for prompts longer than "
+              "the model was trained for; 0: off; default: as config.json has it");
+  rows.tokens("--dual-chunk-local", reach.dual_chunk_local, 0, kMaxOptionTokens,
+              "Of those, tokens that are always seen at their true distance; default: a 32nd");
+  rows.tokens("--scale-from", reach.scale_from, 0, kMaxOptionTokens,
+              "Sharpen attention in contexts of more than so many tokens, by (0.1 ln(n / TOKENS) + 1)^2; "
+              "0: off; default: as config.json has it");
 }
 
 template <typename Rows>

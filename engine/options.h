@@ -42,11 +42,20 @@ enum class MicroBatches : uint8_t { kAuto, kOne, kTwo };
 
 inline constexpr int64_t kBudgetAll = -1;
 
+// How far a model's queries look, where it is not as config.json says: dual chunk attention and YaRN's
+// temperature let a model attend more tokens than it was trained for, without training.
+struct ReachOptions {
+  std::optional<int64_t> dual_chunk = {};        // chunk_size: no query looks further back; 0: as far as there is
+  std::optional<int64_t> dual_chunk_local = {};  // local_size; a 32nd of the chunk where only that is given
+  std::optional<int64_t> scale_from = {};        // tokens beyond which scores are scaled; 0: never
+};
+
 // Where and with what a model computes.
 struct ModelOptions {
   BackendKind backend = BackendKind::kAuto;  // auto: a CUDA device where there is one
   int n_threads = 0;                         // of the CPU; 0: all cores
   int device = 0;                            // CUDA device
+  ReachOptions reach = {};
 };
 
 // The composition of selection: what a preset sets.

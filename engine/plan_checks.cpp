@@ -207,7 +207,7 @@ void check_dual_chunk(const PlanRequest& r, const SessionPlan& plan) {
   const auto fits = [&](int64_t chunk) { return dual.spans.tokens % (8 * chunk) == 0; };
   refuse_if((selects && !fits(s.chunk_size)) ||
                 (selects_prompt && !fits(kv_settings(plan, r.config).prefill_chunk())),
-            fmt::format("--chunk-size: expected a divisor of {}, an eighth of this model's spans",
+            fmt::format("--chunk-size: expected a divisor of {}, an eighth of --dual-chunk less --dual-chunk-local",
                         dual.spans.tokens / 8));
   if (!selects) return;
   refuse_if(s.coarse_chunk > 0, "--coarse-chunk: a block of chunks has one score, whose queries differ by the "

@@ -164,7 +164,9 @@ SessionImage session_image(const ModelConfig& config, const std::string& fingerp
       {"model", {{"architecture", name_of(config.architecture)},
                  {"fingerprint", fingerprint},
                  {"long_rope", plan.long_rope},
-                 {"dual_chunk", config.dual_chunk.spans.tokens > 0}}},
+                 {"dual_chunk", {{"span", config.dual_chunk.spans.tokens},
+                                 {"local", config.dual_chunk.spans.local},
+                                 {"scaled_from", config.dual_chunk.scaled_from}}}}},
       {"backend", static_cast<int>(plan.backend)},
       {"composition", composition(plan.options)},
       {"options", std::move(options)},
@@ -204,7 +206,11 @@ std::shared_ptr<const SavedSession> SavedSession::open(const std::string& path) 
   const auto long_rope = meta.at("model").find("long_rope");  // older files have none
   saved->long_rope_ = long_rope && long_rope->boolean();
   const auto dual_chunk = meta.at("model").find("dual_chunk");  // nor this
-  saved->dual_chunk_ = dual_chunk && dual_chunk->boolean();
+  if (dual_chunk) {
+    saved->dual_chunk_ = {.spans = {.tokens = dual_chunk->at("span").integer(0, kMost),
+                                    .local = dual_chunk->at("local").integer(0, kMost)},
+                          .scaled_from = dual_chunk->at("scaled_from").integer(0, kMost)};
+  }
   saved->backend_ = static_cast<BackendKind>(
       meta.at("backend").integer(0, static_cast<int64_t>(BackendKind::kCuda)));
   const JsonNode options = meta.at("options");
@@ -256,10 +262,10 @@ void SavedSession::check_fits(const ModelConfig& config, const std::string& fing
          "the larger one",
          path(), config.rope.original_max_position, plan.context);
   }
-  if (!dual_chunk_ && config.dual_chunk.spans.tokens > 0) {
-    fail(ErrorKind::kUsage,
-         "{}: it was saved by a version without dual chunk attention, which this model has; prefill again",
-         path());
+  if (!(dual_chunk_ == config.dual_chunk)) {
+    fail(ErrorKind::kUsage, "{}: it was prefilled with {}, this model is open with {}; give the same, or prefill "
+                            "again",
+         path(), flags_of(dual_chunk_), flags_of(config.dual_chunk));
   }
   const std::string other = what_differs(options_, plan.options);
   if (!other.empty()) {

@@ -64,7 +64,7 @@ class SavedSession {
   std::shared_ptr<const SessionFile> file_;
   std::string fingerprint_;
   bool long_rope_ = false;
-  bool dual_chunk_ = false;  // it was known what that is
+  DualChunk dual_chunk_;
   SessionOptions options_;
   BackendKind backend_ = BackendKind::kCpu;
   int64_t n_slots_ = 0, resident_layers_ = 0;  // of the layout that the cache was saved from

@@ -48,6 +48,7 @@ struct SessionPlan {
   MemoryReport memory;
   int64_t n_prompt = 0;   // tokens that prefill may be given
   int64_t context = 0;    // tokens that the sequence can hold
+  DualChunk dual_chunk;    // the model's, as it is open
   bool long_rope = false;  // LongRoPE: turned as in a context of more tokens than the original one
   bool logprobs = false;  // prefill_logprobs may be called
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then

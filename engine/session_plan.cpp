@@ -31,6 +31,9 @@ int64_t resolve_context(const PlanRequest& r, SessionPlan& plan) {
   if (context < r.n_prompt) {
     fail(ErrorKind::kUsage, "the prompt has {} tokens, --ctx-size allows {}", r.n_prompt, context);
   }
+  // Where no query looks further back than the model was made for, its positions do not end there.
+  const QuerySpans& spans = r.config.dual_chunk.spans;
+  if (spans.tokens > 0 && spans.limit_of(0) <= limit) return context;
   if (limit > 0 && r.n_prompt > limit) {
     plan.notes.push_back(
         fmt::format("The prompt has {} tokens, the model was made for {} positions; answers may be poor.",
@@ -466,6 +469,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.long_rope = r.config.rope.is_long(plan.context);
+  plan.dual_chunk = r.config.dual_chunk;
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);

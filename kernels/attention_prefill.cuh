@@ -214,7 +214,8 @@ GPU bool is_failed(bf16 x) { return (x.bits & 0x7fff) > 0x7f80; }
 template <int kDim>
 GPU void merge_state(const PrefillAttendParams& op, const Tile& tile, int row,
                      float (&out)[kDim / 2], RowState& rows) {
-  const int64_t n = op.n_tokens * op.n_heads, stride = prefill_state_floats(1, 1, op.head_dim) - 2;
+  const int64_t n = op.n_tokens * op.n_heads;
+  const int64_t stride = (op.head_dim + 63) / 64 * 64;  // as prefill_state_floats has it
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     rows.sum[r] += gpu::shuffle_xor(rows.sum[r], 1);

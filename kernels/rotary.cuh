@@ -41,7 +41,8 @@ struct RopeKernelParams {
 GPU int64_t rope_position(const RopeAppendParams& p, int64_t row, int64_t later) {
   if (p.n_views == 0) return p.first_position + later + row;
   const int64_t position = p.first_position + later + row % p.n_tokens;
-  const int64_t limit = p.spans.limit_of(p.first_span + row / p.n_tokens);
+  const int64_t span = p.first_span + row / p.n_tokens;
+  const int64_t limit = (span + 1) * p.spans.tokens + p.spans.local;  // QuerySpans::limit_of
   return position < limit ? position : limit;
 }
 

@@ -279,6 +279,7 @@ class BatchJob {
     if (o.exact_exp) prefill += ", fp32 exponentials";
     settings_ = fmt::format("{}; {}; prefill {}; model {}", name_of(o.attention), composition(o), prefill,
                             model->fingerprint());
+    if (!(plan.largest.dual_chunk == DualChunk())) settings_ += "; " + flags_of(plan.largest.dual_chunk);
     answers_->check_settings(settings_);
     answers_->drop_errors();
     console_.info("batch: {} prompts of {} tokens, the longest of {}; up to {} together",

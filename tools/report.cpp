@@ -101,6 +101,7 @@ nlohmann::ordered_json rate_json(double count, double seconds) {
 
 nlohmann::ordered_json attention_json(const SessionPlan& plan) {
   const SessionOptions& o = plan.options;
+  const DualChunk& dual = plan.dual_chunk;
   Json json = {{"mode", name_of(o.attention)},
                {"prefill", name_of(o.prefill)},
                {"composition", composition(o)},
@@ -111,6 +112,9 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
                {"audit_interval", o.audit},
                {"exact_exp", o.exact_exp},
                {"context", plan.context},
+               {"dual_chunk", dual.spans.tokens + dual.spans.local},
+               {"dual_chunk_local", dual.spans.local},
+               {"scale_from", dual.scaled_from},
                {"threads", o.n_threads}};
   json.update(selection_options_json(o.selection));
   return json;
@@ -208,6 +212,7 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   console.info("prompt: {} tokens; context: {} tokens", format_count(n_prompt),
                format_count(plan.context));
   console.info("attention: {}, prefill {}", name_of(o.attention), name_of(o.prefill));
+  if (plan.context > plan.dual_chunk.plain_tokens()) console.info("reach: {}", flags_of(plan.dual_chunk));
   if (o.attention != AttentionMode::kDense) {
     console.info("selection: {}", composition(o));
     if (plan.device_layers > 0 && plan.memory.host.values == 0) {

@@ -22,7 +22,7 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
              "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
              "DIR");
   flags.uses("--model", Flags::FileUse::kReadModel, [this] { return directory; });
-  add_backend_options(flags, backend_, device_, n_threads);
+  add_model_options(flags, backend_, device_, n_threads, reach_);
 }
 
 BackendKind ModelFlags::backend() const {
@@ -52,13 +52,16 @@ std::shared_ptr<Model> ModelFlags::open() const {
 }
 
 ModelConfig ModelFlags::config() const {
-  return synthetic.empty() ? load_config(directory) : known_model(synthetic);
+  ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
+  set_reach(config, reach_);
+  return config;
 }
 
 ModelOptions ModelFlags::options() const {
   return {.backend = backend_,
           .n_threads = static_cast<int>(n_threads),
-          .device = static_cast<int>(device_)};
+          .device = static_cast<int>(device_),
+          .reach = reach_};
 }
 
 void add_session_flags(Flags& flags, SessionOptions& options) { add_session_options(flags, options); }

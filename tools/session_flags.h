@@ -35,6 +35,7 @@ struct ModelFlags {
  private:
   BackendKind backend_ = BackendKind::kAuto;
   int64_t device_ = 0;
+  ReachOptions reach_;
 };
 
 // Fills `options`, which must outlive `flags`.

@@ -116,7 +116,8 @@ Engine::Engine(const std::string& directory, const Options& options) try {
     // The model first: its configuration has the cheapest errors.
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),
-                                         .device = static_cast<int>(settings.device)});
+                                         .device = static_cast<int>(settings.device),
+                                         .reach = settings.reach});
     return std::make_shared<detail::EngineState>(directory, options, std::move(model),
                                                  Tokenizer::load(directory));
   });

@@ -19,6 +19,7 @@ namespace tiercel::detail {
 struct Settings {
   BackendKind backend = BackendKind::kAuto;
   int64_t device = 0, n_threads = 0;
+  ReachOptions reach;
   SessionOptions session;
   SamplingRequest sampling;
   int64_t n_predict = 512, n_logprobs = -1;

@@ -34,26 +34,44 @@ std::vector<int32_t> random_ids(int64_t n) {
   return ids;
 }
 
-class DualChunk : public ::testing::TestWithParam<const char*> {
+class DualChunkAttention : public ::testing::TestWithParam<const char*> {
  protected:
+  static std::shared_ptr<Model> open(const ReachOptions& reach = {}) {
+    return Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + GetParam(),
+                       {.backend = test::kBackend, .n_threads = 2, .reach = reach});
+  }
   // Behind the prompt and behind a few steps.
-  std::vector<float> logits(const SessionOptions& options) {
+  std::vector<float> logits(const SessionOptions& options) { return logits(options, open()); }
+  static std::vector<float> logits(const SessionOptions& options, const std::shared_ptr<Model>& model) {
     const std::vector<int32_t> ids = random_ids(kPrompt + 3);
-    auto session = Session::open(model_, Session::plan(*model_, options, kPrompt, 3));
+    auto session = Session::open(model, Session::plan(*model, options, kPrompt, 3));
     EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(kPrompt)), {}));
     std::vector<float> all(session->logits().begin(), session->logits().end());
     for (int64_t i = kPrompt; i < kPrompt + 3; ++i) session->step(ids[static_cast<size_t>(i)]);
     all.insert(all.end(), session->logits().begin(), session->logits().end());
     return all;
   }
-
-  std::shared_ptr<Model> model_ =
-      Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + GetParam(),
-                  {.backend = test::kBackend, .n_threads = 2});
 };
 
+// What config.json says can be said by options, of any model.
+TEST_P(DualChunkAttention, OptionsGoBeforeTheConfiguration) {
+  SessionOptions dense;
+  dense.attention = AttentionMode::kDense;
+  const std::vector<float> as_configured = logits(dense);
+  const DualChunk own = open()->config().dual_chunk;
+  const ReachOptions none = {.dual_chunk = 0, .scale_from = 0};
+  const std::vector<float> plain = logits(dense, open(none));
+  EXPECT_GT(test::rms_difference(plain, as_configured), 0.1 * test::rms(plain));
+  const ReachOptions same = {.dual_chunk = own.spans.tokens + own.spans.local,
+                             .dual_chunk_local = own.spans.local,
+                             .scale_from = own.scaled_from};
+  EXPECT_EQ(logits(dense, open(same)), as_configured);
+  // Far off, and never reached.
+  EXPECT_EQ(logits(dense, open({.dual_chunk = 4096, .scale_from = 4096})), plain);
+}
+
 // Every block of queries looks at all chunks, in parts, by their views.
-TEST_P(DualChunk, SelectedPromptsWithRoomForEverythingAreDense) {
+TEST_P(DualChunkAttention, SelectedPromptsWithRoomForEverythingAreDense) {
   SessionOptions dense;
   dense.attention = AttentionMode::kDense;
   dense.prefill = PrefillMode::kDense;
@@ -75,7 +93,7 @@ TEST_P(DualChunk, SelectedPromptsWithRoomForEverythingAreDense) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, DualChunk, ::testing::Values("qwen2_dual_chunk", "qwen3_dual_chunk"),
+INSTANTIATE_TEST_SUITE_P(Models, DualChunkAttention, ::testing::Values("qwen2_dual_chunk", "qwen3_dual_chunk"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -277,6 +277,30 @@ TEST(SavedSession, LongRopeStaysWhatItWas) {
   EXPECT_GT(relative_difference(logits[0], logits[1]), 0.05);
 }
 
+// How far queries look is part of what a prompt was prefilled as.
+TEST(SavedSession, KnowsHowFarItsQueriesLook) {
+  const Folder folder;
+  const std::vector<int32_t> ids(100, 7);
+  const auto open = [](std::optional<int64_t> chunk) {
+    return Model::open(golden("llama"), {.backend = kBackend, .reach = {.dual_chunk = chunk}});
+  };
+  const auto model = open(72);
+  const auto session = Session::open(model, Session::plan(*model, small(AttentionMode::kShadow), 100, 8));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  const std::string file = folder / "reach.session";
+  session->save(file, ids, {});
+  const auto saved = SavedSession::open(file);
+  const SessionOptions options = small(AttentionMode::kShadow);
+  const auto same = open(72);
+  const auto copy = Session::open(same, Session::plan(*same, options, *saved, 8));
+  copy->restore(*saved, {});
+  const std::vector<int32_t> next = {5, 6, 7};
+  EXPECT_EQ(walk(*copy, next), walk(*session, next));
+  const auto other = open({});
+  const std::string why = complaint([&] { return Session::plan(*other, options, *saved, 8); });
+  EXPECT_TRUE(contains(why, "with --dual-chunk 72 --dual-chunk-local 8") && contains(why, "give the same")) << why;
+}
+
 // A longer context moves every plane; another cache starts empty. Only roundings may differ.
 TEST(SavedSession, AnotherContextAndAnotherCache) {
   for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {

@@ -288,6 +288,32 @@ TEST(Config, ReadsDualChunkAttention) {
                  {"dual_chunk_attention_config", "no sliding window"});
 }
 
+TEST(Config, ReachIsWhatOptionsSay) {
+  const json dual = {{"chunk_size", 262144}, {"local_size", 8192}, {"original_max_position_embeddings", 262144}};
+  const auto read = [&](bool has_it, const ReachOptions& options) {
+    ModelConfig config = parse_with(llama(), {{"dual_chunk_attention_config", has_it ? dual : json()}});
+    set_reach(config, options);
+    return flags_of(config.dual_chunk);
+  };
+  const char* none = "--dual-chunk 0 --dual-chunk-local 0 --scale-from 0";
+  EXPECT_EQ(read(false, {}), none);
+  EXPECT_EQ(read(true, {}), "--dual-chunk 262144 --dual-chunk-local 8192 --scale-from 262144");
+  EXPECT_EQ(read(true, {.dual_chunk = 0, .scale_from = 0}), none);
+  EXPECT_EQ(read(false, {.dual_chunk = 131072}), "--dual-chunk 131072 --dual-chunk-local 4096 --scale-from 0");
+  EXPECT_EQ(read(false, {.dual_chunk = 100000}), "--dual-chunk 100000 --dual-chunk-local 3744 --scale-from 0");
+  EXPECT_EQ(read(false, {.dual_chunk = 72}), "--dual-chunk 72 --dual-chunk-local 8 --scale-from 0");
+  EXPECT_EQ(read(true, {.dual_chunk = 64, .dual_chunk_local = 32}),
+            "--dual-chunk 64 --dual-chunk-local 32 --scale-from 262144");
+  EXPECT_EQ(read(false, {.scale_from = 1024}), "--dual-chunk 0 --dual-chunk-local 0 --scale-from 1024");
+  EXPECT_THROW(read(false, {.dual_chunk = 64, .dual_chunk_local = 33}), Error);
+  EXPECT_THROW(read(false, {.dual_chunk_local = 33}), Error);
+  ModelConfig windows = parse(llama());
+  windows.sliding_window[0] = 24;
+  EXPECT_THROW(set_reach(windows, {.dual_chunk = 64}), Error);
+  EXPECT_THROW(set_reach(windows, {.scale_from = 64}), Error);
+  set_reach(windows, {});
+}
+
 TEST(Config, RefusesBadRope) {
   for (const char* type : {"dynamic", "su", "proportional", "YARN"}) {
     expect_refused({{"rope_scaling", {{"type", type}, {"factor", 2}}}},

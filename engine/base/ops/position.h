@@ -43,6 +43,7 @@ struct QuerySpans {
   }
   // Views that it has: those before, and itself.
   constexpr int64_t views_of(int64_t position) const { return first_plain(position) + 1; }
+  bool operator==(const QuerySpans& other) const = default;
 };
 inline constexpr int64_t kMaxSpans = 64;
 
