@@ -52,7 +52,7 @@ float* partial_at(const DecodeAttendParams& p, int64_t head, int64_t slot) {
   return p.workspace + (head * kMaxDecodeRanges * kMaxDecodeSources + slot) * (p.head_dim + 2);
 }
 
-// A block, tokens begin .. end - 1, of which queries have several views.
+// A block, tokens begin .. end - 1, that are met by several views of the queries.
 template <typename PackView>
 void attend_by_view(const DecodeKernel& kernel, const DecodeBlock& whole, const SourceRows& rows,
                     const QueryViews& views, int64_t begin, int64_t end, PackView&& pack_view) {

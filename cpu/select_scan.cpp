@@ -80,7 +80,7 @@ class LandmarkScan {
     } else {
       prepare_rows();
     }
-    pack_view(p_.views.n > 1 ? view_of(0) : 0);
+    if (p_.views.n == 1) pack_view(0);
   }
 
   // Of a head of the group of sequence i: [kStripLandmarks].

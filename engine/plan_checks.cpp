@@ -204,11 +204,14 @@ void check_dual_chunk(const PlanRequest& r, const SessionPlan& plan) {
   }
   const bool selects = plan.options.attention != AttentionMode::kDense;
   const bool selects_prompt = plan.options.prefill == PrefillMode::kSelect;
-  const auto fits = [&](int64_t chunk) { return dual.spans.tokens % (8 * chunk) == 0; };
-  refuse_if((selects && !fits(s.chunk_size)) ||
-                (selects_prompt && !fits(kv_settings(plan, r.config).prefill_chunk())),
-            fmt::format("--chunk-size: expected a divisor of {}, an eighth of --dual-chunk less --dual-chunk-local",
-                        dual.spans.tokens / 8));
+  const auto refuse_odd = [&](int64_t chunk) {
+    refuse_if(dual.spans.tokens % (8 * chunk) != 0,
+              fmt::format("--dual-chunk less --dual-chunk-local: expected a multiple of 8 chunks of {} tokens, found "
+                          "{}; give another --dual-chunk-local or --chunk-size",
+                          chunk, dual.spans.tokens));
+  };
+  if (selects) refuse_odd(s.chunk_size);
+  if (selects_prompt) refuse_odd(kv_settings(plan, r.config).prefill_chunk());
   if (!selects) return;
   refuse_if(s.coarse_chunk > 0, "--coarse-chunk: a block of chunks has one score, whose queries differ by the "
                                 "span in dual chunk attention; leave it out");

@@ -48,6 +48,12 @@ else
   tiercel=build/$preset/tiercel
 fi
 
+# It was made for shorter prompts than a million tokens (README, "Prompts longer than the model was trained
+# for"). Flags go before these, and other models are left as they are.
+if [[ $model == tools/demo/recall-4m ]]; then
+  export TIERCEL_ARG_DUAL_CHUNK=${TIERCEL_ARG_DUAL_CHUNK-256K} TIERCEL_ARG_SCALE_FROM=${TIERCEL_ARG_SCALE_FROM-16K}
+fi
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # One value of the answers file; its layout is one member per line.

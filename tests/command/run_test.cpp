@@ -154,6 +154,29 @@ TEST(Run, EnvironmentTwinsAndFlagsThatBeatThem) {
   expect_refused(launch, 2, {"--top-k", "TIERCEL_ARG_TOP_K=many"});
 }
 
+// What a context is long enough for is said, and reported in any case.
+TEST(Run, HowFarQueriesLook) {
+  const Scratch scratch;
+  const auto launch = run_demo({"-p", "once upon a time", "-n", "2", "--dual-chunk", "8K", "--scale-from", "1K",
+                                "--ignore-eos", "--report", scratch / "r"});
+  const Result brief = run(launch);
+  EXPECT_EQ(brief.code, 0) << brief.err;
+  EXPECT_FALSE(contains(brief.err, "reach:"));
+  const Json attention = Json::parse(read_file(scratch / "r"))["attention"];
+  EXPECT_EQ(attention["dual_chunk"], 8192);
+  EXPECT_EQ(attention["dual_chunk_local"], 1024);
+  EXPECT_EQ(attention["scale_from"], 1024);
+  auto longer = launch;
+  longer.arguments.insert(longer.arguments.end(), {"-c", "1025"});
+  EXPECT_TRUE(contains(run(longer).err, "reach: --dual-chunk 8192 --dual-chunk-local 1024 --scale-from 1024"));
+  expect_refused(run_demo({"-p", "x", "--dual-chunk-local", "5"}), 2, {"--dual-chunk-local", "--dual-chunk beside"});
+  expect_refused(run_demo({"-p", "x", "--dual-chunk", "64", "--dual-chunk-local", "33"}), 2, {"at most half", "32"});
+  expect_refused(run_demo({"-p", "x", "-c", "5K", "--dual-chunk", "100", "--dual-chunk-local", "0"}), 2,
+                 {"--dual-chunk less --dual-chunk-local", "8 chunks of 8 tokens, found 100"});
+  expect_refused(run_demo({"-p", "x", "-c", "10K", "--dual-chunk", "100", "--dual-chunk-local", "0"}), 2,
+                 {"--ctx-size: dual chunk attention reaches 6400 tokens"});
+}
+
 std::vector<std::string> split(const std::string& text, const std::string& separator) {
   std::vector<std::string> parts;
   for (size_t begin = 0; begin <= text.size();) {

@@ -97,7 +97,8 @@ TEST(SessionPlan, KnowsWhatDualChunkAttentionNeeds) {
   refuses([](SessionOptions& o) { o.selection.coarse_chunk = 64; o.selection.coarse_share = 0.5; },
           "--coarse-chunk");
   refuses([](SessionOptions& o) { o.selection.outliers = 0; o.selection.drop_share = 0.5; }, "--drop-share");
-  refuses([](SessionOptions& o) { o.selection.chunk_size = 7; }, "--chunk-size");
+  refuses([](SessionOptions& o) { o.selection.chunk_size = 7; },
+          "8 chunks of 7 tokens, found 1920");
   request.n_new = 1920 * kMaxSpans;
   std::string message;
   EXPECT_EQ(kind_of([&] { make_plan(request); }, &message), ErrorKind::kUsage);
