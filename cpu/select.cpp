@@ -252,7 +252,7 @@ bool have_same_candidates(const SelectParams& a, const SelectParams& b) {
          a.first_chunk == b.first_chunk && a.end_chunk == b.end_chunk && a.k == b.k &&
          a.blocks == nullptr && b.blocks == nullptr && a.n_heads == b.n_heads &&
          a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim && a.group == b.group &&
-         a.scope == b.scope && a.views.n == b.views.n && a.views.span_tokens == b.views.span_tokens;
+         a.scope == b.scope && a.scale == b.scale && a.views.n == b.views.n && a.views.span_tokens == b.views.span_tokens;
 }
 
 // With the same candidates, of which there are some.

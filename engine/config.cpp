@@ -417,11 +417,14 @@ void read_token_ids(const JsonNode& root, ModelConfig& config) {
   }
 }
 
-// About a 32nd, so that spans are whole numbers of any chunks that are selected.
+// About a 32nd, at most half, so that spans are whole numbers of any chunks that are selected.
 int64_t usual_local(int64_t chunk) {
   const int64_t span = chunk - chunk / 32;
-  const int64_t unit = span >= 1024 ? 1024 : span >= 64 ? 64 : 1;
-  return chunk - span / unit * unit;
+  for (const int64_t unit : {1024, 64}) {
+    const int64_t local = chunk - span / unit * unit;
+    if (local <= chunk / 2) return local;
+  }
+  return chunk - span;
 }
 
 }  // namespace
@@ -485,7 +488,7 @@ std::string flags_of(const DualChunk& dual) {
 }
 
 void set_reach(ModelConfig& config, const ReachOptions& options) {
-  DualChunk& dual = config.dual_chunk;
+  DualChunk dual = config.dual_chunk;
   if (options.dual_chunk_local && !options.dual_chunk) {
     fail(ErrorKind::kUsage, "--dual-chunk-local: expected --dual-chunk beside it");
   }
@@ -498,13 +501,14 @@ void set_reach(ModelConfig& config, const ReachOptions& options) {
     dual.spans = {.tokens = chunk - local, .local = chunk == 0 ? 0 : local};
   }
   if (options.scale_from) dual.scaled_from = *options.scale_from;
-  if (dual.spans.tokens == 0 && dual.scaled_from == 0) return;
+  const bool reaches = dual.spans.tokens > 0 || dual.scaled_from > 0;
   for (const int64_t window : config.sliding_window) {
-    if (window > 0) {
+    if (reaches && window > 0) {
       fail(ErrorKind::kUsage, "--dual-chunk, --scale-from: this model has sliding windows, in which no query "
                               "looks far back");
     }
   }
+  config.dual_chunk = dual;
 }
 
 void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file) {

@@ -32,10 +32,13 @@ struct DualChunk {
   QuerySpans spans;
   int64_t scaled_from = 0;  // tokens beyond which scores are scaled (KvLayout::length_scale); 0: never
 
-  // Tokens that are attended as without it.
+  // Tokens of which every query has one view; and those that are attended as without all this.
+  int64_t tokens_of_one_view() const {
+    if (spans.tokens == 0) return std::numeric_limits<int64_t>::max();
+    return std::min(spans.limit_of(0) + 1, 2 * spans.tokens);
+  }
   int64_t plain_tokens() const {
-    const int64_t one_view = spans.tokens > 0 ? spans.limit_of(0) + 1 : std::numeric_limits<int64_t>::max();
-    return scaled_from > 0 ? std::min(one_view, scaled_from) : one_view;
+    return scaled_from > 0 ? std::min(tokens_of_one_view(), scaled_from) : tokens_of_one_view();
   }
   bool operator==(const DualChunk& other) const = default;
 };

@@ -191,19 +191,23 @@ void check_dual_chunk(const PlanRequest& r, const SessionPlan& plan) {
   const DualChunk& dual = r.config.dual_chunk;
   if (plan.context <= dual.plain_tokens()) return;
   const SelectionOptions& s = plan.options.selection;
+  int64_t allowed = dual.plain_tokens();  // whatever the other options
   const auto refuse_if = [&](bool wrong, std::string_view what) {
     if (!wrong) return;
-    fail(ErrorKind::kUsage, "{}; or give a --ctx-size of {} tokens or fewer, for which this model has no "
-                            "dual chunk attention",
-         what, dual.plain_tokens());
+    fail(ErrorKind::kUsage, "{}; or give a --ctx-size of {} tokens or fewer", what, allowed);
   };
+  const bool selects = plan.options.attention != AttentionMode::kDense;
+  const bool selects_prompt = plan.options.prefill == PrefillMode::kSelect;
+  refuse_if(selects && plan.options.host_attention != HostAttention::kOff && r.backend == BackendKind::kCuda,
+            "--host-attention: the host does not know of dual chunk attention (--dual-chunk, --scale-from); leave "
+            "it out");
+  allowed = dual.tokens_of_one_view();
+  if (plan.context <= allowed) return;
   const int64_t most = kMaxSpans * dual.spans.tokens;
   if (plan.context > most) {
     fail(ErrorKind::kUsage, "--ctx-size: dual chunk attention reaches {} tokens here, found {}", most,
          plan.context);
   }
-  const bool selects = plan.options.attention != AttentionMode::kDense;
-  const bool selects_prompt = plan.options.prefill == PrefillMode::kSelect;
   const auto refuse_odd = [&](int64_t chunk) {
     refuse_if(dual.spans.tokens % (8 * chunk) != 0,
               fmt::format("--dual-chunk less --dual-chunk-local: expected a multiple of 8 chunks of {} tokens, found "
@@ -215,12 +219,9 @@ void check_dual_chunk(const PlanRequest& r, const SessionPlan& plan) {
   if (!selects) return;
   refuse_if(s.coarse_chunk > 0, "--coarse-chunk: a block of chunks has one score, whose queries differ by the "
                                 "span in dual chunk attention; leave it out");
-  refuse_if(s.static_budget > 0 || s.drop_share > 0,
+  refuse_if((s.static_budget > 0 || s.drop_share > 0) && !r.config.eviction_head,
             "--static-budget, --drop-share: chunks are not weighed where queries differ by the span (dual "
             "chunk attention); leave them out");
-  refuse_if(plan.options.host_attention != HostAttention::kOff && r.backend == BackendKind::kCuda,
-            "--host-attention: the host has one query of a step, where dual chunk attention has several; "
-            "leave it out");
 }
 
 void check_codecs(const SelectionOptions& s, const ModelConfig& config) {

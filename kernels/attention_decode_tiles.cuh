@@ -297,7 +297,7 @@ GPU void attend_tiles(const Params& p, const JointGrid& grid) {
     const float bias = bias_of(p, tile);
     float s[2][4] = {}, alpha[2];
     uint32_t weights[4];
-    if constexpr (kLooksUp && Queries<kHeadDim>::kHeld) {
+    if (kLooksUp && Queries<kHeadDim>::kHeld && p.n_views > 1) {
       const int mine = find_view(p, notes, work.kv_head, share.first + i, lane % 16);
       score_tile_by_view<kHeadDim>(s, p, work, queries, held, mine, keys, lane);
     } else {

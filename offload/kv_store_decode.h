@@ -586,7 +586,10 @@ int64_t KvStore<Device, Host>::steps_alike() const {
   if (spans.tokens > 0) {
     alike = std::min(alike, spans.limit_of(spans.first_plain(n_tokens_)) + 1 - n_tokens_);
   }
-  if (layout_.shape.scaled_from > 0) alike = std::min(alike, kScaleTokens - n_tokens_ % kScaleTokens);
+  if (const int64_t from = layout_.shape.scaled_from; from > 0) {
+    const int64_t left = n_tokens_ < from ? from - n_tokens_ : kScaleTokens - n_tokens_ % kScaleTokens;
+    alike = std::min(alike, left);
+  }
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const Layer& layer = layers_[index];
     const Recent& recent = layer.recent;

@@ -264,8 +264,8 @@ int64_t KvLayout::reserved(const PurposeBytes& bytes) const {
 }
 
 double KvLayout::length_scale(int64_t n_tokens) const {
+  if (shape.scaled_from == 0 || n_tokens <= shape.scaled_from) return 1;
   const int64_t n = ceil_div(n_tokens, kScaleTokens) * kScaleTokens;
-  if (shape.scaled_from == 0 || n <= shape.scaled_from) return 1;
   const double factor =
       0.1 * std::log(static_cast<double>(n) / static_cast<double>(shape.scaled_from)) + 1;
   return factor * factor;

@@ -123,7 +123,7 @@ inline constexpr int64_t kCutTokens = 256;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
 // Lengths that scores are scaled by are multiples of so many tokens, so that recorded steps can have one.
-inline constexpr int64_t kScaleTokens = 64;
+inline constexpr int64_t kScaleTokens = kCutTokens;
 
 // Everything in elements or counts, for one layer unless said.
 struct KvLayout {

@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/batch.h"
 #include "engine/presets.h"
 #include "engine/session.h"
+#include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
@@ -66,8 +68,43 @@ TEST_P(DualChunkAttention, OptionsGoBeforeTheConfiguration) {
                              .dual_chunk_local = own.spans.local,
                              .scale_from = own.scaled_from};
   EXPECT_EQ(logits(dense, open(same)), as_configured);
+  const double apart = test::rms_difference(plain, logits(dense, open({.dual_chunk = 0, .scale_from = 100})));
+  EXPECT_GT(apart, 0.01 * test::rms(plain)) << "scaled without chunks";
   // Far off, and never reached.
   EXPECT_EQ(logits(dense, open({.dual_chunk = 4096, .scale_from = 4096})), plain);
+}
+
+// Behind one prefix, at lengths that have views and scales of their own.
+TEST_P(DualChunkAttention, SequencesBehindAPrefixAreAsAlone) {
+  SessionOptions options = test::two_tiers();
+  options.selection.budget = 64;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  options.selection.group = GroupScore::kMean;
+  options.selection.top_p = 0.8;
+  const auto model = open();
+  const std::vector<int32_t> ids = random_ids(400);
+  constexpr int64_t kShared = 200, kBehind[] = {10, 80};
+  const auto logits_of = [&](std::vector<size_t> members) {
+    const auto batch = Batch::open(model, Batch::plan(*model, options, 2, kShared + 80, 4));
+    const SessionPlan plan = batch->plan_prefix(kShared);
+    const int64_t prefix = test::add_prefilled(*batch, plan, std::span(ids).first(kShared));
+    std::vector<Batch::Step> steps;
+    for (const size_t i : members) {
+      const auto rest = std::span(ids).subspan(kShared, static_cast<size_t>(kBehind[i]));
+      steps.push_back({test::add_prefilled(*batch, batch->plan_behind(plan, kBehind[i], 4), rest, prefix), 7});
+    }
+    batch->step(steps);
+    std::vector<std::vector<float>> all;
+    for (const Batch::Step& step : steps) {
+      const auto found = batch->logits(step.sequence);
+      all.emplace_back(found.begin(), found.end());
+    }
+    return all;
+  };
+  const auto both = logits_of({0, 1});
+  EXPECT_EQ(both[0], logits_of({0})[0]);
+  EXPECT_EQ(both[1], logits_of({1})[0]);
 }
 
 // Every block of queries looks at all chunks, in parts, by their views.

@@ -85,13 +85,18 @@ TEST(SessionPlan, KnowsWhatDualChunkAttentionNeeds) {
     std::string message;
     EXPECT_EQ(kind_of([&] { make_plan(other); }, &message), ErrorKind::kUsage);
     EXPECT_NE(message.find(what), std::string::npos) << message;
-    EXPECT_NE(message.find("2048 tokens or fewer"), std::string::npos) << message;
+    EXPECT_NE(message.find("2049 tokens or fewer"), std::string::npos) << message;
   };
   const int64_t without = bytes();
+  config.dual_chunk = {.spans = {}, .scaled_from = 1000};  // by itself: everything is as it was
+  request.options.selection.coarse_chunk = 64;
+  request.options.selection.coarse_share = 0.5;
+  EXPECT_TRUE(make_plan(request).notes.empty());
+  request.options = {};
   config.dual_chunk = {};
   EXPECT_EQ(bytes(), without);
   config.dual_chunk = {.spans = {.tokens = 1920, .local = 128}, .scaled_from = 2048};
-  request.n_new = 149;
+  request.n_new = 150;
   EXPECT_GT(bytes(), without);
   EXPECT_TRUE(make_plan(request).notes.empty());
   refuses([](SessionOptions& o) { o.selection.coarse_chunk = 64; o.selection.coarse_share = 0.5; },

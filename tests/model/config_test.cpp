@@ -302,6 +302,16 @@ TEST(Config, ReachIsWhatOptionsSay) {
   EXPECT_EQ(read(false, {.dual_chunk = 131072}), "--dual-chunk 131072 --dual-chunk-local 4096 --scale-from 0");
   EXPECT_EQ(read(false, {.dual_chunk = 100000}), "--dual-chunk 100000 --dual-chunk-local 3744 --scale-from 0");
   EXPECT_EQ(read(false, {.dual_chunk = 72}), "--dual-chunk 72 --dual-chunk-local 8 --scale-from 0");
+  for (int64_t chunk = 1; chunk < 5000; ++chunk) {
+    ModelConfig config = parse(llama());
+    set_reach(config, {.dual_chunk = chunk});  // fits whatever is given
+    const DualChunk& its = config.dual_chunk;
+    ASSERT_EQ(its.spans.views_of(its.tokens_of_one_view() - 1), 1) << chunk;
+    ASSERT_GT(its.spans.views_of(its.tokens_of_one_view()), 1) << chunk;
+    set_reach(config, {.dual_chunk = chunk, .dual_chunk_local = chunk / 2});
+    ASSERT_EQ(its.spans.views_of(its.tokens_of_one_view() - 1), 1) << chunk;
+    ASSERT_GT(its.spans.views_of(its.tokens_of_one_view()), 1) << chunk;
+  }
   EXPECT_EQ(read(true, {.dual_chunk = 64, .dual_chunk_local = 32}),
             "--dual-chunk 64 --dual-chunk-local 32 --scale-from 262144");
   EXPECT_EQ(read(false, {.scale_from = 1024}), "--dual-chunk 0 --dual-chunk-local 0 --scale-from 1024");

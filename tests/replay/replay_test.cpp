@@ -99,6 +99,7 @@ TEST(Replay, DualChunkAttention) {
   options.attention = AttentionMode::kDense;
   expect_same("qwen2_dual_chunk", options, 216, kShort);  // 224: another view
   expect_same("qwen3_dual_chunk", options, 130, kShort);
+  expect_same("qwen2_dual_chunk", options, 250, kShort);  // 256: another scale
 }
 
 TEST(Replay, DenseAttention) {

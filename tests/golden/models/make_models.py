@@ -124,7 +124,7 @@ def dual_chunk_attention(base):
       chunk_size                        for those of all chunks before that.
     Queries and keys are scaled by 0.1 ln(n / original_max_position_embeddings) + 1 beyond that length, as
     vLLM did. n is the prompt's length for its queries, and the length so far for those behind it, both up to
-    a multiple of 64; keys are scaled as the query is that looks at them."""
+    a multiple of 256; keys are scaled as the query is that looks at them."""
 
     class DualChunkAttention(base):
         def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
@@ -147,7 +147,7 @@ def dual_chunk_attention(base):
             apart = (at // size)[:, None] - (at // size)[None, :]
             scores = torch.where(apart == 0, intra, torch.where(apart == 1, succ, inter))
             length = at.clamp(min=LONG_PROMPT_TOKENS - 1) + 1
-            length = (length + 63) // 64 * 64
+            length = (length + 255) // 256 * 256
             original = dual["original_max_position_embeddings"]
             if original > 0:
                 factor = (0.1 * torch.log(length / original) + 1).clamp(min=1)
