@@ -269,6 +269,7 @@ TEST_P(SelectRefinementsTest, SeveralAtOnceAreThoseOneByOne) {
       if (c.p.scope == SelectScope::kKvHead && one_in(4)) c.exclude(rng_, 3);
       c.place();
       if (one_in(9)) c.p.keep = &kYes;
+      if (one_in(4)) c.p.scale *= 1.3f;
       if (!one_in(9)) {  // else it has landmarks of its own
         c.p.landmarks = cases[0].p.landmarks;
         c.p.codes = cases[0].p.codes;

@@ -74,7 +74,7 @@ TEST_P(DualChunkAttention, OptionsGoBeforeTheConfiguration) {
   EXPECT_EQ(logits(dense, open({.dual_chunk = 4096, .scale_from = 4096})), plain);
 }
 
-// Behind one prefix, at lengths that have views and scales of their own.
+// Behind one prefix, at lengths that have scales of their own.
 TEST_P(DualChunkAttention, SequencesBehindAPrefixAreAsAlone) {
   SessionOptions options = test::two_tiers();
   options.selection.budget = 64;
@@ -84,9 +84,9 @@ TEST_P(DualChunkAttention, SequencesBehindAPrefixAreAsAlone) {
   options.selection.top_p = 0.8;
   const auto model = open();
   const std::vector<int32_t> ids = random_ids(400);
-  constexpr int64_t kShared = 200, kBehind[] = {10, 80};
+  constexpr int64_t kShared = 200, kBehind[] = {50, 62};  // as many views, another scale
   const auto logits_of = [&](std::vector<size_t> members) {
-    const auto batch = Batch::open(model, Batch::plan(*model, options, 2, kShared + 80, 4));
+    const auto batch = Batch::open(model, Batch::plan(*model, options, 2, kShared + 62, 4));
     const SessionPlan plan = batch->plan_prefix(kShared);
     const int64_t prefix = test::add_prefilled(*batch, plan, std::span(ids).first(kShared));
     std::vector<Batch::Step> steps;
