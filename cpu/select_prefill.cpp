@@ -167,7 +167,7 @@ class BlockSelection {
     const int64_t span = p_.views.n > 1 ? p_.views.span_tokens / p_.chunk_tokens : last;
     int64_t packed = -1;  // the view
     for (int64_t row = p_.sink_chunks, next; row < last; row = next) {
-      const int64_t view = p_.views.n > 1 ? std::min<int64_t>(row / span, p_.views.n - 1) : 0;
+      const int64_t view = p_.views.view_at(row * p_.chunk_tokens);
       if (view != packed) pack_means(view);
       packed = view;
       next = std::min(row + kPrefillRows, view + 1 < p_.views.n ? std::min(last, (view + 1) * span) : last);

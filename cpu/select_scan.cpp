@@ -152,8 +152,7 @@ class LandmarkScan {
   }
 
   int64_t view_of(int64_t candidate) const {
-    const int64_t span = candidates_.chunk(candidate) * p_.chunk_tokens / p_.views.span_tokens;
-    return std::min<int64_t>(span, p_.views.n - 1);
+    return p_.views.view_at(candidates_.chunk(candidate) * p_.chunk_tokens);
   }
 
   // Queries of [n_heads_][width_], as they meet candidates of a span.

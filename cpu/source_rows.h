@@ -80,9 +80,7 @@ class SourceRows {
   // That from token `begin` on, within begin .. end - 1.
   ViewRun view_run(int64_t begin, int64_t end, const QueryViews& views) const {
     if (views.n == 1) return {0, end};
-    const auto view_at = [&](int64_t token) {
-      return std::min<int64_t>(position(token) / views.span_tokens, views.n - 1);
-    };
+    const auto view_at = [&](int64_t token) { return views.view_at(position(token)); };
     ViewRun run{view_at(begin), begin};
     if (ids_ == nullptr && position_chunks_ == nullptr && source_.position_step == source_.chunk_tokens) {
       const int64_t left = (run.view + 1) * views.span_tokens - position(begin);

@@ -52,6 +52,13 @@ struct QueryViews {
   int64_t span_tokens = 0;  // with n > 1
   int32_t n = 1;            // at most kMaxSpans
   int64_t stride = 0;       // elements
+
+  // Of a key at this position.
+  constexpr int64_t view_at(int64_t position) const {
+    if (n == 1) return 0;
+    const int64_t span = position / span_tokens;
+    return span < n ? span : n - 1;
+  }
 };
 
 // A decode step that has been recorded is replayed some steps later. What differs then is read from

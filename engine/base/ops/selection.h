@@ -155,7 +155,7 @@ enum class SelectScope : uint8_t {
 // With keep, and *keep != 0 on the device: ids, counts and the dropped lists stay what they are.
 struct SelectParams {
   const bf16* q = nullptr;          // [n_heads][head_dim], after RoPE; as many as there are views
-  QueryViews views = {};                 // not with blocks; spans are multiples of 8 chunks
+  QueryViews views = {};            // not with blocks; spans are multiples of 8 chunks
   int32_t chunk_tokens = 0;         // with several views
   IndexKind index = IndexKind::kMean;
   // Either landmarks or codes with scales (EncodeLandmarksParams), of landmark_width(index,
@@ -220,7 +220,7 @@ struct ReuseParams {
 struct PrefillSelectParams {
   const bf16* q = nullptr;          // [n_tokens][n_heads][head_dim], after RoPE; or, not null,
   const bf16* means = nullptr;      // [n_blocks][n_heads][head_dim], as many as there are views
-  QueryViews views = {};                 // of means; spans are multiples of 8 chunks
+  QueryViews views = {};            // of means; spans are multiples of 8 chunks
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim], made up to the last block
   int64_t landmark_head_stride = 0;
   int64_t first_position = 0;  // a multiple of chunk_tokens
