@@ -29,30 +29,41 @@ constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable};
 
+// Weight rows of an item.
+int64_t skinny_range(int64_t k) {
+  return std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
+}
+int64_t skinny_items(int64_t k, int64_t n) { return (n + skinny_range(k) - 1) / skinny_range(k); }
+void check_skinny(int64_t most_rows, int64_t k) {
+  CHECK(static_cast<size_t>(skinny_scratch_floats(most_rows, k)) * sizeof(float) <= kScratchBytes,
+        "{} rows of {} channels do not fit the scratch memory", most_rows, k);
+}
+
+void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, const Worker& worker) {
+  const int64_t range = skinny_range(p.k);
+  SkinnyProduct product{.weight = bits(p.weight),
+                        .bias = bits(p.bias),
+                        .k = p.k,
+                        .n = p.n,
+                        .first = item * range,
+                        .end = std::min(p.n, (item + 1) * range),
+                        .out_f32 = p.out_type == DType::kF32,
+                        .accumulate = p.accumulate,
+                        .scratch = reinterpret_cast<float*>(worker.scratch)};
+  // The weights of an item stay in the cache from one group of rows to the next.
+  for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
+    product.x = bits(p.x) + row * p.k;
+    product.out = static_cast<std::byte*>(p.out) +
+                  static_cast<size_t>(row * p.n) * size_of(p.out_type);
+    product.n_rows = std::min(p.m - row, kMaxSkinnyRows);
+    level.multiply_skinny(product);
+  }
+}
+
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  int64_t range = std::max<int64_t>(16, kSkinnyItemBytes / (2 * p.k) / 16 * 16);
-  range = std::min(range, kSkinnyRange);
-  const int64_t most = std::min(p.m, kMaxSkinnyRows);
-  CHECK(static_cast<size_t>(skinny_scratch_floats(most, p.k)) * sizeof(float) <= kScratchBytes,
-        "{} rows of {} channels do not fit the scratch memory", most, p.k);
-  queue.for_each((p.n + range - 1) / range, [&](int64_t item, const Worker& worker) {
-    SkinnyProduct product{.weight = bits(p.weight),
-                          .bias = bits(p.bias),
-                          .k = p.k,
-                          .n = p.n,
-                          .first = item * range,
-                          .end = std::min(p.n, (item + 1) * range),
-                          .out_f32 = p.out_type == DType::kF32,
-                          .accumulate = p.accumulate,
-                          .scratch = reinterpret_cast<float*>(worker.scratch)};
-    // The weights of an item stay in the cache from one group of rows to the next.
-    for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
-      product.x = bits(p.x) + row * p.k;
-      product.out = static_cast<std::byte*>(p.out) +
-                    static_cast<size_t>(row * p.n) * size_of(p.out_type);
-      product.n_rows = std::min(p.m - row, kMaxSkinnyRows);
-      level.multiply_skinny(product);
-    }
+  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k);
+  queue.for_each(skinny_items(p.k, p.n), [&](int64_t item, const Worker& worker) {
+    skinny_item(p, level, item, worker);
   });
 }
 
@@ -96,9 +107,11 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
   }
 }
 
+int64_t panels_of(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
+
 void linear_blocks(Queue& queue, const LinearParams& p, const GemmLevel& level) {
   static_assert(kDepth * kPanelColumns * 2 + kBlockRows * kPanelColumns * 4 <= kScratchBytes);
-  const int64_t n_panels = (p.n + kPanelColumns - 1) / kPanelColumns;
+  const int64_t n_panels = panels_of(p.n);
   const int64_t n_blocks = (p.m + kBlockRows - 1) / kBlockRows;
   queue.for_each(n_blocks * n_panels, [&](int64_t item, const Worker& worker) {
     const int64_t row = item / n_panels * kBlockRows;
@@ -129,6 +142,27 @@ void linear(Queue& queue, const LinearParams& p) {
   } else {
     linear_blocks(queue, p, gemm_level(queue.isa()));
   }
+}
+
+void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
+  CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
+  const GemmLevel& level = gemm_level(queue.isa());
+  if (p.few) check_skinny(kMaxSkinnyRows, p.k);
+  const int64_t items = p.few ? skinny_items(p.k, p.n) : panels_of(p.n);  // of a group
+  queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
+    const int32_t group = p.groups[i / items];
+    const int64_t first = p.starts[group], item = i % items;
+    const LinearParams rows{.x = p.x + first * p.k,
+                            .weight = p.weights[group],
+                            .out = p.out + first * p.n,
+                            .m = p.starts[group + 1] - first,
+                            .k = p.k,
+                            .n = p.n};
+    if (p.few) return skinny_item(rows, level, item, worker);
+    for (int64_t row = 0; row < rows.m; row += kBlockRows) {
+      multiply_panel(rows, level, row, std::min(kBlockRows, rows.m - row), item * kPanelColumns, worker.scratch);
+    }
+  });
 }
 
 void norm_linear(Queue& queue, const NormLinearParams& p) {

@@ -22,6 +22,19 @@ void linear(Queue& queue, const LinearParams& p);
 void norm_linear(Queue& queue, const NormLinearParams& p);
 void gated_linear(Queue& queue, const GatedLinearParams& p);
 
+// Rows in groups, each of which has a weight of its own: out = x weight[group]^T. As linear, but whether
+// all rows are treated as few is for the caller to say.
+struct GroupedLinearParams {
+  const bf16* x = nullptr;               // [rows][k]
+  const bf16* const* weights = nullptr;  // [k] x [n] of a group: weights[group]
+  const int32_t* starts = nullptr;       // group's rows are starts[group] .. starts[group + 1] - 1
+  const int32_t* groups = nullptr;       // [n_groups]: those that have rows
+  bf16* out = nullptr;                   // [rows][n]
+  int64_t n_groups = 0, k = 0, n = 0;
+  bool few = false;
+};
+void linear_grouped(Queue& queue, const GroupedLinearParams& p);
+
 // The kernels of a level.
 const GemmLevel& gemm_level(Isa isa);
 

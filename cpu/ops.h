@@ -5,6 +5,7 @@
 #include "cpu/attention_prefill.h"
 #include "cpu/codec.h"
 #include "cpu/elementwise.h"
+#include "cpu/experts.h"
 #include "cpu/gather.h"
 #include "cpu/key_bias.h"
 #include "cpu/key_weights.h"

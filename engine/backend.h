@@ -41,6 +41,8 @@ concept Transforms = requires(Q& queue) {
   swiglu(queue, SwigluParams{});
   norm_linear(queue, NormLinearParams{});
   gated_linear(queue, GatedLinearParams{});
+  route_experts(queue, RouteParams{});
+  mix_experts(queue, MixExpertsParams{});
   rope_append(queue, RopeAppendParams{});
   token_logprobs(queue, LogprobParams{});
 };

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "engine/base/check.h"
+#include "engine/base/ops/experts.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -32,6 +33,7 @@ struct Family {
   int64_t max_position_embeddings;
   double rms_eps = 1e-6;
   double partial_rotary_factor = 0;  // 0: all of head_dim turns, and nothing else is supported
+  double rope_theta = 10000.0;
 };
 constexpr Family kFamilies[] = {
     {Architecture::kLlama, "LlamaForCausalLM", "llama", 0, 0, 2048},
@@ -41,9 +43,11 @@ constexpr Family kFamilies[] = {
     {Architecture::kPhi3, "Phi3ForCausalLM", "phi3", 0, 0, 4096, 1e-5, 1.0},
     {Architecture::kGlm, "GlmForCausalLM", "glm", 2, 128, 131072, 1.5625e-7, 0.5},
     {Architecture::kGlm4, "Glm4ForCausalLM", "glm4", 2, 128, 131072, 1.5625e-7, 0.5},
+    {Architecture::kMixtral, "MixtralForCausalLM", "mixtral", 8, 0, 131072, 1e-5, 0, 1e6},
+    {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe", 4, 0, 32768},
 };
 constexpr int64_t kPhi3OriginalPositions = 4096;
-constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral, Qwen2, Qwen3: the key is absent
+constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral and Qwen: the key is absent
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen2, Qwen3
 
 std::string listed(const char* Family::*name) {
@@ -143,6 +147,43 @@ void read_extents(const JsonNode& root, const Family& family, ModelConfig& confi
                                 "num_attention_heads)",
                                 kMaxHeadDim));
   }
+}
+
+// What MixtralConfig and Qwen3MoeConfig have, and assume where it is absent. num_local_experts is what
+// transformers 5 calls the number in both.
+Experts read_experts(const JsonNode& root, const ModelConfig& config) {
+  const bool is_mixtral = config.architecture == Architecture::kMixtral;
+  if (!is_mixtral && config.architecture != Architecture::kQwen3Moe) return {};
+  Experts experts;
+  const char* const count = root.find("num_experts") ? "num_experts" : "num_local_experts";
+  experts.n = integer_or(root, count, is_mixtral ? 8 : 128, is_mixtral ? 1 : 0, kMaxExperts);
+  if (experts.n == 0) return {};
+  const int64_t most = std::min<int64_t>(experts.n, kMaxChosenExperts);
+  const char* const chosen = "num_experts_per_tok";
+  experts.n_chosen = integer_or(root, chosen, is_mixtral ? 2 : 8, 1, kMaxExperts);
+  if (experts.n_chosen > most) {
+    (root.has(chosen) ? root.at(chosen) : root).unexpected(fmt::format("at most {} experts per token", most));
+  }
+  const char* const width = is_mixtral ? "intermediate_size" : "moe_intermediate_size";
+  experts.intermediate = integer_or(root, width, 768, 1, kMaxIntermediate);
+  for (const char* key : {"hidden_size", width}) {
+    if (root.has(key) && root.at(key).integer(1, kMaxIntermediate) % 8 != 0) {
+      root.at(key).unexpected("a multiple of 8", "as the kernels of experts need it");
+    }
+  }
+  experts.normalise = is_mixtral || boolean_or(root, "norm_topk_prob", false);
+  experts.layers.assign(static_cast<size_t>(config.n_layers), 1);
+  if (is_mixtral) return experts;
+  const int64_t step = integer_or(root, "decoder_sparse_step", 1, 1, kMaxLayers);
+  for (int64_t i = 0; i < config.n_layers; ++i) {
+    experts.layers[static_cast<size_t>(i)] = (i + 1) % step == 0;
+  }
+  if (const auto dense = root.find("mlp_only_layers")) {
+    for (size_t i = 0; i < dense->size(); ++i) {
+      experts.layers[static_cast<size_t>((*dense)[i].integer(0, config.n_layers - 1))] = 0;
+    }
+  }
+  return experts;
 }
 
 // Features that change the computation and that the engine does not have.
@@ -250,7 +291,7 @@ std::vector<double> read_stretch(const JsonNode& parameters, const char* key, in
 // transformers 5 writes rope_parameters {rope_theta, rope_type, ...}, earlier versions rope_theta
 // and rope_scaling {type or rope_type, ...}. Precedence as in RotaryEmbeddingConfigMixin: a
 // non-empty rope_scaling, then rope_parameters; a rope_theta inside, then the one outside, then
-// 10000.
+// the family's.
 RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig& config) {
   const int64_t max_position = config.max_position_embeddings;
   const bool is_phi3 = family.architecture == Architecture::kPhi3;
@@ -265,7 +306,7 @@ RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig
     if (!node->raw().empty()) parameters = *node;
   }
 
-  const double outer_theta = number_or(root, "rope_theta", 10000.0, kTiny, kHuge);
+  const double outer_theta = number_or(root, "rope_theta", family.rope_theta, kTiny, kHuge);
   rope.theta = number_or(parameters, "rope_theta", outer_theta, kTiny, kHuge);
   if (rope.theta <= 1) {
     (parameters.find("rope_theta") ? parameters : root)
@@ -338,17 +379,20 @@ DualChunk read_dual_chunk(const JsonNode& root) {
   return {.spans = {.tokens = chunk - local, .local = local}, .scaled_from = scaled_from};
 }
 
+// 0: none. An explicit null is none too.
+int64_t read_window(const JsonNode& root, int64_t fallback) {
+  const auto node = root.find("sliding_window");
+  if (node) return node->integer(1, kMaxPosition);
+  return root.has("sliding_window") ? 0 : fallback;
+}
+int64_t read_qwen_window(const JsonNode& root) {
+  return boolean_or(root, "use_sliding_window", false) ? read_window(root, kDefaultSlidingWindow) : 0;
+}
+
 // layer_types, when given, names every layer's attention; otherwise Qwen slides from layer
 // max_window_layers on.
 std::vector<int64_t> read_qwen_windows(const JsonNode& root, int64_t n_layers) {
-  int64_t window = 0;
-  if (boolean_or(root, "use_sliding_window", false)) {
-    if (const auto node = root.find("sliding_window")) {
-      window = node->integer(1, kMaxPosition);
-    } else if (!root.has("sliding_window")) {
-      window = kDefaultSlidingWindow;
-    }
-  }
+  const int64_t window = read_qwen_window(root);
   std::vector<int64_t> windows(static_cast<size_t>(n_layers), 0);
   const auto types = root.find("layer_types");
   if (!types) {
@@ -380,13 +424,12 @@ std::vector<int64_t> read_windows(const JsonNode& root, const ModelConfig& confi
     return read_qwen_windows(root, config.n_layers);
   }
   int64_t window = 0;
-  const bool is_mistral = config.architecture == Architecture::kMistral;
-  if (is_mistral || config.architecture == Architecture::kPhi3) {
-    if (const auto node = root.find("sliding_window")) {
-      window = node->integer(1, kMaxPosition);
-    } else if (is_mistral && !root.has("sliding_window")) {
-      window = kDefaultSlidingWindow;
-    }
+  switch (config.architecture) {
+    case Architecture::kMistral: window = read_window(root, kDefaultSlidingWindow); break;
+    case Architecture::kPhi3:
+    case Architecture::kMixtral: window = read_window(root, 0); break;
+    case Architecture::kQwen3Moe: window = read_qwen_window(root); break;  // in all layers
+    default: break;
   }
   // transformers ignores layer_types here with a warning; a file that means something else by it
   // must not be run as if it did not.
@@ -436,6 +479,18 @@ std::string_view name_of(Architecture architecture) {
   return "?";
 }
 
+int64_t ModelConfig::widest_mlp() const {
+  const int64_t n_with = std::count(experts.layers.begin(), experts.layers.end(), 1);
+  const int64_t widest = n_with > 0 ? experts.n_chosen * experts.intermediate : 0;
+  return n_with < n_layers ? std::max(widest, intermediate) : widest;
+}
+
+double ModelConfig::mean_mlp_width() const {
+  const int64_t n_with = std::count(experts.layers.begin(), experts.layers.end(), 1);
+  const int64_t sum = n_with * experts.n_chosen * experts.intermediate + (n_layers - n_with) * intermediate;
+  return static_cast<double>(sum) / static_cast<double>(n_layers);
+}
+
 ModelConfig parse_config(std::string_view text, const std::string& file) {
   const nlohmann::json document = parse_json(text, file, {.max_bytes = kMaxConfigBytes});
   const JsonNode root(document, file);
@@ -446,6 +501,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   refuse_unsupported(root);
   read_extents(root, family, config);
+  config.experts = read_experts(root, config);
   config.rope = read_rope(root, family, config);
   config.dual_chunk = read_dual_chunk(root);
   config.sliding_window = read_windows(root, config);
@@ -464,9 +520,11 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
       config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
       config.mlp_bias = boolean_or(root, "mlp_bias", false);
       break;
-    case Architecture::kMistral: break;
+    case Architecture::kMistral:
+    case Architecture::kMixtral: break;
     case Architecture::kQwen2: config.qkv_bias = true; break;
     case Architecture::kQwen3:
+    case Architecture::kQwen3Moe:
       config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
       config.qk_norm = true;
       break;

@@ -23,7 +23,7 @@
 
 namespace tiercel {
 
-enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGlm, kGlm4 };
+enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGlm, kGlm4, kMixtral, kQwen3Moe };
 // "LlamaForCausalLM" and so on.
 std::string_view name_of(Architecture architecture);
 
@@ -43,11 +43,21 @@ struct DualChunk {
   bool operator==(const DualChunk& other) const = default;
 };
 
+// Mixture of experts (Mixtral, Qwen3-MoE): the MLP of some layers, or of all.
+struct Experts {
+  int64_t n = 0;         // 0: every layer has one gated MLP
+  int64_t n_chosen = 0;  // of a token
+  int64_t intermediate = 0;  // width of each expert, a multiple of 8
+  bool normalise = false;    // a token's weights are divided by their sum
+  std::vector<uint8_t> layers;  // [n_layers]: whether it has experts
+};
+
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   int64_t n_layers = 0;
   int64_t hidden = 0;        // width of the residual stream
   int64_t intermediate = 0;  // width of the gated MLP
+  Experts experts;
   int64_t n_heads = 0;       // query heads, a multiple of n_kv_heads
   int64_t n_kv_heads = 0;
   int64_t head_dim = 0;  // even, <= 256; n_heads * head_dim need not equal hidden
@@ -82,6 +92,12 @@ struct ModelConfig {
     std::optional<int64_t> top_k;  // 0: off
   } sampling;
 
+  bool has_experts(int64_t layer) const {
+    return experts.n > 0 && experts.layers[static_cast<size_t>(layer)] != 0;
+  }
+  // Width of all gated MLPs together that a token passes in a layer: most, and on average.
+  int64_t widest_mlp() const;
+  double mean_mlp_width() const;
   int64_t q_width() const { return n_heads * head_dim; }
   int64_t kv_width() const { return n_kv_heads * head_dim; }
 };

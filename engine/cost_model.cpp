@@ -94,13 +94,28 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   int64_t weights = parameter_count(config) * kBf16;
   // A step reads a row of the embedding; the same matrix as the head is read whole.
   if (!config.tie_word_embeddings) weights -= head;
-  return {weights, head, std::llround(all.device), std::llround(all.link), std::llround(all.host),
-          std::move(layers), std::llround(all.shared)};
+  const double share =
+      config.experts.n > 0 ? static_cast<double>(config.experts.n_chosen) / static_cast<double>(config.experts.n) : 1;
+  return {.weights = weights,
+          .head = head,
+          .experts = expert_parameters(config) * kBf16,
+          .expert_share = share,
+          .device = std::llround(all.device),
+          .link = std::llround(all.link),
+          .host = std::llround(all.host),
+          .layers = std::move(layers),
+          .shared = std::llround(all.shared)};
+}
+
+int64_t StepBytes::weights_read(int64_t n_sequences) const {
+  const double missed = std::pow(1 - expert_share, static_cast<double>(n_sequences));
+  return weights - std::llround(static_cast<double>(experts) * missed);
 }
 
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
   const auto n = static_cast<double>(n_sequences);
-  const double device = (static_cast<double>(bytes.weights + bytes.shared) +
+  const int64_t weights_read = bytes.weights_read(n_sequences);
+  const double device = (static_cast<double>(weights_read + bytes.shared) +
                          n * static_cast<double>(bytes.device)) /
                         bandwidths.device;
   const auto seconds = [&](double moved, double bandwidth) {
@@ -109,16 +124,20 @@ StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64
   const double link = seconds(static_cast<double>(bytes.link), bandwidths.link);
   const double host = seconds(static_cast<double>(bytes.host), bandwidths.host);
   const double head = static_cast<double>(bytes.head) / bandwidths.device;
+  const int64_t weights_of_half = bytes.weights_read((n_sequences + 1) / 2);
   double joined = head, split = head;
   for (const LayerBytes& layer : bytes.layers) {
-    const double weights =
-        static_cast<double>(bytes.weights - bytes.head) / static_cast<double>(bytes.layers.size());
-    const double read = (weights + layer.shared) / bandwidths.device;
+    const auto read_for = [&](int64_t weights) {
+      const double of_layer =
+          static_cast<double>(weights - bytes.head) / static_cast<double>(bytes.layers.size());
+      return (of_layer + layer.shared) / bandwidths.device;
+    };
+    const double read = read_for(weights_read), read_by_half = read_for(weights_of_half);
     const double attend = n * layer.device / bandwidths.device;
     const double fetch =
         std::max(seconds(layer.link, bandwidths.link), seconds(layer.host, bandwidths.host));
     joined += read + std::max(attend, fetch);
-    split += std::max(2 * read + attend, fetch);
+    split += std::max(2 * read_by_half + attend, fetch);
   }
   return {std::max({device, link, host}), device + link + host, link > std::max(device, host),
           host > std::max(device, link), joined, split};

@@ -33,12 +33,17 @@ struct LayerBytes {
 struct StepBytes {
   int64_t weights = 0;  // of the device, once for all sequences
   int64_t head = 0;     // of those, what makes logits behind the last layer
+  int64_t experts = 0;  // of those, what a step reads of in part
+  double expert_share = 1;  // of them that one sequence's token reads
   int64_t device = 0;   // of the device, for each sequence: index, attended keys and values, slots
   int64_t link = 0;     // for each sequence: fetched, or sent to the host that attends and back
   int64_t host = 0;     // for each sequence: keys and values that the host attends
   std::vector<LayerBytes> layers;  // the latter three and what is shared, layer by layer
   // Of the device, once for all sequences behind a prefix: its landmarks.
   int64_t shared = 0;
+
+  // Weights that a step of n sequences reads, on average where tokens choose experts independently.
+  int64_t weights_read(int64_t n_sequences) const;
 };
 
 // hit_rate: share of the selected chunks that the selection cache holds, 0..1.

@@ -44,6 +44,11 @@ void add_config(const ModelConfig& c, Hash& hash) {
     hash.number(int64_t{flag});
   }
   for (const int64_t window : c.sliding_window) hash.number(window);
+  if (c.experts.n > 0) {
+    for (const int64_t extent : {c.experts.n, c.experts.n_chosen, c.experts.intermediate}) hash.number(extent);
+    hash.number(int64_t{c.experts.normalise});
+    for (const uint8_t has : c.experts.layers) hash.number(int64_t{has});
+  }
   const auto head_dim = static_cast<int>(c.head_dim);
   const RopeFrequencies rope = rope_frequencies(c.rope, head_dim, false);
   for (const double frequency : rope.inv_freq) hash.number(frequency);

@@ -8,7 +8,7 @@ namespace tiercel {
 double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t window,
                    const PromptRun& run) {
   const auto n = static_cast<double>(run.n_tokens);
-  const auto width = static_cast<double>(2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate);
+  const double width = static_cast<double>(2 * c.q_width() + 2 * c.kv_width()) + 3 * c.mean_mlp_width();
   double seen = static_cast<double>(run.first) + n / 2;
   if (window > 0) seen = std::min(seen, static_cast<double>(window));
   double scored = 0;

@@ -28,8 +28,13 @@ struct TransformerLayout {
   // Where queries may have several views: of a step's rows one after the other, [step rows][views][q
   // width], or one view of a run, [prompt rows][q width].
   int64_t views_of_row = 0, views = 0;
-  int64_t ffn = 0;        // [rows][intermediate]
+  int64_t ffn = 0;        // [rows][widest MLP]
   int64_t logits = 0;     // fp32
+  // Of experts, where there are some: a pair is a row and an expert of it.
+  int64_t mixed = 0;          // [pairs][hidden]
+  int64_t router_logits = 0;  // fp32, [rows][experts]
+  int64_t pairs = 0;          // what is kept of each: int32, and one fp32
+  int64_t expert_starts = 0;  // int32, [experts + 1]
 };
 
 template <Backend Device>
@@ -51,6 +56,13 @@ class Transformer {
     gate_ = take(layout.ffn);
     up_ = take(layout.ffn);
     logits_ = arena.template take<float>(Purpose::kActivations, layout.logits);
+    mixed_ = take(layout.mixed);
+    router_logits_ = arena.template take<float>(Purpose::kActivations, layout.router_logits);
+    routes_.weights = arena.template take<float>(Purpose::kActivations, layout.pairs);
+    for (int32_t** list : {&routes_.chosen, &routes_.order, &routes_.place}) {
+      *list = arena.template take<int32_t>(Purpose::kActivations, layout.pairs);
+    }
+    routes_.starts = arena.template take<int32_t>(Purpose::kActivations, layout.expert_starts);
   }
 
   const ModelConfig& config() const { return config_; }
@@ -76,6 +88,8 @@ class Transformer {
   const LayerWeights& weights_of(int64_t layer) const {
     return weights_.layers[static_cast<size_t>(layer)];
   }
+  void add_mlp(const LayerWeights& w, bf16* x, int64_t n, bool alone);
+  void add_experts(const LayerWeights& w, bf16* x, int64_t n, bool alone);
   void norm(const bf16* x, const bf16* weight, int64_t n, bf16* out, const bf16* added = nullptr);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate, bool alone);
@@ -92,6 +106,9 @@ class Transformer {
   int64_t views_of_row_ = 0;
   bf16 *attended_ = nullptr, *gate_ = nullptr, *up_ = nullptr;
   float* logits_ = nullptr;
+  bf16* mixed_ = nullptr;
+  float* router_logits_ = nullptr;
+  ExpertRoutes routes_;
 };
 
 template <Backend Device>
@@ -202,6 +219,15 @@ void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alon
   const LayerWeights& w = weights_of(layer);
   const int64_t q = config_.q_width();
   add_projected(attended_ + first_row * q, w.o, w.o_bias, w.attention_post_norm, x, n, q, alone);
+  if (config_.has_experts(layer)) {
+    add_experts(w, x, n, alone);
+  } else {
+    add_mlp(w, x, n, alone);
+  }
+}
+
+template <Backend Device>
+void Transformer<Device>::add_mlp(const LayerWeights& w, bf16* x, int64_t n, bool alone) {
   GatedLinearParams params;
   params.x = x;
   params.norm_weight = w.mlp_norm;
@@ -219,6 +245,47 @@ void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alon
   params.up_result = up_;
   gated_linear(device_, params);
   add_projected(gate_, w.down, w.down_bias, w.mlp_post_norm, x, n, config_.intermediate, alone);
+}
+
+template <Backend Device>
+void Transformer<Device>::add_experts(const LayerWeights& w, bf16* x, int64_t n, bool alone) {
+  const Experts& experts = config_.experts;
+  norm(x, w.mlp_norm, n, normed_);
+  LinearParams router;
+  router.x = normed_;
+  router.weight = w.router;
+  router.out = router_logits_;
+  router.m = n;
+  router.k = config_.hidden;
+  router.n = experts.n;
+  router.out_type = DType::kF32;
+  router.alone = alone;
+  linear(device_, router);
+  RouteParams route;
+  route.logits = router_logits_;
+  route.n_tokens = n;
+  route.n_experts = static_cast<int32_t>(experts.n);
+  route.n_chosen = static_cast<int32_t>(experts.n_chosen);
+  route.normalise = experts.normalise;
+  route.routes = routes_;
+  route_experts(device_, route);
+  MixExpertsParams params;
+  params.x = normed_;
+  params.out = x;
+  params.routes = routes_;
+  params.gate = w.expert_gate.matrices();
+  params.up = w.expert_up.matrices();
+  params.down = w.expert_down.matrices();
+  params.n_tokens = n;
+  params.width = config_.hidden;
+  params.inner = experts.intermediate;
+  params.n_experts = route.n_experts;
+  params.n_chosen = route.n_chosen;
+  params.alone = alone;
+  params.gated = gate_;
+  params.up_result = up_;
+  params.mixed = mixed_;
+  mix_experts(device_, params);
 }
 
 // To the residual stream: a product, or where there is a norm, that of the product.

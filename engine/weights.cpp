@@ -44,16 +44,40 @@ bool has_eviction_head(const std::string& directory) {
   return Checkpoint::open(directory).find("model.layers.0.self_attn.delta.weight") != nullptr;
 }
 
-int64_t parameter_count(const ModelConfig& c) {
+namespace {
+
+// Of a layer, without its MLP.
+int64_t attention_parameters(const ModelConfig& c) {
   int64_t layer = (c.post_norms ? 4 : 2) * c.hidden;
-  layer += (2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate) * c.hidden;
+  layer += (2 * c.q_width() + 2 * c.kv_width()) * c.hidden;
   if (c.qkv_bias) layer += c.q_width() + 2 * c.kv_width();
   if (c.o_bias) layer += c.hidden;
   if (c.qk_norm) layer += 2 * c.head_dim;
   if (c.eviction_head) layer += c.n_kv_heads * (c.kv_width() + 1);
-  if (c.mlp_bias) layer += 2 * c.intermediate + c.hidden;
+  return layer;
+}
+
+// Without experts.
+int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
+  if (c.has_experts(layer)) return c.experts.n * c.hidden;
+  return 3 * c.intermediate * c.hidden + (c.mlp_bias ? 2 * c.intermediate + c.hidden : 0);
+}
+
+}  // namespace
+
+int64_t parameter_count(const ModelConfig& c) {
+  int64_t layers = c.n_layers * attention_parameters(c);
+  for (int64_t i = 0; i < c.n_layers; ++i) layers += mlp_parameters(c, i);
   const int64_t embeddings = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden;
-  return c.n_layers * layer + embeddings + c.hidden;
+  return layers + expert_parameters(c) + embeddings + c.hidden;
+}
+
+int64_t expert_parameters(const ModelConfig& c) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    if (c.has_experts(i)) n += c.experts.n * 3 * c.experts.intermediate * c.hidden;
+  }
+  return n;
 }
 
 std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights) {
@@ -82,6 +106,21 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
       }
       first_row += part.n_rows;
     }
+  };
+  // Each matrix of all experts, before the next: where they are copied, they lie at equal distances.
+  auto want_experts = [&](const std::string& layer, LayerWeights& w) {
+    const bool is_mixtral = c.architecture == Architecture::kMixtral;
+    const std::string block = layer + (is_mixtral ? "block_sparse_moe." : "mlp.");
+    want(&w.router, block + "gate.weight", {c.experts.n, c.hidden});
+    auto want_each = [&](ExpertWeights& matrices, const char* name, const std::vector<int64_t>& shape) {
+      matrices.of.resize(static_cast<size_t>(c.experts.n));
+      for (size_t e = 0; e < matrices.of.size(); ++e) {
+        want(&matrices.of[e], fmt::format("{}experts.{}.{}.weight", block, e, name), shape);
+      }
+    };
+    want_each(w.expert_gate, is_mixtral ? "w1" : "gate_proj", {c.experts.intermediate, c.hidden});
+    want_each(w.expert_up, is_mixtral ? "w3" : "up_proj", {c.experts.intermediate, c.hidden});
+    want_each(w.expert_down, is_mixtral ? "w2" : "down_proj", {c.hidden, c.experts.intermediate});
   };
   weights.layers.resize(static_cast<size_t>(c.n_layers));
   want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
@@ -116,6 +155,10 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
       want(&w.delta, attention + "delta.weight", {c.n_kv_heads, c.kv_width()});
       want(&w.a, attention + "A", {c.n_kv_heads});
     }
+    if (c.has_experts(i)) {
+      want_experts(layer, w);
+      continue;
+    }
     want_parts(mlp, c.fused_gate_up ? "gate_up_proj" : nullptr,
                {{&w.gate, "gate_proj", c.intermediate}, {&w.up, "up_proj", c.intermediate}});
     want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate});
@@ -128,8 +171,23 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   return tensors;
 }
 
+namespace {
+
+void find_stride(ExpertWeights& experts) {
+  const auto distance = [&](size_t e) { return experts.of[e + 1] - experts.of[e]; };
+  for (size_t e = 1; e + 1 < experts.of.size(); ++e) {
+    if (distance(e) != distance(0)) return;
+  }
+  experts.stride = experts.of.size() > 1 ? distance(0) : 1;
+}
+
+}  // namespace
+
 void join_projections(const ModelConfig& c, Weights& weights) {
   for (LayerWeights& w : weights.layers) {
+    if (w.router != nullptr) {
+      for (ExpertWeights* experts : {&w.expert_gate, &w.expert_up, &w.expert_down}) find_stride(*experts);
+    }
     const int64_t q = c.q_width(), kv = c.kv_width();
     if (w.k != w.q + q * c.hidden || w.v != w.k + kv * c.hidden) continue;
     if (w.q_bias != nullptr && (w.k_bias != w.q_bias + q || w.v_bias != w.k_bias + kv)) continue;

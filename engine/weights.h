@@ -22,6 +22,13 @@
 
 namespace tiercel {
 
+// A matrix of every expert of a layer.
+struct ExpertWeights {
+  std::vector<const bf16*> of;
+  int64_t stride = 0;  // as of ExpertMatrices
+  ExpertMatrices matrices() const { return {of.data(), of[0], stride}; }
+};
+
 struct LayerWeights {
   const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;           // [hidden]
   const bf16 *attention_post_norm = nullptr, *mlp_post_norm = nullptr;  // [hidden] or null
@@ -33,6 +40,9 @@ struct LayerWeights {
   const bf16 *delta = nullptr, *a = nullptr;  // [n_kv_heads][kv width], [n_kv_heads]; or null
   const bf16 *o = nullptr, *o_bias = nullptr;                          // [hidden][q width]
   const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;  // [ffn][hidden] x2, [hidden][ffn]
+  // Instead of these, where the layer has experts: [experts][hidden], and each expert's.
+  const bf16* router = nullptr;
+  ExpertWeights expert_gate, expert_up, expert_down;
   const bf16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
 };
 
@@ -66,7 +76,8 @@ bool has_eviction_head(const std::string& directory);
 // whose layers are made. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
 
-// Sets qkv of every layer whose q, k and v (and biases) lie behind each other.
+// Sets qkv of every layer whose q, k and v (and biases) lie behind each other, and the stride of experts that
+// lie at equal distances.
 void join_projections(const ModelConfig& config, Weights& weights);
 
 // What fills these tensors for a synthetic model: matrices of standard deviation 1 / sqrt(inputs), so
@@ -75,6 +86,8 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 
 // Parameters that a model of this configuration has; tied embeddings count once.
 int64_t parameter_count(const ModelConfig& config);
+// Those of them that experts have, routers not counted.
+int64_t expert_parameters(const ModelConfig& config);
 
 // kOnce: they are read once, to be copied elsewhere, and need not all be in memory at a time.
 enum class WeightsUse { kEveryToken, kOnce };

@@ -106,6 +106,13 @@ GPU uint4 normalised(uint4 x, uint4 norm, float scale) {
   return pack(values);
 }
 
+// A piece of a row, of n_rows, where the fragments have it.
+GPU void stage_piece(uint4 v, int piece, int row, int n_rows, uint2* staged) {
+  uint2* target = staged + (piece / 4 * 2 * n_rows + row) * 4 + piece % 4;
+  target[0] = {v.x, v.y};
+  target[4 * n_rows] = {v.z, v.w};
+}
+
 // Elements first .. end of the rows of x in the order of the fragments, zeros past k.
 template <bool kNorm>
 GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squares,
@@ -131,10 +138,7 @@ GPU void stage_panel(const SkinnyParams& p, int first, int end, const float* squ
         if constexpr (kNorm) {
           v = at + b * kTurn < p.k ? normalised(v, norms[b], scale) : uint4{0, 0, 0, 0};
         }
-        const int piece = (at + b * kTurn - first) / kPiece;
-        uint2* target = staged + (piece / 4 * 2 * p.m + row) * 4 + piece % 4;
-        target[0] = {v.x, v.y};
-        target[4 * p.m] = {v.z, v.w};
+        stage_piece(v, (at + b * kTurn - first) / kPiece, row, p.m, staged);
       }
     }
   }
@@ -224,44 +228,21 @@ inline constexpr int kShortAhead = 8, kLongAhead = 16;
 template <int kOctets, int kPieces>
 inline constexpr int kSkinnyResident = kOctets == 4 || kPieces == kLongAhead ? 2 : 3;
 
-template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
-KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kPieces>))
-skinny_kernel(const GRID_CONST SkinnyParams p) {
+// The products of a block: w are the weights from offset on that are on their way, stage(first, end) puts
+// these elements of x into shared memory. What a warp has of each octet is left in shared.sums.
+template <int kOctets, bool kGated, int kAhead, typename Stage>
+GPU void multiply_panels(const SkinnyParams& p, const SkinnyWeights<kOctets, kGated>& weights,
+                         uint4 (&w)[kAhead][kOctets], int offset, const SkinnyShared<kOctets>& shared,
+                         const Stage& stage) {
   using namespace gpu;
-  SHARED(smem);
-  constexpr int kAhead = kPieces / kOctets;  // steps of weights in flight
   constexpr int kStride = kAhead / 2 * kPairStride;
-  using Weights = SkinnyWeights<kOctets, kGated>;
-  constexpr int kColumns = Weights::kColumns;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
-  const SkinnyShared<kOctets> shared(smem, p);
-
-  // The weights of the first steps, before anything that makes us wait: no kernel writes them.
-  const Weights weights(p);
-  uint4 w[kAhead][kOctets];
-  int offset = warp * 2 * kGroup;
-#pragma unroll
-  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset(a));
-
-  if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
-    const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
-    shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
-  }
-  wait_for_predecessors();
-
-  float old = 0;  // asked for now, and kept in shared memory when it has come with x
-  if (const int64_t place = skinny_place(p, kColumns); p.accumulate && place >= 0) {
-    old = load_result(p, place);
-  }
-  if constexpr (kNorm) sum_squares(p, shared.squares);
-
   float acc[kOctets][4] = {};
   for (int panel = 0; panel < p.k; panel += p.panel) {
     const int rest = (p.k - panel + kStride - 1) / kStride * kStride;
     const int end = panel + (rest < p.panel ? rest : p.panel);
     sync_threads();
-    stage_panel<kNorm>(p, panel, end, shared.squares, shared.x);
-    if (panel == 0 && tid < kColumns * 64) shared.added[kOctets * 64 + tid] = old;
+    stage(panel, end);
     sync_threads();
     const uint2* x = shared.x + lane - panel / kGroup * 8 * p.m;
 #pragma unroll 1
@@ -289,6 +270,42 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
     d[0] = acc[o][0];
     d[1] = acc[o][1];
   }
+}
+
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
+KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kPieces>))
+skinny_kernel(const GRID_CONST SkinnyParams p) {
+  using namespace gpu;
+  SHARED(smem);
+  constexpr int kAhead = kPieces / kOctets;  // steps of weights in flight
+  using Weights = SkinnyWeights<kOctets, kGated>;
+  constexpr int kColumns = Weights::kColumns;
+  const int tid = threadIdx.x;
+  const SkinnyShared<kOctets> shared(smem, p);
+
+  // The weights of the first steps, before anything that makes us wait: no kernel writes them.
+  const Weights weights(p);
+  uint4 w[kAhead][kOctets];
+  const int offset = tid / 32 * 2 * kGroup;
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset(a));
+
+  if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
+    const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
+    shared.added[tid] = to_float(p.bias[first_row + tid / 64 * 8 + tid % 8]);
+  }
+  wait_for_predecessors();
+
+  float old = 0;  // asked for now, and kept in shared memory when it has come with x
+  if (const int64_t place = skinny_place(p, kColumns); p.accumulate && place >= 0) {
+    old = load_result(p, place);
+  }
+  if constexpr (kNorm) sum_squares(p, shared.squares);
+
+  multiply_panels(p, weights, w, offset, shared, [&](int panel, int end) {
+    stage_panel<kNorm>(p, panel, end, shared.squares, shared.x);
+    if (panel == 0 && tid < kColumns * 64) shared.added[kOctets * 64 + tid] = old;
+  });
   sync_threads();
   finish_skinny<kOctets, kGated>(p, shared, skinny_place(p, kColumns));
 }

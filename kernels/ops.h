@@ -6,6 +6,7 @@
 #include "kernels/clock.h"
 #include "kernels/codec.h"
 #include "kernels/elementwise.h"
+#include "kernels/experts.h"
 #include "kernels/gather.h"
 #include "kernels/graph.h"
 #include "kernels/key_bias.h"

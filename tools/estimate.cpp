@@ -170,7 +170,7 @@ void print(const Floor& floor, const Console& console) {
       n == 1 ? "" : "s", text(step.overlapped),
       step.link_bound ? " (link-bound)" : step.host_bound ? " (host-bound)" : "", text(step.serial));
   console.info("  a step moves {} of weights{}, and per sequence {} on the device, {} over the link{}",
-               format_bytes(bytes.weights),
+               format_bytes(bytes.weights_read(n)),
                bytes.shared > 0 ? ", " + format_bytes(bytes.shared) + " of the shared prompt's index" : "",
                format_bytes(bytes.device), format_bytes(bytes.link),
                bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
@@ -184,7 +184,7 @@ Json floor_json(const Floor& floor, double hit_rate) {
   const auto& [n, bytes, step, splitting_gains] = floor;
   return {{"sequences", n},
           {"hit_rate", hit_rate},
-          {"weight_bytes", bytes.weights},
+          {"weight_bytes", bytes.weights_read(n)},
           {"head_bytes", bytes.head},
           {"shared_bytes", bytes.shared},
           {"device_bytes_per_sequence", bytes.device},

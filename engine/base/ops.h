@@ -16,6 +16,7 @@
 #include "engine/base/ops/attention.h"
 #include "engine/base/ops/cache.h"
 #include "engine/base/ops/codes.h"
+#include "engine/base/ops/experts.h"
 #include "engine/base/ops/layers.h"
 #include "engine/base/ops/low_rank.h"
 #include "engine/base/ops/movement.h"

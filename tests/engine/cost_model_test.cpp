@@ -45,6 +45,24 @@ TEST(CostModel, DenseReadsEverything) {
   EXPECT_DOUBLE_EQ(floor.serial, floor.overlapped);
 }
 
+// A token is multiplied with 8 of 128 experts, 64 tokens with nearly all of them.
+TEST(CostModel, ExpertsAreReadInPart) {
+  const ModelConfig config = known_model("qwen3-30b-a3b-1m");
+  EXPECT_NEAR(static_cast<double>(parameter_count(config)), 30.5e9, 0.1e9);
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  const SessionPlan plan = make_plan(request_for(config, options, 32768));
+  const StepBytes bytes = step_bytes(config, plan, 0);
+  EXPECT_EQ(bytes.experts, int64_t{2} * 48 * 128 * 3 * 768 * 2048);
+  EXPECT_EQ(bytes.weights_read(1), bytes.weights - bytes.experts / 128 * 120);
+  // The published 3.3 B active parameters, without the embedding.
+  EXPECT_NEAR(static_cast<double>(bytes.weights_read(1)), 2 * 3.04e9, 0.05e9);
+  const auto read = static_cast<double>(bytes.weights - bytes.weights_read(64));
+  EXPECT_NEAR(read / static_cast<double>(bytes.experts), std::pow(120.0 / 128, 64), 1e-9);
+  const StepFloor floor = step_floor(bytes, {4e12, 5e10}, 3);
+  EXPECT_DOUBLE_EQ(floor.overlapped, static_cast<double>(bytes.weights_read(3) + 3 * bytes.device) / 4e12);
+}
+
 // Landmarks of a shared prompt are read once for all who are behind it, what they select once for each.
 TEST(CostModel, BehindASharedPrompt) {
   const ModelConfig config = known_model("llama-3.1-8b");

@@ -134,6 +134,25 @@ TEST_F(DamagedModel, FusedTensors) {
   expect_mentions(error(), {"model.layers.1.self_attn.qkv_proj.weight"});
 }
 
+TEST_F(DamagedModel, Experts) {
+  use("qwen3_moe");  // 8 experts of 24
+  const char* up = "model.layers.2.mlp.experts.5.up_proj.weight";
+  poke(offset_of(up) + 2 * 77, std::string_view("\xc0\x7f", 2));
+  expect_mentions(error(), {"model.safetensors", up, "element 77 "});
+  use("qwen3_moe");
+  replace_in_header("layers.2.mlp.experts.7.down_proj", "layers.2.mlp.experts.7.down_pro_");
+  expect_mentions(error(), {"model.layers.2.mlp.experts.7.down_proj.weight"});
+  use("qwen3_moe");
+  replace_in_config("\"moe_intermediate_size\": 24", "\"moe_intermediate_size\": 32");
+  expect_mentions(error(), {"model.layers.0.mlp.experts.0.gate_proj.weight", "[32, 64]", "[24, 64]"});
+  use("qwen3_moe");
+  replace_in_config("\"num_experts\": 8", "\"num_experts\": 7");
+  expect_mentions(error(), {"model.layers.0.mlp.gate.weight", "[7, 64]", "[8, 64]"});
+  use("mixtral");
+  replace_in_header("layers.1.block_sparse_moe.experts.3.w3", "layers.1.block_sparse_moe.experts.3.w4");
+  expect_mentions(error(), {"model.layers.1.block_sparse_moe.experts.3.w3.weight"});
+}
+
 TEST_F(DamagedModel, Fp8) {
   use("llama_fp8");
   replace_in_header("layers.1.mlp.up_proj.weight_scale_inv", "layers.1.mlp.up_proj.weight_scale_in_");

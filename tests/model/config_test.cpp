@@ -271,6 +271,57 @@ TEST(Config, ReadsFp8) {
                  {"weight_block_size", "rows and columns"});
 }
 
+TEST(Config, ReadsAMixtral) {
+  const json base = family("mixtral", "MixtralForCausalLM");
+  const ModelConfig config = parse(base);
+  EXPECT_EQ(config.experts.n, 8);
+  EXPECT_EQ(config.experts.n_chosen, 2);
+  EXPECT_EQ(config.experts.intermediate, 512);
+  EXPECT_TRUE(config.experts.normalise);
+  EXPECT_EQ(config.experts.layers, std::vector<uint8_t>(4, 1));
+  EXPECT_EQ(config.widest_mlp(), 1024);
+  EXPECT_EQ(config.rope.theta, 1e6);
+  EXPECT_EQ(config.sliding_window, std::vector<int64_t>(4, 0));
+  EXPECT_EQ(parse_with(base, {{"sliding_window", 64}}).sliding_window, std::vector<int64_t>(4, 64));
+  EXPECT_EQ(parse(llama()).experts.n, 0);
+  expect_refused({{"num_local_experts", 0}}, {"num_local_experts"}, base);
+  expect_refused({{"num_local_experts", 513}}, {"num_local_experts", "512"}, base);
+  expect_refused({{"num_experts_per_tok", 9}}, {"num_experts_per_tok", "at most 8 experts per token"}, base);
+  expect_refused({{"num_local_experts", 1}}, {"at most 1 experts per token"}, base);
+  expect_refused({{"num_local_experts", 64}, {"num_experts_per_tok", 33}}, {"num_experts_per_tok", "at most 32"}, base);
+  expect_refused({{"intermediate_size", 516}}, {"intermediate_size", "a multiple of 8"}, base);
+  expect_refused({{"hidden_size", 260}, {"head_dim", 64}}, {"hidden_size", "a multiple of 8"}, base);
+}
+
+TEST(Config, ReadsAQwen3Moe) {
+  json base = family("qwen3_moe", "Qwen3MoeForCausalLM");
+  ModelConfig config = parse(base);
+  EXPECT_EQ(config.experts.n, 128);
+  EXPECT_EQ(config.experts.n_chosen, 8);
+  EXPECT_EQ(config.experts.intermediate, 768);
+  EXPECT_FALSE(config.experts.normalise);
+  EXPECT_EQ(config.widest_mlp(), 8 * 768);
+  EXPECT_EQ(config.mean_mlp_width(), 8 * 768);
+  EXPECT_TRUE(config.qk_norm);
+  EXPECT_EQ(config.head_dim, 64) << "of Qwen3 it would be 128";
+  base.erase("num_key_value_heads");
+  EXPECT_EQ(parse(base).n_kv_heads, 4);
+  config = parse_with(base, {{"num_experts", 16}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 64},
+                             {"norm_topk_prob", true}, {"decoder_sparse_step", 2}, {"mlp_only_layers", {3}}});
+  EXPECT_TRUE(config.experts.normalise);
+  EXPECT_EQ(config.experts.layers, (std::vector<uint8_t>{0, 1, 0, 0}));
+  EXPECT_EQ(config.widest_mlp(), 512);
+  EXPECT_EQ(config.mean_mlp_width(), (128 + 3 * 512) / 4.0);
+  // All layers slide, or none: max_window_layers is not asked.
+  const json windows = {{"use_sliding_window", true}, {"sliding_window", 64}, {"max_window_layers", 2}};
+  EXPECT_EQ(parse_with(base, windows).sliding_window, std::vector<int64_t>(4, 64));
+  EXPECT_EQ(parse_with(base, {{"num_experts", 0}}).experts.n, 0);
+  EXPECT_EQ(parse_with(base, {{"num_local_experts", 32}}).experts.n, 32);
+  expect_refused({{"mlp_only_layers", {4}}}, {"mlp_only_layers"}, base);
+  expect_refused({{"moe_intermediate_size", 100}}, {"moe_intermediate_size", "a multiple of 8"}, base);
+  expect_refused({{"decoder_sparse_step", 0}}, {"decoder_sparse_step"}, base);
+}
+
 TEST(Config, ReadsDualChunkAttention) {
   const json dual = {{"chunk_size", 262144}, {"local_size", 8192}, {"original_max_position_embeddings", 262144}};
   EXPECT_EQ(parse(llama()).dual_chunk.spans.tokens, 0);

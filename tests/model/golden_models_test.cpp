@@ -131,6 +131,16 @@ TEST_P(GoldenModel, ConfigIsThatOfTransformers) {
   EXPECT_EQ(config.o_bias, expected["o_bias"]);
   EXPECT_EQ(config.mlp_bias, expected["mlp_bias"]);
   EXPECT_EQ(config.qk_norm, expected["qk_norm"]);
+  const Experts& experts = config.experts;
+  json of_experts;
+  if (experts.n > 0) {
+    of_experts = {{"n", experts.n},
+                  {"n_chosen", experts.n_chosen},
+                  {"intermediate", experts.intermediate},
+                  {"normalise", experts.normalise},
+                  {"layers", std::vector<bool>(experts.layers.begin(), experts.layers.end())}};
+  }
+  EXPECT_EQ(of_experts, expected.contains("experts") ? expected["experts"] : json());
   EXPECT_EQ(config.bos_token_id, expected["bos_token_id"].get<int64_t>());
   const bool sampling = GetParam() == "qwen2";  // its generation_config.json says more
   EXPECT_EQ(json(config.eos_token_ids), sampling ? json({2, 9}) : expected["eos_token_ids"]);

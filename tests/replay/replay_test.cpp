@@ -102,6 +102,14 @@ TEST(Replay, DualChunkAttention) {
   expect_same("qwen2_dual_chunk", options, 250, kShort);  // 256: another scale
 }
 
+// Which experts a step has is chosen by the step itself.
+TEST(Replay, Experts) {
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  expect_same("mixtral", options, 40, kShort);
+  expect_same("qwen3_moe", options, 40, kShort);
+}
+
 TEST(Replay, DenseAttention) {
   SessionOptions options;
   options.attention = AttentionMode::kDense;

@@ -16,7 +16,8 @@ model.safetensors or shards) plus what `transformers` computes from it:
 The reference rounds all weights to bf16 (to nearest even, as the engine does), and computes in fp32 with
 eager attention and without a KV cache. Weights are scaled so that logits have a standard deviation near 2
 and attention is far from uniform; the prompt is the one, of 24, whose closest greedy decision is the
-widest and whose continuation has at least 8 different ids.
+widest and whose continuation has at least 8 different ids; of models with experts, where no router
+is close to another choice while it is continued.
 
 rope.json holds inverse frequencies and attention scalings of many RoPE configurations.
 
@@ -45,12 +46,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -65,6 +70,7 @@ PROMPT_TOKENS = 96
 LONG_PROMPT_TOKENS = 448  # of dual chunk attention: several chunks
 GREEDY_TOKENS = 16
 PROMPTS_TRIED = 24
+PROMPTS_TRIED_WITH_EXPERTS = 300
 VOCAB = 256
 
 SMALL = dict(
@@ -202,6 +208,14 @@ def qwen3(**changes):
     return Qwen3ForCausalLM, Qwen3Config(**{**SMALL, **changes})
 
 
+def mixtral(**changes):
+    return MixtralForCausalLM, MixtralConfig(**{**SMALL, **changes})
+
+
+def qwen3_moe(**changes):
+    return Qwen3MoeForCausalLM, Qwen3MoeConfig(**{**SMALL, **changes})
+
+
 # Phi-3 has no head_dim: it is hidden_size / num_attention_heads.
 def phi3(**changes):
     small = {key: value for key, value in SMALL.items() if key != "head_dim"}
@@ -248,6 +262,13 @@ def as_qwen2(config):
 
 def as_qwen3(config):
     config["architectures"] = ["Qwen3ForCausalLM"]
+
+
+# Its files have the number of experts under the name of its own class.
+def as_published_qwen3_moe(config):
+    old_style_rope(config)
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
 
 
 def without_head_dim(config):
@@ -317,6 +338,17 @@ MODELS = {
     "glm4_yarn": (
         glm4(tie_word_embeddings=True, rope_parameters={**YARN, "partial_rotary_factor": 0.5}),
         "bf16", {}),
+    # Mixtures of experts: weights divided by their sum, or not; a layer without experts.
+    "mixtral": (
+        mixtral(num_local_experts=4, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2,
+                tie_word_embeddings=True), "bf16", {"edit": old_style_rope}),
+    "qwen3_moe": (
+        qwen3_moe(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True,
+                  num_hidden_layers=3, mlp_only_layers=[1], num_key_value_heads=2,
+                  tie_word_embeddings=True), "bf16", {"edit": as_published_qwen3_moe}),
+    "qwen3_moe_sparse_step": (
+        qwen3_moe(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False,
+                  decoder_sparse_step=2, attention_bias=True), "bf16", {}),
     # 8-bit floats: a scale for each block (the last ones smaller), row, tensor.
     "llama_fp8": (llama(num_attention_heads=4, num_key_value_heads=2), "bf16", {"fp8": (32, 48)}),
     "glm4_fp8": (glm4(tie_word_embeddings=True), "bf16", {"fp8": "channel"}),
@@ -448,6 +480,18 @@ def describe_tensors(folder):
     return result
 
 
+def describe_experts(model):
+    mlps = [layer.mlp for layer in model.model.layers]
+    of_experts = [mlp for mlp in mlps if hasattr(mlp, "experts")]
+    if not of_experts:
+        return {}
+    experts, router = of_experts[0].experts, of_experts[0].gate
+    return {"experts": {
+        "n": experts.num_experts, "n_chosen": router.top_k, "intermediate": experts.intermediate_dim,
+        "normalise": getattr(router, "norm_topk_prob", True),
+        "layers": [hasattr(mlp, "experts") for mlp in mlps]}}
+
+
 def describe_config(model):
     """The fields of ModelConfig, read from the transformers model itself rather than from its file."""
     config = model.config
@@ -456,8 +500,9 @@ def describe_config(model):
     fused_qkv = hasattr(attention, "qkv_proj")
     q_proj = attention.qkv_proj if fused_qkv else attention.q_proj
     fused_mlp = hasattr(mlp, "gate_up_proj")
-    gate = mlp.gate_up_proj if fused_mlp else mlp.gate_proj
-    if config.model_type in ("mistral", "phi3"):
+    has_experts = hasattr(mlp, "experts")
+    gate = None if has_experts else mlp.gate_up_proj if fused_mlp else mlp.gate_proj
+    if config.model_type in ("mistral", "mixtral", "phi3"):
         windows = [config.sliding_window or 0] * config.num_hidden_layers
     else:
         windows = [getattr(layer.self_attn, "sliding_window", None) or 0
@@ -468,7 +513,9 @@ def describe_config(model):
         "architecture": config.architectures[0],
         "n_layers": len(model.model.layers),
         "hidden": config.hidden_size,
-        "intermediate": gate.out_features // (2 if fused_mlp else 1),
+        "intermediate": (config.intermediate_size if has_experts
+                         else gate.out_features // (2 if fused_mlp else 1)),
+        **describe_experts(model),
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
         "head_dim": attention.head_dim,
@@ -483,7 +530,7 @@ def describe_config(model):
         "sliding_window": windows,
         "qkv_bias": q_proj.bias is not None,
         "o_bias": attention.o_proj.bias is not None,
-        "mlp_bias": gate.bias is not None,
+        "mlp_bias": gate is not None and gate.bias is not None,
         "qk_norm": hasattr(attention, "q_norm"),
         "eviction_head": hasattr(attention, "delta"),
         **({"dual_chunk": config.dual_chunk_attention_config}
@@ -506,6 +553,26 @@ def greedy(model, prompt):
         ids.append(int(top.indices[0]))
         row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
     return prompt_logits, ids[len(prompt):], torch.stack(rows), margins
+
+
+@torch.no_grad()
+def router_margin(model, ids, first):
+    """How far the last expert that is chosen is from the first that is not, at the closest, in logits of the
+    tokens from `first` on: nearer than the noise of another arithmetic it may be another expert's turn."""
+    margins = []
+
+    def look(router, inputs, outputs):
+        logits = outputs[0].float()[first:]
+        if router.top_k < logits.shape[-1]:
+            top = torch.topk(logits, router.top_k + 1).values
+            margins.append(float((top[:, -2] - top[:, -1]).min()))
+
+    routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(look) for router in routers]
+    model(torch.tensor([ids]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return min(margins, default=math.inf)
 
 
 def make(name, seed):
@@ -537,15 +604,18 @@ def make(name, seed):
 
     best = None
     n_prompt = options.get("prompt_tokens", PROMPT_TOKENS)
-    for attempt in range(PROMPTS_TRIED):
+    has_experts = "experts" in describe_config(reference)
+    for attempt in range(PROMPTS_TRIED_WITH_EXPERTS if has_experts else PROMPTS_TRIED):
         generator = torch.Generator().manual_seed(1000 * seed + attempt)
         prompt = [1] + torch.randint(3, VOCAB, (n_prompt - 1,), generator=generator).tolist()
         candidate = (prompt, *greedy(reference, prompt))
         # A continuation that repeats itself tests little, whatever its margins.
-        candidate = (len(set(candidate[2])) >= 8, min(candidate[4]), *candidate)
-        if best is None or candidate[:2] > best[:2]:
+        candidate = (len(set(candidate[2])) >= 8,
+                     min(router_margin(reference, prompt + candidate[2], n_prompt - 1), 0.1),
+                     min(candidate[4]), *candidate)
+        if best is None or candidate[:3] > best[:3]:
             best = candidate
-    prompt, logits, generated, greedy_logits, margins = best[2:]
+    prompt, logits, generated, greedy_logits, margins = best[3:]
     # How far transformers' own bf16 run is from fp32: the yardstick for an engine that keeps
     # activations in bf16.
     lowered = loader.from_pretrained(

@@ -1,0 +1,108 @@
+#include "kernels/experts.h"
+
+#include <algorithm>
+
+#include "kernels/experts_few.cuh"
+#include "kernels/experts_route.cuh"
+#include "kernels/experts_tiles.cuh"
+#include "kernels/launch.cuh"
+#include "kernels/linear.h"
+
+namespace tiercel::cuda {
+namespace {
+
+// Three blocks of a Hopper multiprocessor, as linear has them.
+constexpr int64_t kPanelBytes = 64 << 10;
+
+template <typename... Pointers>
+bool aligned(const Pointers*... p) {
+  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
+}
+
+int32_t panel_of(int64_t k) {
+  constexpr int64_t kMost = kPanelBytes / (2 * kFewRows) / kPanelUnit * kPanelUnit;
+  return static_cast<int32_t>(std::min((k + kPanelUnit - 1) / kPanelUnit * kPanelUnit, kMost));
+}
+
+dim3 grid_of(const ExpertProduct& p, int64_t n_pairs, int64_t columns, int64_t tile_rows) {
+  constexpr int64_t kMaxGridY = 65535;
+  const int64_t tiles = most_tiles(n_pairs, p.n_experts, tile_rows);
+  CHECK(tiles <= kMaxGridY, "{} pairs of tokens and experts", n_pairs);
+  return {blocks_for(p.n, columns), static_cast<unsigned>(tiles)};
+}
+
+template <bool kGated>
+void multiply_few(Stream& stream, ExpertProduct p, int64_t n_pairs) {
+  constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
+  p.panel = panel_of(p.k);
+  launch_dependent<expert_rows_kernel<kOctets, kGated>>(stream, grid_of(p, n_pairs, kColumns, kFewRows),
+                                                        32 * kSkinnyWarps,
+                                                        skinny_shared_bytes(kFewRows, p.panel, kOctets), p);
+}
+
+template <bool kGated>
+void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
+  constexpr int kColumns = kGated ? kHalf : 2 * kHalf;
+  launch_dependent<expert_tiles_kernel<kGated>>(stream, grid_of(p, n_pairs, kColumns, kTileRows), kTileThreads,
+                                                kTilesSharedBytes, p);
+}
+
+}  // namespace
+
+void route_experts(Stream& stream, const RouteParams& p) {
+  CHECK(p.n_experts > 0 && p.n_experts <= kMaxExperts && p.n_chosen > 0 && p.n_chosen <= p.n_experts &&
+            p.n_chosen <= kMaxChosenExperts,
+        "{} of {} experts", p.n_chosen, p.n_experts);
+  if (p.n_tokens == 0) return;
+  launch_dependent<route_kernel>(stream, blocks_for(p.n_tokens, kRouteThreads / 32), kRouteThreads, 0, p);
+  launch_dependent<group_kernel>(stream, static_cast<unsigned>(p.n_experts), kRouteThreads,
+                                 2 * kRouteThreads / 32 * sizeof(uint32_t), p);
+}
+
+void mix_experts(Stream& stream, const MixExpertsParams& p) {
+  if (p.n_tokens == 0) return;
+  CHECK(p.gate.stride > 0 && p.up.stride > 0 && p.down.stride > 0, "experts lie at unequal distances");
+  CHECK(p.width % kPiece == 0 && p.inner % kPiece == 0 && p.gate.stride % kPiece == 0 && p.up.stride % kPiece == 0 &&
+            p.down.stride % kPiece == 0 && aligned(p.x, p.out, p.gate.first, p.up.first, p.down.first, p.gated, p.mixed),
+        "width {} inner {}", p.width, p.inner);
+  const int64_t n_pairs = p.n_tokens * p.n_chosen;
+  ExpertProduct inner{.x = p.x,
+                      .order = p.routes.order,
+                      .weight = p.gate.first,
+                      .up = p.up.first,
+                      .weight_stride = p.gate.stride,
+                      .up_stride = p.up.stride,
+                      .starts = p.routes.starts,
+                      .out = p.gated,
+                      .n = p.inner,
+                      .k = static_cast<int32_t>(p.width),
+                      .n_chosen = p.n_chosen,
+                      .n_experts = p.n_experts};
+  ExpertProduct outer = inner;
+  outer.x = p.gated;
+  outer.order = nullptr;
+  outer.weight = p.down.first;
+  outer.weight_stride = p.down.stride;
+  outer.up = nullptr;
+  outer.out = p.mixed;
+  outer.n = p.width;
+  outer.k = static_cast<int32_t>(p.inner);
+  if (p.alone || p.n_tokens <= kMaxSkinnyRows) {
+    multiply_few<true>(stream, inner, n_pairs);
+    multiply_few<false>(stream, outer, n_pairs);
+  } else {
+    multiply_many<true>(stream, inner, n_pairs);
+    multiply_many<false>(stream, outer, n_pairs);
+  }
+  const AddMixedParams add{.mixed = p.mixed,
+                           .place = p.routes.place,
+                           .weights = p.routes.weights,
+                           .out = p.out,
+                           .n_tokens = p.n_tokens,
+                           .width = static_cast<int32_t>(p.width),
+                           .n_chosen = p.n_chosen};
+  launch_dependent<add_mixed_kernel>(stream, blocks_for(p.n_tokens * (p.width / kPiece), kMixThreads), kMixThreads, 0,
+                                     add);
+}
+
+}  // namespace tiercel::cuda
