@@ -50,6 +50,7 @@ constexpr Stage kStages[] = {
     {"lowrank/project", run_project},
     {"lowrank/fit", run_fit},
     {"linear", run_linear},
+    {"experts", run_experts},
     {"elementwise", run_elementwise},
 };
 
