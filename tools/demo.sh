@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # A million-token prompt on this machine: builds, hides facts in a haystack, asks for one of them.
 #
-#   tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run]
+#   tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run, or batch]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat >&2 <<TEXT
-usage: tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run]
+usage: tools/demo.sh [--tokens N] [--question I | --all] [--model DIR] [-- FLAGS OF tiercel run, or batch]
   --tokens N     length of the prompt (default 1000000)
   --question I   which of the $n_facts facts to ask for, from 0 (first line) to $((n_facts - 1)) (default 5)
-  --all          ask for every fact; each question reads the whole prompt again
+  --all          ask for every fact, with tiercel batch: the prompt is read once, and shared by the questions
   --model DIR    default: the demo model
 exit code: 0 when every run succeeded (right or wrong answers alike), else that of the failed run
 TEXT
@@ -61,25 +61,30 @@ fact() {
   sed -n "s/^ *\"$1\": \"\\(.*\\)\",\\{0,1\\}$/\\1/p" "$work/answers.json" | sed -n "$(($2 + 1))p"
 }
 
-ask() {
-  local index=$1 answer expected status=0
+haystack() {
+  "$tiercel" haystack --tokens "$tokens" --facts "$n_facts" --seed 1 -m "$model" \
+    -o "$work/prompt.txt" --answers "$work/answers.json" "$@"
+}
+# run NAME COMMAND...: its exit code is the demo's.
+run() {
+  local name=$1 status=0
   shift
-  "$tiercel" haystack --tokens "$tokens" --facts "$n_facts" --seed 1 -m "$model" --ask "$index" \
-    -o "$work/prompt.txt" --answers "$work/answers.json"
-  "$tiercel" run -m "$model" -f "$work/prompt.txt" -n 8 "$@" >"$work/answer.txt" || status=$?
-  if ((status != 0)); then
-    echo "demo.sh: tiercel run ended with exit code $status" >&2
-    exit "$status"
-  fi
-  answer=$(head -n 1 "$work/answer.txt")
-  expected=$(fact answer "$index")
+  "$@" || status=$?
+  ((status == 0)) || { echo "demo.sh: tiercel $name ended with exit code $status" >&2; exit "$status"; }
+}
+
+n_asked=0 n_right=0
+# compare I ANSWER
+compare() {
+  local expected
+  expected=$(fact answer "$1")
   echo
-  echo "depth:    $((100 * index / (n_facts - 1))) % of $tokens tokens"
-  echo "question: $(fact question "$index")"
-  echo "answer:  $answer"
+  echo "depth:    $((100 * $1 / (n_facts - 1))) % of $tokens tokens"
+  echo "question: $(fact question "$1")"
+  echo "answer:  $2"
   echo "expected:$expected"
   n_asked=$((n_asked + 1))
-  if [[ $answer == "$expected" ]]; then
+  if [[ $2 == "$expected" ]]; then
     n_right=$((n_right + 1))
     echo "right"
   else
@@ -87,11 +92,31 @@ ask() {
   fi
 }
 
-n_asked=0 n_right=0
-if ((all)); then
-  for ((i = 0; i < n_facts; ++i)); do ask "$i" "$@"; done
+ask() {
+  haystack --ask "$question"
+  run run "$tiercel" run -m "$model" -f "$work/prompt.txt" -n 8 "$@" >"$work/answer.txt"
+  compare "$question" "$(head -n 1 "$work/answer.txt")"
+}
+
+ask_all() {
+  local i answer
+  haystack
+  for ((i = 0; i < n_facts; ++i)); do
+    printf '{"prompt": "\\n%s"}\n' "$(fact question "$i")"
+  done >"$work/questions.jsonl"
+  run batch "$tiercel" batch -m "$model" -f "$work/questions.jsonl" --prefix "$work/prompt.txt" --share-prefix \
+    -n 8 -o "$work/answers.jsonl" "$@"
+  for ((i = 0; i < n_facts; ++i)); do
+    # Its first line, still as JSON has it.
+    answer=$(sed -n "s/^{\"line\":$((i + 1)),.*\"text\":\"\\([^\"]*\\)\".*/\\1/p" "$work/answers.jsonl")
+    compare "$i" "${answer%%\\n*}"
+  done
   echo
   echo "$n_right of $n_asked answered exactly"
+}
+
+if ((all)); then
+  ask_all "$@"
 else
-  ask "$question" "$@"
+  ask "$@"
 fi
