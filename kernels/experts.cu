@@ -3,8 +3,9 @@
 #include <algorithm>
 
 #include "kernels/experts_few.cuh"
+#include "kernels/experts_many.cuh"
 #include "kernels/experts_route.cuh"
-#include "kernels/experts_tiles.cuh"
+#include "kernels/experts_sum.cuh"
 #include "kernels/launch.cuh"
 #include "kernels/linear.h"
 

@@ -2,7 +2,7 @@
 // eight rows of one expert.
 #pragma once
 
-#include "kernels/experts_tile.cuh"
+#include "kernels/expert_product.cuh"
 #include "kernels/linear.cuh"
 
 namespace tiercel::cuda {

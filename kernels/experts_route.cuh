@@ -38,7 +38,7 @@ GPU float warp_sum(float sum) {
 }
 
 // A warp per token; lane i keeps the i-th of its experts.
-KERNEL(kRouteThreads, 4) route_kernel(const GRID_CONST RouteParams p) {
+KERNEL(kRouteThreads, 3) route_kernel(const GRID_CONST RouteParams p) {
   using namespace gpu;
   begin_dependent();
   const int lane = static_cast<int>(threadIdx.x) % 32;
