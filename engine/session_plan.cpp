@@ -469,6 +469,13 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.context = resolve_context(r, plan);
   plan.options.context = plan.context;
   plan.long_rope = r.config.rope.is_long(plan.context);
+  const int64_t short_tokens = r.config.rope.original_max_position;
+  if (plan.long_rope && r.n_prompt <= short_tokens && r.n_sequences == 0 && !r.restored) {
+    plan.notes.push_back(fmt::format(
+        "LongRoPE: the context has room for {} tokens, so all of it is turned by the factors for long ones, the "
+        "prompt's {} tokens too; those for short ones end at {} (-c).",
+        plan.context, r.n_prompt, short_tokens));
+  }
   plan.dual_chunk = r.config.dual_chunk;
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);

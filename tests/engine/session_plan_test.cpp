@@ -71,6 +71,28 @@ TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   EXPECT_EQ(least, needed(KeyCodec::kAuto));
 }
 
+// A short prompt is turned by long factors because of what may come behind it: nobody would guess that.
+TEST(SessionPlan, SaysWhichLongRopeFactorsAShortPromptHas) {
+  ModelConfig config = model()->config();
+  config.rope.type = RopeType::kLongRope;
+  config.rope.original_max_position = 256;
+  PlanRequest request{.config = config, .options = {}};
+  const auto notes = [&](int64_t n_prompt, int64_t n_new) {
+    request.n_prompt = n_prompt;
+    request.n_new = n_new;
+    return make_plan(request).notes;
+  };
+  EXPECT_TRUE(notes(200, 56).empty());
+  EXPECT_TRUE(notes(257, 56).empty());
+  const std::vector<std::string> said = notes(256, 1);
+  ASSERT_EQ(said.size(), 1u);
+  for (const char* part : {"LongRoPE", "257 tokens", "256 tokens too", "end at 256 (-c)"}) {
+    EXPECT_NE(said[0].find(part), std::string::npos) << said[0];
+  }
+  request.restored = true;
+  EXPECT_TRUE(notes(256, 1).empty());
+}
+
 // Of a context that fits one span nothing is asked, and nothing taken.
 TEST(SessionPlan, KnowsWhatDualChunkAttentionNeeds) {
   ModelConfig config = model()->config();
