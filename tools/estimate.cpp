@@ -186,6 +186,8 @@ Json floor_json(const Floor& floor, double hit_rate) {
           {"hit_rate", hit_rate},
           {"weight_bytes", bytes.weights_read(n)},
           {"head_bytes", bytes.head},
+          {"expert_bytes", bytes.experts},  // of the model; a step reads some of them
+          {"expert_share", bytes.expert_share},
           {"shared_bytes", bytes.shared},
           {"device_bytes_per_sequence", bytes.device},
           {"link_bytes_per_sequence", bytes.link},

@@ -312,6 +312,23 @@ TEST(Estimate, AsJson) {
   EXPECT_NEAR(alone["overlapped_seconds"], std::max(device, link), 1e-9);
 }
 
+// What more sequences read of the experts can be computed from what one reads.
+TEST(Estimate, ExpertsAreReadInPart) {
+  const Result result = run({.arguments = {"estimate", "--synthetic", "mixtral-8x7b", "--backend", "cuda", "--tokens",
+                                           "16384", "--device-memory", "135GiB", "--host-memory", "4TiB",
+                                           "--device-bandwidth", "4000", "--link-bandwidth", "50", "--json"}});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json floors = Json::parse(result.out)["floors"];
+  ASSERT_EQ(floors.size(), 2);
+  const double share = floors[0]["expert_share"], experts = floors[0]["expert_bytes"];
+  EXPECT_EQ(share, 0.25);
+  EXPECT_EQ(experts, 2.0 * 32 * 8 * 3 * 14336 * 4096);
+  const double n = floors[1]["sequences"];
+  EXPECT_GT(n, 1);
+  EXPECT_NEAR(floors[1]["weight_bytes"].get<double>() - floors[0]["weight_bytes"].get<double>(),
+              experts * ((1 - share) - std::pow(1 - share, n)), 2);
+}
+
 TEST(Usage, SaysWhatMayHaveBeenMeant) {
   const auto error = [](std::vector<std::string> words) {
     const Result result = run({.arguments = std::move(words)});

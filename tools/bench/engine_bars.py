@@ -17,7 +17,8 @@ import subprocess
 import sys
 
 # Layers, query heads, head_dim: of attention's FLOPs.
-SHAPES = {"llama-3.1-8b": (32, 32, 128), "llama-3.2-1b": (16, 32, 64), "qwen2.5-0.5b": (24, 14, 64)}
+SHAPES = {"llama-3.1-8b": (32, 32, 128), "llama-3.2-1b": (16, 32, 64), "qwen2.5-0.5b": (24, 14, 64),
+          "qwen3-30b-a3b-1m": (48, 32, 128)}
 HOST = ["--value-home", "host"]  # what fits the device must not stay there
 STEPS = 64
 
@@ -77,7 +78,10 @@ class Bars:
     def step_floor(self, n_prompt, hit_rate, *more, n=1):
         """Seconds: bytes of the device and of the link of a step of n sequences."""
         floor = self.floor(n_prompt, "--hit-rate", hit_rate, *more)
-        device = floor["weight_bytes"] + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
+        # Of experts, those that so many sequences choose.
+        missed = 1 - floor["expert_share"]
+        weights = floor["weight_bytes"] + floor["expert_bytes"] * (missed ** floor["sequences"] - missed**n)
+        device = weights + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
         return device / self.ceilings["copy"], n * floor["link_bytes_per_sequence"] / self.ceilings["link"]
 
     def row(self, what, measured, bound="", result="", bar="", met=None):
