@@ -218,6 +218,7 @@ inline const ExpertsShape kExpertsShapes[] = {
     {1, 64, 24, 8, 3},
     {1, 264, 40, 128, 8},
     {1, 64, 48, 4, 2, false},
+    {2, 4168, 16, 3, 2},  // more than a panel
     {8, 64, 48, 4, 4},
     {13, 72, 56, 6, 2, false, true},
     {40, 64, 24, 5, 3, true, true, true},
