@@ -3,6 +3,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/launch.cuh"
 #include "kernels/linear.h"
+#include "kernels/linear_any.cuh"
 #include "kernels/linear_rows.cuh"
 #include "kernels/matmul.h"
 

@@ -1,5 +1,4 @@
-// Linear layers of at most eight rows, bound by the reading of the weights; and of any shape,
-// slowly.
+// Linear layers of at most eight rows, bound by the reading of the weights.
 //
 // skinny_kernel. A block owns kOctets * 8 rows of the weights; its eight warps split k:
 //
@@ -308,49 +307,6 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
   });
   sync_threads();
   finish_skinny<kOctets, kGated>(p, shared, skinny_place(p, kColumns));
-}
-
-// ---- any shape ----------------------------------------------------------------------------------
-
-inline constexpr int kAnyRows = 8;
-
-// A warp per column and kAnyRows rows of x; lanes split k.
-KERNEL(256, 4) linear_any_kernel(const GRID_CONST LinearParams p) {
-  using namespace gpu;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t column = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
-  if (column >= p.n) return;  // whole warps
-  const bf16* weight = p.weight + column * p.k;
-  for (int64_t first = int64_t{blockIdx.y} * kAnyRows; first < p.m;
-       first += int64_t{gridDim.y} * kAnyRows) {
-    float acc[kAnyRows] = {};
-    for (int64_t i = lane; i < p.k; i += 32) {
-      const float w = to_float(weight[i]);
-#pragma unroll
-      for (int r = 0; r < kAnyRows; ++r) {
-        if (first + r < p.m) acc[r] = fmaf(to_float(p.x[(first + r) * p.k + i]), w, acc[r]);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kAnyRows; ++r) {
-      float sum = acc[r];
-#pragma unroll
-      for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-      if (lane != 0 || first + r >= p.m) continue;
-      const int64_t at = (first + r) * p.n + column;
-      const bool f32 = p.out_type == DType::kF32;
-      if (p.bias != nullptr) sum += to_float(p.bias[column]);
-      if (p.accumulate) {
-        sum += f32 ? static_cast<const float*>(p.out)[at]
-                   : to_float(static_cast<const bf16*>(p.out)[at]);
-      }
-      if (f32) {
-        static_cast<float*>(p.out)[at] = sum;
-      } else {
-        static_cast<bf16*>(p.out)[at] = to_bf16(sum);
-      }
-    }
-  }
 }
 
 }  // namespace tiercel::cuda
