@@ -21,7 +21,8 @@
 
 #define GPU inline
 #define GPU_AND_HOST inline
-#define KERNEL(threads, blocks) inline void
+// Not inline: a kernel that is no template stands in one source only, as for nvcc.
+#define KERNEL(threads, blocks) void
 #define GRID_CONST
 #define SHARED(name) uint8_t* name = simt::g.b->smem
 #define TIERCEL_HOPPER_BODY 1
