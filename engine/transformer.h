@@ -93,6 +93,8 @@ class Transformer {
   void norm(const bf16* x, const bf16* weight, int64_t n, bf16* out, const bf16* added = nullptr);
   void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate, bool alone);
+  // What was normed, [n][hidden], to fp32 [n][width].
+  void project_normed(const bf16* weight, float* out, int64_t n, int64_t width, bool alone);
   void add_projected(const bf16* y, const bf16* weight, const bf16* bias, const bf16* post_norm,
                      bf16* x, int64_t n, int64_t k, bool alone);
   Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone,
@@ -251,16 +253,7 @@ template <Backend Device>
 void Transformer<Device>::add_experts(const LayerWeights& w, bf16* x, int64_t n, bool alone) {
   const Experts& experts = config_.experts;
   norm(x, w.mlp_norm, n, normed_);
-  LinearParams router;
-  router.x = normed_;
-  router.weight = w.router;
-  router.out = router_logits_;
-  router.m = n;
-  router.k = config_.hidden;
-  router.n = experts.n;
-  router.out_type = DType::kF32;
-  router.alone = alone;
-  linear(device_, router);
+  project_normed(w.router, router_logits_, n, experts.n, alone);
   RouteParams route;
   route.logits = router_logits_;
   route.n_tokens = n;
@@ -301,13 +294,18 @@ void Transformer<Device>::add_projected(const bf16* y, const bf16* weight, const
 template <Backend Device>
 void Transformer<Device>::make_logits(const bf16* x, int64_t n, bool alone) {
   norm(x, weights_.final_norm, n, normed_);
+  project_normed(weights_.head, logits_, n, config_.vocab_size, alone);
+}
+
+template <Backend Device>
+void Transformer<Device>::project_normed(const bf16* weight, float* out, int64_t n, int64_t width, bool alone) {
   LinearParams params;
   params.x = normed_;
-  params.weight = weights_.head;
-  params.out = logits_;
+  params.weight = weight;
+  params.out = out;
   params.m = n;
   params.k = config_.hidden;
-  params.n = config_.vocab_size;
+  params.n = width;
   params.out_type = DType::kF32;
   params.alone = alone;
   linear(device_, params);

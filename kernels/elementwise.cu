@@ -6,11 +6,6 @@
 namespace tiercel::cuda {
 namespace {
 
-template <typename... Pointers>
-bool aligned(const Pointers*... p) {
-  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
-}
-
 constexpr int kThreads = 256;
 
 }  // namespace

@@ -1,7 +1,5 @@
 #include "kernels/experts.h"
 
-#include <algorithm>
-
 #include "kernels/experts_few.cuh"
 #include "kernels/experts_many.cuh"
 #include "kernels/experts_route.cuh"
@@ -11,19 +9,6 @@
 
 namespace tiercel::cuda {
 namespace {
-
-// Three blocks of a Hopper multiprocessor, as linear has them.
-constexpr int64_t kPanelBytes = 64 << 10;
-
-template <typename... Pointers>
-bool aligned(const Pointers*... p) {
-  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
-}
-
-int32_t panel_of(int64_t k) {
-  constexpr int64_t kMost = kPanelBytes / (2 * kFewRows) / kPanelUnit * kPanelUnit;
-  return static_cast<int32_t>(std::min((k + kPanelUnit - 1) / kPanelUnit * kPanelUnit, kMost));
-}
 
 dim3 grid_of(const ExpertProduct& p, int64_t n_pairs, int64_t columns, int64_t tile_rows) {
   constexpr int64_t kMaxGridY = 65535;
@@ -35,7 +20,7 @@ dim3 grid_of(const ExpertProduct& p, int64_t n_pairs, int64_t columns, int64_t t
 template <bool kGated>
 void multiply_few(Stream& stream, ExpertProduct p, int64_t n_pairs) {
   constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
-  p.panel = panel_of(p.k);
+  p.panel = panel_of(kFewRows, p.k);
   launch_dependent<expert_rows_kernel<kOctets, kGated>>(stream, grid_of(p, n_pairs, kColumns, kFewRows),
                                                         32 * kSkinnyWarps,
                                                         skinny_shared_bytes(kFewRows, p.panel, kOctets), p);

@@ -4,6 +4,7 @@
 #include "engine/base/ops.h"
 #include "kernels/block_scan.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/piece.cuh"
 #include "kernels/top_k.cuh"
 
 namespace tiercel::cuda {
@@ -30,12 +31,6 @@ struct BestExpert {
     }
   }
 };
-
-GPU float warp_sum(float sum) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
-  return sum;
-}
 
 // A warp per token; lane i keeps the i-th of its experts.
 KERNEL(kRouteThreads, 3) route_kernel(const GRID_CONST RouteParams p) {

@@ -5,6 +5,7 @@
 #include "engine/base/ops.h"
 #include "kernels/clock.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/piece.cuh"
 
 namespace tiercel::cuda {
 
@@ -34,8 +35,7 @@ KERNEL(kBiasThreads, 1) make_key_bias_kernel(const GRID_CONST KeyBiasParams p) {
   for (int i = lane; i < width; i += 32) {
     sum = fmaf(gpu::to_float(v[i]), gpu::to_float(delta[i]), sum);
   }
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
+  sum = warp_sum(sum);
   if (lane != 0) return;
   const float bias = gpu::mul_rn(gpu::to_float(p.a[j]), softplus(sum));
   p.bias[j * p.bias_head_stride + p.first_row + steps_later(p.later) + token] =

@@ -10,11 +10,7 @@
 namespace tiercel::cuda {
 namespace {
 
-// Three blocks of at most 75 KiB share the 228 KiB of a Hopper multiprocessor.
-constexpr int64_t kPanelBytes = 64 << 10;
-constexpr int64_t kResidentBlocks = 3;
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+constexpr int64_t kResidentBlocks = 3;  // of a multiprocessor
 
 // Whether weights can be streamed into matrix instructions.
 bool can_stream(int64_t k) { return k % kPiece == 0 && k <= (int64_t{1} << 24); }
@@ -30,17 +26,11 @@ void launch_skinny(Stream& stream, const SkinnyParams& p) {
       skinny_shared_bytes(p.m, p.panel, kOctets), p);
 }
 
-int32_t panel_of(const SkinnyParams& p) {
-  const int64_t whole = (p.k + kPanelUnit - 1) / kPanelUnit * kPanelUnit;
-  const int64_t fits = kPanelBytes / (2 * p.m) / kPanelUnit * kPanelUnit;
-  return static_cast<int32_t>(std::min(whole, std::max<int64_t>(fits, kPanelUnit)));
-}
-
 // One octet a block while all blocks are resident at once: 32 KiB of weights in flight in each.
 // Beyond that more, as every block reads x once more: four where x has many rows.
 template <bool kNorm>
 void run_skinny(Stream& stream, SkinnyParams p) {
-  p.panel = panel_of(p);
+  p.panel = panel_of(p.m, p.k);
   if (p.up != nullptr) {
     launch_skinny<2, kNorm, true>(stream, p);
     return;
@@ -143,7 +133,7 @@ void linear(Stream& stream, const LinearParams& p) {
 void linear_reading_ahead(Stream& stream, const LinearParams& p, ReadAhead ahead) {
   CHECK(p.m > 0 && p.m <= kMaxSkinnyRows && can_stream(p), "m {} k {}", p.m, p.k);
   SkinnyParams params = skinny_params(p);
-  params.panel = panel_of(params);
+  params.panel = panel_of(params.m, params.k);
   if (ahead == ReadAhead::kLong) {
     launch_skinny<2, false, false, kLongAhead>(stream, params);
   } else {

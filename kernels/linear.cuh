@@ -13,6 +13,8 @@
 // does not depend on m, n or the instance: neither do the bits.
 #pragma once
 
+#include <algorithm>
+
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/piece.cuh"
@@ -42,6 +44,14 @@ struct SkinnyParams {
 constexpr size_t skinny_shared_bytes(int m, int panel, int octets) {
   return static_cast<size_t>(m) * static_cast<size_t>(panel) * sizeof(bf16) +
          static_cast<size_t>((kSkinnyWarps + 2) * octets * 64 + 8 * kSkinnyWarps) * sizeof(float);
+}
+
+// SkinnyParams::panel of m rows: three blocks of at most 75 KiB share the 228 KiB of a Hopper multiprocessor.
+constexpr int32_t panel_of(int64_t m, int64_t k) {
+  constexpr int64_t kPanelBytes = 64 << 10;
+  const int64_t whole = (k + kPanelUnit - 1) / kPanelUnit * kPanelUnit;
+  const int64_t fits = kPanelBytes / (2 * m) / kPanelUnit * kPanelUnit;
+  return static_cast<int32_t>(std::min(whole, std::max<int64_t>(fits, kPanelUnit)));
 }
 
 template <int kOctets>
@@ -80,8 +90,7 @@ GPU void sum_squares_of_row(const bf16* x, int k, float* squares) {
       sum = square_sum(values, sum);
     }
   }
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
+  sum = warp_sum(sum);
   if (tid % 32 == 0) squares[tid / 32] = sum;
 }
 GPU void sum_squares(const SkinnyParams& p, float* squares) {

@@ -3,6 +3,7 @@
 
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
+#include "kernels/piece.cuh"
 
 namespace tiercel::cuda {
 
@@ -27,9 +28,7 @@ KERNEL(256, 4) linear_any_kernel(const GRID_CONST LinearParams p) {
     }
 #pragma unroll
     for (int r = 0; r < kAnyRows; ++r) {
-      float sum = acc[r];
-#pragma unroll
-      for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      float sum = warp_sum(acc[r]);
       if (lane != 0 || first + r >= p.m) continue;
       const int64_t at = (first + r) * p.n + column;
       const bool f32 = p.out_type == DType::kF32;

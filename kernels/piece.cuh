@@ -1,5 +1,5 @@
 // Rows of bf16 in pieces of 16 bytes, and the arithmetic that several kernels share: the scale of
-// an RMS norm, silu.
+// an RMS norm, silu, the sum over a warp.
 #pragma once
 
 #include "engine/base/dtype.h"
@@ -8,6 +8,12 @@
 namespace tiercel::cuda {
 
 inline constexpr int kPiece = 8;  // bf16 channels of one 16-byte access
+
+// Whether pieces begin there; a null is no obstacle.
+template <typename... Pointers>
+bool aligned(const Pointers*... p) {
+  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
+}
 
 GPU uint4 load_piece(const bf16* p) { return *reinterpret_cast<const uint4*>(p); }
 GPU void store_piece(bf16* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
@@ -36,6 +42,12 @@ GPU float silu(float g) {
   const float e = exp2_fast(high);
   const float power = fmaf(e, mul_rn(low, 0.6931472f), e);
   return mul_rn(g, reciprocal_fast(1.0f + (-g > 88.0f ? kInf : power)));
+}
+
+GPU float warp_sum(float sum) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
+  return sum;
 }
 
 GPU float square_sum(const float (&x)[kPiece], float sum) {
