@@ -36,7 +36,7 @@ class BackendBatch : public Batch {
         device_arena_(backend_.device, "device", 0),
         host_arena_(backend_.host, "host", 0),
         workspace_(device_arena_, kv_layout(plan.largest, config_)),
-        transformer_(backend_.device, device_arena_, config_, backend_.weights,
+        transformer_(backend_.device, backend_.upload, device_arena_, config_, backend_.weights,
                      layout_.transformer),
         recorder_(backend_.device, kLeastToRecord),
         sampler_(backend_.device, device_arena_, host_arena_, layout_.sampler) {
@@ -198,7 +198,7 @@ class BackendBatch : public Batch {
     return bytes;
   }
   int64_t host_bytes() const override {
-    int64_t bytes = sum(host_arena_.used());
+    int64_t bytes = host_weight_bytes(config_) + sum(host_arena_.used());
     for (const auto& [name, s] : sequences_) bytes += sum(s->host.used());
     return bytes;
   }

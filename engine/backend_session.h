@@ -33,14 +33,15 @@ class BackendSession : public Session {
         // Weights and rope tables are on the device too, but owned elsewhere.
         device_arena_(backend_.device, "device",
                       limit_without(plan.options.device_memory, plan.memory.device.weights)),
-        host_arena_(backend_.host, "host", plan.options.host_memory),
+        host_arena_(backend_.host, "host",
+                    limit_without(plan.options.host_memory, plan.memory.host.weights)),
         layout_(kv_layout(plan, model_->config())),
         workspace_(device_arena_, layout_),
         store_({backend_.device, backend_.copy, backend_.side, backend_.host, backend_.worker},
                device_arena_, host_arena_, workspace_, layout_, backend_.rope,
                model_->attention_scale(), plan.options.exact_exp),
         decoder_(
-            backend_.device, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
+            backend_.device, backend_.upload, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
             DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs,
                           !Device::kHostReadable),
             !plan.options.no_graphs) {
@@ -216,7 +217,7 @@ class BackendSession : public Session {
     request.options = plan.options;
     plan.memory = count_memory(request, plan);
     const MemoryReport& m = plan.memory;
-    const int64_t wanted = m.host.total() + (m.one_memory ? m.device.total() - m.device.weights : 0);
+    const int64_t wanted = m.host.total() - m.host.weights + (m.one_memory ? m.device.total() - m.device.weights : 0);
     const int64_t left = cpu::available_memory_bytes();
     if (wanted > left) {
       fail(ErrorKind::kDoesNotFit, "fork: another {} bytes of memory are needed, this machine has {} left",

@@ -61,7 +61,7 @@ BatchPlan plan_batch(PlanRequest request, const SessionOptions& options, int64_t
   if (one.memory.one_memory) {
     plan.memory_limit = left;
   } else if (plan.host_limit == 0 || plan.host_limit > left) {
-    plan.host_limit = left;  // the weights are on the device
+    plan.host_limit = left;
   }
   return plan;
 }

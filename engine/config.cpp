@@ -569,6 +569,17 @@ void set_reach(ModelConfig& config, const ReachOptions& options) {
   config.dual_chunk = dual;
 }
 
+void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend) {
+  if (n_layers == 0) return;
+  if (backend == BackendKind::kCpu) {
+    fail(ErrorKind::kUsage, "--host-layers: on a CPU all weights are in host memory; leave it out");
+  }
+  if (n_layers > config.n_layers) {
+    fail(ErrorKind::kUsage, "--host-layers: expected 0 to {} layers, or all, found {}", config.n_layers, n_layers);
+  }
+  config.host_layers = n_layers == kAllLayers ? config.n_layers : n_layers;
+}
+
 void apply_generation_config(ModelConfig& config, std::string_view text, const std::string& file) {
   const nlohmann::json document = parse_json(text, file, {.max_bytes = kMaxConfigBytes});
   const JsonNode root(document, file);

@@ -81,6 +81,8 @@ struct ModelConfig {
   // config.json does not tell; the checkpoint's tensors do.
   bool eviction_head = false;
   std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
+  // Beside a GPU: so many layers' feed-forward matrices stay in host memory (ModelOptions).
+  int64_t host_layers = 0;
 
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // generation stops at any of them; may be empty
@@ -94,6 +96,11 @@ struct ModelConfig {
 
   bool has_experts(int64_t layer) const {
     return experts.n > 0 && experts.layers[static_cast<size_t>(layer)] != 0;
+  }
+  // Whether this layer is one of host_layers, which are spread evenly: while the layers between them are
+  // computed, a prompt has the next one's brought to the device.
+  bool feeds_from_host(int64_t layer) const {
+    return (layer + 1) * host_layers / n_layers > layer * host_layers / n_layers;
   }
   // Width of all gated MLPs together that a token passes in a layer: most, and on average.
   int64_t widest_mlp() const;
@@ -115,6 +122,9 @@ std::string flags_of(const DualChunk& dual);
 // Sets dual_chunk where options say otherwise than config.json. Errors: numbers that do not go together, or
 // with this model.
 void set_reach(ModelConfig& config, const ReachOptions& options);
+
+// Sets host_layers. Errors: more layers than there are, or a backend that has no use for it.
+void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend);
 
 // `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
 // applied when it exists. Errors: those of the two parsers, and a missing config.json.

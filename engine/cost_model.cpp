@@ -40,6 +40,11 @@ double coded_key_bytes(const KvLayout& layout) {
   return 0;
 }
 
+// Of experts' bytes, what n sequences leave unread that read this share each.
+int64_t unread(int64_t experts, double share, int64_t n) {
+  return std::llround(static_cast<double>(experts) * std::pow(1 - share, static_cast<double>(n)));
+}
+
 }  // namespace
 
 StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double hit_rate) {
@@ -94,11 +99,20 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   int64_t weights = parameter_count(config) * kBf16;
   // A step reads a row of the embedding; the same matrix as the head is read whole.
   if (!config.tie_word_embeddings) weights -= head;
+  int64_t link_weights = 0, link_experts = 0;
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    if (!config.feeds_from_host(layer)) continue;
+    const int64_t bytes = feed_forward_bytes(config, layer);
+    link_weights += bytes;
+    if (config.has_experts(layer)) link_experts += bytes;
+  }
   const double share =
       config.experts.n > 0 ? static_cast<double>(config.experts.n_chosen) / static_cast<double>(config.experts.n) : 1;
-  return {.weights = weights,
+  return {.weights = weights - link_weights,
+          .link_weights = link_weights,
           .head = head,
-          .experts = expert_parameters(config) * kBf16,
+          .experts = expert_parameters(config) * kBf16 - link_experts,
+          .link_experts = link_experts,
           .expert_share = share,
           .device = std::llround(all.device),
           .link = std::llround(all.link),
@@ -108,31 +122,37 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
 }
 
 int64_t StepBytes::weights_read(int64_t n_sequences) const {
-  const double missed = std::pow(1 - expert_share, static_cast<double>(n_sequences));
-  return weights - std::llround(static_cast<double>(experts) * missed);
+  return weights - unread(experts, expert_share, n_sequences);
+}
+int64_t StepBytes::link_weights_read(int64_t n_sequences) const {
+  return link_weights - unread(link_experts, expert_share, n_sequences);
 }
 
 StepFloor step_floor(const StepBytes& bytes, const Bandwidths& bandwidths, int64_t n_sequences) {
   const auto n = static_cast<double>(n_sequences);
+  const int64_t half = (n_sequences + 1) / 2;
   const int64_t weights_read = bytes.weights_read(n_sequences);
+  const auto weights_over_link = [&](int64_t sequences) {
+    const auto moved = static_cast<double>(bytes.link_weights_read(sequences));
+    return moved > 0 ? moved / bandwidths.link : 0;
+  };
   const double device = (static_cast<double>(weights_read + bytes.shared) +
                          n * static_cast<double>(bytes.device)) /
                         bandwidths.device;
   const auto seconds = [&](double moved, double bandwidth) {
     return moved > 0 ? n * moved / bandwidth : 0;
   };
-  const double link = seconds(static_cast<double>(bytes.link), bandwidths.link);
+  const double link = seconds(static_cast<double>(bytes.link), bandwidths.link) + weights_over_link(n_sequences);
   const double host = seconds(static_cast<double>(bytes.host), bandwidths.host);
   const double head = static_cast<double>(bytes.head) / bandwidths.device;
-  const int64_t weights_of_half = bytes.weights_read((n_sequences + 1) / 2);
   double joined = head, split = head;
   for (const LayerBytes& layer : bytes.layers) {
-    const auto read_for = [&](int64_t weights) {
-      const double of_layer =
-          static_cast<double>(weights - bytes.head) / static_cast<double>(bytes.layers.size());
-      return (of_layer + layer.shared) / bandwidths.device;
+    const auto read_for = [&](int64_t sequences) {
+      const auto n_layers = static_cast<double>(bytes.layers.size());
+      const auto of_device = static_cast<double>(bytes.weights_read(sequences) - bytes.head);
+      return (of_device / n_layers + layer.shared) / bandwidths.device + weights_over_link(sequences) / n_layers;
     };
-    const double read = read_for(weights_read), read_by_half = read_for(weights_of_half);
+    const double read = read_for(n_sequences), read_by_half = read_for(half);
     const double attend = n * layer.device / bandwidths.device;
     const double fetch =
         std::max(seconds(layer.link, bandwidths.link), seconds(layer.host, bandwidths.host));

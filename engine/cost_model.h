@@ -32,8 +32,9 @@ struct LayerBytes {
 // Bytes of one decode step at the planned context.
 struct StepBytes {
   int64_t weights = 0;  // of the device, once for all sequences
+  int64_t link_weights = 0;  // those that stay in host memory, likewise over the link
   int64_t head = 0;     // of those, what makes logits behind the last layer
-  int64_t experts = 0;  // of those, what a step reads of in part
+  int64_t experts = 0, link_experts = 0;  // of either, what a step reads of in part
   double expert_share = 1;  // of them that one sequence's token reads
   int64_t device = 0;   // of the device, for each sequence: index, attended keys and values, slots
   int64_t link = 0;     // for each sequence: fetched, or sent to the host that attends and back
@@ -44,6 +45,7 @@ struct StepBytes {
 
   // Weights that a step of n sequences reads, on average where tokens choose experts independently.
   int64_t weights_read(int64_t n_sequences) const;
+  int64_t link_weights_read(int64_t n_sequences) const;
 };
 
 // hit_rate: share of the selected chunks that the selection cache holds, 0..1.
@@ -56,7 +58,8 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
 //   joined   W + max(A, F)     nothing is left to do while the last of the layer is fetched
 //   split    max(2W + A, F)    two micro-batches: one is computed while the other one fetches
 //
-// What sequences behind one prefix share is read as weights are.
+// What sequences behind one prefix share is read as weights are. Those that come over the link are read while
+// nothing else is fetched.
 struct StepFloor {
   double overlapped = 0, serial = 0;
   bool link_bound = false, host_bound = false;  // overlapped, that takes longest

@@ -1,13 +1,15 @@
 // Model and session on a GPU: the device tier is its memory, the host tier is pinned main memory.
 //
-// Weights are checked and converted on the CPU as for every backend, then uploaded. A session owns
-// two streams: one that computes, and an urgent one that moves bytes beside it.
+// Weights are checked and converted on the CPU as for every backend, then uploaded, but for those that stay in
+// pinned host memory. A session owns a stream that computes, and urgent ones that move bytes and code keys beside it.
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/topology.h"
 #include "engine/backend_batch.h"
 #include "engine/backend_session.h"
 #include "engine/base/rope.h"
+#include "engine/base/units.h"
 #include "engine/cpu_worker.h"
 #include "kernels/ops.h"
 #include "kernels/stream.h"
@@ -21,28 +23,33 @@ template class Decoder<cuda::Stream, cuda::PinnedMemory>;
 
 namespace {
 
-constexpr int64_t kTensorAlignment = 128;  // elements: 256 bytes, for the widest loads
-
 void upload(cuda::Stream& stream, const void* source, void* target, int64_t bytes) {
   stream.copy_bytes(target, bytes, source, bytes, bytes, 1);
 }
 
-// A model's tensors in one block of device memory.
+// A model's tensors in one block of device memory, and one of pinned host memory for those that stay there.
 class DeviceWeights {
  public:
   DeviceWeights(cuda::Stream& stream, const ModelConfig& config)
-      : stream_(stream), config_(config), tensors_(weight_tensors(config, weights_)) {
-    for (const WeightTensor& tensor : tensors_) elements_ += aligned(tensor.n_elements());
-    block_ = static_cast<bf16*>(cuda::allocate(stream_, bytes()));
-    bf16* next = block_;
+      : stream_(stream),
+        host_(stream),
+        config_(config),
+        host_bytes_(host_weight_bytes(config)),
+        tensors_(weight_tensors(config, weights_)) {
     for (const WeightTensor& tensor : tensors_) {
-      *tensor.target = next;
-      next += aligned(tensor.n_elements());
+      if (!stays_on_host(config, tensor)) bytes_ += aligned_bytes(tensor);
     }
+    check_room();
+    block_ = static_cast<bf16*>(cuda::allocate(stream_, bytes_));
+    if (host_bytes_ > 0) host_block_ = static_cast<bf16*>(cuda::allocate(host_, host_bytes_));
+    place();
     if (config.tie_word_embeddings) weights_.head = weights_.embedding;
     join_projections(config, weights_);
   }
-  ~DeviceWeights() { cuda::release(stream_, block_, bytes()); }
+  ~DeviceWeights() {
+    cuda::release(stream_, block_, bytes_);
+    if (host_block_ != nullptr) cuda::release(host_, host_block_, host_bytes_);
+  }
   DeviceWeights(const DeviceWeights&) = delete;
   DeviceWeights& operator=(const DeviceWeights&) = delete;
 
@@ -50,8 +57,13 @@ class DeviceWeights {
   void upload_from(Weights host) {
     const std::vector<WeightTensor> sources = weight_tensors(config_, host);
     for (size_t i = 0; i < tensors_.size(); ++i) {
-      upload(stream_, *sources[i].target, const_cast<bf16*>(*tensors_[i].target),
-             tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16)));
+      const int64_t bytes = tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16));
+      auto* target = const_cast<bf16*>(*tensors_[i].target);
+      if (stays_on_host(config_, tensors_[i])) {
+        std::memcpy(target, *sources[i].target, static_cast<size_t>(bytes));
+      } else {
+        upload(stream_, *sources[i].target, target, bytes);
+      }
     }
     stream_.finish();
   }
@@ -62,19 +74,54 @@ class DeviceWeights {
   }
 
   const Weights& weights() const { return weights_; }
-  int64_t bytes() const { return elements_ * static_cast<int64_t>(sizeof(bf16)); }
+  int64_t bytes() const { return bytes_; }            // of device memory
+  int64_t host_bytes() const { return host_bytes_; }  // of pinned host memory
 
  private:
-  static int64_t aligned(int64_t n) {
-    return (n + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+  static int64_t aligned_bytes(const WeightTensor& tensor) {
+    return aligned_elements(tensor.n_elements()) * static_cast<int64_t>(sizeof(bf16));
+  }
+
+  void check_room() const {
+    const int64_t usable = stream_.device_memory_free() - kDeviceReserve;
+    if (bytes_ > usable) {
+      const int64_t n_layers = host_layers_to_free(config_, bytes_ - usable);
+      fail(ErrorKind::kDoesNotFit, "its weights take {} of device memory, {} can be had; {}", format_bytes(bytes_),
+           format_bytes(std::max<int64_t>(usable, 0)),
+           n_layers > 0 ? fmt::format("--host-layers {} or more keeps enough of them in host memory, and contexts "
+                                      "take room beside them",
+                                      n_layers)
+                        : "use a larger device, or --backend cpu");
+    }
+    const int64_t left = cpu::memory_of_this_process_bytes();
+    if (host_bytes_ > left) {
+      fail(ErrorKind::kDoesNotFit, "--host-layers: {} of weights would stay in host memory, this machine has {} left",
+           format_bytes(host_bytes_), format_bytes(left));
+    }
+  }
+
+  void place() {
+    bf16 *next = block_, *next_on_host = host_block_;
+    for (const WeightTensor& tensor : tensors_) {
+      bf16*& place = stays_on_host(config_, tensor) ? next_on_host : next;
+      *tensor.target = place;
+      place += aligned_elements(tensor.n_elements());
+      if (tensor.feeds_layer < 0 || &place == &next) continue;
+      std::span<const bf16>& block = weights_.layers[static_cast<size_t>(tensor.feeds_layer)].host_block;
+      const bf16* begin = block.empty() ? *tensor.target : block.data();
+      block = {begin, static_cast<size_t>(place - begin)};
+    }
+    CHECK((next - block_) * static_cast<int64_t>(sizeof(bf16)) == bytes_);
+    CHECK((next_on_host - host_block_) * static_cast<int64_t>(sizeof(bf16)) == host_bytes_);
   }
 
   cuda::Stream& stream_;
+  cuda::PinnedMemory host_;
   const ModelConfig& config_;
+  int64_t bytes_ = 0, host_bytes_;
   Weights weights_;
   std::vector<WeightTensor> tensors_;
-  bf16* block_ = nullptr;
-  int64_t elements_ = 0;
+  bf16 *block_ = nullptr, *host_block_ = nullptr;
 };
 
 class CudaModel final : public LoadedModel {
@@ -94,12 +141,11 @@ class CudaModel final : public LoadedModel {
     weights_.upload_from(WeightStore::load(source.directory, this->config(), queue, WeightsUse::kOnce)->weights());
   }
 
-  int64_t weight_bytes() const override { return weights_.bytes(); }
+  int64_t weight_bytes() const override { return weights_.bytes() + weights_.host_bytes(); }
   void use_in_this_thread() const override { stream_.use_in_this_thread(); }
   PlanRequest plan_request() const override {
     PlanRequest request{.config = config(), .backend = BackendKind::kCuda, .options = {}};
-    request.weight_bytes = weight_bytes();
-    request.weights_resident = false;  // of main memory
+    request.weight_bytes = weights_.bytes();
     request.n_threads = n_threads_;
     request.device_free_bytes = stream_.device_memory_free();
     return request;
@@ -180,6 +226,7 @@ struct CudaQueues {
       : CudaQueues(device, scratch_of(model.config(), plan), model.rope_table(plan)) {
     if (short_table) short_rope.emplace(stream, *short_table);
     const ModelConfig& config = model.config();
+    if (config.host_layers > 0) upload.emplace(cuda::StreamOptions{.device = device});
     if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
@@ -192,6 +239,7 @@ struct CudaQueues {
         rope(stream, table) {}
 
   cuda::Stream stream, copy, side;
+  std::optional<cuda::Stream> upload;  // of weights that are in host memory
   cuda::PinnedMemory host;
   DeviceRope rope;
   std::optional<DeviceRope> short_rope;
@@ -200,13 +248,14 @@ struct CudaQueues {
 
 using CudaBackend = SessionBackend<cuda::Stream, cuda::PinnedMemory>;
 
-CudaBackend cuda_backend(const LoadedModel& model, CudaQueues& queues, const Weights& weights) {
+CudaBackend cuda_backend(CudaQueues& queues, const DeviceWeights& weights) {
   return {queues.stream,
           queues.copy,
           queues.side,
+          queues.upload ? *queues.upload : queues.copy,
           queues.host,
-          weights,
-          model.weight_bytes(),
+          weights.weights(),
+          weights.bytes(),
           queues.rope.view(),
           queues.short_rope ? queues.short_rope->view() : queues.rope.view(),
           "cuda: " + queues.stream.device_name(),
@@ -215,9 +264,10 @@ CudaBackend cuda_backend(const LoadedModel& model, CudaQueues& queues, const Wei
 
 // Nothing may still run when stores give their memory back.
 void finish(CudaQueues& queues) {
-  for (cuda::Stream* queue : {&queues.copy, &queues.side, &queues.stream}) {
+  cuda::Stream* upload = queues.upload ? &*queues.upload : nullptr;
+  for (cuda::Stream* queue : {&queues.copy, &queues.side, upload, &queues.stream}) {
     try {
-      queue->finish();
+      if (queue != nullptr) queue->finish();
     } catch (const Error&) {
       // A device fault has been reported already, or will be by the next session.
     }
@@ -228,9 +278,9 @@ class CudaSession final : private CudaQueues,
                           public BackendSession<cuda::Stream, cuda::PinnedMemory> {
  public:
   CudaSession(std::shared_ptr<LoadedModel> model, const SessionPlan& plan, int device, int n_threads,
-              const Weights& weights, int64_t free_before)
+              const DeviceWeights& weights, int64_t free_before)
       : CudaQueues(device, n_threads, *model, plan),
-        BackendSession(model, plan, cuda_backend(*model, *this, weights)),
+        BackendSession(model, plan, cuda_backend(*this, weights)),
         in_use_(free_before - CudaQueues::stream.device_memory_free()) {}
   int64_t device_bytes_in_use() const override { return in_use_; }
   ~CudaSession() override { finish(*this); }
@@ -243,21 +293,21 @@ class CudaBatch final : private CudaQueues,
                         public BackendBatch<cuda::Stream, cuda::PinnedMemory> {
  public:
   CudaBatch(std::shared_ptr<LoadedModel> model, const BatchPlan& plan, int device, int n_threads,
-            const Weights& weights)
+            const DeviceWeights& weights)
       : CudaQueues(device, n_threads, *model, plan.largest, model->short_rope_table(plan)),
-        BackendBatch(model, plan, cuda_backend(*model, *this, weights)) {}
+        BackendBatch(model, plan, cuda_backend(*this, weights)) {}
   ~CudaBatch() override { finish(*this); }
 };
 
 std::unique_ptr<Session> CudaModel::open_session(std::shared_ptr<LoadedModel> self,
                                                  const SessionPlan& plan) {
   return std::make_unique<CudaSession>(std::move(self), plan, options_.device, options_.n_threads,
-                                       weights_.weights(), free_before_);
+                                       weights_, free_before_);
 }
 std::unique_ptr<Batch> CudaModel::open_batch(std::shared_ptr<LoadedModel> self,
                                              const BatchPlan& plan) {
   return std::make_unique<CudaBatch>(std::move(self), plan, options_.device, options_.n_threads,
-                                     weights_.weights());
+                                     weights_);
 }
 
 }  // namespace

@@ -50,13 +50,13 @@ class Decoder {
  public:
   static constexpr bool kStaged = !Device::kHostReadable;
 
-  Decoder(Device& device, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
+  Decoder(Device& device, Device& upload, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
           const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout,
           bool replays)
       : device_(device),
         arena_(arena),
         config_(config),
-        transformer_(device, arena, config, weights, layout.transformer),
+        transformer_(device, upload, arena, config, weights, layout.transformer),
         store_(store),
         append_(device, transformer_, store),
         recorder_(device, /*at_least=*/4),  // by estimate, as what a batch needs

@@ -25,7 +25,7 @@ namespace tiercel {
 
 template <typename Rows>
 void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads,
-                       ReachOptions& reach) {
+                       ReachOptions& reach, int64_t& host_layers) {
   rows.choice(
       "--backend", backend,
       {{"auto", BackendKind::kAuto}, {"cpu", BackendKind::kCpu}, {"cuda", BackendKind::kCuda}},
@@ -40,6 +40,10 @@ void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_
   rows.tokens("--scale-from", reach.scale_from, 0, kMaxOptionTokens,
               "Sharpen attention in contexts of more than so many tokens, by (0.1 ln(n / TOKENS) + 1)^2; "
               "0: off; default: as config.json has it");
+  rows.value("--host-layers", "N|all", host_layers == kAllLayers ? "all" : std::to_string(host_layers),
+             "Feed-forward weights of so many layers stay in host memory beside a GPU, for models that its memory "
+             "has too little room for; steps read them over the link",
+             [&host_layers](const std::string& text) { host_layers = parse_layers(text); });
 }
 
 template <typename Rows>

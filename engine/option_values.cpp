@@ -116,6 +116,13 @@ int64_t parse_tokens(std::string_view text, int64_t low, int64_t high) {
   return n * unit;
 }
 
+int64_t parse_layers(std::string_view text) {
+  int64_t n = 0;
+  if (text == "all") return kAllLayers;
+  if (read_integer(text, 0, INT32_MAX, n)) return n;
+  fail(ErrorKind::kUsage, "expected a number of layers or all, found '{}'", printable(text, 40));
+}
+
 void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal) {
   std::string list;
   for (size_t i = 0; i < legal.size(); ++i) {

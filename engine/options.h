@@ -50,12 +50,18 @@ struct ReachOptions {
   std::optional<int64_t> scale_from = {};        // tokens beyond which scores are scaled; 0: never
 };
 
+inline constexpr int64_t kAllLayers = -1;
+
 // Where and with what a model computes.
 struct ModelOptions {
   BackendKind backend = BackendKind::kAuto;  // auto: a CUDA device where there is one
   int n_threads = 0;                         // of the CPU; 0: all cores
   int device = 0;                            // CUDA device
   ReachOptions reach = {};
+  // Beside a CUDA device: layers, or kAllLayers, whose feed-forward matrices stay in pinned host memory, for
+  // models that its memory has too little room for. Steps read them there, over the link; a prompt has them
+  // brought over once a layer. The embedding stays there too, where the head is another matrix.
+  int64_t host_layers = 0;
 };
 
 // The composition of selection: what a preset sets.
@@ -154,9 +160,10 @@ struct MemoryReport {
     }
   } device;
   struct Host {
+    int64_t weights = 0;  // that stay here beside a GPU
     int64_t values = 0, keys = 0;
     int64_t staging = 0;  // ids and logits on their way to and from a device
-    int64_t total() const { return values + keys + staging; }
+    int64_t total() const { return weights + values + keys + staging; }
   } host;
   bool one_memory = true;  // the device tier is main memory too
   int64_t process = 0;     // the program itself: code, tokenizer, prompt text, thread scratch

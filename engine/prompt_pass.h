@@ -55,6 +55,7 @@ class PromptPass {
     const ModelConfig& config = transformer_.config();
     const PromptRun& run = runs_[run_];
     bf16* x = hidden_ + run.first * config.hidden;
+    if (run_ == 0) transformer_.begin_prompt_layer(layer_);
     const Projections inputs = transformer_.prompt_inputs(layer_, x, run.n_tokens);
     store_.append_prompt(layer_, inputs, run.first);
     store_.attend_prompt(layer_, inputs, run.first, n_tokens_, run.dense, transformer_.attended());

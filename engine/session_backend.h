@@ -18,9 +18,10 @@ struct SessionBackend {
   Device& device;
   Device& copy;  // moves bytes beside the device queue
   Device& side;  // makes low-rank keys beside it
+  Device& upload;  // brings weights from host memory beside it
   Host& host;
   const Weights& weights;
-  int64_t weight_bytes = 0;
+  int64_t weight_bytes = 0;  // on the device
   RopeView rope;        // as the plan has it
   RopeView short_rope;  // of a batch's sequences whose contexts are no long ones; else the same
   std::string description;

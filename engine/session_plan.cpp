@@ -127,7 +127,7 @@ bool fits_tiers(const PlanRequest& r, SessionPlan plan) {
 }
 
 // The best of the codecs that fit the device. At equal bytes codes lose less than low-rank keys (journal,
-// "Codecs of keys"); the latter are the smallest that there is.
+// "Codecs of keys"); the latter are the smallest that there is. Where none fits, keys are fetched as values are.
 KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   SelectionOptions& s = plan.options.selection;
   const bool in_place = r.options.host_attention != HostAttention::kOff && r.backend == BackendKind::kCpu;
@@ -144,10 +144,14 @@ KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   s.key_codec = KeyCodec::kLowRank;
   if (fits_tiers(r, plan)) return KeyCodec::kLowRank;
   // Exact keys beside the values take nothing of the device: what lets most sequences in.
-  if (r.n_sequences > 0) return KeyCodec::kExact;
+  s.key_codec = KeyCodec::kExact;
+  if (r.n_sequences > 0 || fits_tiers(r, plan)) return KeyCodec::kExact;
   // The smallest, so that what is said to be needed is the least that would do.
-  if (!can_code(r.config.head_dim)) return KeyCodec::kLowRank;
+  const MemoryReport exact = count_memory(r, plan);
+  if (r.options.host_memory == 0 || exact.host.total() <= r.options.host_memory) return KeyCodec::kExact;
+  s.key_codec = KeyCodec::kLowRank;
   const int64_t low_rank = count_memory(r, plan).device.total();
+  if (!can_code(r.config.head_dim)) return KeyCodec::kLowRank;
   s.key_codec = KeyCodec::kInt4;
   return count_memory(r, plan).device.total() < low_rank ? KeyCodec::kInt4 : KeyCodec::kLowRank;
 }
@@ -213,6 +217,9 @@ std::string_view lever_that_helps(const PlanRequest& r, bool device, int64_t lim
   std::string help = fmt::format("raise {}", flag);
   const std::string_view lever = lever_that_helps(r, std::string_view(tier) == "device", limit);
   if (!lever.empty()) help += fmt::format(", add {}", lever);
+  const bool beside_gpu = r.backend == BackendKind::kCuda && std::string_view(tier) == "device";
+  const int64_t host_layers = beside_gpu ? host_layers_to_free(r.config, need - limit) : 0;
+  if (host_layers > 0) help += fmt::format(", keep weights in host memory (--host-layers {})", host_layers);
   if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
   help += r.logprobs ? ", or shorten the text, or its windows (-c)"
                      : fmt::format(", or shorten the context (-c, -n, the prompt has {} tokens)", r.n_prompt);
@@ -353,6 +360,7 @@ SharedBytes shared_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const KvLayout layout = kv_layout(plan, r.config);
   SharedBytes bytes = activation_bytes(r, plan);
   bytes.device += r.weight_bytes + sum(layout.workspace_bytes());
+  bytes.host += host_weight_bytes(r.config);
   return bytes;
 }
 
@@ -409,10 +417,12 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   if (r.n_sequences > 0) {
     m.device.activations += BatchLayout::prompt_bytes(r.config, plan.n_prompt, cuda);
   }
+  m.host.weights = host_weight_bytes(r.config);
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
   m.host.staging = activations.host + of(host, Purpose::kActivations);
-  const int64_t resident_weights = r.weights_resident ? r.weight_bytes : 0;
+  const int64_t main_weights = cuda ? m.host.weights : r.weight_bytes;
+  const int64_t resident_weights = r.weights_resident ? main_weights : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
               (layout.has_worker() || !cuda ? r.n_threads * static_cast<int64_t>(cpu::kScratchBytes) : 0);
   return m;

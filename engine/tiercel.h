@@ -161,7 +161,7 @@ struct Generation {
 struct MemoryPlan {
   int64_t weights = 0, keys = 0, values = 0, landmarks = 0, slots = 0, exact = 0, activations = 0;
   int64_t device_total = 0;  // the sum of the above
-  int64_t host_keys = 0, host_values = 0, host_staging = 0;
+  int64_t host_weights = 0, host_keys = 0, host_values = 0, host_staging = 0;
   int64_t host_total = 0;
   int64_t process = 0;             // the program itself
   int64_t resident = 0;            // of main memory

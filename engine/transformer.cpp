@@ -15,6 +15,7 @@ TransformerLayout::TransformerLayout(const ModelConfig& c, int64_t positions, in
     views = std::max(n_step_rows * views_of_row, n_prompt_rows * c.q_width());
   }
   ffn = rows * c.widest_mlp();
+  staged = largest_host_layer_bytes(c) / static_cast<int64_t>(sizeof(bf16));
   logits = n_logit_rows * c.vocab_size;
   if (c.experts.n == 0) return;
   pairs = rows * c.experts.n_chosen;
@@ -26,7 +27,7 @@ TransformerLayout::TransformerLayout(const ModelConfig& c, int64_t positions, in
 int64_t TransformerLayout::bytes() const {
   const int64_t experts = mixed * static_cast<int64_t>(sizeof(bf16)) +
                           (4 * pairs + expert_starts) * static_cast<int64_t>(sizeof(int32_t));
-  return (normed + 2 * q + 2 * kv + qkv + views + 2 * ffn) * static_cast<int64_t>(sizeof(bf16)) +
+  return (normed + 2 * q + 2 * kv + qkv + views + 2 * ffn + staged) * static_cast<int64_t>(sizeof(bf16)) +
          (logits + router_logits) * static_cast<int64_t>(sizeof(float)) + experts;
 }
 

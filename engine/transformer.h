@@ -7,6 +7,7 @@
 
 #include "engine/backend.h"
 #include "engine/config.h"
+#include "engine/feed_forward_stage.h"
 #include "engine/weights.h"
 #include "offload/arena.h"
 #include "offload/kv_store.h"
@@ -35,15 +36,19 @@ struct TransformerLayout {
   int64_t router_logits = 0;  // fp32, [rows][experts]
   int64_t pairs = 0;          // what is kept of each: int32, and one fp32
   int64_t expert_starts = 0;  // int32, [experts + 1]
+  int64_t staged = 0;  // the largest layer's matrices that are brought from host memory
 };
 
 template <Backend Device>
 class Transformer {
  public:
-  // Takes its buffers from the arena; the others outlive it.
-  Transformer(Device& device, Arena<Device>& arena, const ModelConfig& config,
+  // Takes its buffers from the arena; the others outlive it. upload: carries weights from host memory.
+  Transformer(Device& device, Device& upload, Arena<Device>& arena, const ModelConfig& config,
               const Weights& weights, const TransformerLayout& layout)
-      : device_(device), config_(config), weights_(weights) {
+      : device_(device),
+        config_(config),
+        weights_(weights),
+        stage_(device, upload, weights, arena.template take<bf16>(Purpose::kActivations, layout.staged)) {
     auto take = [&](int64_t n) { return arena.template take<bf16>(Purpose::kActivations, n); };
     normed_ = take(layout.normed);
     q_ = take(layout.q);
@@ -69,6 +74,8 @@ class Transformer {
 
   // x: [n][hidden]
   void embed_tokens(const int32_t* ids, bf16* x, int64_t n);
+  // A prompt comes to this layer: weights that it needs next may set out.
+  void begin_prompt_layer(int64_t layer) { stage_.bring_from(layer); }
   // Of n consecutive tokens of one prompt.
   Projections prompt_inputs(int64_t layer, const bf16* x, int64_t n);
   // Of one token each of n sequences, whose projections become rows first_row .. of the step; those
@@ -78,7 +85,8 @@ class Transformer {
   Projections step_row(int64_t layer, int64_t row) const;
   // Where attention writes [rows][q width] before end_layer.
   bf16* attended() { return attended_; }
-  // Output projection and MLP of n rows attended from first_row on, added to x.
+  // Output projection and MLP of n rows attended from first_row on, added to x. alone: weights are read once
+  // for all rows, or for some dozens of them, wherever they are.
   void end_layer(int64_t layer, bf16* x, int64_t n, bool alone, int64_t first_row = 0);
   // To logits(): [n][vocab_size].
   void make_logits(const bf16* x, int64_t n, bool alone);
@@ -103,6 +111,7 @@ class Transformer {
   Device& device_;
   const ModelConfig& config_;
   const Weights& weights_;
+  FeedForwardStage<Device> stage_;
   bf16 *normed_ = nullptr, *q_ = nullptr, *k_ = nullptr, *v_ = nullptr, *qkv_ = nullptr;
   bf16* views_ = nullptr;
   int64_t views_of_row_ = 0;
@@ -218,7 +227,7 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
 template <Backend Device>
 void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alone,
                                     int64_t first_row) {
-  const LayerWeights& w = weights_of(layer);
+  const LayerWeights& w = alone ? weights_of(layer) : stage_.at(layer);
   const int64_t q = config_.q_width();
   add_projected(attended_ + first_row * q, w.o, w.o_bias, w.attention_post_norm, x, n, q, alone);
   if (config_.has_experts(layer)) {

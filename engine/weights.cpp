@@ -65,6 +65,49 @@ int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
 
 }  // namespace
 
+bool stays_on_host(const ModelConfig& c, const WeightTensor& tensor) {
+  if (c.host_layers == 0) return false;
+  if (tensor.feeds_layer >= 0) return c.feeds_from_host(tensor.feeds_layer);
+  return tensor.is_embedding && !c.tie_word_embeddings;
+}
+
+int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
+  const int64_t elements = c.has_experts(layer)
+                               ? 3 * c.experts.n * aligned_elements(c.experts.intermediate * c.hidden)
+                               : 3 * aligned_elements(c.intermediate * c.hidden);
+  return elements * static_cast<int64_t>(sizeof(bf16));
+}
+
+int64_t host_weight_bytes(const ModelConfig& c) {
+  if (c.host_layers == 0) return 0;
+  int64_t bytes = 0;
+  if (!c.tie_word_embeddings) {
+    bytes = aligned_elements(c.vocab_size * c.hidden) * static_cast<int64_t>(sizeof(bf16));
+  }
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    if (c.feeds_from_host(i)) bytes += feed_forward_bytes(c, i);
+  }
+  return bytes;
+}
+
+int64_t largest_host_layer_bytes(const ModelConfig& c) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    if (c.feeds_from_host(i)) most = std::max(most, feed_forward_bytes(c, i));
+  }
+  return most;
+}
+
+int64_t host_layers_to_free(ModelConfig config, int64_t bytes) {
+  const auto off_device = [&] { return host_weight_bytes(config) - largest_host_layer_bytes(config); };
+  const int64_t before = off_device();
+  while (config.host_layers < config.n_layers) {
+    ++config.host_layers;
+    if (off_device() - before >= bytes) return config.host_layers;
+  }
+  return 0;
+}
+
 int64_t parameter_count(const ModelConfig& c) {
   int64_t layers = c.n_layers * attention_parameters(c);
   for (int64_t i = 0; i < c.n_layers; ++i) layers += mlp_parameters(c, i);
@@ -84,7 +127,8 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   std::vector<WeightTensor> tensors;
   auto want = [&](const bf16** target, std::string name, std::vector<int64_t> shape,
                   bool turns = false) -> WeightTensor& {
-    return tensors.emplace_back(WeightTensor{target, std::move(name), std::move(shape), 0, 0, turns});
+    return tensors.emplace_back(
+        WeightTensor{.target = target, .name = std::move(name), .shape = std::move(shape), .turns = turns});
   };
   // Matrices of as many columns, which are one in the checkpoint where it has them fused.
   struct Part {
@@ -92,6 +136,7 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     const char* name;
     int64_t n_rows;
     bool turns = false;
+    int64_t feeds_layer = -1;
   };
   auto want_parts = [&](const std::string& prefix, const char* fused_name,
                         std::initializer_list<Part> parts) {
@@ -104,18 +149,19 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
         tensor.first_row = first_row;
         tensor.stored_rows = n_rows;
       }
+      tensor.feeds_layer = part.feeds_layer;
       first_row += part.n_rows;
     }
   };
   // Each matrix of all experts, before the next: where they are copied, they lie at equal distances.
-  auto want_experts = [&](const std::string& layer, LayerWeights& w) {
+  auto want_experts = [&](int64_t index, const std::string& layer, LayerWeights& w) {
     const bool is_mixtral = c.architecture == Architecture::kMixtral;
     const std::string block = layer + (is_mixtral ? "block_sparse_moe." : "mlp.");
     want(&w.router, block + "gate.weight", {c.experts.n, c.hidden});
     auto want_each = [&](ExpertWeights& matrices, const char* name, const std::vector<int64_t>& shape) {
       matrices.of.resize(static_cast<size_t>(c.experts.n));
       for (size_t e = 0; e < matrices.of.size(); ++e) {
-        want(&matrices.of[e], fmt::format("{}experts.{}.{}.weight", block, e, name), shape);
+        want(&matrices.of[e], fmt::format("{}experts.{}.{}.weight", block, e, name), shape).feeds_layer = index;
       }
     };
     want_each(w.expert_gate, is_mixtral ? "w1" : "gate_proj", {c.experts.intermediate, c.hidden});
@@ -123,7 +169,7 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     want_each(w.expert_down, is_mixtral ? "w2" : "down_proj", {c.hidden, c.experts.intermediate});
   };
   weights.layers.resize(static_cast<size_t>(c.n_layers));
-  want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden});
+  want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden}).is_embedding = true;
   want(&weights.final_norm, "model.norm.weight", {c.hidden});
   if (!c.tie_word_embeddings) want(&weights.head, "lm_head.weight", {c.vocab_size, c.hidden});
   for (int64_t i = 0; i < c.n_layers; ++i) {
@@ -156,12 +202,12 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
       want(&w.a, attention + "A", {c.n_kv_heads});
     }
     if (c.has_experts(i)) {
-      want_experts(layer, w);
+      want_experts(i, layer, w);
       continue;
     }
     want_parts(mlp, c.fused_gate_up ? "gate_up_proj" : nullptr,
-               {{&w.gate, "gate_proj", c.intermediate}, {&w.up, "up_proj", c.intermediate}});
-    want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate});
+               {{&w.gate, "gate_proj", c.intermediate, false, i}, {&w.up, "up_proj", c.intermediate, false, i}});
+    want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate}).feeds_layer = i;
     if (c.mlp_bias) {
       want(&w.gate_bias, mlp + "gate_proj.bias", {c.intermediate});
       want(&w.up_bias, mlp + "up_proj.bias", {c.intermediate});

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,9 @@ struct LayerWeights {
   const bf16* router = nullptr;
   ExpertWeights expert_gate, expert_up, expert_down;
   const bf16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+  // Where the layer feeds from host memory (ModelConfig): all of gate, up and down, or of the experts', with
+  // what lies between them.
+  std::span<const bf16> host_block;
 };
 
 struct Weights {
@@ -62,6 +66,8 @@ struct WeightTensor {
   // stored_rows are this one. stored_rows 0: it is by itself.
   int64_t first_row = 0, stored_rows = 0;
   bool turns = false;  // its rows are channels of heads that RoPE turns
+  int64_t feeds_layer = -1;  // whose feed-forward matrix it is; gate, up and down follow each other
+  bool is_embedding = false;
   int64_t n_elements() const {
     int64_t n = 1;
     for (const int64_t extent : shape) n *= extent;
@@ -83,6 +89,19 @@ void join_projections(const ModelConfig& config, Weights& weights);
 // What fills these tensors for a synthetic model: matrices of standard deviation 1 / sqrt(inputs), so
 // that activations keep their size, norms of one, biases of a tenth.
 std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& tensors);
+
+// Elements from one tensor's beginning to the next one's at least, in blocks beside a GPU: for the widest loads
+// (256 bytes).
+constexpr int64_t aligned_elements(int64_t n) { return (n + 127) / 128 * 128; }
+// Whether a tensor stays in host memory (ModelConfig::host_layers).
+bool stays_on_host(const ModelConfig& config, const WeightTensor& tensor);
+// Bytes of a layer's feed-forward matrices, as they lie beside a GPU.
+int64_t feed_forward_bytes(const ModelConfig& config, int64_t layer);
+// Bytes of all tensors that stay in host memory; and of those of one layer, the most of any.
+int64_t host_weight_bytes(const ModelConfig& config);
+int64_t largest_host_layer_bytes(const ModelConfig& config);
+// The fewest host_layers with which so many bytes less of device memory would be needed; 0: no number is enough.
+int64_t host_layers_to_free(ModelConfig config, int64_t bytes);
 
 // Parameters that a model of this configuration has; tied embeddings count once.
 int64_t parameter_count(const ModelConfig& config);

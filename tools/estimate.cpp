@@ -131,9 +131,9 @@ struct FloorFlags {
     Floor floor;
     floor.n = n;
     floor.bytes = step_bytes(request.config, plan, hit_rate);
-    if (floor.bytes.link > 0 && !link) {
-      fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values "
-           "live on the host");
+    if (floor.bytes.link + floor.bytes.link_weights > 0 && !link) {
+      fail(ErrorKind::kUsage, "--device-bandwidth: expected --link-bandwidth beside it, as values or "
+           "weights live on the host");
     }
     if (floor.bytes.host > 0 && !host) {
       fail(ErrorKind::kUsage, "--device-bandwidth: expected --host-bandwidth beside it, as the host "
@@ -169,8 +169,9 @@ void print(const Floor& floor, const Console& console) {
       "floor, {} sequence{}: {} with fetches beside the rest{}, {} one after the other (computed)", n,
       n == 1 ? "" : "s", text(step.overlapped),
       step.link_bound ? " (link-bound)" : step.host_bound ? " (host-bound)" : "", text(step.serial));
-  console.info("  a step moves {} of weights{}, and per sequence {} on the device, {} over the link{}",
-               format_bytes(bytes.weights_read(n)),
+  console.info("  a step moves {} of weights{}{}, and per sequence {} on the device, {} over the link{}",
+               format_bytes(bytes.weights_read(n) + bytes.link_weights_read(n)),
+               bytes.link_weights > 0 ? ", " + format_bytes(bytes.link_weights_read(n)) + " of those over the link" : "",
                bytes.shared > 0 ? ", " + format_bytes(bytes.shared) + " of the shared prompt's index" : "",
                format_bytes(bytes.device), format_bytes(bytes.link),
                bytes.host > 0 ? ", " + format_bytes(bytes.host) + " on the host" : "");
@@ -185,6 +186,7 @@ Json floor_json(const Floor& floor, double hit_rate) {
   return {{"sequences", n},
           {"hit_rate", hit_rate},
           {"weight_bytes", bytes.weights_read(n)},
+          {"link_weight_bytes", bytes.link_weights_read(n)},
           {"head_bytes", bytes.head},
           {"expert_bytes", bytes.experts},  // of the model; a step reads some of them
           {"expert_share", bytes.expert_share},
@@ -239,7 +241,8 @@ int command_estimate(int argc, char** argv) {
   if (n_prompt <= 0) fail(ErrorKind::kUsage, "--tokens: expected more than 0, found {}", n_prompt);
 
   PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
-  request.weight_bytes = parameter_count(config) * static_cast<int64_t>(sizeof(bf16));
+  request.weight_bytes =
+      parameter_count(config) * static_cast<int64_t>(sizeof(bf16)) - host_weight_bytes(config);
   request.weights_resident = false;
   request.this_machine = options.host_memory == 0;  // else it stands for another one
   request.n_prompt = n_prompt;

@@ -142,8 +142,9 @@ nlohmann::ordered_json planned_memory_json(const MemoryReport& m) {
             {"activations", m.device.activations},
             {"total", m.device.total()}}},
           {"host_bytes",
-           {{"values", m.host.values},
+           {{"weights", m.host.weights},
             {"keys", m.host.keys},
+            {"values", m.host.values},
             {"staging", m.host.staging},
             {"total", m.host.total()}}},
           {"process_bytes", m.process},
@@ -223,7 +224,8 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
   }
   const MemoryReport& m = plan.memory;
   row(console, "memory plan", "device", "host");
-  row(console, "weights", format_bytes(m.device.weights), "");
+  row(console, "weights", format_bytes(m.device.weights),
+      m.host.weights > 0 ? format_bytes(m.host.weights) : "");
   row(console, "keys", format_bytes(m.device.keys), format_bytes(m.host.keys));
   row(console, "values", m.device.values > 0 ? format_bytes(m.device.values) : "",
       format_bytes(m.host.values));

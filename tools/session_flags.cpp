@@ -22,7 +22,7 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
              "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
              "DIR");
   flags.uses("--model", Flags::FileUse::kReadModel, [this] { return directory; });
-  add_model_options(flags, backend_, device_, n_threads, reach_);
+  add_model_options(flags, backend_, device_, n_threads, reach_, host_layers_);
 }
 
 BackendKind ModelFlags::backend() const {
@@ -54,6 +54,7 @@ std::shared_ptr<Model> ModelFlags::open() const {
 ModelConfig ModelFlags::config() const {
   ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
   set_reach(config, reach_);
+  set_host_layers(config, host_layers_, backend());
   return config;
 }
 
@@ -61,7 +62,8 @@ ModelOptions ModelFlags::options() const {
   return {.backend = backend_,
           .n_threads = static_cast<int>(n_threads),
           .device = static_cast<int>(device_),
-          .reach = reach_};
+          .reach = reach_,
+          .host_layers = host_layers_};
 }
 
 void add_session_flags(Flags& flags, SessionOptions& options) { add_session_options(flags, options); }

@@ -36,6 +36,7 @@ struct ModelFlags {
   BackendKind backend_ = BackendKind::kAuto;
   int64_t device_ = 0;
   ReachOptions reach_;
+  int64_t host_layers_ = 0;
 };
 
 // Fills `options`, which must outlive `flags`.

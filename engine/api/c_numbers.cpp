@@ -43,6 +43,7 @@ const Number<MemoryPlan> kOfPlan[] = {
     {"exact", value_of<&MemoryPlan::exact>},
     {"activations", value_of<&MemoryPlan::activations>},
     {"device-total", value_of<&MemoryPlan::device_total>},
+    {"host-weights", value_of<&MemoryPlan::host_weights>},
     {"host-keys", value_of<&MemoryPlan::host_keys>},
     {"host-values", value_of<&MemoryPlan::host_values>},
     {"host-staging", value_of<&MemoryPlan::host_staging>},

@@ -87,6 +87,7 @@ v0::MemoryPlan to_public(const SessionPlan& plan) {
   p.exact = m.device.exact;
   p.activations = m.device.activations;
   p.device_total = m.device.total();
+  p.host_weights = m.host.weights;
   p.host_keys = m.host.keys;
   p.host_values = m.host.values;
   p.host_staging = m.host.staging;
@@ -117,7 +118,8 @@ Engine::Engine(const std::string& directory, const Options& options) try {
     auto model = Model::open(directory, {.backend = settings.backend,
                                          .n_threads = static_cast<int>(settings.n_threads),
                                          .device = static_cast<int>(settings.device),
-                                         .reach = settings.reach});
+                                         .reach = settings.reach,
+                                         .host_layers = settings.host_layers});
     return std::make_shared<detail::EngineState>(directory, options, std::move(model),
                                                  Tokenizer::load(directory));
   });

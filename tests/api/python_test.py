@@ -544,6 +544,9 @@ class Batches(unittest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
 
 
+MANY = 14000  # tokens that no machine computes before a signal comes
+
+
 class Signals(unittest.TestCase):
     """What handlers raise while C computes, Ctrl-C above all, is neither lost nor late."""
 
@@ -552,7 +555,7 @@ class Signals(unittest.TestCase):
         cls.engine = tiercel.Engine(MODEL, backend="cpu", threads=2)
         cls.prompt = cls.engine.tokenize(PROMPT)
         cls.long = cls.prompt * 400
-        cls.options = {"budget": 128, "n_predict": 4000, "ignore_eos": True}
+        cls.options = {"budget": 128, "n_predict": MANY, "ignore_eos": True}
 
     def setUp(self):
         # A program in a shell's background ignores it.
@@ -587,9 +590,9 @@ class Signals(unittest.TestCase):
     def test_ctrl_c_stops_what_comes_behind_a_prompt(self):
         expected = self.prompt + self.prefilled().generate(600).tokens
         session = self.prefilled()
-        self.assert_interrupted(lambda: session.generate(4000))
+        self.assert_interrupted(lambda: session.generate(MANY))
         n = session.n_tokens
-        self.assertTrue(len(self.prompt) < n < len(self.prompt) + 4000, n)
+        self.assertTrue(len(self.prompt) < n < len(self.prompt) + MANY, n)
         self.assertEqual(session.finish_reason, "stopped")
         session.generate(5)  # from there on
         self.assertEqual(session.n_tokens, n + 5)
@@ -597,12 +600,12 @@ class Signals(unittest.TestCase):
         self.assertEqual(session.tokens[:both], expected[:both])
 
         session = self.prefilled()
-        self.assert_interrupted(lambda: list(session.stream(4000)))
+        self.assert_interrupted(lambda: list(session.stream(MANY)))
         n = session.n_tokens
-        self.assertTrue(n < len(self.prompt) + 4000, n)
+        self.assertTrue(n < len(self.prompt) + MANY, n)
         for call in (session.append, session.score):
             n = session.n_tokens
-            more = self.long[:4000 - (n - len(self.prompt))]
+            more = self.long[:MANY - (n - len(self.prompt))]
             self.assert_interrupted(lambda: call(more))
             self.assertTrue(n < session.n_tokens < n + len(more), session.n_tokens)
             self.assertEqual(session.tokens[n:], more[: session.n_tokens - n])
@@ -625,7 +628,7 @@ class Signals(unittest.TestCase):
             self.assertEqual(self.engine.restore(path).tokens, session.tokens)
         with self.engine.batch(max_prompt=1000, **self.options) as batch:
             heard = []
-            request = batch.submit(self.prompt, 4000, lambda p: heard.append(p.token) or True)
+            request = batch.submit(self.prompt, MANY, lambda p: heard.append(p.token) or True)
             self.assert_interrupted(request.wait)
             request.cancel()
             self.assertEqual(request.wait().tokens, heard)
@@ -649,9 +652,9 @@ class Signals(unittest.TestCase):
 
     def test_calls_in_callbacks(self):
         session, inner = self.prefilled(), self.prefilled()
-        self.assert_interrupted(lambda: session.generate(4000, lambda p: inner.generate(4000)))
+        self.assert_interrupted(lambda: session.generate(MANY, lambda p: inner.generate(MANY)))
         self.assertEqual(session.n_tokens, len(self.prompt) + 1)
-        self.assertLess(inner.n_tokens, len(self.prompt) + 4000)
+        self.assertLess(inner.n_tokens, len(self.prompt) + MANY)
         start = time.monotonic()
         self.assert_interrupted(lambda: session.generate(9, lambda p: time.sleep(60)))
         self.assertLess(time.monotonic() - start, 30)
@@ -671,7 +674,7 @@ class Signals(unittest.TestCase):
                         signal.signal(signal.SIGALRM, raise_late))
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with self.assertRaises(Late):
-            session.generate(4000)
+            session.generate(MANY)
         self.assertIs(signal.getsignal(signal.SIGALRM), raise_late)
 
         # One that raises nothing stops nothing, and is not put off until the end.

@@ -329,6 +329,41 @@ TEST(Estimate, ExpertsAreReadInPart) {
               experts * ((1 - share) - std::pow(1 - share, n)), 2);
 }
 
+// What a plan says would help does, and where weights go is in table, JSON and floor.
+TEST(Estimate, WeightsInHostMemory) {
+  const auto estimate = [](std::vector<std::string> more) {
+    std::vector<std::string> flags = {"estimate", "--synthetic", "llama-3.1-8b", "--tokens", "300000",
+                                      "--host-memory", "4TiB", "--device-memory", "18GiB", "--json"};
+    flags.insert(flags.end(), more.begin(), more.end());
+    return run({.arguments = std::move(flags)});
+  };
+  const Result refused = estimate({"--backend", "cuda"});
+  EXPECT_EQ(refused.code, 3) << refused.err;
+  const size_t at = refused.err.find("--host-layers ");
+  ASSERT_NE(at, std::string::npos) << refused.err;
+  const std::string layers = refused.err.substr(at + 14, refused.err.find(')', at) - at - 14);
+  const Result helped = estimate({"--backend", "cuda", "--host-layers", layers});
+  ASSERT_EQ(helped.code, 0) << helped.err;
+  const Json memory = Json::parse(helped.out)["memory"];
+  const int64_t on_host = memory["host_bytes"]["weights"];
+  EXPECT_EQ(on_host, std::stoll(layers) * 3 * 14336 * 4096 * 2 + int64_t{128256} * 4096 * 2);
+  EXPECT_TRUE(contains(helped.err, format_bytes(on_host))) << helped.err;
+  std::vector<std::string> floor = {"--backend", "cuda", "--host-layers", "all", "--value-home", "device",
+                                    "--device-bandwidth", "3000", "--device-memory", "60GiB"};
+  EXPECT_TRUE(contains(estimate(floor).err, "expected --link-bandwidth"));
+  floor.insert(floor.end(), {"--link-bandwidth", "50"});
+  const Result timed = estimate(floor);
+  ASSERT_EQ(timed.code, 0) << timed.err;
+  const Json one = Json::parse(timed.out)["floors"][0];
+  const double over_link = one["link_weight_bytes"];
+  EXPECT_EQ(over_link, 32.0 * 3 * 14336 * 4096 * 2);
+  EXPECT_NEAR(one["overlapped_seconds"].get<double>(), over_link / 50e9, 1e-9);
+  EXPECT_TRUE(contains(timed.err, format_bytes(static_cast<int64_t>(over_link)) + " of those over the link"));
+  const Result on_cpu = estimate({"--backend", "cpu", "--host-layers", "1"});
+  EXPECT_EQ(on_cpu.code, 2);
+  EXPECT_TRUE(contains(on_cpu.err, "--host-layers: on a CPU")) << on_cpu.err;
+}
+
 TEST(Usage, SaysWhatMayHaveBeenMeant) {
   const auto error = [](std::vector<std::string> words) {
     const Result result = run({.arguments = std::move(words)});

@@ -63,6 +63,29 @@ TEST(CostModel, ExpertsAreReadInPart) {
   EXPECT_DOUBLE_EQ(floor.overlapped, static_cast<double>(bytes.weights_read(3) + 3 * bytes.device) / 4e12);
 }
 
+// Weights in host memory come over the link: all of a dense layer's, of experts those that are chosen.
+TEST(CostModel, WeightsInHostMemory) {
+  for (const char* name : {"llama-3.1-8b", "qwen3-30b-a3b-1m"}) {
+    ModelConfig config = known_model(name);
+    SessionOptions options;
+    options.attention = AttentionMode::kDense;
+    const StepBytes before = step_bytes(config, make_plan(request_for(config, options, 32768)), 0);
+    set_host_layers(config, config.n_layers / 4, BackendKind::kCuda);
+    const StepBytes bytes = step_bytes(config, make_plan(request_for(config, options, 32768)), 0);
+    EXPECT_EQ(bytes.link_weights, config.n_layers / 4 * feed_forward_bytes(config, 0));
+    EXPECT_EQ(bytes.link_experts, config.experts.n > 0 ? bytes.link_weights : 0);
+    for (const int64_t n : {1, 5}) {
+      EXPECT_NEAR(static_cast<double>(bytes.weights_read(n) + bytes.link_weights_read(n)),
+                  static_cast<double>(before.weights_read(n)), 2);
+    }
+    const StepFloor floor = step_floor(bytes, {4e12, 5e10}, 5);
+    const double link = static_cast<double>(bytes.link_weights_read(5)) / 5e10;
+    EXPECT_TRUE(floor.link_bound);
+    EXPECT_DOUBLE_EQ(floor.overlapped, link);
+    EXPECT_NEAR(floor.joined, link + static_cast<double>(bytes.weights_read(5) + 5 * bytes.device) / 4e12, 1e-6);
+  }
+}
+
 // Landmarks of a shared prompt are read once for all who are behind it, what they select once for each.
 TEST(CostModel, BehindASharedPrompt) {
   const ModelConfig config = known_model("llama-3.1-8b");

@@ -68,9 +68,15 @@ constexpr const char* kModels[] = {"llama",         "llama_biases",  "llama_evic
                                    "qwen2_window",  "qwen3",         "qwen3_dual_chunk",
                                    "mixtral",       "qwen3_moe"};
 
-std::shared_ptr<Model> open_model(const std::string& name, BackendKind backend = kBackend, int n_threads = 2) {
+std::shared_ptr<Model> open_model(const std::string& name, BackendKind backend = kBackend, int n_threads = 2,
+                                  int64_t host_layers = 0) {
   return Model::open(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + name,
-                     {.backend = backend, .n_threads = n_threads});
+                     {.backend = backend, .n_threads = n_threads, .host_layers = host_layers});
+}
+
+// Where weights are is no matter of what is computed.
+int64_t draw_host_layers(Draw& draw) {
+  return kBackend == BackendKind::kCpu ? 0 : draw.one_of<int64_t>({0, 1, kAllLayers});
 }
 
 // A preset with small windows, of which each setting may be another one: not every draw is legal.
@@ -209,7 +215,7 @@ class Walk {
         case_(c),
         expected_(expected),
         file_((fs::temp_directory_path() / fmt::format("tiercel-walk-{}", ::getpid())).string()),
-        session_(prefilled(open_model(c.name, kBackend, static_cast<int>(draw.between(1, 3))), c)) {}
+        session_(prefilled(another(draw, c.name), c)) {}
   ~Walk() { fs::remove(file_); }
 
   void run() {
@@ -227,6 +233,11 @@ class Walk {
   }
 
  private:
+  static std::shared_ptr<Model> another(Draw& draw, const std::string& name) {
+    const auto n_threads = static_cast<int>(draw.between(1, 3));
+    return open_model(name, kBackend, n_threads, draw_host_layers(draw));
+  }
+
   int64_t at() const { return case_.n_prompt + done_; }
 
   void check(const char* behind) {
@@ -452,7 +463,7 @@ TEST(Differential, SequencesAmongOthers) {
   for (int i = 0; i < n_cases() && !HasFailure(); ++i) {
     Draw draw(~test::seed() + static_cast<uint64_t>(i));
     const std::string name = kModels[draw.between(0, std::ssize(kModels) - 1)];
-    const auto model = open_model(name);
+    const auto model = open_model(name, kBackend, 2, draw_host_layers(draw));
     const SessionOptions options = draw_options(draw);
     const int64_t n_sequences = draw.between(1, 10);
     const int64_t n_prefix = draw.chance(0.5) ? draw.between(1, kLongestPrompt) : 0;

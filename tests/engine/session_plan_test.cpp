@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include "engine/base/check.h"
+#include "engine/known_models.h"
 #include "engine/session.h"
 #include "engine/session_plan.h"
+#include "engine/weights.h"
 #include "tests/engine/recall.h"
 
 namespace tiercel {
@@ -54,21 +56,91 @@ TEST(SessionPlan, ACpuAttendsInPlace) {
   for (const auto& change : not_in_place) EXPECT_GT(plan_of(change).memory.host.values, 0);
 }
 
-// What does not fit says what the smallest of the codecs would need.
+// What does not fit says what the smallest of the codecs would need: none on the device, where the host has room
+// for them.
 TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   auto m = model();
-  const auto needed = [&](KeyCodec codec) {
+  const auto needed = [&](KeyCodec codec, int64_t host_memory) {
     SessionOptions options;
     options.selection.key_codec = codec;
     options.device_memory = 1 << 20;
+    options.host_memory = host_memory;
     std::string message;
     EXPECT_EQ(kind_of([&] { Session::plan(*m, options, 500000, 100); }, &message),
               ErrorKind::kDoesNotFit);
     return message.substr(0, message.find(" of device memory"));
   };
-  const std::string least = needed(KeyCodec::kInt4);
-  EXPECT_NE(least, needed(KeyCodec::kLowRank));
-  EXPECT_EQ(least, needed(KeyCodec::kAuto));
+  const std::string least = needed(KeyCodec::kExact, 0), of_codes = needed(KeyCodec::kInt4, 0);
+  EXPECT_NE(least, of_codes);
+  EXPECT_NE(of_codes, needed(KeyCodec::kLowRank, 0));
+  EXPECT_EQ(least, needed(KeyCodec::kAuto, 0));
+  EXPECT_EQ(of_codes, needed(KeyCodec::kAuto, 1 << 20));
+}
+
+// Keys that no codec makes small enough for the device are fetched as values are.
+TEST(SessionPlan, KeysLeaveADeviceThatIsTooSmall) {
+  auto m = model();
+  const auto plan_for = [&](KeyCodec codec, int64_t device_memory) {
+    SessionOptions options;
+    options.selection.key_codec = codec;
+    options.device_memory = device_memory;
+    return Session::plan(*m, options, 50000, 100);
+  };
+  const int64_t low_rank = plan_for(KeyCodec::kLowRank, 0).memory.device.total();
+  const int64_t int4 = plan_for(KeyCodec::kInt4, 0).memory.device.total();
+  const int64_t too_few = std::min(low_rank, int4) - 1;
+  const SessionPlan plan = plan_for(KeyCodec::kAuto, too_few);
+  EXPECT_EQ(plan.options.selection.key_codec, KeyCodec::kExact);
+  EXPECT_GT(plan.memory.host.keys, 0);
+  EXPECT_LE(plan.memory.device.total(), too_few);
+  EXPECT_NE(plan_for(KeyCodec::kAuto, too_few + 1).options.selection.key_codec, KeyCodec::kExact);
+}
+
+// Weights that leave the device are in the plan where they go, and a plan that is too large says how many
+// layers' would be enough.
+TEST(SessionPlan, WeightsStayInHostMemory) {
+  const auto plan_with = [](int64_t host_layers, int64_t device_memory, std::string* message) {
+    ModelConfig config = known_model("llama-3.1-8b");
+    set_host_layers(config, host_layers, BackendKind::kCuda);
+    PlanRequest request{.config = config, .backend = BackendKind::kCuda, .options = {}};
+    request.weight_bytes = 2 * parameter_count(config) - host_weight_bytes(config);
+    request.weights_resident = request.this_machine = false;
+    request.options.device_memory = device_memory;
+    request.n_prompt = 300000;
+    const SessionPlan plan = make_plan(request);
+    if (message != nullptr) kind_of([&] { check_limits(request, plan); }, message);
+    return plan.memory;
+  };
+  constexpr int64_t kLayer = int64_t{3} * 14336 * 4096 * 2, kEmbedding = int64_t{128256} * 4096 * 2;
+  const MemoryReport none = plan_with(0, 0, nullptr), some = plan_with(5, 0, nullptr),
+                     all = plan_with(kAllLayers, 0, nullptr);
+  EXPECT_EQ(none.host.weights, 0);
+  EXPECT_EQ(some.host.weights, 5 * kLayer + kEmbedding);
+  EXPECT_EQ(all.host.weights, 32 * kLayer + kEmbedding);
+  for (const MemoryReport& m : {some, all}) {
+    EXPECT_EQ(m.device.weights + m.host.weights, none.device.weights);
+    EXPECT_EQ(m.device.activations, none.device.activations + kLayer);  // of the layer that a prompt is in
+    EXPECT_EQ(m.host.total() - m.host.weights, none.host.total());
+  }
+  // Without its keys and 13 GiB of 15.0 it fits.
+  constexpr int64_t kDevice = int64_t{18} << 30;
+  std::string message;
+  plan_with(0, kDevice, &message);
+  const size_t at = message.find("(--host-layers ");
+  ASSERT_NE(at, std::string::npos) << message;
+  const int64_t enough = std::stoll(message.substr(at + 15));
+  ASSERT_GT(enough, 1);
+  EXPECT_LE(plan_with(enough, kDevice, nullptr).device.total(), kDevice);
+  EXPECT_GT(plan_with(enough - 1, kDevice, &message).device.total(), kDevice);
+  EXPECT_NE(message.find(fmt::format("(--host-layers {})", enough)), std::string::npos) << message;
+  // Where nothing is enough, nothing is said.
+  plan_with(0, int64_t{4} << 30, &message);
+  EXPECT_EQ(message.find("--host-layers"), std::string::npos) << message;
+
+  ModelConfig config = known_model("llama-3.1-8b");
+  EXPECT_EQ(kind_of([&] { set_host_layers(config, 33, BackendKind::kCuda); }, &message), ErrorKind::kUsage);
+  EXPECT_NE(message.find("0 to 32 layers, or all, found 33"), std::string::npos) << message;
+  EXPECT_EQ(kind_of([&] { set_host_layers(config, 1, BackendKind::kCpu); }, &message), ErrorKind::kUsage);
 }
 
 // A short prompt is turned by long factors because of what may come behind it: nobody would guess that.

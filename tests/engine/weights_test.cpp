@@ -18,6 +18,42 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Layers that feed from host memory are spread evenly, and what stays there is counted as it will lie.
+TEST(HostLayers, WhatStaysInHostMemory) {
+  for (const char* name : {"llama", "llama_tied", "llama_biases", "phi3_partial", "mixtral", "qwen3_moe_sparse_step"}) {
+    ModelConfig config = load_config(TIERCEL_SOURCE_DIR "/tests/golden/models/" + std::string(name));
+    for (int64_t n = 0; n <= config.n_layers; ++n) {
+      set_host_layers(config, n, BackendKind::kCuda);
+      config.host_layers = n;
+      Weights weights;
+      int64_t bytes = 0, largest = 0, n_feed = 0;
+      std::vector<int64_t> of_layer(static_cast<size_t>(config.n_layers));
+      for (const WeightTensor& tensor : weight_tensors(config, weights)) {
+        if (!stays_on_host(config, tensor)) continue;
+        const int64_t its = 2 * aligned_elements(tensor.n_elements());
+        bytes += its;
+        EXPECT_EQ(tensor.shape.size(), 2u) << tensor.name;
+        if (tensor.feeds_layer >= 0) of_layer[static_cast<size_t>(tensor.feeds_layer)] += its;
+      }
+      for (const int64_t its : of_layer) {
+        largest = std::max(largest, its);
+        n_feed += its > 0 ? 1 : 0;
+      }
+      EXPECT_EQ(n_feed, n) << name;
+      EXPECT_EQ(host_weight_bytes(config), bytes) << name << ", " << n;
+      EXPECT_EQ(largest_host_layer_bytes(config), largest) << name << ", " << n;
+    }
+    set_host_layers(config, kAllLayers, BackendKind::kCuda);
+    EXPECT_EQ(config.host_layers, config.n_layers);
+  }
+  ModelConfig config;
+  config.n_layers = 7;
+  config.host_layers = 3;
+  std::string spread;
+  for (int64_t layer = 0; layer < 7; ++layer) spread += config.feeds_from_host(layer) ? 'h' : '.';
+  EXPECT_EQ(spread, "..h.h.h");
+}
+
 class DamagedModel : public testing::Test {
  protected:
   void SetUp() override {

@@ -51,6 +51,7 @@ constexpr Stage kStages[] = {
     {"lowrank/fit", run_fit},
     {"linear", run_linear},
     {"experts", run_experts},
+    {"host_weights", run_host_weights},
     {"elementwise", run_elementwise},
 };
 

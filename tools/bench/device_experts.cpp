@@ -1,8 +1,10 @@
-// A layer of Qwen3-30B-A3B: 8 of 128 experts, for one token and for those of a prompt.
+// A layer of Qwen3-30B-A3B: 8 of 128 experts, for one token and for those of a prompt; and with weights that stay in
+// host memory.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/experts.h"
@@ -15,7 +17,11 @@ constexpr int32_t kChosen = 8;
 // Tokens are others in every call, so that few of them find their experts' weights in the cache.
 constexpr int64_t kSets = 16;
 
+// Matrices: Noise, or PinnedNoise.
+template <typename Matrices>
 struct Layer {
+  static constexpr bool kOnHost = std::is_same_v<Matrices, PinnedNoise>;
+
   explicit Layer(Device& device)
       : n_experts(static_cast<int32_t>(device.size(128, 16))),
         width(device.size(2048, 128)),
@@ -55,7 +61,7 @@ struct Layer {
             .normalise = true,
             .routes = routes()};
   }
-  ExpertMatrices matrices(const Noise& noise) const { return {nullptr, noise.data(), width * inner}; }
+  ExpertMatrices matrices(const Matrices& noise) const { return {nullptr, noise.data(), width * inner}; }
   MixExpertsParams mix(int64_t n_tokens, bool alone) const {
     return {.x = x.data(),
             .out = out.data(),
@@ -85,14 +91,18 @@ struct Layer {
 
   int32_t n_experts;
   int64_t width, inner, max_tokens;
-  Noise gate, up, down, x, out, gated, mixed;
+  Matrices gate, up, down;
+  Noise x, out, gated, mixed;
   Array<float> logits, weights;
   Array<int32_t> pairs, starts;
 };
 
-void measure(Device& device, const Layer& layer, int64_t n_tokens, bool alone) {
-  const std::string shape = fmt::format("{} tokens{}, {} of {} experts of {} x {}", n_tokens, alone ? " alone" : "",
-                                        kChosen, layer.n_experts, layer.inner, layer.width);
+template <typename Matrices>
+void measure(Device& device, const Layer<Matrices>& layer, int64_t n_tokens, bool alone) {
+  constexpr bool kOnHost = Layer<Matrices>::kOnHost;
+  const std::string shape =
+      fmt::format("{} tokens{}, {} of {} experts of {} x {}{}", n_tokens, alone ? " alone" : "", kChosen,
+                  layer.n_experts, layer.inner, layer.width, kOnHost ? ", in host memory" : "");
   const double values = 3 * static_cast<double>(layer.width * layer.inner);  // of an expert
   const double route_us =
       device.time_us([&](int64_t i) { cuda::route_experts(device.stream(), layer.route(i, n_tokens)); });
@@ -105,10 +115,12 @@ void measure(Device& device, const Layer& layer, int64_t n_tokens, bool alone) {
     cuda::route_experts(device.stream(), layer.route(i, n_tokens));
     cuda::mix_experts(device.stream(), layer.mix(n_tokens, alone));
   });
+  const double read = 2 * values * layer.active(device, n_tokens);
   device.report({.name = "route, mix",
                  .shape = shape,
                  .us = both_us,
-                 .bytes = 2 * values * layer.active(device, n_tokens),
+                 .bytes = kOnHost ? 0 : read,
+                 .link_bytes = kOnHost ? read : 0,
                  .flops = 2 * values * static_cast<double>(n_tokens * kChosen)});
   device.expect_finite("mix_experts " + shape, layer.mixed.data(), n_tokens * kChosen * layer.width);
 }
@@ -116,7 +128,13 @@ void measure(Device& device, const Layer& layer, int64_t n_tokens, bool alone) {
 }  // namespace
 
 void run_experts(Device& device) {
-  const Layer layer(device);
+  {
+    const Layer<PinnedNoise> on_host(device);
+    for (const int64_t n : {1, 4, 16, 64}) {
+      if (n <= on_host.max_tokens) measure(device, on_host, n, true);
+    }
+  }
+  const Layer<Noise> layer(device);
   for (const int64_t n : {1, 2, 4, 8, 16, 32, 64}) {
     if (n <= layer.max_tokens) measure(device, layer, n, true);
   }

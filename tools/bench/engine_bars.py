@@ -82,7 +82,8 @@ class Bars:
         missed = 1 - floor["expert_share"]
         weights = floor["weight_bytes"] + floor["expert_bytes"] * (missed ** floor["sequences"] - missed**n)
         device = weights + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
-        return device / self.ceilings["copy"], n * floor["link_bytes_per_sequence"] / self.ceilings["link"]
+        link = floor["link_weight_bytes"] + n * floor["link_bytes_per_sequence"]
+        return device / self.ceilings["copy"], link / self.ceilings["link"]
 
     def row(self, what, measured, bound="", result="", bar="", met=None):
         self.rows.append([what, measured, bound, result, bar, {None: "", True: "met", False: "NOT MET"}[met]])
@@ -167,8 +168,21 @@ class Bars:
         self.step_row(f"step behind {tokens}, hit rate 0.9", rows[1]["token_p50_seconds"],
                       self.step_floor(tokens, 0.9, *HOST))
 
+    def host_layers(self):
+        """Feed-forward weights in host memory: a prompt should hide them, a step cannot."""
+        tokens = self.tokens(32768)
+        flags = ["-p", tokens, "-n", STEPS, "-r", 1, "--prefill", "dense", "--imposed-hit-rate", 0.9, *HOST]
+        seconds = {}
+        for layers in ("0", "all"):
+            prompt, steps = self.bench(*flags, "--host-layers", layers)
+            seconds[layers] = prompt["avg_ns"] * 1e-9
+            floor = self.step_floor(tokens, 0.9, *HOST, "--host-layers", layers)
+            self.step_row(f"step behind {tokens}, host layers: {layers}", steps["token_p50_seconds"], floor)
+        self.row(f"dense prefill, {tokens} tokens, host layers: all", f"{seconds['all']:.2f} s", f"{seconds['0']:.2f} s",
+                 f"{seconds['all'] / seconds['0']:.2f} x")
+
     def all(self):
-        for part in (self.decode, self.batch, self.behind, self.prefill, self.million):
+        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_layers):
             if self.arguments.only and self.arguments.only not in part.__name__:
                 continue
             try:
@@ -188,7 +202,7 @@ def main():
     parser.add_argument("--shape", default="llama-3.1-8b", choices=SHAPES)
     parser.add_argument("--scale", type=int, default=1, help="divides all lengths")
     parser.add_argument("--limit", type=int, default=240, help="seconds of one measurement")
-    parser.add_argument("--only", default="", help="decode, batch, behind, prefill or million")
+    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million or host_layers")
     arguments = parser.parse_args()
     with open(arguments.ceilings, encoding="utf-8", errors="replace") as log:
         bars = Bars(arguments, ceilings_of(log.read()))

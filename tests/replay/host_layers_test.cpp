@@ -1,0 +1,158 @@
+// Weights that stay in host memory beside a device are the same weights: prompts, which have them brought over
+// layer by layer, and steps, which read them where they are, give what they give with all of them on the device,
+// bit by bit.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/batch.h"
+#include "engine/session.h"
+#include "offload/layout.h"
+#include "tests/engine/add_prefilled.h"
+#include "tests/engine/two_tiers.h"
+#include "tests/seed.h"
+
+namespace tiercel {
+namespace {
+
+#if defined(TIERCEL_EMULATED)
+constexpr int64_t kPrompt = 90, kSteps = 6, kAppended = 12;
+#else
+constexpr int64_t kPrompt = 2000, kSteps = 60, kAppended = 200;
+#endif
+constexpr int64_t kTwoRuns = kDenseTail + 40;  // of which the tail is one
+
+std::shared_ptr<Model> tiny(const std::string& name, int64_t host_layers) {
+  return Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name,
+                     {.backend = BackendKind::kCuda, .host_layers = host_layers});
+}
+
+std::vector<int32_t> random_ids(const Model& model, int64_t n, uint64_t salt = 0) {
+  std::mt19937_64 random(test::seed() + salt);
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  for (int32_t& id : ids) {
+    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
+  }
+  return ids;
+}
+
+std::span<const int32_t> part(const std::vector<int32_t>& ids, int64_t first, int64_t n) {
+  return std::span(ids).subspan(static_cast<size_t>(first), static_cast<size_t>(n));
+}
+
+void keep(std::vector<float>& all, std::span<const float> logits) { all.insert(all.end(), logits.begin(), logits.end()); }
+
+// A prompt; steps, of which the later ones are recorded; and more rows than a step has.
+std::vector<float> logits_of(const std::string& name, int64_t host_layers, AttentionMode mode, int64_t n_prompt) {
+  const auto model = tiny(name, host_layers);
+  SessionOptions options = test::two_tiers();
+  options.attention = mode;
+  options.prefill = n_prompt > kDenseTail ? PrefillMode::kSelect : PrefillMode::kDense;
+  options.selection.budget = 32;
+  options.selection.recent = 16;
+  options.selection.outliers = 1;
+  const std::vector<int32_t> ids = random_ids(*model, n_prompt + kSteps + kAppended);
+  std::vector<float> all;
+  const SessionPlan plan = Session::plan(*model, options, n_prompt, kSteps + kAppended);
+  EXPECT_EQ(plan.memory.host.weights > 0, host_layers != 0);
+  auto session = Session::open(model, plan);
+  EXPECT_TRUE(session->prefill(part(ids, 0, n_prompt), {}));
+  keep(all, session->logits());
+  for (int64_t i = 0; i < kSteps; ++i) session->step(ids[static_cast<size_t>(n_prompt + i)]);
+  keep(all, session->logits());
+  EXPECT_TRUE(session->append(part(ids, n_prompt + kSteps, kAppended), {}));
+  keep(all, session->logits());
+  return all;
+}
+
+TEST(HostLayers, SessionsHaveTheBitsOfWeightsOnTheDevice) {
+  const auto expect_same = [](const char* name, int64_t host_layers, AttentionMode mode, int64_t n_prompt = kPrompt) {
+    const std::vector<float> on_device = logits_of(name, 0, mode, n_prompt);
+    EXPECT_EQ(logits_of(name, host_layers, mode, n_prompt), on_device) << name << ", " << host_layers;
+  };
+  expect_same("llama", 1, AttentionMode::kShadow);
+  expect_same("llama", kAllLayers, AttentionMode::kShadow, kTwoRuns);
+  for (const char* name : {"llama_tied", "phi3_partial", "mixtral"}) {
+    expect_same(name, kAllLayers, AttentionMode::kShadow);
+  }
+  // Here nothing but the products themselves keeps the host from being layers ahead.
+  for (const char* name : {"llama", "llama_biases", "qwen3_moe_sparse_step"}) {
+    expect_same(name, kAllLayers, AttentionMode::kDense);
+  }
+}
+
+// A layer's weights arrive neither before the layer before has been computed nor after they are needed, whenever
+// queues get to their work.
+TEST(HostLayers, LayersWaitForTheirWeights) {
+  std::vector<float> expected;
+  const auto model = tiny("llama", kAllLayers);
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  const std::vector<int32_t> ids = random_ids(*model, 20);
+  for (int i = 0; i < 40; ++i) {
+    const auto session = Session::open(model, Session::plan(*model, options, std::ssize(ids), 1));
+    EXPECT_TRUE(session->prefill(ids, {}));
+    const auto logits = session->logits();
+    if (expected.empty()) expected.assign(logits.begin(), logits.end());
+    EXPECT_TRUE(std::ranges::equal(logits, expected)) << i;
+  }
+}
+
+// Prompts that take turns need each other's place for another layer, while steps of others are taken.
+TEST(HostLayers, PromptsThatTakeTurns) {
+  for (const char* name : {"llama", "qwen3_moe"}) {
+    std::vector<float> logits[2];
+    for (const bool on_host : {false, true}) {
+      const auto model = tiny(name, on_host ? kAllLayers : 0);
+      SessionOptions options = test::two_tiers();
+      options.selection.budget = 32;
+      options.selection.recent = 16;
+      const auto batch = Batch::open(model, Batch::plan(*model, options, 4, kPrompt, 2 * kPrompt));
+      const auto plan = batch->plan_sequence(kPrompt, kPrompt);
+      std::vector<Batch::Step> steps = {
+          {test::add_prefilled(*batch, plan, random_ids(*model, kPrompt, 1)), 1},
+          {test::add_prefilled(*batch, plan, random_ids(*model, kPrompt, 2)), 2}};
+      std::vector<int64_t> prompts = {batch->add(plan, random_ids(*model, kPrompt, 3), -1),
+                                      batch->add(plan, random_ids(*model, kPrompt, 4), -1)};
+      batch->advance_prefill(prompts[1]);  // a layer ahead
+      for (bool finished = false; !finished;) {
+        finished = true;
+        for (int64_t& prompt : prompts) {
+          if (prompt < 0) continue;
+          finished = false;
+          if (!batch->advance_prefill(prompt).finished) continue;
+          keep(logits[on_host], batch->logits(prompt));
+          prompt = -1;
+        }
+        batch->step(steps);
+        for (const Batch::Step& step : steps) keep(logits[on_host], batch->logits(step.sequence));
+      }
+    }
+    EXPECT_EQ(logits[0], logits[1]) << name;
+  }
+}
+
+#if defined(TIERCEL_EMULATED)
+// Weights that the device, here one of 8 GiB, has no room for are refused before any are made, with what would help.
+TEST(HostLayers, WeightsThatTheDeviceHasNoRoomFor) {
+  const auto expect_refused = [](const char* name, int64_t host_layers, const std::vector<const char*>& parts) {
+    try {
+      Model::synthetic(name, {.backend = BackendKind::kCuda, .host_layers = host_layers});
+      FAIL() << name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kDoesNotFit);
+      for (const char* part : parts) EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  };
+  expect_refused("llama-3.1-8b", 0, {"15.0 GiB of device memory", "7.50 GiB can be had", "--host-layers 21 or more"});
+  expect_refused("llama-3.1-70b", 0, {"131 GiB of device memory", "use a larger device"});
+  expect_refused("llama-3.1-70b", kAllLayers, {"24.5 GiB of device memory", "use a larger device"});
+}
+#endif
+
+}  // namespace
+}  // namespace tiercel
