@@ -5,6 +5,8 @@
 
 #include "engine/base/check.h"
 #include "engine/base/ops/experts.h"
+#include "engine/config_family.h"
+#include "engine/config_rope.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -18,23 +20,8 @@ constexpr int64_t kMaxIntermediate = 1 << 20;
 constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxVocab = 1 << 24;
-constexpr int64_t kMaxPosition = int64_t{1} << 40;
 constexpr size_t kMaxConfigBytes = size_t{16} << 20;
-constexpr double kHuge = std::numeric_limits<float>::max();
-constexpr double kTiny = std::numeric_limits<float>::min();
 
-// What the configuration classes of transformers 5 assume when a key is absent.
-struct Family {
-  Architecture architecture;
-  const char* class_name;
-  const char* model_type;
-  int64_t n_kv_heads;  // 0: as many as query heads
-  int64_t head_dim;    // 0: hidden / n_heads
-  int64_t max_position_embeddings;
-  double rms_eps = 1e-6;
-  double partial_rotary_factor = 0;  // 0: all of head_dim turns, and nothing else is supported
-  double rope_theta = 10000.0;
-};
 constexpr Family kFamilies[] = {
     {Architecture::kLlama, "LlamaForCausalLM", "llama", 0, 0, 2048},
     {Architecture::kMistral, "MistralForCausalLM", "mistral", 8, 0, 131072},
@@ -46,7 +33,6 @@ constexpr Family kFamilies[] = {
     {Architecture::kMixtral, "MixtralForCausalLM", "mixtral", 8, 0, 131072, 1e-5, 0, 1e6},
     {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe", 4, 0, 32768},
 };
-constexpr int64_t kPhi3OriginalPositions = 4096;
 constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral and Qwen: the key is absent
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen2, Qwen3
 
@@ -58,20 +44,6 @@ std::string listed(const char* Family::*name) {
   return list;
 }
 std::string supported_families() { return listed(&Family::class_name); }
-
-int64_t integer_or(const JsonNode& root, const char* key, int64_t fallback, int64_t low,
-                   int64_t high) {
-  const auto node = root.find(key);
-  return node ? node->integer(low, high) : fallback;
-}
-double number_or(const JsonNode& root, const char* key, double fallback, double low, double high) {
-  const auto node = root.find(key);
-  return node ? node->number(low, high) : fallback;
-}
-bool boolean_or(const JsonNode& root, const char* key, bool fallback) {
-  const auto node = root.find(key);
-  return node ? node->boolean() : fallback;
-}
 
 // `architectures` names the class whose weights were saved, `model_type` the configuration class;
 // either is enough, both must agree.
@@ -113,8 +85,8 @@ void read_extents(const JsonNode& root, const Family& family, ModelConfig& confi
   config.n_heads = root.at("num_attention_heads").integer(1, kMaxHeads);
   config.vocab_size = root.at("vocab_size").integer(1, kMaxVocab);
   config.max_position_embeddings =
-      integer_or(root, "max_position_embeddings", family.max_position_embeddings, 1, kMaxPosition);
-  config.rms_eps = number_or(root, "rms_norm_eps", family.rms_eps, 0.0, 1.0);
+      root.integer_or("max_position_embeddings", family.max_position_embeddings, 1, kMaxPosition);
+  config.rms_eps = root.number_or("rms_norm_eps", family.rms_eps, 0.0, 1.0);
 
   // An explicit null means "as many as query heads" to every class; absence is another matter.
   config.n_kv_heads = config.n_heads;
@@ -156,25 +128,25 @@ Experts read_experts(const JsonNode& root, const ModelConfig& config) {
   if (!is_mixtral && config.architecture != Architecture::kQwen3Moe) return {};
   Experts experts;
   const char* const count = root.find("num_experts") ? "num_experts" : "num_local_experts";
-  experts.n = integer_or(root, count, is_mixtral ? 8 : 128, is_mixtral ? 1 : 0, kMaxExperts);
+  experts.n = root.integer_or(count, is_mixtral ? 8 : 128, is_mixtral ? 1 : 0, kMaxExperts);
   if (experts.n == 0) return {};
   const int64_t most = std::min<int64_t>(experts.n, kMaxChosenExperts);
   const char* const chosen = "num_experts_per_tok";
-  experts.n_chosen = integer_or(root, chosen, is_mixtral ? 2 : 8, 1, kMaxExperts);
+  experts.n_chosen = root.integer_or(chosen, is_mixtral ? 2 : 8, 1, kMaxExperts);
   if (experts.n_chosen > most) {
     (root.has(chosen) ? root.at(chosen) : root).unexpected(fmt::format("at most {} experts per token", most));
   }
   const char* const width = is_mixtral ? "intermediate_size" : "moe_intermediate_size";
-  experts.intermediate = integer_or(root, width, 768, 1, kMaxIntermediate);
+  experts.intermediate = root.integer_or(width, 768, 1, kMaxIntermediate);
   for (const char* key : {"hidden_size", width}) {
     if (root.has(key) && root.at(key).integer(1, kMaxIntermediate) % 8 != 0) {
       root.at(key).unexpected("a multiple of 8", "as the kernels of experts need it");
     }
   }
-  experts.normalise = is_mixtral || boolean_or(root, "norm_topk_prob", false);
+  experts.normalise = is_mixtral || root.boolean_or("norm_topk_prob", false);
   experts.layers.assign(static_cast<size_t>(config.n_layers), 1);
   if (is_mixtral) return experts;
-  const int64_t step = integer_or(root, "decoder_sparse_step", 1, 1, kMaxLayers);
+  const int64_t step = root.integer_or("decoder_sparse_step", 1, 1, kMaxLayers);
   for (int64_t i = 0; i < config.n_layers; ++i) {
     experts.layers[static_cast<size_t>(i)] = (i + 1) % step == 0;
   }
@@ -241,132 +213,6 @@ std::optional<Fp8Weights> read_quantisation(const JsonNode& root) {
   return found;
 }
 
-RopeType rope_type_of(const JsonNode& parameters, const Family& family) {
-  auto node = parameters.find("rope_type");
-  if (!node) node = parameters.find("type");
-  if (!node) return RopeType::kDefault;
-  // What longrope was called by Phi-3's first checkpoints.
-  const bool is_phi3 = family.architecture == Architecture::kPhi3;
-  if (is_phi3 && (node->text() == "su" || node->text() == "yarn")) return RopeType::kLongRope;
-  for (const RopeType type : {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3,
-                              RopeType::kYarn, RopeType::kLongRope}) {
-    if (node->text() == name_of(type)) return type;
-  }
-  node->unexpected("default, linear, llama3, yarn or longrope",
-                   "no other RoPE scaling is supported");
-}
-
-// How many of a head's channels turn.
-int64_t read_rotary_dim(const JsonNode& root, const JsonNode& parameters, const Family& family,
-                        int64_t head_dim) {
-  constexpr const char* kKey = "partial_rotary_factor";
-  auto node = parameters.find(kKey);
-  if (!node) node = root.find(kKey);
-  // An explicit null is no absent key: the class's own default does not apply.
-  const bool is_absent = !parameters.has(kKey) && !root.has(kKey);
-  double factor = is_absent && family.partial_rotary_factor > 0 ? family.partial_rotary_factor : 1;
-  if (node) factor = node->number(0, 1);
-  if (factor == 1) return head_dim;
-  if (family.partial_rotary_factor == 0) {
-    node->unexpected("1", fmt::format("a {} rotates all of head_dim", family.class_name));
-  }
-  const auto rotary_dim = static_cast<int64_t>(factor * static_cast<double>(head_dim));
-  if (rotary_dim < 2 || rotary_dim % 2 != 0) {
-    (node ? *node : root.at("head_dim"))
-        .unexpected(fmt::format("an even part of head_dim ({})", head_dim), "RoPE rotates pairs");
-  }
-  return rotary_dim;
-}
-
-std::vector<double> read_stretch(const JsonNode& parameters, const char* key, int64_t n) {
-  const JsonNode list = parameters.at(key);
-  if (list.size() != static_cast<size_t>(n)) {
-    list.unexpected(fmt::format("{} numbers, one for each pair of channels", n));
-  }
-  std::vector<double> stretch;
-  for (size_t i = 0; i < list.size(); ++i) stretch.push_back(list[i].number(1e-6, 1e6));
-  return stretch;
-}
-
-// transformers 5 writes rope_parameters {rope_theta, rope_type, ...}, earlier versions rope_theta
-// and rope_scaling {type or rope_type, ...}. Precedence as in RotaryEmbeddingConfigMixin: a
-// non-empty rope_scaling, then rope_parameters; a rope_theta inside, then the one outside, then
-// the family's.
-RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig& config) {
-  const int64_t max_position = config.max_position_embeddings;
-  const bool is_phi3 = family.architecture == Architecture::kPhi3;
-  RopeSpec rope;
-  const nlohmann::json nothing = nlohmann::json::object();
-  const std::string no_file;
-  JsonNode parameters(nothing, no_file);
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    const auto node = root.find(key);
-    if (!node) continue;
-    node->expect_object();
-    if (!node->raw().empty()) parameters = *node;
-  }
-
-  const double outer_theta = number_or(root, "rope_theta", family.rope_theta, kTiny, kHuge);
-  rope.theta = number_or(parameters, "rope_theta", outer_theta, kTiny, kHuge);
-  if (rope.theta <= 1) {
-    (parameters.find("rope_theta") ? parameters : root)
-        .at("rope_theta")
-        .unexpected("a number above 1", "RoPE wavelengths must grow with the channel");
-  }
-  rope.rotary_dim = read_rotary_dim(root, parameters, family, config.head_dim);
-  rope.type = rope_type_of(parameters, family);
-  if (rope.type == RopeType::kDefault) return rope;
-
-  // Without a factor the ratio of the two context lengths is meant: by a null of yarn's, and by
-  // longrope in any case.
-  const bool may_lack_factor = rope.type == RopeType::kLongRope ||
-                               (rope.type == RopeType::kYarn && parameters.has("factor"));
-  if (!may_lack_factor || parameters.find("factor")) {
-    rope.factor = parameters.at("factor").number(kTiny, kHuge);
-  }
-  if (rope.type == RopeType::kLinear) return rope;
-
-  const int64_t fewest = rope.type == RopeType::kLongRope ? 2 : 1;  // whose logarithm divides
-  rope.original_max_position = integer_or(parameters, "original_max_position_embeddings",
-                                          max_position, fewest, kMaxPosition);
-  if (is_phi3) rope.original_max_position = kPhi3OriginalPositions;
-  rope.original_max_position = integer_or(root, "original_max_position_embeddings",
-                                          rope.original_max_position, fewest, kMaxPosition);
-  if (rope.type == RopeType::kLlama3) {
-    rope.low_freq_factor = parameters.at("low_freq_factor").number(kTiny, kHuge);
-    rope.high_freq_factor = parameters.at("high_freq_factor").number(kTiny, kHuge);
-    if (rope.high_freq_factor <= rope.low_freq_factor) {
-      parameters.at("high_freq_factor")
-          .unexpected(fmt::format("more than low_freq_factor ({})", rope.low_freq_factor));
-    }
-    return rope;
-  }
-
-  if (!parameters.find("factor")) {
-    rope.factor =
-        static_cast<double>(max_position) / static_cast<double>(rope.original_max_position);
-  }
-  if (const auto node = parameters.find("attention_factor")) {
-    rope.attention_factor = node->number(1e-6, 1e6);
-  }
-  if (rope.type == RopeType::kLongRope) {
-    rope.short_factor = read_stretch(parameters, "short_factor", rope.rotary_dim / 2);
-    rope.long_factor = read_stretch(parameters, "long_factor", rope.rotary_dim / 2);
-    return rope;
-  }
-  // 0 means "the default" to transformers, which writes `get(...) or 32`.
-  const auto or_default = [](double value, double fallback) {
-    return value == 0 ? fallback : value;
-  };
-  rope.beta_fast = or_default(number_or(parameters, "beta_fast", 0, 0, kHuge), 32);
-  rope.beta_slow = or_default(number_or(parameters, "beta_slow", 0, 0, kHuge), 1);
-  rope.mscale = number_or(parameters, "mscale", 0, 0, kHuge);
-  rope.mscale_all_dim = number_or(parameters, "mscale_all_dim", 0, 0, kHuge);
-  // An explicit null is falsy in transformers, unlike an absent key.
-  rope.truncate = boolean_or(parameters, "truncate", !parameters.has("truncate"));
-  return rope;
-}
-
 // Which heads look at what in sparse attention (sparse_attention_config) is the business of those who
 // have it; it approximates this.
 DualChunk read_dual_chunk(const JsonNode& root) {
@@ -374,8 +220,8 @@ DualChunk read_dual_chunk(const JsonNode& root) {
   if (!dual) return {};
   // Where local_size is more, keys two spans before would not be further away than those of one.
   const int64_t chunk = dual->at("chunk_size").integer(1, kMaxPosition);
-  const int64_t local = integer_or(*dual, "local_size", 0, 0, chunk / 2);
-  const int64_t scaled_from = integer_or(*dual, "original_max_position_embeddings", 0, 0, kMaxPosition);
+  const int64_t local = dual->integer_or("local_size", 0, 0, chunk / 2);
+  const int64_t scaled_from = dual->integer_or("original_max_position_embeddings", 0, 0, kMaxPosition);
   return {.spans = {.tokens = chunk - local, .local = local}, .scaled_from = scaled_from};
 }
 
@@ -386,7 +232,7 @@ int64_t read_window(const JsonNode& root, int64_t fallback) {
   return root.has("sliding_window") ? 0 : fallback;
 }
 int64_t read_qwen_window(const JsonNode& root) {
-  return boolean_or(root, "use_sliding_window", false) ? read_window(root, kDefaultSlidingWindow) : 0;
+  return root.boolean_or("use_sliding_window", false) ? read_window(root, kDefaultSlidingWindow) : 0;
 }
 
 // layer_types, when given, names every layer's attention; otherwise Qwen slides from layer
@@ -397,7 +243,7 @@ std::vector<int64_t> read_qwen_windows(const JsonNode& root, int64_t n_layers) {
   const auto types = root.find("layer_types");
   if (!types) {
     const int64_t first =
-        integer_or(root, "max_window_layers", kDefaultMaxWindowLayers, 0, kMaxLayers);
+        root.integer_or("max_window_layers", kDefaultMaxWindowLayers, 0, kMaxLayers);
     for (int64_t i = first; i < n_layers; ++i) windows[static_cast<size_t>(i)] = window;
     return windows;
   }
@@ -513,26 +359,26 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
     }
   }
   config.fp8 = read_quantisation(root);
-  config.tie_word_embeddings = boolean_or(root, "tie_word_embeddings", false);
+  config.tie_word_embeddings = root.boolean_or("tie_word_embeddings", false);
 
   switch (config.architecture) {
     case Architecture::kLlama:
-      config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
-      config.mlp_bias = boolean_or(root, "mlp_bias", false);
+      config.qkv_bias = config.o_bias = root.boolean_or("attention_bias", false);
+      config.mlp_bias = root.boolean_or("mlp_bias", false);
       break;
     case Architecture::kMistral:
     case Architecture::kMixtral: break;
     case Architecture::kQwen2: config.qkv_bias = true; break;
     case Architecture::kQwen3:
     case Architecture::kQwen3Moe:
-      config.qkv_bias = config.o_bias = boolean_or(root, "attention_bias", false);
+      config.qkv_bias = config.o_bias = root.boolean_or("attention_bias", false);
       config.qk_norm = true;
       break;
     case Architecture::kPhi3: config.fused_qkv = config.fused_gate_up = true; break;
     case Architecture::kGlm4: config.post_norms = true; [[fallthrough]];
     case Architecture::kGlm:
       config.rope.interleaved = true;
-      config.qkv_bias = boolean_or(root, "attention_bias", true);
+      config.qkv_bias = root.boolean_or("attention_bias", true);
       config.fused_gate_up = true;
       break;
   }

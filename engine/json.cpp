@@ -196,6 +196,19 @@ const std::string& JsonNode::text() const {
   return value_->get_ref<const std::string&>();
 }
 
+int64_t JsonNode::integer_or(const char* key, int64_t fallback, int64_t low, int64_t high) const {
+  const auto node = find(key);
+  return node ? node->integer(low, high) : fallback;
+}
+double JsonNode::number_or(const char* key, double fallback, double low, double high) const {
+  const auto node = find(key);
+  return node ? node->number(low, high) : fallback;
+}
+bool JsonNode::boolean_or(const char* key, bool fallback) const {
+  const auto node = find(key);
+  return node ? node->boolean() : fallback;
+}
+
 void JsonNode::expect_object() const {
   if (!value_->is_object()) unexpected("an object");
 }

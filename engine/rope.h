@@ -1,7 +1,7 @@
 // The frequencies of rotary position embedding and of its context extensions.
 //
 // Promises: the same numbers as transformers' modeling_rope_utils, in fp64. Does not know where a
-// RopeSpec comes from (config.cpp reads it) nor how queries and keys are rotated.
+// RopeSpec comes from (config_rope.cpp reads it) nor how queries and keys are rotated.
 #pragma once
 
 #include <cstdint>
