@@ -76,7 +76,7 @@ class BackendBatch : public Batch {
     int64_t device = 0, host = 0, n_decoded = 0;
     for (const auto& [name, other] : sequences_) {
       device += other->device_bytes();
-      host += other->bytes.host;
+      host += other->host_bytes();
       n_decoded += other->plan.is_prefix ? 0 : 1;
     }
     return n_decoded < plan_.n_sequences && room_for(plan_, bytes, device, host);
@@ -94,7 +94,7 @@ class BackendBatch : public Batch {
     if (behind) {
       sequence->append.emplace(*this, prompt, plan.options, sequence->store);
     } else {
-      sequence->embed(*this, prompt);
+      sequence->begin_prompt(*this, prompt);
     }
     const int64_t name = next_name_++;
     sequences_.emplace(name, std::move(sequence));
@@ -108,11 +108,9 @@ class BackendBatch : public Batch {
     s.pass->advance();
     PrefillProgress progress{s.pass->done_flops(), s.pass->total_flops(), s.pass->done()};
     if (progress.finished) {
-      if (!s.plan.is_prefix) make_logits(s, s.prompt_hidden + (s.plan.n_prompt - 1) * config_.hidden);
+      if (!s.plan.is_prefix) make_logits(s, s.pass->last_row());
       backend_.device.finish();
-      s.pass.reset();
-      s.device.give_back(s.prompt_hidden);
-      s.prompt_hidden = nullptr;
+      s.end_prompt();
     } else {
       backend_.device.finish();  // what is reported is done
     }
@@ -231,7 +229,7 @@ class BackendBatch : public Batch {
         : plan(its_plan),
           bytes(batch.bytes_of(plan)),
           device(batch.backend_.device, "device", bytes.device + bytes.prefill),
-          host(batch.backend_.host, "host", bytes.host),
+          host(batch.backend_.host, "host", bytes.host + bytes.host_prefill),
           store({batch.backend_.device, batch.backend_.copy, batch.backend_.side,
                  batch.backend_.host, batch.backend_.worker},
                 device, host, batch.workspace_,
@@ -239,30 +237,43 @@ class BackendBatch : public Batch {
                 plan.long_rope ? batch.backend_.rope : batch.backend_.short_rope,
                 batch.model_->attention_scale(), plan.options.exact_exp, prefix) {}
 
-    void embed(BackendBatch& batch, std::span<const int32_t> prompt) {
-      prompt_hidden =
-          device.template take<bf16>(Purpose::kActivations, plan.n_prompt * batch.config_.hidden);
-      const int32_t* ids = prompt.data();
-      int32_t* uploaded = nullptr;
-      if (kStaged) {
-        uploaded = device.template take<int32_t>(Purpose::kActivations, plan.n_prompt);
-        batch.move(ids, uploaded, static_cast<int64_t>(prompt.size_bytes()));
-        ids = uploaded;
+    void begin_prompt(BackendBatch& batch, std::span<const int32_t> ids) {
+      const PromptStatesLayout layout(batch.config_, plan.n_prompt, plan.states_on_host);
+      prompt.on_device = device.template take<bf16>(Purpose::kActivations, layout.device);
+      prompt.on_host = host.template take<bf16>(Purpose::kActivations, layout.host);
+      if constexpr (kStaged) {
+        prompt.uploaded = device.template take<int32_t>(Purpose::kActivations, plan.n_prompt);
+        batch.move(ids.data(), prompt.uploaded, static_cast<int64_t>(ids.size_bytes()));
+        batch.backend_.device.finish();
+      } else {
+        prompt.ids.assign(ids.begin(), ids.end());
       }
-      batch.transformer_.embed_tokens(ids, prompt_hidden, plan.n_prompt);
-      batch.backend_.device.finish();
-      device.give_back(uploaded);
-      pass.emplace(batch.transformer_, store, prompt_hidden, plan.n_prompt);
+      const PromptStates<Device> states(batch.backend_.device, batch.backend_.bring, batch.backend_.copy,
+                                        prompt.on_device, prompt.on_host, plan.n_prompt, batch.config_.hidden);
+      pass.emplace(batch.transformer_, store, states, kStaged ? prompt.uploaded : prompt.ids.data(), plan.n_prompt);
+    }
+    void end_prompt() {
+      pass.reset();
+      device.give_back(prompt.on_device);
+      device.give_back(prompt.uploaded);
+      host.give_back(prompt.on_host);
+      prompt = {};
     }
 
     int64_t device_bytes() const { return bytes.device + (pass ? bytes.prefill : 0); }
+    int64_t host_bytes() const { return bytes.host + (pass ? bytes.host_prefill : 0); }
 
     SessionPlan plan;
     SequenceBytes bytes;
     Arena<Device> device;
     Arena<Host> host;
     Store store;
-    bf16* prompt_hidden = nullptr;  // [n_prompt][hidden], until the prompt is done
+    // Until its prompt is done.
+    struct Prompt {
+      bf16 *on_device = nullptr, *on_host = nullptr;  // its states (PromptStatesLayout)
+      int32_t* uploaded = nullptr;                    // [n_prompt], on the device
+      std::vector<int32_t> ids;                       // or here
+    } prompt;
     std::optional<PromptPass<Device, Host>> pass;
     std::optional<Append> append;  // or this, behind a prefix
     int64_t row = 0;  // of its logits

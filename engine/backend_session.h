@@ -41,9 +41,10 @@ class BackendSession : public Session {
                device_arena_, host_arena_, workspace_, layout_, backend_.rope,
                model_->attention_scale(), plan.options.exact_exp),
         decoder_(
-            backend_.device, backend_.upload, device_arena_, host_arena_, model_->config(), backend_.weights, store_,
-            DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs,
-                          !Device::kHostReadable),
+            {backend_.device, backend_.copy, backend_.upload, backend_.bring}, device_arena_, host_arena_,
+            model_->config(), backend_.weights, store_,
+            DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs, !Device::kHostReadable,
+                          plan.states_on_host),
             !plan.options.no_graphs) {
   }
 
@@ -213,7 +214,7 @@ class BackendSession : public Session {
     PlanRequest request = model_->plan_request();
     SessionPlan plan = plan_;
     plan.n_prompt = 1;
-    plan.prefills = false;
+    plan.prefills = plan.states_on_host = false;
     request.options = plan.options;
     plan.memory = count_memory(request, plan);
     const MemoryReport& m = plan.memory;

@@ -78,6 +78,7 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   request.options = largest.options;
   request.options.prefill = plan.prefill;
   request.options.value_home = ValueHome::kHost;
+  request.options.hidden_home = HiddenHome::kDevice;
   request.options.context = 0;  // its own
   if (slots > 0) request.options.selection.slots = slots;
   request.n_prompt = n_prompt;
@@ -90,7 +91,10 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   }
   SessionPlan sequence = make_plan(request);
   sequence.options.value_home = largest.options.value_home;
+  sequence.options.hidden_home = largest.options.hidden_home;
   sequence.device_layers = largest.device_layers;
+  sequence.states_on_host = largest.states_on_host && (largest.options.hidden_home == HiddenHome::kHost ||
+                                                       n_prompt >= kLeastStatesOnHost);
   return sequence;
 }
 
@@ -151,7 +155,7 @@ int64_t largest_in_batch(const PlanRequest& request, const BatchPlan& plan, int6
 bool room_for(const BatchPlan& plan, const SequenceBytes& bytes, int64_t device_taken,
               int64_t host_taken) {
   const int64_t device = plan.shared_device + device_taken + bytes.device + bytes.prefill;
-  const int64_t host = plan.shared_host + host_taken + bytes.host;
+  const int64_t host = plan.shared_host + host_taken + bytes.host + bytes.host_prefill;
   if (plan.device_limit > 0 && device > plan.device_limit) return false;
   if (plan.host_limit > 0 && host > plan.host_limit) return false;
   return plan.memory_limit == 0 || device + host <= plan.memory_limit;

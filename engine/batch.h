@@ -33,6 +33,7 @@ struct SequenceBytes {
   int64_t device = 0;   // as long as it lives
   int64_t prefill = 0;  // of the device, until its prompt is done
   int64_t host = 0;
+  int64_t host_prefill = 0;  // likewise
 };
 
 // FLOPs of one sequence: of its prompt, and of a step behind it.
@@ -80,7 +81,7 @@ class Batch {
   // Whether a sequence of so many bytes fits beside those that are there.
   virtual bool has_room(const SequenceBytes& bytes) const = 0;
 
-  // Takes its memory and embeds the prompt. prefix: where the plan is of a sequence behind one, its
+  // Takes its memory, also for the prompt. prefix: where the plan is of a sequence behind one, its
   // name; it is prefilled, and removed after all that are behind it. Returns a name that is never used
   // again. Throws Error(kUsage) for an id outside the vocabulary, Error(kDoesNotFit) or std::bad_alloc
   // where there is no room; then nothing has changed.

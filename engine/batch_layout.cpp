@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/append_pass.h"
+#include "engine/prompt_states.h"
 #include "kernels/stream.h"
 
 namespace tiercel {
@@ -32,9 +33,13 @@ int64_t BatchLayout::host_bytes() const {
          host_logits * static_cast<int64_t>(sizeof(float)) + sampler.host_bytes();
 }
 
-int64_t BatchLayout::prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool staged) {
-  return n_prompt * (c.hidden * static_cast<int64_t>(sizeof(bf16)) +
-                     (staged ? static_cast<int64_t>(sizeof(int32_t)) : 0));
+int64_t BatchLayout::prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool staged, bool states_on_host) {
+  return PromptStatesLayout(c, n_prompt, states_on_host).device * static_cast<int64_t>(sizeof(bf16)) +
+         (staged ? n_prompt * static_cast<int64_t>(sizeof(int32_t)) : 0);
+}
+
+int64_t BatchLayout::host_prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool states_on_host) {
+  return PromptStatesLayout(c, n_prompt, states_on_host).host * static_cast<int64_t>(sizeof(bf16));
 }
 
 }  // namespace tiercel

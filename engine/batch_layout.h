@@ -16,8 +16,9 @@ struct BatchLayout {
               bool staged);
   int64_t device_bytes() const;
   int64_t host_bytes() const;
-  // Of one prompt, on the device.
-  static int64_t prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool staged);
+  // Of one prompt, on the device and on the host.
+  static int64_t prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool staged, bool states_on_host);
+  static int64_t host_prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool states_on_host);
 
   TransformerLayout transformer;
   // Rows: a token each of all sequences, or tokens that one of them appends.

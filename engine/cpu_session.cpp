@@ -52,6 +52,7 @@ CpuBackend cpu_backend(const LoadedModel& model, cpu::Queue& queue, const Weight
           queue,
           queue,
           queue,
+          queue,
           weights,
           model.weight_bytes(),
           tables.rope.view(),

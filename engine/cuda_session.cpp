@@ -227,6 +227,7 @@ struct CudaQueues {
     if (short_table) short_rope.emplace(stream, *short_table);
     const ModelConfig& config = model.config();
     if (config.host_layers > 0) upload.emplace(cuda::StreamOptions{.device = device});
+    if (plan.states_on_host) bring.emplace(cuda::StreamOptions{.device = device});
     if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
@@ -239,7 +240,7 @@ struct CudaQueues {
         rope(stream, table) {}
 
   cuda::Stream stream, copy, side;
-  std::optional<cuda::Stream> upload;  // of weights that are in host memory
+  std::optional<cuda::Stream> upload, bring;  // of weights and of hidden states that are in host memory
   cuda::PinnedMemory host;
   DeviceRope rope;
   std::optional<DeviceRope> short_rope;
@@ -253,6 +254,7 @@ CudaBackend cuda_backend(CudaQueues& queues, const DeviceWeights& weights) {
           queues.copy,
           queues.side,
           queues.upload ? *queues.upload : queues.copy,
+          queues.bring ? *queues.bring : queues.copy,
           queues.host,
           weights.weights(),
           weights.bytes(),
@@ -264,8 +266,9 @@ CudaBackend cuda_backend(CudaQueues& queues, const DeviceWeights& weights) {
 
 // Nothing may still run when stores give their memory back.
 void finish(CudaQueues& queues) {
-  cuda::Stream* upload = queues.upload ? &*queues.upload : nullptr;
-  for (cuda::Stream* queue : {&queues.copy, &queues.side, upload, &queues.stream}) {
+  const auto if_any = [](std::optional<cuda::Stream>& queue) { return queue ? &*queue : nullptr; };
+  for (cuda::Stream* queue :
+       {&queues.copy, &queues.side, if_any(queues.upload), if_any(queues.bring), &queues.stream}) {
     try {
       if (queue != nullptr) queue->finish();
     } catch (const Error&) {

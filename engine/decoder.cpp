@@ -6,10 +6,12 @@ namespace tiercel {
 
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
 DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, int64_t context, bool want_logprobs,
-                             bool staged)
+                             bool staged, bool states_on_host)
     : transformer(c, context, std::min(n_prompt, kPrefillChunk), kAppendRows,
                   want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
-  hidden = std::max(n_prompt, kAppendRows) * c.hidden;
+  const PromptStatesLayout states(c, n_prompt, states_on_host);
+  hidden = std::max(states.device, kAppendRows * c.hidden);
+  host_hidden = states.host;
   prompt_end = c.hidden;
   if (!staged) return;
   ids = std::max(n_prompt, kAppendRows);
@@ -28,7 +30,8 @@ int64_t DecoderLayout::bytes() const {
 
 int64_t DecoderLayout::host_bytes() const {
   if (host_logits == 0) return 0;
-  return (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) + sampler.host_bytes();
+  return host_hidden * static_cast<int64_t>(sizeof(bf16)) +
+         (host_logits + kTokenRing + 1) * static_cast<int64_t>(sizeof(float)) + sampler.host_bytes();
 }
 
 }  // namespace tiercel

@@ -31,12 +31,15 @@ inline constexpr int64_t kTokenRing = 64;
 // The decoder's own buffers, in elements of bf16 unless said.
 struct DecoderLayout {
   // staged: the host cannot read the device's memory, so ids and results travel through buffers.
-  DecoderLayout(const ModelConfig& config, int64_t n_prompt, int64_t context, bool logprobs, bool staged);
+  // states_on_host: the prompt's are in host memory (PromptStates).
+  DecoderLayout(const ModelConfig& config, int64_t n_prompt, int64_t context, bool logprobs, bool staged,
+                bool states_on_host);
   int64_t bytes() const;       // on the device
   int64_t host_bytes() const;  // on the host
 
   TransformerLayout transformer;
-  int64_t hidden = 0;       // [n_prompt][hidden], at least kAppendRows
+  int64_t hidden = 0;       // of the prompt (PromptStatesLayout), or [kAppendRows][hidden]
+  int64_t host_hidden = 0;  // of the prompt, on the host
   int64_t prompt_end = 0;   // [hidden]
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
@@ -50,18 +53,28 @@ class Decoder {
  public:
   static constexpr bool kStaged = !Device::kHostReadable;
 
-  Decoder(Device& device, Device& upload, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
+  // The prompt's states, if they are on the host, come by `bring` and return by `copy`.
+  struct Queues {
+    Device& device;
+    Device& copy;
+    Device& upload;  // of weights
+    Device& bring;
+  };
+  Decoder(const Queues& queues, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
           const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout,
           bool replays)
-      : device_(device),
+      : queues_(queues),
+        device_(queues.device),
         arena_(arena),
+        host_arena_(host_arena),
         config_(config),
-        transformer_(device, upload, arena, config, weights, layout.transformer),
+        transformer_(device_, queues.upload, arena, config, weights, layout.transformer),
         store_(store),
-        append_(device, transformer_, store),
-        recorder_(device, /*at_least=*/4),  // by estimate, as what a batch needs
-        sampler_(device, arena, host_arena, layout.sampler) {
+        append_(device_, transformer_, store),
+        recorder_(device_, /*at_least=*/4),  // by estimate, as what a batch needs
+        sampler_(device_, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
+    host_hidden_ = host_arena_.template take<bf16>(Purpose::kActivations, layout.host_hidden);
     prompt_end_ = arena_.template take<bf16>(Purpose::kActivations, layout.prompt_end);
     ids_ = arena_.template take<int32_t>(Purpose::kActivations, layout.ids);
     logprobs_ = arena_.template take<double>(Purpose::kActivations, layout.logprobs);
@@ -115,15 +128,17 @@ class Decoder {
   void enqueue_step(const int32_t* id);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
 
+  Queues queues_;
   Device& device_;
   Arena<Device>& arena_;
+  Arena<Host>& host_arena_;
   const ModelConfig& config_;
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
   AppendPass<Device, Host> append_;
   StepRecorder<Device, KvStore<Device, Host>> recorder_;
   [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
-  bf16* hidden_ = nullptr;
+  bf16 *hidden_ = nullptr, *host_hidden_ = nullptr;
   bf16* prompt_end_ = nullptr;      // [hidden]: the last prompt token's
   int32_t* ids_ = nullptr;          // [n_prompt] on the device
   double* logprobs_ = nullptr;      // [kLogprobRows] on the device
@@ -164,9 +179,9 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
                                     const ProgressCallback& progress) {
   using Clock = std::chrono::steady_clock;
   const auto n = static_cast<int64_t>(ids.size());
-  PromptPass<Device, Host> pass(transformer_, store_, hidden_, n);
   const auto start = Clock::now();
-  transformer_.embed_tokens(upload_ids(ids), hidden_, n);
+  const PromptStates<Device> states(device_, queues_.bring, queues_.copy, hidden_, host_hidden_, n, config_.hidden);
+  PromptPass<Device, Host> pass(transformer_, store_, states, upload_ids(ids), n);
   while (!pass.done()) {
     pass.advance();
     if (!progress) continue;
@@ -178,10 +193,11 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
     }
   }
   if (!logprobs.empty()) score_prompt(ids, logprobs);
-  move(hidden_ + (n - 1) * config_.hidden, prompt_end_,
-       config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  move(pass.last_row(), prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   make_logits(prompt_end_);
   arena_.give_back(hidden_);
+  host_arena_.give_back(host_hidden_);
+  host_hidden_ = nullptr;
   hidden_ = arena_.template take<bf16>(Purpose::kActivations, kAppendRows * config_.hidden);
   return true;
 }
@@ -200,6 +216,7 @@ void Decoder<Device, Host>::find_best() {
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids, std::span<double> logprobs) {
+  CHECK(host_hidden_ == nullptr, "all states are on the device");
   const auto n = static_cast<int64_t>(logprobs.size());
   for (int64_t first = 0; first < n; first += kLogprobRows) {
     const int64_t rows = std::min(kLogprobRows, n - first);

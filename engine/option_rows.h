@@ -195,6 +195,9 @@ void add_session_options(Rows& rows, SessionOptions& options) {
       "--value-home", options.value_home,
       {{"auto", ValueHome::kAuto}, {"host", ValueHome::kHost}, {"device", ValueHome::kDevice}},
       "Where values live; auto: on the device while they fit its memory (a CPU's: in place)");
+  rows.choice("--hidden-home", options.hidden_home,
+              {{"auto", HiddenHome::kAuto}, {"host", HiddenHome::kHost}, {"device", HiddenHome::kDevice}},
+              "Where a prompt's hidden states lie beside a GPU; auto: on it, unless something else gains by the place");
   rows.choice("--host-attention", options.host_attention,
               {{"off", HostAttention::kOff}, {"on", HostAttention::kOn}, {"auto", HostAttention::kAuto}},
               "The host attends what it holds instead of sending it; auto: layers where a trial was faster");

@@ -30,6 +30,10 @@ enum class KeyCodec : uint8_t { kAuto, kExact, kLowRank, kInt8, kInt4 };
 // memory, where that is known. On a CPU whose tiers nobody limits: all of it on the device with exact keys,
 // attended in place, where that leaves the machine room; else on the host.
 enum class ValueHome : uint8_t { kAuto, kHost, kDevice };
+// Where the hidden states of a prompt lie while it is prefilled: on the device; or in host memory beside a GPU,
+// whence the rows that are computed come and go, beside the computing. Auto: on the device, where nothing else
+// would have its place.
+enum class HiddenHome : uint8_t { kAuto, kHost, kDevice };
 // Whether the host attends what it holds, instead of sending it. Where the device has the keys, the host
 // only multiplies values. kOn: always, there is no selection cache. kAuto: layer by layer where that takes
 // less time, tried once some steps were taken; times decide, so a run may differ from the next one in
@@ -120,6 +124,7 @@ struct SessionOptions {
   PrefillMode prefill = PrefillMode::kAuto;  // auto: dense where it is affordable
   int64_t prefill_budget = 2048;             // selected tokens of prefill blocks, or kBudgetAll
   ValueHome value_home = ValueHome::kAuto;
+  HiddenHome hidden_home = HiddenHome::kAuto;
   HostAttention host_attention = HostAttention::kOff;
   int64_t audit = 0;                         // every N steps; 0: off
   int64_t context = 0;                       // tokens per sequence; 0: prompt plus generation

@@ -1,6 +1,6 @@
-// A prompt on its way through the layers, layer-major: the hidden states of all its tokens stay put
-// and are updated in place, run after run, layer after layer, so that only one layer's exact keys
-// and values exist at a time. It is advanced one run at a time: between two of them others may use the
+// A prompt on its way through the layers, layer-major: the hidden states of all its tokens are updated
+// in place, run after run, layer after layer, so that only one layer's exact keys and values exist at
+// a time. It is advanced one run at a time: between two of them others may use the
 // same transformer.
 #pragma once
 
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/config.h"
+#include "engine/prompt_states.h"
 #include "engine/transformer.h"
 #include "offload/kv_store.h"
 
@@ -35,12 +36,13 @@ double prompt_flops(const ModelConfig& config, const KvSettings& settings,
 template <Backend Device, HostTier Host>
 class PromptPass {
  public:
-  // hidden: the tokens' embeddings, [n_tokens][hidden]; all outlive the pass.
-  PromptPass(Transformer<Device>& transformer, KvStore<Device, Host>& store, bf16* hidden,
-             int64_t n_tokens)
+  // ids: [n_tokens], where the device reads them; all outlive the pass.
+  PromptPass(Transformer<Device>& transformer, KvStore<Device, Host>& store, const PromptStates<Device>& states,
+             const int32_t* ids, int64_t n_tokens)
       : transformer_(transformer),
         store_(store),
-        hidden_(hidden),
+        states_(states),
+        ids_(ids),
         n_tokens_(n_tokens),
         runs_(cut_prompt(transformer.config(), store.layout().settings, n_tokens,
                          Device::kRunFlops)),
@@ -54,12 +56,16 @@ class PromptPass {
   void advance() {
     const ModelConfig& config = transformer_.config();
     const PromptRun& run = runs_[run_];
-    bf16* x = hidden_ + run.first * config.hidden;
     if (run_ == 0) transformer_.begin_prompt_layer(layer_);
+    bf16* x = states_.rows(run.first);
+    bring_next();
+    if (layer_ == 0) transformer_.embed_tokens(ids_ + run.first, x, run.n_tokens);
     const Projections inputs = transformer_.prompt_inputs(layer_, x, run.n_tokens);
     store_.append_prompt(layer_, inputs, run.first);
     store_.attend_prompt(layer_, inputs, run.first, n_tokens_, run.dense, transformer_.attended());
     transformer_.end_layer(layer_, x, run.n_tokens, /*alone=*/false);
+    // A single run stays where it is.
+    if (runs_.size() > 1) states_.leave(run.first, run.n_tokens, layer_ + 1 < config.n_layers);
     done_flops_ += layer_flops(config, store_.layout().settings,
                                config.sliding_window[static_cast<size_t>(layer_)], run);
     if (++run_ < runs_.size()) return;
@@ -69,10 +75,26 @@ class PromptPass {
     if (++layer_ == config.n_layers) store_.end_prefill(n_tokens_);
   }
 
+  // Of the last token, behind the last run of the last layer.
+  const bf16* last_row() const {
+    const PromptRun& run = runs_.back();
+    return states_.last_row(run.first, run.n_tokens);
+  }
+
  private:
+  // Rows of the next run that has been in a layer before.
+  void bring_next() {
+    const bool ends_layer = run_ + 1 == runs_.size();
+    const int64_t layer = layer_ + (ends_layer ? 1 : 0);
+    if (runs_.size() == 1 || layer == 0 || layer == transformer_.config().n_layers) return;
+    const PromptRun& next = runs_[ends_layer ? 0 : run_ + 1];
+    states_.bring(next.first, next.n_tokens);
+  }
+
   Transformer<Device>& transformer_;
   KvStore<Device, Host>& store_;
-  bf16* hidden_;
+  PromptStates<Device> states_;
+  const int32_t* ids_;
   int64_t n_tokens_;
   std::vector<PromptRun> runs_;
   double total_flops_, done_flops_ = 0;

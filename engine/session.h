@@ -54,6 +54,7 @@ struct SessionPlan {
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then
   bool maps_file = false;  // of a saved session: its planes lie as the file's pages do
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
+  bool states_on_host = false;  // the prompt's hidden states are in host memory (HiddenHome)
   BackendKind backend = BackendKind::kCpu;
   // Of a sequence of a batch: whether others share it as their prefix, and tokens of the one that it
   // shares; n_prompt come behind it.

@@ -170,6 +170,27 @@ void resolve_keys(const PlanRequest& r, SessionPlan& plan) {
   }
 }
 
+// Whether a prompt's hidden states are better kept in host memory: beside a GPU, where they cost nothing but their
+// way there and back while others are computed, and where keys, values or the whole plan gain by the place.
+bool states_belong_on_host(const PlanRequest& r, const SessionPlan& plan) {
+  const HiddenHome home = r.options.hidden_home;
+  const bool can_be = r.backend == BackendKind::kCuda && !r.logprobs && plan.prefills;
+  if (home == HiddenHome::kDevice || !can_be) return false;
+  if (home == HiddenHome::kHost) return true;
+  if (plan.n_prompt < kLeastStatesOnHost) return false;
+  SessionPlan on_device = plan, on_host = plan;
+  on_host.states_on_host = true;
+  for (SessionPlan* one : {&on_device, &on_host}) {
+    resolve_keys(r, *one);
+    resolve_homes(r, *one);
+  }
+  const MemoryReport m = count_memory(r, on_host);
+  if (r.options.host_memory > 0 && m.host.total() > r.options.host_memory) return false;
+  if (r.this_machine && m.resident() > cpu::memory_of_this_process_bytes()) return false;
+  return !fits_device(r, on_device) || on_device.device_layers < on_host.device_layers ||
+         on_device.options.selection.key_codec != on_host.options.selection.key_codec;
+}
+
 struct Lever {
   const char* text;
   void (*pull)(SessionOptions&);
@@ -342,7 +363,7 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
     const BatchLayout batch(r.config, plan.n_prompt, plan.context, r.n_sequences, cuda);
     bytes = {batch.device_bytes(), batch.host_bytes()};
   } else {
-    const DecoderLayout decoder(r.config, plan.n_prompt, plan.context, r.logprobs, cuda);
+    const DecoderLayout decoder(r.config, plan.n_prompt, plan.context, r.logprobs, cuda, plan.states_on_host);
     bytes = {decoder.bytes(), decoder.host_bytes()};
   }
   if (cuda) bytes.device += cuda_scratch_bytes(r.config, plan);
@@ -367,12 +388,12 @@ SharedBytes shared_bytes(const PlanRequest& r, const SessionPlan& plan) {
 SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const KvLayout layout = kv_layout(plan, r.config);
   const bool staged = r.backend == BackendKind::kCuda;
-  return {.device = sum(layout.held_bytes()),
-          .prefill = plan.n_prefix > 0
-                         ? 0
-                         : sum(layout.prefill_bytes()) +
-                               BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged),
-          .host = sum(layout.host_bytes())};
+  SequenceBytes bytes{.device = sum(layout.held_bytes()), .host = sum(layout.host_bytes())};
+  if (plan.n_prefix > 0) return bytes;
+  bytes.prefill = sum(layout.prefill_bytes()) +
+                  BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged, plan.states_on_host);
+  bytes.host_prefill = BatchLayout::host_prompt_bytes(r.config, plan.n_prompt, plan.states_on_host);
+  return bytes;
 }
 
 // Of a batch: all its sequences, one of them in prefill; or a prefix, and all of them behind it.
@@ -414,13 +435,14 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   m.device.slots = of(device, Purpose::kSlots);
   m.device.exact = of(device, Purpose::kExact);
   m.device.activations = of(device, Purpose::kActivations) + activations.device;
-  if (r.n_sequences > 0) {
-    m.device.activations += BatchLayout::prompt_bytes(r.config, plan.n_prompt, cuda);
-  }
   m.host.weights = host_weight_bytes(r.config);
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
   m.host.staging = activations.host + of(host, Purpose::kActivations);
+  if (r.n_sequences > 0) {
+    m.device.activations += BatchLayout::prompt_bytes(r.config, plan.n_prompt, cuda, plan.states_on_host);
+    m.host.staging += BatchLayout::host_prompt_bytes(r.config, plan.n_prompt, plan.states_on_host);
+  }
   const int64_t main_weights = cuda ? m.host.weights : r.weight_bytes;
   const int64_t resident_weights = r.weights_resident ? main_weights : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
@@ -490,6 +512,11 @@ SessionPlan make_plan(const PlanRequest& asked) {
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);
+  plan.states_on_host = states_belong_on_host(r, plan);
+  if (r.options.hidden_home == HiddenHome::kHost && plan.prefills && !plan.states_on_host) {
+    plan.notes.push_back(r.logprobs ? "--hidden-home host: of no use, as every token's state is wanted at the end."
+                                    : "--hidden-home host: of no use on a CPU.");
+  }
   resolve_keys(r, plan);
   check_codecs(plan.options.selection, r.config);
   check_host_attention(r, plan);

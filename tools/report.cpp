@@ -108,6 +108,7 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
                {"prefill_budget", budget(o.prefill_budget)},
                {"value_home", name_of(o.value_home)},
                {"device_layers", plan.device_layers},
+               {"hidden_home", plan.states_on_host ? "host" : "device"},
                {"host_attention", name_of(o.host_attention)},
                {"audit_interval", o.audit},
                {"exact_exp", o.exact_exp},
@@ -222,6 +223,7 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
       console.info("home: {} layers on the device, the others on the host", plan.device_layers);
     }
   }
+  if (plan.states_on_host) console.info("hidden states of the prompt: in host memory, a run at a time on the device");
   const MemoryReport& m = plan.memory;
   row(console, "memory plan", "device", "host");
   row(console, "weights", format_bytes(m.device.weights),

@@ -115,6 +115,7 @@ SessionOptions draw_options(Draw& draw) {
   o.prefill_budget = draw.one_of<int64_t>({32, 128, kBudgetAll});
   o.no_graphs = draw.chance(0.3);
   o.value_home = draw.one_of({ValueHome::kHost, ValueHome::kHost, ValueHome::kAuto, ValueHome::kDevice});
+  if (kBackend != BackendKind::kCpu && draw.chance(0.3)) o.hidden_home = HiddenHome::kHost;
   if (draw.chance(0.15)) o.host_attention = HostAttention::kOn;
   if (draw.chance(0.15)) o.audit = 3;
   return o;
@@ -161,10 +162,11 @@ struct Case {
   std::vector<int32_t> ids;  // of the prompt, and those behind it
 
   std::string text() const {
-    return fmt::format("{}, {} + {} tokens: {}; prefill {} {}, home {}, host attention {}, audit {}", name, n_prompt,
+    return fmt::format("{}, {} + {} tokens: {}; prefill {} {}, home {}, host attention {}, audit {}{}", name, n_prompt,
                        n_rest, composition(plan.options), name_of(plan.options.prefill),
                        plan.options.prefill_budget, name_of(plan.options.value_home),
-                       name_of(plan.options.host_attention), plan.options.audit);
+                       name_of(plan.options.host_attention), plan.options.audit,
+                       plan.states_on_host ? ", hidden states on the host" : "");
   }
 };
 

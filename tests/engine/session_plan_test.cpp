@@ -143,6 +143,38 @@ TEST(SessionPlan, WeightsStayInHostMemory) {
   EXPECT_EQ(kind_of([&] { set_host_layers(config, 1, BackendKind::kCpu); }, &message), ErrorKind::kUsage);
 }
 
+// Hidden states of a long prompt make room on a device where something gains by it.
+TEST(SessionPlan, HiddenStatesLeaveTheDevice) {
+  const ModelConfig config = known_model("llama-3.1-8b");
+  const auto plan_with = [&](int64_t n_prompt, int64_t device_memory, HiddenHome home, bool logprobs = false) {
+    PlanRequest request{.config = config, .backend = BackendKind::kCuda, .options = {}};
+    request.weight_bytes = 2 * parameter_count(config);
+    request.weights_resident = request.this_machine = false;
+    request.options.device_memory = device_memory;
+    request.options.hidden_home = home;
+    request.n_prompt = n_prompt;
+    request.logprobs = logprobs;
+    return make_plan(request);
+  };
+  constexpr int64_t kTokens = 500000, kRow = 4096 * 2, kGiB = int64_t{1} << 30;
+  const SessionPlan device = plan_with(kTokens, 0, HiddenHome::kDevice), host = plan_with(kTokens, 0, HiddenHome::kHost);
+  EXPECT_FALSE(device.states_on_host);
+  EXPECT_TRUE(host.states_on_host);
+  EXPECT_EQ(device.memory.device.total() - host.memory.device.total(), (kTokens - 2 * kPrefillChunk) * kRow);
+  EXPECT_EQ(host.memory.host.total() - device.memory.host.total(), kTokens * kRow);
+  // Auto: with a device that has no room for them, or for better keys beside them; not with one that has room
+  // for all, nor with few tokens, nor where all of them are wanted at the end.
+  const int64_t needed = device.memory.device.total();
+  EXPECT_TRUE(plan_with(kTokens, needed - 1, HiddenHome::kAuto).states_on_host);
+  EXPECT_FALSE(plan_with(kTokens, 200 * kGiB, HiddenHome::kAuto).states_on_host);
+  EXPECT_FALSE(plan_with(kLeastStatesOnHost - 1, 16 * kGiB, HiddenHome::kAuto).states_on_host);
+  EXPECT_FALSE(plan_with(kTokens, 16 * kGiB, HiddenHome::kAuto, true).states_on_host);
+  const SessionPlan scores = plan_with(kTokens, 16 * kGiB, HiddenHome::kHost, true);
+  EXPECT_FALSE(scores.states_on_host);
+  ASSERT_EQ(scores.notes.size(), 2u);
+  EXPECT_NE(scores.notes[1].find("--hidden-home host: of no use"), std::string::npos);
+}
+
 // A short prompt is turned by long factors because of what may come behind it: nobody would guess that.
 TEST(SessionPlan, SaysWhichLongRopeFactorsAShortPromptHas) {
   ModelConfig config = model()->config();

@@ -1,6 +1,6 @@
-// Weights that stay in host memory beside a device are the same weights: prompts, which have them brought over
-// layer by layer, and steps, which read them where they are, give what they give with all of them on the device,
-// bit by bit.
+// What lies in host memory beside a device is what it is on the device. Weights: prompts have them brought over
+// layer by layer, steps read them where they are. Hidden states of a prompt: they come and go run by run. Either
+// gives what it gives with everything on the device, bit by bit.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,6 +25,7 @@ constexpr int64_t kPrompt = 90, kSteps = 6, kAppended = 12;
 constexpr int64_t kPrompt = 2000, kSteps = 60, kAppended = 200;
 #endif
 constexpr int64_t kTwoRuns = kDenseTail + 40;  // of which the tail is one
+constexpr int64_t kSpan = 64;                  // of the models with dual chunk attention: a run ends with it
 
 std::shared_ptr<Model> tiny(const std::string& name, int64_t host_layers) {
   return Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name,
@@ -47,10 +48,12 @@ std::span<const int32_t> part(const std::vector<int32_t>& ids, int64_t first, in
 void keep(std::vector<float>& all, std::span<const float> logits) { all.insert(all.end(), logits.begin(), logits.end()); }
 
 // A prompt; steps, of which the later ones are recorded; and more rows than a step has.
-std::vector<float> logits_of(const std::string& name, int64_t host_layers, AttentionMode mode, int64_t n_prompt) {
+std::vector<float> logits_of(const std::string& name, int64_t host_layers, AttentionMode mode, int64_t n_prompt,
+                             HiddenHome hidden_home = HiddenHome::kDevice) {
   const auto model = tiny(name, host_layers);
   SessionOptions options = test::two_tiers();
   options.attention = mode;
+  options.hidden_home = hidden_home;
   options.prefill = n_prompt > kDenseTail ? PrefillMode::kSelect : PrefillMode::kDense;
   options.selection.budget = 32;
   options.selection.recent = 16;
@@ -59,6 +62,7 @@ std::vector<float> logits_of(const std::string& name, int64_t host_layers, Atten
   std::vector<float> all;
   const SessionPlan plan = Session::plan(*model, options, n_prompt, kSteps + kAppended);
   EXPECT_EQ(plan.memory.host.weights > 0, host_layers != 0);
+  EXPECT_EQ(plan.states_on_host, hidden_home == HiddenHome::kHost);
   auto session = Session::open(model, plan);
   EXPECT_TRUE(session->prefill(part(ids, 0, n_prompt), {}));
   keep(all, session->logits());
@@ -102,17 +106,50 @@ TEST(HostLayers, LayersWaitForTheirWeights) {
   }
 }
 
+// One run, which stays where it is; two; and one for every span of dual chunk attention.
+TEST(HiddenHome, PromptsHaveTheBitsOfStatesOnTheDevice) {
+  const auto expect_same = [](const char* name, int64_t host_layers, AttentionMode mode, int64_t n_prompt) {
+    const std::vector<float> on_device = logits_of(name, 0, mode, n_prompt);
+    EXPECT_EQ(logits_of(name, host_layers, mode, n_prompt, HiddenHome::kHost), on_device) << name << ", " << n_prompt;
+  };
+  expect_same("llama", 0, AttentionMode::kShadow, kPrompt);
+  expect_same("llama", kAllLayers, AttentionMode::kShadow, kTwoRuns);
+  expect_same("qwen2_dual_chunk", 0, AttentionMode::kDense, 5 * kSpan + 3);
+  expect_same("qwen3_dual_chunk", kAllLayers, AttentionMode::kShadow, 3 * kSpan);
+}
+
+// Rows arrive neither before their place is free nor after they are needed, whenever queues get to their work.
+TEST(HiddenHome, RunsWaitForTheirRows) {
+  std::vector<float> expected;
+  // Short runs, which end with the spans of 16 tokens.
+  const auto model = Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/llama",
+                                 {.backend = BackendKind::kCuda, .reach = {.dual_chunk = 18, .dual_chunk_local = 2}});
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  const std::vector<int32_t> ids = random_ids(*model, 6 * 16 + 3);
+  for (int i = 0; i < 20; ++i) {
+    options.hidden_home = i == 0 ? HiddenHome::kDevice : HiddenHome::kHost;
+    const auto session = Session::open(model, Session::plan(*model, options, std::ssize(ids), 1));
+    EXPECT_TRUE(session->prefill(ids, {}));
+    const auto logits = session->logits();
+    if (expected.empty()) expected.assign(logits.begin(), logits.end());
+    EXPECT_TRUE(std::ranges::equal(logits, expected)) << i;
+  }
+}
+
 // Prompts that take turns need each other's place for another layer, while steps of others are taken.
 TEST(HostLayers, PromptsThatTakeTurns) {
-  for (const char* name : {"llama", "qwen3_moe"}) {
+  for (const char* name : {"llama", "qwen3_moe", "qwen2_dual_chunk"}) {
     std::vector<float> logits[2];
     for (const bool on_host : {false, true}) {
       const auto model = tiny(name, on_host ? kAllLayers : 0);
       SessionOptions options = test::two_tiers();
+      options.hidden_home = on_host ? HiddenHome::kHost : HiddenHome::kDevice;
       options.selection.budget = 32;
       options.selection.recent = 16;
       const auto batch = Batch::open(model, Batch::plan(*model, options, 4, kPrompt, 2 * kPrompt));
       const auto plan = batch->plan_sequence(kPrompt, kPrompt);
+      EXPECT_EQ(plan.states_on_host, on_host);
       std::vector<Batch::Step> steps = {
           {test::add_prefilled(*batch, plan, random_ids(*model, kPrompt, 1)), 1},
           {test::add_prefilled(*batch, plan, random_ids(*model, kPrompt, 2)), 2}};

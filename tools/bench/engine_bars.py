@@ -168,21 +168,22 @@ class Bars:
         self.step_row(f"step behind {tokens}, hit rate 0.9", rows[1]["token_p50_seconds"],
                       self.step_floor(tokens, 0.9, *HOST))
 
-    def host_layers(self):
-        """Feed-forward weights in host memory: a prompt should hide them, a step cannot."""
+    def host_memory(self):
+        """Weights and hidden states in host memory: a prompt should hide their way, a step cannot hide weights."""
         tokens = self.tokens(32768)
         flags = ["-p", tokens, "-n", STEPS, "-r", 1, "--prefill", "dense", "--imposed-hit-rate", 0.9, *HOST]
-        seconds = {}
-        for layers in ("0", "all"):
-            prompt, steps = self.bench(*flags, "--host-layers", layers)
-            seconds[layers] = prompt["avg_ns"] * 1e-9
-            floor = self.step_floor(tokens, 0.9, *HOST, "--host-layers", layers)
-            self.step_row(f"step behind {tokens}, host layers: {layers}", steps["token_p50_seconds"], floor)
-        self.row(f"dense prefill, {tokens} tokens, host layers: all", f"{seconds['all']:.2f} s", f"{seconds['0']:.2f} s",
-                 f"{seconds['all'] / seconds['0']:.2f} x")
+        on_device = None
+        for more in (["--hidden-home", "device"], ["--hidden-home", "host"], ["--host-layers", "all"]):
+            prompt, steps = self.bench(*flags, *more)
+            seconds = prompt["avg_ns"] * 1e-9
+            on_device = on_device or seconds
+            self.step_row(f"step behind {tokens}, {' '.join(more)}", steps["token_p50_seconds"],
+                          self.step_floor(tokens, 0.9, *HOST, *more))
+            self.row(f"dense prefill, {tokens} tokens, {' '.join(more)}", f"{seconds:.2f} s", f"{on_device:.2f} s",
+                     f"{seconds / on_device:.2f} x")
 
     def all(self):
-        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_layers):
+        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_memory):
             if self.arguments.only and self.arguments.only not in part.__name__:
                 continue
             try:
@@ -202,7 +203,7 @@ def main():
     parser.add_argument("--shape", default="llama-3.1-8b", choices=SHAPES)
     parser.add_argument("--scale", type=int, default=1, help="divides all lengths")
     parser.add_argument("--limit", type=int, default=240, help="seconds of one measurement")
-    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million or host_layers")
+    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million or host_memory")
     arguments = parser.parse_args()
     with open(arguments.ceilings, encoding="utf-8", errors="replace") as log:
         bars = Bars(arguments, ceilings_of(log.read()))
