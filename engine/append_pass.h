@@ -40,9 +40,10 @@ class AppendPass {
   void run(bf16* x, int64_t n, int64_t share) {
     CHECK(n <= kAppendRows, "{} tokens", n);
     for (int64_t layer = 0; layer < transformer_.config().n_layers; ++layer) {
+      transformer_.begin_layer(layer, RowsOf::kAppend, n);
       transformer_.step_inputs(layer, x, n);
       attend(layer, n, share);
-      transformer_.end_layer(layer, x, n, /*alone=*/true);
+      transformer_.end_layer(layer, x, n, RowsOf::kAppend);
     }
     store_.advance(n);
   }

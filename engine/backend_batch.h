@@ -248,8 +248,8 @@ class BackendBatch : public Batch {
       } else {
         prompt.ids.assign(ids.begin(), ids.end());
       }
-      const PromptStates<Device> states(batch.backend_.device, batch.backend_.bring, batch.backend_.copy,
-                                        prompt.on_device, prompt.on_host, plan.n_prompt, batch.config_.hidden);
+      const PromptStates<Device> states(batch.backend_.device, batch.backend_.states, prompt.on_device,
+                                        prompt.on_host, plan.n_prompt, batch.config_.hidden);
       pass.emplace(batch.transformer_, store, states, kStaged ? prompt.uploaded : prompt.ids.data(), plan.n_prompt);
     }
     void end_prompt() {
@@ -404,7 +404,7 @@ class BackendBatch : public Batch {
 
   void end_layer(int64_t layer, const Rows& rows) {
     Store::end_attend(layer, attentions_of(layer, rows));
-    transformer_.end_layer(layer, hidden_of(rows), rows.n, /*alone=*/true, rows.first);
+    transformer_.end_layer(layer, hidden_of(rows), rows.n, RowsOf::kSteps, rows.first);
   }
 
   void find_best(int64_t n) {
@@ -413,8 +413,9 @@ class BackendBatch : public Batch {
 
   // Nothing may still read or write what is given back.
   void settle() {
-    backend_.device.wait(backend_.copy.record());
-    backend_.device.wait(backend_.side.record());
+    for (Device* queue : {&backend_.copy, &backend_.side, &backend_.upload, &backend_.states}) {
+      backend_.device.wait(queue->record());
+    }
     backend_.device.finish();
   }
 

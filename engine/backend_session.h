@@ -41,7 +41,7 @@ class BackendSession : public Session {
                device_arena_, host_arena_, workspace_, layout_, backend_.rope,
                model_->attention_scale(), plan.options.exact_exp),
         decoder_(
-            {backend_.device, backend_.copy, backend_.upload, backend_.bring}, device_arena_, host_arena_,
+            {backend_.device, backend_.upload, backend_.states}, device_arena_, host_arena_,
             model_->config(), backend_.weights, store_,
             DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs, !Device::kHostReadable,
                           plan.states_on_host),

@@ -77,7 +77,9 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   }
   request.options = largest.options;
   request.options.prefill = plan.prefill;
+  // Homes are the largest one's, and what they allow has been judged with it.
   request.options.value_home = ValueHome::kHost;
+  request.options.host_attention = HostAttention::kOff;
   request.options.hidden_home = HiddenHome::kDevice;
   request.options.context = 0;  // its own
   if (slots > 0) request.options.selection.slots = slots;
@@ -91,10 +93,11 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   }
   SessionPlan sequence = make_plan(request);
   sequence.options.value_home = largest.options.value_home;
+  sequence.options.host_attention = largest.options.host_attention;
   sequence.options.hidden_home = largest.options.hidden_home;
   sequence.device_layers = largest.device_layers;
   sequence.states_on_host = largest.states_on_host && (largest.options.hidden_home == HiddenHome::kHost ||
-                                                       n_prompt >= kLeastStatesOnHost);
+                                                       n_prompt > kLeastStatesOnHost);
   return sequence;
 }
 

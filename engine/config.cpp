@@ -420,7 +420,7 @@ void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend)
   if (backend == BackendKind::kCpu) {
     fail(ErrorKind::kUsage, "--host-layers: on a CPU all weights are in host memory; leave it out");
   }
-  if (n_layers > config.n_layers) {
+  if (n_layers > config.n_layers || n_layers < kAllLayers) {
     fail(ErrorKind::kUsage, "--host-layers: expected 0 to {} layers, or all, found {}", config.n_layers, n_layers);
   }
   config.host_layers = n_layers == kAllLayers ? config.n_layers : n_layers;

@@ -92,10 +92,10 @@ RopeSpec read_rope(const JsonNode& root, const Family& family, const ModelConfig
 
   const int64_t fewest = rope.type == RopeType::kLongRope ? 2 : 1;  // whose logarithm divides
   rope.original_max_position = parameters.integer_or("original_max_position_embeddings",
-                                          max_position, fewest, kMaxPosition);
+                                                     max_position, fewest, kMaxPosition);
   if (is_phi3) rope.original_max_position = kPhi3OriginalPositions;
   rope.original_max_position = root.integer_or("original_max_position_embeddings",
-                                          rope.original_max_position, fewest, kMaxPosition);
+                                               rope.original_max_position, fewest, kMaxPosition);
   if (rope.type == RopeType::kLlama3) {
     rope.low_freq_factor = parameters.at("low_freq_factor").number(kTiny, kHuge);
     rope.high_freq_factor = parameters.at("high_freq_factor").number(kTiny, kHuge);

@@ -102,7 +102,7 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   int64_t link_weights = 0, link_experts = 0;
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     if (!config.feeds_from_host(layer)) continue;
-    const int64_t bytes = feed_forward_bytes(config, layer);
+    const int64_t bytes = feed_forward_parameters(config, layer) * kBf16;
     link_weights += bytes;
     if (config.has_experts(layer)) link_experts += bytes;
   }

@@ -27,6 +27,28 @@ void upload(cuda::Stream& stream, const void* source, void* target, int64_t byte
   stream.copy_bytes(target, bytes, source, bytes, bytes, 1);
 }
 
+// Memory of a tier, for as long as it lives; null where nothing is wanted.
+template <typename Tier>
+class Block {
+ public:
+  Block(Tier& tier, int64_t bytes) : tier_(tier), bytes_(bytes) {
+    if (bytes > 0) data_ = static_cast<bf16*>(cuda::allocate(tier, bytes));
+  }
+  ~Block() {
+    if (data_ != nullptr) cuda::release(tier_, data_, bytes_);
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  bf16* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Tier& tier_;
+  int64_t bytes_;
+  bf16* data_ = nullptr;
+};
+
 // A model's tensors in one block of device memory, and one of pinned host memory for those that stay there.
 class DeviceWeights {
  public:
@@ -34,38 +56,36 @@ class DeviceWeights {
       : stream_(stream),
         host_(stream),
         config_(config),
-        host_bytes_(host_weight_bytes(config)),
-        tensors_(weight_tensors(config, weights_)) {
+        tensors_(weight_tensors(config, weights_)),
+        on_host_(host_, checked_host_bytes()),
+        on_device_(stream, checked_device_bytes()) {
+    bf16 *next = on_device_.data(), *next_on_host = on_host_.data();
     for (const WeightTensor& tensor : tensors_) {
-      if (!stays_on_host(config, tensor)) bytes_ += aligned_bytes(tensor);
+      const bool stays = stays_on_host(config, tensor);
+      bf16*& place = stays ? next_on_host : next;
+      *tensor.target = place;
+      place += aligned_elements(tensor.n_elements());
+      if (!stays || tensor.feeds_layer < 0) continue;
+      std::span<const bf16>& block = weights_.layers[static_cast<size_t>(tensor.feeds_layer)].host_block;
+      const bf16* begin = block.empty() ? *tensor.target : block.data();
+      block = {begin, static_cast<size_t>(place - begin)};
     }
-    check_room();
-    block_ = static_cast<bf16*>(cuda::allocate(stream_, bytes_));
-    if (host_bytes_ > 0) host_block_ = static_cast<bf16*>(cuda::allocate(host_, host_bytes_));
-    place();
+    CHECK(next == on_device_.data() + on_device_.bytes() / static_cast<int64_t>(sizeof(bf16)));
+    CHECK(next_on_host == on_host_.data() + on_host_.bytes() / static_cast<int64_t>(sizeof(bf16)));
     if (config.tie_word_embeddings) weights_.head = weights_.embedding;
     join_projections(config, weights_);
   }
-  ~DeviceWeights() {
-    cuda::release(stream_, block_, bytes_);
-    if (host_block_ != nullptr) cuda::release(host_, host_block_, host_bytes_);
-  }
-  DeviceWeights(const DeviceWeights&) = delete;
-  DeviceWeights& operator=(const DeviceWeights&) = delete;
 
-  // `host` has the same configuration; it is not needed any more on return.
-  void upload_from(Weights host) {
-    const std::vector<WeightTensor> sources = weight_tensors(config_, host);
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      const int64_t bytes = tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16));
-      auto* target = const_cast<bf16*>(*tensors_[i].target);
-      if (stays_on_host(config_, tensors_[i])) {
-        std::memcpy(target, *sources[i].target, static_cast<size_t>(bytes));
-      } else {
-        upload(stream_, *sources[i].target, target, bytes);
-      }
+  // The values of tensor i of weight_tensors; they are not needed any more on return.
+  void put(size_t i, const bf16* values) {
+    const int64_t bytes = tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16));
+    auto* target = const_cast<bf16*>(*tensors_[i].target);
+    if (stays_on_host(config_, tensors_[i])) {
+      std::memcpy(target, values, static_cast<size_t>(bytes));
+    } else {
+      upload(stream_, values, target, bytes);
+      stream_.finish();
     }
-    stream_.finish();
   }
 
   void fill_with_noise() {
@@ -74,54 +94,44 @@ class DeviceWeights {
   }
 
   const Weights& weights() const { return weights_; }
-  int64_t bytes() const { return bytes_; }            // of device memory
-  int64_t host_bytes() const { return host_bytes_; }  // of pinned host memory
+  int64_t bytes() const { return on_device_.bytes(); }
+  int64_t host_bytes() const { return on_host_.bytes(); }
 
  private:
-  static int64_t aligned_bytes(const WeightTensor& tensor) {
-    return aligned_elements(tensor.n_elements()) * static_cast<int64_t>(sizeof(bf16));
-  }
-
-  void check_room() const {
-    const int64_t usable = stream_.device_memory_free() - kDeviceReserve;
-    if (bytes_ > usable) {
-      const int64_t n_layers = host_layers_to_free(config_, bytes_ - usable);
-      fail(ErrorKind::kDoesNotFit, "its weights take {} of device memory, {} can be had; {}", format_bytes(bytes_),
-           format_bytes(std::max<int64_t>(usable, 0)),
-           n_layers > 0 ? fmt::format("--host-layers {} or more keeps enough of them in host memory, and contexts "
-                                      "take room beside them",
-                                      n_layers)
-                        : "use a larger device, or --backend cpu");
+  int64_t checked_host_bytes() const {
+    const int64_t bytes = host_weight_bytes(config_), left = cpu::available_memory_bytes();
+    if (bytes > left) {
+      fail(ErrorKind::kDoesNotFit,
+           "--host-layers: {} of weights would stay in host memory, this machine has {} left; leave more of them on "
+           "the device",
+           format_bytes(bytes), format_bytes(left));
     }
-    const int64_t left = cpu::memory_of_this_process_bytes();
-    if (host_bytes_ > left) {
-      fail(ErrorKind::kDoesNotFit, "--host-layers: {} of weights would stay in host memory, this machine has {} left",
-           format_bytes(host_bytes_), format_bytes(left));
-    }
+    return bytes;
   }
-
-  void place() {
-    bf16 *next = block_, *next_on_host = host_block_;
+  int64_t checked_device_bytes() const {
+    int64_t elements = 0;
     for (const WeightTensor& tensor : tensors_) {
-      bf16*& place = stays_on_host(config_, tensor) ? next_on_host : next;
-      *tensor.target = place;
-      place += aligned_elements(tensor.n_elements());
-      if (tensor.feeds_layer < 0 || &place == &next) continue;
-      std::span<const bf16>& block = weights_.layers[static_cast<size_t>(tensor.feeds_layer)].host_block;
-      const bf16* begin = block.empty() ? *tensor.target : block.data();
-      block = {begin, static_cast<size_t>(place - begin)};
+      if (!stays_on_host(config_, tensor)) elements += aligned_elements(tensor.n_elements());
     }
-    CHECK((next - block_) * static_cast<int64_t>(sizeof(bf16)) == bytes_);
-    CHECK((next_on_host - host_block_) * static_cast<int64_t>(sizeof(bf16)) == host_bytes_);
+    const int64_t bytes = elements * static_cast<int64_t>(sizeof(bf16));
+    const int64_t usable = std::max<int64_t>(stream_.device_memory_free() - kDeviceReserve, 0);
+    if (bytes <= usable) return bytes;
+    const int64_t n_layers = host_layers_to_free(config_, bytes - usable);
+    fail(ErrorKind::kDoesNotFit, "its weights take {} of device memory, {} can be had; {}", format_bytes(bytes),
+         format_bytes(usable),
+         n_layers > 0 ? fmt::format("--host-layers {} or more keeps enough of them in host memory, and contexts "
+                                    "take room beside them",
+                                    n_layers)
+                      : "use a larger device, or --backend cpu");
   }
 
   cuda::Stream& stream_;
   cuda::PinnedMemory host_;
   const ModelConfig& config_;
-  int64_t bytes_ = 0, host_bytes_;
   Weights weights_;
   std::vector<WeightTensor> tensors_;
-  bf16 *block_ = nullptr, *host_block_ = nullptr;
+  Block<cuda::PinnedMemory> on_host_;
+  Block<cuda::Stream> on_device_;
 };
 
 class CudaModel final : public LoadedModel {
@@ -138,7 +148,8 @@ class CudaModel final : public LoadedModel {
       return;
     }
     cpu::Queue queue(cpu::QueueOptions{.n_threads = options.n_threads});
-    weights_.upload_from(WeightStore::load(source.directory, this->config(), queue, WeightsUse::kOnce)->weights());
+    read_weights(source.directory, this->config(), queue,
+                 [this](size_t i, const bf16* values) { weights_.put(i, values); });
   }
 
   int64_t weight_bytes() const override { return weights_.bytes() + weights_.host_bytes(); }
@@ -227,7 +238,7 @@ struct CudaQueues {
     if (short_table) short_rope.emplace(stream, *short_table);
     const ModelConfig& config = model.config();
     if (config.host_layers > 0) upload.emplace(cuda::StreamOptions{.device = device});
-    if (plan.states_on_host) bring.emplace(cuda::StreamOptions{.device = device});
+    if (plan.states_on_host) states.emplace(cuda::StreamOptions{.device = device});
     if (kv_layout(plan, config).has_worker()) {
       worker.emplace(n_threads, config.n_heads, config.head_dim);
     }
@@ -240,7 +251,7 @@ struct CudaQueues {
         rope(stream, table) {}
 
   cuda::Stream stream, copy, side;
-  std::optional<cuda::Stream> upload, bring;  // of weights and of hidden states that are in host memory
+  std::optional<cuda::Stream> upload, states;  // carry weights, and hidden states, that are in host memory
   cuda::PinnedMemory host;
   DeviceRope rope;
   std::optional<DeviceRope> short_rope;
@@ -254,7 +265,7 @@ CudaBackend cuda_backend(CudaQueues& queues, const DeviceWeights& weights) {
           queues.copy,
           queues.side,
           queues.upload ? *queues.upload : queues.copy,
-          queues.bring ? *queues.bring : queues.copy,
+          queues.states ? *queues.states : queues.copy,
           queues.host,
           weights.weights(),
           weights.bytes(),
@@ -268,7 +279,7 @@ CudaBackend cuda_backend(CudaQueues& queues, const DeviceWeights& weights) {
 void finish(CudaQueues& queues) {
   const auto if_any = [](std::optional<cuda::Stream>& queue) { return queue ? &*queue : nullptr; };
   for (cuda::Stream* queue :
-       {&queues.copy, &queues.side, if_any(queues.upload), if_any(queues.bring), &queues.stream}) {
+       {&queues.copy, &queues.side, if_any(queues.upload), if_any(queues.states), &queues.stream}) {
     try {
       if (queue != nullptr) queue->finish();
     } catch (const Error&) {

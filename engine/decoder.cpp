@@ -11,9 +11,9 @@ DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, int64_t con
                   want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
   const PromptStatesLayout states(c, n_prompt, states_on_host);
   hidden = std::max(states.device, kAppendRows * c.hidden);
-  host_hidden = states.host;
   prompt_end = c.hidden;
   if (!staged) return;
+  host_hidden = states.host;
   ids = std::max(n_prompt, kAppendRows);
   logprobs = want_logprobs ? kLogprobRows : 0;
   clock = 1;

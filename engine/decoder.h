@@ -53,12 +53,11 @@ class Decoder {
  public:
   static constexpr bool kStaged = !Device::kHostReadable;
 
-  // The prompt's states, if they are on the host, come by `bring` and return by `copy`.
+  // Beside `device`, what carries weights, and a prompt's states, if they are in host memory.
   struct Queues {
     Device& device;
-    Device& copy;
-    Device& upload;  // of weights
-    Device& bring;
+    Device& upload;
+    Device& states;
   };
   Decoder(const Queues& queues, Arena<Device>& arena, Arena<Host>& host_arena, const ModelConfig& config,
           const Weights& weights, KvStore<Device, Host>& store, const DecoderLayout& layout,
@@ -180,7 +179,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   using Clock = std::chrono::steady_clock;
   const auto n = static_cast<int64_t>(ids.size());
   const auto start = Clock::now();
-  const PromptStates<Device> states(device_, queues_.bring, queues_.copy, hidden_, host_hidden_, n, config_.hidden);
+  const PromptStates<Device> states(device_, queues_.states, hidden_, host_hidden_, n, config_.hidden);
   PromptPass<Device, Host> pass(transformer_, store_, states, upload_ids(ids), n);
   while (!pass.done()) {
     pass.advance();
@@ -189,6 +188,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     const double fraction = pass.done_flops() / pass.total_flops();
     if (!progress({"prefill", fraction, static_cast<int64_t>(fraction * n), n, seconds})) {
+      queues_.states.finish();  // rows that were on their way for the next run
       return false;
     }
   }
@@ -285,7 +285,7 @@ void Decoder<Device, Host>::enqueue_step(const int32_t* id) {
     const Projections inputs = transformer_.step_row(layer, 0);
     store_.append(layer, inputs);
     store_.attend(layer, store_.queries(inputs), transformer_.attended());
-    transformer_.end_layer(layer, hidden_, 1, /*alone=*/true);
+    transformer_.end_layer(layer, hidden_, 1, RowsOf::kSteps);
   }
   store_.advance();
   make_logits(hidden_);

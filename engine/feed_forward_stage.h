@@ -1,12 +1,14 @@
 // Feed-forward matrices that stay in host memory beside a GPU (ModelConfig::host_layers), brought to one
-// place on the device for a prompt, whose products read a matrix many times. What reads it once, a step,
-// reads it where it is.
+// place on the device for prompts and appended tokens, whose products read a matrix many times. What reads it
+// once, a step, reads it where it is.
 //
 // A layer is on its way while what comes before its products is computed: a queue of its own carries it,
 // behind what still reads the layer before.
 #pragma once
 
 #include <cstdint>
+#include <iterator>
+#include <utility>
 
 #include "engine/backend.h"
 #include "engine/weights.h"

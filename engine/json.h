@@ -57,7 +57,7 @@ class JsonNode {
   double number(double low, double high) const;
   bool boolean() const;
   const std::string& text() const;
-  // Of a member, or `fallback` where it is absent.
+  // Of a member, or `fallback` where find() gives none.
   int64_t integer_or(const char* key, int64_t fallback, int64_t low, int64_t high) const;
   double number_or(const char* key, double fallback, double low, double high) const;
   bool boolean_or(const char* key, bool fallback) const;

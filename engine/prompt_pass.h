@@ -56,14 +56,14 @@ class PromptPass {
   void advance() {
     const ModelConfig& config = transformer_.config();
     const PromptRun& run = runs_[run_];
-    if (run_ == 0) transformer_.begin_prompt_layer(layer_);
+    if (run_ == 0) transformer_.begin_layer(layer_, RowsOf::kPrompt, run.n_tokens);
     bf16* x = states_.rows(run.first);
     bring_next();
     if (layer_ == 0) transformer_.embed_tokens(ids_ + run.first, x, run.n_tokens);
     const Projections inputs = transformer_.prompt_inputs(layer_, x, run.n_tokens);
     store_.append_prompt(layer_, inputs, run.first);
     store_.attend_prompt(layer_, inputs, run.first, n_tokens_, run.dense, transformer_.attended());
-    transformer_.end_layer(layer_, x, run.n_tokens, /*alone=*/false);
+    transformer_.end_layer(layer_, x, run.n_tokens, RowsOf::kPrompt);
     // A single run stays where it is.
     if (runs_.size() > 1) states_.leave(run.first, run.n_tokens, layer_ + 1 < config.n_layers);
     done_flops_ += layer_flops(config, store_.layout().settings,

@@ -29,13 +29,11 @@ struct PromptStatesLayout {
 template <Backend Device>
 class PromptStates {
  public:
-  // on_device: [n_prompt][width]; or with on_host, which has those, two places of a run's rows. in and out
-  // carry rows from and to the host.
-  PromptStates(Device& device, Device& in, Device& out, bf16* on_device, bf16* on_host, int64_t n_prompt,
-               int64_t width)
+  // on_device: [n_prompt][width]; or with on_host, which has those, two places of a run's rows. carrier: moves
+  // them, in the order in which they are wanted; values that go home would keep them waiting.
+  PromptStates(Device& device, Device& carrier, bf16* on_device, bf16* on_host, int64_t n_prompt, int64_t width)
       : device_(device),
-        in_(in),
-        out_(out),
+        carrier_(carrier),
         on_device_(on_device),
         on_host_(on_host),
         width_(width),
@@ -58,9 +56,9 @@ class PromptStates {
   void bring(int64_t first, int64_t n) {
     if (on_host_ == nullptr) return;
     const size_t place = (turn_ + 1) % 2;
-    if (departures_[place]) in_.wait(*departures_[place]);
-    move(in_, on_host_ + first * width_, place_of(turn_ + 1), n);
-    arrivals_[place] = in_.record();
+    if (departures_[place]) carrier_.wait(*departures_[place]);
+    move(on_host_ + first * width_, place_of(turn_ + 1), n);
+    arrivals_[place] = carrier_.record();
   }
 
   // The run has been enqueued whole; returns: another layer wants its rows.
@@ -68,9 +66,9 @@ class PromptStates {
     if (on_host_ == nullptr) return;
     const size_t place = turn_ % 2;
     if (returns) {
-      out_.wait(device_.record());
-      move(out_, place_of(turn_), on_host_ + first * width_, n);
-      departures_[place] = out_.record();
+      carrier_.wait(device_.record());
+      move(place_of(turn_), on_host_ + first * width_, n);
+      departures_[place] = carrier_.record();
     } else {
       departures_[place] = device_.record();
     }
@@ -88,17 +86,16 @@ class PromptStates {
 
   bf16* place_of(size_t turn) const { return on_device_ + static_cast<int64_t>(turn % 2) * place_rows_ * width_; }
 
-  void move(Device& queue, const bf16* source, bf16* target, int64_t n_rows) {
+  void move(const bf16* source, bf16* target, int64_t n_rows) {
     CopyParams params;
     params.source = source;
     params.target = target;
     params.row_bytes = n_rows * width_ * static_cast<int64_t>(sizeof(bf16));
-    copy(queue, params);
+    copy(carrier_, params);
   }
 
   Device& device_;
-  Device& in_;
-  Device& out_;
+  Device& carrier_;
   bf16 *on_device_, *on_host_;
   int64_t width_, place_rows_;
   size_t turn_ = 0;  // runs that have left: a run's place is that of its turn

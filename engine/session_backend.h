@@ -19,7 +19,7 @@ struct SessionBackend {
   Device& copy;  // moves bytes beside the device queue
   Device& side;  // makes low-rank keys beside it
   Device& upload;  // brings weights from host memory beside it
-  Device& bring;   // likewise hidden states of prompts
+  Device& states;  // brings hidden states of prompts from there, and takes them back
   Host& host;
   const Weights& weights;
   int64_t weight_bytes = 0;  // on the device

@@ -126,6 +126,13 @@ bool fits_tiers(const PlanRequest& r, SessionPlan plan) {
   return fits_device(r, plan) && (r.options.host_memory == 0 || host <= r.options.host_memory);
 }
 
+// Whether keys may be at home on the host where nobody asked for it: one that attends what it holds needs it as it
+// is (check_host_attention).
+bool may_leave_device(const PlanRequest& r) {
+  const bool as_it_is = r.options.selection.value_codec == RowCodec::kBf16 && !r.config.eviction_head;
+  return r.options.host_attention == HostAttention::kOff || as_it_is;
+}
+
 // The best of the codecs that fit the device. At equal bytes codes lose less than low-rank keys (journal,
 // "Codecs of keys"); the latter are the smallest that there is. Where none fits, keys are fetched as values are.
 KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
@@ -144,12 +151,15 @@ KeyCodec best_key_codec(const PlanRequest& r, SessionPlan plan) {
   s.key_codec = KeyCodec::kLowRank;
   if (fits_tiers(r, plan)) return KeyCodec::kLowRank;
   // Exact keys beside the values take nothing of the device: what lets most sequences in.
-  s.key_codec = KeyCodec::kExact;
-  if (r.n_sequences > 0 || fits_tiers(r, plan)) return KeyCodec::kExact;
+  const bool may_leave = may_leave_device(r);
+  if (r.n_sequences > 0 && may_leave) return KeyCodec::kExact;
   // The smallest, so that what is said to be needed is the least that would do.
-  const MemoryReport exact = count_memory(r, plan);
-  if (r.options.host_memory == 0 || exact.host.total() <= r.options.host_memory) return KeyCodec::kExact;
-  s.key_codec = KeyCodec::kLowRank;
+  if (may_leave && r.options.value_home != ValueHome::kDevice) {
+    s.key_codec = KeyCodec::kExact;
+    const int64_t host = count_memory(r, plan).host.total();
+    if (r.options.host_memory == 0 || host <= r.options.host_memory) return KeyCodec::kExact;
+    s.key_codec = KeyCodec::kLowRank;
+  }
   const int64_t low_rank = count_memory(r, plan).device.total();
   if (!can_code(r.config.head_dim)) return KeyCodec::kLowRank;
   s.key_codec = KeyCodec::kInt4;
@@ -177,7 +187,7 @@ bool states_belong_on_host(const PlanRequest& r, const SessionPlan& plan) {
   const bool can_be = r.backend == BackendKind::kCuda && !r.logprobs && plan.prefills;
   if (home == HiddenHome::kDevice || !can_be) return false;
   if (home == HiddenHome::kHost) return true;
-  if (plan.n_prompt < kLeastStatesOnHost) return false;
+  if (plan.n_prompt <= kLeastStatesOnHost) return false;
   SessionPlan on_device = plan, on_host = plan;
   on_host.states_on_host = true;
   for (SessionPlan* one : {&on_device, &on_host}) {
@@ -232,6 +242,24 @@ std::string_view lever_that_helps(const PlanRequest& r, bool device, int64_t lim
   return {};
 }
 
+// Whether the host tier has room for the weights of so many layers, beside what is planned.
+bool hosts_weights(const PlanRequest& r, const SessionPlan& plan, int64_t host_layers) {
+  ModelConfig config = r.config;
+  config.host_layers = host_layers;
+  const int64_t more = host_weight_bytes(config) - host_weight_bytes(r.config);
+  if (r.options.host_memory > 0 && plan.memory.host.total() + more > r.options.host_memory) return false;
+  return !r.this_machine || plan.memory.resident() + more <= cpu::memory_of_this_process_bytes();
+}
+
+// What of a full host tier might be on the device.
+std::string to_leave_host(const PlanRequest& r, const SessionPlan& plan, std::string_view tier) {
+  std::string help;
+  if (tier == "device") return help;
+  if (plan.memory.host.weights > 0) help += fmt::format(", fewer --host-layers than {}", r.config.host_layers);
+  if (plan.states_on_host) help += ", --hidden-home device";
+  return help;
+}
+
 // What to say when a tier is too small: the flag to raise, and what would need less.
 [[noreturn]] void does_not_fit(const PlanRequest& r, const SessionPlan& plan, const char* tier,
                                const char* flag, int64_t need, int64_t limit) {
@@ -240,7 +268,13 @@ std::string_view lever_that_helps(const PlanRequest& r, bool device, int64_t lim
   if (!lever.empty()) help += fmt::format(", add {}", lever);
   const bool beside_gpu = r.backend == BackendKind::kCuda && std::string_view(tier) == "device";
   const int64_t host_layers = beside_gpu ? host_layers_to_free(r.config, need - limit) : 0;
-  if (host_layers > 0) help += fmt::format(", keep weights in host memory (--host-layers {})", host_layers);
+  if (host_layers > 0 && hosts_weights(r, plan, host_layers)) {
+    help += fmt::format(", keep weights in host memory (--host-layers {})", host_layers);
+  }
+  if (beside_gpu && r.options.hidden_home == HiddenHome::kDevice && r.n_prompt > kLeastStatesOnHost) {
+    help += ", drop --hidden-home device";
+  }
+  help += to_leave_host(r, plan, tier);
   if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
   help += r.logprobs ? ", or shorten the text, or its windows (-c)"
                      : fmt::format(", or shorten the context (-c, -n, the prompt has {} tokens)", r.n_prompt);
@@ -467,9 +501,9 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
   if (r.this_machine && m.resident() > available) {
     fail(ErrorKind::kDoesNotFit,
          "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
-         "the prompt has {} tokens){}",
+         "the prompt has {} tokens){}{}",
          plan.context, format_bytes(m.resident()), format_bytes(available), r.n_prompt,
-         plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
+         to_leave_host(r, plan, "host"), plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
   }
 }
 

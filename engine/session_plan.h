@@ -14,8 +14,9 @@ namespace tiercel {
 inline constexpr int64_t kDensePrefillTokens = 32768;
 inline constexpr double kDensePrefillRatio = 8;
 
-// A prompt of fewer tokens has its hidden states on the device unless asked otherwise.
-inline constexpr int64_t kLeastStatesOnHost = 16384;
+// Up to so many tokens of a prompt have their hidden states on the device unless asked otherwise: in host memory
+// they would take no less of it (PromptStatesLayout).
+inline constexpr int64_t kLeastStatesOnHost = 2 * kPrefillChunk;
 
 // A restored session's planes are as far apart as lets a file's pages be mapped to them, where it
 // has so many tokens.

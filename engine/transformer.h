@@ -39,6 +39,10 @@ struct TransformerLayout {
   int64_t staged = 0;  // the largest layer's matrices that are brought from host memory
 };
 
+// What rows are. Those of steps and of appended tokens are computed "alone": a row's bits do not depend on how many
+// there are.
+enum class RowsOf : uint8_t { kPrompt, kAppend, kSteps };
+
 template <Backend Device>
 class Transformer {
  public:
@@ -74,8 +78,10 @@ class Transformer {
 
   // x: [n][hidden]
   void embed_tokens(const int32_t* ids, bf16* x, int64_t n);
-  // A prompt comes to this layer: weights that it needs next may set out.
-  void begin_prompt_layer(int64_t layer) { stage_.bring_from(layer); }
+  // Rows like these come to this layer: weights that they need next set out.
+  void begin_layer(int64_t layer, RowsOf rows, int64_t n) {
+    if (brings_weights(rows, n)) stage_.bring_from(layer);
+  }
   // Of n consecutive tokens of one prompt.
   Projections prompt_inputs(int64_t layer, const bf16* x, int64_t n);
   // Of one token each of n sequences, whose projections become rows first_row .. of the step; those
@@ -85,9 +91,8 @@ class Transformer {
   Projections step_row(int64_t layer, int64_t row) const;
   // Where attention writes [rows][q width] before end_layer.
   bf16* attended() { return attended_; }
-  // Output projection and MLP of n rows attended from first_row on, added to x. alone: weights are read once
-  // for all rows, or for some dozens of them, wherever they are.
-  void end_layer(int64_t layer, bf16* x, int64_t n, bool alone, int64_t first_row = 0);
+  // Output projection and MLP of n rows attended from first_row on, added to x.
+  void end_layer(int64_t layer, bf16* x, int64_t n, RowsOf rows, int64_t first_row = 0);
   // To logits(): [n][vocab_size].
   void make_logits(const bf16* x, int64_t n, bool alone);
   float* logits() { return logits_; }
@@ -95,6 +100,17 @@ class Transformer {
  private:
   const LayerWeights& weights_of(int64_t layer) const {
     return weights_.layers[static_cast<size_t>(layer)];
+  }
+  // Whether these rows' products would read a matrix more than once where it lies in host memory: a prompt's,
+  // but for the few that one reading serves; appended ones, if they are more than a launch on a device with little
+  // shared memory takes. Steps, which may be recorded, bring nothing.
+  static bool brings_weights(RowsOf rows, int64_t n) {
+    switch (rows) {
+      case RowsOf::kPrompt: return n > 8;
+      case RowsOf::kAppend: return n > 32;
+      case RowsOf::kSteps: break;
+    }
+    return false;
   }
   void add_mlp(const LayerWeights& w, bf16* x, int64_t n, bool alone);
   void add_experts(const LayerWeights& w, bf16* x, int64_t n, bool alone);
@@ -225,9 +241,10 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
 }
 
 template <Backend Device>
-void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, bool alone,
+void Transformer<Device>::end_layer(int64_t layer, bf16* x, int64_t n, RowsOf rows,
                                     int64_t first_row) {
-  const LayerWeights& w = alone ? weights_of(layer) : stage_.at(layer);
+  const bool alone = rows != RowsOf::kPrompt;
+  const LayerWeights& w = brings_weights(rows, n) ? stage_.at(layer) : weights_of(layer);
   const int64_t q = config_.q_width();
   add_projected(attended_ + first_row * q, w.o, w.o_bias, w.attention_post_norm, x, n, q, alone);
   if (config_.has_experts(layer)) {

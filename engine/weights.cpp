@@ -71,12 +71,17 @@ bool stays_on_host(const ModelConfig& c, const WeightTensor& tensor) {
   return tensor.is_embedding && !c.tie_word_embeddings;
 }
 
+namespace {
+
+// Of a layer's feed-forward matrices, as they lie beside a GPU.
 int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
   const int64_t elements = c.has_experts(layer)
                                ? 3 * c.experts.n * aligned_elements(c.experts.intermediate * c.hidden)
                                : 3 * aligned_elements(c.intermediate * c.hidden);
   return elements * static_cast<int64_t>(sizeof(bf16));
 }
+
+}  // namespace
 
 int64_t host_weight_bytes(const ModelConfig& c) {
   if (c.host_layers == 0) return 0;
@@ -115,10 +120,14 @@ int64_t parameter_count(const ModelConfig& c) {
   return layers + expert_parameters(c) + embeddings + c.hidden;
 }
 
+int64_t feed_forward_parameters(const ModelConfig& c, int64_t layer) {
+  return c.has_experts(layer) ? 3 * c.experts.n * c.experts.intermediate * c.hidden : 3 * c.intermediate * c.hidden;
+}
+
 int64_t expert_parameters(const ModelConfig& c) {
   int64_t n = 0;
   for (int64_t i = 0; i < c.n_layers; ++i) {
-    if (c.has_experts(i)) n += c.experts.n * 3 * c.experts.intermediate * c.hidden;
+    if (c.has_experts(i)) n += feed_forward_parameters(c, i);
   }
   return n;
 }
@@ -272,6 +281,10 @@ struct WeightStore::Wanted {
   std::optional<Fp8Tensor> scaled;  // the checkpoint's tensor
   std::string scale_name;           // of its scales
   int64_t row_elements() const { return tensor.n_elements() / tensor.shape[0]; }
+  bool is_as_wanted() const {
+    return !is_moved && tensor.dtype == DType::kBf16 &&
+           reinterpret_cast<uintptr_t>(tensor.data) % alignof(bf16) == 0;
+  }
 };
 
 WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue)
@@ -279,16 +292,21 @@ WeightStore::WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue
 
 WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block_bytes_)); }
 
-std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
-                                               const ModelConfig& config, cpu::Queue& queue,
-                                               WeightsUse use) {
+std::unique_ptr<WeightStore> WeightStore::open(const std::string& directory, const ModelConfig& config,
+                                               cpu::Queue& queue) {
   std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
   store->collect(config);
-  if (use == WeightsUse::kEveryToken) check_room(directory, store->n_parameters_);
-  store->checkpoint_->will_need();
-  store->check_tied_head(config);  // which reads both
   CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
         store->n_parameters_, parameter_count(config));
+  return store;
+}
+
+std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
+                                               const ModelConfig& config, cpu::Queue& queue) {
+  std::unique_ptr<WeightStore> store = open(directory, config, queue);
+  check_room(directory, store->n_parameters_);
+  store->checkpoint_->will_need();
+  store->check_tied_head(config);  // which reads both
   store->place();
   if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
   store->wanted_.clear();
@@ -416,43 +434,85 @@ int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
 
 // Points every target at its values: in place, or copied. Tensors are independent, so they are
 // checked and copied on all threads; the first bad one in their fixed order is the one reported.
+// Checks tensors first .. and copies those that have a place in `copies`.
+void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
+  std::vector<uint8_t> bad(copies.size(), 0);
+  std::vector<int64_t> overflowed(copies.size(), 0);
+  queue_.for_each(std::ssize(copies), [&](int64_t n, cpu::Worker&) {
+    const auto i = static_cast<size_t>(n);
+    const Wanted& wanted = wanted_[first + i];
+    bad[i] = find_non_finite(wanted.tensor).has_value();
+    if (copies[i] == nullptr) return;
+    overflowed[i] = copy_rows(wanted, copies[i]);
+    wont_need(wanted.tensor);
+  });
+  for (size_t i = 0; i < copies.size(); ++i) {
+    const Wanted& wanted = wanted_[first + i];
+    if (bad[i]) check_finite(wanted.tensor, wanted.first_row * wanted.row_elements());
+    if (overflowed[i] > 0) {
+      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(wanted.tensor.name),
+           wanted.tensor.name, overflowed[i]);
+    }
+  }
+}
+
 void WeightStore::place() {
   bytes_ = n_parameters_ * static_cast<int64_t>(sizeof(bf16));
   const bool copy_all = bytes_ < kCopyBelow;
   std::vector<int64_t> offset(wanted_.size(), -1);
   int64_t elements = 0;
   for (size_t i = 0; i < wanted_.size(); ++i) {
-    const TensorInfo& tensor = wanted_[i].tensor;
-    const bool in_place = !copy_all && !wanted_[i].is_moved && tensor.dtype == DType::kBf16 &&
-                          reinterpret_cast<uintptr_t>(tensor.data) % alignof(bf16) == 0;
+    const bool in_place = !copy_all && wanted_[i].is_as_wanted();
     in_place_ |= in_place;
     if (in_place) continue;
     offset[i] = elements;
-    elements += aligned(tensor.n_elements());
+    elements += aligned(wanted_[i].tensor.n_elements());
   }
   check_room(checkpoint_->file_of(wanted_.front().tensor.name), elements);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
-
-  std::vector<uint8_t> bad(wanted_.size(), 0);
-  std::vector<int64_t> overflowed(wanted_.size(), 0);
-  queue_.for_each(static_cast<int64_t>(wanted_.size()), [&](int64_t i, cpu::Worker&) {
-    const Wanted& wanted = wanted_[static_cast<size_t>(i)];
-    bad[static_cast<size_t>(i)] = find_non_finite(wanted.tensor).has_value();
-    if (offset[static_cast<size_t>(i)] < 0) return;
-    bf16* out = block_ + offset[static_cast<size_t>(i)];
-    overflowed[static_cast<size_t>(i)] = copy_rows(wanted, out);
-    wont_need(wanted.tensor);
-  });
+  std::vector<bf16*> copies(wanted_.size());
+  for (size_t i = 0; i < wanted_.size(); ++i) copies[i] = offset[i] >= 0 ? block_ + offset[i] : nullptr;
+  read(0, copies);
   for (size_t i = 0; i < wanted_.size(); ++i) {
-    const TensorInfo& tensor = wanted_[i].tensor;
-    if (bad[i]) check_finite(tensor, wanted_[i].first_row * wanted_[i].row_elements());
-    if (overflowed[i] > 0) {
-      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name),
-           tensor.name, overflowed[i]);
+    *wanted_[i].target =
+        copies[i] != nullptr ? copies[i] : reinterpret_cast<const bf16*>(wanted_[i].tensor.data);
+  }
+}
+
+void read_weights(const std::string& directory, const ModelConfig& config, cpu::Queue& queue, const PutWeights& put,
+                  int64_t elements_at_once) {
+  const std::unique_ptr<WeightStore> store = WeightStore::open(directory, config, queue);
+  store->checkpoint_->will_need();
+  store->check_tied_head(config);
+  const std::vector<WeightStore::Wanted>& wanted = store->wanted_;
+  std::unique_ptr<bf16[]> buffer;
+  int64_t room = 0;
+  for (size_t first = 0; first < wanted.size();) {
+    size_t end = first;
+    int64_t elements = 0, copied = 0;
+    std::vector<int64_t> offset;
+    for (; end < wanted.size(); ++end) {
+      const int64_t n = aligned(wanted[end].tensor.n_elements());
+      if (end > first && elements + n > elements_at_once) break;
+      elements += n;
+      offset.push_back(wanted[end].is_as_wanted() ? -1 : copied);
+      if (offset.back() >= 0) copied += n;
     }
-    *wanted_[i].target = offset[i] >= 0 ? block_ + offset[i]
-                                        : reinterpret_cast<const bf16*>(tensor.data);
+    if (copied > room) {
+      buffer.reset();  // before there are two
+      buffer = std::make_unique_for_overwrite<bf16[]>(static_cast<size_t>(copied));
+      room = copied;
+    }
+    std::vector<bf16*> copies;
+    for (const int64_t at : offset) copies.push_back(at >= 0 ? buffer.get() + at : nullptr);
+    store->read(first, copies);
+    for (size_t i = first; i < end; ++i) {
+      const bf16* copy = copies[i - first];
+      put(i, copy != nullptr ? copy : reinterpret_cast<const bf16*>(wanted[i].tensor.data));
+      wont_need(wanted[i].tensor);
+    }
+    first = end;
   }
 }
 

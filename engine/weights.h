@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -95,8 +96,6 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 constexpr int64_t aligned_elements(int64_t n) { return (n + 127) / 128 * 128; }
 // Whether a tensor stays in host memory (ModelConfig::host_layers).
 bool stays_on_host(const ModelConfig& config, const WeightTensor& tensor);
-// Bytes of a layer's feed-forward matrices, as they lie beside a GPU.
-int64_t feed_forward_bytes(const ModelConfig& config, int64_t layer);
 // Bytes of all tensors that stay in host memory; and of those of one layer, the most of any.
 int64_t host_weight_bytes(const ModelConfig& config);
 int64_t largest_host_layer_bytes(const ModelConfig& config);
@@ -105,18 +104,24 @@ int64_t host_layers_to_free(ModelConfig config, int64_t bytes);
 
 // Parameters that a model of this configuration has; tied embeddings count once.
 int64_t parameter_count(const ModelConfig& config);
-// Those of them that experts have, routers not counted.
+// Those of a layer's feed-forward matrices: gate, up and down, or all of the experts'.
+int64_t feed_forward_parameters(const ModelConfig& config, int64_t layer);
+// Those that experts have, routers not counted.
 int64_t expert_parameters(const ModelConfig& config);
 
-// kOnce: they are read once, to be copied elsewhere, and need not all be in memory at a time.
-enum class WeightsUse { kEveryToken, kOnce };
+// Reads and checks a checkpoint's tensors, some at a time, and calls put(i, values) with those of tensor i of
+// weight_tensors as bf16, which stay until it returns. For what keeps them elsewhere: no more are in memory at
+// once than so many elements, or one tensor. Errors: as of WeightStore::load.
+using PutWeights = std::function<void(size_t i, const bf16* values)>;
+void read_weights(const std::string& directory, const ModelConfig& config, cpu::Queue& queue, const PutWeights& put,
+                  int64_t elements_at_once = int64_t{128} << 20);
 
 // Owns what Weights points into.
 class WeightStore {
  public:
   // Errors name file and tensor; kDoesNotFit comes before anything is read.
   static std::unique_ptr<WeightStore> load(const std::string& directory, const ModelConfig& config,
-                                           cpu::Queue& queue, WeightsUse use = WeightsUse::kEveryToken);
+                                           cpu::Queue& queue);
   static std::unique_ptr<WeightStore> random(const ModelConfig& config, cpu::Queue& queue);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
@@ -128,14 +133,19 @@ class WeightStore {
 
  private:
   WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue);
+  friend void read_weights(const std::string& directory, const ModelConfig& config, cpu::Queue& queue,
+                           const PutWeights& put, int64_t elements_at_once);
   struct Wanted;
 
+  static std::unique_ptr<WeightStore> open(const std::string& directory, const ModelConfig& config,
+                                           cpu::Queue& queue);
   void collect(const ModelConfig& config);
   const TensorInfo& scales_of(const TensorInfo& codes, const ModelConfig& config) const;
   void check_nothing_ignored(const ModelConfig& config) const;
   void check_tied_head(const ModelConfig& config) const;
   void check_finite(const TensorInfo& tensor, int64_t first_element) const;
   int64_t copy_rows(const Wanted& wanted, bf16* out) const;
+  void read(size_t first, std::span<bf16* const> copies) const;
   void place();
 
   std::optional<Checkpoint> checkpoint_;

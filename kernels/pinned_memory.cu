@@ -66,8 +66,8 @@ void touch(std::byte* begin, size_t bytes) {
 
 [[noreturn]] void refuse(int64_t bytes, const char* reason) {
   fail(ErrorKind::kDoesNotFit,
-       "{} of pinned host memory: {}; lower --host-memory or shorten the context (-c, -n, the "
-       "prompt)",
+       "{} of pinned host memory: {}; lower --host-memory, shorten the context (-c, -n, the prompt), or keep more "
+       "on the device (fewer --host-layers, --hidden-home device)",
        format_bytes(bytes), reason);
 }
 

@@ -188,7 +188,9 @@ Json floor_json(const Floor& floor, double hit_rate) {
           {"weight_bytes", bytes.weights_read(n)},
           {"link_weight_bytes", bytes.link_weights_read(n)},
           {"head_bytes", bytes.head},
-          {"expert_bytes", bytes.experts},  // of the model; a step reads some of them
+          // Of the model, where either is; a step reads some of them.
+          {"expert_bytes", bytes.experts},
+          {"link_expert_bytes", bytes.link_experts},
           {"expert_share", bytes.expert_share},
           {"shared_bytes", bytes.shared},
           {"device_bytes_per_sequence", bytes.device},

@@ -364,6 +364,16 @@ TEST(Estimate, WeightsInHostMemory) {
   EXPECT_TRUE(contains(on_cpu.err, "--host-layers: on a CPU")) << on_cpu.err;
 }
 
+// Keys that leave the device where none of their codecs fits do not where the host could not attend them as asked:
+// what is too long for the device is too long, and no contradiction.
+TEST(Estimate, TheMostIsFoundWhereTheHostAttends) {
+  const Result result = run({.arguments = {"estimate", "--synthetic", "llama-3.1-8b", "--backend", "cuda", "--tokens",
+                                           "100000", "--host-attention", "on", "--value-codec", "int8",
+                                           "--device-memory", "32GiB", "--host-memory", "512GiB"}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "most that fits: one prompt of ")) << result.err;
+}
+
 TEST(Usage, SaysWhatMayHaveBeenMeant) {
   const auto error = [](std::vector<std::string> words) {
     const Result result = run({.arguments = std::move(words)});

@@ -72,7 +72,7 @@ TEST(CostModel, WeightsInHostMemory) {
     const StepBytes before = step_bytes(config, make_plan(request_for(config, options, 32768)), 0);
     set_host_layers(config, config.n_layers / 4, BackendKind::kCuda);
     const StepBytes bytes = step_bytes(config, make_plan(request_for(config, options, 32768)), 0);
-    EXPECT_EQ(bytes.link_weights, config.n_layers / 4 * feed_forward_bytes(config, 0));
+    EXPECT_EQ(bytes.link_weights, config.n_layers / 4 * 2 * feed_forward_parameters(config, 0));
     EXPECT_EQ(bytes.link_experts, config.experts.n > 0 ? bytes.link_weights : 0);
     for (const int64_t n : {1, 5}) {
       EXPECT_NEAR(static_cast<double>(bytes.weights_read(n) + bytes.link_weights_read(n)),

@@ -60,8 +60,9 @@ TEST(SessionPlan, ACpuAttendsInPlace) {
 // for them.
 TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   auto m = model();
-  const auto needed = [&](KeyCodec codec, int64_t host_memory) {
+  const auto needed = [&](KeyCodec codec, int64_t host_memory, ValueHome home = ValueHome::kAuto) {
     SessionOptions options;
+    options.value_home = home;
     options.selection.key_codec = codec;
     options.device_memory = 1 << 20;
     options.host_memory = host_memory;
@@ -75,6 +76,7 @@ TEST(SessionPlan, SaysTheLeastThatWouldDo) {
   EXPECT_NE(of_codes, needed(KeyCodec::kLowRank, 0));
   EXPECT_EQ(least, needed(KeyCodec::kAuto, 0));
   EXPECT_EQ(of_codes, needed(KeyCodec::kAuto, 1 << 20));
+  EXPECT_EQ(needed(KeyCodec::kInt4, 0, ValueHome::kDevice), needed(KeyCodec::kAuto, 0, ValueHome::kDevice));
 }
 
 // Keys that no codec makes small enough for the device are fetched as values are.
@@ -167,7 +169,7 @@ TEST(SessionPlan, HiddenStatesLeaveTheDevice) {
   const int64_t needed = device.memory.device.total();
   EXPECT_TRUE(plan_with(kTokens, needed - 1, HiddenHome::kAuto).states_on_host);
   EXPECT_FALSE(plan_with(kTokens, 200 * kGiB, HiddenHome::kAuto).states_on_host);
-  EXPECT_FALSE(plan_with(kLeastStatesOnHost - 1, 16 * kGiB, HiddenHome::kAuto).states_on_host);
+  EXPECT_FALSE(plan_with(kLeastStatesOnHost, 16 * kGiB, HiddenHome::kAuto).states_on_host);
   EXPECT_FALSE(plan_with(kTokens, 16 * kGiB, HiddenHome::kAuto, true).states_on_host);
   const SessionPlan scores = plan_with(kTokens, 16 * kGiB, HiddenHome::kHost, true);
   EXPECT_FALSE(scores.states_on_host);

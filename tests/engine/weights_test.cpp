@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -52,6 +53,28 @@ TEST(HostLayers, WhatStaysInHostMemory) {
   std::string spread;
   for (int64_t layer = 0; layer < 7; ++layer) spread += config.feeds_from_host(layer) ? 'h' : '.';
   EXPECT_EQ(spread, "..h.h.h");
+}
+
+// What keeps its weights elsewhere is given each of them, as they are loaded whole: mapped, decoded or turned.
+TEST(ReadWeights, GivesWhatIsLoaded) {
+  cpu::Queue queue;
+  for (const char* name : {"llama", "llama_f16", "llama_sharded", "phi3_fp8", "glm4_yarn", "qwen3_moe"}) {
+    const std::string directory = TIERCEL_SOURCE_DIR "/tests/golden/models/" + std::string(name);
+    const ModelConfig config = load_config(directory);
+    const auto store = WeightStore::load(directory, config, queue);
+    Weights loaded = store->weights();
+    const std::vector<WeightTensor> tensors = weight_tensors(config, loaded);
+    for (const int64_t at_once : {1, 9000, 1 << 20}) {
+      size_t next = 0;
+      const auto compare = [&](size_t i, const bf16* values) {
+        ASSERT_EQ(i, next++);
+        const auto bytes = static_cast<size_t>(tensors[i].n_elements()) * sizeof(bf16);
+        EXPECT_EQ(std::memcmp(values, *tensors[i].target, bytes), 0) << name << ": " << tensors[i].name;
+      };
+      read_weights(directory, config, queue, compare, at_once);
+      EXPECT_EQ(next, tensors.size()) << name;
+    }
+  }
 }
 
 class DamagedModel : public testing::Test {
@@ -128,6 +151,18 @@ TEST_F(DamagedModel, NanWeightsAreSaid) {
   const char* tensor = "model.layers.1.mlp.up_proj.weight";
   poke(offset_of(tensor) + 2 * 77, std::string_view("\xc0\x7f", 2));  // bf16 NaN
   expect_mentions(error(), {"model.safetensors", tensor, "77"});
+}
+
+TEST_F(DamagedModel, IsReadAsItIsLoaded) {
+  poke(offset_of("model.layers.1.mlp.up_proj.weight") + 2 * 77, std::string_view("\xc0\x7f", 2));
+  cpu::Queue queue;
+  std::string why;
+  try {
+    read_weights(directory_, load_config(directory_), queue, [](size_t, const bf16*) {});
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  EXPECT_EQ(why, error());
 }
 
 TEST_F(DamagedModel, InfiniteWeightsAreSaid) {

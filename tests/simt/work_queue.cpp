@@ -316,26 +316,38 @@ void refuse_while_recording(const char* call) {
 
 namespace {
 
-constexpr unsigned char kFreed = 0xff;  // NaN in every float format
+// What is released is filled with NaN in every float format, and with another one each time: what is copied from
+// one such place to another is noticed too.
+constexpr uint16_t kFreed = 0xff80;  // | 1..127
 constexpr size_t kMostFreed = size_t{32} << 20;
 
 struct Memory {
   struct Freed {
     unsigned char* address;
     size_t bytes;
+    uint16_t fill;
+    unsigned char byte(size_t i) const { return static_cast<unsigned char>(i % 2 == 0 ? fill : fill >> 8); }
   };
   std::mutex mutex;
   std::map<uintptr_t, uintptr_t> ends;  // by their beginnings
   std::deque<Freed> freed;              // not given back yet
   size_t freed_bytes = 0;
+  size_t n_freed = 0;
+
+  void fill(void* address, size_t bytes) {
+    const auto value = static_cast<uint16_t>(kFreed | (1 + n_freed++ % 127));
+    const Freed& block = freed.emplace_back(Freed{static_cast<unsigned char*>(address), bytes, value});
+    for (size_t i = 0; i < bytes; ++i) block.address[i] = block.byte(i);
+    freed_bytes += bytes;
+  }
 
   void give_back_oldest() {
     const Freed oldest = freed.front();
     freed.pop_front();
     freed_bytes -= oldest.bytes;
-    const bool is_untouched = std::all_of(oldest.address, oldest.address + oldest.bytes,
-                                          [](unsigned char byte) { return byte == kFreed; });
-    if (!is_untouched) refuse("memory was written after its release");
+    for (size_t i = 0; i < oldest.bytes; ++i) {
+      if (oldest.address[i] != oldest.byte(i)) refuse("memory was written after its release");
+    }
     std::free(oldest.address);
   }
 
@@ -373,9 +385,7 @@ void free_memory(void* address) {
   const size_t bytes = found->second - found->first;
   m.ends.erase(found);
   if (tiercel::test::kSanitized) return std::free(address);  // the sanitizer watches that itself
-  std::memset(address, kFreed, bytes);
-  m.freed.push_back({static_cast<unsigned char*>(address), bytes});
-  m.freed_bytes += bytes;
+  m.fill(address, bytes);
   while (m.freed_bytes > kMostFreed) m.give_back_oldest();
 }
 

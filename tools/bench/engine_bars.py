@@ -80,9 +80,10 @@ class Bars:
         floor = self.floor(n_prompt, "--hit-rate", hit_rate, *more)
         # Of experts, those that so many sequences choose.
         missed = 1 - floor["expert_share"]
-        weights = floor["weight_bytes"] + floor["expert_bytes"] * (missed ** floor["sequences"] - missed**n)
+        more = missed ** floor["sequences"] - missed**n
+        weights = floor["weight_bytes"] + floor["expert_bytes"] * more
         device = weights + floor["shared_bytes"] + n * floor["device_bytes_per_sequence"]
-        link = floor["link_weight_bytes"] + n * floor["link_bytes_per_sequence"]
+        link = floor["link_weight_bytes"] + floor["link_expert_bytes"] * more + n * floor["link_bytes_per_sequence"]
         return device / self.ceilings["copy"], link / self.ceilings["link"]
 
     def row(self, what, measured, bound="", result="", bar="", met=None):
