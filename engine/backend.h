@@ -33,6 +33,12 @@ concept Moves = requires(Q& queue) {
   call_host(queue, HostCallParams{});
 };
 
+// One block of bytes.
+template <Moves Q>
+void copy_block(Q& queue, const void* source, void* target, int64_t bytes) {
+  copy(queue, CopyParams{.source = source, .target = target, .row_bytes = bytes});
+}
+
 template <typename Q>
 concept Transforms = requires(Q& queue) {
   embed(queue, EmbedParams{});

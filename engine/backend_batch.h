@@ -171,7 +171,7 @@ class BackendBatch : public Batch {
     const int64_t vocab = config_.vocab_size;
     const float* row = transformer_.logits() + at(name).row * vocab;
     if (kStaged) {
-      move(row, host_logits_, vocab * static_cast<int64_t>(sizeof(float)));
+      copy_block(backend_.device, row, host_logits_, vocab * static_cast<int64_t>(sizeof(float)));
       backend_.device.finish();
       row = host_logits_;
     }
@@ -243,7 +243,7 @@ class BackendBatch : public Batch {
       prompt.on_host = host.template take<bf16>(Purpose::kActivations, layout.host);
       if constexpr (kStaged) {
         prompt.uploaded = device.template take<int32_t>(Purpose::kActivations, plan.n_prompt);
-        batch.move(ids.data(), prompt.uploaded, static_cast<int64_t>(ids.size_bytes()));
+        copy_block(batch.backend_.device, ids.data(), prompt.uploaded, static_cast<int64_t>(ids.size_bytes()));
         batch.backend_.device.finish();
       } else {
         prompt.ids.assign(ids.begin(), ids.end());
@@ -294,19 +294,11 @@ class BackendBatch : public Batch {
     return 0;
   }
 
-  void move(const void* source, void* target, int64_t bytes) {
-    CopyParams params;
-    params.source = source;
-    params.target = target;
-    params.row_bytes = bytes;
-    copy(backend_.device, params);
-  }
-
   // Of rows of this step, or of this run of an append.
   const int32_t* upload_ids(std::span<const int32_t> ids) {
     if (!kStaged) return ids.data();
     std::copy(ids.begin(), ids.end(), host_ids_);
-    move(host_ids_, ids_, static_cast<int64_t>(ids.size_bytes()));
+    copy_block(backend_.device, host_ids_, ids_, static_cast<int64_t>(ids.size_bytes()));
     return ids_;
   }
 

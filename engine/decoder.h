@@ -103,7 +103,7 @@ class Decoder {
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
-      move(transformer_.logits(), host_logits_,
+      copy_block(device_, transformer_.logits(), host_logits_,
            config_.vocab_size * static_cast<int64_t>(sizeof(float)));
     }
     logits_are_here_ = true;
@@ -121,7 +121,6 @@ class Decoder {
 
  private:
   const int32_t* upload_ids(std::span<const int32_t> ids);
-  void move(const void* source, void* target, int64_t bytes);
   void make_logits(const bf16* x);
   void find_best();
   void enqueue_step(const int32_t* id);
@@ -148,15 +147,6 @@ class Decoder {
   int64_t n_steps_ = 0;
 };
 
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::move(const void* source, void* target, int64_t bytes) {
-  CopyParams params;
-  params.source = source;
-  params.target = target;
-  params.row_bytes = bytes;
-  copy(device_, params);
-}
-
 // The ids where the device reads them.
 template <Backend Device, HostTier Host>
 const int32_t* Decoder<Device, Host>::upload_ids(std::span<const int32_t> ids) {
@@ -166,9 +156,9 @@ const int32_t* Decoder<Device, Host>::upload_ids(std::span<const int32_t> ids) {
     const int64_t at = n_steps_ % kTokenRing;
     if (at == 0) device_.finish();  // its copies have ended before the ring is written again
     host_tokens_[at] = ids[0];
-    move(host_tokens_ + at, ids_, bytes);
+    copy_block(device_, host_tokens_ + at, ids_, bytes);
   } else {
-    move(ids.data(), ids_, bytes);
+    copy_block(device_, ids.data(), ids_, bytes);
   }
   return ids_;
 }
@@ -193,7 +183,7 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
     }
   }
   if (!logprobs.empty()) score_prompt(ids, logprobs);
-  move(pass.last_row(), prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  copy_block(device_, pass.last_row(), prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   make_logits(prompt_end_);
   arena_.give_back(hidden_);
   host_arena_.give_back(host_hidden_);
@@ -225,7 +215,7 @@ void Decoder<Device, Host>::score_prompt(std::span<const int32_t> ids, std::span
     double* out = kStaged ? logprobs_ : logprobs.data() + first;
     token_logprobs(device_, LogprobParams{transformer_.logits(), targets, out, rows, config_.vocab_size});
     if (kStaged) {
-      move(logprobs_, logprobs.data() + first, rows * static_cast<int64_t>(sizeof(double)));
+      copy_block(device_, logprobs_, logprobs.data() + first, rows * static_cast<int64_t>(sizeof(double)));
       device_.finish();
     }
   }
@@ -262,8 +252,8 @@ void Decoder<Device, Host>::rewind() {
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::read_end(float* logits, bf16* prompt_end) {
-  move(transformer_.logits(), logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
-  move(prompt_end_, prompt_end, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  copy_block(device_, transformer_.logits(), logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  copy_block(device_, prompt_end_, prompt_end, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   device_.finish();
 }
 
@@ -271,8 +261,8 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::write_end(const float* logits, const bf16* prompt_end) {
   forget_recording();
   logits_are_here_ = false;
-  move(logits, transformer_.logits(), config_.vocab_size * static_cast<int64_t>(sizeof(float)));
-  move(prompt_end, prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
+  copy_block(device_, logits, transformer_.logits(), config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  copy_block(device_, prompt_end, prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   find_best();
   device_.finish();
 }

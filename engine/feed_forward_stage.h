@@ -50,11 +50,7 @@ class FeedForwardStage {
     if (layer == layer_) return;
     const LayerWeights& w = weights_of(layer);
     upload_.wait(device_.record());
-    CopyParams params;
-    params.source = w.host_block.data();
-    params.target = block_;
-    params.row_bytes = static_cast<int64_t>(w.host_block.size_bytes());
-    copy(upload_, params);
+    copy_block(upload_, w.host_block.data(), block_, static_cast<int64_t>(w.host_block.size_bytes()));
     arrival_ = upload_.record();
     on_its_way_ = true;
     layer_ = layer;

@@ -87,11 +87,7 @@ class PromptStates {
   bf16* place_of(size_t turn) const { return on_device_ + static_cast<int64_t>(turn % 2) * place_rows_ * width_; }
 
   void move(const bf16* source, bf16* target, int64_t n_rows) {
-    CopyParams params;
-    params.source = source;
-    params.target = target;
-    params.row_bytes = n_rows * width_ * static_cast<int64_t>(sizeof(bf16));
-    copy(carrier_, params);
+    copy_block(carrier_, source, target, n_rows * width_ * static_cast<int64_t>(sizeof(bf16)));
   }
 
   Device& device_;

@@ -151,14 +151,6 @@ class StateFiles {
     return Device::kHostReadable || store_.on_host_tier(block);
   }
 
-  void move(const void* source, void* target, int64_t bytes) {
-    CopyParams params;
-    params.source = source;
-    params.target = target;
-    params.row_bytes = bytes;
-    copy(device_, params);
-  }
-
   void write_row(const std::byte* row, int64_t bytes, bool readable, SessionFileWriter& file,
                  ByteProgress& progress) {
     for (int64_t at = 0; at < bytes; at += kStagingBytes) {
@@ -166,7 +158,7 @@ class StateFiles {
       const std::byte* piece = row + at;
       if (!readable) {
         staging_.resize(static_cast<size_t>(std::min(kStagingBytes, bytes)));
-        move(piece, staging_.data(), n);
+        copy_block(device_, piece, staging_.data(), n);
         device_.finish();
         piece = staging_.data();
       }
@@ -190,7 +182,7 @@ class StateFiles {
     if (is_readable(block)) {
       std::memcpy(target, bytes.data(), bytes.size());
     } else {
-      move(bytes.data(), target, static_cast<int64_t>(bytes.size()));
+      copy_block(device_, bytes.data(), target, static_cast<int64_t>(bytes.size()));
     }
   }
 

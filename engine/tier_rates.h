@@ -38,14 +38,10 @@ class MeasuredBlock {
 template <typename Queue>
 double copy_rate(Queue& queue, const void* source, void* target, int64_t bytes) {
   constexpr int kTries = 3, kCopies = 4;
-  CopyParams params;
-  params.source = source;
-  params.target = target;
-  params.row_bytes = bytes;
   double best = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTries; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    for (int j = 0; j < kCopies; ++j) copy(queue, params);
+    for (int j = 0; j < kCopies; ++j) copy_block(queue, source, target, bytes);
     queue.finish();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     best = std::min(best, seconds.count());
