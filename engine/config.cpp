@@ -416,12 +416,13 @@ void set_reach(ModelConfig& config, const ReachOptions& options) {
 }
 
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend) {
-  if (n_layers == 0) return;
+  config.host_layers = 0;
+  if (n_layers == 0 || n_layers == kAutoLayers) return;
   if (backend == BackendKind::kCpu) {
     fail(ErrorKind::kUsage, "--host-layers: on a CPU all weights are in host memory; leave it out");
   }
   if (n_layers > config.n_layers || n_layers < kAllLayers) {
-    fail(ErrorKind::kUsage, "--host-layers: expected 0 to {} layers, or all, found {}", config.n_layers, n_layers);
+    fail(ErrorKind::kUsage, "--host-layers: expected 0 to {} layers, all or auto, found {}", config.n_layers, n_layers);
   }
   config.host_layers = n_layers == kAllLayers ? config.n_layers : n_layers;
 }

@@ -109,11 +109,7 @@ class DeviceWeights {
     return bytes;
   }
   int64_t checked_device_bytes() const {
-    int64_t elements = 0;
-    for (const WeightTensor& tensor : tensors_) {
-      if (!stays_on_host(config_, tensor)) elements += aligned_elements(tensor.n_elements());
-    }
-    const int64_t bytes = elements * static_cast<int64_t>(sizeof(bf16));
+    const int64_t bytes = aligned_weight_bytes(config_) - host_weight_bytes(config_);
     const int64_t usable = std::max<int64_t>(stream_.device_memory_free() - kDeviceReserve, 0);
     if (bytes <= usable) return bytes;
     const int64_t n_layers = host_layers_to_free(config_, bytes - usable);
@@ -342,6 +338,10 @@ std::shared_ptr<LoadedModel> open_cuda_model(const WeightSource& source, ModelCo
   if (options.device >= devices.n_devices) {
     fail(ErrorKind::kUsage, "--device: expected a number below {}, found {}", devices.n_devices,
          options.device);
+  }
+  if (options.host_layers == kAutoLayers) {
+    const cuda::Stream stream({.device = options.device});
+    config.host_layers = host_layers_for(config, options.load, stream.device_memory_free());
   }
   return std::make_shared<CudaModel>(source, std::move(config), options);
 }

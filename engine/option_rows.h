@@ -40,9 +40,12 @@ void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_
   rows.tokens("--scale-from", reach.scale_from, 0, kMaxOptionTokens,
               "Sharpen attention in contexts of more than so many tokens, by (0.1 ln(n / TOKENS) + 1)^2; "
               "0: off; default: as config.json has it");
-  rows.value("--host-layers", "N|all", host_layers == kAllLayers ? "all" : std::to_string(host_layers),
-             "Feed-forward weights of so many layers stay in host memory beside a GPU, for models that its memory "
-             "has too little room for; steps read them over the link",
+  rows.value("--host-layers", "N|all|auto",
+             host_layers == kAllLayers    ? "all"
+             : host_layers == kAutoLayers ? "auto"
+                                          : std::to_string(host_layers),
+             "Feed-forward weights of so many layers stay in host memory beside a GPU, and steps read them over the "
+             "link; auto: as many as must",
              [&host_layers](const std::string& text) { host_layers = parse_layers(text); });
 }
 

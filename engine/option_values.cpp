@@ -119,8 +119,9 @@ int64_t parse_tokens(std::string_view text, int64_t low, int64_t high) {
 int64_t parse_layers(std::string_view text) {
   int64_t n = 0;
   if (text == "all") return kAllLayers;
+  if (text == "auto") return kAutoLayers;
   if (read_integer(text, 0, INT32_MAX, n)) return n;
-  fail(ErrorKind::kUsage, "expected a number of layers or all, found '{}'", printable(text, 40));
+  fail(ErrorKind::kUsage, "expected a number of layers, all or auto, found '{}'", printable(text, 40));
 }
 
 void refuse_choice(std::string_view text, const std::vector<std::string_view>& legal) {

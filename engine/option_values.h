@@ -20,7 +20,7 @@ double parse_number(std::string_view text, double low, double high);
 int64_t parse_size(std::string_view text);  // "4096", "64MiB", "1.5 GiB"; bytes
 // "4096", "16K", "1M": K is 1,024 tokens, M is 1,024 K.
 int64_t parse_tokens(std::string_view text, int64_t low = 1, int64_t high = kMaxOptionTokens);
-// "12" or "all": kAllLayers.
+// "12", "all" (kAllLayers) or "auto" (kAutoLayers).
 int64_t parse_layers(std::string_view text);
 // "15043+1,29871-2.5,13-inf": ids of tokens, and from -1000 to 1000, or minus infinity.
 std::vector<LogitBias> parse_biases(std::string_view text);

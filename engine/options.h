@@ -54,20 +54,6 @@ struct ReachOptions {
   std::optional<int64_t> scale_from = {};        // tokens beyond which scores are scaled; 0: never
 };
 
-inline constexpr int64_t kAllLayers = -1;
-
-// Where and with what a model computes.
-struct ModelOptions {
-  BackendKind backend = BackendKind::kAuto;  // auto: a CUDA device where there is one
-  int n_threads = 0;                         // of the CPU; 0: all cores
-  int device = 0;                            // CUDA device
-  ReachOptions reach = {};
-  // Beside a CUDA device: layers, or kAllLayers, whose feed-forward matrices stay in pinned host memory, for
-  // models that its memory has too little room for. Steps read them there, over the link; a prompt has them
-  // brought over once a layer. The embedding stays there too, where the head is another matrix.
-  int64_t host_layers = 0;
-};
-
 // The composition of selection: what a preset sets.
 //
 //   index      what stands for a chunk: mean or extremes of its keys; a chunk of one token is exact
@@ -135,6 +121,32 @@ struct SessionOptions {
   bool no_graphs = false;                    // decode steps are not recorded and replayed (CUDA)
   bool strict = false;                       // refuse what is otherwise a warning
   double imposed_hit_rate = -1;  // 0..1: selections are made up (synthetic models); -1: real
+};
+
+// What a model is opened for, as far as that is known: weights leave it room.
+struct ExpectedLoad {
+  SessionOptions session = {};
+  int64_t n_prompt = 1;
+  int64_t n_new = 0;       // as of Session::plan
+  bool logprobs = false;
+  bool restored = false;   // the prompt comes from a saved session
+  bool this_machine = true;  // as of PlanRequest
+};
+
+inline constexpr int64_t kAllLayers = -1, kAutoLayers = -2;
+
+// Where and with what a model computes.
+struct ModelOptions {
+  BackendKind backend = BackendKind::kAuto;  // auto: a CUDA device where there is one
+  int n_threads = 0;                         // of the CPU; 0: all cores
+  int device = 0;                            // CUDA device
+  ReachOptions reach = {};
+  // Beside a CUDA device: layers, or kAllLayers, whose feed-forward matrices stay in pinned host memory, for
+  // models that its memory has too little room for. Steps read them there, over the link; prompts and long appends
+  // have them brought over layer by layer. The embedding stays there too, where the head is another matrix.
+  // kAutoLayers: the fewest with which the expected load fits.
+  int64_t host_layers = kAutoLayers;
+  ExpectedLoad load = {};
 };
 
 // Added to the logit of a token; minus infinity: it is never picked.

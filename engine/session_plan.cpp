@@ -565,4 +565,37 @@ SessionPlan make_plan(const PlanRequest& asked) {
   return plan;
 }
 
+int64_t host_layers_for(ModelConfig config, const ExpectedLoad& load, int64_t device_free_bytes) {
+  const int64_t all = aligned_weight_bytes(config);
+  int64_t for_weights = 0;
+  for (config.host_layers = 0;;) {
+    PlanRequest r{.config = config, .backend = BackendKind::kCuda, .options = load.session};
+    r.weight_bytes = all - host_weight_bytes(config);
+    r.weights_resident = false;
+    r.n_prompt = load.n_prompt;
+    r.n_new = load.n_new;
+    r.logprobs = load.logprobs;
+    r.restored = load.restored;
+    r.this_machine = load.this_machine;
+    int64_t missing = 0;
+    const int64_t beside = device_free_bytes - kDeviceReserve - r.weight_bytes;
+    if (device_free_bytes > 0 && beside < 0) {
+      missing = -beside;
+    } else {
+      if (config.host_layers > 0 && for_weights == 0 && device_free_bytes > 0) for_weights = config.host_layers;
+      if (device_free_bytes > 0) r.device_free_bytes = device_free_bytes - r.weight_bytes;
+      const int64_t limit = device_limit(r);
+      try {
+        if (limit > 0) missing = make_plan(r).memory.device.total() - limit;
+      } catch (const Error&) {
+        return for_weights;  // said when it is planned for good
+      }
+    }
+    if (missing <= 0) return config.host_layers;
+    const int64_t more = host_layers_to_free(config, missing);
+    if (more == 0) return for_weights;
+    config.host_layers = more;
+  }
+}
+
 }  // namespace tiercel

@@ -83,6 +83,13 @@ int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
 
 }  // namespace
 
+int64_t aligned_weight_bytes(const ModelConfig& c) {
+  Weights weights;
+  int64_t elements = 0;
+  for (const WeightTensor& tensor : weight_tensors(c, weights)) elements += aligned_elements(tensor.n_elements());
+  return elements * static_cast<int64_t>(sizeof(bf16));
+}
+
 int64_t host_weight_bytes(const ModelConfig& c) {
   if (c.host_layers == 0) return 0;
   int64_t bytes = 0;

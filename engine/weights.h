@@ -96,7 +96,8 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 constexpr int64_t aligned_elements(int64_t n) { return (n + 127) / 128 * 128; }
 // Whether a tensor stays in host memory (ModelConfig::host_layers).
 bool stays_on_host(const ModelConfig& config, const WeightTensor& tensor);
-// Bytes of all tensors that stay in host memory; and of those of one layer, the most of any.
+// Bytes of all tensors in such blocks; of those that stay in host memory; and of those of one layer, the most of any.
+int64_t aligned_weight_bytes(const ModelConfig& config);
 int64_t host_weight_bytes(const ModelConfig& config);
 int64_t largest_host_layer_bytes(const ModelConfig& config);
 // The fewest host_layers with which so many bytes less of device memory would be needed; 0: no number is enough.

@@ -164,7 +164,8 @@ class BatchJob {
       ends_.push_back(static_cast<int32_t>(id));
     }
     stop_if_requested();
-    const auto model = flags_.model.open();
+    const auto model =
+        flags_.model.open({.session = flags_.session, .n_prompt = max_prompt_, .n_new = max_new_});
     stop_if_requested();
     open(model);
     answer_all();

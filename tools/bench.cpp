@@ -256,6 +256,17 @@ void measure_batches(const BenchFlags& flags, const std::shared_ptr<Model>& mode
 
 using SequenceTest = std::pair<int64_t, int64_t>;  // prompt, tokens behind it
 
+// The longest sequence that is measured.
+ExpectedLoad longest_of(const BenchFlags& flags) {
+  ExpectedLoad load{.session = flags.session};
+  for (const std::string* list : {&flags.prompts, &flags.depths}) {
+    if (list->empty()) continue;
+    load.n_prompt = std::max(load.n_prompt, std::ranges::max(parse_counts(list == &flags.prompts ? "-p" : "-d", *list, 1)));
+  }
+  load.n_new = flags.n_behind + std::ranges::max(parse_counts("-n", flags.steps, 0));
+  return load;
+}
+
 // Of one sequence each.
 std::vector<SequenceTest> parse_tests(const BenchFlags& flags) {
   std::vector<SequenceTest> tests;
@@ -340,7 +351,7 @@ int command_bench(int argc, char** argv) {
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
   const ModelConfig config = flags.model.config();
   const TokenSource source(flags, config, console);
-  const auto model = flags.model.open();
+  const auto model = flags.model.open(longest_of(flags));
   stop_if_requested();
 
   BenchSetup setup{.model = flags.model.name(), .backend = {}};

@@ -235,18 +235,20 @@ int command_estimate(int argc, char** argv) {
   if (!flags.parse(argc, argv)) return 0;
   const StopsAtOnce at_once;
   model_flags.check(/*needs_backend=*/false);
-  const ModelConfig config = model_flags.config();
   if (n_prompt == 0) {
-    n_prompt = options.context > 0 ? options.context : config.max_position_embeddings;
+    n_prompt = options.context > 0 ? options.context : model_flags.config().max_position_embeddings;
     n_prompt -= n_predict;
   }
   if (n_prompt <= 0) fail(ErrorKind::kUsage, "--tokens: expected more than 0, found {}", n_prompt);
+  const bool this_machine = options.host_memory == 0;  // else it stands for another one
+  const ModelConfig config = model_flags.config(
+      {.session = options, .n_prompt = n_prompt, .n_new = n_predict, .this_machine = this_machine});
 
   PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
   request.weight_bytes =
       parameter_count(config) * static_cast<int64_t>(sizeof(bf16)) - host_weight_bytes(config);
   request.weights_resident = false;
-  request.this_machine = options.host_memory == 0;  // else it stands for another one
+  request.this_machine = this_machine;
   request.n_prompt = n_prompt;
   request.n_new = n_predict;
   request.n_threads = model_flags.n_threads > 0 ? static_cast<int>(model_flags.n_threads)

@@ -261,7 +261,7 @@ int run_tune(const EvalFlags& flags, const Tokenizer& tokenizer, const Console& 
     fail(ErrorKind::kUsage, "expected a prompt of at least 2 tokens, found {}",
          request.prompt.size());
   }
-  request.model = flags.model.open();
+  request.model = flags.model.open({.session = flags.session, .n_prompt = std::ssize(request.prompt)});
   const TuneResult result = tune(request, console);
   outputs.write(tune_table(result, flags.model.directory),
                 tune_json(result, flags.model.directory));
@@ -332,7 +332,7 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
     request.text = read_input(*flags.text, "--text");
     check_utf8(*request.text, *flags.text, console, flags.session.strict);
   }
-  request.model = flags.model.open();
+  request.model = flags.model.open({.session = flags.session, .n_prompt = std::ranges::max(request.lengths)});
   stop_if_requested();
   EvalResults results = evaluate(request, console);
   results.model = flags.model.directory;

@@ -162,7 +162,9 @@ int command_perplexity(int argc, char** argv) {
   if (windows.empty()) fail(ErrorKind::kUsage, "the text has no token to predict");
   stop_if_requested();
 
-  const auto model = model_flags.open();
+  const auto longest = std::ranges::max(windows, {}, [](const auto& one) { return std::ssize(one); }).size();
+  const auto model =
+      model_flags.open({.session = options, .n_prompt = static_cast<int64_t>(longest), .logprobs = true});
   Score score;
   for (size_t i = 0; i < windows.size(); ++i) {
     stop_if_requested();

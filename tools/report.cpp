@@ -223,6 +223,10 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
       console.info("home: {} layers on the device, the others on the host", plan.device_layers);
     }
   }
+  if (plan.memory.host.weights > 0) {
+    console.info("weights: {} stay in host memory; steps read them over the link, of experts those that are chosen",
+                 format_bytes(plan.memory.host.weights));
+  }
   if (plan.states_on_host) console.info("hidden states of the prompt: in host memory, a run at a time on the device");
   const MemoryReport& m = plan.memory;
   row(console, "memory plan", "device", "host");

@@ -215,7 +215,11 @@ class Run {
     stop_if_requested();
 
     Stopwatch watch;
-    const auto model = flags_.model.open();
+    const int64_t n_prompt = n_saved_ + std::max<int64_t>(std::ssize(request.prompt), 1);
+    const auto model = flags_.model.open({.session = flags_.session,
+                                          .n_prompt = n_prompt,
+                                          .n_new = n_planned(flags_, config_, n_prompt),
+                                          .restored = n_saved_ > 0});
     stop_if_requested();
     report_.load_seconds = watch.seconds();
     if (asks) {

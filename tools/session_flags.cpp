@@ -45,10 +45,9 @@ void ModelFlags::check(bool needs_backend) const {
   }
 }
 
-std::shared_ptr<Model> ModelFlags::open() const {
+std::shared_ptr<Model> ModelFlags::open(const ExpectedLoad& load) const {
   const StopsAtOnce at_once;
-  return synthetic.empty() ? Model::open(directory, options())
-                           : Model::synthetic(synthetic, options());
+  return synthetic.empty() ? Model::open(directory, options(load)) : Model::synthetic(synthetic, options(load));
 }
 
 ModelConfig ModelFlags::config() const {
@@ -58,12 +57,21 @@ ModelConfig ModelFlags::config() const {
   return config;
 }
 
-ModelOptions ModelFlags::options() const {
+ModelConfig ModelFlags::config(const ExpectedLoad& load) const {
+  ModelConfig config = this->config();
+  if (host_layers_ == kAutoLayers && backend() == BackendKind::kCuda) {
+    config.host_layers = host_layers_for(config, load, /*device_free_bytes=*/0);
+  }
+  return config;
+}
+
+ModelOptions ModelFlags::options(const ExpectedLoad& load) const {
   return {.backend = backend_,
           .n_threads = static_cast<int>(n_threads),
           .device = static_cast<int>(device_),
           .reach = reach_,
-          .host_layers = host_layers_};
+          .host_layers = host_layers_,
+          .load = load};
 }
 
 void add_session_flags(Flags& flags, SessionOptions& options) { add_session_options(flags, options); }

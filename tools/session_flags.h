@@ -27,16 +27,19 @@ struct ModelFlags {
   void check(bool needs_backend = true) const;
   // The backend that --backend means here.
   BackendKind backend() const;
-  ModelOptions options() const;
-  std::shared_ptr<Model> open() const;
+  // load: what it is opened for.
+  ModelOptions options(const ExpectedLoad& load) const;
+  std::shared_ptr<Model> open(const ExpectedLoad& load) const;
   ModelConfig config() const;
+  // Of an estimate, which opens nothing: with as many host layers as the load needs, if nobody says how many.
+  ModelConfig config(const ExpectedLoad& load) const;
   std::string name() const { return synthetic.empty() ? directory : synthetic + " (synthetic)"; }
 
  private:
   BackendKind backend_ = BackendKind::kAuto;
   int64_t device_ = 0;
   ReachOptions reach_;
-  int64_t host_layers_ = 0;
+  int64_t host_layers_ = kAutoLayers;
 };
 
 // Fills `options`, which must outlive `flags`.

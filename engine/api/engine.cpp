@@ -119,7 +119,9 @@ Engine::Engine(const std::string& directory, const Options& options) try {
                                          .n_threads = static_cast<int>(settings.n_threads),
                                          .device = static_cast<int>(settings.device),
                                          .reach = settings.reach,
-                                         .host_layers = settings.host_layers});
+                                         .host_layers = settings.host_layers,
+                                         .load = {.session = settings.session,
+                                                  .n_prompt = std::max<int64_t>(settings.session.context - 1, 1)}});
     return std::make_shared<detail::EngineState>(directory, options, std::move(model),
                                                  Tokenizer::load(directory));
   });

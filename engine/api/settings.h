@@ -20,7 +20,7 @@ struct Settings {
   BackendKind backend = BackendKind::kAuto;
   int64_t device = 0, n_threads = 0;
   ReachOptions reach;
-  int64_t host_layers = 0;
+  int64_t host_layers = kAutoLayers;
   SessionOptions session;
   SamplingRequest sampling;
   int64_t n_predict = 512, n_logprobs = -1;

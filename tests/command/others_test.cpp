@@ -337,7 +337,7 @@ TEST(Estimate, WeightsInHostMemory) {
     flags.insert(flags.end(), more.begin(), more.end());
     return run({.arguments = std::move(flags)});
   };
-  const Result refused = estimate({"--backend", "cuda"});
+  const Result refused = estimate({"--backend", "cuda", "--host-layers", "0"});
   EXPECT_EQ(refused.code, 3) << refused.err;
   const size_t at = refused.err.find("--host-layers ");
   ASSERT_NE(at, std::string::npos) << refused.err;
@@ -345,6 +345,10 @@ TEST(Estimate, WeightsInHostMemory) {
   const Result helped = estimate({"--backend", "cuda", "--host-layers", layers});
   ASSERT_EQ(helped.code, 0) << helped.err;
   const Json memory = Json::parse(helped.out)["memory"];
+  // Which is what is chosen where nobody says.
+  const Result chosen = estimate({"--backend", "cuda"});
+  ASSERT_EQ(chosen.code, 0) << chosen.err;
+  EXPECT_EQ(Json::parse(chosen.out)["memory"]["host_bytes"], memory["host_bytes"]);
   const int64_t on_host = memory["host_bytes"]["weights"];
   EXPECT_EQ(on_host, std::stoll(layers) * 3 * 14336 * 4096 * 2 + int64_t{128256} * 4096 * 2);
   EXPECT_TRUE(contains(helped.err, format_bytes(on_host))) << helped.err;

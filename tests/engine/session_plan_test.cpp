@@ -141,8 +141,48 @@ TEST(SessionPlan, WeightsStayInHostMemory) {
 
   ModelConfig config = known_model("llama-3.1-8b");
   EXPECT_EQ(kind_of([&] { set_host_layers(config, 33, BackendKind::kCuda); }, &message), ErrorKind::kUsage);
-  EXPECT_NE(message.find("0 to 32 layers, or all, found 33"), std::string::npos) << message;
+  EXPECT_NE(message.find("0 to 32 layers, all or auto, found 33"), std::string::npos) << message;
   EXPECT_EQ(kind_of([&] { set_host_layers(config, 1, BackendKind::kCpu); }, &message), ErrorKind::kUsage);
+}
+
+// Nobody need say how many layers' weights a device has no room for.
+TEST(SessionPlan, AsManyHostLayersAsMust) {
+  for (const char* name : {"llama-3.1-8b", "qwen3-30b-a3b-1m"}) {
+    ModelConfig config = known_model(name);
+    const auto total_with = [&](int64_t host_layers, const ExpectedLoad& load) {
+      config.host_layers = host_layers;
+      PlanRequest request{.config = config, .backend = BackendKind::kCuda, .options = load.session};
+      request.weight_bytes = 2 * parameter_count(config) - host_weight_bytes(config);
+      request.weights_resident = request.this_machine = false;
+      request.n_prompt = load.n_prompt;
+      return make_plan(request).memory.device.total();
+    };
+    constexpr int64_t kGiB = int64_t{1} << 30;
+    int64_t before = config.n_layers + 1;
+    for (const int64_t room : {20 * kGiB, 24 * kGiB, 28 * kGiB, 70 * kGiB}) {
+      ExpectedLoad load{.n_prompt = 700000, .this_machine = false};
+      load.session.device_memory = room;
+      const int64_t n = host_layers_for(config, load, 0);
+      EXPECT_LE(n, before) << name << ", " << room;
+      before = n;
+      EXPECT_LE(total_with(n, load), room) << name;
+      if (n > 0) {
+        EXPECT_GT(total_with(n - 1, load), room) << name;
+      }
+    }
+    EXPECT_EQ(before, 0) << name;
+    // Where no number is enough, what the weights need; of a device of which that is unknown, none.
+    ExpectedLoad endless{.n_prompt = int64_t{1} << 32, .this_machine = false};
+    endless.session.device_memory = 4 * kGiB;
+    EXPECT_EQ(host_layers_for(config, endless, 0), 0);
+    const int64_t few = host_layers_for(config, endless, 14 * kGiB);
+    const auto on_device = [&](int64_t host_layers) {
+      config.host_layers = host_layers;
+      return 2 * parameter_count(config) - host_weight_bytes(config) + largest_host_layer_bytes(config);
+    };
+    EXPECT_LE(on_device(few), 14 * kGiB - kDeviceReserve);
+    EXPECT_GT(on_device(few - 1), 14 * kGiB - kDeviceReserve);
+  }
 }
 
 // Hidden states of a long prompt make room on a device where something gains by it.

@@ -89,6 +89,26 @@ TEST(HostLayers, SessionsHaveTheBitsOfWeightsOnTheDevice) {
   }
 }
 
+// As many stay in host memory as must, for what the model is opened for.
+TEST(HostLayers, AreAsManyAsMust) {
+  const auto all_there = tiny("llama", 0);
+  ExpectedLoad load{.session = test::two_tiers(), .n_prompt = kPrompt, .n_new = 1};
+  load.session.selection.key_codec = KeyCodec::kExact;  // a smaller one would be tried first
+  const int64_t needed = Session::plan(*all_there, load.session, kPrompt, 1).memory.device.total();
+  const std::vector<int32_t> ids = random_ids(*all_there, kPrompt);
+  std::vector<float> logits[2];
+  for (const bool fits : {true, false}) {
+    load.session.device_memory = needed - (fits ? 0 : 1);
+    const auto model = Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/llama",
+                                   {.backend = BackendKind::kCuda, .load = load});
+    EXPECT_EQ(model->config().host_layers > 0, !fits);
+    const auto session = Session::open(model, Session::plan(*model, load.session, kPrompt, 1));
+    EXPECT_TRUE(session->prefill(ids, {}));
+    keep(logits[fits], session->logits());
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+}
+
 // A layer's weights arrive neither before the layer before has been computed nor after they are needed, whenever
 // queues get to their work.
 TEST(HostLayers, LayersWaitForTheirWeights) {
@@ -202,7 +222,7 @@ TEST(HiddenHome, APromptIsGivenUp) {
 TEST(HostLayers, WeightsThatTheDeviceHasNoRoomFor) {
   const auto expect_refused = [](const char* name, const std::vector<const char*>& parts) {
     try {
-      Model::synthetic(name, {.backend = BackendKind::kCuda});
+      Model::synthetic(name, {.backend = BackendKind::kCuda, .host_layers = 0});
       FAIL() << name;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kDoesNotFit);
