@@ -20,10 +20,11 @@ namespace tiercel {
 namespace {
 
 #if defined(TIERCEL_EMULATED)
-constexpr int64_t kPrompt = 90, kSteps = 6, kAppended = 12;
+constexpr int64_t kPrompt = 90, kSteps = 6, kAppended = 36;
 #else
 constexpr int64_t kPrompt = 2000, kSteps = 60, kAppended = 200;
 #endif
+static_assert(kAppended > 32, "fewer appended tokens read weights where they are");
 constexpr int64_t kTwoRuns = kDenseTail + 40;  // of which the tail is one
 constexpr int64_t kSpan = 64;                  // of the models with dual chunk attention: a run ends with it
 
