@@ -6,6 +6,7 @@
 #include "engine/base/check.h"
 #include "engine/batch_plan.h"
 #include "engine/model.h"
+#include "engine/plan_checks.h"
 
 namespace tiercel {
 
@@ -96,6 +97,10 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
   sequence.options.host_attention = largest.options.host_attention;
   sequence.options.hidden_home = largest.options.hidden_home;
   sequence.device_layers = largest.device_layers;
+  if (sequence.options.selection.key_codec != largest.options.selection.key_codec) {
+    request.options = sequence.options;
+    check_host_attention(request, sequence);
+  }
   sequence.states_on_host = largest.states_on_host && (largest.options.hidden_home == HiddenHome::kHost ||
                                                        n_prompt > kLeastStatesOnHost);
   return sequence;

@@ -123,7 +123,8 @@ std::string flags_of(const DualChunk& dual);
 // with this model.
 void set_reach(ModelConfig& config, const ReachOptions& options);
 
-// Sets host_layers, as many as n_layers asks for; kAutoLayers: none, until host_layers_for says otherwise. Errors: more layers than there are, or a backend that has no use for it.
+// Sets host_layers, as many as n_layers asks for; kAutoLayers: none, until host_layers_for says otherwise.
+// Errors: more layers than there are, or a backend that has no use for it.
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend);
 
 // `path` is a model directory, or a config.json by itself. A generation_config.json beside it is

@@ -57,8 +57,9 @@ class DeviceWeights {
         host_(stream),
         config_(config),
         tensors_(weight_tensors(config, weights_)),
-        on_host_(host_, checked_host_bytes()),
-        on_device_(stream, checked_device_bytes()) {
+        sizes_(checked_sizes()),
+        on_host_(host_, sizes_.host),
+        on_device_(stream, sizes_.device) {
     bf16 *next = on_device_.data(), *next_on_host = on_host_.data();
     for (const WeightTensor& tensor : tensors_) {
       const bool stays = stays_on_host(config, tensor);
@@ -98,27 +99,31 @@ class DeviceWeights {
   int64_t host_bytes() const { return on_host_.bytes(); }
 
  private:
-  int64_t checked_host_bytes() const {
-    const int64_t bytes = host_weight_bytes(config_), left = cpu::available_memory_bytes();
-    if (bytes > left) {
+  struct Sizes {
+    int64_t device = 0, host = 0;
+  };
+  // Before anything is taken of either.
+  Sizes checked_sizes() const {
+    Sizes bytes{.host = host_weight_bytes(config_)};
+    bytes.device = aligned_weight_bytes(config_) - bytes.host;
+    const int64_t usable = std::max<int64_t>(stream_.device_memory_free() - kDeviceReserve, 0);
+    if (bytes.device > usable) {
+      const int64_t n_layers = host_layers_to_free(config_, bytes.device - usable);
+      fail(ErrorKind::kDoesNotFit, "its weights take {} of device memory, {} can be had; {}",
+           format_bytes(bytes.device), format_bytes(usable),
+           n_layers > 0 ? fmt::format("--host-layers {} or more keeps enough of them in host memory, and contexts "
+                                      "take room beside them",
+                                      n_layers)
+                        : "use a larger device, or --backend cpu");
+    }
+    const int64_t left = cpu::available_memory_bytes();
+    if (bytes.host > left) {
       fail(ErrorKind::kDoesNotFit,
-           "--host-layers: {} of weights would stay in host memory, this machine has {} left; leave more of them on "
-           "the device",
-           format_bytes(bytes), format_bytes(left));
+           "{} of its weights would stay in host memory (--host-layers {}), this machine has {} left; use a larger "
+           "device, or a machine with more memory",
+           format_bytes(bytes.host), config_.host_layers, format_bytes(left));
     }
     return bytes;
-  }
-  int64_t checked_device_bytes() const {
-    const int64_t bytes = aligned_weight_bytes(config_) - host_weight_bytes(config_);
-    const int64_t usable = std::max<int64_t>(stream_.device_memory_free() - kDeviceReserve, 0);
-    if (bytes <= usable) return bytes;
-    const int64_t n_layers = host_layers_to_free(config_, bytes - usable);
-    fail(ErrorKind::kDoesNotFit, "its weights take {} of device memory, {} can be had; {}", format_bytes(bytes),
-         format_bytes(usable),
-         n_layers > 0 ? fmt::format("--host-layers {} or more keeps enough of them in host memory, and contexts "
-                                    "take room beside them",
-                                    n_layers)
-                      : "use a larger device, or --backend cpu");
   }
 
   cuda::Stream& stream_;
@@ -126,6 +131,7 @@ class DeviceWeights {
   const ModelConfig& config_;
   Weights weights_;
   std::vector<WeightTensor> tensors_;
+  Sizes sizes_;
   Block<cuda::PinnedMemory> on_host_;
   Block<cuda::Stream> on_device_;
 };
@@ -341,7 +347,10 @@ std::shared_ptr<LoadedModel> open_cuda_model(const WeightSource& source, ModelCo
   }
   if (options.host_layers == kAutoLayers) {
     const cuda::Stream stream({.device = options.device});
-    config.host_layers = host_layers_for(config, options.load, stream.device_memory_free());
+    // What is free is measured again when a session is planned: some is taken by then that nobody counts.
+    const int64_t free = stream.device_memory_free() - kDeviceReserve / 2;
+    config.host_layers = host_layers_for(config, options.load, free);
+    if (config.host_layers > 0 && options.load.is_certain) check_load(config, options.load, free);
   }
   return std::make_shared<CudaModel>(source, std::move(config), options);
 }

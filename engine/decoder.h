@@ -104,7 +104,7 @@ class Decoder {
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
       copy_block(device_, transformer_.logits(), host_logits_,
-           config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+                 config_.vocab_size * static_cast<int64_t>(sizeof(float)));
     }
     logits_are_here_ = true;
     device_.finish();

@@ -128,9 +128,11 @@ struct ExpectedLoad {
   SessionOptions session = {};
   int64_t n_prompt = 1;
   int64_t n_new = 0;       // as of Session::plan
+  int64_t n_sequences = 0, n_behind = 0;  // of a batch, as of PlanRequest
   bool logprobs = false;
   bool restored = false;   // the prompt comes from a saved session
   bool this_machine = true;  // as of PlanRequest
+  bool is_certain = false;   // what does not fit may be refused before weights are read
 };
 
 inline constexpr int64_t kAllLayers = -1, kAutoLayers = -2;

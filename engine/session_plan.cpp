@@ -252,11 +252,11 @@ bool hosts_weights(const PlanRequest& r, const SessionPlan& plan, int64_t host_l
 }
 
 // What of a full host tier might be on the device.
-std::string to_leave_host(const PlanRequest& r, const SessionPlan& plan, std::string_view tier) {
+std::string to_leave_host(const SessionPlan& plan, std::string_view tier) {
   std::string help;
   if (tier == "device") return help;
-  if (plan.memory.host.weights > 0) help += fmt::format(", fewer --host-layers than {}", r.config.host_layers);
-  if (plan.states_on_host) help += ", --hidden-home device";
+  if (plan.memory.host.weights > 0) help += ", leave weights on a larger device (--host-layers)";
+  if (plan.states_on_host) help += ", leave the prompt's hidden states there (--hidden-home device)";
   return help;
 }
 
@@ -271,10 +271,11 @@ std::string to_leave_host(const PlanRequest& r, const SessionPlan& plan, std::st
   if (host_layers > 0 && hosts_weights(r, plan, host_layers)) {
     help += fmt::format(", keep weights in host memory (--host-layers {})", host_layers);
   }
-  if (beside_gpu && r.options.hidden_home == HiddenHome::kDevice && r.n_prompt > kLeastStatesOnHost) {
+  const bool states_may_leave = plan.prefills && !r.logprobs && r.n_prompt > kLeastStatesOnHost;
+  if (beside_gpu && states_may_leave && r.options.hidden_home == HiddenHome::kDevice) {
     help += ", drop --hidden-home device";
   }
-  help += to_leave_host(r, plan, tier);
+  help += to_leave_host(plan, tier);
   if (plan.options.audit > 0) help += ", drop --audit (it keeps exact keys)";
   help += r.logprobs ? ", or shorten the text, or its windows (-c)"
                      : fmt::format(", or shorten the context (-c, -n, the prompt has {} tokens)", r.n_prompt);
@@ -503,7 +504,8 @@ void check_limits(const PlanRequest& r, const SessionPlan& plan) {
          "{} tokens need {} of memory in all, this machine has {} left; shorten the context (-c, -n, "
          "the prompt has {} tokens){}{}",
          plan.context, format_bytes(m.resident()), format_bytes(available), r.n_prompt,
-         to_leave_host(r, plan, "host"), plan.options.attention == AttentionMode::kDense ? " or use --attention shadow" : "");
+         to_leave_host(plan, "host"),
+         plan.options.attention == AttentionMode::kDense ? ", or use --attention shadow" : "");
   }
 }
 
@@ -565,37 +567,64 @@ SessionPlan make_plan(const PlanRequest& asked) {
   return plan;
 }
 
+namespace {
+
+// Beside weights of a CUDA device that are not there yet.
+PlanRequest request_for(const ModelConfig& config, const ExpectedLoad& load, int64_t weight_bytes,
+                        int64_t device_free_bytes) {
+  PlanRequest r{.config = config, .backend = BackendKind::kCuda, .options = load.session};
+  r.options.strict = false;  // of memory
+  r.weight_bytes = weight_bytes;
+  r.weights_resident = false;
+  r.n_prompt = load.n_prompt;
+  r.n_new = load.n_new;
+  r.logprobs = load.logprobs;
+  r.restored = load.restored;
+  r.this_machine = load.this_machine;
+  r.n_sequences = load.n_sequences;
+  r.n_behind = load.n_behind;
+  if (device_free_bytes > 0) r.device_free_bytes = std::max<int64_t>(device_free_bytes - weight_bytes, 1);
+  return r;
+}
+
+// What it takes of the device; of a batch with one sequence in it, as more come while there is room.
+int64_t device_bytes_of(const PlanRequest& r) {
+  const SessionPlan plan = make_plan(r);
+  if (r.n_sequences == 0) return plan.memory.device.total();
+  PlanRequest one = r;
+  one.n_sequences = 1;
+  return count_memory(one, plan).device.total() + shared_bytes(r, plan).device - shared_bytes(one, plan).device;
+}
+
+}  // namespace
+
 int64_t host_layers_for(ModelConfig config, const ExpectedLoad& load, int64_t device_free_bytes) {
   const int64_t all = aligned_weight_bytes(config);
-  int64_t for_weights = 0;
+  std::optional<int64_t> for_weights;
   for (config.host_layers = 0;;) {
-    PlanRequest r{.config = config, .backend = BackendKind::kCuda, .options = load.session};
-    r.weight_bytes = all - host_weight_bytes(config);
-    r.weights_resident = false;
-    r.n_prompt = load.n_prompt;
-    r.n_new = load.n_new;
-    r.logprobs = load.logprobs;
-    r.restored = load.restored;
-    r.this_machine = load.this_machine;
-    int64_t missing = 0;
-    const int64_t beside = device_free_bytes - kDeviceReserve - r.weight_bytes;
-    if (device_free_bytes > 0 && beside < 0) {
-      missing = -beside;
-    } else {
-      if (config.host_layers > 0 && for_weights == 0 && device_free_bytes > 0) for_weights = config.host_layers;
-      if (device_free_bytes > 0) r.device_free_bytes = device_free_bytes - r.weight_bytes;
+    const int64_t weights = all - host_weight_bytes(config);
+    int64_t missing = device_free_bytes > 0 ? weights - (device_free_bytes - kDeviceReserve) : 0;
+    if (missing <= 0) {
+      if (!for_weights) for_weights = config.host_layers;
+      const PlanRequest r = request_for(config, load, weights, device_free_bytes);
       const int64_t limit = device_limit(r);
       try {
-        if (limit > 0) missing = make_plan(r).memory.device.total() - limit;
+        missing = limit > 0 ? device_bytes_of(r) - limit : 0;
       } catch (const Error&) {
-        return for_weights;  // said when it is planned for good
+        return *for_weights;  // said when it is planned for good
       }
     }
     if (missing <= 0) return config.host_layers;
     const int64_t more = host_layers_to_free(config, missing);
-    if (more == 0) return for_weights;
+    if (more == 0) return for_weights.value_or(0);
     config.host_layers = more;
   }
+}
+
+void check_load(const ModelConfig& config, const ExpectedLoad& load, int64_t device_free_bytes) {
+  const int64_t weights = aligned_weight_bytes(config) - host_weight_bytes(config);
+  const PlanRequest r = request_for(config, load, weights, device_free_bytes);
+  check_limits(r, make_plan(r));
 }
 
 }  // namespace tiercel

@@ -2,8 +2,9 @@
 // the same ops: one launch for hundreds of kernels, with the bits that they have when enqueued anew.
 //
 // A replay comes behind what the device's own queue holds, and not behind what the copy and side queues
-// still do, which is why steps use neither of those that carry weights and hidden states of prompts. So what a step leaves there for a later one must be waited for in the same step (what retires is,
-// by the layer's fetch), and a prompt on its way shares nothing with recorded steps but what these never use.
+// still do. So what a step leaves there for a later one must be waited for in the same step (what retires is,
+// by the layer's fetch), and a prompt on its way shares nothing with recorded steps but what these never use,
+// as are the queues that carry weights and hidden states from host memory.
 #pragma once
 
 #include <algorithm>

@@ -439,30 +439,47 @@ int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
   return overflowed;
 }
 
-// Points every target at its values: in place, or copied. Tensors are independent, so they are
-// checked and copied on all threads; the first bad one in their fixed order is the one reported.
-// Checks tensors first .. and copies those that have a place in `copies`.
+// Checks tensors first .. and copies those that have a place in `copies`: on all threads, some rows at a time. The
+// first bad one in their order is the one reported.
 void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
-  std::vector<uint8_t> bad(copies.size(), 0);
-  std::vector<int64_t> overflowed(copies.size(), 0);
-  queue_.for_each(std::ssize(copies), [&](int64_t n, cpu::Worker&) {
-    const auto i = static_cast<size_t>(n);
-    const Wanted& wanted = wanted_[first + i];
-    bad[i] = find_non_finite(wanted.tensor).has_value();
-    if (copies[i] == nullptr) return;
-    overflowed[i] = copy_rows(wanted, copies[i]);
-    wont_need(wanted.tensor);
-  });
+  constexpr int64_t kElements = int64_t{4} << 20;  // of an item
+  struct Item {
+    Wanted rows;
+    bf16* out;
+    bool is_bad = false;
+    int64_t overflowed = 0;
+  };
+  std::vector<Item> items;
   for (size_t i = 0; i < copies.size(); ++i) {
     const Wanted& wanted = wanted_[first + i];
-    if (bad[i]) check_finite(wanted.tensor, wanted.first_row * wanted.row_elements());
-    if (overflowed[i] > 0) {
-      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(wanted.tensor.name),
-           wanted.tensor.name, overflowed[i]);
+    const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
+    // Rows change places within a head only.
+    const int64_t unit = wanted.is_moved ? static_cast<int64_t>(channel_order_.size()) : 1;
+    const int64_t of_item = std::max<int64_t>(kElements / (row_elements * unit), 1) * unit;
+    for (int64_t row = 0; row < n_rows; row += of_item) {
+      Item& item = items.emplace_back(Item{wanted, copies[i] != nullptr ? copies[i] + row * row_elements : nullptr});
+      item.rows.tensor = rows_of(wanted.tensor, row, std::min(of_item, n_rows - row));
+      item.rows.first_row += row;
+    }
+  }
+  queue_.for_each(std::ssize(items), [&](int64_t n, cpu::Worker&) {
+    Item& item = items[static_cast<size_t>(n)];
+    item.is_bad = find_non_finite(item.rows.tensor).has_value();
+    if (item.out == nullptr) return;
+    item.overflowed = copy_rows(item.rows, item.out);
+    wont_need(item.rows.tensor);
+  });
+  for (const Item& item : items) {
+    const TensorInfo& tensor = item.rows.tensor;
+    if (item.is_bad) check_finite(tensor, item.rows.first_row * item.rows.row_elements());
+    if (item.overflowed > 0) {
+      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name), tensor.name,
+           item.overflowed);
     }
   }
 }
 
+// Points every target at its values: in place, or copied.
 void WeightStore::place() {
   bytes_ = n_parameters_ * static_cast<int64_t>(sizeof(bf16));
   const bool copy_all = bytes_ < kCopyBelow;

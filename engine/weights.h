@@ -112,7 +112,7 @@ int64_t expert_parameters(const ModelConfig& config);
 
 // Reads and checks a checkpoint's tensors, some at a time, and calls put(i, values) with those of tensor i of
 // weight_tensors as bf16, which stay until it returns. For what keeps them elsewhere: no more are in memory at
-// once than so many elements, or one tensor. Errors: as of WeightStore::load.
+// once than so many elements, or one tensor. Errors: as of WeightStore::load, but for kDoesNotFit.
 using PutWeights = std::function<void(size_t i, const bf16* values)>;
 void read_weights(const std::string& directory, const ModelConfig& config, cpu::Queue& queue, const PutWeights& put,
                   int64_t elements_at_once = int64_t{128} << 20);

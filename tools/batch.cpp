@@ -165,7 +165,11 @@ class BatchJob {
     }
     stop_if_requested();
     const auto model =
-        flags_.model.open({.session = flags_.session, .n_prompt = max_prompt_, .n_new = max_new_});
+        flags_.model.open({.session = flags_.session,
+                           .n_prompt = max_prompt_,
+                           .n_new = max_new_,
+                           .n_sequences = n_parallel_,
+                           .n_behind = max_behind_});
     stop_if_requested();
     open(model);
     answer_all();

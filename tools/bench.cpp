@@ -263,7 +263,13 @@ ExpectedLoad longest_of(const BenchFlags& flags) {
     if (list->empty()) continue;
     load.n_prompt = std::max(load.n_prompt, std::ranges::max(parse_counts(list == &flags.prompts ? "-p" : "-d", *list, 1)));
   }
-  load.n_new = flags.n_behind + std::ranges::max(parse_counts("-n", flags.steps, 0));
+  load.n_new = std::ranges::max(parse_counts("-n", flags.steps, 0));
+  if (flags.batches.empty()) return load;
+  load.n_sequences = std::max<int64_t>(std::ranges::max(parse_batches(flags.batches)), 1);
+  if (flags.n_behind > 0) {
+    load.n_prompt += flags.n_behind;
+    load.n_behind = flags.n_behind + load.n_new;
+  }
   return load;
 }
 
@@ -352,6 +358,9 @@ int command_bench(int argc, char** argv) {
   const ModelConfig config = flags.model.config();
   const TokenSource source(flags, config, console);
   const auto model = flags.model.open(longest_of(flags));
+  if (model->config().host_layers > 0) {
+    console.info("bench: the feed-forward weights of {} layers are in host memory", model->config().host_layers);
+  }
   stop_if_requested();
 
   BenchSetup setup{.model = flags.model.name(), .backend = {}};

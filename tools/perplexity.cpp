@@ -164,7 +164,7 @@ int command_perplexity(int argc, char** argv) {
 
   const auto longest = std::ranges::max(windows, {}, [](const auto& one) { return std::ssize(one); }).size();
   const auto model =
-      model_flags.open({.session = options, .n_prompt = static_cast<int64_t>(longest), .logprobs = true});
+      model_flags.open({.session = options, .n_prompt = static_cast<int64_t>(longest), .logprobs = true, .is_certain = true});
   Score score;
   for (size_t i = 0; i < windows.size(); ++i) {
     stop_if_requested();

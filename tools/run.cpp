@@ -110,6 +110,17 @@ SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_pr
   return Session::plan(model, flags.session, *flags.saved, n_new < 0 ? -1 : n_prompt + n_new);
 }
 
+// The same before the model is open. Where the prompt is still to be typed, there may be more of it.
+ExpectedLoad expected_load(const RunFlags& flags, const ModelConfig& config, int64_t n_prompt) {
+  const int64_t n_new = n_planned(flags, config, n_prompt);
+  ExpectedLoad load{.session = flags.session, .n_prompt = n_prompt, .n_new = n_new, .is_certain = true};
+  if (flags.saved == nullptr) return load;
+  load.restored = true;
+  load.n_prompt = flags.saved->n_tokens();
+  if (n_new >= 0) load.n_new = n_prompt + n_new;
+  return load;
+}
+
 // What the file will take, before anything is computed for it.
 void announce_file(const Model& model, const RunFlags& flags, const SessionPlan& plan,
                    int64_t n_tokens, const Console& console) {
@@ -215,11 +226,7 @@ class Run {
     stop_if_requested();
 
     Stopwatch watch;
-    const int64_t n_prompt = n_saved_ + std::max<int64_t>(std::ssize(request.prompt), 1);
-    const auto model = flags_.model.open({.session = flags_.session,
-                                          .n_prompt = n_prompt,
-                                          .n_new = n_planned(flags_, config_, n_prompt),
-                                          .restored = n_saved_ > 0});
+    const auto model = flags_.model.open(expected_load(flags_, config_, std::max<int64_t>(std::ssize(request.prompt), 1)));
     stop_if_requested();
     report_.load_seconds = watch.seconds();
     if (asks) {

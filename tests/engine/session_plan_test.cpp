@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/base/check.h"
+#include "engine/batch_plan.h"
 #include "engine/known_models.h"
 #include "engine/session.h"
 #include "engine/session_plan.h"
@@ -185,6 +186,24 @@ TEST(SessionPlan, AsManyHostLayersAsMust) {
   }
 }
 
+// A sequence too short for a basis has exact keys, which a host that multiplies coded values cannot attend.
+TEST(SessionPlan, AShortSequenceWhereTheHostAttends) {
+  const ModelConfig config = known_model("llama-3.1-8b");
+  PlanRequest request{.config = config, .backend = BackendKind::kCuda, .options = {}};
+  request.weight_bytes = 2 * parameter_count(config);
+  request.weights_resident = request.this_machine = false;
+  SessionOptions options;
+  options.host_attention = HostAttention::kOn;
+  options.selection.value_codec = RowCodec::kInt8;
+  options.device_memory = int64_t{40} << 30;
+  const BatchPlan plan = plan_batch(request, options, 16, 300000, 100);
+  ASSERT_EQ(plan.largest.options.selection.key_codec, KeyCodec::kLowRank);
+  EXPECT_EQ(plan_in_batch(request, plan, 10000, 100).options.host_attention, HostAttention::kOn);
+  std::string message;
+  EXPECT_EQ(kind_of([&] { plan_in_batch(request, plan, 100, 10); }, &message), ErrorKind::kUsage);
+  EXPECT_NE(message.find("--host-attention"), std::string::npos) << message;
+}
+
 // Hidden states of a long prompt make room on a device where something gains by it.
 TEST(SessionPlan, HiddenStatesLeaveTheDevice) {
   const ModelConfig config = known_model("llama-3.1-8b");
@@ -199,7 +218,8 @@ TEST(SessionPlan, HiddenStatesLeaveTheDevice) {
     return make_plan(request);
   };
   constexpr int64_t kTokens = 500000, kRow = 4096 * 2, kGiB = int64_t{1} << 30;
-  const SessionPlan device = plan_with(kTokens, 0, HiddenHome::kDevice), host = plan_with(kTokens, 0, HiddenHome::kHost);
+  const SessionPlan device = plan_with(kTokens, 0, HiddenHome::kDevice);
+  const SessionPlan host = plan_with(kTokens, 0, HiddenHome::kHost);
   EXPECT_FALSE(device.states_on_host);
   EXPECT_TRUE(host.states_on_host);
   EXPECT_EQ(device.memory.device.total() - host.memory.device.total(), (kTokens - 2 * kPrefillChunk) * kRow);

@@ -46,7 +46,9 @@ std::span<const int32_t> part(const std::vector<int32_t>& ids, int64_t first, in
   return std::span(ids).subspan(static_cast<size_t>(first), static_cast<size_t>(n));
 }
 
-void keep(std::vector<float>& all, std::span<const float> logits) { all.insert(all.end(), logits.begin(), logits.end()); }
+void keep(std::vector<float>& all, std::span<const float> logits) {
+  all.insert(all.end(), logits.begin(), logits.end());
+}
 
 // A prompt; steps, of which the later ones are recorded; and more rows than a step has.
 std::vector<float> logits_of(const std::string& name, int64_t host_layers, AttentionMode mode, int64_t n_prompt,
@@ -221,17 +223,18 @@ TEST(HiddenHome, APromptIsGivenUp) {
 #if defined(TIERCEL_EMULATED)
 // Weights that the device, here one of 8 GiB, has no room for are refused before any are made, with what would help.
 TEST(HostLayers, WeightsThatTheDeviceHasNoRoomFor) {
-  const auto expect_refused = [](const char* name, const std::vector<const char*>& parts) {
+  const auto expect_refused = [](const char* name, int64_t host_layers, const std::vector<const char*>& parts) {
     try {
-      Model::synthetic(name, {.backend = BackendKind::kCuda, .host_layers = 0});
+      Model::synthetic(name, {.backend = BackendKind::kCuda, .host_layers = host_layers});
       FAIL() << name;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kDoesNotFit);
       for (const char* part : parts) EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
     }
   };
-  expect_refused("llama-3.1-8b", {"15.0 GiB of device memory", "7.50 GiB can be had", "--host-layers 21 or more"});
-  expect_refused("llama-3.1-70b", {"131 GiB of device memory", "use a larger device"});
+  expect_refused("llama-3.1-8b", 0, {"15.0 GiB of device memory", "7.50 GiB can be had", "--host-layers 21 or more"});
+  expect_refused("llama-3.1-70b", 0, {"131 GiB of device memory", "use a larger device"});
+  expect_refused("llama-3.1-70b", kAllLayers, {"24.5 GiB of device memory", "use a larger device"});
 }
 #endif
 

@@ -318,7 +318,7 @@ namespace {
 
 // What is released is filled with NaN in every float format, and with another one each time: what is copied from
 // one such place to another is noticed too.
-constexpr uint16_t kFreed = 0xff80;  // | 1..127
+constexpr uint16_t kFreed = 0xfff0;  // | 1..15
 constexpr size_t kMostFreed = size_t{32} << 20;
 
 struct Memory {
@@ -335,7 +335,7 @@ struct Memory {
   size_t n_freed = 0;
 
   void fill(void* address, size_t bytes) {
-    const auto value = static_cast<uint16_t>(kFreed | (1 + n_freed++ % 127));
+    const auto value = static_cast<uint16_t>(kFreed | (1 + n_freed++ % 15));
     const Freed& block = freed.emplace_back(Freed{static_cast<unsigned char*>(address), bytes, value});
     for (size_t i = 0; i < bytes; ++i) block.address[i] = block.byte(i);
     freed_bytes += bytes;
