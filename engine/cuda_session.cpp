@@ -11,8 +11,10 @@
 #include "engine/base/rope.h"
 #include "engine/base/units.h"
 #include "engine/cpu_worker.h"
+#include "engine/expected_load.h"
 #include "kernels/ops.h"
 #include "kernels/stream.h"
+#include "offload/arena.h"
 
 namespace tiercel {
 
@@ -27,28 +29,6 @@ void upload(cuda::Stream& stream, const void* source, void* target, int64_t byte
   stream.copy_bytes(target, bytes, source, bytes, bytes, 1);
 }
 
-// Memory of a tier, for as long as it lives; null where nothing is wanted.
-template <typename Tier>
-class Block {
- public:
-  Block(Tier& tier, int64_t bytes) : tier_(tier), bytes_(bytes) {
-    if (bytes > 0) data_ = static_cast<bf16*>(cuda::allocate(tier, bytes));
-  }
-  ~Block() {
-    if (data_ != nullptr) cuda::release(tier_, data_, bytes_);
-  }
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
-
-  bf16* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Tier& tier_;
-  int64_t bytes_;
-  bf16* data_ = nullptr;
-};
-
 // A model's tensors in one block of device memory, and one of pinned host memory for those that stay there.
 class DeviceWeights {
  public:
@@ -60,7 +40,9 @@ class DeviceWeights {
         sizes_(checked_sizes()),
         on_host_(host_, sizes_.host),
         on_device_(stream, sizes_.device) {
-    bf16 *next = on_device_.data(), *next_on_host = on_host_.data();
+    auto* const on_device = static_cast<bf16*>(on_device_.address());
+    auto* const on_host = static_cast<bf16*>(on_host_.address());
+    bf16 *next = on_device, *next_on_host = on_host;
     for (const WeightTensor& tensor : tensors_) {
       const bool stays = stays_on_host(config, tensor);
       bf16*& place = stays ? next_on_host : next;
@@ -71,8 +53,8 @@ class DeviceWeights {
       const bf16* begin = block.empty() ? *tensor.target : block.data();
       block = {begin, static_cast<size_t>(place - begin)};
     }
-    CHECK(next == on_device_.data() + on_device_.bytes() / static_cast<int64_t>(sizeof(bf16)));
-    CHECK(next_on_host == on_host_.data() + on_host_.bytes() / static_cast<int64_t>(sizeof(bf16)));
+    CHECK(next == on_device + on_device_.bytes() / static_cast<int64_t>(sizeof(bf16)));
+    CHECK(next_on_host == on_host + on_host_.bytes() / static_cast<int64_t>(sizeof(bf16)));
     if (config.tie_word_embeddings) weights_.head = weights_.embedding;
     join_projections(config, weights_);
   }
@@ -132,8 +114,8 @@ class DeviceWeights {
   Weights weights_;
   std::vector<WeightTensor> tensors_;
   Sizes sizes_;
-  Block<cuda::PinnedMemory> on_host_;
-  Block<cuda::Stream> on_device_;
+  TierBlock<cuda::PinnedMemory> on_host_;
+  TierBlock<cuda::Stream> on_device_;
 };
 
 class CudaModel final : public LoadedModel {
@@ -208,28 +190,23 @@ Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
 class DeviceRope {
  public:
   DeviceRope(cuda::Stream& stream, const RopeTable& table)
-      : stream_(stream), bytes_(static_cast<int64_t>(table.bytes())), view_(table.view()) {
-    tables_ = static_cast<float*>(cuda::allocate(stream_, bytes_));
+      : tables_(stream, static_cast<int64_t>(table.bytes())), view_(table.view()) {
     const float* source = view_.coarse_cos;
-    upload(stream_, source, tables_, bytes_);
+    auto* const tables = static_cast<float*>(tables_.address());
+    upload(stream, source, tables, tables_.bytes());
     // The four tables follow each other in memory (RopeTable).
     for (const float** part :
          {&view_.coarse_cos, &view_.coarse_sin, &view_.fine_cos, &view_.fine_sin}) {
-      *part = tables_ + (*part - source);
+      *part = tables + (*part - source);
     }
-    stream_.finish();
+    stream.finish();
   }
-  ~DeviceRope() { cuda::release(stream_, tables_, bytes_); }
-  DeviceRope(const DeviceRope&) = delete;
-  DeviceRope& operator=(const DeviceRope&) = delete;
 
   const RopeView& view() const { return view_; }
 
  private:
-  cuda::Stream& stream_;
-  int64_t bytes_;
+  TierBlock<cuda::Stream> tables_;
   RopeView view_;
-  float* tables_ = nullptr;
 };
 
 // What a session must own before its stores are made.

@@ -62,12 +62,6 @@ int64_t usable_device_bytes(const PlanRequest& request);
 // The same within --device-memory; 0: no limit is known.
 int64_t device_limit(const PlanRequest& request);
 
-// The fewest ModelConfig::host_layers with which a plan of this load fits a CUDA device of so many free bytes (0:
-// unknown) and --device-memory; as many as the weights need where no number is enough.
-int64_t host_layers_for(ModelConfig config, const ExpectedLoad& load, int64_t device_free_bytes);
-// check_limits of a plan of this load, for a model that is not open yet.
-void check_load(const ModelConfig& config, const ExpectedLoad& load, int64_t device_free_bytes);
-
 // Whether keys by a basis would say little, for a prompt so short.
 bool too_few_for_basis(const PlanRequest& request);
 

@@ -9,29 +9,12 @@
 
 #include "engine/backend.h"
 #include "engine/cost_model.h"
+#include "offload/arena.h"
 
 namespace tiercel {
 
 // A device's caches hold less; on a link of 50 GB/s it takes 1.3 ms.
 inline constexpr int64_t kMeasuredBytes = int64_t{64} << 20;
-
-// Memory of a tier for as long as something is measured.
-template <typename Tier>
-class MeasuredBlock {
- public:
-  MeasuredBlock(Tier& tier, int64_t bytes)
-      : tier_(tier), bytes_(bytes), address_(allocate(tier, bytes)) {}
-  ~MeasuredBlock() { release(tier_, address_, bytes_); }
-  MeasuredBlock(const MeasuredBlock&) = delete;
-  MeasuredBlock& operator=(const MeasuredBlock&) = delete;
-
-  void* address() const { return address_; }
-
- private:
-  Tier& tier_;
-  int64_t bytes_;
-  void* address_;
-};
 
 // Bytes copied per second, at best. Several copies share one wait, which takes as long as a copy does on
 // a fast device.
@@ -53,8 +36,8 @@ double copy_rate(Queue& queue, const void* source, void* target, int64_t bytes) 
 // both queues. bytes: at least 1.
 template <Backend Device, HostTier Host>
 Bandwidths measure_bandwidths(Device& device, Device& copy, Host& host, int64_t bytes) {
-  const MeasuredBlock source(device, bytes), target(device, bytes);
-  const MeasuredBlock home(host, bytes);
+  const TierBlock source(device, bytes), target(device, bytes);
+  const TierBlock home(host, bytes);
   // A page that nobody has written may be one page of zeros, for ever so many.
   copy_rate(device, target.address(), source.address(), bytes);
   copy_rate(copy, source.address(), home.address(), bytes);

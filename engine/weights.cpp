@@ -60,7 +60,7 @@ int64_t attention_parameters(const ModelConfig& c) {
 // Without experts.
 int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
   if (c.has_experts(layer)) return c.experts.n * c.hidden;
-  return 3 * c.intermediate * c.hidden + (c.mlp_bias ? 2 * c.intermediate + c.hidden : 0);
+  return feed_forward_parameters(c, layer) + (c.mlp_bias ? 2 * c.intermediate + c.hidden : 0);
 }
 
 }  // namespace

@@ -34,6 +34,27 @@ inline constexpr int64_t kReservedAlignment = 256;
 // What the block has beyond them, for what aligns so many at least; activations, to the memory table.
 inline constexpr int64_t kReservedSpare = 2048 * kReservedAlignment;
 
+// Memory of a tier for as long as it lives, outside of any budget; null where nothing is wanted.
+template <typename Queue>
+class TierBlock {
+ public:
+  TierBlock(Queue& queue, int64_t bytes)
+      : queue_(queue), bytes_(bytes), address_(bytes > 0 ? allocate(queue, bytes) : nullptr) {}
+  ~TierBlock() {
+    if (address_ != nullptr) release(queue_, address_, bytes_);
+  }
+  TierBlock(const TierBlock&) = delete;
+  TierBlock& operator=(const TierBlock&) = delete;
+
+  void* address() const { return address_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Queue& queue_;
+  int64_t bytes_;
+  void* address_;
+};
+
 template <typename Queue>
 class Arena {
  public:

@@ -235,14 +235,15 @@ int command_estimate(int argc, char** argv) {
   if (!flags.parse(argc, argv)) return 0;
   const StopsAtOnce at_once;
   model_flags.check(/*needs_backend=*/false);
+  ModelConfig config = model_flags.config();
   if (n_prompt == 0) {
-    n_prompt = options.context > 0 ? options.context : model_flags.config().max_position_embeddings;
+    n_prompt = options.context > 0 ? options.context : config.max_position_embeddings;
     n_prompt -= n_predict;
   }
   if (n_prompt <= 0) fail(ErrorKind::kUsage, "--tokens: expected more than 0, found {}", n_prompt);
   const bool this_machine = options.host_memory == 0;  // else it stands for another one
-  const ModelConfig config = model_flags.config(
-      {.session = options, .n_prompt = n_prompt, .n_new = n_predict, .this_machine = this_machine});
+  model_flags.choose_host_layers(
+      config, {.session = options, .n_prompt = n_prompt, .n_new = n_predict, .this_machine = this_machine});
 
   PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
   request.weight_bytes =

@@ -103,14 +103,8 @@ int64_t n_planned(const RunFlags& flags, const ModelConfig& config, int64_t n_pr
   return std::clamp<int64_t>(left, 1, kDefaultTalk);
 }
 
-// With a saved session the prompt is what follows it.
-SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_prompt) {
-  const int64_t n_new = n_planned(flags, model.config(), n_prompt);
-  if (flags.saved == nullptr) return Session::plan(model, flags.session, n_prompt, n_new);
-  return Session::plan(model, flags.session, *flags.saved, n_new < 0 ? -1 : n_prompt + n_new);
-}
-
-// The same before the model is open. Where the prompt is still to be typed, there may be more of it.
+// What is prefilled, or restored, and what may follow: with a saved session the prompt does. Where it is still to
+// be typed, there may be more of it.
 ExpectedLoad expected_load(const RunFlags& flags, const ModelConfig& config, int64_t n_prompt) {
   const int64_t n_new = n_planned(flags, config, n_prompt);
   ExpectedLoad load{.session = flags.session, .n_prompt = n_prompt, .n_new = n_new, .is_certain = true};
@@ -119,6 +113,12 @@ ExpectedLoad expected_load(const RunFlags& flags, const ModelConfig& config, int
   load.n_prompt = flags.saved->n_tokens();
   if (n_new >= 0) load.n_new = n_prompt + n_new;
   return load;
+}
+
+SessionPlan plan_session(const Model& model, const RunFlags& flags, int64_t n_prompt) {
+  const ExpectedLoad load = expected_load(flags, model.config(), n_prompt);
+  if (load.restored) return Session::plan(model, flags.session, *flags.saved, load.n_new);
+  return Session::plan(model, flags.session, load.n_prompt, load.n_new);
 }
 
 // What the file will take, before anything is computed for it.
@@ -226,7 +226,8 @@ class Run {
     stop_if_requested();
 
     Stopwatch watch;
-    const auto model = flags_.model.open(expected_load(flags_, config_, std::max<int64_t>(std::ssize(request.prompt), 1)));
+    const int64_t n_prompt = std::max<int64_t>(std::ssize(request.prompt), 1);
+    const auto model = flags_.model.open(expected_load(flags_, config_, n_prompt));
     stop_if_requested();
     report_.load_seconds = watch.seconds();
     if (asks) {

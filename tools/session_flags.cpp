@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include "engine/base/check.h"
+#include "engine/expected_load.h"
 #include "engine/known_models.h"
 #include "engine/model.h"
 #include "engine/option_rows.h"
@@ -57,12 +58,9 @@ ModelConfig ModelFlags::config() const {
   return config;
 }
 
-ModelConfig ModelFlags::config(const ExpectedLoad& load) const {
-  ModelConfig config = this->config();
-  if (host_layers_ == kAutoLayers && backend() == BackendKind::kCuda) {
-    config.host_layers = host_layers_for(config, load, /*device_free_bytes=*/0);
-  }
-  return config;
+void ModelFlags::choose_host_layers(ModelConfig& config, const ExpectedLoad& load) const {
+  if (host_layers_ != kAutoLayers || backend() != BackendKind::kCuda) return;
+  config.host_layers = host_layers_for(config, load, /*device_free_bytes=*/0);
 }
 
 ModelOptions ModelFlags::options(const ExpectedLoad& load) const {

@@ -31,8 +31,8 @@ struct ModelFlags {
   ModelOptions options(const ExpectedLoad& load) const;
   std::shared_ptr<Model> open(const ExpectedLoad& load) const;
   ModelConfig config() const;
-  // Of an estimate, which opens nothing: with as many host layers as the load needs, if nobody says how many.
-  ModelConfig config(const ExpectedLoad& load) const;
+  // Of an estimate, which opens nothing: as many host layers as the load needs, if nobody says how many.
+  void choose_host_layers(ModelConfig& config, const ExpectedLoad& load) const;
   std::string name() const { return synthetic.empty() ? directory : synthetic + " (synthetic)"; }
 
  private:

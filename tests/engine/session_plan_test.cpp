@@ -3,6 +3,7 @@
 
 #include "engine/base/check.h"
 #include "engine/batch_plan.h"
+#include "engine/expected_load.h"
 #include "engine/known_models.h"
 #include "engine/session.h"
 #include "engine/session_plan.h"
