@@ -25,6 +25,7 @@ constexpr int64_t kMaxQueries = 128;  // of one item, unless one block has more 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int64_t local_begin_of(const PrefillSelectParams& p, int64_t block) {
+  if (p.end_chunk >= 0) return p.end_chunk * p.chunk_tokens;
   const int64_t position = p.first_position + block * p.block_tokens - p.local_tokens;
   return std::max<int64_t>(position, 0) / p.chunk_tokens * p.chunk_tokens;
 }
@@ -285,9 +286,12 @@ void select_prefill_chunks(Queue& queue, const PrefillSelectParams& p) {
   CHECK(p.n_kv_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads", p.n_heads,
         p.n_kv_heads);
   CHECK(p.head_dim > 0 && p.head_dim <= 256 && p.head_dim % 2 == 0, "head_dim {}", p.head_dim);
-  CHECK(p.block_tokens > 0 && p.chunk_tokens > 0 && p.first_position % p.chunk_tokens == 0,
+  CHECK(p.block_tokens > 0 && p.chunk_tokens > 0 &&
+            (p.end_chunk >= 0 || p.first_position % p.chunk_tokens == 0),
         "blocks of {}, chunks of {}, first position {}", p.block_tokens, p.chunk_tokens,
         p.first_position);
+  CHECK(p.end_chunk * p.chunk_tokens <= p.first_position, "{} chunks of {}, first position {}", p.end_chunk,
+        p.chunk_tokens, p.first_position);
   const int64_t group = p.n_heads / p.n_kv_heads;
   CHECK(p.k >= 0 && p.k <= max_prefill_chunks(group), "k {}, at most {}", p.k,
         max_prefill_chunks(group));

@@ -1,20 +1,45 @@
 #include "engine/append_pass.h"
 
+#include "engine/prompt_pass.h"
+
 namespace tiercel {
 
-std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens) {
+std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens, int64_t segment_tokens) {
   // A token's list serves all layers of a group before the next token makes another one.
   const bool one_by_one = options.selection.share_layers > 1;
   const int64_t rows = one_by_one ? 1 : kAppendRows;
-  const bool share_lists = options.prefill == PrefillMode::kSelect && !one_by_one;
-  const int64_t n_shared = share_lists ? std::max<int64_t>(0, n_tokens - kAppendTail) : 0;
+  const bool selects = options.prefill == PrefillMode::kSelect;
+  const int64_t before_tail = selects ? std::max<int64_t>(0, n_tokens - kAppendTail) : n_tokens;
   std::vector<AppendRun> runs;
-  for (int64_t first = 0, end = 0; first < n_tokens; first = end) {
+  int64_t first = 0;
+  if (segment_tokens > 0 && n_tokens >= kLeastSegments) {
+    const int64_t n_segments = (before_tail + segment_tokens - 1) / segment_tokens;
+    const int64_t length = (before_tail + n_segments - 1) / n_segments;
+    for (; first < before_tail; first += runs.back().n_tokens) {
+      runs.push_back({.first = first, .n_tokens = std::min(length, before_tail - first), .is_segment = true});
+    }
+  }
+  const int64_t n_shared = selects && !one_by_one ? before_tail : 0;
+  for (int64_t end = 0; first < n_tokens; first = end) {
     const int64_t share = first < n_shared ? kAppendShare : 1;
     end = std::min(first + rows, share > 1 ? n_shared : n_tokens);
     runs.push_back({first, end - first, share});
   }
   return runs;
+}
+
+int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, int64_t n_held, double run_flops) {
+  // Never so few that weights and landmarks are read for too few queries.
+  int64_t n = kSegmentTokens;
+  const auto flops = [&] {
+    double sum = 0;
+    for (const int64_t window : config.sliding_window) {
+      sum += layer_flops(config, settings, window, {n_held, n, !settings.select_prefill});
+    }
+    return sum;
+  };
+  while (n > kPrefillBlock && flops() > run_flops) n /= 2;
+  return n;
 }
 
 }  // namespace tiercel

@@ -1,5 +1,5 @@
 // Tokens behind what a store holds, on their way through the layers: several at a time, so that a weight
-// is read once for all of them, each attending as in a step of its own.
+// is read once for all of them, each attending as in a step of its own; or many, as a prompt's do.
 #pragma once
 
 #include <algorithm>
@@ -18,16 +18,25 @@ inline constexpr int64_t kAppendRows = 64;
 // of them selected, and how many at the end, the question perhaps, select each for itself.
 inline constexpr int64_t kAppendShare = 16;
 inline constexpr int64_t kAppendTail = 64;
+// From so many tokens on a text is prefilled as a prompt is, where the store can do that: in segments of so many at
+// most, which pass through all layers one layer after the other, as nothing can be stopped within one.
+inline constexpr int64_t kLeastSegments = 512;
+inline constexpr int64_t kSegmentTokens = 4096;
 
 // A run of consecutive tokens that passes through all layers in one piece. The first of every `share`
 // tokens selects for all of them.
 struct AppendRun {
   int64_t first = 0, n_tokens = 0;
   int64_t share = 1;
+  bool is_segment = false;
 };
 
-// Cuts n_tokens into runs. The cut depends on the options of the session, or sequence, only.
-std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens);
+// Cuts n_tokens into runs: segments of that length first, if they are enough and it is not 0. The cut depends on
+// the options of the session, or sequence, only.
+std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens, int64_t segment_tokens = 0);
+
+// Tokens of a segment that takes about run_flops behind so many others.
+int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, int64_t n_held, double run_flops);
 
 template <Backend Device, HostTier Host>
 class AppendPass {
@@ -46,6 +55,27 @@ class AppendPass {
       transformer_.end_layer(layer, x, n, RowsOf::kAppend);
     }
     store_.advance(n);
+  }
+
+  // A segment; x: [n][hidden]. Layer after layer, so that weights that must be brought are so once.
+  void run_segment(bf16* x, int64_t n, int64_t n_context) {
+    const ModelConfig& config = transformer_.config();
+    const int64_t held = store_.n_tokens();
+    const int64_t n_runs = (n + kContinuedRun - 1) / kContinuedRun;
+    const int64_t rows = (n + n_runs - 1) / n_runs;
+    for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+      transformer_.begin_layer(layer, RowsOf::kPrompt, rows);
+      for (int64_t first = 0; first < n; first += rows) {
+        const int64_t n_rows = std::min(rows, n - first);
+        bf16* states = x + first * config.hidden;
+        const Projections inputs = transformer_.prompt_inputs(layer, states, n_rows);
+        store_.append_run(layer, inputs, held + first);
+        store_.attend_run(layer, inputs, held + first, n_context, transformer_.attended());
+        transformer_.end_layer(layer, states, n_rows, RowsOf::kPrompt);
+        store_.finish_run(layer, held + first + n_rows);
+      }
+    }
+    store_.count_runs(n);
   }
 
  private:

@@ -43,9 +43,7 @@ class BackendSession : public Session {
         decoder_(
             {backend_.device, backend_.upload, backend_.states}, device_arena_, host_arena_,
             model_->config(), backend_.weights, store_,
-            DecoderLayout(model_->config(), plan.n_prompt, plan.context, plan.logprobs, !Device::kHostReadable,
-                          plan.states_on_host),
-            !plan.options.no_graphs) {
+            DecoderLayout(model_->config(), plan, !Device::kHostReadable), !plan.options.no_graphs) {
   }
 
   bool prefill(std::span<const int32_t> ids, const ProgressCallback& progress) override {
@@ -80,16 +78,31 @@ class BackendSession : public Session {
     }
     const auto start = std::chrono::steady_clock::now();
     store_.set_audit(false);
-    for (const auto& [first, length, share] : cut_append(plan_.options, n)) {
-      const int64_t end = first + length;
-      decoder_.append(ids.subspan(static_cast<size_t>(first), static_cast<size_t>(length)), share);
+    const int64_t n_context = n_tokens() + n;
+    const int64_t most = layout_.continues ? segment_tokens(model_->config(), layout_.settings, n_tokens(),
+                                                            Device::kRunFlops)
+                                           : 0;
+    bool segments = false, goes_on = true;
+    for (const AppendRun& run : cut_append(plan_.options, n, most)) {
+      if (run.is_segment && !segments) decoder_.begin_segments();
+      if (!run.is_segment && segments) decoder_.end_segments();
+      segments = run.is_segment;
+      const auto some = ids.subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
+      if (segments) {
+        decoder_.append_segment(some, n_context);
+      } else {
+        decoder_.append(some, run.share);
+      }
       if (!progress) continue;
       backend_.device.finish();  // what is reported is done
+      const int64_t end = run.first + run.n_tokens;
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
       const double fraction = static_cast<double>(end) / static_cast<double>(n);
-      if (!progress({"append", fraction, end, n, seconds.count()})) return false;
+      goes_on = progress({"append", fraction, end, n, seconds.count()});
+      if (!goes_on) break;
     }
-    return true;
+    if (segments) decoder_.end_segments();
+    return goes_on;
   }
 
   void rewind() override {

@@ -5,17 +5,19 @@
 namespace tiercel {
 
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
-DecoderLayout::DecoderLayout(const ModelConfig& c, int64_t n_prompt, int64_t context, bool want_logprobs,
-                             bool staged, bool states_on_host)
-    : transformer(c, context, std::min(n_prompt, kPrefillChunk), kAppendRows,
-                  want_logprobs ? std::min(kLogprobRows, n_prompt) : 1) {
-  const PromptStatesLayout states(c, n_prompt, states_on_host);
+DecoderLayout::DecoderLayout(const ModelConfig& c, const SessionPlan& plan, bool staged)
+    : transformer(c, plan.context,
+                  std::max(std::min(plan.n_prompt, kPrefillChunk), plan.continued ? kContinuedRun : 0), kAppendRows,
+                  plan.logprobs ? std::min(kLogprobRows, plan.n_prompt) : 1) {
+  const int64_t n_segment = plan.continued ? kSegmentTokens : 0;
+  const PromptStatesLayout states(c, plan.n_prompt, plan.states_on_host);
   hidden = std::max(states.device, kAppendRows * c.hidden);
+  continued_hidden = n_segment * c.hidden;
   prompt_end = c.hidden;
   if (!staged) return;
   host_hidden = states.host;
-  ids = std::max(n_prompt, kAppendRows);
-  logprobs = want_logprobs ? kLogprobRows : 0;
+  ids = std::max({plan.n_prompt, kAppendRows, n_segment});
+  logprobs = plan.logprobs ? kLogprobRows : 0;
   clock = 1;
   host_logits = c.vocab_size;
   sampler = {.vocab = c.vocab_size, .places = 1};

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/append_pass.h"
@@ -16,6 +17,7 @@
 #include "engine/device_sampler.h"
 #include "engine/options.h"
 #include "engine/prompt_pass.h"
+#include "engine/session.h"
 #include "engine/step_recorder.h"
 #include "engine/transformer.h"
 #include "engine/weights.h"
@@ -31,15 +33,14 @@ inline constexpr int64_t kTokenRing = 64;
 // The decoder's own buffers, in elements of bf16 unless said.
 struct DecoderLayout {
   // staged: the host cannot read the device's memory, so ids and results travel through buffers.
-  // states_on_host: the prompt's are in host memory (PromptStates).
-  DecoderLayout(const ModelConfig& config, int64_t n_prompt, int64_t context, bool logprobs, bool staged,
-                bool states_on_host);
-  int64_t bytes() const;       // on the device
+  DecoderLayout(const ModelConfig& config, const SessionPlan& plan, bool staged);
+  int64_t bytes() const;       // on the device, but for continued_hidden
   int64_t host_bytes() const;  // on the host
 
   TransformerLayout transformer;
   int64_t hidden = 0;       // of the prompt (PromptStatesLayout), or [kAppendRows][hidden]
   int64_t host_hidden = 0;  // of the prompt, on the host
+  int64_t continued_hidden = 0;  // while a long text is appended
   int64_t prompt_end = 0;   // [hidden]
   int64_t ids = 0;          // int32, staged only
   int64_t logprobs = 0;     // fp64, staged only
@@ -70,6 +71,7 @@ class Decoder {
         transformer_(device_, queues.upload, arena, config, weights, layout.transformer),
         store_(store),
         append_(device_, transformer_, store),
+        continued_elements_(layout.continued_hidden),
         recorder_(device_, /*at_least=*/4),  // by estimate, as what a batch needs
         sampler_(device_, arena, host_arena, layout.sampler) {
     hidden_ = arena_.template take<bf16>(Purpose::kActivations, layout.hidden);
@@ -92,6 +94,11 @@ class Decoder {
   void step(int32_t token);
   // A run of an append (AppendPass). The logits are those behind the last token.
   void append(std::span<const int32_t> ids, int64_t share = 1);
+  // A long text behind what is held, segment after segment (SegmentPass). The logits are those behind the last token
+  // of each. n_context: tokens that scores are scaled by.
+  void begin_segments();
+  void append_segment(std::span<const int32_t> ids, int64_t n_context);
+  void end_segments();
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
   // What is kept here from one step to the next: logits [vocab_size] of the last token, and the
@@ -134,6 +141,8 @@ class Decoder {
   Transformer<Device> transformer_;
   KvStore<Device, Host>& store_;
   AppendPass<Device, Host> append_;
+  const int64_t continued_elements_;
+  bf16* continued_ = nullptr;  // hidden states of a segment
   StepRecorder<Device, KvStore<Device, Host>> recorder_;
   [[no_unique_address]] DeviceSamplerOf<Device, Host> sampler_;
   bf16 *hidden_ = nullptr, *host_hidden_ = nullptr;
@@ -241,6 +250,31 @@ void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) 
   append_.run(hidden_, n, share);
   make_logits(hidden_ + (n - 1) * config_.hidden);
   if (kStaged) device_.finish();  // ids are the caller's
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::begin_segments() {
+  forget_recording();
+  store_.begin_runs();
+  continued_ = arena_.template take<bf16>(Purpose::kActivations, continued_elements_);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::append_segment(std::span<const int32_t> ids, int64_t n_context) {
+  const auto n = static_cast<int64_t>(ids.size());
+  CHECK(n * config_.hidden <= continued_elements_, "a segment of {} tokens", n);
+  logits_are_here_ = false;
+  if (kStaged) device_.finish();  // what ids_ held has been read
+  transformer_.embed_tokens(upload_ids(ids), continued_, n);
+  append_.run_segment(continued_, n, n_context);
+  make_logits(continued_ + (n - 1) * config_.hidden);
+  if (kStaged) device_.finish();  // ids are the caller's
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::end_segments() {
+  store_.end_runs();
+  arena_.give_back(std::exchange(continued_, nullptr));
 }
 
 template <Backend Device, HostTier Host>

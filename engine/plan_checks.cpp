@@ -245,11 +245,15 @@ void check_codecs(const SelectionOptions& s, const ModelConfig& config) {
 }
 
 // The scoring of prefill keeps its lists in a worker's scratch memory.
+int64_t most_prefill_budget(const ModelConfig& config, const SelectionOptions& selection) {
+  KvSettings settings;
+  settings.chunk_tokens = static_cast<int32_t>(selection.chunk_size);
+  return cpu::max_prefill_chunks(config.n_heads / config.n_kv_heads) * settings.prefill_chunk();
+}
+
 void check_prefill_budget(const PlanRequest& r, const SessionPlan& plan) {
   if (plan.options.prefill != PrefillMode::kSelect || r.restored) return;
-  const int64_t most =
-      cpu::max_prefill_chunks(r.config.n_heads / r.config.n_kv_heads) *
-      kv_settings(plan, r.config).prefill_chunk();
+  const int64_t most = most_prefill_budget(r.config, plan.options.selection);
   const int64_t wanted =
       std::min(r.options.prefill_budget == kBudgetAll ? r.n_prompt : r.options.prefill_budget,
                r.n_prompt);

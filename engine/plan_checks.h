@@ -20,5 +20,7 @@ void check_host_attention(const PlanRequest& request, const SessionPlan& plan);
 // Of contexts that dual chunk attention matters for.
 void check_dual_chunk(const PlanRequest& request, const SessionPlan& plan);
 void check_prefill_budget(const PlanRequest& request, const SessionPlan& plan);
+// Tokens that a block of a prompt's queries may select.
+int64_t most_prefill_budget(const ModelConfig& config, const SelectionOptions& selection);
 
 }  // namespace tiercel

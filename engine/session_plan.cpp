@@ -62,6 +62,16 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
   return dense <= kDensePrefillRatio * linear ? PrefillMode::kDense : PrefillMode::kSelect;
 }
 
+// Whether the context has room for a long text behind the prompt. Not where a saved prompt's budget, of everything,
+// would be more than there can be.
+bool may_be_continued(const PlanRequest& r, const SessionPlan& plan) {
+  if (r.n_sequences > 0 || r.logprobs || plan.context - r.n_prompt < kLeastSegments) return false;
+  const int64_t all = r.restored ? plan.context : r.n_prompt;
+  const int64_t budget = r.options.prefill_budget == kBudgetAll ? all : r.options.prefill_budget;
+  return plan.options.prefill != PrefillMode::kSelect ||
+         std::min(budget, plan.context) <= most_prefill_budget(r.config, r.options.selection);
+}
+
 void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
   if (s.budget_share == 0) return;
   s.budget = static_cast<int64_t>(std::ceil(s.budget_share * static_cast<double>(r.n_prompt)));
@@ -307,7 +317,9 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
   const bool behind_prefix = plan.n_prefix > 0;
-  s.select_prefill = o.prefill == PrefillMode::kSelect && plan.prefills && !behind_prefix;
+  s.select_prefill =
+      o.prefill == PrefillMode::kSelect && (plan.prefills || plan.continued) && !behind_prefix;
+  s.continued = plan.continued;
   s.audit = o.audit > 0;
   s.capacity = behind_prefix ? plan.n_prefix : plan.context;
   s.behind = plan.context - s.capacity;
@@ -316,7 +328,9 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
     s.capacity = (plan.context + kTokensPerPages - 1) / kTokensPerPages * kTokensPerPages;
   }
   s.prompt = behind_prefix ? 0 : plan.n_prompt;
-  s.prefill_budget = o.prefill_budget == kBudgetAll ? plan.n_prompt : o.prefill_budget;
+  s.prefill_budget = o.prefill_budget != kBudgetAll ? o.prefill_budget
+                     : plan.prefills                ? plan.n_prompt
+                                                    : plan.context;
 
   s.chunk_tokens = static_cast<int32_t>(from.chunk_size);
   s.index = from.index;
@@ -398,7 +412,7 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
     const BatchLayout batch(r.config, plan.n_prompt, plan.context, r.n_sequences, cuda);
     bytes = {batch.device_bytes(), batch.host_bytes()};
   } else {
-    const DecoderLayout decoder(r.config, plan.n_prompt, plan.context, r.logprobs, cuda, plan.states_on_host);
+    const DecoderLayout decoder(r.config, plan, cuda);
     bytes = {decoder.bytes(), decoder.host_bytes()};
   }
   if (cuda) bytes.device += cuda_scratch_bytes(r.config, plan);
@@ -429,6 +443,17 @@ SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
                   BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged, plan.states_on_host);
   bytes.host_prefill = BatchLayout::host_prompt_bytes(r.config, plan.n_prompt, plan.states_on_host);
   return bytes;
+}
+
+// Of the device: what long texts behind a prompt need beyond what its prefill did, which has been given back by
+// then.
+int64_t continued_bytes(const PlanRequest& r, const SessionPlan& plan, const KvLayout& layout) {
+  if (!layout.continues) return 0;
+  const DecoderLayout decoder(r.config, plan, r.backend == BackendKind::kCuda);
+  const int64_t step_hidden = kAppendRows * r.config.hidden;
+  const int64_t prefill = sum(layout.prefill_bytes()) + (decoder.hidden - step_hidden) * int64_t{sizeof(bf16)};
+  const int64_t runs = layout.run_buffers().bytes() + decoder.continued_hidden * int64_t{sizeof(bf16)};
+  return std::max<int64_t>(runs - prefill, 0);
 }
 
 // Of a batch: all its sequences, one of them in prefill; or a prefix, and all of them behind it.
@@ -469,7 +494,8 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   m.device.landmarks = of(device, Purpose::kLandmarks);
   m.device.slots = of(device, Purpose::kSlots);
   m.device.exact = of(device, Purpose::kExact);
-  m.device.activations = of(device, Purpose::kActivations) + activations.device;
+  m.device.activations =
+      of(device, Purpose::kActivations) + activations.device + continued_bytes(r, plan, layout);
   m.host.weights = host_weight_bytes(r.config);
   m.host.values = of(host, Purpose::kValues);
   m.host.keys = of(host, Purpose::kKeys);
@@ -546,6 +572,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   }
   plan.dual_chunk = r.config.dual_chunk;
   plan.options.prefill = resolve_prefill(r);
+  plan.continued = may_be_continued(r, plan);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);
   plan.states_on_host = states_belong_on_host(r, plan);

@@ -105,9 +105,10 @@ void launch_hopper(Stream& stream, const PrefillAttendParams& p) {
                                       .swizzle = Shape::kSpan});
   // The exact number of rows: what lies behind them in the planes must not be read, since 0 * NaN
   // is NaN.
+  const int64_t n_rows = p.part.end > 0 ? p.part.end : p.first_position + p.n_tokens;
   const auto plane_map = [&](const bf16* plane, int32_t rows) {
     return encode_tensor_map({.base = plane,
-                              .extent = {d, p.first_position + p.n_tokens, p.n_kv_heads},
+                              .extent = {d, n_rows, p.n_kv_heads},
                               .stride = {d, p.head_stride},
                               .box = {Shape::kColumns, rows, 1},
                               .swizzle = Shape::kSpan});

@@ -56,11 +56,13 @@ struct ScoreSum {
 // Blocks of prefill queries; see PrefillSelectParams.
 struct PrefillBlocks {
   int64_t first_position, block_tokens, local_tokens;
+  int64_t end_chunk;  // the same of all blocks, if it is not negative
   int64_t sink_chunks, k;
   int32_t chunk_tokens;
 
   // Chunks before the local window of a block.
   GPU_AND_HOST int64_t chunks_before(int64_t block) const {
+    if (end_chunk >= 0) return end_chunk;
     const int64_t position = first_position + block * block_tokens - local_tokens;
     return position > 0 ? position / chunk_tokens : 0;
   }

@@ -29,8 +29,8 @@ struct Plan {
   int64_t sums_at, scores_at, maxima_at, bytes;  // mean queries are first
 
   explicit Plan(const PrefillSelectParams& p)
-      : blocks{p.first_position, p.block_tokens, p.local_tokens, p.sink_chunks, p.k,
-               p.chunk_tokens} {
+      : blocks{p.first_position, p.block_tokens, p.local_tokens, p.end_chunk,
+               p.sink_chunks,    p.k,            p.chunk_tokens} {
     n_blocks = (p.n_tokens + p.block_tokens - 1) / p.block_tokens;
     origin = p.sink_chunks / 8 * 8;
     const int64_t last = blocks.chunks_before(std::max<int64_t>(n_blocks - 1, 0));
@@ -148,9 +148,12 @@ int64_t select_prefill_scratch_bytes(const PrefillSelectParams& shape) { return 
 void select_prefill_chunks(Stream& stream, const PrefillSelectParams& p) {
   CHECK(p.n_kv_heads > 0 && p.n_heads % p.n_kv_heads == 0, "{} heads, {} KV heads", p.n_heads,
         p.n_kv_heads);
-  CHECK(p.block_tokens > 0 && p.chunk_tokens > 0 && p.first_position % p.chunk_tokens == 0,
+  CHECK(p.block_tokens > 0 && p.chunk_tokens > 0 &&
+            (p.end_chunk >= 0 || p.first_position % p.chunk_tokens == 0),
         "blocks of {}, chunks of {}, first position {}", p.block_tokens, p.chunk_tokens,
         p.first_position);
+  CHECK(p.end_chunk * p.chunk_tokens <= p.first_position, "{} chunks of {}, first position {}", p.end_chunk,
+        p.chunk_tokens, p.first_position);
   CHECK(p.means != nullptr || p.views.n == 1, "{} views of queries", p.views.n);
   CHECK(p.k >= 0 && p.sink_chunks >= 0 && p.local_tokens >= 0, "k {}, {} sinks, {} local tokens",
         p.k, p.sink_chunks, p.local_tokens);

@@ -8,6 +8,8 @@
 // Order of calls, per layer:
 //   prefill   for each layer: append_prompt / attend_prompt for consecutive
 //             runs of tokens, finish_layer; at the end end_prefill
+//   more      begin_runs; for each layer append_run, attend_run, finish_run for consecutive runs, then
+//             count_runs; at the end end_runs
 //   decode    append, attend for every layer; then advance
 //
 // It knows nothing of weights, tokens or sampling.
@@ -98,6 +100,17 @@ class KvStore {
   void finish_layer(int64_t layer, int64_t n_tokens);
   void end_prefill(int64_t n_tokens);
 
+  // ---- a long text behind what is held, prefilled as prompts are; where layout().continues ----
+  // A run attends all of itself, the window, and of the middle what prefill would: everything, or for each block
+  // of queries what was selected by the means of chunks.
+  void begin_runs();  // takes layout().run_buffers()
+  void append_run(int64_t layer, const Projections& p, int64_t first_token);
+  // The run that was appended last; n_context: tokens that scores are scaled by.
+  void attend_run(int64_t layer, const Projections& p, int64_t first_token, int64_t n_context, bf16* out);
+  void finish_run(int64_t layer, int64_t end_token);
+  void count_runs(int64_t n_tokens) { n_tokens_ += n_tokens; }  // that passed all layers
+  void end_runs();
+
   // ---- decode, one token at position n_tokens() ----
   // Several tokens may pass through a layer, one append and attend after the other, before the next
   // layer has its turn: `ahead` of them did already. Not where layers share a list, nor in an audited
@@ -180,6 +193,11 @@ class KvStore {
     int64_t capacity = 0;
     int64_t base = 0;   // position of row 0
     int64_t first = 0;  // oldest position still attended
+  };
+  // The same to be read: row r is position base + r.
+  struct ExactRows {
+    const bf16 *keys = nullptr, *values = nullptr;
+    int64_t head_stride = 0, base = 0;
   };
   // Where a layer stood at the end of the prompt.
   struct PromptEnd {
@@ -270,6 +288,20 @@ class KvStore {
     int64_t* totals = nullptr;
   };
 
+  // While runs go on behind what is held (RunBuffers).
+  struct Runs {
+    bf16 *keys = nullptr, *values = nullptr;  // [kv][rows][d], of the layer in hand: its window, then the run
+    int64_t rows = 0, base = 0;               // row r is position base + r
+    float* state = nullptr;
+    bf16* means = nullptr;  // [kv][run_means][d], of the layer in hand
+    int64_t means_layer = -1, n_means = 0;
+    bf16* records = nullptr;        // [kv][blocks][list][record]
+    int32_t* numbers = nullptr;     // [lists][kv][list]: of chunks, or of records, one list after the other
+    int32_t* record_ids = nullptr;  // [blocks][kv][list], in chunks of a plane that begins with the records
+    int32_t* counts = nullptr;      // [list + 1][kv]: n times n
+    int64_t* begins = nullptr;      // [blocks]: the end of the records
+  };
+
   int64_t d() const { return layout_.shape.head_dim; }
   int64_t kv() const { return layout_.shape.n_kv_heads; }
   int32_t chunk() const { return layout_.settings.chunk_tokens; }
@@ -307,7 +339,11 @@ class KvStore {
   LandmarkParams landmark_params(const bf16* rows, int64_t head_stride, int64_t first_row,
                                  int64_t first_chunk, int64_t end_chunk) const;
   void copy_rows(const bf16* source, int64_t source_stride, bf16* target, int64_t target_stride,
-                 int64_t n_rows);
+                 int64_t n_rows) {
+    copy_rows_on(copy_, source, source_stride, target, target_stride, n_rows);
+  }
+  void copy_rows_on(Device& queue, const bf16* source, int64_t source_stride, bf16* target,
+                    int64_t target_stride, int64_t n_rows);
 
   // prefill
   void build_index(const Index& index, const LandmarkPlane& plane, const LandmarkParams& keys,
@@ -333,6 +369,19 @@ class KvStore {
   void await_offload(int64_t end_token);
   void give_back_prefill_planes();
 
+  PrefillAttendParams prompt_attend_params(const Projections& p, int64_t n_context, bf16* out) const;
+  PrefillSelectParams prompt_select_params(const Projections& p, int64_t first_token, float scale) const;
+  void attend_listed(PrefillAttendParams& attend) const;
+
+  // runs behind the prompt
+  void bring_window(int64_t layer, int64_t first_token);
+  void append_run_means(int64_t layer, int64_t first_token);
+  PrefillSelectParams run_select_params(int64_t layer, const Projections& p, int64_t first_token,
+                                        int64_t end_chunk, float scale) const;
+  void attend_middle(int64_t layer, const Projections& p, int64_t first_token, PrefillAttendParams attend);
+  void attend_fetched(int64_t layer, std::span<const MissList> lists, PrefillAttendParams attend);
+  MissList run_list(const int32_t* chunks, const int32_t* counts, int64_t block) const;
+
   // decode
   // What end_attend waits for.
   struct Pending {
@@ -340,7 +389,8 @@ class KvStore {
     std::optional<typename Device::Ticket> fetched, rebuilt, host;
   };
   bool retire_chunks(int64_t layer);
-  void keep_late_chunks(int64_t layer, int64_t first_chunk, int64_t end_chunk);
+  void retire(int64_t layer, const ExactRows& rows, int64_t n_tokens);
+  void keep_late_chunks(int64_t layer, const ExactRows& rows, int64_t first_chunk, int64_t end_chunk);
   int64_t n_late(int64_t layer) const {
     return layout_.late_in_use(layers_[layer].end_chunk - prompt_end_[layer].end_chunk);
   }
@@ -364,7 +414,7 @@ class KvStore {
   MissList misses_of(const Layer& layer) const;
   template <typename Params>
   Params params_of(const MissList& list) const;
-  FetchParams fetch_params(const Layer& layer) const;
+  FetchParams fetch_params(const Layer& layer, const MissList& list) const;
   static void fetch_misses(int64_t layer, std::span<const Attention> some);
   void attend_hits(int64_t layer, const bf16* q);
   void rebuild_keys_of(const Layer& layer, const MissList& list);
@@ -452,6 +502,7 @@ class KvStore {
   int64_t chosen_ = 0;  // chunks that the lists in hand have room for
   bool auditing_ = false;
   const int64_t* clock_ = nullptr;  // [1], while recording
+  std::optional<Runs> runs_;
   std::vector<MassHistogram> mass_;     // per layer
   std::vector<PromptEnd> prompt_end_;  // per layer
   int64_t n_prompt_ = 0;  // of the prefix, where it is shared
@@ -462,6 +513,7 @@ class KvStore {
 }  // namespace tiercel
 
 #include "offload/kv_store_audit.h"
+#include "offload/kv_store_continue.h"
 #include "offload/kv_store_decode.h"
 #include "offload/kv_store_host.h"
 #include "offload/kv_store_index.h"

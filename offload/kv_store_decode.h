@@ -70,58 +70,64 @@ void KvStore<Device, Host>::make_room(Layer& layer) {
 }
 
 // Growth: the oldest chunks of the window become ordinary chunks of the middle once the window is
-// full without them. Their codes use the basis, or the mean, of the prompt; their values go home.
-// False: it is not full.
+// full without them. False: it is not full.
 template <typename Device, typename Host>
 bool KvStore<Device, Host>::retire_chunks(int64_t index) {
+  const Recent& recent = layers_[index].recent;
+  const int64_t n = layout_.retire_tokens;
+  if (position_ + 1 - recent.first < layout_.settings.recent + n) return false;
+  retire(index, {recent.keys, recent.values, recent.capacity * d(), recent.base}, n);
+  return true;
+}
+
+// The window's first n_tokens, from rows that hold them: at most what its landmarks have room for on their way to
+// codes, and kPrefillChunk. Their codes use the basis, or the mean, of the prompt; their values go home.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::retire(int64_t index, const ExactRows& rows, int64_t n) {
   Layer& layer = layers_[index];
   Recent& recent = layer.recent;
   const KvSettings& o = layout_.settings;
-  const int64_t n = layout_.retire_tokens;
-  if (position_ + 1 - recent.first < o.recent + n) return false;
-  const int64_t row = recent.first - recent.base;
-  const int64_t stride = recent.capacity * d();
+  const int64_t row = recent.first - rows.base;
+  const int64_t stride = rows.head_stride;
   const int64_t first = recent.first / chunk(), end = first + n / chunk();
   if (layout_.indexed(index)) {
     Index& its = layer.index;
     const LandmarkPlane plane = retired_plane(its, first);
-    build_index(its, plane, landmark_params(recent.keys, stride, recent.base, first, end),
-                recent.values);
+    build_index(its, plane, landmark_params(rows.keys, stride, rows.base, first, end), rows.values);
     encode_index(its, plane, first, end);
     // Of coded landmarks nothing is left to make blocks from: what is generated competes one by one.
     if (its.codes == nullptr) build_blocks(its, plane, end);
   }
-  if (layout_.late_chunks > 0) keep_late_chunks(index, first, end);
+  if (layout_.late_chunks > 0) keep_late_chunks(index, rows, first, end);
   if (o.keys != KeyForm::kExact) {
     side_.wait(device_.record());
     if (o.keys == KeyForm::kLowRank) {
-      project_rows(layer, recent.keys, stride, recent.base, recent.first, recent.first + n);
+      project_rows(layer, rows.keys, stride, rows.base, recent.first, recent.first + n);
     } else {
-      encode_key_rows(layer, recent.keys, stride, recent.base, recent.first, n);
+      encode_key_rows(layer, rows.keys, stride, rows.base, recent.first, n);
     }
   }
   // Whoever reads these rows at home on the host, or the codes, does so on the queue that writes them;
   // the device goes on, unless it reads its own home.
   copy_.wait(device_.record());
-  send_home(layer, recent.keys + row * d(), recent.values + row * d(), stride, recent.first, n);
+  send_home(layer, rows.keys + row * d(), rows.values + row * d(), stride, recent.first, n);
   if (in_place(index)) device_.wait(copy_.record());
   recent.first += n;
   layer.end_chunk = recent.first / chunk();
-  return true;
 }
 
 // Of chunks that leave the window, those that their means describe worst stay exact, as the prompt's
 // do. Every layer of a group keeps the same ones.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::keep_late_chunks(int64_t index, int64_t first_chunk, int64_t end_chunk) {
+void KvStore<Device, Host>::keep_late_chunks(int64_t index, const ExactRows& rows, int64_t first_chunk,
+                                             int64_t end_chunk) {
   const Layer& layer = layers_[index];
-  const Recent& recent = layer.recent;
   Index& its = index_of(index);
   LateOutlierParams late;
-  late.keys = recent.keys;
-  late.values = recent.values;
-  late.head_stride = recent.capacity * d();
-  late.first_row = recent.base;
+  late.keys = rows.keys;
+  late.values = rows.values;
+  late.head_stride = rows.head_stride;
+  late.first_row = rows.base;
   late.choose = layout_.indexed(index);
   if (late.choose) {
     const LandmarkPlane plane = retired_plane(its, first_chunk);
@@ -338,9 +344,9 @@ Params KvStore<Device, Host>::params_of(const MissList& list) const {
 
 // Values (and exact keys) of the missed chunks, for their slots.
 template <typename Device, typename Host>
-FetchParams KvStore<Device, Host>::fetch_params(const Layer& layer) const {
+FetchParams KvStore<Device, Host>::fetch_params(const Layer& layer, const MissList& list) const {
   const KvSettings& o = layout_.settings;
-  auto params = params_of<FetchParams>(misses_of(layer));
+  auto params = params_of<FetchParams>(list);
   params.values = layer.home_values;
   params.value_head_stride = params.key_head_stride = o.capacity * d();
   params.value_codec = o.value_codec;
@@ -491,7 +497,8 @@ void KvStore<Device, Host>::fetch_misses(int64_t index, std::span<const Attentio
   for (const Attention& a : some) {
     if (!misses(a)) continue;
     const KvStore& store = *a.store;
-    const FetchParams next = store.fetch_params(store.layers_[index]);
+    const Layer& layer = store.layers_[index];
+    const FetchParams next = store.fetch_params(layer, store.misses_of(layer));
     if (!fetches.empty() && !are_alike(fetches.front(), next)) {
       fetch(first.copy_, std::span<const FetchParams>(fetches));
       fetches.clear();

@@ -78,27 +78,35 @@ void KvStore<Device, Host>::turn_view(const Projections& p, int64_t first_token,
   rope_append(device_, turn);
 }
 
+// All but keys and values, and what is seen of them.
+template <typename Device, typename Host>
+PrefillAttendParams KvStore<Device, Host>::prompt_attend_params(const Projections& p, int64_t n_context,
+                                                                bf16* out) const {
+  PrefillAttendParams attend;
+  attend.q = p.q;
+  attend.out = out;
+  attend.n_tokens = p.n_tokens;
+  attend.n_heads = layout_.shape.n_heads;
+  attend.n_kv_heads = layout_.shape.n_kv_heads;
+  attend.head_dim = layout_.shape.head_dim;
+  attend.scale = scale_at(n_context);
+  attend.exact_exp = exact_exp_;
+  attend.bias_head_stride = layout_.settings.capacity;
+  return attend;
+}
+
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_prompt(int64_t index, const Projections& p, int64_t first_token,
                                           int64_t n_prompt, bool dense, bf16* out) {
   const bool planes = layout_.layer_planes;
   const Recent& recent = layers_[index].recent;
-  PrefillAttendParams attend;
-  attend.q = p.q;
+  PrefillAttendParams attend = prompt_attend_params(p, n_prompt, out);
   attend.keys = planes ? plane_keys_ : recent.keys;
   attend.values = planes ? plane_values_ : recent.values;
-  attend.out = out;
   attend.head_stride = (planes ? layout_.settings.prompt : recent.capacity) * d();
-  attend.n_tokens = p.n_tokens;
   attend.first_position = first_token;
   attend.window = layout_.shape.window[index];
-  attend.n_heads = layout_.shape.n_heads;
-  attend.n_kv_heads = layout_.shape.n_kv_heads;
-  attend.head_dim = layout_.shape.head_dim;
-  attend.scale = scale_at(n_prompt);
-  attend.exact_exp = exact_exp_;
   attend.bias = layers_[index].key_bias;
-  attend.bias_head_stride = layout_.settings.capacity;
   n_last_q_ = std::min(p.n_tokens, kMaxMassTokens);
   last_q_ = p.q + (p.n_tokens - n_last_q_) * attend.n_heads * d();
   if (layout_.settings.select_prefill && !dense && attend.window == 0) {
@@ -123,16 +131,15 @@ void KvStore<Device, Host>::attend_prompt(int64_t index, const Projections& p, i
   }
 }
 
-// The chunks that blocks of queries attend.
+// All but the landmarks.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& p, int64_t first_token,
-                                              PrefillAttendParams& attend) {
+PrefillSelectParams KvStore<Device, Host>::prompt_select_params(const Projections& p, int64_t first_token,
+                                                                float scale) const {
   const int32_t chunk = layout_.settings.prefill_chunk();
-  CHECK(p.n_tokens <= kPrefillChunk && first_token % chunk == 0);
+  CHECK(p.n_tokens <= kPrefillChunk);
   PrefillSelectParams select;
   select.q = p.q;
   select.views = views_at(first_token + p.n_tokens - 1);
-  select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
   select.first_position = first_token;
   select.n_tokens = p.n_tokens;
   select.block_tokens = kPrefillBlock;
@@ -140,13 +147,34 @@ void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& 
   select.sink_chunks = layout_.settings.sinks / chunk;
   select.k = layout_.prefill_ids - select.sink_chunks;
   select.chunk_tokens = chunk;
-  select.n_heads = attend.n_heads;
-  select.n_kv_heads = attend.n_kv_heads;
-  select.head_dim = attend.head_dim;
-  select.scale = attend.scale;
+  select.n_heads = layout_.shape.n_heads;
+  select.n_kv_heads = layout_.shape.n_kv_heads;
+  select.head_dim = layout_.shape.head_dim;
+  select.scale = scale;
   select.chunk_ids = workspace_.block_ids;
   select.chunk_counts = workspace_.block_counts;
   select.local_begin = workspace_.block_local;
+  return select;
+}
+
+// What prompt_select_params writes is attended.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_listed(PrefillAttendParams& attend) const {
+  attend.block_tokens = kPrefillBlock;
+  attend.chunk_ids = workspace_.block_ids;
+  attend.chunk_counts = workspace_.block_counts;
+  attend.local_begin = workspace_.block_local;
+  attend.max_chunks = layout_.prefill_ids;
+  attend.chunk_tokens = layout_.settings.prefill_chunk();
+}
+
+// The chunks that blocks of queries attend.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& p, int64_t first_token,
+                                              PrefillAttendParams& attend) {
+  CHECK(first_token % layout_.settings.prefill_chunk() == 0);
+  PrefillSelectParams select = prompt_select_params(p, first_token, attend.scale);
+  select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
   if (select.views.n > 1) {
     select.means = workspace_.view_means;
     select.views.stride = KvLayout::prefill_blocks() * attend.n_heads * d();
@@ -163,18 +191,13 @@ void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& 
     }
   }
   select_prefill_chunks(device_, select);
-  attend.block_tokens = kPrefillBlock;
-  attend.chunk_ids = workspace_.block_ids;
-  attend.chunk_counts = workspace_.block_counts;
-  attend.local_begin = workspace_.block_local;
-  attend.max_chunks = layout_.prefill_ids;
-  attend.chunk_tokens = chunk;
+  attend_listed(attend);
 }
 
 // n_rows rows of every KV head.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::copy_rows(const bf16* source, int64_t source_stride, bf16* target,
-                                      int64_t target_stride, int64_t n_rows) {
+void KvStore<Device, Host>::copy_rows_on(Device& queue, const bf16* source, int64_t source_stride,
+                                         bf16* target, int64_t target_stride, int64_t n_rows) {
   if (n_rows <= 0) return;
   CopyParams params;
   params.source = source;
@@ -183,7 +206,7 @@ void KvStore<Device, Host>::copy_rows(const bf16* source, int64_t source_stride,
   params.row_bytes = n_rows * d() * static_cast<int64_t>(sizeof(bf16));
   params.source_stride = source_stride * static_cast<int64_t>(sizeof(bf16));
   params.target_stride = target_stride * static_cast<int64_t>(sizeof(bf16));
-  copy(copy_, params);
+  copy(queue, params);
 }
 
 template <typename Device, typename Host>

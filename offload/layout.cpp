@@ -60,6 +60,63 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
                                   s.n_kv_heads * chunks);
   // Several lie behind each other, aligned as memory of the device is.
   select_floats = any_tiered ? (floats + 63) / 64 * 64 : 0;
+  continues = may_continue();
+}
+
+// What is fetched comes without positions: their queries have one view, and no bias of their own.
+bool KvLayout::may_continue() const {
+  if (!settings.continued || !settings.decodes || shares_prefix()) return false;
+  if (most_views() > 1 || settings.imposed_hit_rate >= 0) return false;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    if (!tiered(layer) || resident(layer)) continue;
+    if (shape.eviction_head || run_needs_means(layer)) return false;
+  }
+  return true;
+}
+
+// A window may be a little longer than asked for, and chunks of two sizes end at different places.
+int64_t KvLayout::run_plane_rows() const {
+  if (!layer_planes) return 0;
+  int64_t window = 0;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) window = std::max(window, exact_capacity(layer));
+  return window + settings.prefill_chunk() + kContinuedRun;
+}
+
+int64_t KvLayout::run_list() const {
+  return settings.select_prefill ? prefill_ids : ceil_div(kFetchedForRun, settings.chunk_tokens);
+}
+
+// Where a run attends everything, one list serves all of it.
+int64_t KvLayout::run_blocks() const {
+  return settings.select_prefill ? ceil_div(kContinuedRun, kPrefillBlock) : 1;
+}
+
+int64_t KvLayout::run_means() const { return ceil_div(settings.capacity, settings.prefill_chunk()); }
+
+RunBuffers KvLayout::run_buffers() const {
+  RunBuffers n;
+  if (!continues) return n;
+  bool fetches = false, means = false;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    fetches |= tiered(layer) && !resident(layer);
+    means |= run_needs_means(layer);
+  }
+  const int64_t n_kv = shape.n_kv_heads;
+  n.plane = run_plane_rows() * shape.key_width();
+  if (any_tiered) n.state = prefill_state_floats(kContinuedRun, shape.n_heads, shape.head_dim);
+  if (means) n.means = run_means() * shape.key_width();
+  if (!fetches) return n;
+  const int64_t listed = run_blocks() * n_kv * run_list();
+  n.records = listed * record;
+  // Numbers of chunks and records; ids of records; counts of every length.
+  n.ids = run_numbers() + listed + (run_list() + 1) * n_kv;
+  n.begins = run_blocks();
+  return n;
+}
+
+int64_t KvLayout::run_numbers() const {
+  const int64_t lists = settings.select_prefill ? 1 : std::max<int64_t>(ceil_div(chunks, run_list()), 1);
+  return lists * shape.n_kv_heads * run_list();
 }
 
 int64_t KvLayout::blocks_looked_into(int64_t n_blocks, int64_t k) const {

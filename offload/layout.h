@@ -63,6 +63,7 @@ struct KvSettings {
   bool decodes = true;          // false: a prefix that others share
   int64_t prompt = 0;           // tokens of the prompt; 0 behind a prefix
   int64_t prefill_budget = 0;
+  bool continued = false;       // long texts may come behind the prompt, in runs (kv_store_continue.h)
 
   int32_t chunk_tokens = 8;
   IndexKind index = IndexKind::kMean;
@@ -122,8 +123,26 @@ inline constexpr int64_t kRetireTokens = 64;
 inline constexpr int64_t kCutTokens = 256;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
+// The same of a long text behind the prompt: fewer, as such a run attends all of itself. And tokens that are
+// fetched at once for one that attends everything.
+inline constexpr int64_t kContinuedRun = 1024;
+inline constexpr int64_t kFetchedForRun = 2048;
 // Lengths that scores are scaled by are multiples of so many tokens, so that recorded steps can have one.
 inline constexpr int64_t kScaleTokens = kCutTokens;
+
+// What runs behind the prompt need beside a sequence while they last (kv_store_continue.h), in elements.
+struct RunBuffers {
+  int64_t plane = 0;    // bf16, twice: keys and values of a layer's window and of a run
+  int64_t state = 0;    // fp32: PrefillPart
+  int64_t means = 0;    // bf16: of chunks of one layer
+  int64_t records = 0;  // bf16: chunks that were fetched
+  int64_t ids = 0;      // int32: of records
+  int64_t begins = 0;   // int64
+  int64_t bytes() const {
+    return (2 * plane + means + records) * int64_t{sizeof(bf16)} + state * int64_t{sizeof(float)} +
+           ids * int64_t{sizeof(int32_t)} + begins * int64_t{sizeof(int64_t)};
+  }
+};
 
 // Everything in elements or counts, for one layer unless said.
 struct KvLayout {
@@ -228,6 +247,21 @@ struct KvLayout {
   // Ids and counts of one selection, and of what the cap dropped.
   int64_t list_ints() const;
 
+  // Of runs behind the prompt: rows of the plane; chunks of a list, and blocks of queries
+  // that have one; chunks that have a mean where the index has none to select by.
+  int64_t run_plane_rows() const;
+  int64_t run_list() const;
+  int64_t run_blocks() const;
+  bool run_needs_means(int64_t layer) const {
+    const bool has_index = prefill_uses_index(layer) && settings.landmark_codec == RowCodec::kBf16;
+    return settings.select_prefill && shape.window[layer] == 0 && !has_index;
+  }
+  // Rows of records, as those of a plane: of keys, or of values, which begin a chunk behind them.
+  int64_t run_record_rows() const { return (2 * run_blocks() * run_list() - 1) * settings.chunk_tokens; }
+  int64_t run_means() const;
+  int64_t run_numbers() const;  // of a table of ids
+  RunBuffers run_buffers() const;
+
   // Bytes of the device by purpose: what a sequence holds as long as it lives, what its prompt takes
   // besides until it is prefilled, and what ops use only while they run, which many sequences share.
   // Weights and the decoder's own activations are not in it.
@@ -266,6 +300,10 @@ struct KvLayout {
   bool spare_key_plane = false;  // a second key plane, so that low-rank keys are made beside prefill
   bool layer_planes = false; // prefill needs its own planes (freed at its end)
   bool any_tiered = false;
+  bool continues = false;    // runs may go on behind the prompt
+
+ private:
+  bool may_continue() const;
 };
 
 }  // namespace tiercel

@@ -319,11 +319,21 @@ struct PrefillUnderTest {
     ends.push_back(0);
     PrefillPart& part = p.params.part;
     part.state = state.data();
+    const Memory<bf16> keys = p.keys, values = p.values;
     for (const int64_t end : ends) {
       part.is_first = part.begin == 0;
       part.is_last = end == 0;
       part.end = end;
+      for (int64_t row = end; end > 0 && row < whole.first_position + whole.n_tokens; ++row) {
+        for (int j = 0; j < whole.n_kv_heads; ++j) {  // may be anything: not even 0 * NaN is read
+          const auto at = static_cast<size_t>(p.at(j, row, 0));
+          std::fill_n(p.keys.begin() + at, whole.head_dim, bf16::from_bits(0x7fc0));
+          std::fill_n(p.values.begin() + at, whole.head_dim, bf16::from_bits(0x7fc0));
+        }
+      }
       run(p, finite);
+      std::copy(keys.begin(), keys.end(), p.keys.begin());
+      std::copy(values.begin(), values.end(), p.values.begin());
       part.begin = end;
     }
     p.params = whole;

@@ -184,7 +184,7 @@ struct PrefillSelection {
     const int64_t group = p.n_heads / p.n_kv_heads, width = p.sink_chunks + p.k;
     for (int64_t b = 0; b < n_blocks(); ++b) {
       const int64_t position = p.first_position + b * p.block_tokens - p.local_tokens;
-      const int64_t n = std::max<int64_t>(position, 0) / p.chunk_tokens;
+      const int64_t n = p.end_chunk >= 0 ? p.end_chunk : std::max<int64_t>(position, 0) / p.chunk_tokens;
       if (local_begin[b] != n * p.chunk_tokens) return "local_begin";
       for (int32_t j = 0; j < p.n_kv_heads; ++j) {
         const int32_t* list = ids.data() + (b * p.n_kv_heads + j) * width;
@@ -376,6 +376,11 @@ struct SelectUnderTest {
                                     << " tokens " << n_tokens << " k " << c.p.k);
     run(c);
     ASSERT_EQ(c.check(), "");
+    // All blocks choose among the same chunks, wherever the first query is.
+    c.p.end_chunk = rows.up_to(first / chunk + 1);
+    c.p.first_position += rows.up_to(chunk);
+    run(c);
+    ASSERT_EQ(c.check(), "") << "before chunk " << c.p.end_chunk;
   }
 
   void expect_prompt_from_the_start_and_without_budget() const {

@@ -212,7 +212,7 @@ struct ReuseParams {
 // Selection for prefill: queries in blocks of block_tokens; the mean query of a block (per query
 // head) scores all chunks that end before the block's local_begin, as in SelectParams with kMax.
 //   local_begin[b] = the chunk boundary at or below max(0, position of the block's first query -
-//                    local_tokens)
+//                    local_tokens); or the end of chunk end_chunk - 1, of all blocks
 //   chunk_ids[b][j] = the sink chunks, then the k best others, ascending; all of them if they are
 //   few
 // The mean is an fp32 sum in token order, rounded to bf16 (mean_queries). Softmax is over the chunks that
@@ -223,8 +223,9 @@ struct PrefillSelectParams {
   QueryViews views = {};            // of means; spans are multiples of 8 chunks
   const bf16* landmarks = nullptr;  // [n_kv_heads][capacity][head_dim], made up to the last block
   int64_t landmark_head_stride = 0;
-  int64_t first_position = 0;  // a multiple of chunk_tokens
+  int64_t first_position = 0;  // a multiple of chunk_tokens, unless there is an end_chunk
   int64_t n_tokens = 0, block_tokens = 0, local_tokens = 0;
+  int64_t end_chunk = -1;  // all blocks choose among the chunks before it, if it is not negative
   int64_t sink_chunks = 0, k = 0;
   int32_t chunk_tokens = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float scale = 0;
