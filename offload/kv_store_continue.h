@@ -182,6 +182,7 @@ void KvStore<Device, Host>::attend_middle(int64_t index, const Projections& p, i
   attend.part.is_last = false;
   if (o.select_prefill) {
     const int64_t end = r.base / o.prefill_chunk();
+    CHECK(end * o.prefill_chunk() == r.base, "{} tokens before the window, chunks of {}", r.base, o.prefill_chunk());
     select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
     attend_listed(attend);
   }
@@ -276,9 +277,11 @@ void KvStore<Device, Host>::finish_run(int64_t index, int64_t end_token) {
       retire(index, {r.keys, r.values, r.rows * d(), r.base}, std::min(left, most));
     }
   }
+  const int64_t n = end_token - recent.first;
+  CHECK(n <= recent.capacity, "{} of {}", n, recent.capacity);
   const int64_t from = (recent.first - r.base) * d(), stride = recent.capacity * d();
-  copy_rows_on(device_, r.keys + from, r.rows * d(), recent.keys, stride, end_token - recent.first);
-  copy_rows_on(device_, r.values + from, r.rows * d(), recent.values, stride, end_token - recent.first);
+  copy_rows_on(device_, r.keys + from, r.rows * d(), recent.keys, stride, n);
+  copy_rows_on(device_, r.values + from, r.rows * d(), recent.values, stride, n);
   recent.base = recent.first;
 }
 

@@ -134,9 +134,10 @@ TEST(LongAppend, BehindADensePromptIsOnePrompt) {
 
 // Chunks attended where they are, or fetched.
 TEST(LongAppend, BehindTiersIsOnePrompt) {
-  for (const char* name : {"llama", "qwen2_window", "mistral_window"}) {
-    if (kSlow && name != std::string("qwen2_window")) continue;
+  for (const std::string name : {"llama", "qwen2_window", "mistral_window", "llama_eviction_head"}) {
+    if (kSlow && name != "qwen2_window") continue;
     for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
+      if (name == "llama_eviction_head" && home == ValueHome::kHost) continue;
       for (const PrefillMode prefill : {PrefillMode::kDense, PrefillMode::kSelect}) {
         SCOPED_TRACE(testing::Message() << "home " << int(home) << " prefill " << int(prefill));
         SessionOptions options = everything(AttentionMode::kShadow, prefill);
@@ -181,23 +182,56 @@ TEST(LongAppend, SelectsWhateverTheIndexIsMadeOf) {
   expect_as_one("llama", coded, kLong);
 }
 
-// A small budget is another answer, and the same wherever chunks are.
+// A small budget is another answer, and the same wherever chunks are, by landmarks that there are or means that are
+// made again.
 TEST(LongAppend, SelectsTheSameWhereverChunksAre) {
   const auto model = tiny("llama");
   const std::vector<int32_t> ids = random_ids(*model, kLong.all());
-  const std::vector<float> whole = in_one_piece(model, ids);
-  std::vector<std::vector<float>> pieces;
-  for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
-    SessionOptions options = everything(AttentionMode::kShadow, PrefillMode::kSelect);
-    options.selection.key_codec = KeyCodec::kExact;
-    options.prefill_budget = 48;
-    options.value_home = home;
+  SessionOptions options = everything(AttentionMode::kShadow, PrefillMode::kSelect);
+  options.selection.key_codec = KeyCodec::kExact;
+  if (!kSlow) options.selection.recent = kPrefillLocal;  // as much as a dense store leaves out of what is selected among
+  options.prefill_budget = 48;
+  options.value_home = ValueHome::kDevice;
+  const auto logits_with = [&](const SessionOptions& some) {
     bool in_segments = false;
-    pieces.push_back(in_two_pieces(model, options, ids, kLong.prompt, &in_segments));
+    std::vector<float> logits = in_two_pieces(model, some, ids, kLong.prompt, &in_segments);
     EXPECT_TRUE(in_segments);
-  }
-  EXPECT_LT(test::rms_difference(pieces[0], pieces[1]), 0.01 * test::rms(pieces[0]));
-  EXPECT_GT(test::rms_difference(pieces[0], whole), 0.02 * test::rms(whole));
+    return logits;
+  };
+  const std::vector<float> selected = logits_with(options);
+  SessionOptions fetched = options, coded = options;
+  fetched.value_home = ValueHome::kHost;
+  EXPECT_LT(test::rms_difference(logits_with(fetched), selected), 0.01 * test::rms(selected));
+  coded.selection.landmark_codec = RowCodec::kInt8;
+  EXPECT_LT(test::rms_difference(logits_with(coded), selected), 0.01 * test::rms(selected));
+  SessionOptions few = options;
+  few.prefill_budget = 32;
+  EXPECT_GT(test::rms_difference(logits_with(few), selected), 0.02 * test::rms(selected)) << "nothing was selected";
+  if (kSlow) return;  // and on a GPU more leaves the window at once
+  options.attention = AttentionMode::kDense;
+  EXPECT_LT(test::rms_difference(logits_with(options), selected), 0.01 * test::rms(selected));
+}
+
+// Steps behind the text do not attend what was selected before it.
+TEST(LongAppend, ForgetsListsThatMightBeKept) {
+  if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";
+  const auto model = tiny("llama");
+  const std::vector<int32_t> ids = random_ids(*model, 1600);
+  SessionOptions options = everything(AttentionMode::kTokenSelect, PrefillMode::kDense);
+  options.selection.budget = 64;
+  options.selection.reuse = 0;
+  options.selection.reuse_steps = 1000;
+  const auto session = open(model, options, 1000, 1600);
+  ASSERT_TRUE(session->prefill(std::span(ids).first(1000), {}));
+  session->step(1);
+  session->step(2);
+  const SelectionReport before = session->selection();
+  EXPECT_GT(before.reused, 0);
+  ASSERT_TRUE(append(*session, std::span(ids).subspan(1000)));
+  session->step(3);
+  const SelectionReport behind = session->selection();
+  EXPECT_GT(behind.decisions, before.decisions);
+  EXPECT_EQ(behind.reused, before.reused);
 }
 
 // What cannot be continued is appended as steps are.
