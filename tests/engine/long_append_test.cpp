@@ -34,7 +34,7 @@ struct Lengths {
   int64_t all() const { return prompt + more; }
 };
 // Runs of half a segment; a window that moves; a middle of several lists that are fetched.
-constexpr Lengths kLong = kSlow ? Lengths{200, 700} : Lengths{2500, 1900};
+constexpr Lengths kLong = kSlow ? Lengths{200, 1100} : Lengths{2500, 1900};
 constexpr Lengths kShortPrompt = {9, 600};
 
 std::shared_ptr<Model> tiny(const std::string& name) {
@@ -185,7 +185,8 @@ TEST(LongAppend, SelectsWhateverTheIndexIsMadeOf) {
 // A small budget is another answer, and the same wherever chunks are, by landmarks that there are or means that are
 // made again.
 TEST(LongAppend, SelectsTheSameWhereverChunksAre) {
-  const auto model = tiny("llama");
+  // What the last layer selects for all but the last tokens is not seen: more than two of them where they are fast.
+  const auto model = tiny(kSlow ? "llama" : "qwen3_moe");
   const std::vector<int32_t> ids = random_ids(*model, kLong.all());
   SessionOptions options = everything(AttentionMode::kShadow, PrefillMode::kSelect);
   options.selection.key_codec = KeyCodec::kExact;
@@ -202,11 +203,13 @@ TEST(LongAppend, SelectsTheSameWhereverChunksAre) {
   SessionOptions fetched = options, coded = options;
   fetched.value_home = ValueHome::kHost;
   EXPECT_LT(test::rms_difference(logits_with(fetched), selected), 0.01 * test::rms(selected));
+  fetched.selection.key_codec = KeyCodec::kInt8;
+  EXPECT_LT(test::rms_difference(logits_with(fetched), selected), 0.05 * test::rms(selected));
   coded.selection.landmark_codec = RowCodec::kInt8;
   EXPECT_LT(test::rms_difference(logits_with(coded), selected), 0.01 * test::rms(selected));
   SessionOptions few = options;
   few.prefill_budget = 32;
-  EXPECT_GT(test::rms_difference(logits_with(few), selected), 0.02 * test::rms(selected)) << "nothing was selected";
+  EXPECT_GT(test::rms_difference(logits_with(few), selected), 0.012 * test::rms(selected)) << "nothing was selected";
   if (kSlow) return;  // and on a GPU more leaves the window at once
   options.attention = AttentionMode::kDense;
   EXPECT_LT(test::rms_difference(logits_with(options), selected), 0.01 * test::rms(selected));
