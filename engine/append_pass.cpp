@@ -12,11 +12,16 @@ std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_token
   const int64_t before_tail = selects ? std::max<int64_t>(0, n_tokens - kAppendTail) : n_tokens;
   std::vector<AppendRun> runs;
   int64_t first = 0;
-  if (segment_tokens > 0 && n_tokens >= kLeastSegments) {
+  if (segment_tokens > 0 && n_tokens >= least_segments(options)) {
     const int64_t n_segments = (before_tail + segment_tokens - 1) / segment_tokens;
-    const int64_t length = (before_tail + n_segments - 1) / n_segments;
+    const int64_t length = n_segments > 0 ? (before_tail + n_segments - 1) / n_segments : 0;
     for (; first < before_tail; first += runs.back().n_tokens) {
       runs.push_back({.first = first, .n_tokens = std::min(length, before_tail - first), .is_segment = true});
+    }
+    // Steps would attend everything, too, one query at a time.
+    if (selects && options.attention == AttentionMode::kDense) {
+      runs.push_back({.first = first, .n_tokens = n_tokens - first, .is_segment = true, .dense = true});
+      return runs;
     }
   }
   const int64_t n_shared = selects && !one_by_one ? before_tail : 0;

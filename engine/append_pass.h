@@ -18,9 +18,12 @@ inline constexpr int64_t kAppendRows = 64;
 // of them selected, and how many at the end, the question perhaps, select each for itself.
 inline constexpr int64_t kAppendShare = 16;
 inline constexpr int64_t kAppendTail = 64;
-// From so many tokens on a text is prefilled as a prompt is, where the store can do that: in segments of so many at
-// most, which pass through all layers one layer after the other, as nothing can be stopped within one.
-inline constexpr int64_t kLeastSegments = 512;
+// From so many tokens on a text is prefilled as a prompt is, where the store can do that: where every token attends
+// everything it gains early. It is cut into segments of so many tokens at most, each of which passes through all
+// layers, one layer after the other, and cannot be stopped on its way.
+inline int64_t least_segments(const SessionOptions& options) {
+  return options.attention == AttentionMode::kDense ? 64 : 256;
+}
 inline constexpr int64_t kSegmentTokens = 4096;
 
 // A run of consecutive tokens that passes through all layers in one piece. The first of every `share`
@@ -29,6 +32,7 @@ struct AppendRun {
   int64_t first = 0, n_tokens = 0;
   int64_t share = 1;
   bool is_segment = false;
+  bool dense = false;  // such a one attends everything, where others select
 };
 
 // Cuts n_tokens into runs: segments of that length first, if they are enough and it is not 0. The cut depends on
@@ -58,7 +62,7 @@ class AppendPass {
   }
 
   // A segment; x: [n][hidden]. Layer after layer, so that weights that must be brought are so once.
-  void run_segment(bf16* x, int64_t n, int64_t n_context) {
+  void run_segment(bf16* x, int64_t n, int64_t n_context, bool dense) {
     const ModelConfig& config = transformer_.config();
     const int64_t held = store_.n_tokens();
     const int64_t n_runs = (n + kContinuedRun - 1) / kContinuedRun;
@@ -70,7 +74,7 @@ class AppendPass {
         bf16* states = x + first * config.hidden;
         const Projections inputs = transformer_.prompt_inputs(layer, states, n_rows);
         store_.append_run(layer, inputs, held + first);
-        store_.attend_run(layer, inputs, held + first, n_context, transformer_.attended());
+        store_.attend_run(layer, inputs, held + first, n_context, dense, transformer_.attended());
         transformer_.end_layer(layer, states, n_rows, RowsOf::kPrompt);
         store_.finish_run(layer, held + first + n_rows);
       }

@@ -89,7 +89,7 @@ class BackendSession : public Session {
       segments = run.is_segment;
       const auto some = ids.subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
       if (segments) {
-        decoder_.append_segment(some, n_context);
+        decoder_.append_segment(some, n_context, run.dense);
       } else {
         decoder_.append(some, run.share);
       }

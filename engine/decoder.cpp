@@ -7,9 +7,10 @@ namespace tiercel {
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
 DecoderLayout::DecoderLayout(const ModelConfig& c, const SessionPlan& plan, bool staged)
     : transformer(c, plan.context,
-                  std::max(std::min(plan.n_prompt, kPrefillChunk), plan.continued ? kContinuedRun : 0), kAppendRows,
+                  std::max(std::min(plan.n_prompt, kPrefillChunk), plan.continued), kAppendRows,
                   plan.logprobs ? std::min(kLogprobRows, plan.n_prompt) : 1) {
-  const int64_t n_segment = plan.continued ? kSegmentTokens : 0;
+  // No segment is longer than a run where there is no room for more.
+  const int64_t n_segment = plan.continued == kContinuedRun ? kSegmentTokens : plan.continued;
   const PromptStatesLayout states(c, plan.n_prompt, plan.states_on_host);
   hidden = std::max(states.device, kAppendRows * c.hidden);
   continued_hidden = n_segment * c.hidden;

@@ -94,10 +94,10 @@ class Decoder {
   void step(int32_t token);
   // A run of an append (AppendPass). The logits are those behind the last token.
   void append(std::span<const int32_t> ids, int64_t share = 1);
-  // A long text behind what is held, segment after segment (SegmentPass). The logits are those behind the last token
+  // A long text behind what is held, segment after segment (AppendPass::run_segment). The logits are those behind the last token
   // of each. n_context: tokens that scores are scaled by.
   void begin_segments();
-  void append_segment(std::span<const int32_t> ids, int64_t n_context);
+  void append_segment(std::span<const int32_t> ids, int64_t n_context, bool dense);
   void end_segments();
   // After the store went back to the end of the prompt: its logits again.
   void rewind();
@@ -260,13 +260,13 @@ void Decoder<Device, Host>::begin_segments() {
 }
 
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::append_segment(std::span<const int32_t> ids, int64_t n_context) {
+void Decoder<Device, Host>::append_segment(std::span<const int32_t> ids, int64_t n_context, bool dense) {
   const auto n = static_cast<int64_t>(ids.size());
   CHECK(n * config_.hidden <= continued_elements_, "a segment of {} tokens", n);
   logits_are_here_ = false;
   if (kStaged) device_.finish();  // what ids_ held has been read
   transformer_.embed_tokens(upload_ids(ids), continued_, n);
-  append_.run_segment(continued_, n, n_context);
+  append_.run_segment(continued_, n, n_context, dense);
   make_logits(continued_ + (n - 1) * config_.hidden);
   if (kStaged) device_.finish();  // ids are the caller's
 }

@@ -53,7 +53,7 @@ struct SessionPlan {
   bool logprobs = false;  // prefill_logprobs may be called
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then
   bool maps_file = false;  // of a saved session: its planes lie as the file's pages do
-  bool continued = false;  // there is room for a long text to be appended (KvSettings)
+  int64_t continued = 0;   // tokens of the longest run of a text that is appended (KvSettings); 0: there is no room
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   bool states_on_host = false;  // the prompt's hidden states are in host memory (HiddenHome)
   BackendKind backend = BackendKind::kCpu;
@@ -98,7 +98,7 @@ class Session {
   // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
   // them, and faster, as weights are read once for many. Where the prompt was prefilled with selection,
   // 16 tokens attend what the first of them selects, but for the last 64 tokens; not where layers
-  // share lists. Long texts (kLeastSegments) are prefilled as the prompt was, densely or with selection,
+  // share lists. Longer texts (least_segments) are prefilled as the prompt was, densely or with selection,
   // but for these last tokens, where the session can (KvLayout::continues). The logits are then those after the
   // last one. False: the callback (phase "append")
   // asked to stop; n_tokens() says how many are in. Throws as step, before anything is appended.

@@ -62,14 +62,15 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
   return dense <= kDensePrefillRatio * linear ? PrefillMode::kDense : PrefillMode::kSelect;
 }
 
-// Whether the context has room for a long text behind the prompt. Not where a saved prompt's budget, of everything,
-// would be more than there can be.
-bool may_be_continued(const PlanRequest& r, const SessionPlan& plan) {
-  if (r.n_sequences > 0 || r.logprobs || plan.context - r.n_prompt < kLeastSegments) return false;
-  const int64_t all = r.restored ? plan.context : r.n_prompt;
-  const int64_t budget = r.options.prefill_budget == kBudgetAll ? all : r.options.prefill_budget;
-  return plan.options.prefill != PrefillMode::kSelect ||
-         std::min(budget, plan.context) <= most_prefill_budget(r.config, r.options.selection);
+// Tokens of the longest run of a text behind the prompt: 0 where the context has no room for one, or the budget, of
+// everything, would be more than there can be.
+int64_t resolve_continued(const PlanRequest& r, const SessionPlan& plan) {
+  const int64_t room = plan.context - r.n_prompt;
+  if (r.n_sequences > 0 || r.logprobs || room < least_segments(plan.options)) return 0;
+  const int64_t asked = r.options.prefill_budget, budget = asked == kBudgetAll ? plan.context : asked;
+  const bool within = plan.options.prefill != PrefillMode::kSelect ||
+                      std::min(budget, plan.context) <= most_prefill_budget(r.config, r.options.selection);
+  return within ? std::min(room, kContinuedRun) : 0;
 }
 
 void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
@@ -318,7 +319,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
   const bool behind_prefix = plan.n_prefix > 0;
   s.select_prefill =
-      o.prefill == PrefillMode::kSelect && (plan.prefills || plan.continued) && !behind_prefix;
+      o.prefill == PrefillMode::kSelect && (plan.prefills || plan.continued > 0) && !behind_prefix;
   s.continued = plan.continued;
   s.audit = o.audit > 0;
   s.capacity = behind_prefix ? plan.n_prefix : plan.context;
@@ -329,8 +330,8 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   }
   s.prompt = behind_prefix ? 0 : plan.n_prompt;
   s.prefill_budget = o.prefill_budget != kBudgetAll ? o.prefill_budget
-                     : plan.prefills                ? plan.n_prompt
-                                                    : plan.context;
+                     : plan.continued > 0           ? plan.context
+                                                    : plan.n_prompt;
 
   s.chunk_tokens = static_cast<int32_t>(from.chunk_size);
   s.index = from.index;
@@ -572,7 +573,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   }
   plan.dual_chunk = r.config.dual_chunk;
   plan.options.prefill = resolve_prefill(r);
-  plan.continued = may_be_continued(r, plan);
+  plan.continued = resolve_continued(r, plan);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);
   plan.states_on_host = states_belong_on_host(r, plan);

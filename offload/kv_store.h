@@ -105,8 +105,10 @@ class KvStore {
   // of queries what was selected by the means of chunks.
   void begin_runs();  // takes layout().run_buffers()
   void append_run(int64_t layer, const Projections& p, int64_t first_token);
-  // The run that was appended last; n_context: tokens that scores are scaled by.
-  void attend_run(int64_t layer, const Projections& p, int64_t first_token, int64_t n_context, bf16* out);
+  // The run that was appended last; n_context: tokens that scores are scaled by. dense overrides selection, in a
+  // dense store.
+  void attend_run(int64_t layer, const Projections& p, int64_t first_token, int64_t n_context, bool dense,
+                  bf16* out);
   void finish_run(int64_t layer, int64_t end_token);
   void count_runs(int64_t n_tokens) { n_tokens_ += n_tokens; }  // that passed all layers
   void end_runs();

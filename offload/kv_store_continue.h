@@ -68,7 +68,7 @@ void KvStore<Device, Host>::bring_window(int64_t index, int64_t first_token) {
     copy_rows_on(device_, layer.home_keys + r.base * d(), home, r.keys, r.rows * d(), n);
     copy_rows_on(device_, layer.home_values + r.base * d(), home, r.values, r.rows * d(), n);
   }
-  CHECK(first_token - r.base <= r.rows - kContinuedRun, "{} rows before the run of {}",
+  CHECK(first_token - r.base <= r.rows - layout_.settings.continued, "{} rows before the run of {}",
         first_token - r.base, r.rows);
   const int64_t from = (recent.first - recent.base) * d(), to = (recent.first - r.base) * d();
   const int64_t n = first_token - recent.first, stride = recent.capacity * d();
@@ -78,7 +78,7 @@ void KvStore<Device, Host>::bring_window(int64_t index, int64_t first_token) {
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::append_run(int64_t index, const Projections& p, int64_t first_token) {
-  CHECK(runs_ && p.n_tokens <= kContinuedRun && first_token + p.n_tokens <= layout_.positions(),
+  CHECK(runs_ && p.n_tokens <= layout_.settings.continued && first_token + p.n_tokens <= layout_.positions(),
         "a run of {} behind {} tokens", p.n_tokens, first_token);
   const Layer& layer = layers_[index];
   const Recent& recent = layer.recent;
@@ -138,7 +138,7 @@ PrefillSelectParams KvStore<Device, Host>::run_select_params(int64_t index, cons
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int64_t first_token,
-                                       int64_t n_context, bf16* out) {
+                                       int64_t n_context, bool dense, bf16* out) {
   const Layer& layer = layers_[index];
   const Recent& recent = layer.recent;
   PrefillAttendParams attend = prompt_attend_params(p, n_context, out);
@@ -149,7 +149,7 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
     attend.head_stride = recent.capacity * d();
     attend.first_position = first_token;
     attend.bias = layer.key_bias;
-    if (layout_.settings.select_prefill && attend.window == 0) {
+    if (layout_.settings.select_prefill && !dense && attend.window == 0) {
       const int64_t end = std::max<int64_t>(first_token - kPrefillLocal, 0) / layout_.settings.prefill_chunk();
       select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
       attend_listed(attend);
@@ -157,6 +157,7 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
     attend_prefill(device_, attend);
     return;
   }
+  CHECK(!dense || !layout_.settings.select_prefill, "what is selected would be fetched whole");
   const Runs& r = *runs_;
   if (attend.window == 0 && r.base > 0) {
     attend_middle(index, p, first_token, attend);

@@ -65,7 +65,7 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
 
 // What is fetched comes without positions: their queries have one view, and no bias of their own.
 bool KvLayout::may_continue() const {
-  if (!settings.continued || !settings.decodes || shares_prefix()) return false;
+  if (settings.continued == 0 || !settings.decodes || shares_prefix()) return false;
   if (most_views() > 1 || settings.imposed_hit_rate >= 0) return false;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     if (!tiered(layer) || resident(layer)) continue;
@@ -79,7 +79,7 @@ int64_t KvLayout::run_plane_rows() const {
   if (!layer_planes) return 0;
   int64_t window = 0;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) window = std::max(window, exact_capacity(layer));
-  return window + settings.prefill_chunk() + kContinuedRun;
+  return window + settings.prefill_chunk() + settings.continued;
 }
 
 int64_t KvLayout::run_list() const {
@@ -88,7 +88,7 @@ int64_t KvLayout::run_list() const {
 
 // Where a run attends everything, one list serves all of it.
 int64_t KvLayout::run_blocks() const {
-  return settings.select_prefill ? ceil_div(kContinuedRun, kPrefillBlock) : 1;
+  return settings.select_prefill ? ceil_div(settings.continued, kPrefillBlock) : 1;
 }
 
 int64_t KvLayout::run_means() const { return ceil_div(settings.capacity, settings.prefill_chunk()); }
@@ -103,7 +103,7 @@ RunBuffers KvLayout::run_buffers() const {
   }
   const int64_t n_kv = shape.n_kv_heads;
   n.plane = run_plane_rows() * shape.key_width();
-  if (any_tiered) n.state = prefill_state_floats(kContinuedRun, shape.n_heads, shape.head_dim);
+  if (any_tiered) n.state = prefill_state_floats(settings.continued, shape.n_heads, shape.head_dim);
   if (means) n.means = run_means() * shape.key_width();
   if (!fetches) return n;
   const int64_t listed = run_blocks() * n_kv * run_list();

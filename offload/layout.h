@@ -63,7 +63,7 @@ struct KvSettings {
   bool decodes = true;          // false: a prefix that others share
   int64_t prompt = 0;           // tokens of the prompt; 0 behind a prefix
   int64_t prefill_budget = 0;
-  bool continued = false;       // long texts may come behind the prompt, in runs (kv_store_continue.h)
+  int64_t continued = 0;        // tokens of the longest run of a text behind the prompt (kv_store_continue.h); 0: none
 
   int32_t chunk_tokens = 8;
   IndexKind index = IndexKind::kMean;
@@ -123,8 +123,8 @@ inline constexpr int64_t kRetireTokens = 64;
 inline constexpr int64_t kCutTokens = 256;
 // Tokens that run through a layer together during prefill.
 inline constexpr int64_t kPrefillChunk = 4096;
-// The same of a long text behind the prompt: fewer, as such a run attends all of itself. And tokens that are
-// fetched at once for one that attends everything.
+// The same of a long text behind the prompt, at most: fewer, as such a run attends all of itself. And tokens that
+// are fetched at once for one that attends everything.
 inline constexpr int64_t kContinuedRun = 1024;
 inline constexpr int64_t kFetchedForRun = 2048;
 // Lengths that scores are scaled by are multiples of so many tokens, so that recorded steps can have one.

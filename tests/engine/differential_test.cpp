@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/append_pass.h"
 #include "engine/base/check.h"
 #include "engine/batch.h"
 #include "engine/presets.h"
@@ -31,10 +33,10 @@ namespace fs = std::filesystem;
 using test::kBackend;
 #if defined(TIERCEL_EMULATED)
 constexpr int kCases = 8, kMembers = 3;
-constexpr int64_t kLongestPrompt = 140, kLongestRest = 40;
+constexpr int64_t kLongestPrompt = 140, kLongestRest = 40, kLongestText = 330;
 #else
 constexpr int kCases = test::kSanitized ? 10 : 150, kMembers = 8;
-constexpr int64_t kLongestPrompt = 700, kLongestRest = 220;
+constexpr int64_t kLongestPrompt = 700, kLongestRest = 220, kLongestText = 2500;
 #endif
 
 int n_cases() {
@@ -171,12 +173,12 @@ struct Case {
 };
 
 // What a plan says no to is no case; whatever else is thrown is a failure. all: mostly one that attends all.
-std::optional<Case> draw_case(Draw& draw, bool all = false) {
+std::optional<Case> draw_case(Draw& draw, bool all = false, int64_t longest_rest = kLongestRest) {
   Case c;
   c.name = kModels[draw.between(0, std::ssize(kModels) - 1)];
   c.model = open_model(c.name);
   c.n_prompt = draw.between(1, draw.chance(0.2) ? 20 : kLongestPrompt);
-  c.n_rest = draw.between(2, kLongestRest);
+  c.n_rest = draw.between(2, longest_rest);
   c.ids = random_ids(draw, *c.model, c.n_prompt + c.n_rest);
   try {
     SessionOptions options = draw_options(draw);
@@ -259,9 +261,11 @@ class Walk {
     check("step");
   }
 
-  // Behind a selected prompt the first of many tokens share their lists: another way, on purpose.
+  // Behind a selected prompt the first of many tokens share their lists, and where all is attended they are
+  // prefilled: another way, on purpose.
   void append(int64_t n) {
     if (case_.plan.options.prefill == PrefillMode::kSelect) n = std::min<int64_t>(n, 64);
+    n = std::min(n, least_segments(case_.plan.options) - 1);
     ASSERT_TRUE(session_->append(part(case_.ids, at(), n), {}));
     done_ += n;
     check("append");
@@ -325,6 +329,57 @@ TEST(Differential, SessionThatIsLedAround) {
     Walk(draw, *c, plain_way(*c)).run();
   }
   EXPECT_TRUE(HasFailure() || 4 * n_legal > n_cases()) << n_legal;
+}
+
+// A text behind the prompt, in one piece, and some steps. From a session that was forked, or saved and restored, if
+// restores.
+Logits long_way(Draw& draw, const Case& c, bool restores) {
+  constexpr int64_t kLastSteps = 3;
+  const std::string file = (fs::temp_directory_path() / fmt::format("tiercel-text-{}", ::getpid())).string();
+  auto session = prefilled(c.model, c);
+  const int64_t n_before = std::min<int64_t>(draw.between(0, 2), c.n_rest - 1);
+  for (int64_t i = 0; i < n_before; ++i) session->step(c.ids[static_cast<size_t>(c.n_prompt + i)]);
+  if (restores && draw.chance(0.5)) {
+    session = session->fork();
+  } else if (restores) {
+    session->save(file, part(c.ids, 0, c.n_prompt + n_before), {});
+    const auto saved = SavedSession::open(file);
+    SessionOptions options = saved->options();
+    options.host_attention = c.plan.options.host_attention;
+    session = Session::open(c.model, Session::plan(*c.model, options, *saved, c.n_rest - n_before));
+    session->restore(*saved, {});
+    fs::remove(file);
+  }
+  const int64_t n_text = std::max<int64_t>(c.n_rest - n_before - kLastSteps, 1);
+  EXPECT_TRUE(session->append(part(c.ids, c.n_prompt + n_before, n_text), {}));
+  for (int64_t i = n_before + n_text; i < c.n_rest; ++i) session->step(c.ids[static_cast<size_t>(c.n_prompt + i)]);
+  EXPECT_EQ(session->n_tokens(), c.n_prompt + c.n_rest);
+  return copy_of(session->logits());
+}
+
+// The same wherever the session comes from; and where every key is attended as it is, one prompt of everything.
+TEST(Differential, LongTexts) {
+  int n_compared = 0;
+  for (int i = 0; i < n_cases() && !HasFailure(); ++i) {
+    Draw draw(test::seed() * 5 + static_cast<uint64_t>(i));
+    const std::optional<Case> c = draw_case(draw, draw.chance(0.5), kLongestText);
+    if (!c) continue;
+    ++n_compared;
+    SCOPED_TRACE(fmt::format("case {}: {}", i, c->text()));
+    Draw again = draw;
+    const Logits logits = long_way(draw, *c, false);
+    ASSERT_TRUE(std::isfinite(test::rms(logits)));
+    ASSERT_EQ(long_way(again, *c, true), logits);
+    const bool scaled = c->model->config().dual_chunk.scaled_from > 0;  // by the length when a token is read
+    if (!attends_all(c->plan.options) || !keeps_all(c->plan.options) || has_experts(*c->model) || scaled) continue;
+    SessionOptions dense;
+    dense.attention = AttentionMode::kDense;
+    dense.prefill = PrefillMode::kDense;
+    const auto whole = Session::open(c->model, Session::plan(*c->model, dense, std::ssize(c->ids), 1));
+    ASSERT_TRUE(whole->prefill(c->ids, {}));
+    ASSERT_LT(distance(logits, whole->logits()), 0.1);
+  }
+  EXPECT_TRUE(HasFailure() || 4 * n_compared > n_cases()) << n_compared;
 }
 
 // A batch's sequence: a prompt, behind a prefix or not, and the tokens behind it.

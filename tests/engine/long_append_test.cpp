@@ -212,7 +212,7 @@ TEST(LongAppend, SelectsTheSameWhereverChunksAre) {
   EXPECT_GT(test::rms_difference(logits_with(few), selected), 0.012 * test::rms(selected)) << "nothing was selected";
   if (kSlow) return;  // and on a GPU more leaves the window at once
   options.attention = AttentionMode::kDense;
-  EXPECT_LT(test::rms_difference(logits_with(options), selected), 0.003 * test::rms(selected));
+  EXPECT_LT(test::rms_difference(logits_with(options), selected), 0.03 * test::rms(selected));
 }
 
 // Steps behind the text do not attend what was selected before it.
