@@ -235,9 +235,10 @@ class TIERCEL_API Session {
   // outside the vocabulary.
   void step(int32_t token);
   // Appends tokens behind the prompt, a further turn of a conversation, say: as step with each of
-  // them, but faster; behind a prompt that was prefilled with selection 16 tokens share a list, but for
-  // the last 64. False: the callback asked to stop; n_tokens() says how many are in. Throws as
-  // step, before anything is appended. Text is tokenized as what the prompt goes on with: without a
+  // them, but faster. 256 tokens and more (64 with dense attention) are prefilled as the prompt was, all of them, or
+  // with selection all but the last 64; where that cannot be (README, "Use"), 16 tokens share a list behind a
+  // selected prompt, but for the last 64. False: the callback asked to stop; n_tokens() says how many are in. Throws
+  // as step, before anything is appended. Text is tokenized as what the prompt goes on with: without a
   // begin-of-text token, and behind text without the space that some tokenizers put before one.
   bool append(std::span<const int32_t> tokens, const ProgressCallback& progress = {});
   bool append(std::string_view text, const ProgressCallback& progress = {});

@@ -203,8 +203,8 @@ TIERCEL_C_API tiercel_status tiercel_session_generate(tiercel_session* session, 
                                                       tiercel_error** error);
 TIERCEL_C_API tiercel_status tiercel_session_step(tiercel_session* session, int32_t token,
                                                   tiercel_error** error);
-/* Behind the prompt: as a step with each token, but faster; behind a prompt that was prefilled with
- * selection 16 tokens share a list, but for the last 64. Text gets no begin-of-text token.
+/* Behind the prompt: as a step with each token, but faster; long texts are prefilled as the prompt was
+ * (Session::append in tiercel.h). Text gets no begin-of-text token.
  * TIERCEL_STOPPED: tiercel_session_n_tokens says how many are in. */
 TIERCEL_C_API tiercel_status tiercel_session_append(tiercel_session* session, const char* text,
                                                     size_t length,

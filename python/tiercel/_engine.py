@@ -329,6 +329,7 @@ class Session(Uncopied):
     ) -> bool:
         """Appends text or tokens behind the prompt: as a step with each token, but faster.
 
+        256 tokens and more (64 with dense attention) are prefilled as the prompt was.
         False: progress returned False; n_tokens says how many are in.
         """
         guard, report = reporter(progress)
