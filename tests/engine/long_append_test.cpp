@@ -254,6 +254,45 @@ TEST(LongAppend, WhatCannotBeContinuedIsSteps) {
   }
 }
 
+// What they take while they last is planned: a text fits within the plan's own limits, behind a short prompt, whose
+// prefill took less, a long one, and a saved one.
+TEST(LongAppend, FitsThePlan) {
+  if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";
+  const auto model = tiny("llama");
+  const std::string path = testing::TempDir() + "long_append_fits.session";
+  for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow, AttentionMode::kTokenSelect}) {
+    for (const PrefillMode prefill : {PrefillMode::kDense, PrefillMode::kSelect}) {
+      for (const int64_t n_prompt : {20, 4000}) {
+        SCOPED_TRACE(testing::Message() << int(mode) << " prefill " << int(prefill) << " behind " << n_prompt);
+        const std::vector<int32_t> ids = random_ids(*model, n_prompt + 5000);
+        const auto prompt = std::span(ids).first(static_cast<size_t>(n_prompt));
+        const auto text = std::span(ids).subspan(static_cast<size_t>(n_prompt));
+        SessionOptions options = everything(mode, prefill);
+        options.selection.budget = 64;
+        options.value_home = mode == AttentionMode::kShadow ? ValueHome::kHost : ValueHome::kDevice;
+        const auto within = [](SessionOptions some, const SessionPlan& plan) {
+          some.device_memory = plan.memory.device.total();
+          some.host_memory = std::max<int64_t>(plan.memory.host.total(), 1);
+          return some;
+        };
+        const SessionPlan plan = Session::plan(*model, options, n_prompt, std::ssize(text));
+        options = within(plan.options, plan);
+        const auto session = Session::open(model, Session::plan(*model, options, n_prompt, std::ssize(text)));
+        ASSERT_TRUE(session->prefill(prompt, {}));
+        session->save(path, prompt, {});
+        ASSERT_TRUE(append(*session, text));
+        const auto saved = SavedSession::open(path);
+        const SessionPlan free = Session::plan(*model, saved->options(), *saved, std::ssize(text));
+        const auto restored = Session::open(
+            model, Session::plan(*model, within(free.options, free), *saved, std::ssize(text)));
+        restored->restore(*saved, {});
+        ASSERT_TRUE(append(*restored, text));
+        std::filesystem::remove(path);
+      }
+    }
+  }
+}
+
 // Two of them, steps between and behind; saved and restored before, between and after: the same bits.
 TEST(LongAppend, GoesOnAsSaved) {
   if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";
