@@ -34,8 +34,8 @@ std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_token
 }
 
 int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, int64_t n_held, double run_flops) {
-  // Never so few that weights and landmarks are read for too few queries.
   int64_t n = kSegmentTokens;
+  if (config.host_layers > 0) return n;  // a device's, to which weights are brought once for each
   const auto flops = [&] {
     double sum = 0;
     for (const int64_t window : config.sliding_window) {
@@ -43,7 +43,7 @@ int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, in
     }
     return sum;
   };
-  while (n > kPrefillBlock && flops() > run_flops) n /= 2;
+  while (n > kAppendRows && flops() > run_flops) n /= 2;
   return n;
 }
 

@@ -35,11 +35,11 @@ struct AppendRun {
   bool dense = false;  // such a one attends everything, where others select
 };
 
-// Cuts n_tokens into runs: segments of that length first, if they are enough and it is not 0. The cut depends on
-// the options of the session, or sequence, only.
+// Cuts n_tokens into runs: segments of at most that length first, if they are enough and it is not 0. The cut depends
+// on the two and on the options of the session, or sequence, only.
 std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens, int64_t segment_tokens = 0);
 
-// Tokens of a segment that takes about run_flops behind so many others.
+// Tokens of a segment that takes about run_flops behind so many others: as long as nothing can be stopped.
 int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, int64_t n_held, double run_flops);
 
 template <Backend Device, HostTier Host>
@@ -65,7 +65,8 @@ class AppendPass {
   void run_segment(bf16* x, int64_t n, int64_t n_context, bool dense) {
     const ModelConfig& config = transformer_.config();
     const int64_t held = store_.n_tokens();
-    const int64_t n_runs = (n + kContinuedRun - 1) / kContinuedRun;
+    const int64_t longest = store_.layout().settings.continued;
+    const int64_t n_runs = (n + longest - 1) / longest;
     const int64_t rows = (n + n_runs - 1) / n_runs;
     for (int64_t layer = 0; layer < config.n_layers; ++layer) {
       transformer_.begin_layer(layer, RowsOf::kPrompt, rows);

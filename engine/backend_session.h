@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -79,18 +80,18 @@ class BackendSession : public Session {
     const auto start = std::chrono::steady_clock::now();
     store_.set_audit(false);
     const int64_t n_context = n_tokens() + n;
-    const int64_t most = layout_.continues ? segment_tokens(model_->config(), layout_.settings, n_tokens(),
-                                                            Device::kRunFlops)
-                                           : 0;
-    bool segments = false, goes_on = true;
+    const int64_t most =
+        layout_.continues ? std::min(plan_.continued, segment_tokens(model_->config(), layout_.settings, n_tokens(),
+                                                                     Device::kRunFlops))
+                          : 0;
+    std::unique_ptr<Segments> segments;
     for (const AppendRun& run : cut_append(plan_.options, n, most)) {
-      if (run.is_segment && !segments) decoder_.begin_segments();
-      if (!run.is_segment && segments) decoder_.end_segments();
-      segments = run.is_segment;
       const auto some = ids.subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
-      if (segments) {
+      if (run.is_segment) {
+        if (segments == nullptr) segments = std::make_unique<Segments>(decoder_);
         decoder_.append_segment(some, n_context, run.dense);
       } else {
+        segments.reset();
         decoder_.append(some, run.share);
       }
       if (!progress) continue;
@@ -98,11 +99,9 @@ class BackendSession : public Session {
       const int64_t end = run.first + run.n_tokens;
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
       const double fraction = static_cast<double>(end) / static_cast<double>(n);
-      goes_on = progress({"append", fraction, end, n, seconds.count()});
-      if (!goes_on) break;
+      if (!progress({"append", fraction, end, n, seconds.count()})) return false;
     }
-    if (segments) decoder_.end_segments();
-    return goes_on;
+    return true;
   }
 
   void rewind() override {
@@ -222,6 +221,24 @@ class BackendSession : public Session {
   const Arena<Device>& device_arena() const { return device_arena_; }
 
  private:
+  // Between the first segment of a text and the last one, whatever ends them.
+  class Segments {
+   public:
+    explicit Segments(Decoder<Device, Host>& decoder) : decoder_(decoder) { decoder.begin_segments(); }
+    ~Segments() {
+      try {
+        decoder_.end_segments();
+      } catch (...) {
+        // A device that has failed says so again when it is used next.
+      }
+    }
+    Segments(const Segments&) = delete;
+    Segments& operator=(const Segments&) = delete;
+
+   private:
+    Decoder<Device, Host>& decoder_;
+  };
+
   // Nothing will be prefilled.
   SessionPlan plan_fork() const {
     PlanRequest request = model_->plan_request();

@@ -7,17 +7,15 @@ namespace tiercel {
 // A dense tail may be a chunk longer than kDenseTail, never longer than a whole run.
 DecoderLayout::DecoderLayout(const ModelConfig& c, const SessionPlan& plan, bool staged)
     : transformer(c, plan.context,
-                  std::max(std::min(plan.n_prompt, kPrefillChunk), plan.continued), kAppendRows,
+                  std::max(std::min(plan.n_prompt, kPrefillChunk), std::min(plan.continued, kContinuedRun)), kAppendRows,
                   plan.logprobs ? std::min(kLogprobRows, plan.n_prompt) : 1) {
-  // No segment is longer than a run where there is no room for more.
-  const int64_t n_segment = plan.continued == kContinuedRun ? kSegmentTokens : plan.continued;
   const PromptStatesLayout states(c, plan.n_prompt, plan.states_on_host);
   hidden = std::max(states.device, kAppendRows * c.hidden);
-  continued_hidden = n_segment * c.hidden;
+  continued_hidden = plan.continued * c.hidden;
   prompt_end = c.hidden;
   if (!staged) return;
   host_hidden = states.host;
-  ids = std::max({plan.n_prompt, kAppendRows, n_segment});
+  ids = std::max({plan.n_prompt, kAppendRows, plan.continued});
   logprobs = plan.logprobs ? kLogprobRows : 0;
   clock = 1;
   host_logits = c.vocab_size;

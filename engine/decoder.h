@@ -1,6 +1,6 @@
 // The decoder of one sequence: a transformer over a KvStore, written once for every backend. A decode
-// step runs one token through all layers. It allocates when it is made and when a prompt begins; a
-// decode step allocates nothing.
+// step runs one token through all layers. It allocates when it is made, when a prompt begins and when a long text is
+// appended; a decode step allocates nothing.
 #pragma once
 
 #include <algorithm>
@@ -255,8 +255,13 @@ void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::begin_segments() {
   forget_recording();
-  store_.begin_runs();
   continued_ = arena_.template take<bf16>(Purpose::kActivations, continued_elements_);
+  try {
+    store_.begin_runs();
+  } catch (...) {
+    arena_.give_back(std::exchange(continued_, nullptr));
+    throw;
+  }
 }
 
 template <Backend Device, HostTier Host>

@@ -281,16 +281,16 @@ void SavedSession::check_fits(const ModelConfig& config, const std::string& fing
 
 std::vector<std::string> SavedSession::notes_on(const SessionOptions& here) const {
   std::vector<std::string> notes;
+  constexpr std::string_view kLate = "here it only decides how a long text behind it is appended";
   const PrefillMode was = options_.prefill;
   if (here.prefill != PrefillMode::kAuto && here.prefill != was) {
-    notes.push_back(fmt::format("--prefill {}: the saved prompt was prefilled {}; here it only decides how a long text "
-                                "behind it is appended.",
-                                name_of(here.prefill), name_of(was)));
+    notes.push_back(fmt::format("--prefill {}: the saved prompt was prefilled {}; {}.", name_of(here.prefill),
+                                name_of(was), kLate));
   }
   const bool other_budget = was == PrefillMode::kSelect && here.prefill_budget != options_.prefill_budget;
   if (other_budget || here.exact_exp) {
-    notes.push_back(fmt::format("{}: of no use to a restored session, whose prompt has been prefilled.",
-                                other_budget ? "--prefill-budget" : "--exact-exp"));
+    notes.push_back(fmt::format("{}: the saved prompt has been prefilled; {}.",
+                                other_budget ? "--prefill-budget" : "--exact-exp", kLate));
   }
   return notes;
 }

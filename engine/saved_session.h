@@ -44,9 +44,9 @@ class SavedSession {
   //   for what is selected   --budget, --top-p-mass, --coarse-share, --group, --scope, --reuse,
   //                          --reuse-steps, --miss-cap, a preset's name
   //   for where and how      --slots, --value-home, --host-attention, --device-memory, --host-memory,
-  //                          --ctx-size, --threads, --backend, --device, --exact-exp, --no-graphs
+  //                          --ctx-size, --threads, --backend, --device, --no-graphs
   //   for what is measured   --strict; --audit, but on only where it was on or keys are exact
-  //   for what is appended   --prefill, --prefill-budget
+  //   for what is appended   --prefill, --prefill-budget; --exact-exp, which is not saved
   //
   // With dense attention, everything of selection.
   void check_fits(const ModelConfig& config, const std::string& fingerprint,

@@ -62,15 +62,15 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
   return dense <= kDensePrefillRatio * linear ? PrefillMode::kDense : PrefillMode::kSelect;
 }
 
-// Tokens of the longest run of a text behind the prompt: 0 where the context has no room for one, or the budget, of
-// everything, would be more than there can be.
+// Tokens of a text behind the prompt that are prefilled at once: 0 where the context has no room for enough of them,
+// or the budget would be more than there can be of it.
 int64_t resolve_continued(const PlanRequest& r, const SessionPlan& plan) {
   const int64_t room = plan.context - r.n_prompt;
-  if (r.n_sequences > 0 || r.logprobs || room < least_segments(plan.options)) return 0;
+  if (r.n_sequences > 0 || room < least_segments(plan.options)) return 0;
   const int64_t asked = r.options.prefill_budget, budget = asked == kBudgetAll ? plan.context : asked;
   const bool within = plan.options.prefill != PrefillMode::kSelect ||
                       std::min(budget, plan.context) <= most_prefill_budget(r.config, r.options.selection);
-  return within ? std::min(room, kContinuedRun) : 0;
+  return within ? std::min(room, kSegmentTokens) : 0;
 }
 
 void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
@@ -320,7 +320,7 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   const bool behind_prefix = plan.n_prefix > 0;
   s.select_prefill =
       o.prefill == PrefillMode::kSelect && (plan.prefills || plan.continued > 0) && !behind_prefix;
-  s.continued = plan.continued;
+  s.continued = std::min(plan.continued, kContinuedRun);
   s.audit = o.audit > 0;
   s.capacity = behind_prefix ? plan.n_prefix : plan.context;
   s.behind = plan.context - s.capacity;
@@ -329,9 +329,9 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
     s.capacity = (plan.context + kTokensPerPages - 1) / kTokensPerPages * kTokensPerPages;
   }
   s.prompt = behind_prefix ? 0 : plan.n_prompt;
-  s.prefill_budget = o.prefill_budget != kBudgetAll ? o.prefill_budget
-                     : plan.continued > 0           ? plan.context
-                                                    : plan.n_prompt;
+  // More than everything that is selected from is everything.
+  const int64_t reach = plan.continued > 0 ? plan.context : plan.n_prompt;
+  s.prefill_budget = o.prefill_budget == kBudgetAll ? reach : std::min(o.prefill_budget, reach);
 
   s.chunk_tokens = static_cast<int32_t>(from.chunk_size);
   s.index = from.index;
@@ -587,6 +587,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   check_dual_chunk(r, plan);
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
+  if (!kv_layout(plan, r.config).continues) plan.continued = 0;
   plan.memory = count_memory(r, plan);
   if (!r.restored) note_unused(asked.options, plan.options, plan.notes);
   if (r.options.strict && !plan.notes.empty()) {

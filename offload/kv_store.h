@@ -294,6 +294,7 @@ class KvStore {
   struct Runs {
     bf16 *keys = nullptr, *values = nullptr;  // [kv][rows][d], of the layer in hand: its window, then the run
     int64_t rows = 0, base = 0;               // row r is position base + r
+    int64_t first = 0;                        // token of the run
     float* state = nullptr;
     bf16* means = nullptr;  // [kv][run_means][d], of the layer in hand
     int64_t means_layer = -1, n_means = 0;
@@ -376,6 +377,8 @@ class KvStore {
   void attend_listed(PrefillAttendParams& attend) const;
 
   // runs behind the prompt
+  void take_runs(const RunBuffers& n);
+  void give_back_runs();
   void bring_window(int64_t layer, int64_t first_token);
   void append_run_means(int64_t layer, int64_t first_token);
   PrefillSelectParams run_select_params(int64_t layer, const Projections& p, int64_t first_token,

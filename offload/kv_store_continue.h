@@ -17,18 +17,14 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::begin_runs() {
   CHECK(layout_.continues && !runs_, "runs behind {} tokens", n_tokens_);
   const RunBuffers n = layout_.run_buffers();
-  const auto take_bf16 = [&](int64_t count) {
-    return device_arena_.template take<bf16>(Purpose::kActivations, count);
-  };
   Runs& r = runs_.emplace();
   r.rows = layout_.run_plane_rows();
-  r.keys = take_bf16(n.plane);
-  r.values = take_bf16(n.plane);
-  r.state = device_arena_.template take<float>(Purpose::kActivations, n.state);
-  r.means = take_bf16(n.means);
-  r.records = take_bf16(n.records);
-  r.numbers = device_arena_.template take<int32_t>(Purpose::kActivations, n.ids);
-  r.begins = device_arena_.template take<int64_t>(Purpose::kActivations, n.begins);
+  try {  // others may have taken what was planned with
+    take_runs(n);
+  } catch (...) {
+    give_back_runs();
+    throw;
+  }
   if (n.records == 0) return;
   const int64_t list = layout_.run_list(), blocks = layout_.run_blocks();
   r.record_ids = r.numbers + layout_.run_numbers();
@@ -49,6 +45,33 @@ void KvStore<Device, Host>::begin_runs() {
   copy_block(device_, ids.data(), r.numbers, n.ids * static_cast<int64_t>(sizeof(int32_t)));
   copy_block(device_, begins.data(), r.begins, n.begins * static_cast<int64_t>(sizeof(int64_t)));
   device_.finish();  // they are this call's
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::take_runs(const RunBuffers& n) {
+  Runs& r = *runs_;
+  const auto take_bf16 = [&](int64_t count) {
+    return device_arena_.template take<bf16>(Purpose::kActivations, count);
+  };
+  r.keys = take_bf16(n.plane);
+  r.values = take_bf16(n.plane);
+  r.state = device_arena_.template take<float>(Purpose::kActivations, n.state);
+  r.means = take_bf16(n.means);
+  r.records = take_bf16(n.records);
+  r.numbers = device_arena_.template take<int32_t>(Purpose::kActivations, n.ids);
+  r.begins = device_arena_.template take<int64_t>(Purpose::kActivations, n.begins);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::give_back_runs() {
+  const Runs& r = *runs_;
+  for (const void* block : {static_cast<const void*>(r.keys), static_cast<const void*>(r.values),
+                            static_cast<const void*>(r.state), static_cast<const void*>(r.means),
+                            static_cast<const void*>(r.records), static_cast<const void*>(r.numbers),
+                            static_cast<const void*>(r.begins)}) {
+    device_arena_.give_back(block);
+  }
+  runs_.reset();
 }
 
 // What an earlier run, or layer, had in the planes has been coded and is at home. The window follows it there.
@@ -82,6 +105,7 @@ void KvStore<Device, Host>::append_run(int64_t index, const Projections& p, int6
         "a run of {} behind {} tokens", p.n_tokens, first_token);
   const Layer& layer = layers_[index];
   const Recent& recent = layer.recent;
+  runs_->first = first_token;
   RopeAppendParams append = rope_append_params(p);
   append.keys = recent.keys;
   append.values = recent.values;
@@ -278,12 +302,14 @@ void KvStore<Device, Host>::finish_run(int64_t index, int64_t end_token) {
       retire(index, {r.keys, r.values, r.rows * d(), r.base}, std::min(left, most));
     }
   }
-  const int64_t n = end_token - recent.first;
-  CHECK(n <= recent.capacity, "{} of {}", n, recent.capacity);
-  const int64_t from = (recent.first - r.base) * d(), stride = recent.capacity * d();
-  copy_rows_on(device_, r.keys + from, r.rows * d(), recent.keys, stride, n);
-  copy_rows_on(device_, r.values + from, r.rows * d(), recent.values, stride, n);
-  recent.base = recent.first;
+  // Rows before the run are there, and stay as long as there is room: a rewind wants them.
+  int64_t first = r.first;
+  if (end_token - recent.base > recent.capacity) first = recent.base = recent.first;
+  const int64_t n = end_token - first;
+  CHECK(first - recent.base + n <= recent.capacity, "{} of {}", n, recent.capacity);
+  const int64_t from = (first - r.base) * d(), to = (first - recent.base) * d(), stride = recent.capacity * d();
+  copy_rows_on(device_, r.keys + from, r.rows * d(), recent.keys + to, stride, n);
+  copy_rows_on(device_, r.values + from, r.rows * d(), recent.values + to, stride, n);
 }
 
 // A list that reuse may keep is of another text.
@@ -294,12 +320,7 @@ void KvStore<Device, Host>::end_runs() {
   device_.wait(copy_.record());
   device_.wait(side_.record());
   device_.finish();
-  for (const void* block : std::initializer_list<const void*>{runs_->keys, runs_->values, runs_->state,
-                                                              runs_->means, runs_->records, runs_->numbers,
-                                                              runs_->begins}) {
-    device_arena_.give_back(block);
-  }
-  runs_.reset();
+  give_back_runs();
 }
 
 }  // namespace tiercel

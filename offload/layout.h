@@ -136,7 +136,7 @@ struct RunBuffers {
   int64_t state = 0;    // fp32: PrefillPart
   int64_t means = 0;    // bf16: of chunks of one layer
   int64_t records = 0;  // bf16: chunks that were fetched
-  int64_t ids = 0;      // int32: of records
+  int64_t ids = 0;      // int32: of chunks and records, and counts
   int64_t begins = 0;   // int64
   int64_t bytes() const {
     return (2 * plane + means + records) * int64_t{sizeof(bf16)} + state * int64_t{sizeof(float)} +

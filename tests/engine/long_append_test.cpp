@@ -342,6 +342,42 @@ TEST(LongAppend, GoesOnAsSaved) {
   }
 }
 
+// As long as the window has room for the text, the session may go back to its prompt, and then has room for a longer
+// text than it was planned with when it was restored.
+TEST(LongAppend, IsForgottenByARewind) {
+  if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";
+  const auto model = tiny("llama");
+  const std::vector<int32_t> ids = random_ids(*model, 3000);
+  const std::string path = testing::TempDir() + "long_append_rewind.session";
+  for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
+    SessionOptions options = everything(mode, PrefillMode::kSelect);
+    options.prefill_budget = 64;
+    options.selection.budget = 64;
+    options.selection.recent = 600;
+    options.value_home = ValueHome::kDevice;
+    const auto session = open(model, options, 1000, std::ssize(ids));
+    ASSERT_TRUE(session->prefill(std::span(ids).first(1000), {}));
+    const auto text = std::span(ids).subspan(1000, 500);
+    ASSERT_TRUE(append(*session, text));
+    const std::vector<float> once = logits_behind(*session, ids);
+    session->rewind();
+    ASSERT_TRUE(append(*session, std::span(ids).subspan(2000, 400)));
+    session->rewind();
+    ASSERT_TRUE(append(*session, text));
+    EXPECT_EQ(logits_behind(*session, ids), once) << int(mode);
+    session->rewind();
+    ASSERT_TRUE(append(*session, std::span(ids).subspan(1000, 100 + least_segments(options))));
+    session->save(path, std::span(ids).first(static_cast<size_t>(session->n_tokens())), {});
+    const auto saved = SavedSession::open(path);
+    const auto restored = Session::open(model, Session::plan(*model, saved->options(), *saved, 300));
+    restored->restore(*saved, {});
+    restored->rewind();
+    EXPECT_TRUE(append(*restored, text));
+    EXPECT_EQ(restored->n_tokens(), 1500);
+    std::filesystem::remove(path);
+  }
+}
+
 // A callback may stop between segments: those before are in, and the session goes on from there.
 TEST(LongAppend, StopsBetweenSegments) {
   if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";
@@ -357,6 +393,11 @@ TEST(LongAppend, StopsBetweenSegments) {
     const std::vector<int32_t> those(ids.begin(), ids.begin() + n);
     const std::vector<float> whole = in_one_piece(model, those);
     EXPECT_LT(test::rms_difference(whole, logits_behind(*stopped, ids)), 0.03 * test::rms(whole));
+    // What the callback throws ends it as well, and nothing is left open.
+    const int64_t before = stopped->n_tokens();
+    EXPECT_THROW(stopped->append(std::span(ids).first(5000), [](const Progress&) -> bool { throw 1; }), int);
+    EXPECT_GT(stopped->n_tokens(), before);
+    EXPECT_TRUE(append(*stopped, std::span(ids).first(300)));
   }
 }
 
