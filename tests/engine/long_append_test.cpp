@@ -372,8 +372,8 @@ TEST(LongAppend, IsForgottenByARewind) {
     const auto restored = Session::open(model, Session::plan(*model, saved->options(), *saved, 300));
     restored->restore(*saved, {});
     restored->rewind();
-    EXPECT_TRUE(append(*restored, text));
-    EXPECT_EQ(restored->n_tokens(), 1500);
+    EXPECT_TRUE(append(*restored, text.first(450)));
+    EXPECT_EQ(restored->n_tokens(), 1450);
     std::filesystem::remove(path);
   }
 }
