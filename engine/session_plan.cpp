@@ -62,17 +62,6 @@ PrefillMode resolve_prefill(const PlanRequest& r) {
   return dense <= kDensePrefillRatio * linear ? PrefillMode::kDense : PrefillMode::kSelect;
 }
 
-// Tokens of a text behind the prompt that are prefilled at once: 0 where the context has no room for enough of them,
-// or the budget would be more than there can be of it.
-int64_t resolve_continued(const PlanRequest& r, const SessionPlan& plan) {
-  const int64_t room = plan.context - r.n_prompt;
-  if (r.n_sequences > 0 || room < least_segments(plan.options)) return 0;
-  const int64_t asked = r.options.prefill_budget, budget = asked == kBudgetAll ? plan.context : asked;
-  const bool within = plan.options.prefill != PrefillMode::kSelect ||
-                      std::min(budget, plan.context) <= most_prefill_budget(r.config, r.options.selection);
-  return within ? std::min(room, kSegmentTokens) : 0;
-}
-
 void resolve_budget(const PlanRequest& r, SelectionOptions& s) {
   if (s.budget_share == 0) return;
   s.budget = static_cast<int64_t>(std::ceil(s.budget_share * static_cast<double>(r.n_prompt)));
@@ -210,6 +199,21 @@ bool states_belong_on_host(const PlanRequest& r, const SessionPlan& plan) {
   if (r.this_machine && m.resident() > cpu::memory_of_this_process_bytes()) return false;
   return !fits_device(r, on_device) || on_device.device_layers < on_host.device_layers ||
          on_device.options.selection.key_codec != on_host.options.selection.key_codec;
+}
+
+// Tokens of a text behind the prompt that are prefilled at once: 0 where the context has no room for enough of them,
+// or memory for what they take, or the budget would be more than there can be of it.
+int64_t resolve_continued(const PlanRequest& r, const SessionPlan& plan) {
+  const int64_t room = plan.context - r.n_prompt;
+  if (r.n_sequences > 0 || room < least_segments(plan.options)) return 0;
+  const int64_t asked = r.options.prefill_budget, budget = asked == kBudgetAll ? plan.context : asked;
+  const bool selects = plan.options.prefill == PrefillMode::kSelect;
+  if (selects && std::min(budget, plan.context) > most_prefill_budget(r.config, plan.options.selection)) return 0;
+  SessionPlan with = plan;
+  with.continued = std::min(room, kSegmentTokens);
+  if (!kv_layout(with, r.config).continues || !fits_device(r, with)) return 0;
+  const int64_t resident = count_memory(r, with).resident();
+  return !r.this_machine || resident <= cpu::memory_of_this_process_bytes() ? with.continued : 0;
 }
 
 struct Lever {
@@ -573,7 +577,6 @@ SessionPlan make_plan(const PlanRequest& asked) {
   }
   plan.dual_chunk = r.config.dual_chunk;
   plan.options.prefill = resolve_prefill(r);
-  plan.continued = resolve_continued(r, plan);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);
   plan.states_on_host = states_belong_on_host(r, plan);
@@ -587,7 +590,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   check_dual_chunk(r, plan);
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
-  if (!kv_layout(plan, r.config).continues) plan.continued = 0;
+  plan.continued = resolve_continued(r, plan);
   plan.memory = count_memory(r, plan);
   if (!r.restored) note_unused(asked.options, plan.options, plan.notes);
   if (r.options.strict && !plan.notes.empty()) {
