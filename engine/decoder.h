@@ -94,8 +94,8 @@ class Decoder {
   void step(int32_t token);
   // A run of an append (AppendPass). The logits are those behind the last token.
   void append(std::span<const int32_t> ids, int64_t share = 1);
-  // A long text behind what is held, segment after segment (AppendPass::run_segment). The logits are those behind the last token
-  // of each. n_context: tokens that scores are scaled by.
+  // A long text behind what is held, segment after segment (AppendPass::run_segment). The logits are those behind the
+  // last token of each. n_context: tokens that scores are scaled by.
   void begin_segments();
   void append_segment(std::span<const int32_t> ids, int64_t n_context, bool dense);
   void end_segments();

@@ -53,7 +53,7 @@ struct SessionPlan {
   bool logprobs = false;  // prefill_logprobs may be called
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then
   bool maps_file = false;  // of a saved session: its planes lie as the file's pages do
-  int64_t continued = 0;   // tokens of a text that is appended which are prefilled at once; 0: none are (KvLayout::continues)
+  int64_t continued = 0;   // tokens of an appended text that are prefilled at once; 0: none are (KvLayout::continues)
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   bool states_on_host = false;  // the prompt's hidden states are in host memory (HiddenHome)
   BackendKind backend = BackendKind::kCpu;

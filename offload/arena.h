@@ -2,7 +2,8 @@
 //
 // An Arena hands out zeroed blocks through its queue's allocator (pages on a CPU, device or pinned
 // memory on a GPU) and refuses to exceed its budget: the tiers are real on every machine, also where
-// both are the same DRAM. Blocks are taken when a session opens, some when a long text is appended; the decode loop takes none.
+// both are the same DRAM. Blocks are taken when a session opens, some when a long text is appended; the
+// decode loop takes none.
 #pragma once
 
 #include <algorithm>
