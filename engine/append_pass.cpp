@@ -13,13 +13,16 @@ std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_token
   std::vector<AppendRun> runs;
   int64_t first = 0;
   if (segment_tokens > 0 && n_tokens >= least_segments(options)) {
-    const int64_t n_segments = (before_tail + segment_tokens - 1) / segment_tokens;
-    const int64_t length = n_segments > 0 ? (before_tail + n_segments - 1) / n_segments : 0;
-    for (; first < before_tail; first += runs.back().n_tokens) {
-      runs.push_back({.first = first, .n_tokens = std::min(length, before_tail - first), .is_segment = true});
+    // Steps would attend everything, too, one query at a time. What few come before them need no lists.
+    const bool ends_densely = selects && options.attention == AttentionMode::kDense;
+    const bool few = before_tail < kAppendTail && n_tokens <= segment_tokens;
+    const int64_t n = ends_densely && few ? 0 : before_tail;
+    const int64_t n_segments = (n + segment_tokens - 1) / segment_tokens;
+    const int64_t length = n_segments > 0 ? (n + n_segments - 1) / n_segments : 0;
+    for (; first < n; first += runs.back().n_tokens) {
+      runs.push_back({.first = first, .n_tokens = std::min(length, n - first), .is_segment = true});
     }
-    // Steps would attend everything, too, one query at a time.
-    if (selects && options.attention == AttentionMode::kDense) {
+    if (ends_densely) {
       runs.push_back({.first = first, .n_tokens = n_tokens - first, .is_segment = true, .dense = true});
       return runs;
     }

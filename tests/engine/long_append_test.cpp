@@ -128,7 +128,9 @@ TEST(LongAppend, BehindADensePromptIsOnePrompt) {
     if (kSlow && name != std::string("qwen2_window")) continue;
     expect_as_one(name, everything(AttentionMode::kDense, PrefillMode::kDense), kLong);
     expect_as_one(name, everything(AttentionMode::kDense, PrefillMode::kSelect), kLong);
-    if (!kSlow) expect_as_one(name, everything(AttentionMode::kDense, PrefillMode::kDense), kShortPrompt);
+    if (kSlow) continue;
+    expect_as_one(name, everything(AttentionMode::kDense, PrefillMode::kDense), kShortPrompt);
+    expect_as_one(name, everything(AttentionMode::kDense, PrefillMode::kSelect), {1500, 110});
   }
 }
 
@@ -374,6 +376,10 @@ TEST(LongAppend, IsForgottenByARewind) {
     restored->rewind();
     EXPECT_TRUE(append(*restored, text.first(450)));
     EXPECT_EQ(restored->n_tokens(), 1450);
+    const auto tight = Session::open(model, Session::plan(*model, saved->options(), *saved, least_segments(options)));
+    tight->restore(*saved, {});
+    tight->rewind();
+    EXPECT_TRUE(tight->append(text.first(static_cast<size_t>(least_segments(options) + 20)), {}));
     std::filesystem::remove(path);
   }
 }
