@@ -24,7 +24,8 @@ constexpr const char* kDetails =
     "With -b, so many sequences are prefilled and then decoded together; 'max' is as many as fit\n"
     "--device-memory and --host-memory. --compare dense,device measures the same for dense attention\n"
     "and for the same selection with everything on the device, each with as many sequences as fit.\n"
-    "With --behind, it is questions on one text that are measured: its prompt is prefilled once.\n"
+    "With -b and --behind, it is questions on one text that are measured: its prompt is prefilled once.\n"
+    "With --behind alone, a text that is appended to a prompt, as a further turn is.\n"
     "The table goes to stdout. Prompts are random tokens unless -f gives a text; selection finds "
     "no\n"
     "locality in random tokens, so its hit rate means nothing then.\n"
@@ -58,8 +59,8 @@ struct BenchFlags {
                "Lengths behind which to generate: a list; -p then is prefilled only");
     flags.text("-b,--batch", batches, "Sequences decoded together: a list; max: as many as fit");
     flags.tokens("--behind", n_behind, 0, kMaxOptionTokens,
-                 "With -b, all sequences share the prompt, and each has so many tokens of its own "
-                 "behind it; 0: they share nothing");
+                 "Append so many tokens to each prompt, before what is generated. With -b, all sequences "
+                 "share the prompt, and each has so many of its own behind it; 0: they share nothing");
     add_micro_batches_option(flags, micro_batches);
     flags.text("--compare", compare, "With -b, measure beside it: dense, device");
     flags.file("--picture", picture, Flags::FileUse::kWritten,
@@ -121,14 +122,16 @@ class TokenSource {
   std::vector<int32_t> ids_;
 };
 
-// One prompt and its continuation; adds to both rows. Returns what computed it.
+// One prompt, a text behind it if there is one, and its continuation; adds to the rows. ids: of prompt and text.
+// Returns what computed it.
 std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32_t>& ids,
-                    const Console& console, BenchRow& prefill, BenchRow& decode) {
+                    const Console& console, BenchRow& prefill, BenchRow& text, BenchRow& decode) {
   const auto session = Session::open(model, prefill.plan);
   Stopwatch watch;
+  const auto prompt = std::span(ids).first(static_cast<size_t>(prefill.n_prompt));
   {
     ProgressLine line(console);
-    if (!session->prefill(ids, [&](const Progress& p) { return line.update(p); })) {
+    if (!session->prefill(prompt, [&](const Progress& p) { return line.update(p); })) {
       stop_if_requested();
     }
   }
@@ -137,6 +140,15 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   int32_t token = best();
   const double first = watch.seconds();
   prefill.seconds.push_back(first);
+  if (text.n_prompt > 0) {
+    watch = {};
+    ProgressLine line(console);
+    if (!session->append(std::span(ids).subspan(prompt.size()), [&](const Progress& p) { return line.update(p); })) {
+      stop_if_requested();
+    }
+    token = best();
+    text.seconds.push_back(watch.seconds());
+  }
   double total = 0;
   for (int64_t i = 0; i < decode.n_gen; ++i) {
     watch = {};
@@ -149,7 +161,7 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   if (decode.n_gen > 0) decode.seconds.push_back(total);
   decode.selection = session->selection();
   decode.step_fetch_seconds = total;
-  prefill.device_bytes_in_use = decode.device_bytes_in_use = session->device_bytes_in_use();
+  for (BenchRow* row : {&prefill, &text, &decode}) row->device_bytes_in_use = session->device_bytes_in_use();
   return session->backend_description();
 }
 
@@ -264,7 +276,10 @@ ExpectedLoad longest_of(const BenchFlags& flags) {
     load.n_prompt = std::max(load.n_prompt, std::ranges::max(parse_counts(list == &flags.prompts ? "-p" : "-d", *list, 1)));
   }
   load.n_new = std::ranges::max(parse_counts("-n", flags.steps, 0));
-  if (flags.batches.empty()) return load;
+  if (flags.batches.empty()) {
+    load.n_new += flags.n_behind;
+    return load;
+  }
   load.n_sequences = std::max<int64_t>(std::ranges::max(parse_batches(flags.batches)), 1);
   if (flags.n_behind > 0) {
     load.n_prompt += flags.n_behind;
@@ -294,18 +309,24 @@ void measure_tests(const BenchFlags& flags, const std::vector<SequenceTest>& tes
                    const std::shared_ptr<Model>& model, const TokenSource& source,
                    const Console& console, std::string& backend, std::vector<BenchRow>& rows) {
   for (const auto& [n_prompt, n_gen] : tests) {
-    BenchRow prefill, decode;
-    prefill.n_prompt = decode.n_depth = n_prompt;
+    BenchRow prefill, text, decode;
+    prefill.n_prompt = text.n_depth = n_prompt;
+    text.n_prompt = flags.n_behind;
+    decode.n_depth = n_prompt + flags.n_behind;
     decode.n_gen = n_gen;
-    prefill.plan = Session::plan(*model, flags.session, n_prompt, n_gen);
-    decode.plan = prefill.plan;
-    const std::vector<int32_t> ids = source.take(n_prompt);
+    prefill.plan = Session::plan(*model, flags.session, n_prompt, flags.n_behind + n_gen);
+    text.plan = decode.plan = prefill.plan;
+    const std::vector<int32_t> ids = source.take(n_prompt + flags.n_behind);
     for (int64_t i = 0; i < flags.repetitions; ++i) {
-      console.info("bench: pp{} tg{}, {} of {}", n_prompt, n_gen, i + 1, flags.repetitions);
-      backend = measure(model, ids, console, prefill, decode);
+      console.info("bench: pp{}{} tg{}, {} of {}", n_prompt,
+                   flags.n_behind > 0 ? fmt::format(" + {}", flags.n_behind) : "", n_gen, i + 1, flags.repetitions);
+      backend = measure(model, ids, console, prefill, text, decode);
     }
-    prefill.time_to_first_token = decode.time_to_first_token = spread_of(prefill.seconds).mean;
+    prefill.time_to_first_token = spread_of(prefill.seconds).mean;
+    text.time_to_first_token = spread_of(text.seconds).mean;
+    decode.time_to_first_token = flags.n_behind > 0 ? text.time_to_first_token : prefill.time_to_first_token;
     rows.push_back(prefill);
+    if (flags.n_behind > 0) rows.push_back(text);
     if (n_gen > 0) rows.push_back(decode);
   }
 }
@@ -338,9 +359,6 @@ int command_bench(int argc, char** argv) {
   const std::vector<SequenceTest> tests = parse_tests(flags);
   if (flags.batches.empty() && (!flags.compare.empty() || picture.wanted())) {
     fail(ErrorKind::kUsage, "--compare and --picture: expected -b beside them");
-  }
-  if (flags.batches.empty() && flags.n_behind > 0) {
-    fail(ErrorKind::kUsage, "--behind: expected -b beside it");
   }
   if (!flags.batches.empty() && !flags.depths.empty()) {
     fail(ErrorKind::kUsage, "-d: with -b every sequence decodes behind its -p tokens; leave it out");

@@ -25,6 +25,7 @@ std::vector<double> rates(const BenchRow& row) {
 }
 
 std::string test_name(const BenchRow& row) {
+  if (row.n_gen == 0 && row.n_depth > 0) return fmt::format("pp{} @ d{}", row.n_prompt, row.n_depth);
   if (row.n_gen == 0) return fmt::format("pp{}", row.n_prompt);
   return fmt::format("tg{} @ d{}", row.n_gen, row.n_depth);
 }

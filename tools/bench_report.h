@@ -12,7 +12,8 @@ namespace tiercel {
 
 enum class BenchFormat : uint8_t { kMarkdown, kCsv, kJson, kJsonLines };
 
-// One line of the table: a prefill of n_prompt tokens, or n_gen steps behind a prompt of n_depth.
+// One line of the table: a prefill of n_prompt tokens, behind n_depth others if that is not 0, or n_gen steps
+// behind n_depth tokens.
 struct BenchRow {
   int64_t n_prompt = 0, n_gen = 0, n_depth = 0;
   std::vector<double> seconds;        // per repetition

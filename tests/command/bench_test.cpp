@@ -35,6 +35,18 @@ TEST(Bench, RowsOfOneSequence) {
   ASSERT_EQ(depths.code, 0) << depths.err;
   EXPECT_EQ(std::count(depths.out.begin(), depths.out.end(), '\n'), 5);
   EXPECT_TRUE(contains(depths.out, "\"n_depth\":1024")) << depths.out;
+  // A text behind each prompt, and what is generated behind both.
+  const Result behind =
+      run(with_model("bench", {"-p", "64,256", "--behind", "300", "-n", "3", "-r", "2", "-o", "json"}));
+  ASSERT_EQ(behind.code, 0) << behind.err;
+  const Json texts = Json::parse(behind.out);
+  ASSERT_EQ(texts.size(), 6u);
+  EXPECT_EQ(texts[3]["n_depth"], 0);
+  EXPECT_EQ(texts[4]["n_prompt"], 300);
+  EXPECT_EQ(texts[4]["n_depth"], 256);
+  EXPECT_EQ(texts[4]["samples_ns"].size(), 2u);
+  EXPECT_EQ(texts[5]["n_depth"], 556);
+  EXPECT_EQ(texts[5]["time_to_first_token_seconds"], texts[4]["time_to_first_token_seconds"]);
 }
 
 TEST(Bench, ManySequencesBesideTheirRivals) {
@@ -157,7 +169,7 @@ TEST(Bench, RefusesWhatMakesNoSense) {
            {"-b", "2", "--compare", "sparse"},
            {"-b", "2", "--micro-batches", "3"},
            {"--compare", "dense"},
-           {"--behind", "7"},
+           {"--behind", "-7"},
            {"--from", "x.json"}}) {
     const Result result = run(with_model("bench", flags));
     EXPECT_EQ(result.code, 2) << flags[0] << " " << flags[1] << result.err;
