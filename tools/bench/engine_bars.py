@@ -183,8 +183,20 @@ class Bars:
             self.row(f"dense prefill, {tokens} tokens, {' '.join(more)}", f"{seconds:.2f} s", f"{on_device:.2f} s",
                      f"{seconds / on_device:.2f} x")
 
+    def long_text(self):
+        """A text behind a prompt, which is prefilled as the prompt was: its rate should be nearly the prompt's."""
+        tokens, text = self.tokens(131072), max(self.tokens(8192), 256)
+        for name, more in (("selected", ["--prefill", "select", *HOST]),
+                           ("selected, in place", ["--prefill", "select", "--value-home", "device", "--key-codec", "exact"]),
+                           ("dense", ["--attention", "dense", "--prefill", "dense"]),
+                           ("selected, weights on the host", ["--prefill", "select", *HOST, "--host-layers", "all"])):
+            prompt, behind = self.bench("-p", tokens, "--behind", text, "-n", 0, "-r", 1, *more)
+            self.row(f"{text} tokens behind {tokens}, {name}", f"{behind['avg_ts']:.0f} tokens/s",
+                     f"{prompt['avg_ts']:.0f} tokens/s", f"{100 * behind['avg_ts'] / prompt['avg_ts']:.0f} %")
+
     def all(self):
-        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_memory):
+        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_memory,
+                     self.long_text):
             if self.arguments.only and self.arguments.only not in part.__name__:
                 continue
             try:
@@ -204,7 +216,7 @@ def main():
     parser.add_argument("--shape", default="llama-3.1-8b", choices=SHAPES)
     parser.add_argument("--scale", type=int, default=1, help="divides all lengths")
     parser.add_argument("--limit", type=int, default=240, help="seconds of one measurement")
-    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million or host_memory")
+    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million, host_memory or long_text")
     arguments = parser.parse_args()
     with open(arguments.ceilings, encoding="utf-8", errors="replace") as log:
         bars = Bars(arguments, ceilings_of(log.read()))
