@@ -183,6 +183,20 @@ TEST(Session, SelectPrefillWithRoomForEverythingEqualsDense) {
   }
 }
 
+// A budget that is more than the prompt is all of it, however long the context may become.
+TEST(Session, PrefillBudgetBeyondThePromptIsAllOfIt) {
+  const std::vector<int32_t> ids = prompt(30);
+  SessionOptions select = dense();
+  select.prefill = PrefillMode::kSelect;
+  select.prefill_budget = 290000;
+  select.context = 300000;
+  auto m = model();
+  const auto session = Session::open(m, Session::plan(*m, select, std::ssize(ids), 8));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  const std::vector<float> whole = logits_after(ids, std::ssize(ids), dense());
+  EXPECT_LT(rms_difference(whole, {session->logits().begin(), session->logits().end()}), 0.03 * rms(whole));
+}
+
 TEST(Session, SaysWhatCodingItsKeysTook) {
   const std::vector<int32_t> ids = prompt(60);
   auto m = model();
