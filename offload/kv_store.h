@@ -196,11 +196,14 @@ class KvStore {
     int64_t base = 0;   // position of row 0
     int64_t first = 0;  // oldest position still attended
   };
-  // The same to be read: row r is position base + r.
+  // The same, or a plane that holds them while a run is in hand: row r is position base + r.
   struct ExactRows {
-    const bf16 *keys = nullptr, *values = nullptr;
+    bf16 *keys = nullptr, *values = nullptr;
     int64_t head_stride = 0, base = 0;
   };
+  ExactRows rows_of(const Recent& recent) const {
+    return {recent.keys, recent.values, recent.capacity * d(), recent.base};
+  }
   // Where a layer stood at the end of the prompt.
   struct PromptEnd {
     int64_t base = 0, first = 0, end_chunk = 0, n_blocks = 0;
@@ -379,6 +382,10 @@ class KvStore {
   // runs behind the prompt
   void take_runs(const RunBuffers& n);
   void give_back_runs();
+  ExactRows run_rows(int64_t layer) const {
+    if (!layout_.layer_planes) return rows_of(layers_[layer].recent);
+    return {runs_->keys, runs_->values, runs_->rows * d(), runs_->base};
+  }
   void bring_window(int64_t layer, int64_t first_token);
   void append_run_means(int64_t layer, int64_t first_token);
   PrefillSelectParams run_select_params(int64_t layer, const Projections& p, int64_t first_token,

@@ -65,10 +65,8 @@ void KvStore<Device, Host>::take_runs(const RunBuffers& n) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::give_back_runs() {
   const Runs& r = *runs_;
-  for (const void* block : {static_cast<const void*>(r.keys), static_cast<const void*>(r.values),
-                            static_cast<const void*>(r.state), static_cast<const void*>(r.means),
-                            static_cast<const void*>(r.records), static_cast<const void*>(r.numbers),
-                            static_cast<const void*>(r.begins)}) {
+  for (const void* block : std::initializer_list<const void*>{r.keys, r.values, r.state, r.means, r.records,
+                                                              r.numbers, r.begins}) {
     device_arena_.give_back(block);
   }
   runs_.reset();
@@ -103,25 +101,18 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::append_run(int64_t index, const Projections& p, int64_t first_token) {
   CHECK(runs_ && p.n_tokens <= layout_.settings.continued && first_token + p.n_tokens <= layout_.positions(),
         "a run of {} behind {} tokens", p.n_tokens, first_token);
-  const Layer& layer = layers_[index];
-  const Recent& recent = layer.recent;
   runs_->first = first_token;
-  RopeAppendParams append = rope_append_params(p);
-  append.keys = recent.keys;
-  append.values = recent.values;
-  append.head_stride = recent.capacity * d();
-  append.first_row = first_token - recent.base;
-  append.first_position = first_token;
-  if (layout_.layer_planes) {
-    bring_window(index, first_token);
-    append.keys = runs_->keys;
-    append.values = runs_->values;
-    append.head_stride = runs_->rows * d();
-    append.first_row = first_token - runs_->base;
-  }
+  if (layout_.layer_planes) bring_window(index, first_token);
   if (layout_.run_needs_means(index)) append_run_means(index, first_token);
+  const ExactRows rows = run_rows(index);
+  RopeAppendParams append = rope_append_params(p);
+  append.keys = rows.keys;
+  append.values = rows.values;
+  append.head_stride = rows.head_stride;
+  append.first_row = first_token - rows.base;
+  append.first_position = first_token;
   rope_append(device_, append);
-  append_key_bias(layer, p, first_token);
+  append_key_bias(layers_[index], p, first_token);
 }
 
 // Means of all chunks that the run's queries may select.
@@ -163,36 +154,26 @@ PrefillSelectParams KvStore<Device, Host>::run_select_params(int64_t index, cons
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int64_t first_token,
                                        int64_t n_context, bool dense, bf16* out) {
-  const Layer& layer = layers_[index];
-  const Recent& recent = layer.recent;
+  const bool planes = layout_.layer_planes, selects = layout_.settings.select_prefill && !dense;
+  CHECK(!planes || !dense || !layout_.settings.select_prefill, "what is selected would be fetched whole");
+  const float* bias = layers_[index].key_bias;
+  const ExactRows rows = run_rows(index);
   PrefillAttendParams attend = prompt_attend_params(p, n_context, out);
+  attend.keys = rows.keys;
+  attend.values = rows.values;
+  attend.head_stride = rows.head_stride;
+  attend.first_position = first_token - rows.base;
   attend.window = layout_.shape.window[index];
-  if (!layout_.layer_planes) {
-    attend.keys = recent.keys;
-    attend.values = recent.values;
-    attend.head_stride = recent.capacity * d();
-    attend.first_position = first_token;
-    attend.bias = layer.key_bias;
-    if (layout_.settings.select_prefill && !dense && attend.window == 0) {
-      const int64_t end = std::max<int64_t>(first_token - kPrefillLocal, 0) / layout_.settings.prefill_chunk();
-      select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
-      attend_listed(attend);
-    }
-    attend_prefill(device_, attend);
-    return;
-  }
-  CHECK(!dense || !layout_.settings.select_prefill, "what is selected would be fetched whole");
-  const Runs& r = *runs_;
-  if (attend.window == 0 && r.base > 0) {
+  attend.bias = bias != nullptr ? bias + rows.base : nullptr;
+  if (planes && attend.window == 0 && rows.base > 0) {
     attend_middle(index, p, first_token, attend);
-    attend.part.state = r.state;
+    attend.part.state = runs_->state;
     attend.part.is_first = false;
+  } else if (!planes && attend.window == 0 && selects) {
+    const int64_t end = std::max<int64_t>(first_token - kPrefillLocal, 0) / layout_.settings.prefill_chunk();
+    select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
+    attend_listed(attend);
   }
-  attend.keys = r.keys;
-  attend.values = r.values;
-  attend.head_stride = r.rows * d();
-  attend.first_position = first_token - r.base;
-  if (layer.key_bias != nullptr) attend.bias = layer.key_bias + r.base;
   attend_prefill(device_, attend);
 }
 
@@ -299,7 +280,7 @@ void KvStore<Device, Host>::finish_run(int64_t index, int64_t end_token) {
     const int64_t most = coded ? n : kPrefillChunk / n * n;
     int64_t left = std::max<int64_t>(end_token - recent.first - layout_.settings.recent, 0) / n * n;
     for (; left > 0; left -= std::min(left, most)) {
-      retire(index, {r.keys, r.values, r.rows * d(), r.base}, std::min(left, most));
+      retire(index, run_rows(index), std::min(left, most));
     }
   }
   // Rows before the run are there, and stay as long as there is room: a rewind wants them.

@@ -76,7 +76,7 @@ bool KvStore<Device, Host>::retire_chunks(int64_t index) {
   const Recent& recent = layers_[index].recent;
   const int64_t n = layout_.retire_tokens;
   if (position_ + 1 - recent.first < layout_.settings.recent + n) return false;
-  retire(index, {recent.keys, recent.values, recent.capacity * d(), recent.base}, n);
+  retire(index, rows_of(recent), n);
   return true;
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -15,12 +14,14 @@
 #include "engine/saved_session.h"
 #include "engine/session.h"
 #include "tests/engine/backend.h"
+#include "tests/engine/random_ids.h"
 #include "tests/engine/rms.h"
 #include "tests/sanitized.h"
-#include "tests/seed.h"
 
 namespace tiercel {
 namespace {
+
+using test::random_ids;
 
 #if defined(TIERCEL_EMULATED)
 constexpr bool kSlow = true;
@@ -39,15 +40,6 @@ constexpr Lengths kShortPrompt = {9, 600};
 
 std::shared_ptr<Model> tiny(const std::string& name) {
   return Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name, {.backend = test::kBackend});
-}
-
-std::vector<int32_t> random_ids(const Model& model, int64_t n) {
-  std::mt19937_64 random(test::seed());
-  std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (int32_t& id : ids) {
-    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
-  }
-  return ids;
 }
 
 // Everything is attended, exactly where keys are.

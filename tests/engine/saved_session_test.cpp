@@ -12,18 +12,19 @@
 #include <fstream>
 #include <functional>
 #include <optional>
-#include <random>
 
 #include "engine/base/check.h"
 #include "engine/presets.h"
 #include "engine/text/tokenizer.h"
 #include "tests/engine/backend.h"
+#include "tests/engine/random_ids.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/sanitized.h"
-#include "tests/seed.h"
 
 namespace tiercel {
 namespace {
+
+using test::random_ids;
 
 namespace fs = std::filesystem;
 
@@ -59,15 +60,6 @@ std::string golden(const std::string& name) {
 
 std::shared_ptr<Model> open_model(const std::string& directory) {
   return Model::open(directory, {.backend = kBackend, .n_threads = 2});
-}
-
-std::vector<int32_t> random_ids(const Model& model, int64_t n) {
-  std::mt19937_64 random(test::seed());
-  std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (int32_t& id : ids) {
-    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
-  }
-  return ids;
 }
 
 std::vector<float> logits_of(Session& session) {

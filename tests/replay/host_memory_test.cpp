@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -13,11 +12,13 @@
 #include "engine/session.h"
 #include "offload/layout.h"
 #include "tests/engine/add_prefilled.h"
+#include "tests/engine/random_ids.h"
 #include "tests/engine/two_tiers.h"
-#include "tests/seed.h"
 
 namespace tiercel {
 namespace {
+
+using test::random_ids;
 
 #if defined(TIERCEL_EMULATED)
 constexpr int64_t kPrompt = 90, kSteps = 6, kAppended = 36;
@@ -31,15 +32,6 @@ constexpr int64_t kSpan = 64;                  // of the models with dual chunk 
 std::shared_ptr<Model> tiny(const std::string& name, int64_t host_layers) {
   return Model::open(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name,
                      {.backend = BackendKind::kCuda, .host_layers = host_layers});
-}
-
-std::vector<int32_t> random_ids(const Model& model, int64_t n, uint64_t salt = 0) {
-  std::mt19937_64 random(test::seed() + salt);
-  std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (int32_t& id : ids) {
-    id = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
-  }
-  return ids;
 }
 
 std::span<const int32_t> part(const std::vector<int32_t>& ids, int64_t first, int64_t n) {
