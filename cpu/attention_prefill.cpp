@@ -145,14 +145,16 @@ struct Item {
 
 // Leaves of an item's list what is in the part in hand.
 void clip_to_part(const PrefillAttendParams& p, Item& item) {
-  item.local_begin = std::max(item.local_begin, p.part.begin);
+  const PrefillPart& part = p.part;
+  item.local_begin = std::max(item.local_begin, part.begin);
   const auto n_chunks = p.block_tokens > 0 ? item.n_chunk_keys / p.chunk_tokens : 0;
-  const auto chunks_before = [&](int64_t position) {
-    return std::lower_bound(item.ids, item.ids + n_chunks, position / p.chunk_tokens) - item.ids;
-  };
   if (n_chunks == 0) return;
-  const int64_t first = chunks_before(p.part.begin);
-  const int64_t end = p.part.end > 0 ? chunks_before(p.part.end) : n_chunks;
+  const bool brought = part.chunks != nullptr;
+  const int32_t* chunks = brought ? part.chunks + (item.ids - p.chunk_ids) : item.ids;
+  const auto chunks_before = [&](int64_t chunk) { return std::lower_bound(chunks, chunks + n_chunks, chunk) - chunks; };
+  const int64_t first = chunks_before(brought ? part.first_chunk : part.begin / p.chunk_tokens);
+  int64_t end = n_chunks;
+  if (brought || part.end > 0) end = chunks_before(brought ? part.end_chunk : part.end / p.chunk_tokens);
   item.ids += first;
   item.n_chunk_keys = (end - first) * p.chunk_tokens;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/options.h"
+#include "engine/prompt_pass.h"
 #include "engine/transformer.h"
 #include "offload/kv_store.h"
 
@@ -61,26 +62,26 @@ class AppendPass {
     store_.advance(n);
   }
 
-  // A segment; x: [n][hidden]. Layer after layer, so that weights that must be brought are so once.
-  void run_segment(bf16* x, int64_t n, int64_t n_context, bool dense) {
+  // A segment in one layer; x: [n][hidden]. In all of them in their order, and no other run between; others may use the
+  // transformer. A layer has the whole segment before the next one, so that weights that must be brought are so once.
+  void run_segment(int64_t layer, bf16* x, int64_t n, int64_t n_context, bool dense) {
     const ModelConfig& config = transformer_.config();
     const int64_t held = store_.n_tokens();
     const int64_t longest = store_.layout().settings.continued;
     const int64_t n_runs = (n + longest - 1) / longest;
     const int64_t rows = (n + n_runs - 1) / n_runs;
-    for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-      transformer_.begin_layer(layer, RowsOf::kPrompt, rows);
-      for (int64_t first = 0; first < n; first += rows) {
-        const int64_t n_rows = std::min(rows, n - first);
-        bf16* states = x + first * config.hidden;
-        const Projections inputs = transformer_.prompt_inputs(layer, states, n_rows);
-        store_.append_run(layer, inputs, held + first);
-        store_.attend_run(layer, inputs, held + first, n_context, dense, transformer_.attended());
-        transformer_.end_layer(layer, states, n_rows, RowsOf::kPrompt);
-        store_.finish_run(layer, held + first + n_rows);
-      }
+    transformer_.begin_layer(layer, RowsOf::kPrompt, rows);
+    int64_t n_rows = 0;
+    for (int64_t first = 0; first < n; first += n_rows) {
+      n_rows = within_span(config.dual_chunk.spans, held + first, std::min(rows, n - first));
+      bf16* states = x + first * config.hidden;
+      const Projections inputs = transformer_.prompt_inputs(layer, states, n_rows);
+      store_.append_run(layer, inputs, held + first);
+      store_.attend_run(layer, inputs, held + first, n_context, dense, transformer_.attended());
+      transformer_.end_layer(layer, states, n_rows, RowsOf::kPrompt);
+      store_.finish_run(layer, held + first + n_rows);
     }
-    store_.count_runs(n);
+    if (layer + 1 == config.n_layers) store_.count_runs(n);
   }
 
  private:

@@ -271,7 +271,9 @@ void Decoder<Device, Host>::append_segment(std::span<const int32_t> ids, int64_t
   logits_are_here_ = false;
   if (kStaged) device_.finish();  // what ids_ held has been read
   transformer_.embed_tokens(upload_ids(ids), continued_, n);
-  append_.run_segment(continued_, n, n_context, dense);
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    append_.run_segment(layer, continued_, n, n_context, dense);
+  }
   make_logits(continued_ + (n - 1) * config_.hidden);
   if (kStaged) device_.finish();  // ids are the caller's
 }

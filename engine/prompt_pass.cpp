@@ -22,16 +22,11 @@ double layer_flops(const ModelConfig& c, const KvSettings& settings, int64_t win
               4 * static_cast<double>(c.q_width()) * (seen + scored));
 }
 
-namespace {
-
-// Tokens of a run for which the queries of all look at each span alike, if not as they are.
 int64_t within_span(const QuerySpans& spans, int64_t first, int64_t length) {
   const int64_t last = first + length - 1;
   if (spans.first_plain(last) * spans.tokens <= first) return length;
   return (spans.span_of(first) + 1) * spans.tokens - first;
 }
-
-}  // namespace
 
 std::vector<PromptRun> cut_prompt(const ModelConfig& config, const KvSettings& settings,
                                   int64_t n_tokens, double run_flops) {

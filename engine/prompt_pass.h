@@ -19,6 +19,9 @@ struct PromptRun {
   int64_t first = 0, n_tokens = 0;
   bool dense = true;
 };
+// As many tokens of a run as look at each span alike, if not as they are.
+int64_t within_span(const QuerySpans& spans, int64_t first, int64_t length);
+
 // FLOPs of one layer for one run; what progress is measured in.
 double layer_flops(const ModelConfig& config, const KvSettings& settings, int64_t window,
                    const PromptRun& run);

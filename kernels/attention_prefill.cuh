@@ -47,12 +47,12 @@ struct KeyList {
     const int64_t n_local = (local_end > 0 ? local_end : position + 1) - local_begin;
     return n_chunk_keys + static_cast<int>(n_local > 0 ? n_local : 0);
   }
-  // Of the list's chunks, in ascending order, so many begin before this position.
-  GPU int chunks_before(int64_t position) const {
+  // Of the list's chunks, which are these, in ascending order, so many begin before this position.
+  GPU int chunks_before(const int32_t* chunks, int64_t position) const {
     int first = 0, end = n_chunk_keys / chunk_tokens;
     while (first < end) {
       const int middle = (first + end) / 2;
-      if (int64_t{ids[middle]} * chunk_tokens < position) {
+      if (int64_t{chunks[middle]} * chunk_tokens < position) {
         first = middle + 1;
       } else {
         end = middle;
@@ -60,11 +60,14 @@ struct KeyList {
     }
     return first;
   }
-  // Leaves what is in the part.
-  GPU void clip(const PrefillPart& part) {
+  // Leaves what is in the part. at: of the list among all.
+  GPU void clip(const PrefillPart& part, int64_t at) {
     if (n_chunk_keys > 0) {
-      const int first = chunks_before(part.begin);
-      const int end = part.end > 0 ? chunks_before(part.end) : n_chunk_keys / chunk_tokens;
+      const bool brought = part.chunks != nullptr;
+      const int32_t* chunks = brought ? part.chunks + at : ids;
+      const int first = chunks_before(chunks, brought ? part.first_chunk * chunk_tokens : part.begin);
+      int end = n_chunk_keys / chunk_tokens;
+      if (brought || part.end > 0) end = chunks_before(chunks, brought ? part.end_chunk * chunk_tokens : part.end);
       ids += first;
       n_chunk_keys = (end - first) * chunk_tokens;
     }
@@ -76,18 +79,20 @@ struct KeyList {
 // The list of the queries from `token` on; their windows begin in its first key_tile keys.
 GPU KeyList key_list(const PrefillAttendParams& op, int64_t token, int kv_head, int key_tile) {
   KeyList list;
+  int64_t at = 0;
   if (op.block_tokens > 0) {
     const int64_t block = token / op.block_tokens;
-    const int64_t at = block * op.n_kv_heads + kv_head;
-    list.ids = op.chunk_ids + at * op.max_chunks;
+    const int64_t number = block * op.n_kv_heads + kv_head;
+    at = number * op.max_chunks;
+    list.ids = op.chunk_ids + at;
     list.chunk_tokens = op.chunk_tokens;
-    list.n_chunk_keys = op.chunk_counts[at] * op.chunk_tokens;
+    list.n_chunk_keys = op.chunk_counts[number] * op.chunk_tokens;
     list.local_begin = op.local_begin[block];
   } else if (op.window > 0) {
     const int64_t first = op.first_position + token - op.window + 1;
     list.local_begin = first > 0 ? first / key_tile * key_tile : 0;
   }
-  if (op.part.state != nullptr) list.clip(op.part);
+  if (op.part.state != nullptr) list.clip(op.part, at);
   return list;
 }
 

@@ -299,9 +299,11 @@ class KvStore {
     int64_t rows = 0, base = 0;               // row r is position base + r
     int64_t first = 0;                        // token of the run
     float* state = nullptr;
-    bf16* means = nullptr;  // [kv][run_means][d], of the layer in hand
+    bf16* view_means = nullptr;  // [views][blocks][n_heads][d]
+    bf16* means = nullptr;       // [kv][run_means][d], of the layer in hand
     int64_t means_layer = -1, n_means = 0;
     bf16* records = nullptr;        // [kv][blocks][list][record]
+    int64_t n_fetched_list = -1;    // what is in them of the run in hand: a list's number; -1: nothing
     int32_t* numbers = nullptr;     // [lists][kv][list]: of chunks, or of records, one list after the other
     int32_t* record_ids = nullptr;  // [blocks][kv][list], in chunks of a plane that begins with the records
     int32_t* counts = nullptr;      // [list + 1][kv]: n times n
@@ -377,21 +379,35 @@ class KvStore {
 
   PrefillAttendParams prompt_attend_params(const Projections& p, int64_t n_context, bf16* out) const;
   PrefillSelectParams prompt_select_params(const Projections& p, int64_t first_token, float scale) const;
+  void mean_views(const Projections& p, int64_t first_token, int64_t n_blocks, bf16* means,
+                  PrefillSelectParams& select);
   void attend_listed(PrefillAttendParams& attend) const;
 
   // runs behind the prompt
   void take_runs(const RunBuffers& n);
   void give_back_runs();
+  // Part of what the run's queries see: positions begin .. end - 1, in rows, or in what must be fetched.
+  struct RunPlace {
+    ExactRows rows;
+    int64_t begin = 0, end = 0;
+    bool is_fetched = false;
+    const float* bias = nullptr;  // of row 0, if there are any
+    int64_t bias_head_stride = 0;
+  };
   ExactRows run_rows(int64_t layer) const {
-    if (!layout_.layer_planes) return rows_of(layers_[layer].recent);
+    if (!layout_.runs_in_plane(layer)) return rows_of(layers_[layer].recent);
     return {runs_->keys, runs_->values, runs_->rows * d(), runs_->base};
   }
   void bring_window(int64_t layer, int64_t first_token);
-  void append_run_means(int64_t layer, int64_t first_token);
-  PrefillSelectParams run_select_params(int64_t layer, const Projections& p, int64_t first_token,
-                                        int64_t end_chunk, float scale) const;
-  void attend_middle(int64_t layer, const Projections& p, int64_t first_token, PrefillAttendParams attend);
-  void attend_fetched(int64_t layer, std::span<const MissList> lists, PrefillAttendParams attend);
+  std::vector<RunPlace> run_places(int64_t layer) const;
+  void make_run_means(int64_t layer, const ExactRows& rows, int64_t end_chunk);
+  void select_for_run(int64_t layer, const Projections& p, int64_t first_token, const RunPlace& place, int64_t end,
+                      float scale);
+  void attend_place(const RunPlace& place, int64_t begin, int64_t end, PrefillAttendParams attend);
+  void attend_fetched_place(int64_t layer, const Projections& p, int64_t begin, int64_t end,
+                            PrefillAttendParams attend);
+  void attend_fetched(int64_t layer, int64_t number, std::span<const MissList> lists, PrefillAttendParams attend);
+  void fetch_for_run(const Layer& layer, std::span<const MissList> lists);
   MissList run_list(const int32_t* chunks, const int32_t* counts, int64_t block) const;
 
   // decode
@@ -400,6 +416,7 @@ class KvStore {
     bool misses = false;
     std::optional<typename Device::Ticket> fetched, rebuilt, host;
   };
+  void move_windows(int64_t layer, int64_t position);
   bool retire_chunks(int64_t layer);
   void retire(int64_t layer, const ExactRows& rows, int64_t n_tokens);
   void keep_late_chunks(int64_t layer, const ExactRows& rows, int64_t first_chunk, int64_t end_chunk);

@@ -6,7 +6,13 @@
 //              selected, or all: in place, or
 //              fetched as records, a part at a time
 //
-// A dense store has all of them in one plane. What the window has no room for retires behind each run.
+// A dense store has all of them in one plane. What the window has no room for retires behind each run. Behind a prefix
+// that others share, middle and window are the prefix's, and nothing retires:
+//
+//   position   0 ............. middle ............. | window | own rows, run
+//
+// There only layers that attend no more than a window have a plane, of both windows and the run. Where the run's queries
+// have several views (QuerySpans), each of them has its own span of all this.
 #pragma once
 
 #include "offload/kv_store.h"
@@ -56,6 +62,7 @@ void KvStore<Device, Host>::take_runs(const RunBuffers& n) {
   r.keys = take_bf16(n.plane);
   r.values = take_bf16(n.plane);
   r.state = device_arena_.template take<float>(Purpose::kActivations, n.state);
+  r.view_means = take_bf16(n.view_means);
   r.means = take_bf16(n.means);
   r.records = take_bf16(n.records);
   r.numbers = device_arena_.template take<int32_t>(Purpose::kActivations, n.ids);
@@ -65,8 +72,8 @@ void KvStore<Device, Host>::take_runs(const RunBuffers& n) {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::give_back_runs() {
   const Runs& r = *runs_;
-  for (const void* block : std::initializer_list<const void*>{r.keys, r.values, r.state, r.means, r.records,
-                                                              r.numbers, r.begins}) {
+  for (const void* block : std::initializer_list<const void*>{r.keys, r.values, r.state, r.view_means,
+                                                              r.means, r.records, r.numbers, r.begins}) {
     device_arena_.give_back(block);
   }
   runs_.reset();
@@ -76,25 +83,21 @@ void KvStore<Device, Host>::give_back_runs() {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::bring_window(int64_t index, int64_t first_token) {
   const Layer& layer = layers_[index];
-  const Recent& recent = layer.recent;
   Runs& r = *runs_;
   device_.wait(copy_.record());
   device_.wait(side_.record());
-  r.base = recent.first;
-  const int64_t home = layout_.settings.capacity * d();
-  if (layout_.run_needs_means(index)) {
-    // Up to where the chunks end that are selected among.
-    r.base -= recent.first % layout_.settings.prefill_chunk();
-    const int64_t n = recent.first - r.base;
-    copy_rows_on(device_, layer.home_keys + r.base * d(), home, r.keys, r.rows * d(), n);
-    copy_rows_on(device_, layer.home_values + r.base * d(), home, r.values, r.rows * d(), n);
-  }
+  const bool has_prefix = layout_.shares_prefix() && layer.prefix.first < n_prompt_;
+  r.base = has_prefix ? layer.prefix.first : layer.recent.first;
   CHECK(first_token - r.base <= r.rows - layout_.settings.continued, "{} rows before the run of {}",
         first_token - r.base, r.rows);
-  const int64_t from = (recent.first - recent.base) * d(), to = (recent.first - r.base) * d();
-  const int64_t n = first_token - recent.first, stride = recent.capacity * d();
-  copy_rows_on(device_, recent.keys + from, stride, r.keys + to, r.rows * d(), n);
-  copy_rows_on(device_, recent.values + from, stride, r.values + to, r.rows * d(), n);
+  const auto bring = [&](const Recent& recent, int64_t end) {
+    const int64_t from = (recent.first - recent.base) * d(), to = (recent.first - r.base) * d();
+    const int64_t n = end - recent.first, stride = recent.capacity * d();
+    copy_rows_on(device_, recent.keys + from, stride, r.keys + to, r.rows * d(), n);
+    copy_rows_on(device_, recent.values + from, stride, r.values + to, r.rows * d(), n);
+  };
+  if (has_prefix) bring(layer.prefix, n_prompt_);
+  bring(layer.recent, first_token);
 }
 
 template <typename Device, typename Host>
@@ -102,8 +105,8 @@ void KvStore<Device, Host>::append_run(int64_t index, const Projections& p, int6
   CHECK(runs_ && p.n_tokens <= layout_.settings.continued && first_token + p.n_tokens <= layout_.positions(),
         "a run of {} behind {} tokens", p.n_tokens, first_token);
   runs_->first = first_token;
-  if (layout_.layer_planes) bring_window(index, first_token);
-  if (layout_.run_needs_means(index)) append_run_means(index, first_token);
+  move_windows(index, first_token);
+  if (layout_.runs_in_plane(index)) bring_window(index, first_token);
   const ExactRows rows = run_rows(index);
   RopeAppendParams append = rope_append_params(p);
   append.keys = rows.keys;
@@ -111,113 +114,159 @@ void KvStore<Device, Host>::append_run(int64_t index, const Projections& p, int6
   append.head_stride = rows.head_stride;
   append.first_row = first_token - rows.base;
   append.first_position = first_token;
+  if (views_at(first_token + p.n_tokens - 1).n > 1) append.q = nullptr;  // turned view by view
   rope_append(device_, append);
   append_key_bias(layers_[index], p, first_token);
 }
 
-// Means of all chunks that the run's queries may select.
+// Where the keys are that the run's queries see, in the order of their positions; the last place has the run.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::append_run_means(int64_t index, int64_t first_token) {
+std::vector<typename KvStore<Device, Host>::RunPlace> KvStore<Device, Host>::run_places(int64_t index) const {
   const Layer& layer = layers_[index];
+  const int64_t capacity = layout_.settings.capacity;
+  const bool shares = layout_.shares_prefix(), in_plane = layout_.runs_in_plane(index);
+  const auto place_of = [&](const ExactRows& rows, int64_t begin, int64_t end) {
+    RunPlace place = {rows, begin, end};
+    if (layer.key_bias == nullptr) return place;
+    place.bias = layer.key_bias + rows.base;
+    place.bias_head_stride = capacity;
+    return place;
+  };
+  std::vector<RunPlace> places;
+  const ExactRows own = run_rows(index);
+  if (layout_.tiered(index)) {
+    const int64_t end = shares ? layer.prefix.first : own.base;
+    if (end > 0) {
+      places.push_back(place_of({layer.home_keys, layer.home_values, capacity * d(), 0}, 0, end));
+      places.back().is_fetched = !layout_.resident(index);
+    }
+  }
+  if (shares && !in_plane) places.push_back(place_of(rows_of(layer.prefix), layer.prefix.first, n_prompt_));
+  places.push_back(place_of(own, own.base, std::numeric_limits<int64_t>::max()));
+  if (layer.key_bias_behind != nullptr) {
+    places.back().bias = layer.key_bias_behind + own.base - n_prompt_;
+    places.back().bias_head_stride = layout_.settings.behind;
+  }
+  return places;
+}
+
+// Means of the chunks before end, which are all in one plane.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::make_run_means(int64_t index, const ExactRows& rows, int64_t end_chunk) {
   Runs& r = *runs_;
   if (r.means_layer != index) r.n_means = 0;
   r.means_layer = index;
-  const bool at_home = layout_.layer_planes;
-  const int32_t piece = layout_.settings.prefill_chunk();
-  const int64_t end = (at_home ? layer.recent.first : first_token) / piece;
-  if (end <= r.n_means) return;
-  const bf16* keys = at_home ? layer.home_keys : layer.recent.keys;
-  const int64_t rows = at_home ? layout_.settings.capacity : layer.recent.capacity;
-  LandmarkParams params = landmark_params(keys, rows * d(), 0, r.n_means, end);
-  params.chunk_tokens = piece;
+  if (end_chunk <= r.n_means) return;
+  CHECK(rows.base == 0, "chunks from {} on", rows.base);
+  LandmarkParams params = landmark_params(rows.keys, rows.head_stride, 0, r.n_means, end_chunk);
+  params.chunk_tokens = layout_.settings.prefill_chunk();
   params.landmarks = r.means;
   params.landmark_head_stride = layout_.run_means() * d();
   build_landmarks(device_, params);
-  r.n_means = end;
+  r.n_means = end_chunk;
 }
 
+// The chunks that blocks of the run's queries attend, of those before a token of the first place.
 template <typename Device, typename Host>
-PrefillSelectParams KvStore<Device, Host>::run_select_params(int64_t index, const Projections& p,
-                                                             int64_t first_token, int64_t end_chunk,
-                                                             float scale) const {
+void KvStore<Device, Host>::select_for_run(int64_t index, const Projections& p, int64_t first_token,
+                                           const RunPlace& place, int64_t end, float scale) {
   PrefillSelectParams select = prompt_select_params(p, first_token, scale);
-  select.end_chunk = end_chunk;
+  select.end_chunk = end / layout_.settings.prefill_chunk();
   if (layout_.run_needs_means(index)) {
+    make_run_means(index, place.rows, select.end_chunk);
     select.landmarks = runs_->means;
     select.landmark_head_stride = layout_.run_means() * d();
   } else {
     select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
   }
-  return select;
+  if (select.views.n > 1) mean_views(p, first_token, layout_.run_blocks(), runs_->view_means, select);
+  select_prefill_chunks(device_, select);
 }
 
 template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int64_t first_token,
                                        int64_t n_context, bool dense, bf16* out) {
-  const bool planes = layout_.layer_planes, selects = layout_.settings.select_prefill && !dense;
-  CHECK(!planes || !dense || !layout_.settings.select_prefill, "what is selected would be fetched whole");
-  const float* bias = layers_[index].key_bias;
-  const ExactRows rows = run_rows(index);
+  const std::vector<RunPlace> places = run_places(index);
   PrefillAttendParams attend = prompt_attend_params(p, n_context, out);
+  attend.window = layout_.shape.window[index];
+  const bool selects = layout_.settings.select_prefill && !dense && attend.window == 0;
+  if (selects) {
+    const int64_t before = std::max<int64_t>(first_token - kPrefillLocal, 0);
+    const int64_t end = places.size() > 1 ? places.front().end : before;
+    select_for_run(index, p, first_token, places.front(), end, attend.scale);
+  }
+  const QueryViews views = views_at(first_token + p.n_tokens - 1);
+  CHECK((views.n - 1) * views.span_tokens <= first_token, "queries {} to {} look at one span in two ways", first_token,
+        first_token + p.n_tokens - 1);
+  if (places.size() > 1 || views.n > 1) attend.part.state = runs_->state;
+  runs_->n_fetched_list = -1;
+  const int64_t end_token = first_token + p.n_tokens;
+  for (int32_t view = 0; view < views.n; ++view) {
+    if (views.n > 1) {
+      turn_view(p, first_token, view);
+      attend.q = p.views;
+    }
+    const int64_t span = view * views.span_tokens, end_span = view + 1 < views.n ? span + views.span_tokens : end_token;
+    for (const RunPlace& place : places) {
+      const int64_t begin = std::max(place.begin, span), end = std::min(place.end, end_span);
+      if (begin >= end) continue;
+      attend.first_position = first_token;
+      attend.part.is_last = end == end_token;
+      PrefillAttendParams some = attend;
+      if (selects && &place == &places.front()) attend_listed(some);
+      if (place.is_fetched) {
+        CHECK(selects == layout_.settings.select_prefill, "what is selected would be fetched whole");
+        attend_fetched_place(index, p, begin, end, some);
+      } else {
+        attend_place(place, begin, end, some);
+      }
+      attend.part.is_first = false;
+    }
+  }
+}
+
+// Tokens begin .. end - 1, which are in rows.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::attend_place(const RunPlace& place, int64_t begin, int64_t end,
+                                         PrefillAttendParams attend) {
+  const ExactRows& rows = place.rows;
   attend.keys = rows.keys;
   attend.values = rows.values;
   attend.head_stride = rows.head_stride;
-  attend.first_position = first_token - rows.base;
-  attend.window = layout_.shape.window[index];
-  attend.bias = bias != nullptr ? bias + rows.base : nullptr;
-  if (planes && attend.window == 0 && rows.base > 0) {
-    attend_middle(index, p, first_token, attend);
-    attend.part.state = runs_->state;
-    attend.part.is_first = false;
-  } else if (!planes && attend.window == 0 && selects) {
-    const int64_t end = std::max<int64_t>(first_token - kPrefillLocal, 0) / layout_.settings.prefill_chunk();
-    select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
-    attend_listed(attend);
-  }
+  attend.first_position -= rows.base;
+  attend.bias = place.bias;
+  attend.bias_head_stride = place.bias_head_stride;
+  attend.part.begin = begin - rows.base;
+  attend.part.end = attend.part.is_last ? 0 : end - rows.base;
   attend_prefill(device_, attend);
 }
 
-// What comes before the plane's first row, as the first parts of the attention.
+// The same of the middle, whose chunks are fetched: those that are listed, or all.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::attend_middle(int64_t index, const Projections& p, int64_t first_token,
-                                          PrefillAttendParams attend) {
+void KvStore<Device, Host>::attend_fetched_place(int64_t index, const Projections& p, int64_t begin, int64_t end,
+                                                 PrefillAttendParams attend) {
   const Layer& layer = layers_[index];
-  const KvSettings& o = layout_.settings;
   const Runs& r = *runs_;
-  attend.part.state = r.state;
-  attend.part.is_last = false;
-  if (o.select_prefill) {
-    const int64_t end = r.base / o.prefill_chunk();
-    CHECK(end * o.prefill_chunk() == r.base, "{} tokens before the window, chunks of {}", r.base, o.prefill_chunk());
-    select_prefill_chunks(device_, run_select_params(index, p, first_token, end, attend.scale));
-    attend_listed(attend);
-  }
-  if (layout_.resident(index)) {
-    attend.keys = layer.home_keys;
-    attend.values = layer.home_values;
-    attend.head_stride = o.capacity * d();
-    attend.first_position = first_token;
-    attend.part.end = r.base;
-    attend.bias = layer.key_bias;
-    attend_prefill(device_, attend);
-    return;
-  }
+  CHECK(begin % chunk() == 0 && end % chunk() == 0, "tokens {} to {}, chunks of {}", begin, end, chunk());
+  attend.part.first_chunk = begin / chunk();
+  attend.part.end_chunk = end / chunk();
   std::vector<MissList> lists;
-  if (o.select_prefill) {
+  if (layout_.settings.select_prefill) {
     const int64_t one = kv() * layout_.run_list();
     for (int64_t block = 0; block * kPrefillBlock < p.n_tokens; ++block) {
       lists.push_back(run_list(attend.chunk_ids + block * one, attend.chunk_counts + block * kv(), block));
     }
-    attend_fetched(index, lists, attend);
+    attend_fetched(index, 0, lists, attend);
     return;
   }
   attend.block_tokens = p.n_tokens;
   attend.chunk_tokens = chunk();
-  for (int64_t first = 0; first < layer.end_chunk; first += layout_.run_list()) {
-    const int64_t n = std::min(layout_.run_list(), layer.end_chunk - first);
+  const int64_t most = layout_.run_list();
+  for (int64_t list = attend.part.first_chunk / most; list * most < attend.part.end_chunk; ++list) {
+    const int64_t n = std::min(most, layer.end_chunk - list * most);
     attend.chunk_counts = r.counts + n * kv();
-    lists.assign(1, run_list(r.numbers + first * kv(), attend.chunk_counts, 0));
-    attend_fetched(index, lists, attend);
+    lists.assign(1, run_list(r.numbers + list * most * kv(), attend.chunk_counts, 0));
+    attend_fetched(index, list, lists, attend);
     attend.part.is_first = false;
   }
 }
@@ -237,29 +286,20 @@ typename KvStore<Device, Host>::MissList KvStore<Device, Host>::run_list(const i
   return list;
 }
 
-// Fetches the chunks of these lists and attends them as one part. attend has their counts.
+// Fetches the chunks of these lists, number `number` of the run, if they are not the ones that are there, and attends
+// them as one part. attend has their counts, and which of them it is.
 template <typename Device, typename Host>
-void KvStore<Device, Host>::attend_fetched(int64_t index, std::span<const MissList> lists,
+void KvStore<Device, Host>::attend_fetched(int64_t index, int64_t number, std::span<const MissList> lists,
                                            PrefillAttendParams attend) {
-  const Layer& layer = layers_[index];
-  const Runs& r = *runs_;
-  const auto chosen = device_.record();  // and what was in the records before has been attended
-  copy_.wait(chosen);
-  std::vector<FetchParams>& fetches = workspace_.fetches;
-  fetches.clear();
-  for (const MissList& list : lists) fetches.push_back(fetch_params(layer, list));
-  fetch(copy_, std::span<const FetchParams>(fetches));
-  device_.wait(copy_.record());
-  if (layout_.settings.keys != KeyForm::kExact) {
-    side_.wait(chosen);
-    for (const MissList& list : lists) rebuild_keys_of(layer, list);
-    device_.wait(side_.record());
-  }
+  Runs& r = *runs_;
+  if (r.n_fetched_list != number) fetch_for_run(layers_[index], lists);
+  r.n_fetched_list = number;
   const int64_t end = layout_.run_record_rows();
   attend.keys = r.records;
   attend.values = r.records + chunk() * d();
   attend.head_stride = layout_.run_blocks() * layout_.run_list() * layout_.record;
   attend.first_position = end;
+  attend.part.chunks = lists.front().chunks;
   attend.chunk_ids = r.record_ids;
   attend.local_begin = r.begins;
   attend.max_chunks = layout_.run_list();
@@ -268,11 +308,25 @@ void KvStore<Device, Host>::attend_fetched(int64_t index, std::span<const MissLi
 }
 
 template <typename Device, typename Host>
+void KvStore<Device, Host>::fetch_for_run(const Layer& layer, std::span<const MissList> lists) {
+  const auto chosen = device_.record();  // and what was in the records before has been attended
+  copy_.wait(chosen);
+  std::vector<FetchParams>& fetches = workspace_.fetches;
+  fetches.clear();
+  for (const MissList& list : lists) fetches.push_back(fetch_params(layer, list));
+  fetch(copy_, std::span<const FetchParams>(fetches));
+  device_.wait(copy_.record());
+  if (layout_.settings.keys == KeyForm::kExact) return;
+  side_.wait(chosen);
+  for (const MissList& list : lists) rebuild_keys_of(layer, list);
+  device_.wait(side_.record());
+}
+
+template <typename Device, typename Host>
 void KvStore<Device, Host>::finish_run(int64_t index, int64_t end_token) {
   Recent& recent = layers_[index].recent;
-  const int64_t window = layout_.shape.window[index];
-  if (window > 0) recent.first = std::max(recent.first, end_token - window);
-  if (!layout_.layer_planes) return;
+  move_windows(index, end_token);
+  if (!layout_.runs_in_plane(index)) return;
   const Runs& r = *runs_;
   if (layout_.tiered(index)) {
     const int64_t n = layout_.retire_tokens;

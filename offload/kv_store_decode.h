@@ -29,16 +29,21 @@ void KvStore<Device, Host>::append(int64_t index, const Projections& p, int64_t 
   }
   rope_append(device_, append);
   append_key_bias(layer, p, position_);
-  const int64_t window = layout_.shape.window[index];
-  if (window > 0) {
-    for (Recent* rows : {&recent, &layer.prefix}) {
-      rows->first = std::max(rows->first, position_ + 1 - window);
-    }
-  }
+  move_windows(index, position_);
   if (follows || layout_.shares_prefix()) return;
   // Once at most, but after such tokens, or for a window that was restored from a backend with longer
   // ones.
   while (layout_.tiered(index) && retire_chunks(index)) {
+  }
+}
+
+// The windows of layers that attend no more, before the token at this position is attended.
+template <typename Device, typename Host>
+void KvStore<Device, Host>::move_windows(int64_t index, int64_t position) {
+  const int64_t window = layout_.shape.window[index];
+  if (window == 0) return;
+  for (Recent* rows : {&layers_[index].recent, &layers_[index].prefix}) {
+    rows->first = std::max(rows->first, position + 1 - window);
   }
 }
 

@@ -168,6 +168,25 @@ void KvStore<Device, Host>::attend_listed(PrefillAttendParams& attend) const {
   attend.chunk_tokens = layout_.settings.prefill_chunk();
 }
 
+// Mean queries as they look at each span. means: [views][n_blocks][n_heads][d].
+template <typename Device, typename Host>
+void KvStore<Device, Host>::mean_views(const Projections& p, int64_t first_token, int64_t n_blocks, bf16* means,
+                                       PrefillSelectParams& select) {
+  select.means = means;
+  select.views.stride = n_blocks * select.n_heads * d();
+  for (int32_t view = 0; view < select.views.n; ++view) {
+    turn_view(p, first_token, view);
+    MeanQueriesParams mean;
+    mean.q = p.views;
+    mean.n_tokens = p.n_tokens;
+    mean.block_tokens = kPrefillBlock;
+    mean.n_heads = select.n_heads;
+    mean.head_dim = select.head_dim;
+    mean.means = means + view * select.views.stride;
+    mean_queries(device_, mean);
+  }
+}
+
 // The chunks that blocks of queries attend.
 template <typename Device, typename Host>
 void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& p, int64_t first_token,
@@ -175,21 +194,7 @@ void KvStore<Device, Host>::select_for_prompt(int64_t index, const Projections& 
   CHECK(first_token % layout_.settings.prefill_chunk() == 0);
   PrefillSelectParams select = prompt_select_params(p, first_token, attend.scale);
   select.landmarks = prefill_landmarks(index, &select.landmark_head_stride);
-  if (select.views.n > 1) {
-    select.means = workspace_.view_means;
-    select.views.stride = KvLayout::prefill_blocks() * attend.n_heads * d();
-    for (int32_t view = 0; view < select.views.n; ++view) {
-      turn_view(p, first_token, view);
-      MeanQueriesParams mean;
-      mean.q = p.views;
-      mean.n_tokens = p.n_tokens;
-      mean.block_tokens = kPrefillBlock;
-      mean.n_heads = attend.n_heads;
-      mean.head_dim = attend.head_dim;
-      mean.means = workspace_.view_means + view * select.views.stride;
-      mean_queries(device_, mean);
-    }
-  }
+  if (select.views.n > 1) mean_views(p, first_token, KvLayout::prefill_blocks(), workspace_.view_means, select);
   select_prefill_chunks(device_, select);
   attend_listed(attend);
 }

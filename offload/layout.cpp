@@ -63,23 +63,25 @@ KvLayout::KvLayout(const KvShape& s, const KvSettings& o) : shape(s), settings(o
   continues = may_continue();
 }
 
-// What is fetched comes without positions: their queries have one view, and no bias of their own.
+// What is fetched comes without biases of its own.
 bool KvLayout::may_continue() const {
-  if (settings.continued == 0 || !settings.decodes || shares_prefix()) return false;
-  if (most_views() > 1 || settings.imposed_hit_rate >= 0) return false;
+  if (settings.continued == 0 || !settings.decodes || settings.imposed_hit_rate >= 0) return false;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    if (shape.eviction_head && shares_prefix() && shape.window[layer] > 0) return false;  // of two planes in one
     if (!tiered(layer) || resident(layer)) continue;
     if (shape.eviction_head || run_needs_means(layer)) return false;
   }
   return true;
 }
 
-// A window may be a little longer than asked for, and chunks of two sizes end at different places.
+// A window may be a little longer than asked for where chunks retire from it.
 int64_t KvLayout::run_plane_rows() const {
-  if (!layer_planes) return 0;
-  int64_t window = 0;
-  for (int64_t layer = 0; layer < shape.n_layers; ++layer) window = std::max(window, exact_capacity(layer));
-  return window + settings.prefill_chunk() + settings.continued;
+  int64_t rows = 0;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    if (!runs_in_plane(layer)) continue;
+    rows = std::max(rows, (shares_prefix() ? shape.window[layer] : exact_capacity(layer)) + settings.continued);
+  }
+  return rows;
 }
 
 int64_t KvLayout::run_list() const {
@@ -103,7 +105,9 @@ RunBuffers KvLayout::run_buffers() const {
   }
   const int64_t n_kv = shape.n_kv_heads;
   n.plane = run_plane_rows() * shape.key_width();
-  if (any_tiered) n.state = prefill_state_floats(settings.continued, shape.n_heads, shape.head_dim);
+  const int64_t views = most_views();
+  if (any_tiered || shares_prefix() || views > 1) n.state = prefill_state_floats(settings.continued, shape.n_heads, shape.head_dim);
+  if (views > 1 && settings.select_prefill) n.view_means = views * run_blocks() * shape.n_heads * shape.head_dim;
   if (means) n.means = run_means() * shape.key_width();
   if (!fetches) return n;
   const int64_t listed = run_blocks() * n_kv * run_list();

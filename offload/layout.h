@@ -134,12 +134,13 @@ inline constexpr int64_t kScaleTokens = kCutTokens;
 struct RunBuffers {
   int64_t plane = 0;    // bf16, twice: keys and values of a layer's window and of a run
   int64_t state = 0;    // fp32: PrefillPart
+  int64_t view_means = 0;  // bf16: mean queries of each view
   int64_t means = 0;    // bf16: of chunks of one layer
   int64_t records = 0;  // bf16: chunks that were fetched
   int64_t ids = 0;      // int32: of chunks and records, and counts
   int64_t begins = 0;   // int64
   int64_t bytes() const {
-    return (2 * plane + means + records) * int64_t{sizeof(bf16)} + state * int64_t{sizeof(float)} +
+    return (2 * plane + view_means + means + records) * int64_t{sizeof(bf16)} + state * int64_t{sizeof(float)} +
            ids * int64_t{sizeof(int32_t)} + begins * int64_t{sizeof(int64_t)};
   }
 };
@@ -247,8 +248,9 @@ struct KvLayout {
   // Ids and counts of one selection, and of what the cap dropped.
   int64_t list_ints() const;
 
-  // Of runs behind the prompt: rows of the plane; chunks of a list, and blocks of queries
+  // Of runs behind the prompt: whether a layer's window and run are in one plane while its queries attend; rows of it; chunks of a list, and blocks of queries
   // that have one; chunks that have a mean where the index has none to select by.
+  bool runs_in_plane(int64_t layer) const { return shares_prefix() ? shape.window[layer] > 0 : layer_planes; }
   int64_t run_plane_rows() const;
   int64_t run_list() const;
   int64_t run_blocks() const;

@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "engine/append_pass.h"
 #include "engine/base/check.h"
 #include "engine/batch.h"
 #include "engine/presets.h"
@@ -21,9 +25,11 @@ namespace tiercel {
 namespace {
 
 #if defined(TIERCEL_EMULATED)
+constexpr bool kSlow = true;
 constexpr int64_t kPrompt = 640;
 constexpr AttentionMode kModes[] = {AttentionMode::kShadow};
 #else
+constexpr bool kSlow = false;
 constexpr int64_t kPrompt = 1500;
 constexpr AttentionMode kModes[] = {AttentionMode::kShadow, AttentionMode::kTokenSelect,
                                     AttentionMode::kQuest, AttentionMode::kDelta};
@@ -127,6 +133,50 @@ TEST_P(DualChunkAttention, SelectedPromptsWithRoomForEverythingAreDense) {
     const double apart = test::rms_difference(whole, logits(options));
     EXPECT_GT(apart, 0) << name_of(mode);
     EXPECT_LT(apart, 1.5 * size) << name_of(mode);
+  }
+}
+
+// Where positions turn nothing all views of a query are one: what is selected by them is what is selected without, of
+// a prompt and of a long text behind it.
+TEST_P(DualChunkAttention, ViewsThatAreAlikeSelectAlike) {
+  const std::filesystem::path directory = testing::TempDir() + "still_model_" + GetParam();
+  std::filesystem::remove_all(directory);
+  std::filesystem::copy(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + GetParam(), directory);
+  nlohmann::json config;
+  std::ifstream(directory / "config.json") >> config;
+  config["rope_parameters"] = {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 1e12}};
+  std::ofstream(directory / "config.json") << config;
+  const auto still = [&](const ReachOptions& reach) {
+    return Model::open(directory.string(), {.backend = test::kBackend, .n_threads = 2, .reach = reach});
+  };
+  const auto plain = still({.dual_chunk = 0, .scale_from = 0});
+  const auto in_spans = still({.dual_chunk = 256 + 64, .dual_chunk_local = 64, .scale_from = 0});
+  std::filesystem::remove_all(directory);
+  // A run of one span, and steps.
+  const int64_t n_prompt = (kPrompt + kPrefillBlock - 1) / kPrefillBlock * kPrefillBlock, n_run = kPrefillBlock + kAppendTail;
+  for (const int64_t n_more : {int64_t{3}, n_run}) {
+    for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
+      if (kSlow && (n_more < n_run || mode == AttentionMode::kDense)) continue;
+      SCOPED_TRACE(std::string(name_of(mode)) + ", " + std::to_string(n_more) + " behind the prompt");
+      SessionOptions options;
+      if (mode != AttentionMode::kDense) options = test::two_tiers(preset(mode));
+      options.attention = mode;
+      options.prefill = PrefillMode::kSelect;
+      options.prefill_budget = 32;
+      options.selection.budget = kBudgetAll;
+      const auto logits_of = [&](const std::shared_ptr<Model>& model, const SessionOptions& some) {
+        const std::vector<int32_t> ids = random_ids(n_prompt + n_more);
+        const auto session = Session::open(model, Session::plan(*model, some, n_prompt, n_more));
+        EXPECT_TRUE(session->prefill(std::span(ids).first(static_cast<size_t>(n_prompt)), {}));
+        EXPECT_TRUE(session->append(std::span(ids).subspan(static_cast<size_t>(n_prompt)), {}));
+        return std::vector<float>(session->logits().begin(), session->logits().end());
+      };
+      const std::vector<float> expected = logits_of(plain, options), found = logits_of(in_spans, options);
+      SessionOptions few = options;
+      few.prefill_budget = 16;
+      const double apart = test::rms_difference(logits_of(plain, few), expected);
+      EXPECT_LT(test::rms_difference(found, expected), 0.6 * apart);  // near ties may go another way
+    }
   }
 }
 

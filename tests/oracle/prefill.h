@@ -10,6 +10,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -308,8 +309,62 @@ struct PrefillUnderTest {
         parts.expect_right(p, 3);
         parts.run = [&](Problem& whole, bool finite) { run_parts(whole, {400}, finite); };
         parts.expect_right(p, 3);
+        if (!blocks) continue;
+        parts.run = [&](Problem& whole, bool finite) { run_brought(whole, {4, 5, 13, 40}, finite); };
+        parts.expect_right(p, 3);
       }
     }
+  }
+  // Listed chunks are attended where they have been brought to, up to each of these ends at a time; then the rest.
+  void run_brought(Problem& p, const std::vector<int32_t>& ends, bool finite) const {
+    const PrefillAttendParams whole = p.params;
+    const int64_t d = whole.head_dim, lists = static_cast<int64_t>(p.counts.size());
+    const int64_t n_places = lists / whole.n_kv_heads * whole.max_chunks, end = n_places * whole.chunk_tokens;
+    Memory<float> state(static_cast<size_t>(prefill_state_floats(whole.n_tokens, whole.n_heads, d)),
+                        std::numeric_limits<float>::quiet_NaN());
+    Memory<int32_t> places(p.ids.size(), -1), none(p.counts.size(), 0);
+    Memory<int64_t> begins(p.local_begin.size(), end);
+    std::vector<int32_t> order(static_cast<size_t>(n_places));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), p.random);
+    Memory<bf16> keys(static_cast<size_t>(whole.n_kv_heads * end * d), bf16::from_bits(0x7fc0)), values = keys;
+    PrefillAttendParams& brought = p.params;
+    brought.part.state = state.data();
+    brought.part.chunks = p.ids.data();
+    for (const int32_t end_chunk : ends) {
+      std::fill(keys.begin(), keys.end(), bf16::from_bits(0x7fc0));  // what is not in the part may be anything
+      std::fill(values.begin(), values.end(), bf16::from_bits(0x7fc0));
+      brought.part.end_chunk = end_chunk;
+      for (int64_t list = 0; list < lists; ++list) {
+        const int64_t j = list % whole.n_kv_heads;
+        for (int64_t i = 0; i < p.counts[static_cast<size_t>(list)]; ++i) {
+          const auto at = static_cast<size_t>(list * whole.max_chunks + i);
+          places[at] = order[static_cast<size_t>(list / whole.n_kv_heads * whole.max_chunks + i)];
+          const int32_t chunk = p.ids[at];
+          if (chunk < brought.part.first_chunk || chunk >= end_chunk) continue;
+          const int64_t n = whole.chunk_tokens * d;
+          const int64_t from = j * whole.head_stride + chunk * n, to = j * end * d + places[at] * n;
+          std::copy_n(p.keys.begin() + from, n, keys.begin() + to);
+          std::copy_n(p.values.begin() + from, n, values.begin() + to);
+        }
+      }
+      brought.keys = keys.data();
+      brought.values = values.data();
+      brought.head_stride = end * d;
+      brought.first_position = brought.part.end = end;
+      brought.chunk_ids = places.data();
+      brought.local_begin = begins.data();
+      brought.part.is_last = false;
+      run(p, finite);
+      brought.part.is_first = false;
+      brought.part.first_chunk = end_chunk;
+    }
+    const PrefillPart last = {.state = state.data(), .is_first = false};
+    brought = whole;
+    brought.part = last;
+    brought.chunk_counts = none.data();
+    run(p, finite);
+    p.params = whole;
   }
   void run_parts(Problem& p, std::vector<int64_t> ends, bool finite) const {
     const PrefillAttendParams whole = p.params;

@@ -10,14 +10,19 @@
 
 namespace tiercel {
 
-// One of the parts that a prefill attention takes, where its queries have several views: of what they
-// see, the keys begin .. end - 1. What parts have found out stays in state from one to the next, in
-// the backend's own order. A row that is not finite is not computed again as it is without parts.
+// One of the parts that a prefill attention takes, where its queries have several views, or keys are in several
+// places: of what they see, the keys begin .. end - 1. What parts have found out stays in state from one to the next,
+// in the backend's own order. A row that is not finite is not computed again as it is without parts.
 struct PrefillPart {
   float* state = nullptr;  // prefill_state_floats(); null: there is one part, of everything
   int64_t begin = 0;
   int64_t end = 0;  // at most first_position: seen by all queries; 0: causality ends it
   bool is_first = true, is_last = true;  // only the last one writes out
+  // Where chunk_ids say where chunks have been brought to: which ones they are, likewise [n_blocks][n_kv_heads]
+  // [max_chunks], ascending. The part has those from first_chunk to end_chunk - 1, and begin and end are of other
+  // keys than listed ones. Null: begin and end are of both.
+  const int32_t* chunks = nullptr;
+  int64_t first_chunk = 0, end_chunk = 0;
 };
 constexpr int64_t prefill_state_floats(int64_t n_tokens, int64_t n_heads, int64_t head_dim) {
   return n_tokens * n_heads * ((head_dim + 63) / 64 * 64 + 2);
