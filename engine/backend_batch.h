@@ -59,7 +59,7 @@ class BackendBatch : public Batch {
   }
   SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                           double slots) const override {
-    return plan_behind_prefix(model_->config(), plan_, prefix, n_prompt, n_new, slots);
+    return plan_behind_prefix(request(), plan_, prefix, n_prompt, n_new, slots);
   }
   SequenceBytes bytes_of(const SessionPlan& sequence) const override {
     return sequence_bytes(request(), sequence);
@@ -68,7 +68,14 @@ class BackendBatch : public Batch {
     const KvSettings settings = kv_settings(sequence, config_);
     const bool dense = sequence.options.attention == AttentionMode::kDense;
     const double step = prompt_flops(config_, settings, {{sequence.n_prefix + sequence.n_prompt, 1, dense}});
-    if (sequence.n_prefix > 0) return {static_cast<double>(sequence.n_prompt) * step, step};
+    if (sequence.n_prefix > 0) {
+      double prompt = 0;
+      for (const AppendRun& run : append_runs(sequence, settings)) {
+        const PromptRun whole = {sequence.n_prefix + run.first, run.n_tokens, !settings.select_prefill || run.dense};
+        prompt += run.is_segment ? prompt_flops(config_, settings, {whole}) : static_cast<double>(run.n_tokens) * step;
+      }
+      return {prompt, step};
+    }
     const auto runs = cut_prompt(config_, settings, sequence.n_prompt, Device::kRunFlops);
     return {prompt_flops(config_, settings, runs), step};
   }
@@ -92,7 +99,8 @@ class BackendBatch : public Batch {
     if (behind) CHECK(at(prefix).plan.is_prefix && !at(prefix).pass, "sequence {}", prefix);
     auto sequence = std::make_unique<Sequence>(*this, plan, behind ? &at(prefix).store : nullptr);
     if (behind) {
-      sequence->append.emplace(*this, prompt, plan.options, sequence->store);
+      sequence->append.emplace(*this, prompt, plan, sequence->store);
+      if (sequence->append->runs.front().is_segment) begin_segments(*sequence);
     } else {
       sequence->begin_prompt(*this, prompt);
     }
@@ -212,16 +220,19 @@ class BackendBatch : public Batch {
 
   // The prompt of a sequence behind a prefix, on its way.
   struct Append {
-    Append(BackendBatch& batch, std::span<const int32_t> prompt, const SessionOptions& options,
-           Store& store)
+    Append(BackendBatch& batch, std::span<const int32_t> prompt, const SessionPlan& plan, Store& store)
         : ids(prompt.begin(), prompt.end()),
-          runs(cut_append(options, std::ssize(prompt))),
+          runs(batch.append_runs(plan, store.layout().settings)),
           pass(batch.backend_.device, batch.transformer_, store) {}
 
     std::vector<int32_t> ids;
     std::vector<AppendRun> runs;
     size_t next = 0;
+    int64_t layer = 0;  // of a segment in hand
     AppendPass<Device, Host> pass;
+    // While segments are on their way: the hidden states of one, and its ids where the device reads them.
+    bf16* hidden = nullptr;
+    int32_t* uploaded = nullptr;
   };
 
   struct Sequence {
@@ -260,7 +271,7 @@ class BackendBatch : public Batch {
       prompt = {};
     }
 
-    int64_t device_bytes() const { return bytes.device + (pass ? bytes.prefill : 0); }
+    int64_t device_bytes() const { return bytes.device + (pass || append ? bytes.prefill : 0); }
     int64_t host_bytes() const { return bytes.host + (pass ? bytes.host_prefill : 0); }
 
     SessionPlan plan;
@@ -302,20 +313,67 @@ class BackendBatch : public Batch {
     return ids_;
   }
 
+  std::vector<AppendRun> append_runs(const SessionPlan& plan, const KvSettings& settings) const {
+    const int64_t longest =
+        plan.continued > 0 ? std::min(plan.continued, segment_tokens(config_, settings, plan.n_prefix, Device::kRunFlops))
+                           : 0;
+    return cut_append(plan.options, plan.n_prompt, longest);
+  }
+
+  void begin_segments(Sequence& s) {
+    s.append->hidden = s.device.template take<bf16>(Purpose::kActivations, s.plan.continued * config_.hidden);
+    if (kStaged) s.append->uploaded = s.device.template take<int32_t>(Purpose::kActivations, s.plan.continued);
+    s.store.begin_runs();
+  }
+
+  void end_segments(Sequence& s) {
+    s.store.end_runs();
+    s.device.give_back(std::exchange(s.append->hidden, nullptr));
+    s.device.give_back(std::exchange(s.append->uploaded, nullptr));
+  }
+
   PrefillProgress advance_append(Sequence& s) {
     Append& append = *s.append;
-    const AppendRun& run = append.runs[append.next++];
-    const auto ids = std::span<const int32_t>(append.ids)
-                         .subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
-    transformer_.embed_tokens(upload_ids(ids), hidden_, run.n_tokens);
-    append.pass.run(hidden_, run.n_tokens, run.share);
+    const AppendRun& run = append.runs[append.next];
+    const bool has_run = run.is_segment ? advance_segment(s, run) : (advance_steps(s, run), true);
+    if (has_run) ++append.next;
+    const double layers = has_run ? 1 : static_cast<double>(append.layer) / static_cast<double>(config_.n_layers);
+    const double share = (static_cast<double>(run.first) + layers * static_cast<double>(run.n_tokens)) /
+                         static_cast<double>(append.ids.size());
     const double work = work_of(s.plan).prompt;
-    const double share = static_cast<double>(run.first + run.n_tokens) / static_cast<double>(append.ids.size());
     PrefillProgress progress{share * work, work, append.next == append.runs.size()};
-    if (progress.finished) make_logits(s, hidden_ + (run.n_tokens - 1) * config_.hidden);
+    const bool ends_segments = has_run && run.is_segment && (progress.finished || !append.runs[append.next].is_segment);
+    if (progress.finished) {
+      const bf16* rows = run.is_segment ? append.hidden : hidden_;
+      make_logits(s, rows + (run.n_tokens - 1) * config_.hidden);
+    }
     backend_.device.finish();  // what is reported is done
+    if (ends_segments) end_segments(s);
     if (progress.finished) s.append.reset();
     return progress;
+  }
+
+  std::span<const int32_t> ids_of(const Append& append, const AppendRun& run) const {
+    return std::span<const int32_t>(append.ids)
+        .subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
+  }
+
+  void advance_steps(Sequence& s, const AppendRun& run) {
+    transformer_.embed_tokens(upload_ids(ids_of(*s.append, run)), hidden_, run.n_tokens);
+    s.append->pass.run(hidden_, run.n_tokens, run.share);
+  }
+
+  // One layer. Whether it was the last.
+  bool advance_segment(Sequence& s, const AppendRun& run) {
+    Append& append = *s.append;
+    if (append.layer == 0) {
+      const std::span<const int32_t> ids = ids_of(append, run);
+      if (kStaged) copy_block(backend_.device, ids.data(), append.uploaded, static_cast<int64_t>(ids.size_bytes()));
+      transformer_.embed_tokens(kStaged ? append.uploaded : ids.data(), append.hidden, run.n_tokens);
+    }
+    append.pass.run_segment(append.layer, append.hidden, run.n_tokens, s.plan.n_prefix + s.plan.n_prompt, run.dense);
+    append.layer = (append.layer + 1) % config_.n_layers;
+    return append.layer == 0;
   }
 
   // Of the last token of a prompt.

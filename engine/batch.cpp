@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/topology.h"
+#include "engine/append_pass.h"
 #include "engine/base/check.h"
 #include "engine/batch_plan.h"
 #include "engine/model.h"
@@ -113,9 +114,26 @@ SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& pl
   return prefix;
 }
 
-SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan,
+namespace {
+
+// Tokens of a text behind a prefix that are prefilled at once: no more than there are rows for of a prompt; none where
+// they are few, or there is no memory for what they take beside prefix and sequence.
+int64_t resolve_continued(const PlanRequest& request, const BatchPlan& plan, const SessionPlan& prefix,
+                          const SessionPlan& behind) {
+  if (behind.n_prompt < least_segments(behind.options)) return 0;
+  SessionPlan with = behind;
+  with.continued = std::min({behind.n_prompt, kSegmentTokens, plan.largest.n_prompt});
+  if (!kv_layout(with, request.config).continues) return 0;
+  const SequenceBytes taken = sequence_bytes(request, prefix);
+  return room_for(plan, sequence_bytes(request, with), taken.device, taken.host) ? with.continued : 0;
+}
+
+}  // namespace
+
+SessionPlan plan_behind_prefix(const PlanRequest& request, const BatchPlan& plan,
                                const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                                double slots) {
+  const ModelConfig& config = request.config;
   CHECK(prefix.is_prefix);
   const int64_t context = prefix.context + n_prompt + n_new;
   if (context > plan.largest.context) {
@@ -135,6 +153,7 @@ SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan,
   behind.n_prompt = n_prompt;
   behind.context = behind.options.context = context;
   if (slots > 0) behind.options.selection.slots = slots;
+  behind.continued = resolve_continued(request, plan, prefix, behind);
   return behind;
 }
 
@@ -146,7 +165,7 @@ int64_t largest_in_batch(const PlanRequest& request, const BatchPlan& plan, int6
     const SessionPlan prefix = plan_prefix_in_batch(request, plan, n_prefix);
     taken = sequence_bytes(request, prefix);
     if (!room_for(plan, taken, 0, 0)) return 0;
-    one = plan_behind_prefix(request.config, plan, prefix, n_prompt, n_new, 0);
+    one = plan_behind_prefix(request, plan, prefix, n_prompt, n_new, 0);
   } else {
     one = plan_in_batch(request, plan, n_prompt, n_new);
   }

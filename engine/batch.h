@@ -71,8 +71,8 @@ class Batch {
   // it exceeds the largest one.
   virtual SessionPlan plan_sequence(int64_t n_prompt, int64_t n_new, double slots = 0) const = 0;
   // Of a prefix that sequences share: prefilled and never decoded, it is read by all of them. And of a
-  // sequence that has n_prompt tokens behind it. They are appended, and stay exact and on the device, as
-  // do new ones.
+  // sequence that has n_prompt tokens behind it. They are appended, many of them as a prompt is prefilled
+  // where there is memory for that, and stay exact and on the device, as do new ones.
   virtual SessionPlan plan_prefix(int64_t n_tokens) const = 0;
   virtual SessionPlan plan_behind(const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                                   double slots = 0) const = 0;
@@ -87,7 +87,8 @@ class Batch {
   // where there is no room; then nothing has changed.
   virtual int64_t add(const SessionPlan& sequence, std::span<const int32_t> prompt,
                       int64_t prefix = -1) = 0;
-  // One run of the prompt through one layer or, behind a prefix, through all of them. When finished,
+  // One run of the prompt through one layer; behind a prefix, a segment through one layer, or few tokens
+  // through all of them. When finished,
   // sample() has the first token; of a prefix there is none.
   virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
   // Appends one token to each of these sequences, whose prompts are done, each named once.

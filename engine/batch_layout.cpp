@@ -38,6 +38,11 @@ int64_t BatchLayout::prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool s
          (staged ? n_prompt * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
+int64_t BatchLayout::append_bytes(const ModelConfig& c, int64_t n_tokens, bool staged) {
+  return n_tokens * (c.hidden * static_cast<int64_t>(sizeof(bf16)) +
+                     (staged ? static_cast<int64_t>(sizeof(int32_t)) : 0));
+}
+
 int64_t BatchLayout::host_prompt_bytes(const ModelConfig& c, int64_t n_prompt, bool states_on_host) {
   return PromptStatesLayout(c, n_prompt, states_on_host).host * static_cast<int64_t>(sizeof(bf16));
 }

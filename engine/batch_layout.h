@@ -20,6 +20,9 @@ struct BatchLayout {
   static int64_t prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool staged, bool states_on_host);
   static int64_t host_prompt_bytes(const ModelConfig& config, int64_t n_prompt, bool states_on_host);
 
+  // Of a segment of a text behind a prefix, on the device.
+  static int64_t append_bytes(const ModelConfig& config, int64_t n_tokens, bool staged);
+
   TransformerLayout transformer;
   // Rows: a token each of all sequences, or tokens that one of them appends.
   int64_t hidden = 0;       // bf16, [rows][hidden]

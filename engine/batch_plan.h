@@ -21,7 +21,7 @@ SessionPlan plan_in_batch(PlanRequest request, const BatchPlan& plan, int64_t n_
 SessionPlan plan_prefix_in_batch(const PlanRequest& request, const BatchPlan& plan,
                                  int64_t n_tokens);
 // As Batch::plan_behind.
-SessionPlan plan_behind_prefix(const ModelConfig& config, const BatchPlan& plan,
+SessionPlan plan_behind_prefix(const PlanRequest& request, const BatchPlan& plan,
                                const SessionPlan& prefix, int64_t n_prompt, int64_t n_new,
                                double slots);
 

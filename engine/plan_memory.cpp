@@ -58,7 +58,12 @@ SequenceBytes sequence_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const KvLayout layout = kv_layout(plan, r.config);
   const bool staged = r.backend == BackendKind::kCuda;
   SequenceBytes bytes{.device = sum(layout.held_bytes()), .host = sum(layout.host_bytes())};
-  if (plan.n_prefix > 0) return bytes;
+  if (plan.n_prefix > 0) {
+    if (layout.continues) {
+      bytes.prefill = layout.run_buffers().bytes() + BatchLayout::append_bytes(r.config, plan.continued, staged);
+    }
+    return bytes;
+  }
   bytes.prefill = sum(layout.prefill_bytes()) +
                   BatchLayout::prompt_bytes(r.config, plan.n_prompt, staged, plan.states_on_host);
   bytes.host_prefill = BatchLayout::host_prompt_bytes(r.config, plan.n_prompt, plan.states_on_host);

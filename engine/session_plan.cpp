@@ -321,8 +321,8 @@ KvSettings kv_settings(const SessionPlan& plan, const ModelConfig& config) {
   KvSettings s;
   s.kind = o.attention == AttentionMode::kDense ? StoreKind::kDense : StoreKind::kTiered;
   const bool behind_prefix = plan.n_prefix > 0;
-  s.select_prefill =
-      o.prefill == PrefillMode::kSelect && (plan.prefills || plan.continued > 0) && !behind_prefix;
+  const bool prefills = plan.continued > 0 || (plan.prefills && !behind_prefix);
+  s.select_prefill = o.prefill == PrefillMode::kSelect && prefills;
   s.continued = std::min(plan.continued, kContinuedRun);
   s.audit = o.audit > 0;
   s.capacity = behind_prefix ? plan.n_prefix : plan.context;

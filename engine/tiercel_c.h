@@ -303,7 +303,7 @@ TIERCEL_C_API tiercel_status tiercel_batch_share_tokens(tiercel_batch* batch,
                                                         tiercel_prefix** prefix,
                                                         tiercel_error** error);
 /* Requests whose prompts begin with it; text goes on where it ends. Tokens behind it attend what they
- * select of it, as generated ones do. */
+ * select of it, as generated ones do or, if they are many, as appended ones (tiercel_session_append). */
 TIERCEL_C_API tiercel_status tiercel_batch_submit_behind(
     tiercel_batch* batch, const tiercel_prefix* prefix, const char* text, size_t length, int64_t n,
     const tiercel_options* options, tiercel_piece_callback callback, void* user,

@@ -56,7 +56,7 @@ BatchPlan plan_sequences(const PlanRequest& request, int64_t n, int64_t n_behind
 
 SessionPlan plan_of_one(const PlanRequest& request, const BatchPlan& plan, int64_t n_behind) {
   if (n_behind == 0) return plan.largest;
-  return plan_behind_prefix(request.config, plan, plan_prefix_in_batch(request, plan, request.n_prompt), n_behind,
+  return plan_behind_prefix(request, plan, plan_prefix_in_batch(request, plan, request.n_prompt), n_behind,
                             request.n_new, 0);
 }
 

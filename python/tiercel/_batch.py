@@ -136,7 +136,7 @@ class Prefix(Uncopied):
 
     It is prefilled once, when the first request behind it comes, and kept while this object or a
     request has it; while no request does, until its room is wanted. Tokens behind it attend what
-    they select of it, as generated ones do.
+    they select of it, as generated ones do or, if they are many, as those of `Session.append`.
     """
 
     def __init__(self) -> None:

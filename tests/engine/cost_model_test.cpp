@@ -94,7 +94,7 @@ TEST(CostModel, BehindASharedPrompt) {
   constexpr int64_t kPrefix = 120000, kBehind = 100, kNew = 28, kContext = kPrefix + kBehind + kNew;
   const PlanRequest request = request_for(config, options, kContext);
   const BatchPlan batch = plan_batch(request, options, 16, kPrefix + kBehind, kNew, kBehind + kNew);
-  const SessionPlan plan = plan_behind_prefix(config, batch, plan_prefix_in_batch(request, batch, kPrefix),
+  const SessionPlan plan = plan_behind_prefix(request, batch, plan_prefix_in_batch(request, batch, kPrefix),
                                               kBehind, kNew, 0);
   const StepBytes shared = step_bytes(config, plan, 0.5), own = step_bytes(config, batch.largest, 0.5);
   EXPECT_EQ(shared.shared, 32 * 8 * (kPrefix / 8) * 128 * 2);

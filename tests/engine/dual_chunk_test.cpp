@@ -3,9 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
@@ -17,6 +14,7 @@
 #include "engine/session.h"
 #include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
+#include "tests/engine/changed_model.h"
 #include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
 #include "tests/seed.h"
@@ -139,19 +137,12 @@ TEST_P(DualChunkAttention, SelectedPromptsWithRoomForEverythingAreDense) {
 // Where positions turn nothing all views of a query are one: what is selected by them is what is selected without, of
 // a prompt and of a long text behind it.
 TEST_P(DualChunkAttention, ViewsThatAreAlikeSelectAlike) {
-  const std::filesystem::path directory = testing::TempDir() + "still_model_" + GetParam();
-  std::filesystem::remove_all(directory);
-  std::filesystem::copy(std::string(TIERCEL_SOURCE_DIR "/tests/golden/models/") + GetParam(), directory);
-  nlohmann::json config;
-  std::ifstream(directory / "config.json") >> config;
-  config["rope_parameters"] = {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 1e12}};
-  std::ofstream(directory / "config.json") << config;
-  const auto still = [&](const ReachOptions& reach) {
-    return Model::open(directory.string(), {.backend = test::kBackend, .n_threads = 2, .reach = reach});
+  const nlohmann::json still = {{"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 1e12}}}};
+  const auto open_still = [&](const ReachOptions& reach) {
+    return test::open_changed(GetParam(), still, {.backend = test::kBackend, .n_threads = 2, .reach = reach});
   };
-  const auto plain = still({.dual_chunk = 0, .scale_from = 0});
-  const auto in_spans = still({.dual_chunk = 256 + 64, .dual_chunk_local = 64, .scale_from = 0});
-  std::filesystem::remove_all(directory);
+  const auto plain = open_still({.dual_chunk = 0, .scale_from = 0});
+  const auto in_spans = open_still({.dual_chunk = 256 + 64, .dual_chunk_local = 64, .scale_from = 0});
   // A run of one span, and steps.
   const int64_t n_prompt = (kPrompt + kPrefillBlock - 1) / kPrefillBlock * kPrefillBlock, n_run = kPrefillBlock + kAppendTail;
   for (const int64_t n_more : {int64_t{3}, n_run}) {
