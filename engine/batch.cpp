@@ -120,10 +120,9 @@ namespace {
 // they are few, or there is no memory for what they take beside prefix and sequence.
 int64_t resolve_continued(const PlanRequest& request, const BatchPlan& plan, const SessionPlan& prefix,
                           const SessionPlan& behind) {
-  if (behind.n_prompt < least_segments(behind.options)) return 0;
   SessionPlan with = behind;
   with.continued = std::min({behind.n_prompt, kSegmentTokens, plan.largest.n_prompt});
-  if (!kv_layout(with, request.config).continues) return 0;
+  if (with.continued < least_segments(behind.options) || !kv_layout(with, request.config).continues) return 0;
   const SequenceBytes taken = sequence_bytes(request, prefix);
   return room_for(plan, sequence_bytes(request, with), taken.device, taken.host) ? with.continued : 0;
 }

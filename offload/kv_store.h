@@ -391,6 +391,7 @@ class KvStore {
     ExactRows rows;
     int64_t begin = 0, end = 0;
     bool is_fetched = false;
+    bool is_listed = false;  // where prefill selects, its queries attend listed chunks of it
     const float* bias = nullptr;  // of row 0, if there are any
     int64_t bias_head_stride = 0;
   };

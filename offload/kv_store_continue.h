@@ -139,10 +139,13 @@ std::vector<typename KvStore<Device, Host>::RunPlace> KvStore<Device, Host>::run
     if (end > 0) {
       places.push_back(place_of({layer.home_keys, layer.home_values, capacity * d(), 0}, 0, end));
       places.back().is_fetched = !layout_.resident(index);
+      places.back().is_listed = true;
     }
   }
   if (shares && !in_plane) places.push_back(place_of(rows_of(layer.prefix), layer.prefix.first, n_prompt_));
   places.push_back(place_of(own, own.base, std::numeric_limits<int64_t>::max()));
+  const bool is_dense = layout_.settings.kind == StoreKind::kDense && layout_.shape.window[index] == 0;
+  if (is_dense) places.front().is_listed = true;
   if (layer.key_bias_behind != nullptr) {
     places.back().bias = layer.key_bias_behind + own.base - n_prompt_;
     places.back().bias_head_stride = layout_.settings.behind;
@@ -189,7 +192,7 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
   const std::vector<RunPlace> places = run_places(index);
   PrefillAttendParams attend = prompt_attend_params(p, n_context, out);
   attend.window = layout_.shape.window[index];
-  const bool selects = layout_.settings.select_prefill && !dense && attend.window == 0;
+  const bool selects = layout_.settings.select_prefill && !dense && places.front().is_listed;
   if (selects) {
     const int64_t before = std::max<int64_t>(first_token - kPrefillLocal, 0);
     const int64_t end = places.size() > 1 ? places.front().end : before;

@@ -221,6 +221,17 @@ TEST(LongAppend, SelectsTheSameWhereverChunksAre) {
   for (const char* name : {kSlow ? "llama" : "qwen3_moe", "qwen2_dual_chunk"}) expect_selects_the_same(name);
 }
 
+// As long as the window has everything nothing is selected, whatever the budget.
+TEST(LongAppend, AttendsTheWindowWhole) {
+  SessionOptions options = everything(AttentionMode::kShadow, PrefillMode::kSelect);
+  options.selection.recent = 2000;
+  options.prefill_budget = 16;
+  for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
+    options.value_home = home;
+    expect_as_one("llama", options, {9, 1300});
+  }
+}
+
 // Steps behind the text do not attend what was selected before it.
 TEST(LongAppend, ForgetsListsThatMightBeKept) {
   if (kSlow) GTEST_SKIP() << "a CPU's, without sanitizers";

@@ -173,6 +173,15 @@ TEST(SharedPrefix, LongTextsSeeThePrefixThroughWindows) {
   EXPECT_FALSE(KvLayout(shape, behind).continues);
 }
 
+// As long as its window has everything nothing is selected, whatever the budget.
+TEST(SharedPrefix, LongTextsAttendItsWindowWhole) {
+  SessionOptions options = everything(AttentionMode::kShadow, ValueHome::kHost);
+  options.prefill = PrefillMode::kSelect;
+  options.selection.recent = 2000;
+  options.prefill_budget = 16;
+  Beside("llama", options, {200, 350}, 0.03).compare(true);
+}
+
 TEST(SharedPrefix, LongTextsBehindCodesAreNearlyAsOnePrompt) {
   for (const KeyCodec keys : {KeyCodec::kInt8, KeyCodec::kLowRank}) {
     for (const PrefillMode prefill : {PrefillMode::kDense, PrefillMode::kSelect}) {
