@@ -21,14 +21,14 @@ inline constexpr int64_t kAppendShare = 16;
 inline constexpr int64_t kAppendTail = 64;
 // From so many tokens on a text is prefilled as a prompt is, where the store can do that: where every token attends
 // everything it gains early. It is cut into segments of so many tokens at most, each of which passes through all
-// layers, one layer after the other, and cannot be stopped on its way.
+// layers, one layer after the other; a session's cannot be stopped on its way.
 inline int64_t least_segments(const SessionOptions& options) {
   return options.attention == AttentionMode::kDense ? 64 : 256;
 }
 inline constexpr int64_t kSegmentTokens = 4096;
 
-// A run of consecutive tokens that passes through all layers in one piece. The first of every `share`
-// tokens selects for all of them.
+// A run of consecutive tokens that passes through all layers in one piece, or through each as a segment. The first of
+// every `share` tokens selects for all of them.
 struct AppendRun {
   int64_t first = 0, n_tokens = 0;
   int64_t share = 1;
@@ -40,7 +40,7 @@ struct AppendRun {
 // on the two and on the options of the session, or sequence, only.
 std::vector<AppendRun> cut_append(const SessionOptions& options, int64_t n_tokens, int64_t segment_tokens = 0);
 
-// Tokens of a segment that takes about run_flops behind so many others: as long as nothing can be stopped.
+// Tokens of a segment that takes about run_flops in all layers behind so many others.
 int64_t segment_tokens(const ModelConfig& config, const KvSettings& settings, int64_t n_held, double run_flops);
 
 template <Backend Device, HostTier Host>

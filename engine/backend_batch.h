@@ -71,8 +71,10 @@ class BackendBatch : public Batch {
     if (sequence.n_prefix > 0) {
       double prompt = 0;
       for (const AppendRun& run : append_runs(sequence, settings)) {
-        const PromptRun whole = {sequence.n_prefix + run.first, run.n_tokens, !settings.select_prefill || run.dense};
+        const bool selects = settings.select_prefill && !run.dense;
+        const PromptRun whole = {sequence.n_prefix + run.first, run.n_tokens, !selects};
         prompt += run.is_segment ? prompt_flops(config_, settings, {whole}) : static_cast<double>(run.n_tokens) * step;
+        if (run.is_segment && selects) prompt += own_flops(run);
       }
       return {prompt, step};
     }
@@ -313,10 +315,18 @@ class BackendBatch : public Batch {
     return ids_;
   }
 
+  // Of a segment that attends all that its sequence has behind the prefix, whatever it selects of that.
+  double own_flops(const AppendRun& run) const {
+    const int64_t n_full = std::ranges::count(config_.sliding_window, 0);
+    const double seen = static_cast<double>(run.n_tokens) * (static_cast<double>(run.first) + run.n_tokens / 2.0);
+    return 4.0 * static_cast<double>(config_.q_width() * n_full) * seen;
+  }
+
+  // A segment may be stopped behind each layer.
   std::vector<AppendRun> append_runs(const SessionPlan& plan, const KvSettings& settings) const {
-    const int64_t longest =
-        plan.continued > 0 ? std::min(plan.continued, segment_tokens(config_, settings, plan.n_prefix, Device::kRunFlops))
-                           : 0;
+    if (plan.continued == 0) return cut_append(plan.options, plan.n_prompt);
+    const double flops = Device::kRunFlops * static_cast<double>(config_.n_layers);
+    const int64_t longest = std::min(plan.continued, segment_tokens(config_, settings, plan.n_prefix, flops));
     return cut_append(plan.options, plan.n_prompt, longest);
   }
 

@@ -151,8 +151,8 @@ SessionPlan plan_behind_prefix(const PlanRequest& request, const BatchPlan& plan
   behind.n_prefix = prefix.context;
   behind.n_prompt = n_prompt;
   behind.context = behind.options.context = context;
-  if (slots > 0) behind.options.selection.slots = slots;
   behind.continued = resolve_continued(request, plan, prefix, behind);
+  if (slots > 0) behind.options.selection.slots = slots;  // the load decides them, and not how it is prefilled
   return behind;
 }
 

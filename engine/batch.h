@@ -3,8 +3,8 @@
 // (engine/scheduler.h).
 //
 // A sequence's tokens depend on its own prompt, options and seed only, never on what shares the batch:
-// every option is decided when the batch is planned, prompts are cut by their own shape, and a row
-// of a product has the bits of that row alone.
+// every option is decided when the batch is planned (with the memory that there is then), prompts are cut
+// by their own shape, and a row of a product has the bits of that row alone.
 #pragma once
 
 #include <cstdint>
@@ -88,8 +88,7 @@ class Batch {
   virtual int64_t add(const SessionPlan& sequence, std::span<const int32_t> prompt,
                       int64_t prefix = -1) = 0;
   // One run of the prompt through one layer; behind a prefix, a segment through one layer, or few tokens
-  // through all of them. When finished,
-  // sample() has the first token; of a prefix there is none.
+  // through all of them. When finished, sample() has the first token; of a prefix there is none.
   virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
   // Appends one token to each of these sequences, whose prompts are done, each named once.
   virtual void step(std::span<const Step> steps) = 0;

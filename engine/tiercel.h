@@ -359,8 +359,9 @@ class TIERCEL_API Request {
 // once, when the first request behind it comes, and read by all of them; copies are the same one. It
 // stays as long as an object or a request has it; while no request does, until its room is wanted, and
 // is prefilled again then. Tokens behind it attend what they select of it, as generated ones or, if they
-// are many, as those that Session::append appends, and are kept exactly on the device: with "attention" dense an answer is what it is to the whole prompt but for
-// the rounding of its logits, which other runs of tokens sum up in another order; else nearly so.
+// are many, as those that Session::append appends, and are kept exactly on the device: with "attention" and
+// "prefill" dense an answer is what it is to the whole prompt but for the rounding of its logits, which
+// other runs of tokens sum up in another order; else nearly so.
 // Threads: every call is safe from any thread at any time.
 class TIERCEL_API Prefix {
  public:

@@ -303,7 +303,7 @@ class KvStore {
     bf16* means = nullptr;       // [kv][run_means][d], of the layer in hand
     int64_t means_layer = -1, n_means = 0;
     bf16* records = nullptr;        // [kv][blocks][list][record]
-    int64_t n_fetched_list = -1;    // what is in them of the run in hand: a list's number; -1: nothing
+    int64_t fetched_list = -1;    // what is in them of the run in hand: a list's number; -1: nothing
     int32_t* numbers = nullptr;     // [lists][kv][list]: of chunks, or of records, one list after the other
     int32_t* record_ids = nullptr;  // [blocks][kv][list], in chunks of a plane that begins with the records
     int32_t* counts = nullptr;      // [list + 1][kv]: n times n

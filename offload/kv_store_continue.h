@@ -11,8 +11,8 @@
 //
 //   position   0 ............. middle ............. | window | own rows, run
 //
-// There only layers that attend no more than a window have a plane, of both windows and the run. Where the run's queries
-// have several views (QuerySpans), each of them has its own span of all this.
+// There only layers that attend no more than a window have a plane, of both windows and the run. Where the run's
+// queries have several views (QuerySpans), each of them has its own span of all this.
 #pragma once
 
 #include "offload/kv_store.h"
@@ -202,7 +202,7 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
   CHECK((views.n - 1) * views.span_tokens <= first_token, "queries {} to {} look at one span in two ways", first_token,
         first_token + p.n_tokens - 1);
   if (places.size() > 1 || views.n > 1) attend.part.state = runs_->state;
-  runs_->n_fetched_list = -1;
+  runs_->fetched_list = -1;
   const int64_t end_token = first_token + p.n_tokens;
   for (int32_t view = 0; view < views.n; ++view) {
     if (views.n > 1) {
@@ -295,8 +295,8 @@ template <typename Device, typename Host>
 void KvStore<Device, Host>::attend_fetched(int64_t index, int64_t number, std::span<const MissList> lists,
                                            PrefillAttendParams attend) {
   Runs& r = *runs_;
-  if (r.n_fetched_list != number) fetch_for_run(layers_[index], lists);
-  r.n_fetched_list = number;
+  if (r.fetched_list != number) fetch_for_run(layers_[index], lists);
+  r.fetched_list = number;
   const int64_t end = layout_.run_record_rows();
   attend.keys = r.records;
   attend.values = r.records + chunk() * d();

@@ -79,7 +79,8 @@ int64_t KvLayout::run_plane_rows() const {
   int64_t rows = 0;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     if (!runs_in_plane(layer)) continue;
-    rows = std::max(rows, (shares_prefix() ? shape.window[layer] : exact_capacity(layer)) + settings.continued);
+    const int64_t window = shares_prefix() ? std::min(shape.window[layer], positions()) : exact_capacity(layer);
+    rows = std::max(rows, window + settings.continued);
   }
   return rows;
 }
@@ -106,7 +107,8 @@ RunBuffers KvLayout::run_buffers() const {
   const int64_t n_kv = shape.n_kv_heads;
   n.plane = run_plane_rows() * shape.key_width();
   const int64_t views = most_views();
-  if (any_tiered || shares_prefix() || views > 1) n.state = prefill_state_floats(settings.continued, shape.n_heads, shape.head_dim);
+  const bool in_parts = any_tiered || shares_prefix() || views > 1;
+  if (in_parts) n.state = prefill_state_floats(settings.continued, shape.n_heads, shape.head_dim);
   if (views > 1 && settings.select_prefill) n.view_means = views * run_blocks() * shape.n_heads * shape.head_dim;
   if (means) n.means = run_means() * shape.key_width();
   if (!fetches) return n;

@@ -248,8 +248,9 @@ struct KvLayout {
   // Ids and counts of one selection, and of what the cap dropped.
   int64_t list_ints() const;
 
-  // Of runs behind the prompt: whether a layer's window and run are in one plane while its queries attend; rows of it; chunks of a list, and blocks of queries
-  // that have one; chunks that have a mean where the index has none to select by.
+  // Of runs behind the prompt: whether a layer's window and run are in one plane while its queries attend; rows of
+  // that; chunks of a list, and blocks of queries that have one; chunks that have a mean where the index has none to
+  // select by.
   bool runs_in_plane(int64_t layer) const { return shares_prefix() ? shape.window[layer] > 0 : layer_planes; }
   int64_t run_plane_rows() const;
   int64_t run_list() const;

@@ -1,13 +1,14 @@
 // A golden model with another config.json.
 #pragma once
 
+#include <gtest/gtest.h>
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <string>
-
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "engine/session.h"
 
@@ -16,7 +17,8 @@ namespace tiercel::test {
 // patch: what is merged into its configuration.
 inline std::shared_ptr<Model> open_changed(const std::string& name, const nlohmann::json& patch,
                                            const ModelOptions& options) {
-  const std::filesystem::path directory = testing::TempDir() + "changed_" + name;
+  // Other programs do the same at the same time.
+  const std::filesystem::path directory = testing::TempDir() + "changed_" + name + "_" + std::to_string(::getpid());
   std::filesystem::remove_all(directory);
   std::filesystem::copy(TIERCEL_SOURCE_DIR "/tests/golden/models/" + name, directory);
   nlohmann::json config;

@@ -137,14 +137,16 @@ TEST_P(DualChunkAttention, SelectedPromptsWithRoomForEverythingAreDense) {
 // Where positions turn nothing all views of a query are one: what is selected by them is what is selected without, of
 // a prompt and of a long text behind it.
 TEST_P(DualChunkAttention, ViewsThatAreAlikeSelectAlike) {
-  const nlohmann::json still = {{"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 1e12}}}};
+  const nlohmann::json still = {
+      {"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 1e12}}}};
   const auto open_still = [&](const ReachOptions& reach) {
     return test::open_changed(GetParam(), still, {.backend = test::kBackend, .n_threads = 2, .reach = reach});
   };
   const auto plain = open_still({.dual_chunk = 0, .scale_from = 0});
   const auto in_spans = open_still({.dual_chunk = 256 + 64, .dual_chunk_local = 64, .scale_from = 0});
   // A run of one span, and steps.
-  const int64_t n_prompt = (kPrompt + kPrefillBlock - 1) / kPrefillBlock * kPrefillBlock, n_run = kPrefillBlock + kAppendTail;
+  const int64_t n_prompt = (kPrompt + kPrefillBlock - 1) / kPrefillBlock * kPrefillBlock;
+  const int64_t n_run = kPrefillBlock + kAppendTail;
   for (const int64_t n_more : {int64_t{3}, n_run}) {
     for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
       if (kSlow && (n_more < n_run || mode == AttentionMode::kDense)) continue;

@@ -136,7 +136,8 @@ TEST(LongAppend, BehindADensePromptIsOnePrompt) {
 
 // Chunks attended where they are, or fetched.
 TEST(LongAppend, BehindTiersIsOnePrompt) {
-  for (const std::string name : {"llama", "qwen2_window", "mistral_window", "llama_eviction_head", "qwen3_dual_chunk"}) {
+  for (const std::string name :
+       {"llama", "qwen2_window", "mistral_window", "llama_eviction_head", "qwen3_dual_chunk"}) {
     if (kSlow && !is_for_slow(name)) continue;
     for (const ValueHome home : {ValueHome::kHost, ValueHome::kDevice}) {
       if (name == "llama_eviction_head" && home == ValueHome::kHost) continue;

@@ -139,7 +139,8 @@ TEST(SharedPrefix, SaysWhatAPromptOfItsOwnSays) {
 
 // A long one is prefilled as the prefix was: in place, or by what is fetched; with windows, biases, views.
 TEST(SharedPrefix, LongTextsBehindItArePrefilled) {
-  for (const std::string name : {"llama", "qwen2_window", "mistral_window", "llama_eviction_head", "qwen2_dual_chunk"}) {
+  for (const std::string name :
+       {"llama", "qwen2_window", "mistral_window", "llama_eviction_head", "qwen2_dual_chunk"}) {
     if (kSlow && name != "qwen2_window" && name != "qwen2_dual_chunk") continue;
     for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow, AttentionMode::kTokenSelect}) {
       for (const PrefillMode prefill : {PrefillMode::kDense, PrefillMode::kSelect}) {
@@ -197,8 +198,8 @@ TEST(SharedPrefix, LongTextsBehindCodesAreNearlyAsOnePrompt) {
   }
 }
 
-// A small budget is another answer, and the same wherever chunks are, for whoever else is in the batch, and whether or not
-// others take steps between its layers.
+// A small budget is another answer, and the same wherever chunks are, for whoever else is in the batch, and whether or
+// not others take steps between its layers.
 TEST(SharedPrefix, LongTextsBehindItSelectTheSameInAnyBatch) {
   constexpr int64_t kPrefix = kSlow ? 330 : 500;  // which attends all of itself
   const auto model = golden("llama");
@@ -207,7 +208,8 @@ TEST(SharedPrefix, LongTextsBehindItSelectTheSameInAnyBatch) {
     options.prefill = PrefillMode::kSelect;
     options.prefill_budget = budget;
     std::mt19937_64 random(test::seed());
-    const std::vector<int32_t> prefix = random_ids(random, *model, kPrefix), text = random_ids(random, *model, kLong.behind);
+    const std::vector<int32_t> prefix = random_ids(random, *model, kPrefix);
+    const std::vector<int32_t> text = random_ids(random, *model, kLong.behind);
     const auto batch = Batch::open(model, Batch::plan(*model, options, alone ? 1 : 3, kPrefix, kLong.behind + kSteps));
     const SessionPlan prefix_plan = batch->plan_prefix(kPrefix);
     const int64_t shared = add_prefilled(*batch, prefix_plan, prefix);
@@ -266,10 +268,13 @@ TEST(SharedPrefix, LongTextsAreStepsWhereMemoryIsShort) {
   const auto continued_in = [&](int64_t device_memory, int64_t* needed) {
     SessionOptions options = everything(AttentionMode::kShadow, ValueHome::kHost);
     options.prefill = PrefillMode::kDense;
+    options.selection.budget = 64;
+    options.selection.slots = 4;
     options.device_memory = device_memory;
     const auto batch = Batch::open(model, Batch::plan(*model, options, 2, 300, 2000, 2000));
     std::mt19937_64 random(test::seed());
     const SessionPlan prefix = batch->plan_prefix(300), plan = batch->plan_behind(prefix, 1500, kSteps);
+    EXPECT_EQ(batch->plan_behind(prefix, 1500, kSteps, 1).continued, plan.continued);  // a smaller cache, same text
     const SequenceBytes bytes = batch->bytes_of(plan);
     *needed = batch->plan().shared_device + batch->bytes_of(prefix).device + bytes.device + bytes.prefill;
     const int64_t shared = add_prefilled(*batch, prefix, random_ids(random, *model, 300));
