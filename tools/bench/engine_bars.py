@@ -186,13 +186,22 @@ class Bars:
     def long_text(self):
         """A text behind a prompt, which is prefilled as the prompt was: its rate should be nearly the prompt's."""
         tokens, text = self.tokens(131072), max(self.tokens(8192), 256)
+        spans = ["--dual-chunk", max(tokens // 4, 256), "--dual-chunk-local", max(tokens // 16, 64)]
+        alone = None  # the prompt's rate, selected
         for name, more in (("selected", ["--prefill", "select", *HOST]),
                            ("selected, in place", ["--prefill", "select", "--value-home", "device", "--key-codec", "exact"]),
+                           ("selected, dual chunk", ["--prefill", "select", *HOST, *spans]),
                            ("dense", ["--attention", "dense", "--prefill", "dense"]),
                            ("selected, weights on the host", ["--prefill", "select", *HOST, "--host-layers", "all"])):
             prompt, behind = self.bench("-p", tokens, "--behind", text, "-n", 0, "-r", 1, *more)
             self.row(f"{text} tokens behind {tokens}, {name}", f"{behind['avg_ts']:.0f} tokens/s",
                      f"{prompt['avg_ts']:.0f} tokens/s", f"{100 * behind['avg_ts'] / prompt['avg_ts']:.0f} %")
+            alone = alone or prompt["avg_ts"]
+        # Behind a prompt that is shared: what two more of them take.
+        one, three = self.bench("-p", tokens, "--behind", text, "-b", "1,3", "-n", 1, "--prefill", "select", *HOST)
+        rate = 2 * text / (three["t_pp"] - one["t_pp"])
+        self.row(f"{text} tokens behind {tokens} that are shared", f"{rate:.0f} tokens/s", f"{alone:.0f} tokens/s",
+                 f"{100 * rate / alone:.0f} %")
 
     def all(self):
         for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_memory,
