@@ -191,11 +191,13 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
                                        int64_t n_context, bool dense, bf16* out) {
   const std::vector<RunPlace> places = run_places(index);
   PrefillAttendParams attend = prompt_attend_params(p, n_context, out);
+  attend.first_position = first_token;
   attend.window = layout_.shape.window[index];
   const bool selects = layout_.settings.select_prefill && !dense && places.front().is_listed;
   if (selects) {
-    const int64_t before = std::max<int64_t>(first_token - kPrefillLocal, 0);
-    const int64_t end = places.size() > 1 ? places.front().end : before;
+    // What a store has no window for: the last tokens before the run, or of the prefix.
+    int64_t end = std::min(places.front().end, first_token);
+    if (!layout_.tiered(index)) end = std::max<int64_t>(end - kPrefillLocal, 0);
     select_for_run(index, p, first_token, places.front(), end, attend.scale);
   }
   const QueryViews views = views_at(first_token + p.n_tokens - 1);
@@ -213,7 +215,6 @@ void KvStore<Device, Host>::attend_run(int64_t index, const Projections& p, int6
     for (const RunPlace& place : places) {
       const int64_t begin = std::max(place.begin, span), end = std::min(place.end, end_span);
       if (begin >= end) continue;
-      attend.first_position = first_token;
       attend.part.is_last = end == end_token;
       PrefillAttendParams some = attend;
       if (selects && &place == &places.front()) attend_listed(some);

@@ -181,6 +181,8 @@ TEST(SharedPrefix, LongTextsAttendItsWindowWhole) {
   options.selection.recent = 2000;
   options.prefill_budget = 16;
   Beside("llama", options, {200, 350}, 0.03).compare(true);
+  options.attention = AttentionMode::kDense;  // which has no window, but the last tokens are never left out
+  Beside("llama", options, {kPrefillLocal, 350}, 0.03).compare(true);
 }
 
 TEST(SharedPrefix, LongTextsBehindCodesAreNearlyAsOnePrompt) {
