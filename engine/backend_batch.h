@@ -225,10 +225,12 @@ class BackendBatch : public Batch {
     Append(BackendBatch& batch, std::span<const int32_t> prompt, const SessionPlan& plan, Store& store)
         : ids(prompt.begin(), prompt.end()),
           runs(batch.append_runs(plan, store.layout().settings)),
+          work(batch.work_of(plan).prompt),
           pass(batch.backend_.device, batch.transformer_, store) {}
 
     std::vector<int32_t> ids;
     std::vector<AppendRun> runs;
+    double work = 0;  // FLOPs of all of them
     size_t next = 0;
     int64_t layer = 0;  // of a segment in hand
     AppendPass<Device, Host> pass;
@@ -350,8 +352,7 @@ class BackendBatch : public Batch {
     const double layers = has_run ? 1 : static_cast<double>(append.layer) / static_cast<double>(config_.n_layers);
     const double share = (static_cast<double>(run.first) + layers * static_cast<double>(run.n_tokens)) /
                          static_cast<double>(append.ids.size());
-    const double work = work_of(s.plan).prompt;
-    PrefillProgress progress{share * work, work, append.next == append.runs.size()};
+    PrefillProgress progress{share * append.work, append.work, append.next == append.runs.size()};
     const bool ends_segments = has_run && run.is_segment && (progress.finished || !append.runs[append.next].is_segment);
     if (progress.finished) {
       const bf16* rows = run.is_segment ? append.hidden : hidden_;
