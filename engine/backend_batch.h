@@ -347,7 +347,7 @@ class BackendBatch : public Batch {
   PrefillProgress advance_append(Sequence& s) {
     Append& append = *s.append;
     const AppendRun& run = append.runs[append.next];
-    const bool has_run = run.is_segment ? advance_segment(s, run) : (advance_steps(s, run), true);
+    const bool has_run = advance_run(s, run);
     if (has_run) ++append.next;
     const double layers = has_run ? 1 : static_cast<double>(append.layer) / static_cast<double>(config_.n_layers);
     const double share = (static_cast<double>(run.first) + layers * static_cast<double>(run.n_tokens)) /
@@ -364,21 +364,17 @@ class BackendBatch : public Batch {
     return progress;
   }
 
-  std::span<const int32_t> ids_of(const Append& append, const AppendRun& run) const {
-    return std::span<const int32_t>(append.ids)
-        .subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
-  }
-
-  void advance_steps(Sequence& s, const AppendRun& run) {
-    transformer_.embed_tokens(upload_ids(ids_of(*s.append, run)), hidden_, run.n_tokens);
-    s.append->pass.run(hidden_, run.n_tokens, run.share);
-  }
-
-  // One layer. Whether it was the last.
-  bool advance_segment(Sequence& s, const AppendRun& run) {
+  // A segment goes through one layer, other runs through all. Whether it has been through the last.
+  bool advance_run(Sequence& s, const AppendRun& run) {
     Append& append = *s.append;
+    const auto ids = std::span<const int32_t>(append.ids)
+                         .subspan(static_cast<size_t>(run.first), static_cast<size_t>(run.n_tokens));
+    if (!run.is_segment) {
+      transformer_.embed_tokens(upload_ids(ids), hidden_, run.n_tokens);
+      append.pass.run(hidden_, run.n_tokens, run.share);
+      return true;
+    }
     if (append.layer == 0) {
-      const std::span<const int32_t> ids = ids_of(append, run);
       if (kStaged) copy_block(backend_.device, ids.data(), append.uploaded, static_cast<int64_t>(ids.size_bytes()));
       transformer_.embed_tokens(kStaged ? append.uploaded : ids.data(), append.hidden, run.n_tokens);
     }
