@@ -111,6 +111,7 @@ void mix_experts(Queue& queue, const MixExpertsParams& p) {
   gather_rows(queue, p, p.mixed);
   GroupedLinearParams product{.x = p.mixed,
                               .weights = p.gate.of,
+                              .codec = p.gate.codec,
                               .starts = r.starts,
                               .groups = active.data(),
                               .out = p.gated,
@@ -120,11 +121,13 @@ void mix_experts(Queue& queue, const MixExpertsParams& p) {
                               .few = p.alone || p.n_tokens <= kMaxSkinnyRows};
   linear_grouped(queue, product);
   product.weights = p.up.of;
+  product.codec = p.up.codec;
   product.out = p.up_result;
   linear_grouped(queue, product);
   swiglu(queue, {p.gated, p.up_result, p.gated, p.n_tokens * p.n_chosen * p.inner});
   product.x = p.gated;
   product.weights = p.down.of;
+  product.codec = p.down.codec;
   product.out = p.mixed;
   product.k = p.inner;
   product.n = p.width;

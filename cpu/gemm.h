@@ -41,7 +41,7 @@ struct PanelProduct {
 // n_rows nor the range.
 struct SkinnyProduct {
   const uint16_t* x = nullptr;       // [n_rows][k]
-  const uint16_t* weight = nullptr;  // [n][k]
+  const uint16_t* weight = nullptr;  // [n][k]; or coded rows (engine/base/weight_matrix.h), where a level takes them
   const uint16_t* bias = nullptr;    // [n] or null
   void* out = nullptr;               // [n_rows][n]
   int64_t n_rows = 0, k = 0, n = 0;
@@ -49,6 +49,9 @@ struct SkinnyProduct {
   bool out_f32 = false;
   bool accumulate = false;
   float* scratch = nullptr;  // skinny_scratch_floats(n_rows, k), 64-byte aligned
+  int64_t row_bytes = 0;     // of coded rows; these have params from byte code_bytes on
+  int64_t code_bytes = 0;
+  int32_t bits = 16, group = 0;
 };
 inline constexpr int64_t kMaxSkinnyRows = 16;
 inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
@@ -57,6 +60,17 @@ inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows p
 constexpr int64_t skinny_scratch_floats(int64_t n_rows, int64_t k) {
   return n_rows * kSkinnyRange + (n_rows > 8 ? n_rows : 8) * ((k + 31) / 32 * 32);
 }
+
+// Rows of coded weights (engine/base/weight_matrix.h) to bf16, as they lie.
+struct DecodeWeights {
+  const uint8_t* codes = nullptr;    // of the first row, from the first column that is wanted on
+  const uint32_t* params = nullptr;  // likewise
+  int64_t row_bytes = 0;             // from a row to the next
+  int32_t bits = 0, group = 0;
+  int64_t n_rows = 0, n_columns = 0;  // columns: a multiple of 128
+  uint16_t* out = nullptr;            // [n_rows][out_stride]
+  int64_t out_stride = 0;
+};
 
 struct GemmLevel {
   // panel columns = rows of a matrix [n_columns][k], row_stride apart (weights as HF stores them).
@@ -67,6 +81,8 @@ struct GemmLevel {
                        uint16_t* panel);
   void (*multiply)(const PanelProduct& p);
   void (*multiply_skinny)(const SkinnyProduct& p);
+  void (*decode_weights)(const DecodeWeights& p);
+  bool skinny_takes_codes = false;
 };
 
 // ---- the pieces that levels are made of ----
@@ -75,16 +91,20 @@ void pack_rows_portable(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void pack_columns_portable(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void multiply_portable(const PanelProduct& p);
 void multiply_skinny_portable(const SkinnyProduct& p);
+void decode_weights_portable(const DecodeWeights& p);
 #if defined(__x86_64__)
 void pack_rows_avx2(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void multiply_avx2(const PanelProduct& p);
 void multiply_skinny_avx2(const SkinnyProduct& p);
+void decode_weights_avx2(const DecodeWeights& p);
 void pack_rows_avx512(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void pack_columns_avx512(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void multiply_avx512(const PanelProduct& p);
 void multiply_skinny_avx512(const SkinnyProduct& p);
+void decode_weights_avx512(const DecodeWeights& p);
 void multiply_avx512bf16(const PanelProduct& p);
 void multiply_skinny_avx512bf16(const SkinnyProduct& p);
+void decode_weights_avx512bf16(const DecodeWeights& p);
 void multiply_amx(const PanelProduct& p);
 void multiply_skinny_amx(const SkinnyProduct& p);
 // The same on emulated tiles: for tests on machines with AVX-512 but without AMX.

@@ -120,7 +120,7 @@ void linear_onednn(Queue& queue, const LinearParams& p) {
     const TeamOfOne alone;
     auto* out = static_cast<std::byte*>(p.out) +
                 static_cast<size_t>(row * p.n + column) * size_of(p.out_type);
-    matmul_of(shape).run(p.x + row * p.k, p.weight + column * p.k,
+    matmul_of(shape).run(p.x + row * p.k, p.weight.values + column * p.k,
                          p.bias != nullptr ? p.bias + column : nullptr, out, worker.scratch);
   });
 }

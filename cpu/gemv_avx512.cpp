@@ -22,7 +22,13 @@ void widen_rows(const uint16_t* x, int64_t n_rows, int64_t k, float* out) {
 
 struct Avx512 {
   using Element = float;
+  using Round = RoundAvx512;
   static int64_t stride(int64_t k) { return (k + 31) / 32 * 32; }
+
+  static void add_run(__m512& acc, __m512i weights, const float* x) {
+    acc = _mm512_fmadd_ps(low_of(weights), _mm512_load_ps(x), acc);
+    acc = _mm512_fmadd_ps(high_of(weights), _mm512_load_ps(x + 16), acc);
+  }
 
   template <int kRows, int kColumns>
   static void add_products(const SkinnyBlock<Avx512>& b, __m512 (&acc)[kRows][kColumns]) {

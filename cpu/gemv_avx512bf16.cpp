@@ -1,17 +1,23 @@
 // Skinny products with vdpbf16ps.
 #include "cpu/skinny_avx512.h"
+#include "cpu/weight_codes_avx512bf16.h"
 
 namespace tiercel::cpu {
 namespace {
 
 struct Avx512Bf16 {
   using Element = uint16_t;
+  using Round = RoundAvx512Bf16;
   static int64_t stride(int64_t k) { return k; }
   static __m512bh load_pairs(const uint16_t* p) {
     return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
   }
   static __m512bh load_pairs(const uint16_t* p, __mmask32 mask) {
     return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p));
+  }
+
+  static void add_run(__m512& acc, __m512i weights, const uint16_t* x) {
+    acc = _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(weights), load_pairs(x));
   }
 
   template <int kRows, int kColumns>

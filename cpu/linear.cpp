@@ -18,30 +18,58 @@ const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_
 
 #if defined(__x86_64__)
 constexpr GemmLevel kAvx2 = {pack_rows_avx2, pack_columns_portable, multiply_avx2,
-                             multiply_skinny_avx2};
+                             multiply_skinny_avx2, decode_weights_avx2};
 constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512,
-                               multiply_skinny_avx512};
+                               multiply_skinny_avx512, decode_weights_avx512, true};
 constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
-                                   multiply_skinny_avx512bf16};
+                                   multiply_skinny_avx512bf16, decode_weights_avx512bf16, true};
 constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
-                            multiply_skinny_amx};
+                            multiply_skinny_amx, decode_weights_avx512bf16};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
-                                 multiply_skinny_portable};
+                                 multiply_skinny_portable, decode_weights_portable};
+
+// Columns first_column .. + n_columns - 1 of some rows of coded weights.
+void decode(const GemmLevel& level, const WeightMatrix& w, int64_t k, int64_t first_row, int64_t n_rows,
+            int64_t first_column, int64_t n_columns, uint16_t* out) {
+  const int64_t row_bytes = w.codec.row_bytes(k);
+  const auto* row = reinterpret_cast<const uint8_t*>(w.values) + first_row * row_bytes;
+  const auto* params = reinterpret_cast<const uint32_t*>(row + w.codec.code_bytes(k));
+  level.decode_weights({.codes = row + w.codec.code_bytes(first_column),
+                        .params = params + first_column / w.codec.group,
+                        .row_bytes = row_bytes,
+                        .bits = w.codec.bits,
+                        .group = w.codec.group,
+                        .n_rows = n_rows,
+                        .n_columns = n_columns,
+                        .out = out,
+                        .out_stride = n_columns});
+}
+
+void check_matrix(const WeightMatrix& w, int64_t k) {
+  const auto [bits, group] = w.codec;
+  CHECK(!w.codec.is_coded() || (k % kCodedColumns == 0 && (bits == 4 || bits == 8) &&
+                                (group == 32 || group == 64 || group == 128)),
+        "{} bits in groups of {}, k is {}", bits, group, k);
+}
 
 // Weight rows of an item.
 int64_t skinny_range(int64_t k) {
   return std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
 }
 int64_t skinny_items(int64_t k, int64_t n) { return (n + skinny_range(k) - 1) / skinny_range(k); }
-void check_skinny(int64_t most_rows, int64_t k) {
-  CHECK(static_cast<size_t>(skinny_scratch_floats(most_rows, k)) * sizeof(float) <= kScratchBytes,
-        "{} rows of {} channels do not fit the scratch memory", most_rows, k);
+// Of `most_rows` rows of x: their sums and copy, and behind them an item's coded weights, decoded.
+int64_t skinny_floats(int64_t most_rows, int64_t k) { return (skinny_scratch_floats(most_rows, k) + 15) / 16 * 16; }
+void check_skinny(int64_t most_rows, int64_t k, const WeightCodec& codec) {
+  const int64_t decoded = codec.is_coded() ? skinny_range(k) * k * static_cast<int64_t>(sizeof(uint16_t)) : 0;
+  const int64_t bytes = skinny_floats(most_rows, k) * static_cast<int64_t>(sizeof(float)) + decoded;
+  CHECK(bytes <= static_cast<int64_t>(kScratchBytes), "{} rows of {} channels do not fit the scratch memory",
+        most_rows, k);
 }
 
 void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, const Worker& worker) {
   const int64_t range = skinny_range(p.k);
-  SkinnyProduct product{.weight = bits(p.weight),
+  SkinnyProduct product{.weight = bits(p.weight.values),
                         .bias = bits(p.bias),
                         .k = p.k,
                         .n = p.n,
@@ -50,18 +78,35 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, co
                         .out_f32 = p.out_type == DType::kF32,
                         .accumulate = p.accumulate,
                         .scratch = reinterpret_cast<float*>(worker.scratch)};
+  auto* out = static_cast<std::byte*>(p.out);
+  const WeightCodec& codec = p.weight.codec;
+  if (codec.is_coded() && level.skinny_takes_codes) {
+    product.row_bytes = codec.row_bytes(p.k);
+    product.code_bytes = codec.code_bytes(p.k);
+    product.bits = codec.bits;
+    product.group = codec.group;
+  } else if (codec.is_coded()) {
+    // A product of its own: with rows, bias and results of this range alone.
+    const int64_t first = product.first, n_rows = product.end - first;
+    auto* decoded = reinterpret_cast<uint16_t*>(product.scratch + skinny_floats(std::min(p.m, kMaxSkinnyRows), p.k));
+    decode(level, p.weight, p.k, first, n_rows, 0, p.k, decoded);
+    product.weight = decoded;
+    if (product.bias != nullptr) product.bias += first;
+    out += static_cast<size_t>(first) * size_of(p.out_type);
+    product.first = 0;
+    product.end = n_rows;
+  }
   // The weights of an item stay in the cache from one group of rows to the next.
   for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
     product.x = bits(p.x) + row * p.k;
-    product.out = static_cast<std::byte*>(p.out) +
-                  static_cast<size_t>(row * p.n) * size_of(p.out_type);
+    product.out = out + static_cast<size_t>(row * p.n) * size_of(p.out_type);
     product.n_rows = std::min(p.m - row, kMaxSkinnyRows);
     level.multiply_skinny(product);
   }
 }
 
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k);
+  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k, p.weight.codec);
   queue.for_each(skinny_items(p.k, p.n), [&](int64_t item, const Worker& worker) {
     skinny_item(p, level, item, worker);
   });
@@ -73,6 +118,7 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
                     int64_t column, std::byte* scratch) {
   auto* panel = reinterpret_cast<uint16_t*>(scratch);
   auto* partial = reinterpret_cast<float*>(panel + kDepth * kPanelColumns);
+  auto* decoded = reinterpret_cast<uint16_t*>(partial + kBlockRows * kPanelColumns);
   alignas(64) float bias[kPanelColumns];
   const int64_t n_columns = std::min(kPanelColumns, p.n - column);
   if (p.bias != nullptr) {
@@ -82,7 +128,12 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
   for (int64_t first = 0; first < p.k; first += kDepth) {
     const int64_t depth = std::min(kDepth, p.k - first);
     const bool last = first + depth == p.k;
-    level.pack_rows(bits(p.weight) + column * p.k + first, p.k, n_columns, depth, panel);
+    if (p.weight.codec.is_coded()) {
+      decode(level, p.weight, p.k, column, n_columns, first, depth, decoded);
+      level.pack_rows(decoded, depth, n_columns, depth, panel);
+    } else {
+      level.pack_rows(bits(p.weight.values) + column * p.k + first, p.k, n_columns, depth, panel);
+    }
     PanelProduct product{.a = bits(p.x) + row * p.k + first,
                          .row_stride = p.k,
                          .panel = panel,
@@ -110,7 +161,7 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
 int64_t panels_of(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
 
 void linear_blocks(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  static_assert(kDepth * kPanelColumns * 2 + kBlockRows * kPanelColumns * 4 <= kScratchBytes);
+  static_assert(2 * kDepth * kPanelColumns * 2 + kBlockRows * kPanelColumns * 4 <= kScratchBytes);
   const int64_t n_panels = panels_of(p.n);
   const int64_t n_blocks = (p.m + kBlockRows - 1) / kBlockRows;
   queue.for_each(n_blocks * n_panels, [&](int64_t item, const Worker& worker) {
@@ -137,6 +188,7 @@ void linear(Queue& queue, const LinearParams& p) {
   if (p.m == 0) return;
   CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
+  check_matrix(p.weight, p.k);
   if (p.m <= kMaxSkinnyRows || p.alone) {
     linear_skinny(queue, p, gemm_level(queue.isa()));
   } else {
@@ -147,13 +199,13 @@ void linear(Queue& queue, const LinearParams& p) {
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
   const GemmLevel& level = gemm_level(queue.isa());
-  if (p.few) check_skinny(kMaxSkinnyRows, p.k);
+  if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec);
   const int64_t items = p.few ? skinny_items(p.k, p.n) : panels_of(p.n);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
     const int32_t group = p.groups[i / items];
     const int64_t first = p.starts[group], item = i % items;
     const LinearParams rows{.x = p.x + first * p.k,
-                            .weight = p.weights[group],
+                            .weight = {p.weights[group], p.codec},
                             .out = p.out + first * p.n,
                             .m = p.starts[group + 1] - first,
                             .k = p.k,

@@ -4,6 +4,9 @@
 // More rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x,
 // which costs about a hundredth of multiplying them (on AMX three hundredths).
 //
+// Coded weights are decoded beside it: of few rows some weight rows before they are multiplied, of many rows
+// each panel before it is packed. The bits are those that the decoded matrix gives.
+//
 // Promises: nothing is allocated; the bits of a row depend on the level and on whether there are
 // more than 16 rows, and neither on the number of threads nor on the other rows. With accumulate,
 // and with bias, the sum is rounded once: round((x weight^T + bias) + out).
@@ -27,6 +30,7 @@ void gated_linear(Queue& queue, const GatedLinearParams& p);
 struct GroupedLinearParams {
   const bf16* x = nullptr;               // [rows][k]
   const bf16* const* weights = nullptr;  // [k] x [n] of a group: weights[group]
+  WeightCodec codec = {};                // of all weights
   const int32_t* starts = nullptr;       // group's rows are starts[group] .. starts[group + 1] - 1
   const int32_t* groups = nullptr;       // [n_groups]: those that have rows
   bf16* out = nullptr;                   // [rows][n]

@@ -3,10 +3,12 @@
 // compiler flags include it (cpu/isa.h).
 //
 // Lanes run along k, so that weight rows are read as they lie in memory and nothing is packed. A
-// block is 8 weight rows x 1 or 2 rows of x, or 4 x up to 6: 8 to 24 independent chains.
+// block is 8 weight rows x 1 or 2 rows of x, or 4 x up to 6: 8 to 24 independent chains. Coded weights are
+// decoded in registers, 128 of a row at a time, and multiplied in the same order.
 #pragma once
 
 #include "cpu/skinny_finish.h"
+#include "cpu/weight_codes_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -22,13 +24,15 @@ __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 
-// x: rows of the level's elements, stride(k) apart. ahead: how far to prefetch, see
-// multiply_skinny.
+// x: rows of the level's elements, stride(k) apart. w_stride: elements from a weight row to the next.
+// ahead: how far to prefetch, see multiply_skinny.
 template <class Level>
 struct SkinnyBlock {
   const typename Level::Element* x;
   const uint16_t* w;
-  int64_t k, ahead;
+  int64_t k, ahead, w_stride;
+  int64_t code_bytes = 0;  // of coded rows
+  int32_t group = 0;
 
   // From element i of a row. Beyond its end comes the same row of the next block, not the next row
   // of this one.
@@ -41,6 +45,51 @@ struct SkinnyBlock {
 // costs a quarter of it (Zen 5); with more, loads stall behind arithmetic without it.
 template <int kRows>
 inline constexpr bool kPrefetches = kRows > 2;
+
+// Of coded weights; Level::add_run(acc, run, x) adds the products of 32 elements.
+template <class Level, int kBits>
+struct CodedLevel {
+  using Element = typename Level::Element;
+  static int64_t stride(int64_t k) { return Level::stride(k); }
+
+  template <int kRows, int kColumns>
+  static void add_products(const SkinnyBlock<CodedLevel>& b, __m512 (&acc)[kRows][kColumns]) {
+    const auto* rows = reinterpret_cast<const uint8_t*>(b.w);
+    const int64_t row_bytes = 2 * b.w_stride;
+    const int shift = __builtin_ctz(static_cast<unsigned>(b.group));
+    GroupScales scales[kColumns];
+    for (int64_t i = 0; i < b.k; i += 128) {
+      const int64_t group = (i >> shift) % kGroupsAtOnce;
+      if (group == 0) {
+        for (int c = 0; c < kColumns; ++c) {
+          const auto* params = reinterpret_cast<const uint32_t*>(rows + c * row_bytes + b.code_bytes) + (i >> shift);
+          _mm_prefetch(reinterpret_cast<const char*>(params) + kColumns * row_bytes, _MM_HINT_T0);
+          scales[c].load(params);
+        }
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) {
+        const uint8_t* codes = rows + c * row_bytes;
+        // Rows of codes are too short for the hardware's prefetcher: the same place of the next block.
+        const auto* next = reinterpret_cast<const char*>(codes + kColumns * row_bytes) + i * kBits / 8;
+        _mm_prefetch(next, _MM_HINT_T0);
+        if constexpr (kBits == 8) _mm_prefetch(next + 64, _MM_HINT_T0);
+        __m512i runs[4];
+        if constexpr (kBits == 4) {
+          decode_4<typename Level::Round>(codes + i / 2, scales[c], group, shift, runs);
+        } else {
+          decode_8<typename Level::Round>(codes + i, scales[c], group, shift, runs);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+          const Element* x = b.x + r * stride(b.k) + i;
+#pragma GCC unroll 4
+          for (int run = 0; run < 4; ++run) Level::add_run(acc[r][c], runs[run], x + 32 * run);
+        }
+      }
+    }
+  }
+};
 
 // sums[r][0 .. kColumns) = x[r] . w[0 .. kColumns) for kRows rows; sums is kSkinnyRange wide.
 // Level::add_products(b, acc): acc[r][c] += lanes of x[r] * w[c].
@@ -91,10 +140,13 @@ void columns(int64_t n_rows, const SkinnyBlock<Level>& all, float* sums) {
 }
 
 template <class Level>
-void multiply_skinny(const SkinnyProduct& p, const typename Level::Element* x) {
+void multiply_blocks(const SkinnyProduct& p, const typename Level::Element* x) {
   // Short rows: fetch the next block; long ones: 2 KiB further along the same row.
   const int64_t ahead = p.k < 1024 ? p.k : 1024;
-  const auto at = [&](int64_t n) { return SkinnyBlock<Level>{x, p.weight + n * p.k, p.k, ahead}; };
+  const int64_t w_stride = p.bits < 16 ? p.row_bytes / 2 : p.k;
+  const auto at = [&](int64_t n) {
+    return SkinnyBlock<Level>{x, p.weight + n * w_stride, p.k, ahead, w_stride, p.code_bytes, p.group};
+  };
   float* sums = p.scratch;
   int64_t n = p.first;
   if (p.n_rows <= 2) {
@@ -110,6 +162,15 @@ void multiply_skinny(const SkinnyProduct& p, const typename Level::Element* x) {
   for (; n + 4 <= p.end; n += 4) columns<Level, 4>(p.n_rows, at(n), sums + (n - p.first));
   for (; n < p.end; ++n) columns<Level, 1>(p.n_rows, at(n), sums + (n - p.first));
   for (int64_t row = 0; row < p.n_rows; ++row) finish(p, row, sums + row * kSkinnyRange);
+}
+
+template <class Level>
+void multiply_skinny(const SkinnyProduct& p, const typename Level::Element* x) {
+  switch (p.bits) {
+    case 4: return multiply_blocks<CodedLevel<Level, 4>>(p, x);
+    case 8: return multiply_blocks<CodedLevel<Level, 8>>(p, x);
+    default: return multiply_blocks<Level>(p, x);
+  }
 }
 
 }  // namespace

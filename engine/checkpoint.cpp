@@ -63,6 +63,12 @@ std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::str
   return result;
 }
 
+bool has_weights(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  return std::filesystem::exists(directory / kSingleFile, ignored) ||
+         std::filesystem::exists(directory / kIndexFile, ignored);
+}
+
 Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
   std::error_code ignored, error;
   Checkpoint checkpoint;
@@ -124,6 +130,11 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
 const TensorInfo* Checkpoint::find(std::string_view name) const {
   const auto entry = where_.find(name);
   return entry == where_.end() ? nullptr : files_[entry->second].find(name);
+}
+
+const TensorInfo* Checkpoint::find_any(std::string_view name) const {
+  const auto entry = where_.find(name);
+  return entry == where_.end() ? nullptr : files_[entry->second].find_any(name);
 }
 
 const TensorInfo& Checkpoint::tensor(std::string_view name) const {

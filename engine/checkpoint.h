@@ -20,6 +20,9 @@
 
 namespace tiercel {
 
+// Whether this is a directory with a checkpoint, complete or not.
+bool has_weights(const std::filesystem::path& directory);
+
 // The pairs (tensor, shard file) of an index file, sorted by tensor. Pure: what the fuzzer calls.
 // Errors: not JSON, no weight_map, a shard that is not a plain "*.safetensors" file name.
 std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::string_view text,
@@ -34,6 +37,8 @@ class Checkpoint {
   // The tensor, or null when the checkpoint has none of this name.
   // Errors: it has one, of a dtype other than BF16, F16, F32, F8_E4M3.
   const TensorInfo* find(std::string_view name) const;
+  // The same of any dtype.
+  const TensorInfo* find_any(std::string_view name) const;
   // The tensor. Errors: missing, or its dtype.
   const TensorInfo& tensor(std::string_view name) const;
   // The tensor, which must have exactly this shape. Errors: missing, its dtype, its shape.

@@ -178,8 +178,63 @@ void refuse_unsupported(const JsonNode& root) {
 }
 
 constexpr const char* kSupportedQuantisation =
-    "of quantised weights only FP8 is supported (fp8, fbgemm_fp8, compressed-tensors); use such a "
-    "checkpoint, or the original one";
+    "of quantised weights FP8 (fp8, fbgemm_fp8, compressed-tensors) and integers of 4 and 8 bits (gptq, awq, "
+    "compressed-tensors) are supported; use such a checkpoint, or the original one";
+
+struct Quantisation {
+  std::optional<Fp8Weights> fp8;
+  std::optional<IntWeights> integers;
+};
+
+int32_t read_bits(const JsonNode& node) {
+  const int64_t bits = node.integer(1, 64);
+  if (bits != 4 && bits != 8) node.unexpected("4 or 8", kSupportedQuantisation);
+  return static_cast<int32_t>(bits);
+}
+
+// -1, as 0 of ours, is a group of a whole row.
+int64_t read_group(const JsonNode& parent) {
+  const auto node = parent.find("group_size");
+  const int64_t group = node ? node->integer(-1, kMaxIntermediate) : -1;
+  if (group == 0) node->unexpected("-1, or a number of columns");
+  return std::max<int64_t>(group, 0);
+}
+
+IntWeights read_gptq(const JsonNode& node) {
+  IntWeights found{.layout = IntWeights::Layout::kGptq, .bits = read_bits(node.at("bits"))};
+  found.group = read_group(node);
+  found.act_order = node.boolean_or("desc_act", false) || node.boolean_or("static_groups", false);
+  found.less_one = true;
+  if (const auto format = node.find("checkpoint_format")) {
+    if (format->text() == "gptq_v2") {
+      found.less_one = false;
+    } else if (format->text() != "gptq") {
+      format->unexpected("gptq or gptq_v2", kSupportedQuantisation);
+    }
+  }
+  if (const auto rules = node.find("dynamic"); rules && rules->raw().is_object()) {
+    for (const auto& [pattern, rule] : rules->raw().items()) {
+      // "-:" leaves modules as they are.
+      if (!pattern.starts_with("-:")) rules->unexpected("the same quantisation of all matrices", kSupportedQuantisation);
+    }
+  }
+  return found;
+}
+
+IntWeights read_awq(const JsonNode& node) {
+  IntWeights found{.layout = IntWeights::Layout::kAwq};
+  const JsonNode bits = node.has("bits") ? node.at("bits") : node.at("w_bit");
+  if (read_bits(bits) != 4) bits.unexpected("4", kSupportedQuantisation);
+  const char* group = node.has("group_size") ? "group_size" : "q_group_size";
+  found.group = std::max<int64_t>(node.at(group).integer(-1, kMaxIntermediate), 0);
+  if (const auto version = node.find("version")) {
+    if (version->text() != "gemm" && version->text() != "GEMM") version->unexpected("gemm", kSupportedQuantisation);
+  }
+  if (const auto zeros = node.find("zero_point")) {
+    if (!zeros->boolean()) zeros->unexpected("true", kSupportedQuantisation);
+  }
+  return found;
+}
 
 // [128, 128] and the like.
 Fp8Weights read_blocks(const JsonNode& parent, const char* key) {
@@ -189,28 +244,52 @@ Fp8Weights read_blocks(const JsonNode& parent, const char* key) {
   return {(*node)[0].integer(1, kMaxIntermediate), (*node)[1].integer(1, kMaxIntermediate)};
 }
 
-// What says how a checkpoint's matrices were quantised. Which of them are is for their dtypes to say.
-std::optional<Fp8Weights> read_quantisation(const JsonNode& root) {
-  const auto node = root.find("quantization_config");
-  if (!node) return std::nullopt;
-  const JsonNode method = node->at("quant_method");
-  if (method.text() == "fp8") return read_blocks(*node, "weight_block_size");
-  if (method.text() == "fbgemm_fp8") return Fp8Weights{};
-  if (method.text() != "compressed-tensors") {
-    method.unexpected("fp8, fbgemm_fp8 or compressed-tensors", kSupportedQuantisation);
-  }
-  const JsonNode groups = node->at("config_groups");
+// Floats or integers; all groups of matrices have the same.
+Quantisation read_compressed_tensors(const JsonNode& node) {
+  const JsonNode groups = node.at("config_groups");
   groups.expect_object();
-  Fp8Weights found;
+  Quantisation found;
   for (const auto& [name, ignored] : groups.raw().items()) {
-    const JsonNode weights = groups.at(name.c_str()).at("weights");
+    const JsonNode group = groups.at(name.c_str()), weights = group.at("weights");
     const JsonNode type = weights.at("type"), bits = weights.at("num_bits");
-    if (type.text() != "float") type.unexpected("float", kSupportedQuantisation);
-    if (bits.integer(1, 64) != 8) bits.unexpected("8", kSupportedQuantisation);
-    const Fp8Weights blocks = read_blocks(weights, "block_structure");
-    if (blocks.block_rows > 0) found = blocks;
+    const auto own = group.find("format");
+    const std::string format = own ? own->text() : node.has("format") ? node.at("format").text() : "";
+    if (type.text() == "float") {
+      if (bits.integer(1, 64) != 8) bits.unexpected("8", kSupportedQuantisation);
+      const Fp8Weights blocks = read_blocks(weights, "block_structure");
+      if (blocks.block_rows > 0 || !found.fp8) found.fp8 = blocks;
+    } else if (type.text() == "int") {
+      IntWeights integers{.layout = IntWeights::Layout::kPlain, .bits = read_bits(bits), .group = read_group(weights)};
+      if (format == "pack-quantized") {
+        integers.layout = IntWeights::Layout::kPacked;
+      } else if (format != "int-quantized" || integers.bits != 8) {
+        node.unexpected("format pack-quantized, or int-quantized of 8 bits", kSupportedQuantisation);
+      }
+      const auto order = weights.find("actorder");
+      integers.act_order = order && order->raw().is_string() && order->text() == "group";
+      if (found.integers && !(*found.integers == integers)) {
+        groups.unexpected("the same quantisation of all matrices", kSupportedQuantisation);
+      }
+      found.integers = integers;
+    } else {
+      type.unexpected("float or int", kSupportedQuantisation);
+    }
   }
+  if (found.fp8 && found.integers) groups.unexpected("floats or integers, not both", kSupportedQuantisation);
   return found;
+}
+
+// What says how a checkpoint's matrices were quantised. Which of them are is for their tensors to say.
+Quantisation read_quantisation(const JsonNode& root) {
+  const auto node = root.find("quantization_config");
+  if (!node) return {};
+  const JsonNode method = node->at("quant_method");
+  if (method.text() == "fp8") return {.fp8 = read_blocks(*node, "weight_block_size"), .integers = {}};
+  if (method.text() == "fbgemm_fp8") return {.fp8 = Fp8Weights{}, .integers = {}};
+  if (method.text() == "gptq") return {.fp8 = {}, .integers = read_gptq(*node)};
+  if (method.text() == "awq") return {.fp8 = {}, .integers = read_awq(*node)};
+  if (method.text() == "compressed-tensors") return read_compressed_tensors(*node);
+  method.unexpected("fp8, fbgemm_fp8, gptq, awq or compressed-tensors", kSupportedQuantisation);
 }
 
 // Which heads look at what in sparse attention (sparse_attention_config) is the business of those who
@@ -358,7 +437,9 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
       root.at("dual_chunk_attention_config").unexpected("no sliding window beside it");
     }
   }
-  config.fp8 = read_quantisation(root);
+  const Quantisation quantisation = read_quantisation(root);
+  config.fp8 = quantisation.fp8;
+  config.int_weights = quantisation.integers;
   config.tie_word_embeddings = root.boolean_or("tie_word_embeddings", false);
 
   switch (config.architecture) {
@@ -413,6 +494,16 @@ void set_reach(ModelConfig& config, const ReachOptions& options) {
     }
   }
   config.dual_chunk = dual;
+}
+
+void set_weight_form(ModelConfig& config, WeightForm form, BackendKind backend) {
+  if (backend == BackendKind::kCuda) {
+    if (form == WeightForm::kInt8 || form == WeightForm::kInt4) {
+      fail(ErrorKind::kUsage, "--weight-codec: codes are not multiplied on a GPU yet; use bf16, or --backend cpu");
+    }
+    form = WeightForm::kBf16;
+  }
+  config.weight_form = form;
 }
 
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@
 
 #include "engine/base/ops/position.h"
 #include "engine/fp8.h"
+#include "engine/int_weights.h"
 #include "engine/options.h"
 #include "engine/rope.h"
 
@@ -81,6 +83,10 @@ struct ModelConfig {
   // config.json does not tell; the checkpoint's tensors do.
   bool eviction_head = false;
   std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
+  std::optional<IntWeights> int_weights;  // some are integers with scales
+  // Modules of which the checkpoint has codes (integers), sorted; null: of all matrices of layers.
+  std::shared_ptr<const std::vector<std::string>> coded_modules;
+  WeightForm weight_form = WeightForm::kStored;  // ModelOptions
   // Beside a GPU: so many layers' feed-forward matrices stay in host memory (ModelOptions).
   int64_t host_layers = 0;
 
@@ -126,6 +132,9 @@ void set_reach(ModelConfig& config, const ReachOptions& options);
 // Sets host_layers, as many as n_layers asks for; kAutoLayers: none, until host_layers_for says otherwise.
 // Errors: more layers than there are, or a backend that has no use for it.
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend);
+
+// Sets weight_form. Errors: one that the backend does not have.
+void set_weight_form(ModelConfig& config, WeightForm form, BackendKind backend);
 
 // `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
 // applied when it exists. Errors: those of the two parsers, and a missing config.json.

@@ -95,23 +95,23 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
     all.host += layer.host;
     all.shared += layer.shared;
   }
-  const int64_t head = config.vocab_size * config.hidden * kBf16;
-  int64_t weights = parameter_count(config) * kBf16;
+  const int64_t head = head_bytes(config);
+  int64_t weights = weight_bytes(config);
   // A step reads a row of the embedding; the same matrix as the head is read whole.
-  if (!config.tie_word_embeddings) weights -= head;
-  int64_t link_weights = 0, link_experts = 0;
+  if (!config.tie_word_embeddings) weights -= config.vocab_size * config.hidden * kBf16;
+  int64_t link_weights = 0, experts = 0, link_experts = 0;
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    if (!config.feeds_from_host(layer)) continue;
-    const int64_t bytes = feed_forward_parameters(config, layer) * kBf16;
-    link_weights += bytes;
-    if (config.has_experts(layer)) link_experts += bytes;
+    const int64_t bytes = feed_forward_bytes(config, layer);
+    const bool over_link = config.feeds_from_host(layer);
+    if (over_link) link_weights += bytes;
+    if (config.has_experts(layer)) (over_link ? link_experts : experts) += bytes;
   }
   const double share =
       config.experts.n > 0 ? static_cast<double>(config.experts.n_chosen) / static_cast<double>(config.experts.n) : 1;
   return {.weights = weights - link_weights,
           .link_weights = link_weights,
           .head = head,
-          .experts = expert_parameters(config) * kBf16 - link_experts,
+          .experts = experts,
           .link_experts = link_experts,
           .expert_share = share,
           .device = std::llround(all.device),

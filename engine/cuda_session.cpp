@@ -47,7 +47,7 @@ class DeviceWeights {
       const bool stays = stays_on_host(config, tensor);
       bf16*& place = stays ? next_on_host : next;
       *tensor.target = place;
-      place += aligned_elements(tensor.n_elements());
+      place += aligned_elements(tensor.kept_elements());
       if (!stays || tensor.feeds_layer < 0) continue;
       std::span<const bf16>& block = weights_.layers[static_cast<size_t>(tensor.feeds_layer)].host_block;
       const bf16* begin = block.empty() ? *tensor.target : block.data();
@@ -61,7 +61,7 @@ class DeviceWeights {
 
   // The values of tensor i of weight_tensors; they are not needed any more on return.
   void put(size_t i, const bf16* values) {
-    const int64_t bytes = tensors_[i].n_elements() * static_cast<int64_t>(sizeof(bf16));
+    const int64_t bytes = tensors_[i].kept_elements() * static_cast<int64_t>(sizeof(bf16));
     auto* target = const_cast<bf16*>(*tensors_[i].target);
     if (stays_on_host(config_, tensors_[i])) {
       std::memcpy(target, values, static_cast<size_t>(bytes));

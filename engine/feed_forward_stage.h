@@ -58,7 +58,7 @@ class FeedForwardStage {
     const auto move = [&](const bf16*& matrix) {
       if (matrix != nullptr) matrix = block_ + (matrix - w.host_block.data());
     };
-    for (const bf16** matrix : {&staged_.gate, &staged_.up, &staged_.down}) move(*matrix);
+    for (WeightMatrix* matrix : {&staged_.gate, &staged_.up, &staged_.down}) move(matrix->values);
     for (ExpertWeights* experts : {&staged_.expert_gate, &staged_.expert_up, &staged_.expert_down}) {
       for (const bf16*& matrix : experts->of) move(matrix);
     }

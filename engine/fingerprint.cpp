@@ -40,6 +40,9 @@ void add_config(const ModelConfig& c, Hash& hash) {
     hash.number(extent);
   }
   hash.number(c.rms_eps);
+  // What a checkpoint has as codes, gives the same decoded.
+  if (c.weight_form == WeightForm::kInt8) hash.text("int8 weights");
+  if (c.weight_form == WeightForm::kInt4) hash.text("int4 weights");
   for (const bool flag : {c.tie_word_embeddings, c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm}) {
     hash.number(int64_t{flag});
   }
@@ -84,16 +87,12 @@ std::string fingerprint_of(const ModelConfig& config, const std::string& directo
   }
   const Checkpoint checkpoint = Checkpoint::open(directory);
   for (const std::string_view name : checkpoint.names()) {
+    const TensorInfo& tensor = *checkpoint.find_any(name);
     // What the engine cannot use, no result depends on.
-    const TensorInfo* tensor = nullptr;
-    try {
-      tensor = checkpoint.find(name);
-    } catch (const Error&) {
-      continue;
-    }
-    add_tensor(*tensor, hash);
+    if (!tensor.supported && !config.int_weights) continue;
+    add_tensor(tensor, hash);
     // Of a file in huge pages a sample maps two MiB, beside the mapping that the weights are read from.
-    wont_need(*tensor);
+    wont_need(tensor);
   }
   return hash.digits();
 }

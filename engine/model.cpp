@@ -38,7 +38,9 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
                                        const ModelOptions& options) {
   const bool cuda = options.backend == BackendKind::kCuda ||
                     (options.backend == BackendKind::kAuto && why_no_cuda().empty());
-  set_host_layers(config, options.host_layers, cuda ? BackendKind::kCuda : BackendKind::kCpu);
+  const BackendKind backend = cuda ? BackendKind::kCuda : BackendKind::kCpu;
+  set_weight_form(config, options.weight_form, backend);
+  set_host_layers(config, options.host_layers, backend);
   std::shared_ptr<LoadedModel> model = cuda ? open_cuda_model(source, std::move(config), options)
                                             : open_cpu_model(source, std::move(config), options);
   model->set_fingerprint(fingerprint_of(model->config(), source.directory));
@@ -51,7 +53,7 @@ std::shared_ptr<Model> Model::open(const std::string& directory, const ModelOpti
   // The configuration first: its errors are the cheapest to find.
   ModelConfig config = load_config(directory);
   set_reach(config, options.reach);
-  config.eviction_head = has_eviction_head(directory);
+  learn_from_checkpoint(config, directory);
   return open_on_backend({directory}, std::move(config), options);
 }
 

@@ -25,7 +25,7 @@ namespace tiercel {
 
 template <typename Rows>
 void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_t& n_threads,
-                       ReachOptions& reach, int64_t& host_layers) {
+                       ReachOptions& reach, int64_t& host_layers, WeightForm& weight_form) {
   rows.choice(
       "--backend", backend,
       {{"auto", BackendKind::kAuto}, {"cpu", BackendKind::kCpu}, {"cuda", BackendKind::kCuda}},
@@ -47,6 +47,12 @@ void add_model_options(Rows& rows, BackendKind& backend, int64_t& device, int64_
              "Feed-forward weights of so many layers stay in host memory beside a GPU, and steps read them over the "
              "link; auto: as many as must",
              [&host_layers](const std::string& text) { host_layers = parse_layers(text); });
+  rows.choice("--weight-codec", weight_form,
+              {{"stored", WeightForm::kStored},
+               {"bf16", WeightForm::kBf16},
+               {"int8", WeightForm::kInt8},
+               {"int4", WeightForm::kInt4}},
+              "How matrices are kept: as the checkpoint has them; decoded to bf16; or rounded to codes of so many bits");
 }
 
 template <typename Rows>

@@ -135,6 +135,11 @@ struct ExpectedLoad {
   bool is_certain = false;   // what does not fit may be refused before weights are read
 };
 
+// How matrices of layers, and a head of its own, are kept: as the checkpoint has them (bf16, or its codes), or as bf16,
+// or in codes of eight or four bits, which loses something (engine/weight_codes.h). Codes of a checkpoint that are
+// no wider stay as they are.
+enum class WeightForm : uint8_t { kStored, kBf16, kInt8, kInt4 };
+
 inline constexpr int64_t kAllLayers = -1, kAutoLayers = -2;
 
 // Where and with what a model computes.
@@ -148,6 +153,7 @@ struct ModelOptions {
   // have them brought over layer by layer. The embedding stays there too, where the head is another matrix.
   // kAutoLayers: the fewest with which the expected load fits.
   int64_t host_layers = kAutoLayers;
+  WeightForm weight_form = WeightForm::kStored;
   ExpectedLoad load = {};
 };
 

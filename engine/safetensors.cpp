@@ -31,9 +31,9 @@ constexpr StoredDType kStoredDTypes[] = {
     {"BF16", 16, DType::kBf16},       {"F16", 16, DType::kF16},
     {"F32", 32, DType::kF32},         {"F64", 64, std::nullopt},
     {"C64", 64, std::nullopt},        {"I64", 64, std::nullopt},
-    {"U64", 64, std::nullopt},        {"I32", 32, std::nullopt},
+    {"U64", 64, std::nullopt},        {"I32", 32, DType::kI32},
     {"U32", 32, std::nullopt},        {"I16", 16, std::nullopt},
-    {"U16", 16, std::nullopt},        {"I8", 8, std::nullopt},
+    {"U16", 16, std::nullopt},        {"I8", 8, DType::kI8},
     {"U8", 8, std::nullopt},          {"BOOL", 8, std::nullopt},
     {"F8_E4M3", 8, DType::kF8E4M3},   {"F8_E5M2", 8, std::nullopt},
     {"F8_E8M0", 8, std::nullopt},     {"F8_E4M3FNUZ", 8, std::nullopt},
@@ -73,7 +73,7 @@ TensorInfo parse_entry(const std::string& tensor, const JsonNode& node, uint64_t
   const StoredDType* stored = find_stored_dtype(node.at("dtype").text());
   if (stored != nullptr && stored->dtype) {
     info.dtype = *stored->dtype;
-    info.supported = true;
+    info.supported = info.dtype != DType::kI8 && info.dtype != DType::kI32;
   }
 
   const JsonNode shape = node.at("shape");
@@ -302,17 +302,21 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   return file;
 }
 
-const TensorInfo* SafetensorsFile::find(std::string_view name) const {
+const TensorInfo* SafetensorsFile::find_any(std::string_view name) const {
   const auto entry = by_name_.find(name);
-  if (entry == by_name_.end()) return nullptr;
-  const TensorInfo& tensor = tensors_[entry->second];
-  if (!tensor.supported) {
-    fail_tensor(name_, tensor.name,
-                fmt::format("expected dtype BF16, F16, F32 or F8_E4M3, found {}; other quantised "
-                            "checkpoints are not supported: use the original weights",
-                            tensor.stored_dtype));
+  return entry == by_name_.end() ? nullptr : &tensors_[entry->second];
+}
+
+const TensorInfo* SafetensorsFile::find(std::string_view name) const {
+  const TensorInfo* tensor = find_any(name);
+  if (tensor != nullptr && !tensor->supported) {
+    fail_tensor(name_, tensor->name,
+                fmt::format("expected dtype BF16, F16, F32 or F8_E4M3, found {}; quantised weights are supported "
+                            "where config.json says how (gptq, awq, compressed-tensors): use such a checkpoint, or "
+                            "the original one",
+                            tensor->stored_dtype));
   }
-  return &tensor;
+  return tensor;
 }
 
 // ---- values ----

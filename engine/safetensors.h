@@ -52,8 +52,8 @@ class MappedFile {
 // A tensor as it lies in a file.
 struct TensorInfo {
   std::string name;
-  DType dtype = DType::kF32;   // only meaningful when `supported`
-  bool supported = false;      // BF16, F16, F32 or F8_E4M3
+  DType dtype = DType::kF32;   // only meaningful when `supported`, or of I8 and I32
+  bool supported = false;      // BF16, F16, F32 or F8_E4M3: numbers by themselves
   std::string stored_dtype;    // as the file spells it, for messages
   std::vector<int64_t> shape;  // outermost first; empty for a scalar; a dimension may be 0
   uint64_t offset = 0;         // of the data, in bytes from the start of the file
@@ -92,6 +92,8 @@ class SafetensorsFile {
   // The tensor, or null when the file has none of this name.
   // Errors: its dtype is none of BF16, F16, F32, F8_E4M3 (such tensors may exist, they cannot be used).
   const TensorInfo* find(std::string_view name) const;
+  // The same of any dtype.
+  const TensorInfo* find_any(std::string_view name) const;
   // Everything in the file, also what find would refuse, in the order of the data.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::string& name() const { return name_; }

@@ -49,6 +49,7 @@ struct SessionPlan {
   int64_t n_prompt = 0;   // tokens that prefill may be given
   int64_t context = 0;    // tokens that the sequence can hold
   DualChunk dual_chunk;    // the model's, as it is open
+  std::string weights;     // how its matrices are kept, where that is not bf16 as they are stored; for people
   bool long_rope = false;  // LongRoPE: turned as in a context of more tokens than the original one
   bool logprobs = false;  // prefill_logprobs may be called
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then

@@ -115,11 +115,11 @@ class Transformer {
   void add_mlp(const LayerWeights& w, bf16* x, int64_t n, bool alone);
   void add_experts(const LayerWeights& w, bf16* x, int64_t n, bool alone);
   void norm(const bf16* x, const bf16* weight, int64_t n, bf16* out, const bf16* added = nullptr);
-  void project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
+  void project(const bf16* x, const WeightMatrix& weight, const bf16* bias, bf16* out, int64_t n, int64_t k,
                int64_t width, bool accumulate, bool alone);
   // What was normed, [n][hidden], to fp32 [n][width].
-  void project_normed(const bf16* weight, float* out, int64_t n, int64_t width, bool alone);
-  void add_projected(const bf16* y, const bf16* weight, const bf16* bias, const bf16* post_norm,
+  void project_normed(const WeightMatrix& weight, float* out, int64_t n, int64_t width, bool alone);
+  void add_projected(const bf16* y, const WeightMatrix& weight, const bf16* bias, const bf16* post_norm,
                      bf16* x, int64_t n, int64_t k, bool alone);
   Projections separate_inputs(const LayerWeights& w, const bf16* x, int64_t n, bool alone,
                               int64_t first_row);
@@ -165,7 +165,7 @@ void Transformer<Device>::norm(const bf16* x, const bf16* weight, int64_t n, bf1
 }
 
 template <Backend Device>
-void Transformer<Device>::project(const bf16* x, const bf16* weight, const bf16* bias, bf16* out,
+void Transformer<Device>::project(const bf16* x, const WeightMatrix& weight, const bf16* bias, bf16* out,
                                   int64_t n, int64_t k, int64_t width, bool accumulate,
                                   bool alone) {
   LinearParams params;
@@ -207,7 +207,7 @@ Projections Transformer<Device>::prompt_inputs(int64_t layer, const bf16* x, int
 template <Backend Device>
 void Transformer<Device>::step_inputs(int64_t layer, const bf16* x, int64_t n, int64_t first_row) {
   const LayerWeights& w = weights_of(layer);
-  if (w.qkv == nullptr) {
+  if (!w.qkv) {
     separate_inputs(w, x, n, true, first_row);
     return;
   }
@@ -233,7 +233,7 @@ Projections Transformer<Device>::step_row(int64_t layer, int64_t row) const {
   const int64_t q = config_.q_width(), kv = config_.kv_width();
   const float eps = static_cast<float>(config_.rms_eps);
   bf16* views = views_ + row * views_of_row_;
-  if (w.qkv == nullptr) {
+  if (!w.qkv) {
     return {q_ + row * q, k_ + row * kv, v_ + row * kv, w.q_norm, w.k_norm, eps, 1, w.delta, w.a, views};
   }
   bf16* joined = qkv_ + row * (q + 2 * kv);
@@ -309,7 +309,7 @@ void Transformer<Device>::add_experts(const LayerWeights& w, bf16* x, int64_t n,
 
 // To the residual stream: a product, or where there is a norm, that of the product.
 template <Backend Device>
-void Transformer<Device>::add_projected(const bf16* y, const bf16* weight, const bf16* bias,
+void Transformer<Device>::add_projected(const bf16* y, const WeightMatrix& weight, const bf16* bias,
                                         const bf16* post_norm, bf16* x, int64_t n, int64_t k,
                                         bool alone) {
   const bool adds = post_norm == nullptr;
@@ -324,7 +324,7 @@ void Transformer<Device>::make_logits(const bf16* x, int64_t n, bool alone) {
 }
 
 template <Backend Device>
-void Transformer<Device>::project_normed(const bf16* weight, float* out, int64_t n, int64_t width, bool alone) {
+void Transformer<Device>::project_normed(const WeightMatrix& weight, float* out, int64_t n, int64_t width, bool alone) {
   LinearParams params;
   params.x = normed_;
   params.weight = weight;

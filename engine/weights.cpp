@@ -2,15 +2,17 @@
 
 #include <fmt/format.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <unordered_set>
 
 #include "cpu/synthetic.h"
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
+#include "engine/weight_codes.h"
 
 namespace tiercel {
 namespace {
@@ -20,28 +22,47 @@ constexpr int64_t kCopyBelow = int64_t{2} << 30;
 
 constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; }
 
-// Before anything is read.
-void check_room(const std::string& model, int64_t n_parameters) {
-  const int64_t bytes = n_parameters * static_cast<int64_t>(sizeof(bf16));
+// Before anything is read. elements: of two bytes.
+void check_room(const std::string& model, int64_t elements, bool coded) {
+  const int64_t bytes = elements * static_cast<int64_t>(sizeof(bf16));
   const int64_t available = cpu::memory_of_this_process_bytes();
   if (bytes <= available) return;
-  fail(ErrorKind::kDoesNotFit, "{}: its weights take {} of memory as bf16, this machine has {} left", model,
-       format_bytes(bytes), format_bytes(available));
+  fail(ErrorKind::kDoesNotFit, "{}: its weights take {} of memory{}, this machine has {} left{}", model,
+       format_bytes(bytes), coded ? "" : " as bf16", format_bytes(available),
+       coded ? "" : "; --weight-codec int8 or int4 makes them smaller, and rounds them");
 }
 
 // What quantised checkpoints say of activations and of the KV cache, which are bf16 here, or in a codec of
 // the engine's own.
 bool is_scale_of_activations(std::string_view tensor) {
-  for (const char* end : {".input_scale", ".k_scale", ".v_scale"}) {
+  for (const char* end : {".input_scale", ".input_zero_point", ".k_scale", ".v_scale"}) {
     if (tensor.ends_with(end)) return true;
   }
   return false;
 }
 
+// Some tools write a bias of zeros for every matrix that they quantise.
+bool is_zero(const TensorInfo& tensor) {
+  return std::all_of(tensor.data, tensor.data + tensor.bytes, [](std::byte b) { return b == std::byte{}; });
+}
+
 }  // namespace
 
-bool has_eviction_head(const std::string& directory) {
-  return Checkpoint::open(directory).find("model.layers.0.self_attn.delta.weight") != nullptr;
+void learn_from_checkpoint(ModelConfig& config, const std::string& directory) {
+  const Checkpoint checkpoint = Checkpoint::open(directory);
+  config.eviction_head = checkpoint.find("model.layers.0.self_attn.delta.weight") != nullptr;
+  if (!config.int_weights) return;
+  auto modules = std::make_shared<std::vector<std::string>>();
+  for (const std::string_view name : checkpoint.names()) {
+    const size_t dot = name.rfind('.');
+    if (dot == name.npos) continue;
+    const std::string_view module = name.substr(0, dot);
+    const bool known = !modules->empty() && modules->back() == module;  // names are sorted
+    if (!known && IntTensor::is_in(checkpoint, std::string(module) + ".weight", *config.int_weights)) {
+      modules->emplace_back(module);
+    }
+  }
+  config.coded_modules = std::move(modules);
 }
 
 namespace {
@@ -65,28 +86,92 @@ int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
 
 }  // namespace
 
+namespace {
+
+constexpr const char* kHead = "lm_head.weight";
+
+// Of a matrix of k columns: of a layer, or a head of its own.
+WeightCodec codec_of(const ModelConfig& c, const std::string& name, int64_t k) {
+  const bool stored = c.int_weights && (c.coded_modules != nullptr
+                                            ? std::ranges::binary_search(*c.coded_modules, module_of(name))
+                                            : name != kHead);
+  const WeightCodec codec = stored ? c.int_weights->codec(k) : WeightCodec{};
+  if (c.weight_form == WeightForm::kStored) return codec;
+  if (c.weight_form == WeightForm::kBf16 || k % kCodedColumns != 0) return {};
+  // Logits show what rounding does to them at once.
+  const WeightCodec wanted = c.weight_form == WeightForm::kInt8 || name == kHead ? kInt8Weights : kInt4Weights;
+  return codec.bits <= wanted.bits ? codec : wanted;
+}
+
+int64_t kept_elements(const ModelConfig& c, const std::string& name, int64_t n, int64_t k) {
+  return n * codec_of(c, name, k).row_bytes(k) / 2;
+}
+
+// The feed-forward matrices of a layer, or of each of its experts.
+struct FeedForward {
+  std::string gate, up, down;  // names of their tensors; of experts the first one's
+  int64_t width = 0, n = 1;
+};
+
+std::string expert_block(const ModelConfig& c, int64_t layer) {
+  return fmt::format("model.layers.{}.{}.", layer, c.architecture == Architecture::kMixtral ? "block_sparse_moe" : "mlp");
+}
+FeedForward feed_forward(const ModelConfig& c, int64_t layer) {
+  if (c.has_experts(layer)) {
+    const bool is_mixtral = c.architecture == Architecture::kMixtral;
+    const std::string expert = expert_block(c, layer) + "experts.0.";
+    return {expert + (is_mixtral ? "w1" : "gate_proj") + ".weight", expert + (is_mixtral ? "w3" : "up_proj") + ".weight",
+            expert + (is_mixtral ? "w2" : "down_proj") + ".weight", c.experts.intermediate, c.experts.n};
+  }
+  const std::string mlp = fmt::format("model.layers.{}.mlp.", layer);
+  return {mlp + (c.fused_gate_up ? "gate_up_proj" : "gate_proj") + ".weight",
+          mlp + (c.fused_gate_up ? "gate_up_proj" : "up_proj") + ".weight", mlp + "down_proj.weight", c.intermediate, 1};
+}
+
+// Bytes of a layer's feed-forward matrices; rounded: of each, elements to so many that they take.
+template <typename Rounded>
+int64_t bytes_of_feed_forward(const ModelConfig& c, int64_t layer, const Rounded& rounded) {
+  const FeedForward f = feed_forward(c, layer);
+  const int64_t elements = rounded(kept_elements(c, f.gate, f.width, c.hidden)) +
+                           rounded(kept_elements(c, f.up, f.width, c.hidden)) +
+                           rounded(kept_elements(c, f.down, c.hidden, f.width));
+  return f.n * elements * static_cast<int64_t>(sizeof(bf16));
+}
+
+// As they lie beside a GPU.
+int64_t aligned_feed_forward_bytes(const ModelConfig& c, int64_t layer) {
+  return bytes_of_feed_forward(c, layer, [](int64_t n) { return aligned_elements(n); });
+}
+
+}  // namespace
+
+int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
+  return bytes_of_feed_forward(c, layer, [](int64_t n) { return n; });
+}
+
+int64_t head_bytes(const ModelConfig& c) {
+  const int64_t elements =
+      c.tie_word_embeddings ? c.vocab_size * c.hidden : kept_elements(c, kHead, c.vocab_size, c.hidden);
+  return elements * static_cast<int64_t>(sizeof(bf16));
+}
+
 bool stays_on_host(const ModelConfig& c, const WeightTensor& tensor) {
   if (c.host_layers == 0) return false;
   if (tensor.feeds_layer >= 0) return c.feeds_from_host(tensor.feeds_layer);
   return tensor.is_embedding && !c.tie_word_embeddings;
 }
 
-namespace {
-
-// Of a layer's feed-forward matrices, as they lie beside a GPU.
-int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
-  const int64_t elements = c.has_experts(layer)
-                               ? 3 * c.experts.n * aligned_elements(c.experts.intermediate * c.hidden)
-                               : 3 * aligned_elements(c.intermediate * c.hidden);
+int64_t weight_bytes(const ModelConfig& c) {
+  Weights weights;
+  int64_t elements = 0;
+  for (const WeightTensor& tensor : weight_tensors(c, weights)) elements += tensor.kept_elements();
   return elements * static_cast<int64_t>(sizeof(bf16));
 }
-
-}  // namespace
 
 int64_t aligned_weight_bytes(const ModelConfig& c) {
   Weights weights;
   int64_t elements = 0;
-  for (const WeightTensor& tensor : weight_tensors(c, weights)) elements += aligned_elements(tensor.n_elements());
+  for (const WeightTensor& tensor : weight_tensors(c, weights)) elements += aligned_elements(tensor.kept_elements());
   return elements * static_cast<int64_t>(sizeof(bf16));
 }
 
@@ -97,7 +182,7 @@ int64_t host_weight_bytes(const ModelConfig& c) {
     bytes = aligned_elements(c.vocab_size * c.hidden) * static_cast<int64_t>(sizeof(bf16));
   }
   for (int64_t i = 0; i < c.n_layers; ++i) {
-    if (c.feeds_from_host(i)) bytes += feed_forward_bytes(c, i);
+    if (c.feeds_from_host(i)) bytes += aligned_feed_forward_bytes(c, i);
   }
   return bytes;
 }
@@ -105,7 +190,7 @@ int64_t host_weight_bytes(const ModelConfig& c) {
 int64_t largest_host_layer_bytes(const ModelConfig& c) {
   int64_t most = 0;
   for (int64_t i = 0; i < c.n_layers; ++i) {
-    if (c.feeds_from_host(i)) most = std::max(most, feed_forward_bytes(c, i));
+    if (c.feeds_from_host(i)) most = std::max(most, aligned_feed_forward_bytes(c, i));
   }
   return most;
 }
@@ -146,9 +231,15 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     return tensors.emplace_back(
         WeightTensor{.target = target, .name = std::move(name), .shape = std::move(shape), .turns = turns});
   };
+  auto want_matrix = [&](WeightMatrix* target, std::string name, std::vector<int64_t> shape,
+                         bool turns = false) -> WeightTensor& {
+    WeightTensor& tensor = want(&target->values, std::move(name), std::move(shape), turns);
+    tensor.codec = target->codec = codec_of(c, tensor.name, tensor.shape[1]);
+    return tensor;
+  };
   // Matrices of as many columns, which are one in the checkpoint where it has them fused.
   struct Part {
-    const bf16** target;
+    WeightMatrix* target;
     const char* name;
     int64_t n_rows;
     bool turns = false;
@@ -160,7 +251,7 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     for (const Part& part : parts) n_rows += part.n_rows;
     for (const Part& part : parts) {
       const std::string name = prefix + (fused_name != nullptr ? fused_name : part.name);
-      WeightTensor& tensor = want(part.target, name + ".weight", {part.n_rows, c.hidden}, part.turns);
+      WeightTensor& tensor = want_matrix(part.target, name + ".weight", {part.n_rows, c.hidden}, part.turns);
       if (fused_name != nullptr) {
         tensor.first_row = first_row;
         tensor.stored_rows = n_rows;
@@ -170,14 +261,18 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     }
   };
   // Each matrix of all experts, before the next: where they are copied, they lie at equal distances.
-  auto want_experts = [&](int64_t index, const std::string& layer, LayerWeights& w) {
+  auto want_experts = [&](int64_t index, LayerWeights& w) {
     const bool is_mixtral = c.architecture == Architecture::kMixtral;
-    const std::string block = layer + (is_mixtral ? "block_sparse_moe." : "mlp.");
+    const std::string block = expert_block(c, index);
     want(&w.router, block + "gate.weight", {c.experts.n, c.hidden});
     auto want_each = [&](ExpertWeights& matrices, const char* name, const std::vector<int64_t>& shape) {
       matrices.of.resize(static_cast<size_t>(c.experts.n));
       for (size_t e = 0; e < matrices.of.size(); ++e) {
-        want(&matrices.of[e], fmt::format("{}experts.{}.{}.weight", block, e, name), shape).feeds_layer = index;
+        const std::string of_expert = fmt::format("{}experts.{}.{}.weight", block, e, name);
+        if (e == 0) matrices.codec = codec_of(c, of_expert, shape[1]);
+        WeightTensor& tensor = want(&matrices.of[e], of_expert, shape);
+        tensor.feeds_layer = index;
+        tensor.codec = matrices.codec;
       }
     };
     want_each(w.expert_gate, is_mixtral ? "w1" : "gate_proj", {c.experts.intermediate, c.hidden});
@@ -187,7 +282,7 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   weights.layers.resize(static_cast<size_t>(c.n_layers));
   want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden}).is_embedding = true;
   want(&weights.final_norm, "model.norm.weight", {c.hidden});
-  if (!c.tie_word_embeddings) want(&weights.head, "lm_head.weight", {c.vocab_size, c.hidden});
+  if (!c.tie_word_embeddings) want_matrix(&weights.head, kHead, {c.vocab_size, c.hidden});
   for (int64_t i = 0; i < c.n_layers; ++i) {
     LayerWeights& w = weights.layers[static_cast<size_t>(i)];
     const std::string layer = fmt::format("model.layers.{}.", i);
@@ -202,7 +297,7 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
                {{&w.q, "q_proj", c.q_width(), true},
                 {&w.k, "k_proj", c.kv_width(), true},
                 {&w.v, "v_proj", c.kv_width()}});
-    want(&w.o, attention + "o_proj.weight", {c.hidden, c.q_width()});
+    want_matrix(&w.o, attention + "o_proj.weight", {c.hidden, c.q_width()});
     if (c.qkv_bias) {
       want(&w.q_bias, attention + "q_proj.bias", {c.q_width()}, true);
       want(&w.k_bias, attention + "k_proj.bias", {c.kv_width()}, true);
@@ -218,12 +313,12 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
       want(&w.a, attention + "A", {c.n_kv_heads});
     }
     if (c.has_experts(i)) {
-      want_experts(i, layer, w);
+      want_experts(i, w);
       continue;
     }
     want_parts(mlp, c.fused_gate_up ? "gate_up_proj" : nullptr,
                {{&w.gate, "gate_proj", c.intermediate, false, i}, {&w.up, "up_proj", c.intermediate, false, i}});
-    want(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate}).feeds_layer = i;
+    want_matrix(&w.down, mlp + "down_proj.weight", {c.hidden, c.intermediate}).feeds_layer = i;
     if (c.mlp_bias) {
       want(&w.gate_bias, mlp + "gate_proj.bias", {c.intermediate});
       want(&w.up_bias, mlp + "up_proj.bias", {c.intermediate});
@@ -231,6 +326,27 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
     }
   }
   return tensors;
+}
+
+std::string weights_text(const ModelConfig& c) {
+  Weights weights;
+  // Parameters in each codec.
+  std::map<std::pair<int32_t, int32_t>, int64_t> coded;
+  int64_t all = 0, kept_as_stored = 0;
+  for (const WeightTensor& tensor : weight_tensors(c, weights)) {
+    const int64_t n = tensor.n_elements();
+    all += n;
+    if (!tensor.codec.is_coded()) continue;
+    coded[{tensor.codec.bits, tensor.codec.group}] += n;
+    if (c.int_weights && tensor.codec.bits == c.int_weights->bits) kept_as_stored += n;
+  }
+  if (coded.empty()) return c.int_weights ? "the checkpoint's integers, decoded to bf16" : "";
+  std::string text;
+  for (const auto& [codec, n] : coded) {
+    text += fmt::format("{}{:.0f} % in {} bits, groups of {}", text.empty() ? "" : "; ",
+                        100 * static_cast<double>(n) / static_cast<double>(all), codec.first, codec.second);
+  }
+  return text + (kept_as_stored > 0 ? ", as the checkpoint has them" : ", rounded") + "; the rest bf16";
 }
 
 namespace {
@@ -251,7 +367,8 @@ void join_projections(const ModelConfig& c, Weights& weights) {
       for (ExpertWeights* experts : {&w.expert_gate, &w.expert_up, &w.expert_down}) find_stride(*experts);
     }
     const int64_t q = c.q_width(), kv = c.kv_width();
-    if (w.k != w.q + q * c.hidden || w.v != w.k + kv * c.hidden) continue;
+    if (w.q.codec != w.k.codec || w.k.codec != w.v.codec) continue;
+    if (w.k.values != w.q.from_row(q, c.hidden).values || w.v.values != w.k.from_row(kv, c.hidden).values) continue;
     if (w.q_bias != nullptr && (w.k_bias != w.q_bias + q || w.v_bias != w.k_bias + kv)) continue;
     w.qkv = w.q;
     w.qkv_bias = w.q_bias;
@@ -285,12 +402,24 @@ struct WeightStore::Wanted {
   TensorInfo tensor;  // the rows that are ours
   int64_t first_row;  // within the checkpoint's tensor
   bool is_moved;      // its rows come in another order
-  std::optional<Fp8Tensor> scaled;  // the checkpoint's tensor
-  std::string scale_name;           // of its scales
+  std::optional<Fp8Tensor> scaled = {};  // the checkpoint's tensor
+  std::string scale_name = {};           // of its scales
+  std::shared_ptr<const IntTensor> coded = {};  // the checkpoint's tensor, of which `tensor` has name and shape only
+  bool stays_coded = false;                     // as it is
+  WeightCodec codec = {};                       // as it is kept
   int64_t row_elements() const { return tensor.n_elements() / tensor.shape[0]; }
+  // Of memory.
+  int64_t kept_row_elements() const {
+    return codec.is_coded() ? codec.row_bytes(row_elements()) / 2 : row_elements();
+  }
+  int64_t kept_elements() const { return tensor.shape[0] * kept_row_elements(); }
   bool is_as_wanted() const {
-    return !is_moved && tensor.dtype == DType::kBf16 &&
+    return !is_moved && !coded && !codec.is_coded() && tensor.dtype == DType::kBf16 &&
            reinterpret_cast<uintptr_t>(tensor.data) % alignof(bf16) == 0;
+  }
+  void wont_be_needed() const {
+    if (coded == nullptr) return wont_need(tensor);
+    for (const TensorInfo* part : coded->tensors()) wont_need(*part);
   }
 };
 
@@ -311,7 +440,9 @@ std::unique_ptr<WeightStore> WeightStore::open(const std::string& directory, con
 std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
                                                const ModelConfig& config, cpu::Queue& queue) {
   std::unique_ptr<WeightStore> store = open(directory, config, queue);
-  check_room(directory, store->n_parameters_);
+  int64_t elements = 0;
+  for (const Wanted& wanted : store->wanted_) elements += wanted.kept_elements();
+  check_room(directory, elements, elements < store->n_parameters_);
   store->checkpoint_->will_need();
   store->check_tied_head(config);  // which reads both
   store->place();
@@ -328,18 +459,35 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
   int64_t elements = 0;
   for (const WeightTensor& tensor : tensors) {
     store->n_parameters_ += tensor.n_elements();
-    elements += aligned(tensor.n_elements());
+    elements += aligned(tensor.kept_elements());
   }
-  check_room("--synthetic", store->n_parameters_);
-  store->bytes_ = store->n_parameters_ * static_cast<int64_t>(sizeof(bf16));
+  check_room("--synthetic", elements, elements < store->n_parameters_);
+  store->bytes_ = weight_bytes(config);
   store->block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   store->block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(store->block_bytes_)));
   bf16* next = store->block_;
   for (const WeightTensor& tensor : tensors) {
     *tensor.target = next;
-    next += aligned(tensor.n_elements());
+    next += aligned(tensor.kept_elements());
   }
-  for (const RandomParams& fill : synthetic_weights(tensors)) cpu::fill_random(queue, fill);
+  const std::vector<RandomParams> fills = synthetic_weights(tensors);
+  std::vector<bf16> values;
+  for (size_t i = 0; i < fills.size(); ++i) {
+    RandomParams fill = fills[i];
+    const WeightTensor& tensor = tensors[i];
+    if (tensor.codec.is_coded()) {
+      values.resize(static_cast<size_t>(fill.n));
+      fill.out = values.data();
+    }
+    cpu::fill_random(queue, fill);
+    if (!tensor.codec.is_coded()) continue;
+    const auto k = static_cast<size_t>(tensor.shape[1]);
+    auto* rows = reinterpret_cast<std::byte*>(const_cast<bf16*>(*tensor.target));
+    queue.for_each(tensor.shape[0], [&](int64_t row, cpu::Worker&) {
+      const size_t at = static_cast<size_t>(row);
+      quantise_row({values.data() + at * k, k}, tensor.codec, rows + row * tensor.codec.row_bytes(tensor.shape[1]));
+    });
+  }
   if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
   return store;
 }
@@ -347,21 +495,48 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
 void WeightStore::collect(const ModelConfig& config) {
   channel_order_ = rope_channel_order(config.rope, config.head_dim);
   for (const WeightTensor& wanted : weight_tensors(config, weights_)) {
-    std::vector<int64_t> stored = wanted.shape;
-    if (wanted.stored_rows > 0) stored[0] = wanted.stored_rows;
-    const TensorInfo& whole = checkpoint_->require(wanted.name, stored);
-    Wanted& ours = wanted_.emplace_back(
-        Wanted{wanted.target, rows_of(whole, wanted.first_row, wanted.shape[0]), wanted.first_row,
-               wanted.turns && !channel_order_.empty(), std::nullopt, {}});
-    if (whole.dtype == DType::kF8E4M3) {
-      const TensorInfo& scales = scales_of(whole, config);
-      ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
-      ours.scale_name = scales.name;
-      check_finite(scales, 0);
-    }
+    collect_tensor(wanted, config);
     n_parameters_ += wanted.n_elements();
   }
   check_nothing_ignored(config);
+}
+
+void WeightStore::collect_tensor(const WeightTensor& wanted, const ModelConfig& config) {
+  std::vector<int64_t> stored = wanted.shape;
+  if (wanted.stored_rows > 0) stored[0] = wanted.stored_rows;
+  const bool is_moved = wanted.turns && !channel_order_.empty();
+  const bool is_coded = config.int_weights && stored.size() == 2 && wanted.name.ends_with(".weight") &&
+                        IntTensor::is_in(*checkpoint_, wanted.name, *config.int_weights);
+  if (is_coded) {
+    // Parts of one are behind each other.
+    const bool known = wanted.first_row > 0 && wanted_.back().coded && wanted_.back().tensor.name == wanted.name;
+    const WeightCodec codec = config.int_weights->codec(stored[1]);
+    TensorInfo described;
+    described.name = wanted.name;
+    described.shape = wanted.shape;
+    wanted_.push_back({.target = wanted.target,
+                       .tensor = std::move(described),
+                       .first_row = wanted.first_row,
+                       .is_moved = is_moved,
+                       .coded = known ? wanted_.back().coded
+                                      : std::make_shared<const IntTensor>(*checkpoint_, wanted.name, stored[0],
+                                                                          stored[1], *config.int_weights),
+                       .stays_coded = wanted.codec.is_coded() && wanted.codec == codec,
+                       .codec = wanted.codec});
+    return;
+  }
+  const TensorInfo& whole = checkpoint_->require(wanted.name, stored);
+  Wanted& ours = wanted_.emplace_back(Wanted{.target = wanted.target,
+                                             .tensor = rows_of(whole, wanted.first_row, wanted.shape[0]),
+                                             .first_row = wanted.first_row,
+                                             .is_moved = is_moved,
+                                             .codec = wanted.codec});
+  if (whole.dtype == DType::kF8E4M3) {
+    const TensorInfo& scales = scales_of(whole, config);
+    ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
+    ours.scale_name = scales.name;
+    check_finite(scales, 0);
+  }
 }
 
 // A head beside a tied embedding is a copy of it, or the model was changed and its configuration not.
@@ -399,11 +574,14 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   for (const Wanted& wanted : wanted_) {
     used.insert(wanted.tensor.name);
     used.insert(wanted.scale_name);
+    if (!wanted.coded) continue;
+    for (const TensorInfo* part : wanted.coded->tensors()) used.insert(part->name);
   }
   for (const std::string_view name : checkpoint_->names()) {
     if (!name.starts_with("model.layers.") || used.contains(name)) continue;
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
-    if (config.fp8 && is_scale_of_activations(name)) continue;
+    if ((config.fp8 || config.int_weights) && is_scale_of_activations(name)) continue;
+    if (config.int_weights && name.ends_with(".bias") && is_zero(*checkpoint_->find_any(name))) continue;
     fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
          "ignored; check config.json, or convert the model to the plain architecture",
          checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);
@@ -419,8 +597,48 @@ void WeightStore::check_finite(const TensorInfo& tensor, int64_t first_element) 
        checkpoint_->file_of(tensor.name), tensor.name, first_element + *bad);
 }
 
+// As they are kept, whatever they are in the checkpoint: a row at a time.
+int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
+  const auto d = static_cast<int64_t>(channel_order_.size());
+  const int64_t n_rows = wanted.tensor.shape[0], k = wanted.row_elements();
+  // Of codes that lie in columns: as many rows as share cache lines; where they change places, a head's.
+  const int64_t unit = wanted.is_moved ? d : 128;
+  std::vector<uint8_t> codes(wanted.coded ? static_cast<size_t>(unit * k) : 0);
+  std::vector<bf16> values(static_cast<size_t>(k));
+  int64_t overflowed = 0;
+  for (int64_t row = 0; row < n_rows; ++row, out += wanted.kept_row_elements()) {
+    const int64_t in_unit = row % unit;
+    const int64_t source = wanted.is_moved ? channel_order_[static_cast<size_t>(in_unit)] : in_unit;
+    const int64_t at = wanted.first_row + row - in_unit + source;
+    auto* kept = reinterpret_cast<std::byte*>(out);
+    if (wanted.coded) {
+      if (in_unit == 0) wanted.coded->codes(at - source, std::min(unit, n_rows - row), codes.data());
+      const uint8_t* of_row = codes.data() + source * k;
+      if (wanted.stays_coded) {
+        wanted.coded->pack(at, of_row, wanted.codec, kept);
+        continue;
+      }
+      wanted.coded->decode(at, of_row, values.data());
+    } else {
+      Wanted one = wanted;
+      one.tensor = rows_of(wanted.tensor, row - in_unit + source, 1);
+      one.first_row = at;
+      one.is_moved = false;
+      one.codec = {};
+      overflowed += copy_rows(one, values.data());
+    }
+    if (wanted.codec.is_coded()) {
+      quantise_row(values, wanted.codec, kept);
+    } else {
+      std::copy(values.begin(), values.end(), out);
+    }
+  }
+  return overflowed;
+}
+
 // As to_bf16: decoded, and with the channels of heads in the engine's order.
 int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
+  if (wanted.coded || wanted.codec.is_coded()) return copy_coded_rows(wanted, out);
   if (!wanted.is_moved && !wanted.scaled) return to_bf16(wanted.tensor, out);
   const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
   const auto d = static_cast<int64_t>(channel_order_.size());
@@ -454,20 +672,26 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
     const Wanted& wanted = wanted_[first + i];
     const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
     // Rows change places within a head only.
-    const int64_t unit = wanted.is_moved ? static_cast<int64_t>(channel_order_.size()) : 1;
+    const int64_t unit = wanted.is_moved ? static_cast<int64_t>(channel_order_.size()) : wanted.coded ? 128 : 1;
     const int64_t of_item = std::max<int64_t>(kElements / (row_elements * unit), 1) * unit;
     for (int64_t row = 0; row < n_rows; row += of_item) {
-      Item& item = items.emplace_back(Item{wanted, copies[i] != nullptr ? copies[i] + row * row_elements : nullptr});
-      item.rows.tensor = rows_of(wanted.tensor, row, std::min(of_item, n_rows - row));
+      bf16* const out = copies[i] != nullptr ? copies[i] + row * wanted.kept_row_elements() : nullptr;
+      Item& item = items.emplace_back(Item{wanted, out});
+      const int64_t n = std::min(of_item, n_rows - row);
+      if (wanted.coded) {
+        item.rows.tensor.shape[0] = n;
+      } else {
+        item.rows.tensor = rows_of(wanted.tensor, row, n);
+      }
       item.rows.first_row += row;
     }
   }
   queue_.for_each(std::ssize(items), [&](int64_t n, cpu::Worker&) {
     Item& item = items[static_cast<size_t>(n)];
-    item.is_bad = find_non_finite(item.rows.tensor).has_value();
-    if (item.out == nullptr) return;
+    item.is_bad = !item.rows.coded && find_non_finite(item.rows.tensor).has_value();
+    if (item.is_bad || item.out == nullptr) return;
     item.overflowed = copy_rows(item.rows, item.out);
-    wont_need(item.rows.tensor);
+    if (!item.rows.coded) wont_need(item.rows.tensor);
   });
   for (const Item& item : items) {
     const TensorInfo& tensor = item.rows.tensor;
@@ -481,7 +705,8 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
 
 // Points every target at its values: in place, or copied.
 void WeightStore::place() {
-  bytes_ = n_parameters_ * static_cast<int64_t>(sizeof(bf16));
+  bytes_ = 0;
+  for (const Wanted& wanted : wanted_) bytes_ += wanted.kept_elements() * static_cast<int64_t>(sizeof(bf16));
   const bool copy_all = bytes_ < kCopyBelow;
   std::vector<int64_t> offset(wanted_.size(), -1);
   int64_t elements = 0;
@@ -490,14 +715,17 @@ void WeightStore::place() {
     in_place_ |= in_place;
     if (in_place) continue;
     offset[i] = elements;
-    elements += aligned(wanted_[i].tensor.n_elements());
+    elements += aligned(wanted_[i].kept_elements());
   }
-  check_room(checkpoint_->file_of(wanted_.front().tensor.name), elements);
+  check_room(checkpoint_->directory(), elements, elements < n_parameters_);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
   std::vector<bf16*> copies(wanted_.size());
   for (size_t i = 0; i < wanted_.size(); ++i) copies[i] = offset[i] >= 0 ? block_ + offset[i] : nullptr;
   read(0, copies);
+  for (const Wanted& wanted : wanted_) {
+    if (wanted.coded) wanted.wont_be_needed();
+  }
   for (size_t i = 0; i < wanted_.size(); ++i) {
     *wanted_[i].target =
         copies[i] != nullptr ? copies[i] : reinterpret_cast<const bf16*>(wanted_[i].tensor.data);
@@ -517,7 +745,7 @@ void read_weights(const std::string& directory, const ModelConfig& config, cpu::
     int64_t elements = 0, copied = 0;
     std::vector<int64_t> offset;
     for (; end < wanted.size(); ++end) {
-      const int64_t n = aligned(wanted[end].tensor.n_elements());
+      const int64_t n = aligned(wanted[end].kept_elements());
       if (end > first && elements + n > elements_at_once) break;
       elements += n;
       offset.push_back(wanted[end].is_as_wanted() ? -1 : copied);
@@ -534,7 +762,7 @@ void read_weights(const std::string& directory, const ModelConfig& config, cpu::
     for (size_t i = first; i < end; ++i) {
       const bf16* copy = copies[i - first];
       put(i, copy != nullptr ? copy : reinterpret_cast<const bf16*>(wanted[i].tensor.data));
-      wont_need(wanted[i].tensor);
+      wanted[i].wont_be_needed();
     }
     first = end;
   }

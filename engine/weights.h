@@ -3,7 +3,8 @@
 // Loading checks everything: each tensor's presence, type and shape, that no tensor of a layer is left
 // over, and that every value is finite (a NaN weight would silently become a NaN answer). Small
 // checkpoints, f16 and f32 ones are copied into aligned memory; a large bf16 checkpoint is used where it
-// is mapped. Matrices of 8-bit floats are decoded. Heads whose pairs of channels lie otherwise than the
+// is mapped. Matrices of 8-bit floats are decoded; integers stay codes, or are decoded, and other matrices may be
+// coded (WeightForm). Heads whose pairs of channels lie otherwise than the
 // engine turns them (interleaved, or a part of the head) are copied in its order: scores only see that
 // queries and keys agree on one.
 #pragma once
@@ -28,20 +29,22 @@ namespace tiercel {
 struct ExpertWeights {
   std::vector<const bf16*> of;
   int64_t stride = 0;  // as of ExpertMatrices
-  ExpertMatrices matrices() const { return {of.data(), of[0], stride}; }
+  WeightCodec codec;
+  ExpertMatrices matrices() const { return {of.data(), of[0], stride, codec}; }
 };
 
 struct LayerWeights {
   const bf16 *attention_norm = nullptr, *mlp_norm = nullptr;           // [hidden]
   const bf16 *attention_post_norm = nullptr, *mlp_post_norm = nullptr;  // [hidden] or null
-  const bf16 *q = nullptr, *k = nullptr, *v = nullptr;                 // [width][hidden]
-  const bf16* qkv = nullptr;       // the three as one matrix, where they lie behind each other
+  WeightMatrix q, k, v;            // [width][hidden]
+  WeightMatrix qkv;                // the three as one matrix, where they lie behind each other; or null
   const bf16* qkv_bias = nullptr;  // likewise, or null
   const bf16 *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;  // [width] or null
   const bf16 *q_norm = nullptr, *k_norm = nullptr;                     // [head_dim] or null
   const bf16 *delta = nullptr, *a = nullptr;  // [n_kv_heads][kv width], [n_kv_heads]; or null
-  const bf16 *o = nullptr, *o_bias = nullptr;                          // [hidden][q width]
-  const bf16 *gate = nullptr, *up = nullptr, *down = nullptr;  // [ffn][hidden] x2, [hidden][ffn]
+  WeightMatrix o;                  // [hidden][q width]
+  const bf16* o_bias = nullptr;    // [hidden] or null
+  WeightMatrix gate, up, down;     // [ffn][hidden] x2, [hidden][ffn]
   // Instead of these, where the layer has experts: [experts][hidden], and each expert's.
   const bf16* router = nullptr;
   ExpertWeights expert_gate, expert_up, expert_down;
@@ -54,7 +57,7 @@ struct LayerWeights {
 struct Weights {
   const bf16* embedding = nullptr;   // [vocab][hidden]
   const bf16* final_norm = nullptr;  // [hidden]
-  const bf16* head = nullptr;        // [vocab][hidden]; the embedding when tied
+  WeightMatrix head;                 // [vocab][hidden]; the embedding when tied
   std::vector<LayerWeights> layers;
 };
 
@@ -69,19 +72,25 @@ struct WeightTensor {
   bool turns = false;  // its rows are channels of heads that RoPE turns
   int64_t feeds_layer = -1;  // whose feed-forward matrix it is; gate, up and down follow each other
   bool is_embedding = false;
+  WeightCodec codec = {};  // how it is kept
   int64_t n_elements() const {
     int64_t n = 1;
     for (const int64_t extent : shape) n *= extent;
     return n;
   }
+  // Of memory, as it is kept; 2 bytes each.
+  int64_t kept_elements() const { return codec.is_coded() ? shape[0] * codec.row_bytes(shape[1]) / 2 : n_elements(); }
 };
-// Whether this checkpoint's layers have an eviction head (ModelConfig). Errors: those of
-// Checkpoint::open.
-bool has_eviction_head(const std::string& directory);
+// What config.json does not tell and the checkpoint's tensors do: whether layers have an eviction head, and which
+// matrices are codes. Errors: those of Checkpoint::open.
+void learn_from_checkpoint(ModelConfig& config, const std::string& directory);
 
 // Every tensor of a model of this configuration, in a fixed order; the targets lie in `weights`,
-// whose layers are made. A tied head has no tensor of its own.
+// whose layers are made, and know their codecs. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
+
+// How its matrices are kept, in words; empty where they are bf16 and no integers in the checkpoint.
+std::string weights_text(const ModelConfig& config);
 
 // Sets qkv of every layer whose q, k and v (and biases) lie behind each other, and the stride of experts that
 // lie at equal distances.
@@ -96,7 +105,8 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 constexpr int64_t aligned_elements(int64_t n) { return (n + 127) / 128 * 128; }
 // Whether a tensor stays in host memory (ModelConfig::host_layers).
 bool stays_on_host(const ModelConfig& config, const WeightTensor& tensor);
-// Bytes of all tensors in such blocks; of those that stay in host memory; and of those of one layer, the most of any.
+// Bytes of all tensors as they are kept; the same in such blocks; of those that stay in host memory; and of those of one layer, the most of any.
+int64_t weight_bytes(const ModelConfig& config);
 int64_t aligned_weight_bytes(const ModelConfig& config);
 int64_t host_weight_bytes(const ModelConfig& config);
 int64_t largest_host_layer_bytes(const ModelConfig& config);
@@ -109,9 +119,12 @@ int64_t parameter_count(const ModelConfig& config);
 int64_t feed_forward_parameters(const ModelConfig& config, int64_t layer);
 // Those that experts have, routers not counted.
 int64_t expert_parameters(const ModelConfig& config);
+// Bytes of some of them as they are kept: of a layer's feed-forward matrices; of what logits are made of.
+int64_t feed_forward_bytes(const ModelConfig& config, int64_t layer);
+int64_t head_bytes(const ModelConfig& config);
 
 // Reads and checks a checkpoint's tensors, some at a time, and calls put(i, values) with those of tensor i of
-// weight_tensors as bf16, which stay until it returns. For what keeps them elsewhere: no more are in memory at
+// weight_tensors as they are to be kept, which stay until it returns. For what keeps them elsewhere: no more are in memory at
 // once than so many elements, or one tensor. Errors: as of WeightStore::load, but for kDoesNotFit.
 using PutWeights = std::function<void(size_t i, const bf16* values)>;
 void read_weights(const std::string& directory, const ModelConfig& config, cpu::Queue& queue, const PutWeights& put,
@@ -129,7 +142,7 @@ class WeightStore {
   WeightStore& operator=(const WeightStore&) = delete;
 
   const Weights& weights() const { return weights_; }
-  int64_t bytes() const { return bytes_; }  // as bf16
+  int64_t bytes() const { return bytes_; }  // as they are kept
   int64_t n_parameters() const { return n_parameters_; }
 
  private:
@@ -141,11 +154,13 @@ class WeightStore {
   static std::unique_ptr<WeightStore> open(const std::string& directory, const ModelConfig& config,
                                            cpu::Queue& queue);
   void collect(const ModelConfig& config);
+  void collect_tensor(const WeightTensor& wanted, const ModelConfig& config);
   const TensorInfo& scales_of(const TensorInfo& codes, const ModelConfig& config) const;
   void check_nothing_ignored(const ModelConfig& config) const;
   void check_tied_head(const ModelConfig& config) const;
   void check_finite(const TensorInfo& tensor, int64_t first_element) const;
   int64_t copy_rows(const Wanted& wanted, bf16* out) const;
+  int64_t copy_coded_rows(const Wanted& wanted, bf16* out) const;
   void read(size_t first, std::span<bf16* const> copies) const;
   void place();
 

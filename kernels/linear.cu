@@ -15,7 +15,7 @@ constexpr int64_t kResidentBlocks = 3;  // of a multiprocessor
 // Whether weights can be streamed into matrix instructions.
 bool can_stream(int64_t k) { return k % kPiece == 0 && k <= (int64_t{1} << 24); }
 bool can_stream(const LinearParams& p) {
-  return can_stream(p.k) && aligned(p.x) && aligned(p.weight);
+  return can_stream(p.k) && aligned(p.x) && aligned(p.weight.values);
 }
 
 template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
@@ -47,7 +47,7 @@ void run_skinny(Stream& stream, SkinnyParams p) {
 
 SkinnyParams skinny_params(const LinearParams& p) {
   return {.x = p.x,
-          .weight = p.weight,
+          .weight = p.weight.values,
           .bias = p.bias,
           .out = p.out,
           .n = p.n,
@@ -150,7 +150,7 @@ bool folds_norm(const NormLinearParams& p) {
 }
 bool folds_gate(const GatedLinearParams& p) {
   return p.gate_bias == nullptr && p.up_bias == nullptr && can_stream(p.k) && aligned(p.x) &&
-         aligned(p.gate) && aligned(p.up) && aligned(p.norm_weight);
+         aligned(p.gate.values) && aligned(p.up.values) && aligned(p.norm_weight);
 }
 
 }  // namespace
@@ -188,7 +188,7 @@ void gated_linear(Stream& stream, const GatedLinearParams& p) {
   }
   if (folds) {
     SkinnyParams params = skinny_params(product);
-    params.up = p.up;
+    params.up = p.up.values;
     if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params);
     params.norm_weight = p.norm_weight;
     params.eps = p.eps;

@@ -15,7 +15,7 @@ KERNEL(256, 4) linear_any_kernel(const GRID_CONST LinearParams p) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t column = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (column >= p.n) return;  // whole warps
-  const bf16* weight = p.weight + column * p.k;
+  const bf16* weight = p.weight.values + column * p.k;
   for (int64_t first = int64_t{blockIdx.y} * kAnyRows; first < p.m;
        first += int64_t{gridDim.y} * kAnyRows) {
     float acc[kAnyRows] = {};

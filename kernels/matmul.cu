@@ -74,7 +74,7 @@ LinearKey key_of(const LinearParams& p) {
           .n = p.n,
           .k = p.k,
           .x_alignment = alignment_of(p.x),
-          .weight_alignment = alignment_of(p.weight),
+          .weight_alignment = alignment_of(p.weight.values),
           .out_alignment = alignment_of(p.out),
           .bias_alignment = p.bias != nullptr ? alignment_of(p.bias) : 0,
           .f32 = p.out_type == DType::kF32,
@@ -157,7 +157,7 @@ bool matmul(Stream& stream, const LinearParams& p) {
   if (p.bias != nullptr) set(plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   const float alpha = 1, beta = p.accumulate ? 1 : 0;
   BLAS_CHECK(cublasLtMatmul(
-      libraries.blas_lt, plan.product, &alpha, p.weight, plan.weight, p.x, plan.x, &beta, p.out,
+      libraries.blas_lt, plan.product, &alpha, p.weight.values, plan.weight, p.x, plan.x, &beta, p.out,
       plan.out, p.out, plan.out, &plan.algorithm, stream.scratch(linear_scratch_bytes()),
       static_cast<size_t>(linear_scratch_bytes()), static_cast<cudaStream_t>(stream.raw())));
   return true;

@@ -246,8 +246,7 @@ int command_estimate(int argc, char** argv) {
       config, {.session = options, .n_prompt = n_prompt, .n_new = n_predict, .this_machine = this_machine});
 
   PlanRequest request{.config = config, .backend = model_flags.backend(), .options = options};
-  request.weight_bytes =
-      parameter_count(config) * static_cast<int64_t>(sizeof(bf16)) - host_weight_bytes(config);
+  request.weight_bytes = weight_bytes(config) - host_weight_bytes(config);
   request.weights_resident = false;
   request.this_machine = this_machine;
   request.n_prompt = n_prompt;

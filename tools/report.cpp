@@ -113,6 +113,7 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
                {"audit_interval", o.audit},
                {"exact_exp", o.exact_exp},
                {"context", plan.context},
+               {"weights", plan.weights.empty() ? "bf16" : plan.weights},
                {"dual_chunk", dual.spans.tokens + dual.spans.local},
                {"dual_chunk_local", dual.spans.local},
                {"scale_from", dual.scaled_from},
@@ -223,6 +224,7 @@ void print_plan(const SessionPlan& plan, int64_t n_prompt, const Console& consol
       console.info("home: {} layers on the device, the others on the host", plan.device_layers);
     }
   }
+  if (!plan.weights.empty()) console.info("weights: {}", plan.weights);
   if (plan.memory.host.weights > 0) {
     console.info("weights: {} stay in host memory; steps read them over the link, of experts those that are chosen",
                  format_bytes(plan.memory.host.weights));

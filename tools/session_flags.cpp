@@ -23,7 +23,7 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
              "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
              "DIR");
   flags.uses("--model", Flags::FileUse::kReadModel, [this] { return directory; });
-  add_model_options(flags, backend_, device_, n_threads, reach_, host_layers_);
+  add_model_options(flags, backend_, device_, n_threads, reach_, host_layers_, weight_form_);
 }
 
 BackendKind ModelFlags::backend() const {
@@ -53,7 +53,9 @@ std::shared_ptr<Model> ModelFlags::open(const ExpectedLoad& load) const {
 
 ModelConfig ModelFlags::config() const {
   ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
+  if (synthetic.empty() && has_weights(directory)) learn_from_checkpoint(config, directory);
   set_reach(config, reach_);
+  set_weight_form(config, weight_form_, backend());
   set_host_layers(config, host_layers_, backend());
   return config;
 }
@@ -69,6 +71,7 @@ ModelOptions ModelFlags::options(const ExpectedLoad& load) const {
           .device = static_cast<int>(device_),
           .reach = reach_,
           .host_layers = host_layers_,
+          .weight_form = weight_form_,
           .load = load};
 }
 

@@ -40,6 +40,7 @@ struct ModelFlags {
   int64_t device_ = 0;
   ReachOptions reach_;
   int64_t host_layers_ = kAutoLayers;
+  WeightForm weight_form_ = WeightForm::kStored;
 };
 
 // Fills `options`, which must outlive `flags`.

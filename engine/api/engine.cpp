@@ -120,6 +120,7 @@ Engine::Engine(const std::string& directory, const Options& options) try {
                                          .device = static_cast<int>(settings.device),
                                          .reach = settings.reach,
                                          .host_layers = settings.host_layers,
+                                         .weight_form = settings.weight_form,
                                          .load = {.session = settings.session,
                                                   .n_prompt = std::max<int64_t>(settings.session.context - 1, 1)}});
     return std::make_shared<detail::EngineState>(directory, options, std::move(model),

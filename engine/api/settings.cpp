@@ -24,7 +24,7 @@ std::vector<std::string> long_names(std::string_view names) {
 }  // namespace
 
 OptionTable::OptionTable(Settings& s) {
-  add_model_options(*this, s.backend, s.device, s.n_threads, s.reach, s.host_layers);
+  add_model_options(*this, s.backend, s.device, s.n_threads, s.reach, s.host_layers, s.weight_form);
   scope_ = OptionScope::kSession;
   add_session_options(*this, s.session);
   scope_ = OptionScope::kBatch;

@@ -21,6 +21,7 @@ struct Settings {
   int64_t device = 0, n_threads = 0;
   ReachOptions reach;
   int64_t host_layers = kAutoLayers;
+  WeightForm weight_form = WeightForm::kStored;
   SessionOptions session;
   SamplingRequest sampling;
   int64_t n_predict = 512, n_logprobs = -1;

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "tests/cpu/tested_isas.h"
+#include "tests/oracle/coded_matrix.h"
 #include "tests/oracle/linear_case.h"
 #include "tests/seed.h"
 
@@ -121,6 +122,32 @@ TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
       {1, 16, 40}, [&](const LinearParams& p) { linear(queue, p); });
 }
 
+TEST_P(Linear, CodedWeightsGiveTheBitsOfDecodedOnes) {
+  Queue queue({.n_threads = 2, .isa = GetParam()});
+  for (const WeightCodec codec : test::kCodecs) {
+    for (const Case& c : {Case{1, 256, 70, true}, {3, 384, 64, false, true}, {16, 128, 33, true, false, true},
+                          {1, 4224, 40}, {29, 1280, 130, true, true}, {600, 128, 65, true}}) {
+      for (const bool alone : {false, true}) {
+        if (alone && c.m > 100) continue;
+        Problem problem(c);
+        test::CodedMatrix<Memory> coded(problem.random, c.n, c.k, codec);
+        LinearParams p = problem.params();
+        p.alone = alone;
+        p.weight = coded.plain();
+        linear(queue, p);
+        const std::vector<bf16> out = problem.out;
+        const std::vector<float> out_f32 = problem.out_f32;
+        problem.reset();
+        p.weight = coded.matrix();
+        linear(queue, p);
+        ASSERT_EQ(std::memcmp(out.data(), problem.out.data(), out.size() * sizeof(bf16)), 0)
+            << codec.bits << " bits, groups of " << codec.group << ", m " << c.m << " k " << c.k;
+        ASSERT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), out_f32.size() * sizeof(float)), 0);
+      }
+    }
+  }
+}
+
 // The AMX kernel of many rows on emulated tiles, panel by panel as linear() would run it, with k in
 // two parts.
 TEST(LinearAmx, EmulatedPanelsMatchOracle) {
@@ -142,7 +169,7 @@ TEST(LinearAmx, EmulatedPanelsMatchOracle) {
         const int64_t depth = end - first;
         if (depth == 0) continue;
         gemm_level(Isa::kAvx512)
-            .pack_rows(bits(p.weight) + column * c.k + first, c.k, n_columns, depth, panel.data());
+            .pack_rows(bits(p.weight.values) + column * c.k + first, c.k, n_columns, depth, panel.data());
         PanelProduct product{.a = bits(p.x) + first,
                              .row_stride = c.k,
                              .panel = panel.data(),
@@ -181,7 +208,7 @@ TEST(LinearAmx, EmulatedTilesMatchOracle) {
     const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
     for (int64_t first = 0; first < c.n; first += 48) {
       multiply_skinny_amx_emulated({.x = reinterpret_cast<const uint16_t*>(p.x),
-                                    .weight = reinterpret_cast<const uint16_t*>(p.weight),
+                                    .weight = reinterpret_cast<const uint16_t*>(p.weight.values),
                                     .bias = reinterpret_cast<const uint16_t*>(p.bias),
                                     .out = p.out,
                                     .n_rows = c.m,

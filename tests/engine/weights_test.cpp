@@ -2,27 +2,41 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/base/check.h"
 #include "engine/config.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
 #include "engine/weights.h"
+#include "tests/engine/rms.h"
 
 namespace tiercel {
 namespace {
 
 namespace fs = std::filesystem;
 
+std::string model_directory(const std::string& name) { return TIERCEL_SOURCE_DIR "/tests/golden/models/" + name; }
+
+// As a model is opened on a CPU.
+ModelConfig config_of(const std::string& name, WeightForm form = WeightForm::kStored) {
+  ModelConfig config = load_config(model_directory(name));
+  learn_from_checkpoint(config, model_directory(name));
+  set_weight_form(config, form, BackendKind::kCpu);
+  return config;
+}
+
 // Layers that feed from host memory are spread evenly, and what stays there is counted as it will lie.
 TEST(HostLayers, WhatStaysInHostMemory) {
-  for (const char* name : {"llama", "llama_tied", "llama_biases", "phi3_partial", "mixtral", "qwen3_moe_sparse_step"}) {
-    ModelConfig config = load_config(TIERCEL_SOURCE_DIR "/tests/golden/models/" + std::string(name));
+  for (const char* name : {"llama", "llama_tied", "llama_biases", "phi3_partial", "mixtral", "qwen3_moe_sparse_step",
+                           "phi3_w4a16", "qwen3_moe_w4a16"}) {
+    ModelConfig config = load_config(model_directory(name));
     for (int64_t n = 0; n <= config.n_layers; ++n) {
       set_host_layers(config, n, BackendKind::kCuda);
       config.host_layers = n;
@@ -31,7 +45,7 @@ TEST(HostLayers, WhatStaysInHostMemory) {
       std::vector<int64_t> of_layer(static_cast<size_t>(config.n_layers));
       for (const WeightTensor& tensor : weight_tensors(config, weights)) {
         if (!stays_on_host(config, tensor)) continue;
-        const int64_t its = 2 * aligned_elements(tensor.n_elements());
+        const int64_t its = 2 * aligned_elements(tensor.kept_elements());
         bytes += its;
         EXPECT_EQ(tensor.shape.size(), 2u) << tensor.name;
         if (tensor.feeds_layer >= 0) of_layer[static_cast<size_t>(tensor.feeds_layer)] += its;
@@ -58,23 +72,113 @@ TEST(HostLayers, WhatStaysInHostMemory) {
 // What keeps its weights elsewhere is given each of them, as they are loaded whole: mapped, decoded or turned.
 TEST(ReadWeights, GivesWhatIsLoaded) {
   cpu::Queue queue;
-  for (const char* name : {"llama", "llama_f16", "llama_sharded", "phi3_fp8", "glm4_yarn", "qwen3_moe"}) {
-    const std::string directory = TIERCEL_SOURCE_DIR "/tests/golden/models/" + std::string(name);
-    const ModelConfig config = load_config(directory);
+  const std::pair<const char*, WeightForm> cases[] = {
+      {"llama", {}},           {"llama_f16", {}},   {"llama_sharded", {}},   {"phi3_fp8", {}},
+      {"glm4_yarn", {}},       {"qwen3_moe", {}},   {"llama_gptq", {}},      {"phi3_w4a16", {}},
+      {"glm4_w8a8", {}},       {"qwen3_w4a16", {}}, {"qwen3_moe_w4a16", {}}, {"llama_gptq_act_order", {}},
+      {"glm4_w8a8", WeightForm::kInt4}, {"phi3_w4a16", WeightForm::kBf16}, {"mistral_awq", WeightForm::kInt8}};
+  for (const auto& [name, form] : cases) {
+    const std::string directory = model_directory(name);
+    const ModelConfig config = config_of(name, form);
     const auto store = WeightStore::load(directory, config, queue);
+    EXPECT_EQ(store->bytes(), weight_bytes(config)) << name;
     Weights loaded = store->weights();
     const std::vector<WeightTensor> tensors = weight_tensors(config, loaded);
     for (const int64_t at_once : {1, 9000, 1 << 20}) {
       size_t next = 0;
       const auto compare = [&](size_t i, const bf16* values) {
         ASSERT_EQ(i, next++);
-        const auto bytes = static_cast<size_t>(tensors[i].n_elements()) * sizeof(bf16);
+        const auto bytes = static_cast<size_t>(tensors[i].kept_elements()) * sizeof(bf16);
         EXPECT_EQ(std::memcmp(values, *tensors[i].target, bytes), 0) << name << ": " << tensors[i].name;
       };
       read_weights(directory, config, queue, compare, at_once);
       EXPECT_EQ(next, tensors.size()) << name;
     }
   }
+}
+
+// A checkpoint's codes are kept where they can be, and what they decode to is what decoding them when they are
+// loaded gives: every logit of a prompt, of its continuation and of a batch of rows.
+TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
+  const auto logits_of = [](const std::string& name, WeightForm form) {
+    const auto model = Model::open(model_directory(name),
+                                   {.backend = BackendKind::kCpu, .n_threads = 2, .weight_form = form});
+    std::vector<int32_t> prompt;
+    for (int32_t i = 0; i < 90; ++i) prompt.push_back(3 + 31 * i % 90);
+    auto session = Session::open(model, Session::plan(*model, {}, std::ssize(prompt), 40));
+    std::vector<float> all;
+    const auto keep = [&] { all.insert(all.end(), session->logits().begin(), session->logits().end()); };
+    EXPECT_TRUE(session->prefill(prompt, {}));
+    keep();
+    EXPECT_TRUE(session->append(std::vector<int32_t>{5, 6, 7, 8, 9, 10, 11}, {}));
+    keep();
+    for (const int32_t token : {12, 13}) {
+      session->step(token);
+      keep();
+    }
+    return std::pair(all, model->weight_bytes());
+  };
+  for (const char* name : {"llama_gptq", "qwen2_gptq_int8", "mistral_awq", "qwen3_w4a16", "phi3_w4a16", "glm4_w8a8",
+                           "qwen3_moe_w4a16"}) {
+    const auto [coded, coded_bytes] = logits_of(name, WeightForm::kStored);
+    const auto [decoded, decoded_bytes] = logits_of(name, WeightForm::kBf16);
+    EXPECT_EQ(coded, decoded) << name;
+    const ModelConfig config = config_of(name);
+    EXPECT_EQ(decoded_bytes, 2 * parameter_count(config)) << name;
+    // Of four bits and a param for every 32 to 128, or of eight; rows are padded to 64 bytes.
+    int64_t matrices = 0, kept = 0;
+    Weights weights;
+    for (const WeightTensor& tensor : weight_tensors(config, weights)) {
+      if (!tensor.codec.is_coded()) continue;
+      matrices += 2 * tensor.n_elements();
+      kept += 2 * tensor.kept_elements();
+      EXPECT_EQ(tensor.codec.bits, config.int_weights->bits) << tensor.name;
+    }
+    EXPECT_EQ(decoded_bytes - coded_bytes, matrices - kept) << name;
+    EXPECT_LE(static_cast<double>(kept), (config.int_weights->bits == 4 ? 0.5 : 0.76) * static_cast<double>(matrices))
+        << name;
+  }
+  // What is left as it was is bf16, and what cannot be kept as codes.
+  ModelConfig config = config_of("qwen3_w4a16");
+  Weights weights;
+  weight_tensors(config, weights);
+  EXPECT_FALSE(weights.layers[0].o.codec.is_coded());
+  EXPECT_EQ(weights.layers[1].o.codec, (WeightCodec{4, 32}));
+  EXPECT_EQ(weight_bytes(config_of("llama_gptq_act_order")), 2 * parameter_count(config_of("llama_gptq_act_order")));
+  EXPECT_EQ(weights_text(config_of("llama_gptq_act_order")), "the checkpoint's integers, decoded to bf16");
+  EXPECT_EQ(weights_text(config_of("llama")), "");
+}
+
+// Rounded weights: a model of them is near the one that it was made from, and none but they are.
+TEST(CodedWeights, RoundedOnesAreNear) {
+  std::vector<std::vector<float>> logits;
+  std::vector<std::string> fingerprints;
+  std::vector<int64_t> bytes;
+  for (const WeightForm form : {WeightForm::kStored, WeightForm::kBf16, WeightForm::kInt8, WeightForm::kInt4}) {
+    const auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m",
+                                   {.backend = BackendKind::kCpu, .n_threads = 2, .weight_form = form});
+    std::vector<int32_t> prompt;
+    for (int32_t i = 0; i < 200; ++i) prompt.push_back(3 + 31 * i % 1900);
+    auto session = Session::open(model, Session::plan(*model, {}, std::ssize(prompt), 1));
+    ASSERT_TRUE(session->prefill(prompt, {}));
+    logits.emplace_back(session->logits().begin(), session->logits().end());
+    fingerprints.push_back(model->fingerprint());
+    bytes.push_back(model->weight_bytes());
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  EXPECT_EQ(fingerprints[0], fingerprints[1]);
+  EXPECT_EQ(std::set(fingerprints.begin(), fingerprints.end()).size(), 3u);
+  EXPECT_LT(bytes[2], bytes[1]);
+  EXPECT_LT(bytes[3], bytes[2]);
+  double scale = 0;
+  for (const float logit : logits[0]) scale += double{logit} * double{logit};
+  scale = std::sqrt(scale / static_cast<double>(logits[0].size()));
+  const double of_8 = test::rms_difference(logits[2], logits[0]) / scale;
+  const double of_4 = test::rms_difference(logits[3], logits[0]) / scale;
+  EXPECT_GT(of_8, 1e-4);
+  EXPECT_LT(of_8, 0.02);
+  EXPECT_GT(of_4, of_8);
+  EXPECT_LT(of_4, 0.2);
 }
 
 class DamagedModel : public testing::Test {
@@ -103,7 +207,7 @@ class DamagedModel : public testing::Test {
     ASSERT_TRUE(file.good());
   }
   uint64_t offset_of(const char* tensor) {
-    return SafetensorsFile::open(directory_ / "model.safetensors").find(tensor)->offset;
+    return SafetensorsFile::open(directory_ / "model.safetensors").find_any(tensor)->offset;
   }
   void replace_in(const char* file, const std::string& from, const std::string& to) {
     std::ifstream in(directory_ / file, std::ios::binary);
@@ -245,6 +349,54 @@ TEST_F(DamagedModel, Fp8) {
   use("phi3_fp8");
   replace_in_header("\"model.layers.0.input_layernorm.weight\"", "\"model.layers.0.input_layernorm.w_ight\"");
   expect_mentions(error(), {"model.layers.0.input_layernorm.weight"});
+}
+
+TEST_F(DamagedModel, CodesAndTheirScalesAreChecked) {
+  use("llama_gptq");
+  replace_in_header("layers.1.mlp.up_proj.qzeros", "layers.1.mlp.up_proj.qzer_s");
+  expect_mentions(error(), {"model.safetensors", "model.layers.1.mlp.up_proj is quantised", "up_proj.qzeros"});
+  use("llama_gptq");
+  const char* scales = "model.layers.0.self_attn.k_proj.scales";
+  poke(offset_of(scales) + 2, std::string_view("\x00\x7c", 2));  // infinity
+  expect_mentions(error(), {scales, "element 1 "});
+  use("llama_gptq");
+  replace_in_config("\"group_size\": 32", "\"group_size\": 64");
+  expect_mentions(error(), {"_proj.qzeros", "expected shape", "config.json"});
+  use("llama_gptq");
+  replace_in_config("\"group_size\": 32", "\"group_size\": 48");
+  expect_mentions(error(), {"_proj", "groups of 48 columns", "config.json"});
+  use("llama_gptq");
+  replace_in_config("\"bits\": 4", "\"bits\": 8");
+  expect_mentions(error(), {"_proj.qweight", "expected shape"});
+  use("llama_gptq");
+  poke(offset_of("model.layers.1.mlp.down_proj.bias"), std::string_view("\x01", 1));
+  expect_mentions(error(), {"model.layers.1.mlp.down_proj.bias", "would be ignored"});
+  use("llama_gptq");
+  replace_in_config("\"quantization_config\"", "\"other\"");
+  expect_mentions(error(), {"_proj.weight", "expected a tensor"});
+  // A matrix of which there is neither.
+  use("llama_gptq");
+  replace_in_header("layers.1.mlp.up_proj.qweight", "layers.1.mlp.up_proj.qweigh_");
+  expect_mentions(error(), {"model.layers.1.mlp.up_proj.weight"});
+
+  use("llama_gptq_act_order");
+  const char* groups = "model.layers.0.mlp.gate_proj.g_idx";
+  poke(offset_of(groups) + 4, std::string_view("\x04\0\0\0", 4));  // of four groups
+  expect_mentions(error(), {groups, "0 to 3", "found 4 at column 1"});
+  use("llama_gptq_act_order");
+  replace_in_config("\"desc_act\": true", "\"desc_act\": false");
+  expect_mentions(error(), {"g_idx", "order of their groups", "desc_act"});
+
+  use("mistral_awq");
+  replace_in_header("layers.1.mlp.up_proj.scales", "layers.1.mlp.up_proj.scale_");
+  expect_mentions(error(), {"up_proj.scales"});
+  use("qwen3_w4a16");
+  const char* packed = "model.layers.1.self_attn.q_proj.weight_scale";
+  poke(offset_of(packed), std::string_view("\xc0\x7f", 2));  // NaN
+  expect_mentions(error(), {packed, "element 0 "});
+  use("glm4_w8a8");
+  replace_in_header("layers.1.mlp.gate_up_proj.weight_scale", "layers.1.mlp.gate_up_proj.weight_scal_");
+  expect_mentions(error(), {"gate_up_proj.weight_scale"});
 }
 
 TEST_F(DamagedModel, AHeadThatIsNotTheEmbeddingIsSaid) {

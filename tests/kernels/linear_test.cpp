@@ -131,7 +131,7 @@ TEST(KernelLinear, RowsAtAnyAddress) {
       DeviceVector<bf16>& moved = move_x ? problem.x : problem.weight;
       moved.insert(moved.begin(), bf16(std::numeric_limits<float>::quiet_NaN()));
       LinearParams p = problem.params();
-      (move_x ? p.x : p.weight) += 1;
+      (move_x ? p.x : p.weight.values) += 1;
       cuda::linear(test::stream(), p);
       test::stream().finish();
       problem.expect_close(expected);

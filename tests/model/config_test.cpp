@@ -173,9 +173,9 @@ TEST(Config, RefusesBadExtents) {
 TEST(Config, RefusesWhatTheEngineDoesNotCompute) {
   expect_refused({{"hidden_act", "gelu"}}, {"hidden_act", "\"silu\"", "\"gelu\""});
   expect_refused({{"quantization_config", {{"bits", 4}}}}, {"quantization_config.quant_method", "no such key"});
-  for (const char* method : {"awq", "gptq", "bitsandbytes"}) {
+  for (const char* method : {"hqq", "bitsandbytes"}) {
     expect_refused({{"quantization_config", {{"quant_method", method}}}},
-                   {"quantization_config.quant_method", "fp8, fbgemm_fp8 or compressed-tensors", "only FP8", method});
+                   {"quantization_config.quant_method", "gptq, awq or compressed-tensors", "the original one", method});
   }
   expect_refused({{"partial_rotary_factor", 0.5}},
                  {"partial_rotary_factor", "0.5", "LlamaForCausalLM rotates all of head_dim"});
@@ -265,10 +265,67 @@ TEST(Config, ReadsFp8) {
   };
   EXPECT_EQ(read(compressed({{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}}))->block_rows, 0);
   EXPECT_EQ(read(compressed({{"num_bits", 8}, {"type", "float"}, {"block_structure", {32, 128}}}))->block_columns, 128);
-  expect_refused({{"quantization_config", compressed({{"num_bits", 4}, {"type", "int"}})}}, {"weights.type", "only FP8"});
-  expect_refused({{"quantization_config", compressed({{"num_bits", 4}, {"type", "float"}})}}, {"num_bits", "only FP8"});
+  expect_refused({{"quantization_config", compressed({{"num_bits", 4}, {"type", "float"}})}},
+                 {"num_bits", "the original one"});
   expect_refused({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128}}}}},
                  {"weight_block_size", "rows and columns"});
+}
+
+TEST(Config, ReadsIntegers) {
+  EXPECT_FALSE(parse(llama()).int_weights.has_value());
+  const auto read = [](const json& quantisation) {
+    return *parse_with(llama(), {{"quantization_config", quantisation}}).int_weights;
+  };
+  using Layout = IntWeights::Layout;
+  const json gptq = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}, {"sym", true}};
+  EXPECT_EQ(read(gptq), (IntWeights{.layout = Layout::kGptq, .bits = 4, .group = 128, .less_one = true}));
+  json changed = gptq;
+  changed.update({{"bits", 8}, {"group_size", -1}, {"desc_act", true}, {"checkpoint_format", "gptq_v2"}});
+  EXPECT_EQ(read(changed), (IntWeights{.layout = Layout::kGptq, .bits = 8, .group = 0, .act_order = true}));
+  const json awq = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 64}, {"zero_point", true}, {"version", "gemm"}};
+  EXPECT_EQ(read(awq), (IntWeights{.layout = Layout::kAwq, .bits = 4, .group = 64}));
+  const auto compressed = [](const char* format, const json& weights) -> json {
+    return {{"quant_method", "compressed-tensors"},
+            {"format", format},
+            {"config_groups", {{"group_0", {{"weights", weights}}}}}};
+  };
+  const json four = {{"num_bits", 4}, {"type", "int"}, {"strategy", "group"}, {"group_size", 32}, {"actorder", nullptr}};
+  EXPECT_EQ(read(compressed("pack-quantized", four)), (IntWeights{.layout = Layout::kPacked, .bits = 4, .group = 32}));
+  json ordered = four;
+  ordered["actorder"] = "group";
+  EXPECT_TRUE(read(compressed("pack-quantized", ordered)).act_order);
+  const json eight = {{"num_bits", 8}, {"type", "int"}, {"strategy", "channel"}, {"group_size", nullptr}};
+  EXPECT_EQ(read(compressed("int-quantized", eight)), (IntWeights{.layout = Layout::kPlain, .bits = 8, .group = 0}));
+
+  const auto refused = [](json quantisation, const json& changes, const std::vector<std::string>& mentions) {
+    quantisation.update(changes);
+    expect_refused({{"quantization_config", quantisation}}, mentions);
+  };
+  refused(gptq, {{"bits", 3}}, {"quantization_config.bits", "4 or 8"});
+  refused(gptq, {{"group_size", 0}}, {"group_size"});
+  refused(gptq, {{"checkpoint_format", "marlin"}}, {"checkpoint_format", "gptq_v2", "marlin"});
+  refused(gptq, {{"dynamic", {{"+:.*up_proj.*", {{"bits", 8}}}}}}, {"dynamic", "of all matrices"});
+  EXPECT_NO_THROW(read([&] {
+    json some = gptq;
+    some["dynamic"] = {{"-:.*lm_head.*", json::object()}};
+    return some;
+  }()));
+  refused(awq, {{"version", "gemv"}}, {"version", "gemm", "gemv"});
+  refused(awq, {{"zero_point", false}}, {"zero_point"});
+  refused(compressed("marlin-24", four), json::object(), {"pack-quantized"});
+  refused(compressed("int-quantized", four), json::object(), {"int-quantized of 8 bits"});
+  json two = compressed("pack-quantized", four);
+  two["config_groups"]["group_1"] = {{"weights", {{"num_bits", 8}, {"type", "int"}, {"group_size", 32}}}};
+  refused(two, json::object(), {"config_groups", "of all matrices"});
+
+  // What is kept as codes, and in which groups.
+  const IntWeights by_row{.layout = Layout::kGptq, .bits = 4, .group = 0};
+  EXPECT_EQ(by_row.codec(256), (WeightCodec{4, 128}));
+  EXPECT_EQ((IntWeights{.bits = 4, .group = 96}.codec(384)), (WeightCodec{4, 32}));
+  EXPECT_EQ((IntWeights{.bits = 8, .group = 256}.codec(512)), (WeightCodec{8, 128}));
+  EXPECT_FALSE((IntWeights{.bits = 4, .group = 16}.codec(256).is_coded()));
+  EXPECT_FALSE((IntWeights{.bits = 4, .group = 32}.codec(320).is_coded()));
+  EXPECT_FALSE((IntWeights{.bits = 4, .group = 128, .act_order = true}.codec(256).is_coded()));
 }
 
 TEST(Config, ReadsAMixtral) {

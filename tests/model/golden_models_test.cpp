@@ -163,14 +163,21 @@ TEST_P(GoldenModel, TensorsAreThoseThatWereWritten) {
   uint64_t total = 0;
   for (const auto& [name, expected] : tensors.items()) {
     const auto shape = expected["shape"].get<std::vector<int64_t>>();
-    const TensorInfo& info = checkpoint.require(name, std::span<const int64_t>(shape));
-    EXPECT_EQ(name_of(info.dtype), expected["dtype"].get<std::string>()) << name;
+    const TensorInfo* found = checkpoint.find_any(name);
+    ASSERT_NE(found, nullptr) << name;
+    const TensorInfo& info = *found;
+    EXPECT_EQ(info.shape, shape) << name;
     EXPECT_EQ(fnv1a(info.data, info.bytes), expected["hash"]) << name;
+    total += info.bytes;
+    if (!expected.contains("hash_bf16")) {  // codes
+      EXPECT_FALSE(info.supported) << name;
+      continue;
+    }
+    EXPECT_EQ(name_of(info.dtype), expected["dtype"].get<std::string>()) << name;
     std::vector<bf16> values(static_cast<size_t>(info.n_elements()));
     EXPECT_EQ(to_bf16(info, values.data()), 0) << name;
     EXPECT_EQ(fnv1a(values.data(), values.size() * sizeof(bf16)), expected["hash_bf16"]) << name;
     EXPECT_EQ(find_non_finite(info), std::nullopt) << name;
-    total += info.bytes;
   }
   EXPECT_EQ(checkpoint.total_bytes(), total);
 }

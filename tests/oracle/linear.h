@@ -35,7 +35,7 @@ inline std::vector<Expected> linear_oracle(const LinearParams& p,
       double sum = 0, magnitude = 0;
       for (int64_t k = 0; k < p.k; ++k) {
         const double product = static_cast<double>(static_cast<float>(p.x[i * p.k + k])) *
-                               static_cast<double>(static_cast<float>(p.weight[j * p.k + k]));
+                               static_cast<double>(static_cast<float>(p.weight.values[j * p.k + k]));
         sum += product;
         magnitude += std::abs(product);
       }

@@ -18,7 +18,7 @@ void multiply(const LinearParams& p) {
     for (int64_t column = 0; column < p.n; ++column) {
       float sum = 0;
       for (int64_t i = 0; i < p.k; ++i) {
-        sum += x[static_cast<size_t>(i)] * static_cast<float>(p.weight[column * p.k + i]);
+        sum += x[static_cast<size_t>(i)] * static_cast<float>(p.weight.values[column * p.k + i]);
       }
       const int64_t at = row * p.n + column;
       auto* f32 = static_cast<float*>(p.out) + at;

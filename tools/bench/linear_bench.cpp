@@ -83,6 +83,36 @@ void BM_Linear(benchmark::State& state) {
   report(state, best, m, k, n);
 }
 
+// Coded weights: bytes of codes, and weights, per second.
+void BM_CodedLinear(benchmark::State& state) {
+  const int64_t m = state.range(0), k = state.range(1), n = state.range(2);
+  const WeightCodec codec{static_cast<int32_t>(state.range(3)), static_cast<int32_t>(state.range(4))};
+  Queue& queue = queue_of(state.range(5));
+  const int64_t matrix_bytes = n * codec.row_bytes(k);
+  const int64_t count = m <= kMaxSkinnyRows && n > 64 ? std::max<int64_t>(1, kFromMemory / matrix_bytes) : 1;
+  Memory weights(count * matrix_bytes / 2);
+  // Random bits are codes, but no scales.
+  for (int64_t row = 0; row < count * n; ++row) {
+    auto* params = reinterpret_cast<uint32_t*>(reinterpret_cast<std::byte*>(weights.data()) +
+                                               row * codec.row_bytes(k) + codec.code_bytes(k));
+    for (int64_t group = 0; group < k / codec.group; ++group) params[group] = weight_param(0.01f, 7);
+  }
+  const std::vector<bf16> x = random_bf16(m * k);
+  std::vector<bf16> out(static_cast<size_t>(m * n));
+  Best best;
+  int64_t turn = 0;
+  for (auto _ : state) {
+    const WeightMatrix matrix(weights.data() + turn++ % count * matrix_bytes / 2, codec);
+    best.time([&] {
+      linear(queue, {.x = x.data(), .weight = matrix, .out = out.data(), .m = m, .k = k, .n = n});
+    });
+  }
+  state.counters["best_us"] = best.us();
+  state.counters["TFLOP/s"] = best.rate(2e-12 * static_cast<double>(m * k * n));
+  state.counters["GB/s"] = best.rate(1e-9 * static_cast<double>(matrix_bytes));
+  state.counters["Gweights/s"] = best.rate(1e-9 * static_cast<double>(k * n));
+}
+
 void BM_OneDnn(benchmark::State& state) {
   const int64_t m = state.range(0), k = state.range(1), n = state.range(2);
   using dnnl::memory;
@@ -132,6 +162,18 @@ void shapes(benchmark::internal::Benchmark* b, std::initializer_list<int64_t> la
 BENCHMARK(BM_Linear)->Apply([](auto* b) {
   b->ArgNames({"m", "k", "n", "threads"})->UseRealTime()->MinTime(0.05);
   shapes(b, {1, 2});
+});
+BENCHMARK(BM_CodedLinear)->Apply([](auto* b) {
+  b->ArgNames({"m", "k", "n", "bits", "group", "threads"})->UseRealTime()->MinTime(0.05);
+  for (int64_t threads : {1, 2}) {
+    for (const auto& [bits, group] : {std::pair<int64_t, int64_t>{8, 128}, {4, 128}, {4, 64}, {4, 32}}) {
+      for (int64_t m : {1, 4, 16, 512}) b->Args({m, 4096, 4096, bits, group, threads});
+      b->Args({1, 4096, 64, bits, group, threads});
+      b->Args({1, 18944, 3584, bits, group, threads});
+      b->Args({1, 3584, 18944, bits, group, threads});
+      b->Args({1, 896, 4864, bits, group, threads});
+    }
+  }
 });
 BENCHMARK(BM_OneDnn)->Apply([](auto* b) {
   b->ArgNames({"m", "k", "n", "any"})->UseRealTime()->MinTime(0.05);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "engine/base/dtype.h"
+#include "engine/base/weight_matrix.h"
 
 namespace tiercel {
 
@@ -35,6 +36,7 @@ struct ExpertMatrices {
   const bf16* const* of = nullptr;  // [n_experts], where the host reads
   const bf16* first = nullptr;      // of[0]
   int64_t stride = 0;  // of[e] is first + e * stride for all e; 0: they lie anywhere, which a GPU refuses
+  WeightCodec codec = {};  // of all
 };
 
 // out += sum of weight * down(silu(gate(x)) * up(x)) over a token's experts. What the products give is

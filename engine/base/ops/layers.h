@@ -5,6 +5,7 @@
 
 #include "engine/base/dtype.h"
 #include "engine/base/ops/position.h"
+#include "engine/base/weight_matrix.h"
 
 namespace tiercel {
 
@@ -31,10 +32,10 @@ struct NormParams {
 // out_type is kBf16 or kF32. alone: every row has the bits that m = 1 gives it, whatever m is, so that
 // a sequence's tokens do not depend on what is decoded beside it; for up to a few hundred rows.
 struct LinearParams {
-  const bf16* x = nullptr;       // [m][k]
-  const bf16* weight = nullptr;  // [n][k], as Hugging Face stores it
-  const bf16* bias = nullptr;    // [n] or null
-  void* out = nullptr;           // [m][n]
+  const bf16* x = nullptr;     // [m][k]
+  WeightMatrix weight;         // [n][k]
+  const bf16* bias = nullptr;  // [n] or null
+  void* out = nullptr;         // [m][n]
   int64_t m = 0, k = 0, n = 0;
   DType out_type = DType::kBf16;
   bool accumulate = false;
@@ -55,8 +56,7 @@ struct NormLinearParams {
 struct GatedLinearParams {
   const bf16* x = nullptr;            // [m][k]
   const bf16* norm_weight = nullptr;  // [k] or null
-  const bf16* gate = nullptr;         // [n][k]
-  const bf16* up = nullptr;           // [n][k]
+  WeightMatrix gate, up;              // [n][k]; of one codec
   const bf16* gate_bias = nullptr;    // [n] or null
   const bf16* up_bias = nullptr;      // [n] or null
   bf16* out = nullptr;                // [m][n]

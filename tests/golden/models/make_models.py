@@ -23,7 +23,7 @@ rope.json holds inverse frequencies and attention scalings of many RoPE configur
 
 To make them again (bit-exact with the same versions only; made with torch 2.15, transformers 5.23):
 
-  pip install torch transformers safetensors
+  pip install torch transformers safetensors compressed-tensors
   python tests/golden/models/make_models.py [--only NAME]
 """
 
@@ -33,6 +33,7 @@ import math
 import pathlib
 import shutil
 
+import integer_codes
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -190,6 +191,10 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=128)
+
+
+# In which codes are kept (integer_codes.py).
+WIDE = dict(hidden_size=128, intermediate_size=128, num_attention_heads=2)
 
 
 def llama(**changes):
@@ -357,9 +362,31 @@ MODELS = {
     "qwen3_moe_fp8": (
         qwen3_moe(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True,
                   tie_word_embeddings=True), "bf16", {"fp8": (16, 32)}),
+    # Integers of four and eight bits; matrices of 128 columns are kept as codes.
+    "llama_gptq": (llama(**WIDE), "f16", {"integers": dict(method="gptq", bits=4, group=32, symmetric=False)}),
+    "llama_gptq_act_order": (
+        llama(), "f16", {"integers": dict(method="gptq", bits=4, group=16, symmetric=True, act_order=True)}),
+    "qwen2_gptq_int8": (
+        qwen2(**WIDE, tie_word_embeddings=True), "bf16",
+        {"integers": dict(method="gptq_v2", bits=8, group=0, symmetric=False)}),
+    "mistral_awq": (mistral(**WIDE, sliding_window=None), "f16", {"integers": dict(method="awq", bits=4, group=64, symmetric=False)}),
+    "qwen3_w4a16": (
+        qwen3(**WIDE, tie_word_embeddings=True), "bf16",
+        {"integers": dict(method="packed", bits=4, group=32, symmetric=True,
+                          ignore=["model.layers.0.self_attn.o_proj"])}),
+    "phi3_w4a16": (
+        phi3(**WIDE, tie_word_embeddings=True), "bf16",
+        {"integers": dict(method="packed", bits=4, group=128, symmetric=False)}),
+    "glm4_w8a8": (
+        glm4(**WIDE, tie_word_embeddings=True), "bf16",
+        {"integers": dict(method="plain", bits=8, group=0, symmetric=True)}),
+    "qwen3_moe_w4a16": (
+        qwen3_moe(**WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, norm_topk_prob=True,
+                  num_key_value_heads=1, tie_word_embeddings=True), "bf16",
+        {"integers": dict(method="packed", bits=4, group=64, symmetric=True)}),
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32,
-          "f8_e4m3": torch.float8_e4m3fn}
+          "f8_e4m3": torch.float8_e4m3fn, "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}
 
 
 def randomise(model, seed):
@@ -469,6 +496,40 @@ def write_fp8(folder, scheme, tensors):
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def round_to_integers(model, scheme, seed):
+    """What is left of the weights; returns the tensors that say so."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, matrix in quantised_matrices(model):
+        module = name.removesuffix(".weight")
+        if module in scheme.get("ignore", []):
+            tensors[name] = matrix.to(torch.bfloat16)
+            continue
+        stored, values = integer_codes.tensors_of(module, matrix, scheme, generator)
+        matrix.copy_(values)
+        tensors.update(stored)
+    # Some tools write a bias of zeros where there is none.
+    own = {name for name, _ in model.named_parameters()}
+    for name in [name for name, tensor in tensors.items() if tensor is None]:
+        module = name.removesuffix(".bias")
+        tensors[name] = torch.zeros(tensors[module + ".scales"].shape[1], dtype=torch.float16)
+        if name in own:
+            del tensors[name]
+    return tensors
+
+
+def write_integers(folder, scheme, tensors):
+    """Puts them in the place of those of the reference."""
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        rest = {name: file.get_tensor(name) for name in file.keys() if not is_quantised(name)}
+    save_file({**rest, **tensors}, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = integer_codes.quantization_config(scheme)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def fnv1a(data):
     h = 0xCBF29CE484222325
     for byte in data:
@@ -490,8 +551,9 @@ def describe_tensors(folder):
                     "dtype": {v: k for k, v in DTYPES.items()}[tensor.dtype],
                     "shape": list(tensor.shape),
                     "hash": fnv1a(raw_bytes(tensor)),
-                    "hash_bf16": fnv1a(raw_bytes(tensor.to(torch.bfloat16))),
                 }
+                if tensor.dtype.is_floating_point:
+                    result[name]["hash_bf16"] = fnv1a(raw_bytes(tensor.to(torch.bfloat16)))
     return result
 
 
@@ -598,11 +660,13 @@ def make(name, seed):
     model = model_class(config)
     randomise(model, seed)
     fp8 = round_to_fp8(model, options["fp8"]) if "fp8" in options else None
+    integers = round_to_integers(model, options["integers"], seed) if "integers" in options else None
     if options.get("sampling"):
         model.generation_config.update(
             do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.05,
             bos_token_id=1, eos_token_id=[2, 9])
-    model.to(DTYPES[dtype]).save_pretrained(
+    # Of codes the values would be rounded once more in f16.
+    model.to(torch.bfloat16 if integers else DTYPES[dtype]).save_pretrained(
         folder, max_shard_size=options.get("max_shard_size", "5GB"))
     if "edit" in options:
         path = folder / "config.json"
@@ -648,6 +712,8 @@ def make(name, seed):
         folder / "golden.safetensors")
     if fp8:
         write_fp8(folder, options["fp8"], fp8)
+    if integers:
+        write_integers(folder, options["integers"], integers)
     golden = {
         "prompt": prompt,
         "greedy": generated,

@@ -1,0 +1,104 @@
+// Coded weights to bf16 with AVX2. Four bits: the sixteen values of a group are computed once; their lower
+// and their upper bytes are looked up apart.
+#include "cpu/gemm.h"
+#include "cpu/intrinsics.h"
+
+namespace tiercel::cpu {
+namespace {
+
+// Rounds to nearest even. Products of codes and finite scales are no NaN.
+__m256i rounded(__m256 value) {
+  const __m256i u = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+}
+
+struct Param {
+  explicit Param(uint32_t param)
+      : scale(_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(param & ~0x1ffu)))),
+        zero(_mm256_set1_epi32(static_cast<int32_t>(param & 0x1ffu))) {}
+  // Eight codes to bf16, each in a dword.
+  __m256i value(__m256i codes) const {
+    return rounded(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero)), scale));
+  }
+  // Sixteen codes in dwords, in order, to sixteen bf16.
+  __m256i values(__m256i first, __m256i second) const {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(value(first), value(second)), 0xd8);
+  }
+  __m256 scale;
+  __m256i zero;
+};
+
+struct Table {
+  explicit Table(uint32_t param) {
+    const __m256i all = Param(param).values(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                            _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
+    const __m256i bytes = _mm256_set1_epi16(0xff);
+    const __m256i lower = _mm256_permute4x64_epi64(
+        _mm256_packus_epi16(_mm256_and_si256(all, bytes), _mm256_srli_epi16(all, 8)), 0xd8);
+    low = _mm256_permute2x128_si256(lower, lower, 0x00);
+    high = _mm256_permute2x128_si256(lower, lower, 0x11);
+  }
+  // Words whose lowest four bits are codes.
+  __m256i look_up(__m256i words) const {
+    const __m256i code = _mm256_and_si256(words, _mm256_set1_epi16(0xf));
+    const __m256i of_low = _mm256_or_si256(code, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+    const __m256i of_high = _mm256_or_si256(_mm256_slli_epi16(code, 8), _mm256_set1_epi16(0x80));
+    return _mm256_or_si256(_mm256_shuffle_epi8(low, of_low), _mm256_shuffle_epi8(high, of_high));
+  }
+  __m256i low, high;
+};
+
+__m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+void store(uint16_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+
+void decode_4(const uint8_t* codes, const uint32_t* params, int32_t group, uint16_t* out) {
+  const __m256i first = load(codes), second = load(codes + 32);
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    const Table table(params[run * 32 / group]);
+    store(out + 32 * run, table.look_up(_mm256_srli_epi16(first, 4 * run)));
+    store(out + 32 * run + 16, table.look_up(_mm256_srli_epi16(second, 4 * run)));
+  }
+}
+
+void decode_8(const uint8_t* codes, const uint32_t* params, int32_t group, uint16_t* out) {
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    const Param param(params[run * 32 / group]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256i words = load(codes + run / 2 * 64 + 32 * half);
+      words = run % 2 == 0 ? _mm256_and_si256(words, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(words, 8);
+      store(out + 32 * run + 16 * half,
+            param.values(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(words)),
+                         _mm256_cvtepu16_epi32(_mm256_extracti128_si256(words, 1))));
+    }
+  }
+}
+
+}  // namespace
+
+void decode_weights_avx2(const DecodeWeights& p) {
+  for (int64_t row = 0; row < p.n_rows; ++row) {
+    const uint8_t* codes = p.codes + row * p.row_bytes;
+    const uint32_t* params = p.params + row * p.row_bytes / 4;
+    uint16_t* out = p.out + row * p.out_stride;
+    for (int64_t column = 0; column < p.n_columns; column += 128) {
+      // Rows of codes are too short for the hardware's prefetcher: the same place four rows on.
+      const auto* ahead = reinterpret_cast<const char*>(codes + 4 * p.row_bytes);
+      _mm_prefetch(ahead + column * p.bits / 8, _MM_HINT_T0);
+      if (p.bits == 8) _mm_prefetch(ahead + column + 64, _MM_HINT_T0);
+      if (column / p.group % 16 == 0) {
+        _mm_prefetch(reinterpret_cast<const char*>(params + column / p.group) + 4 * p.row_bytes, _MM_HINT_T0);
+      }
+      if (p.bits == 4) {
+        decode_4(codes + column / 2, params + column / p.group, p.group, out + column);
+      } else {
+        decode_8(codes + column, params + column / p.group, p.group, out + column);
+      }
+    }
+  }
+}
+
+}  // namespace tiercel::cpu

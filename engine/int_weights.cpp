@@ -1,0 +1,266 @@
+#include "engine/int_weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/check.h"
+#include "engine/weight_codes.h"
+
+namespace tiercel {
+namespace {
+
+using Layout = IntWeights::Layout;
+
+constexpr std::string_view kWeight = ".weight";
+// Column c of eight that AWQ packs into an int32 lies in its nibble kAwqNibble[c].
+constexpr int kAwqNibble[] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+// Times a code it is finite.
+constexpr float kMostScale = 0x1p+118f;
+
+const char* codes_suffix(Layout layout) {
+  switch (layout) {
+    case Layout::kGptq:
+    case Layout::kAwq: return ".qweight";
+    case Layout::kPacked: return ".weight_packed";
+    case Layout::kPlain: break;
+  }
+  return ".weight";
+}
+
+uint32_t word_of(const TensorInfo& tensor, int64_t i) {
+  uint32_t word;
+  std::memcpy(&word, tensor.data + i * 4, sizeof word);
+  return word;
+}
+int32_t int8_of(const TensorInfo& tensor, int64_t i) {
+  return static_cast<int8_t>(std::to_integer<uint8_t>(tensor.data[i]));
+}
+float number_of(const TensorInfo& tensor, int64_t i) {
+  if (tensor.dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, tensor.data + i * 4, sizeof value);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, tensor.data + i * 2, sizeof bits);
+  return tensor.dtype == DType::kF16 ? f16_to_float(bits) : static_cast<float>(bf16::from_bits(bits));
+}
+
+// Code i of a row of codes that lie in int32 words.
+int32_t code_in(uint32_t word, int64_t i, int bits) {
+  const auto place = static_cast<int>(i % (32 / bits)) * bits;
+  return static_cast<int32_t>(word >> place & ((1u << bits) - 1));
+}
+
+}  // namespace
+
+WeightCodec IntWeights::codec(int64_t k) const {
+  if (k % kCodedColumns != 0 || (act_order && group > 0)) return {};
+  for (const int32_t kept : {128, 64, 32}) {
+    if (group % kept == 0) return {bits, kept};
+  }
+  return {};
+}
+
+std::string_view module_of(std::string_view weight) {
+  CHECK(weight.ends_with(kWeight), "{}", weight);
+  return weight.substr(0, weight.size() - kWeight.size());
+}
+
+bool IntTensor::is_in(const Checkpoint& checkpoint, std::string_view weight, const IntWeights& format) {
+  const std::string codes = std::string(module_of(weight)) + codes_suffix(format.layout);
+  const TensorInfo* tensor = checkpoint.find_any(codes);
+  return tensor != nullptr && (format.layout != Layout::kPlain || tensor->stored_dtype == "I8");
+}
+
+const TensorInfo& IntTensor::part(const Checkpoint& checkpoint, const char* suffix, DType dtype,
+                                  std::initializer_list<int64_t> shape) {
+  const std::string name = module_ + suffix;
+  const TensorInfo* tensor = checkpoint.find_any(name);
+  if (tensor == nullptr) {
+    fail("{}: tensor {} is quantised, and the checkpoint has no {} beside it; fetch it again",
+         checkpoint.file_of(module_ + codes_suffix(format_.layout)), module_, name);
+  }
+  const std::string_view wanted = dtype == DType::kI32 ? "I32" : dtype == DType::kI8 ? "I8" : "F16, BF16 or F32";
+  const bool fits = dtype == DType::kF32 ? tensor->supported && tensor->dtype != DType::kF8E4M3
+                                         : tensor->stored_dtype == wanted;
+  if (!fits) {
+    fail("{}: tensor {}: expected dtype {}, found {}", checkpoint.file_of(name), name, wanted, tensor->stored_dtype);
+  }
+  const std::span<const int64_t> extents(shape.begin(), shape.size());
+  if (!std::ranges::equal(tensor->shape, extents)) {
+    fail("{}: tensor {}: expected shape {}, found {}; config.json does not describe these weights",
+         checkpoint.file_of(name), name, to_string(extents), to_string(tensor->shape));
+  }
+  tensors_.push_back(tensor);
+  return *tensor;
+}
+
+IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int64_t n_rows, int64_t n_columns,
+                     const IntWeights& format)
+    : format_(format), module_(module_of(weight)), n_(n_rows), k_(n_columns) {
+  const int64_t group = format.group > 0 ? format.group : k_;
+  const int64_t per_word = 32 / format.bits;
+  if (k_ % group != 0 || k_ % per_word != 0 || n_ % per_word != 0) {
+    fail("{}: matrix {} [{}, {}] cannot be in groups of {} columns and words of {} codes; config.json does not "
+         "describe these weights",
+         checkpoint.file_of(module_ + codes_suffix(format.layout)), module_, n_, k_, group, per_word);
+  }
+  n_groups_ = k_ / group;
+  switch (format.layout) {
+    case Layout::kGptq: {
+      codes_ = &part(checkpoint, ".qweight", DType::kI32, {k_ / per_word, n_});
+      const TensorInfo& zeros = part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
+      read_params(checkpoint, part(checkpoint, ".scales", DType::kF32, {n_groups_, n_}), &zeros);
+      if (checkpoint.find_any(module_ + ".g_idx") != nullptr) read_groups(checkpoint);
+      break;
+    }
+    case Layout::kAwq: {
+      codes_ = &part(checkpoint, ".qweight", DType::kI32, {k_, n_ / per_word});
+      const TensorInfo& zeros = part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
+      read_params(checkpoint, part(checkpoint, ".scales", DType::kF32, {n_groups_, n_}), &zeros);
+      break;
+    }
+    case Layout::kPacked:
+    case Layout::kPlain: {
+      codes_ = format.layout == Layout::kPlain
+                   ? &part(checkpoint, ".weight", DType::kI8, {n_, k_})
+                   : &part(checkpoint, ".weight_packed", DType::kI32, {n_, k_ / per_word});
+      const TensorInfo* zeros = checkpoint.find_any(module_ + ".weight_zero_point");
+      if (zeros != nullptr) {
+        const bool packed = zeros->stored_dtype == "I32";
+        zeros = packed ? &part(checkpoint, ".weight_zero_point", DType::kI32, {n_ / per_word, n_groups_})
+                       : &part(checkpoint, ".weight_zero_point", DType::kI8, {n_, n_groups_});
+      }
+      // One for each row may be a vector, one for all rows is one.
+      const TensorInfo* scales = checkpoint.find_any(module_ + ".weight_scale");
+      const bool vector = scales != nullptr && scales->shape.size() == 1 && n_groups_ == 1;
+      const int64_t n_scales = vector && scales->shape[0] == 1 ? 1 : n_;
+      read_params(checkpoint,
+                  vector ? part(checkpoint, ".weight_scale", DType::kF32, {n_scales})
+                         : part(checkpoint, ".weight_scale", DType::kF32, {n_, n_groups_}),
+                  zeros);
+      if (const TensorInfo* shape = checkpoint.find_any(module_ + ".weight_shape")) tensors_.push_back(shape);
+      if (checkpoint.find_any(module_ + ".weight_g_idx") != nullptr) read_groups(checkpoint);
+      break;
+    }
+  }
+}
+
+int32_t IntTensor::zero_of_group(const TensorInfo& zeros, int64_t row, int64_t group) const {
+  const int64_t per_word = 32 / format_.bits;
+  switch (format_.layout) {
+    case Layout::kGptq:
+      return code_in(word_of(zeros, group * (n_ / per_word) + row / per_word), row, format_.bits) +
+             (format_.less_one ? 1 : 0);
+    case Layout::kAwq:
+      return code_in(word_of(zeros, group * (n_ / per_word) + row / per_word), kAwqNibble[row % per_word],
+                     format_.bits);
+    case Layout::kPacked:
+    case Layout::kPlain: break;
+  }
+  if (zeros.dtype == DType::kI8) return int8_of(zeros, row * n_groups_ + group) + (1 << (format_.bits - 1));
+  return code_in(word_of(zeros, row / per_word * n_groups_ + group), row, format_.bits);
+}
+
+void IntTensor::read_params(const Checkpoint& checkpoint, const TensorInfo& scales, const TensorInfo* zeros) {
+  const bool by_group = format_.layout == Layout::kGptq || format_.layout == Layout::kAwq;
+  if (const std::optional<int64_t> bad = find_non_finite(scales)) {
+    fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully written, fetch it "
+         "again",
+         checkpoint.file_of(scales.name), scales.name, *bad);
+  }
+  params_.resize(static_cast<size_t>(n_ * n_groups_));
+  for (int64_t row = 0; row < n_; ++row) {
+    for (int64_t group = 0; group < n_groups_; ++group) {
+      const int64_t at = row * n_groups_ + group;
+      const float scale = number_of(scales, by_group ? group * n_ + row : scales.n_elements() == 1 ? 0 : at);
+      if (std::abs(scale) > kMostScale) {
+        fail("{}: tensor {}: found a scale of {}, with which weights are too large for bf16",
+             checkpoint.file_of(scales.name), scales.name, scale);
+      }
+      const int32_t zero = zeros != nullptr ? zero_of_group(*zeros, row, group) : 1 << (format_.bits - 1);
+      params_[static_cast<size_t>(at)] = weight_param(scale, zero);
+    }
+  }
+}
+
+void IntTensor::read_groups(const Checkpoint& checkpoint) {
+  const char* suffix = format_.layout == Layout::kGptq ? ".g_idx" : ".weight_g_idx";
+  const TensorInfo& groups = part(checkpoint, suffix, DType::kI32, {k_});
+  const int64_t group = k_ / n_groups_;
+  bool in_order = true;
+  for (int64_t i = 0; i < k_; ++i) {
+    const auto of_column = static_cast<int32_t>(word_of(groups, i));
+    if (of_column < 0 || of_column >= n_groups_) {
+      fail("{}: tensor {}: expected groups 0 to {}, found {} at column {}", checkpoint.file_of(groups.name), groups.name,
+           n_groups_ - 1, of_column, i);
+    }
+    in_order &= of_column == i / group;
+    group_of_.push_back(of_column);
+  }
+  if (in_order) {
+    group_of_.clear();
+  } else if (!format_.act_order) {
+    fail("{}: tensor {}: its columns are not in the order of their groups, though config.json does not say so "
+         "(desc_act, actorder)",
+         checkpoint.file_of(groups.name), groups.name);
+  }
+}
+
+void IntTensor::codes(int64_t first, int64_t n, uint8_t* out) const {
+  const int64_t per_word = 32 / format_.bits;
+  switch (format_.layout) {
+    case Layout::kGptq:
+      for (int64_t word = 0; word < k_ / per_word; ++word) {
+        for (int64_t row = 0; row < n; ++row) {
+          const uint32_t packed = word_of(*codes_, word * n_ + first + row);
+          for (int64_t i = 0; i < per_word; ++i) {
+            out[row * k_ + word * per_word + i] = static_cast<uint8_t>(code_in(packed, i, format_.bits));
+          }
+        }
+      }
+      return;
+    case Layout::kAwq:
+      for (int64_t column = 0; column < k_; ++column) {
+        for (int64_t row = 0; row < n; ++row) {
+          const int64_t at = first + row;
+          const uint32_t packed = word_of(*codes_, column * (n_ / per_word) + at / per_word);
+          out[row * k_ + column] = static_cast<uint8_t>(code_in(packed, kAwqNibble[at % per_word], format_.bits));
+        }
+      }
+      return;
+    case Layout::kPacked:
+      for (int64_t i = 0; i < n * k_; ++i) {
+        out[i] = static_cast<uint8_t>(code_in(word_of(*codes_, (first * k_ + i) / per_word), i, format_.bits));
+      }
+      return;
+    case Layout::kPlain:
+      for (int64_t i = 0; i < n * k_; ++i) out[i] = static_cast<uint8_t>(int8_of(*codes_, first * k_ + i) + 128);
+      return;
+  }
+}
+
+void IntTensor::decode(int64_t row, const uint8_t* codes, bf16* out) const {
+  const uint32_t* params = params_.data() + row * n_groups_;
+  const int64_t group = k_ / n_groups_;
+  for (int64_t i = 0; i < k_; ++i) {
+    const uint32_t param = params[group_of_.empty() ? i / group : group_of_[static_cast<size_t>(i)]];
+    out[i] = bf16(static_cast<float>(codes[i] - zero_of(param)) * scale_of(param));
+  }
+}
+
+void IntTensor::pack(int64_t row, const uint8_t* codes, WeightCodec codec, std::byte* out) const {
+  CHECK(group_of_.empty() && codec == format_.codec(k_), "{}", module_);
+  const int64_t group = k_ / n_groups_;
+  std::vector<uint32_t> params(static_cast<size_t>(k_ / codec.group));
+  for (size_t i = 0; i < params.size(); ++i) {
+    const int64_t column = static_cast<int64_t>(i) * codec.group;
+    params[i] = params_[static_cast<size_t>(row * n_groups_ + column / group)];
+  }
+  pack_row({codes, static_cast<size_t>(k_)}, params, codec, out);
+}
+
+}  // namespace tiercel

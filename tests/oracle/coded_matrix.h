@@ -1,0 +1,78 @@
+// Random coded matrices (engine/base/weight_matrix.h) beside what they decode to: packed and decoded element by
+// element, as the format is described.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "engine/base/weight_matrix.h"
+
+namespace tiercel::test {
+
+// Where element i of a row lies in its codes.
+struct CodePlace {
+  int64_t byte;
+  int shift;
+};
+inline CodePlace place_of_code(int64_t i, int bits) {
+  const int64_t in_unit = 512 / bits, unit = i / in_unit, word = i % in_unit % 32;
+  const auto bit = static_cast<int>(i % in_unit / 32) * bits;
+  return {unit * 64 + word * 2 + bit / 8, bit % 8};
+}
+
+// [n][k]. Memory<T>: a vector that the backend reads.
+template <template <typename> typename Memory>
+struct CodedMatrix {
+  CodedMatrix(std::mt19937& random, int64_t n_rows, int64_t n_columns, WeightCodec codec_of_rows)
+      : codec(codec_of_rows), n(n_rows), k(n_columns) {
+    const int64_t row_bytes = codec.row_bytes(k);
+    rows.resize(static_cast<size_t>(n * row_bytes / 2) + kAlignment);
+    decoded.resize(static_cast<size_t>(n * k));
+    std::vector<uint8_t> row(static_cast<size_t>(row_bytes), 0xab);
+    for (int64_t r = 0; r < n; ++r) {
+      std::memset(row.data(), 0, static_cast<size_t>(codec.code_bytes(k)));
+      for (int64_t i = 0; i < k; ++i) {
+        if (i % codec.group == 0) next_param(random, row, i);
+        const auto code = static_cast<int32_t>(random() >> (32 - codec.bits));
+        const CodePlace at = place_of_code(i, codec.bits);
+        row[static_cast<size_t>(at.byte)] |= static_cast<uint8_t>(code << at.shift);
+        // Exact in fp64: 9 bits times 15.
+        decoded[static_cast<size_t>(r * k + i)] = bf16(static_cast<float>((code - zero) * double{scale}));
+      }
+      std::memcpy(static_cast<void*>(aligned() + r * row_bytes / 2), row.data(), row.size());
+    }
+  }
+  WeightMatrix matrix() { return {aligned(), codec}; }
+  WeightMatrix plain() { return decoded.data(); }
+
+  WeightCodec codec;
+  int64_t n, k;
+  Memory<bf16> decoded;
+
+ private:
+  static constexpr size_t kAlignment = 32;  // elements of 64 bytes
+  bf16* aligned() {
+    return reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(rows.data()) + 63) / 64 * 64);
+  }
+  void next_param(std::mt19937& random, std::vector<uint8_t>& row, int64_t i) {
+    // One scale in sixteen is 0 (a group of zeros), one tiny.
+    const uint32_t kind = random() % 16;
+    const float size = kind == 0 ? 0.0f : kind == 1 ? 0x1p-20f : 0x1p-6f;
+    scale = scale_of(weight_param(size * (1 + 0x1p-32f * static_cast<float>(random())), 0));
+    zero = static_cast<int32_t>(random() % ((1u << codec.bits) + 1));
+    const uint32_t param = weight_param(scale, zero);
+    std::memcpy(row.data() + codec.code_bytes(k) + i / codec.group * 4, &param, sizeof param);
+  }
+
+  Memory<bf16> rows;
+  float scale = 0;
+  int32_t zero = 0;
+};
+
+inline constexpr WeightCodec kCodecs[] = {{4, 32}, {4, 64}, {4, 128}, {8, 32}, {8, 64}, {8, 128}};
+
+}  // namespace tiercel::test
