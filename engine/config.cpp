@@ -496,16 +496,6 @@ void set_reach(ModelConfig& config, const ReachOptions& options) {
   config.dual_chunk = dual;
 }
 
-void set_weight_form(ModelConfig& config, WeightForm form, BackendKind backend) {
-  if (backend == BackendKind::kCuda) {
-    if (form == WeightForm::kInt8 || form == WeightForm::kInt4) {
-      fail(ErrorKind::kUsage, "--weight-codec: codes are not multiplied on a GPU yet; use bf16, or --backend cpu");
-    }
-    form = WeightForm::kBf16;
-  }
-  config.weight_form = form;
-}
-
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend) {
   config.host_layers = 0;
   if (n_layers == 0 || n_layers == kAutoLayers) return;

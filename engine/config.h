@@ -133,9 +133,6 @@ void set_reach(ModelConfig& config, const ReachOptions& options);
 // Errors: more layers than there are, or a backend that has no use for it.
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend);
 
-// Sets weight_form. Errors: one that the backend does not have.
-void set_weight_form(ModelConfig& config, WeightForm form, BackendKind backend);
-
 // `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
 // applied when it exists. Errors: those of the two parsers, and a missing config.json.
 ModelConfig load_config(const std::filesystem::path& path);

@@ -71,8 +71,19 @@ class DeviceWeights {
     }
   }
 
-  void fill_with_noise() {
-    for (const RandomParams& tensor : synthetic_weights(tensors_)) fill_random(stream_, tensor);
+  // queue: makes codes, which the device does not.
+  void fill_with_noise(cpu::Queue& queue) {
+    const std::vector<RandomParams> fills = synthetic_weights(tensors_);
+    std::vector<bf16> codes;
+    for (size_t i = 0; i < fills.size(); ++i) {
+      if (!tensors_[i].codec.is_coded()) {
+        fill_random(stream_, fills[i]);
+        continue;
+      }
+      codes.resize(static_cast<size_t>(tensors_[i].kept_elements()));
+      fill_random_codes(queue, fills[i], tensors_[i], codes.data());
+      put(i, codes.data());
+    }
     stream_.finish();
   }
 
@@ -127,11 +138,11 @@ class CudaModel final : public LoadedModel {
         stream_({.device = options.device}),
         free_before_(stream_.device_memory_free()),
         weights_(stream_, this->config()) {
+    cpu::Queue queue(cpu::QueueOptions{.n_threads = options.n_threads});
     if (source.synthetic()) {
-      weights_.fill_with_noise();
+      weights_.fill_with_noise(queue);
       return;
     }
-    cpu::Queue queue(cpu::QueueOptions{.n_threads = options.n_threads});
     read_weights(source.directory, this->config(), queue,
                  [this](size_t i, const bf16* values) { weights_.put(i, values); });
   }
@@ -165,7 +176,7 @@ struct Scratch {
 
 Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
   const KvLayout layout = kv_layout(plan, config);
-  Scratch bytes{.device = cuda::linear_scratch_bytes(), .side = 0};
+  Scratch bytes{.device = cuda::linear_scratch_bytes(has_codes(config)), .side = 0};
   if (layout.any_low_rank()) {
     bytes.side = cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank);
   }

@@ -328,6 +328,12 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   return tensors;
 }
 
+bool has_codes(const ModelConfig& c) {
+  Weights weights;
+  return std::ranges::any_of(weight_tensors(c, weights),
+                             [](const WeightTensor& tensor) { return tensor.codec.is_coded(); });
+}
+
 std::string weights_text(const ModelConfig& c) {
   Weights weights;
   // Parameters in each codec.
@@ -395,6 +401,19 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
     fills.push_back(fill);
   }
   return fills;
+}
+
+void fill_random_codes(cpu::Queue& queue, const RandomParams& fill, const WeightTensor& tensor, bf16* out) {
+  std::vector<bf16> values(static_cast<size_t>(fill.n));
+  RandomParams into_values = fill;
+  into_values.out = values.data();
+  cpu::fill_random(queue, into_values);
+  const auto k = static_cast<size_t>(tensor.shape[1]);
+  auto* const rows = reinterpret_cast<std::byte*>(out);
+  queue.for_each(tensor.shape[0], [&](int64_t row, cpu::Worker&) {
+    const std::span<const bf16> of_row(values.data() + static_cast<size_t>(row) * k, k);
+    quantise_row(of_row, tensor.codec, rows + row * tensor.codec.row_bytes(tensor.shape[1]));
+  });
 }
 
 struct WeightStore::Wanted {
@@ -471,22 +490,12 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
     next += aligned(tensor.kept_elements());
   }
   const std::vector<RandomParams> fills = synthetic_weights(tensors);
-  std::vector<bf16> values;
   for (size_t i = 0; i < fills.size(); ++i) {
-    RandomParams fill = fills[i];
-    const WeightTensor& tensor = tensors[i];
-    if (tensor.codec.is_coded()) {
-      values.resize(static_cast<size_t>(fill.n));
-      fill.out = values.data();
+    if (tensors[i].codec.is_coded()) {
+      fill_random_codes(queue, fills[i], tensors[i], fills[i].out);
+    } else {
+      cpu::fill_random(queue, fills[i]);
     }
-    cpu::fill_random(queue, fill);
-    if (!tensor.codec.is_coded()) continue;
-    const auto k = static_cast<size_t>(tensor.shape[1]);
-    auto* rows = reinterpret_cast<std::byte*>(const_cast<bf16*>(*tensor.target));
-    queue.for_each(tensor.shape[0], [&](int64_t row, cpu::Worker&) {
-      const size_t at = static_cast<size_t>(row);
-      quantise_row({values.data() + at * k, k}, tensor.codec, rows + row * tensor.codec.row_bytes(tensor.shape[1]));
-    });
   }
   if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
   return store;

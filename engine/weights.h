@@ -89,6 +89,8 @@ void learn_from_checkpoint(ModelConfig& config, const std::string& directory);
 // whose layers are made, and know their codecs. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
 
+// Whether some of its matrices are kept as codes.
+bool has_codes(const ModelConfig& config);
 // How its matrices are kept, in words; empty where they are bf16 and no integers in the checkpoint.
 std::string weights_text(const ModelConfig& config);
 
@@ -99,6 +101,9 @@ void join_projections(const ModelConfig& config, Weights& weights);
 // What fills these tensors for a synthetic model: matrices of standard deviation 1 / sqrt(inputs), so
 // that activations keep their size, norms of one, biases of a tenth.
 std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& tensors);
+
+// What one of them would fill a coded matrix with, as the codes that are kept of it: kept_elements() of out.
+void fill_random_codes(cpu::Queue& queue, const RandomParams& fill, const WeightTensor& tensor, bf16* out);
 
 // Elements from one tensor's beginning to the next one's at least, in blocks beside a GPU: for the widest loads
 // (256 bytes).

@@ -4,6 +4,7 @@
 #include "engine/base/ops.h"
 #include "kernels/block_scan.cuh"
 #include "kernels/gpu.cuh"
+#include "kernels/weight_codes.cuh"
 
 namespace tiercel::cuda {
 
@@ -18,6 +19,7 @@ struct ExpertProduct {
   int64_t n = 0;
   int32_t k = 0, n_chosen = 0, n_experts = 0;
   int32_t panel = 0;  // as of SkinnyParams, for kFewRows rows
+  CodeLayout codes = {};  // likewise
 
   GPU int64_t row_of(int i) const { return order != nullptr ? order[i] / n_chosen : i; }
 };

@@ -17,20 +17,38 @@ dim3 grid_of(const ExpertProduct& p, int64_t n_pairs, int64_t columns, int64_t t
   return {blocks_for(p.n, columns), static_cast<unsigned>(tiles)};
 }
 
-template <bool kGated>
+template <bool kGated, int kBits>
 void multiply_few(Stream& stream, ExpertProduct p, int64_t n_pairs) {
-  constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
+  constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
+  const int n_groups = kBits == 16 ? 0 : p.k >> p.codes.shift;
   p.panel = panel_of(kFewRows, p.k);
-  launch_dependent<expert_rows_kernel<kOctets, kGated>>(stream, grid_of(p, n_pairs, kColumns, kFewRows),
-                                                        32 * kSkinnyWarps,
-                                                        skinny_shared_bytes(kFewRows, p.panel, kOctets), p);
+  launch_dependent<expert_rows_kernel<kOctets, kGated, kBits>>(
+      stream, grid_of(p, n_pairs, kColumns, kFewRows), 32 * kSkinnyWarps,
+      skinny_shared_bytes(kFewRows, p.panel, kOctets, n_groups), p);
+}
+
+template <bool kGated, int kBits>
+void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
+  constexpr int kColumns = kGated ? kHalf : 2 * kHalf;
+  launch_dependent<expert_tiles_kernel<kGated, kBits>>(stream, grid_of(p, n_pairs, kColumns, kTileRows),
+                                                       kTileThreads, kTilesSharedBytes, p);
+}
+
+template <bool kGated, int kBits>
+void multiply_coded(Stream& stream, const ExpertProduct& p, int64_t n_pairs, bool few) {
+  if (few) {
+    multiply_few<kGated, kBits>(stream, p, n_pairs);
+  } else {
+    multiply_many<kGated, kBits>(stream, p, n_pairs);
+  }
 }
 
 template <bool kGated>
-void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
-  constexpr int kColumns = kGated ? kHalf : 2 * kHalf;
-  launch_dependent<expert_tiles_kernel<kGated>>(stream, grid_of(p, n_pairs, kColumns, kTileRows), kTileThreads,
-                                                kTilesSharedBytes, p);
+void multiply(Stream& stream, ExpertProduct p, const WeightCodec& codec, int64_t n_pairs, bool few) {
+  if (!codec.is_coded()) return multiply_coded<kGated, 16>(stream, p, n_pairs, few);
+  p.codes = code_layout(codec, p.k);
+  if (codec.bits == 4) return multiply_coded<kGated, 4>(stream, p, n_pairs, few);
+  multiply_coded<kGated, 8>(stream, p, n_pairs, few);
 }
 
 }  // namespace
@@ -73,13 +91,10 @@ void mix_experts(Stream& stream, const MixExpertsParams& p) {
   outer.out = p.mixed;
   outer.n = p.width;
   outer.k = static_cast<int32_t>(p.inner);
-  if (p.alone || p.n_tokens <= kMaxSkinnyRows) {
-    multiply_few<true>(stream, inner, n_pairs);
-    multiply_few<false>(stream, outer, n_pairs);
-  } else {
-    multiply_many<true>(stream, inner, n_pairs);
-    multiply_many<false>(stream, outer, n_pairs);
-  }
+  CHECK(p.gate.codec == p.up.codec);
+  const bool few = p.alone || p.n_tokens <= kMaxSkinnyRows;
+  multiply<true>(stream, inner, p.gate.codec, n_pairs, few);
+  multiply<false>(stream, outer, p.down.codec, n_pairs, few);
   const AddMixedParams add{.mixed = p.mixed,
                            .place = p.routes.place,
                            .weights = p.routes.weights,

@@ -9,7 +9,7 @@ namespace tiercel::cuda {
 
 inline constexpr int kFewRows = 8;
 
-template <int kOctets, bool kGated>
+template <int kOctets, bool kGated, int kBits>
 KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kShortAhead>))
 expert_rows_kernel(const GRID_CONST ExpertProduct p) {
   using namespace gpu;
@@ -23,16 +23,18 @@ expert_rows_kernel(const GRID_CONST ExpertProduct p) {
                           .n = p.n,
                           .m = tile.n_rows,
                           .k = p.k,
-                          .panel = p.panel};
+                          .panel = p.panel,
+                          .codes = p.codes};
   const SkinnyShared<kOctets> shared(smem, rows);
-  using Weights = SkinnyWeights<kOctets, kGated>;
-  constexpr int kAhead = kShortAhead / kOctets;
+  using Weights = SkinnyWeights<kOctets, kGated, kBits>;
+  constexpr int kAhead = kPiecesAhead<kOctets, kBits, kShortAhead>;
   const int tid = threadIdx.x;
   const Weights weights(rows);
   uint4 w[kAhead][kOctets];
-  const int offset = tid / 32 * 2 * kGroup;
+  const int offset = first_offset<kBits>();
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset(a));
+  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset<kBits>(a * kPieceSteps<kBits>));
+  weights.load_params(shared.params);
   multiply_panels(rows, weights, w, offset, shared, [&](int panel, int end) {
 #pragma unroll 1
     for (int row = 0; row < rows.m; ++row) {

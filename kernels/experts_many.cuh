@@ -5,6 +5,9 @@
 //   a warp     32 rows x 32 columns of each half
 //   k          slices of 32 elements, four of them on their way or in use
 //
+// Coded weights come by registers, a unit of two or four slices at a time, and are decoded on their way into
+// shared memory.
+//
 // Rows in shared memory have 64 bytes, in four units of 16 that are permuted so that eight rows lie in eight
 // bank groups.
 #pragma once
@@ -22,11 +25,40 @@ inline constexpr size_t kTilesSharedBytes = size_t{2} * kTileStages * kTileBytes
 GPU int place_of_unit(int row, int unit) { return (row * 4 + (unit ^ (row >> 1 & 3))) * 16; }
 
 // A thread's part of the copies: units of two rows and of two rows of weights.
-template <bool kGated>
+template <bool kGated, int kBits>
 struct TileLoader {
   const bf16 *rows[2], *weights[2];
   bool row_valid[2], weight_valid[2];
   int k, unit;
+  // Of codes: the unit that is decoded now, and the next.
+  static constexpr int kSlices = kPieceSteps<kBits>;
+  const uint32_t* params[2];
+  int shift;
+  uint4 now[2], next[2];
+  uint32_t param_now[2][kSlices], param_next[2][kSlices];
+
+  // Asks for the unit that begins with this slice.
+  GPU void ask(int slice) {
+    const int first = slice * kTileDepth;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool inside = weight_valid[i] && first < k;
+      const auto* codes = reinterpret_cast<const uint8_t*>(weights[i]) + first / 8 * kBits + unit * 16;
+      next[i] = inside ? gpu::load_stream(codes) : uint4{0, 0, 0, 0};
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s) {
+        param_next[i][s] = inside ? params[i][(first + s * kTileDepth) >> shift] : 0;
+      }
+    }
+  }
+  GPU void take() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      now[i] = next[i];
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s) param_now[i][s] = param_next[i][s];
+    }
+  }
 
   GPU TileLoader(const ExpertProduct& p, const ExpertTile& tile) : k(p.k), unit(static_cast<int>(threadIdx.x) % 4) {
     const int line = static_cast<int>(threadIdx.x) / 4;
@@ -40,19 +72,34 @@ struct TileLoader {
       const bool up = kGated && i == 1;
       weight_valid[i] = column < p.n;
       weights[i] = (up ? p.up + tile.expert * p.up_stride : p.weight + tile.expert * p.weight_stride) +
-                   (weight_valid[i] ? column : 0) * k;
+                   (weight_valid[i] ? column : 0) * (kBits == 16 ? int64_t{k} : p.codes.row_bytes / 2);
+      if constexpr (kBits != 16) params[i] = params_of(p.codes, weights[i], 0);
     }
+    shift = p.codes.shift;
   }
 
-  // Of the elements of k from first on.
-  GPU void load(uint8_t* stage, int first) const {
-    const int at = first + unit * kPiece, line = static_cast<int>(threadIdx.x) / 4;
+  // Slice `slice` of k. Of codes each slice once, in order.
+  GPU void load(uint8_t* stage, int slice) {
+    const int at = slice * kTileDepth + unit * kPiece, line = static_cast<int>(threadIdx.x) / 4;
     const int inside = at < k ? at : 0;
+    if constexpr (kBits != 16) {
+      if (slice % kSlices == 0) {
+        take();
+        ask(slice + kSlices);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int place = place_of_unit(line + i * kHalf, unit);
       gpu::copy_async16(stage + place, rows[i] + inside, row_valid[i] && at < k);
-      gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
+      if constexpr (kBits == 16) {
+        gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
+      } else {
+        uint32_t param = param_now[i][0];
+#pragma unroll
+        for (int s = 1; s < kSlices; ++s) param = slice % kSlices == s ? param_now[i][s] : param;
+        *reinterpret_cast<uint4*>(stage + kTileBytes + place) = decode_step<kBits>(now[i], slice % kSlices, param);
+      }
     }
   }
 };
@@ -119,7 +166,7 @@ GPU void store_tile(const ExpertProduct& p, const ExpertTile& tile, const float 
   }
 }
 
-template <bool kGated>
+template <bool kGated, int kBits>
 KERNEL(kTileThreads, 2)
 expert_tiles_kernel(const GRID_CONST ExpertProduct p) {
   using namespace gpu;
@@ -127,12 +174,13 @@ expert_tiles_kernel(const GRID_CONST ExpertProduct p) {
   begin_dependent();
   const ExpertTile tile = find_tile<kTileRows>(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
-  const TileLoader<kGated> loader(p, tile);
+  TileLoader<kGated, kBits> loader(p, tile);
+  if constexpr (kBits != 16) loader.ask(0);
   const int n_slices = (p.k + kTileDepth - 1) / kTileDepth;
   const auto stage = [&](int slice) { return smem + slice % kTileStages * 2 * kTileBytes; };
 #pragma unroll
   for (int slice = 0; slice < kTileStages - 1; ++slice) {
-    if (slice < n_slices) loader.load(stage(slice), slice * kTileDepth);
+    if (slice < n_slices) loader.load(stage(slice), slice);
     copy_commit();
   }
   float acc[2][2][4][4] = {};
@@ -141,7 +189,7 @@ expert_tiles_kernel(const GRID_CONST ExpertProduct p) {
     copy_wait<kTileStages - 2>();
     sync_threads();  // the slice is here, and everybody is done with the one before
     const int next = slice + kTileStages - 1;
-    if (next < n_slices) loader.load(stage(next), next * kTileDepth);
+    if (next < n_slices) loader.load(stage(next), next);
     copy_commit();
     multiply_slice(stage(slice), acc);
   }

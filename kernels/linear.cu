@@ -18,18 +18,18 @@ bool can_stream(const LinearParams& p) {
   return can_stream(p.k) && aligned(p.x) && aligned(p.weight.values);
 }
 
-template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, int kBits = 16>
 void launch_skinny(Stream& stream, const SkinnyParams& p) {
-  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
-  launch_dependent<skinny_kernel<kOctets, kNorm, kGated, kPieces>>(
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
+  launch_dependent<skinny_kernel<kOctets, kNorm, kGated, kPieces, kBits>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
-      skinny_shared_bytes(p.m, p.panel, kOctets), p);
+      skinny_shared_bytes(p.m, p.panel, kOctets, kBits == 16 ? 0 : p.n_groups()), p);
 }
 
 // One octet a block while all blocks are resident at once: 32 KiB of weights in flight in each.
 // Beyond that more, as every block reads x once more: four where x has many rows.
 template <bool kNorm>
-void run_skinny(Stream& stream, SkinnyParams p) {
+void run_skinny_bf16(Stream& stream, SkinnyParams p) {
   p.panel = panel_of(p.m, p.k);
   if (p.up != nullptr) {
     launch_skinny<2, kNorm, true>(stream, p);
@@ -45,6 +45,29 @@ void run_skinny(Stream& stream, SkinnyParams p) {
   }
 }
 
+// Sixteen rows of codes a block, whose params lie in shared memory too.
+template <bool kNorm, int kBits>
+void run_skinny_coded(Stream& stream, SkinnyParams p) {
+  constexpr int kOctets = 2;
+  const auto params = static_cast<int64_t>(skinny_shared_bytes(0, 0, kOctets, p.n_groups()));
+  p.panel = panel_of(p.m, p.k);
+  while (p.panel > kPanelUnit && params + int64_t{p.m} * p.panel * 2 > stream.shared_memory()) p.panel -= kPanelUnit;
+  if (p.up != nullptr) {
+    launch_skinny<kOctets, kNorm, true, kShortAhead, kBits>(stream, p);
+  } else {
+    launch_skinny<kOctets, kNorm, false, kShortAhead, kBits>(stream, p);
+  }
+}
+
+template <bool kNorm>
+void run_skinny(Stream& stream, const SkinnyParams& p, int bits) {
+  switch (bits) {
+    case 4: return run_skinny_coded<kNorm, 4>(stream, p);
+    case 8: return run_skinny_coded<kNorm, 8>(stream, p);
+    default: return run_skinny_bf16<kNorm>(stream, p);
+  }
+}
+
 SkinnyParams skinny_params(const LinearParams& p) {
   return {.x = p.x,
           .weight = p.weight.values,
@@ -54,7 +77,8 @@ SkinnyParams skinny_params(const LinearParams& p) {
           .m = static_cast<int32_t>(p.m),
           .k = static_cast<int32_t>(p.k),
           .out_f32 = p.out_type == DType::kF32,
-          .accumulate = p.accumulate};
+          .accumulate = p.accumulate,
+          .codes = p.weight.codec.is_coded() ? code_layout(p.weight.codec, p.k) : CodeLayout{}};
 }
 
 void linear_any(Stream& stream, const LinearParams& p) {
@@ -64,34 +88,40 @@ void linear_any(Stream& stream, const LinearParams& p) {
                             256, 0, p);
 }
 
-template <int kOctets, bool kGated>
+template <int kOctets, bool kGated, int kBits>
 void launch_rows(Stream& stream, const SkinnyParams& p) {
-  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
-  launch_dependent<linear_rows_kernel<kOctets, kGated>>(
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
+  launch_dependent<linear_rows_kernel<kOctets, kGated, kBits>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
-      linear_rows_shared_bytes(padded_rows(p.m), kOctets), p);
+      linear_rows_shared_bytes<kBits>(padded_rows(p.m), kOctets), p);
 }
 
 // Eight octets a block read x half as often as four, but must be enough blocks to fill the device.
-void run_rows(Stream& stream, const SkinnyParams& p) {
+void run_rows(Stream& stream, const SkinnyParams& p, int bits) {
+  if (bits == 4) return p.up != nullptr ? launch_rows<4, true, 4>(stream, p) : launch_rows<4, false, 4>(stream, p);
+  if (bits == 8) return p.up != nullptr ? launch_rows<4, true, 8>(stream, p) : launch_rows<4, false, 8>(stream, p);
   if (p.up != nullptr) {
-    launch_rows<8, true>(stream, p);
+    launch_rows<8, true, 16>(stream, p);
   } else if (p.n >= int64_t{64} * stream.n_processors()) {
-    launch_rows<8, false>(stream, p);
+    launch_rows<8, false, 16>(stream, p);
   } else {
-    launch_rows<4, false>(stream, p);
+    launch_rows<4, false, 16>(stream, p);
   }
 }
 
-// Rows of one launch: two panels of 64 take 128 KiB of shared memory, which not every device has.
-int64_t rows_at_once(const Stream& stream) {
-  const bool large = stream.shared_memory() >= static_cast<int64_t>(linear_rows_shared_bytes(kMostRows, 8));
-  return large ? kMostRows : kMostRows / 2;
+// Rows of one launch: two panels of 64 take 128 KiB of shared memory, which not every device has. Those beside weights
+// of four bits are twice as long.
+int64_t rows_at_once(const Stream& stream, int bits) {
+  const int most = bits == 4 ? kMostRows / 2 : kMostRows;
+  const size_t bytes = bits == 4   ? linear_rows_shared_bytes<4>(most, 4)
+                       : bits == 8 ? linear_rows_shared_bytes<8>(most, 4)
+                                   : linear_rows_shared_bytes<16>(most, 8);
+  return stream.shared_memory() >= static_cast<int64_t>(bytes) ? most : most / 2;
 }
 
 // Rows that have the bits of m = 1, some at a time. norm_weight is null: it has been done.
-void run_streamed(Stream& stream, const SkinnyParams& all) {
-  const int64_t most = rows_at_once(stream);
+void run_streamed(Stream& stream, const SkinnyParams& all, int bits) {
+  const int64_t most = rows_at_once(stream, bits);
   const int64_t out_bytes = all.out_f32 ? sizeof(float) : sizeof(bf16);
   for (int64_t row = 0; row < all.m; row += most) {
     SkinnyParams p = all;
@@ -99,9 +129,9 @@ void run_streamed(Stream& stream, const SkinnyParams& all) {
     p.x += row * p.k;
     p.out = static_cast<std::byte*>(p.out) + row * p.n * out_bytes;
     if (p.m > kMaxSkinnyRows) {
-      run_rows(stream, p);
+      run_rows(stream, p, bits);
     } else {
-      run_skinny<false>(stream, p);
+      run_skinny<false>(stream, p, bits);
     }
   }
 }
@@ -117,16 +147,62 @@ void normalise(Stream& stream, const NormParams& p, bool folded) {
 
 }  // namespace
 
+CodeLayout code_layout(const WeightCodec& codec, int64_t k) {
+  const auto [bits, group] = codec;
+  CHECK(k % kCodedColumns == 0 && (bits == 4 || bits == 8) && (group == 32 || group == 64 || group == 128),
+        "{} bits in groups of {}, k is {}", bits, group, k);
+  return {codec.row_bytes(k), static_cast<int32_t>(codec.code_bytes(k)), group == 32 ? 5 : group == 64 ? 6 : 7};
+}
+
+namespace {
+
+void decode_weights(Stream& stream, const LinearParams& p, bf16* out) {
+  const DecodeWeightsParams rows{p.weight.values, code_layout(p.weight.codec, p.k), out, p.n, p.k};
+  constexpr int kThreads = 256;
+  const int64_t pieces = p.n * p.weight.codec.code_bytes(p.k) / 16;
+  if (p.weight.codec.bits == 4) {
+    launch_dependent<decode_weights_kernel<4>>(stream, blocks_for(pieces, kThreads), kThreads, 0, rows);
+  } else {
+    launch_dependent<decode_weights_kernel<8>>(stream, blocks_for(pieces, kThreads), kThreads, 0, rows);
+  }
+}
+
+// Some columns of the result at a time. False: the library refuses them, and nothing is done.
+bool multiply_decoded(Stream& stream, const LinearParams& p) {
+  auto* const scratch = static_cast<std::byte*>(stream.scratch(linear_scratch_bytes(/*coded=*/true)));
+  auto* const decoded = reinterpret_cast<bf16*>(scratch + matmul_scratch_bytes());
+  const int64_t most = decoded_scratch_bytes() / (2 * p.k) / 128 * 128;
+  if (most == 0) return false;
+  for (int64_t column = 0; column < p.n; column += most) {
+    LinearParams part = p;
+    part.n = std::min(most, p.n - column);
+    part.weight = p.weight.from_row(column, p.k);
+    decode_weights(stream, part, decoded);
+    part.weight = decoded;
+    if (p.bias != nullptr) part.bias = p.bias + column;
+    part.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(column) * size_of(p.out_type);
+    if (!matmul(stream, part, p.n)) {
+      CHECK(column == 0, "columns {} to {} of {}", column, column + part.n, p.n);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 void linear(Stream& stream, const LinearParams& p) {
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
   if (p.m == 0 || p.n == 0) return;
   CHECK(p.k > 0, "k is {}", p.k);
-  const bool few = p.m <= kMaxSkinnyRows;
+  const bool few = p.m <= kMaxSkinnyRows, coded = p.weight.codec.is_coded();
+  if (coded) CHECK(can_stream(p), "coded weights, or rows beside them, at other addresses than multiples of 16");
   if (few || p.alone) {
-    if (can_stream(p)) return run_streamed(stream, skinny_params(p));
-  } else if (matmul(stream, p)) {
+    if (can_stream(p)) return run_streamed(stream, skinny_params(p), p.weight.codec.bits);
+  } else if (coded ? multiply_decoded(stream, p) : matmul(stream, p, p.n)) {
     return;
   }
+  if (coded) return run_streamed(stream, skinny_params(p), p.weight.codec.bits);
   linear_any(stream, p);
 }
 
@@ -149,7 +225,8 @@ bool folds_norm(const NormLinearParams& p) {
   return can_stream(p.linear) && aligned(p.norm_weight);
 }
 bool folds_gate(const GatedLinearParams& p) {
-  return p.gate_bias == nullptr && p.up_bias == nullptr && can_stream(p.k) && aligned(p.x) &&
+  return p.gate_bias == nullptr && p.up_bias == nullptr && p.gate.codec == p.up.codec && can_stream(p.k) &&
+         aligned(p.x) &&
          aligned(p.gate.values) && aligned(p.up.values) && aligned(p.norm_weight);
 }
 
@@ -166,7 +243,7 @@ void norm_linear(Stream& stream, const NormLinearParams& p) {
     SkinnyParams params = skinny_params(l);
     params.norm_weight = p.norm_weight;
     params.eps = p.eps;
-    run_skinny<true>(stream, params);
+    run_skinny<true>(stream, params, l.weight.codec.bits);
     return;
   }
   normalise(stream, {l.x, p.norm_weight, p.normed, l.m, l.k, p.eps}, l.alone && folds_norm(p));
@@ -189,10 +266,11 @@ void gated_linear(Stream& stream, const GatedLinearParams& p) {
   if (folds) {
     SkinnyParams params = skinny_params(product);
     params.up = p.up.values;
-    if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params);
+    const int bits = p.gate.codec.bits;
+    if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params, bits);
     params.norm_weight = p.norm_weight;
     params.eps = p.eps;
-    return run_skinny<true>(stream, params);
+    return run_skinny<true>(stream, params, bits);
   }
   linear(stream, product);
   product.weight = p.up;

@@ -11,6 +11,10 @@
 // second. x is the A operand, its rows 8..15 zero: it lies in shared memory in the order of the
 // fragments. Sums of the warps are added in the order of the warps. Which warp takes which group
 // does not depend on m, n or the instance: neither do the bits.
+//
+// Coded weights (weight_codes.cuh) come in as codes, sixteen bytes of a lane for two or four groups, and are
+// decoded when they are multiplied; their params lie in shared memory. A warp takes four groups at a time
+// of four bits, two of eight: these have the bits of the decoded weights.
 #pragma once
 
 #include <algorithm>
@@ -18,13 +22,18 @@
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/piece.cuh"
+#include "kernels/weight_codes.cuh"
 
 namespace tiercel::cuda {
 
 inline constexpr int kSkinnyWarps = 8;
 inline constexpr int kGroup = 32;  // elements of k in one step of a warp
-inline constexpr int kPairStride = 2 * kSkinnyWarps * kGroup;  // from a warp's pair to its next
-inline constexpr int kPanelUnit = 4 * kPairStride;  // eight steps, the longest read-ahead
+// Groups that a warp takes in a row, and elements from these to its next.
+template <int kBits>
+inline constexpr int kShareSteps = kBits == 4 ? 4 : 2;
+template <int kBits>
+inline constexpr int kShareStride = kShareSteps<kBits> * kSkinnyWarps * kGroup;
+inline constexpr int kPanelUnit = 8 * kSkinnyWarps * kGroup;  // eight steps, the longest read-ahead
 
 struct SkinnyParams {
   const bf16* x = nullptr;            // [m][k]
@@ -38,12 +47,19 @@ struct SkinnyParams {
   int32_t panel = 0;  // elements of k of x that fit in shared memory, a multiple of kPanelUnit
   float eps = 0;
   bool out_f32 = false, accumulate = false;
+  CodeLayout codes = {};  // of weight and up, in the kernels that take codes
+
+  GPU_AND_HOST int n_groups() const { return k >> codes.shift; }
 };
 
-// Bytes of shared memory, see SkinnyShared.
-constexpr size_t skinny_shared_bytes(int m, int panel, int octets) {
+// Words from a row's params in shared memory to the next row's: no two rows of eight meet in a bank.
+GPU_AND_HOST int param_stride(int n_groups) { return n_groups | 1; }
+
+// Bytes of shared memory, see SkinnyShared. n_groups: of coded weights.
+constexpr size_t skinny_shared_bytes(int m, int panel, int octets, int n_groups = 0) {
+  const int params = n_groups > 0 ? octets * 8 * (n_groups | 1) : 0;
   return static_cast<size_t>(m) * static_cast<size_t>(panel) * sizeof(bf16) +
-         static_cast<size_t>((kSkinnyWarps + 2) * octets * 64 + 8 * kSkinnyWarps) * sizeof(float);
+         static_cast<size_t>((kSkinnyWarps + 2) * octets * 64 + 8 * kSkinnyWarps + params) * sizeof(float);
 }
 
 // SkinnyParams::panel of m rows: three blocks of at most 75 KiB share the 228 KiB of a Hopper multiprocessor.
@@ -60,11 +76,13 @@ struct SkinnyShared {
       : x(reinterpret_cast<uint2*>(smem)),
         sums(reinterpret_cast<float*>(smem + int64_t{p.m} * p.panel * sizeof(bf16))),
         added(sums + kSkinnyWarps * kOctets * 64),
-        squares(added + 2 * kOctets * 64) {}
+        squares(added + 2 * kOctets * 64),
+        params(reinterpret_cast<uint32_t*>(squares + 8 * kSkinnyWarps)) {}
   uint2* x;        // a panel as [group][half][m rows][4 lanes] of 8 bytes
   float* sums;     // [warp][octet][row][column]
   float* added;    // [bias, what out held][octet][row][column]
   float* squares;  // [row][warp]
+  uint32_t* params;  // of coded weights: [octet][row of it][param_stride]
 };
 
 inline constexpr int kTurn = 32 * kSkinnyWarps * kPiece;  // elements of a row that a block reads
@@ -177,8 +195,12 @@ GPU void store_result(const SkinnyParams& p, int64_t place, float sum) {
 
 // The weights of a block, 8 * kOctets rows of them, as a lane reads them. kGated: the even octets are
 // rows of weight, the odd ones the same rows of up.
+template <int kOctets, bool kGated, int kBits = 16>
+struct SkinnyWeights;
+
 template <int kOctets, bool kGated>
-struct SkinnyWeights {
+struct SkinnyWeights<kOctets, kGated, 16> {
+  static constexpr int kBits = 16;
   static constexpr int kColumns = kGated ? kOctets / 2 : kOctets;  // octets of the result
   const bf16 *weight, *up;
   int64_t k;
@@ -203,9 +225,72 @@ struct SkinnyWeights {
       target[o] = inside ? gpu::load_stream(source) : uint4{0, 0, 0, 0};
     }
   }
+  GPU void load_params(uint32_t*) const {}
+  // Of what was loaded, the B fragments of one step.
+  GPU uint4 fragments(const uint4& loaded, int, int, int, const uint32_t*) const { return loaded; }
 };
-// Of a warp's steps, each of kGroup elements of k, the first element; without the warp's own 2 * kGroup.
-GPU int step_offset(int step) { return step / 2 * kPairStride + step % 2 * kGroup; }
+
+// Codes; a piece is what kPieceSteps steps need.
+template <int kOctets, bool kGated, int kCodeBits>
+struct SkinnyWeights {
+  static constexpr int kBits = kCodeBits;
+  static constexpr int kColumns = kGated ? kOctets / 2 : kOctets;
+  const SkinnyParams& p;
+  const uint8_t *weight, *up;
+  int64_t first_row;
+  int rows_left;
+
+  GPU explicit SkinnyWeights(const SkinnyParams& params) : p(params) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    first_row = int64_t{blockIdx.x} * (8 * kColumns);
+    const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
+    const int64_t place = (first_row + g) * p.codes.row_bytes + t * 16;
+    weight = reinterpret_cast<const uint8_t*>(p.weight) + place;
+    up = kGated ? reinterpret_cast<const uint8_t*>(p.up) + place : nullptr;
+    rows_left = n_rows - g;
+  }
+  // Those of a unit of elements of k from offset on; zeros outside.
+  GPU void load(uint4 (&target)[kOctets], int offset) const {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const int below = (kGated ? o / 2 : o) * 8;
+      const uint8_t* source =
+          (kGated && o % 2 == 1 ? up : weight) + below * p.codes.row_bytes + offset / 8 * kBits;
+      const bool inside = offset < p.k && below < rows_left;
+      target[o] = inside ? gpu::load_stream(source) : uint4{0, 0, 0, 0};
+    }
+  }
+  // All of the block's, zeros where it has no row: a scale of 0.
+  GPU void load_params(uint32_t* shared) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int n_groups = p.n_groups(), stride = param_stride(n_groups);
+    for (int row = warp; row < 8 * kOctets; row += kSkinnyWarps) {
+      const int octet = row / 8;
+      const int64_t of_matrix = first_row + (kGated ? octet / 2 : octet) * 8 + row % 8;
+      const uint32_t* source = params_of(p.codes, kGated && octet % 2 == 1 ? p.up : p.weight, of_matrix);
+      for (int group = lane; group < n_groups; group += 32) {
+        shared[row * stride + group] = of_matrix < p.n ? source[group] : 0;
+      }
+    }
+  }
+  // Step `step` of a piece, which is that of the elements from offset on.
+  GPU uint4 fragments(const uint4& loaded, int octet, int step, int offset, const uint32_t* shared) const {
+    if (offset >= p.k) return {0, 0, 0, 0};
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+    const uint32_t param = shared[(octet * 8 + g) * param_stride(p.n_groups()) + (offset >> p.codes.shift)];
+    return decode_step<kBits>(loaded, step, param);
+  }
+};
+// Of a warp's steps, each of kGroup elements of k, the first element; without where the warp begins.
+template <int kBits>
+GPU int step_offset(int step) {
+  constexpr int kSteps = kShareSteps<kBits>;
+  return step / kSteps * kShareStride<kBits> + step % kSteps * kGroup;
+}
+template <int kBits>
+GPU int first_offset() {
+  return static_cast<int>(threadIdx.x) / 32 * (kShareSteps<kBits> * kGroup);
+}
 
 // Adds up what the warps have, and writes this thread's result.
 template <int kOctets, bool kGated>
@@ -232,18 +317,24 @@ GPU void finish_skinny(const SkinnyParams& p, const SkinnyShared<kOctets>& share
 
 // Weights in flight, in pieces of 16 bytes a lane: 32 or 64 KiB a block (ReadAhead).
 inline constexpr int kShortAhead = 8, kLongAhead = 16;
+// Pieces of each octet. Of codes at most as many as make eight steps.
+template <int kOctets, int kBits, int kPieces>
+inline constexpr int kPiecesAhead = kBits == 16 ? kPieces / kOctets
+                                    : kBits == 8 ? 4 / kOctets
+                                                 : (kOctets == 4 ? 1 : 2);
 // Blocks of a multiprocessor, which its registers allow.
 template <int kOctets, int kPieces>
 inline constexpr int kSkinnyResident = kOctets == 4 || kPieces == kLongAhead ? 2 : 3;
 
 // The products of a block: w are the weights from offset on that are on their way, stage(first, end) puts
 // these elements of x into shared memory. What a warp has of each octet is left in shared.sums.
-template <int kOctets, bool kGated, int kAhead, typename Stage>
-GPU void multiply_panels(const SkinnyParams& p, const SkinnyWeights<kOctets, kGated>& weights,
-                         uint4 (&w)[kAhead][kOctets], int offset, const SkinnyShared<kOctets>& shared,
-                         const Stage& stage) {
+template <int kOctets, typename Weights, int kAhead, typename Stage>
+GPU void multiply_panels(const SkinnyParams& p, const Weights& weights, uint4 (&w)[kAhead][kOctets], int offset,
+                         const SkinnyShared<kOctets>& shared, const Stage& stage) {
   using namespace gpu;
-  constexpr int kStride = kAhead / 2 * kPairStride;
+  constexpr int kBits = Weights::kBits, kSteps = kPieceSteps<kBits>;
+  constexpr int kStride = kAhead * kSteps * kSkinnyWarps * kGroup;
+  static_assert(kPanelUnit % kStride == 0 && kAhead * kSteps % kShareSteps<kBits> == 0);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
   float acc[kOctets][4] = {};
   for (int panel = 0; panel < p.k; panel += p.panel) {
@@ -258,16 +349,21 @@ GPU void multiply_panels(const SkinnyParams& p, const SkinnyWeights<kOctets, kGa
       if (offset + 2 * kStride >= p.k) launch_dependents();  // the last weights are asked for
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const uint2* xs = x + (offset + step_offset(a)) / kGroup * 8 * p.m;
-        const bool row = g < p.m;
-        const uint2 x0 = row ? xs[0] : uint2{0, 0}, x1 = row ? xs[4 * p.m] : uint2{0, 0};
-        const uint32_t a0[4] = {x0.x, 0, x0.y, 0}, a1[4] = {x1.x, 0, x1.y, 0};
 #pragma unroll
-        for (int o = 0; o < kOctets; ++o) {
-          mma_16x8x16(acc[o], a0, w[a][o].x, w[a][o].y);
-          mma_16x8x16(acc[o], a1, w[a][o].z, w[a][o].w);
+        for (int s = 0; s < kSteps; ++s) {
+          const int at = offset + step_offset<kBits>(a * kSteps + s);
+          const uint2* xs = x + at / kGroup * 8 * p.m;
+          const bool row = g < p.m;
+          const uint2 x0 = row ? xs[0] : uint2{0, 0}, x1 = row ? xs[4 * p.m] : uint2{0, 0};
+          const uint32_t a0[4] = {x0.x, 0, x0.y, 0}, a1[4] = {x1.x, 0, x1.y, 0};
+#pragma unroll
+          for (int o = 0; o < kOctets; ++o) {
+            const uint4 b = weights.fragments(w[a][o], o, s, at, shared.params);
+            mma_16x8x16(acc[o], a0, b.x, b.y);
+            mma_16x8x16(acc[o], a1, b.z, b.w);
+          }
         }
-        weights.load(w[a], offset + kStride + step_offset(a));
+        weights.load(w[a], offset + kStride + step_offset<kBits>(a * kSteps));
       }
     }
   }
@@ -280,13 +376,13 @@ GPU void multiply_panels(const SkinnyParams& p, const SkinnyWeights<kOctets, kGa
   }
 }
 
-template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead>
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, int kBits = 16>
 KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kPieces>))
 skinny_kernel(const GRID_CONST SkinnyParams p) {
   using namespace gpu;
   SHARED(smem);
-  constexpr int kAhead = kPieces / kOctets;  // steps of weights in flight
-  using Weights = SkinnyWeights<kOctets, kGated>;
+  constexpr int kAhead = kPiecesAhead<kOctets, kBits, kPieces>;
+  using Weights = SkinnyWeights<kOctets, kGated, kBits>;
   constexpr int kColumns = Weights::kColumns;
   const int tid = threadIdx.x;
   const SkinnyShared<kOctets> shared(smem, p);
@@ -294,9 +390,10 @@ skinny_kernel(const GRID_CONST SkinnyParams p) {
   // The weights of the first steps, before anything that makes us wait: no kernel writes them.
   const Weights weights(p);
   uint4 w[kAhead][kOctets];
-  const int offset = tid / 32 * 2 * kGroup;
+  const int offset = first_offset<kBits>();
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset(a));
+  for (int a = 0; a < kAhead; ++a) weights.load(w[a], offset + step_offset<kBits>(a * kPieceSteps<kBits>));
+  weights.load_params(shared.params);
 
   if (p.bias != nullptr && skinny_place(p, kColumns) >= 0) {
     const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);

@@ -4,7 +4,8 @@
 //
 //   columns of a block     8 x kOctets rows of the weights, read once, straight into registers
 //   rows                   all of x, in tiles of 16: what one matrix product takes
-//   k                      panels of x, 512 elements: two steps of each warp; the next is on its way
+//   k                      panels of x, 512 elements: two steps of each warp; the next is on its way. With weights
+//                          of four bits 1,024, four steps, and beside them the params of the panel
 //
 // A panel lies in shared memory as [group of 32 elements][row][4 pieces of 16 bytes], so that a lane
 // reads one piece for both halves of its step. Odd groups have rows 2i and 2i + 1 exchanged: then
@@ -21,16 +22,23 @@ namespace tiercel::cuda {
 inline constexpr int kRowTile = 16;
 inline constexpr int kRowTiles = 4;
 inline constexpr int kMostRows = kRowTile * kRowTiles;
-inline constexpr int kRowPanel = kPairStride;  // elements of k
+template <int kBits>
+inline constexpr int kRowPanel = kShareStride<kBits>;  // elements of k
 
 // Rows that tiles make of p.m.
 GPU_AND_HOST int padded_rows(int m) { return (m + kRowTile - 1) / kRowTile * kRowTile; }
 
-// Two panels of x; then, in their place, what every warp has of a tile of rows.
+// Pieces of four params in a row's share of a panel: groups have 32 columns at least.
+template <int kBits>
+inline constexpr int kParamPieces = kRowPanel<kBits> / 32 / 4;
+
+// Two panels of x; then, in their place, what every warp has of a tile of rows. Of codes two panels' params before.
+template <int kBits>
 constexpr size_t linear_rows_shared_bytes(int padded, int octets) {
-  const size_t panels = size_t{2} * static_cast<size_t>(padded) * kRowPanel * sizeof(bf16);
+  const size_t panels = size_t{2} * static_cast<size_t>(padded) * kRowPanel<kBits> * sizeof(bf16);
   const size_t sums = static_cast<size_t>(kSkinnyWarps * octets * kRowTile * 8) * sizeof(float);
-  return panels > sums ? panels : sums;
+  const size_t params = kBits == 16 ? 0 : static_cast<size_t>(2 * 8 * octets * kParamPieces<kBits> * 16);
+  return params + (panels > sums ? panels : sums);
 }
 
 // Where a piece of a panel is, in pieces.
@@ -39,13 +47,30 @@ GPU int place_of_piece(int rows, int group, int row, int piece) {
 }
 
 // Asks for a panel of x; zeros past m and k.
+template <int kBits>
 GPU void copy_panel(const SkinnyParams& p, int rows, int panel, uint4* target) {
-  constexpr int kPieces = kRowPanel / kPiece;
-  const int first = panel * kRowPanel;
+  constexpr int kPieces = kRowPanel<kBits> / kPiece;
+  const int first = panel * kRowPanel<kBits>;
   for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += 32 * kSkinnyWarps) {
     const int row = i / kPieces, piece = i % kPieces, at = first + piece * kPiece;
     gpu::copy_async16(target + place_of_piece(rows, piece / 4, row, piece % 4),
                       p.x + int64_t{row} * p.k + at, row < p.m && at < p.k);
+  }
+}
+
+// Asks for the params of a panel: [row of the block][kParamPieces pieces]; zeros past n and k.
+template <int kOctets, bool kGated, int kBits>
+GPU void copy_params(const SkinnyParams& p, int panel, uint4* target) {
+  constexpr int kColumns = SkinnyWeights<kOctets, kGated, kBits>::kColumns;
+  const int first = panel * kRowPanel<kBits> >> p.codes.shift;
+  const int n_pieces = kRowPanel<kBits> >> p.codes.shift >> 2, n_groups = p.n_groups();
+  for (int i = static_cast<int>(threadIdx.x); i < 8 * kOctets * kParamPieces<kBits>; i += 32 * kSkinnyWarps) {
+    const int row = i / kParamPieces<kBits>, piece = i % kParamPieces<kBits>, octet = row / 8;
+    if (piece >= n_pieces) continue;
+    const int64_t of_matrix = int64_t{blockIdx.x} * (8 * kColumns) + (kGated ? octet / 2 : octet) * 8 + row % 8;
+    const bool inside = of_matrix < p.n && first + 4 * piece < n_groups;
+    const uint32_t* source = params_of(p.codes, kGated && octet % 2 == 1 ? p.up : p.weight, inside ? of_matrix : 0);
+    gpu::copy_async16(target + i, source + (inside ? first + 4 * piece : 0), inside);
   }
 }
 
@@ -73,7 +98,7 @@ GPU void multiply_step(float (&acc)[kRowTiles][kOctets][4], const uint4* panel, 
 template <int kOctets, bool kGated>
 GPU void finish_tile(const SkinnyParams& p, int tile, const float (&acc)[kOctets][4], float* sums) {
   using namespace gpu;
-  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated>::kColumns;
+  constexpr int kColumns = 8 * (kGated ? kOctets / 2 : kOctets);
   constexpr int kThreads = 32 * kSkinnyWarps;
   constexpr int kResults = kRowTile * kColumns / kThreads;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
@@ -117,32 +142,40 @@ GPU void finish_tile(const SkinnyParams& p, int tile, const float (&acc)[kOctets
   }
 }
 
-template <int kOctets, bool kGated>
+template <int kOctets, bool kGated, int kBits>
 KERNEL(32 * kSkinnyWarps, 1)
 linear_rows_kernel(const GRID_CONST SkinnyParams p) {
   using namespace gpu;
   SHARED(smem);
-  constexpr int kAhead = 8 / kOctets;  // steps of weights in flight: 4 KiB a warp
-  static_assert(kAhead <= 2);
+  constexpr int kSteps = kShareSteps<kBits>;  // of a warp in a panel
+  constexpr int kPieces = kSteps / kPieceSteps<kBits>;
+  constexpr int kAhead = kBits == 16 ? 8 / kOctets : 1;  // pieces of weights in flight: of bf16 4 KiB a warp
+  static_assert(kAhead <= kPieces);
   const int warp = static_cast<int>(threadIdx.x) / 32, rows = padded_rows(p.m);
-  auto* panels = reinterpret_cast<uint4*>(smem);
-  const int panel_pieces = rows * (kRowPanel / kPiece);
+  constexpr int kParams = kBits == 16 ? 0 : 8 * kOctets * kParamPieces<kBits>;  // pieces of a panel
+  auto* params = reinterpret_cast<uint4*>(smem);
+  auto* panels = params + 2 * kParams;
+  const int panel_pieces = rows * (kRowPanel<kBits> / kPiece);
 
-  const SkinnyWeights<kOctets, kGated> weights(p);
-  const int first = warp * 2 * kGroup;
+  const SkinnyWeights<kOctets, kGated, kBits> weights(p);
+  const int first = first_offset<kBits>();
   uint4 w[kAhead][kOctets];
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) weights.load(w[a], first + step_offset(a));
+  for (int a = 0; a < kAhead; ++a) weights.load(w[a], first + step_offset<kBits>(a * kPieceSteps<kBits>));
+  const auto copy = [&](int panel) {
+    copy_panel<kBits>(p, rows, panel, panels + panel % 2 * panel_pieces);
+    if constexpr (kBits != 16) copy_params<kOctets, kGated, kBits>(p, panel, params + panel % 2 * kParams);
+  };
   wait_for_predecessors();
 
   float acc[kRowTiles][kOctets][4] = {};
-  const int n_panels = (p.k + kRowPanel - 1) / kRowPanel;
-  copy_panel(p, rows, 0, panels);
+  const int n_panels = (p.k + kRowPanel<kBits> - 1) / kRowPanel<kBits>;
+  copy(0);
   copy_commit();
 #pragma unroll 1
   for (int panel = 0; panel < n_panels; ++panel) {
     if (panel + 1 < n_panels) {
-      copy_panel(p, rows, panel + 1, panels + (panel + 1) % 2 * panel_pieces);
+      copy(panel + 1);
     } else {
       launch_dependents();  // the last weights are asked for
     }
@@ -150,10 +183,27 @@ linear_rows_kernel(const GRID_CONST SkinnyParams p) {
     copy_wait<1>();
     sync_threads();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int step = 2 * panel + half;
-      multiply_step(acc, panels + panel % 2 * panel_pieces, rows, 2 * warp + half, w[half % kAhead]);
-      weights.load(w[half % kAhead], first + step_offset(step + kAhead));
+    for (int piece = 0; piece < kPieces; ++piece) {
+      uint4(&loaded)[kOctets] = w[piece % kAhead];
+#pragma unroll
+      for (int s = 0; s < kPieceSteps<kBits>; ++s) {
+        const int group = kSteps * warp + piece * kPieceSteps<kBits> + s;  // of the panel
+        const uint4* x = panels + panel % 2 * panel_pieces;
+        if constexpr (kBits == 16) {
+          multiply_step(acc, x, rows, group, loaded);
+        } else {
+          uint4 decoded[kOctets];
+          const auto* of_panel = reinterpret_cast<const uint32_t*>(params + panel % 2 * kParams);
+          const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+#pragma unroll
+          for (int o = 0; o < kOctets; ++o) {
+            const uint32_t* of_row = of_panel + (o * 8 + row) * (4 * kParamPieces<kBits>);
+            decoded[o] = decode_step<kBits>(loaded[o], s, of_row[group * kGroup >> p.codes.shift]);
+          }
+          multiply_step(acc, x, rows, group, decoded);
+        }
+      }
+      weights.load(loaded, first + step_offset<kBits>((panel * kPieces + piece + kAhead) * kPieceSteps<kBits>));
     }
     sync_threads();  // the panel may be written again
   }
@@ -162,7 +212,7 @@ linear_rows_kernel(const GRID_CONST SkinnyParams p) {
 #pragma unroll
   for (int tile = 0; tile < kRowTiles; ++tile) {
     if (tile * kRowTile >= rows) break;
-    finish_tile<kOctets, kGated>(p, tile, acc[tile], reinterpret_cast<float*>(smem));
+    finish_tile<kOctets, kGated>(p, tile, acc[tile], reinterpret_cast<float*>(panels));
   }
 }
 

@@ -29,7 +29,7 @@ void check_blas(cublasStatus_t status, const char* call) {
 
 // What decides on an algorithm.
 struct LinearKey {
-  int64_t m = 0, n = 0, k = 0;
+  int64_t m = 0, n = 0, k = 0, out_stride = 0;
   int x_alignment = 0, weight_alignment = 0, out_alignment = 0;
   int bias_alignment = 0;  // 0: no bias
   bool f32 = false, accumulate = false;
@@ -69,10 +69,11 @@ void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttribut
   BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
 }
 
-LinearKey key_of(const LinearParams& p) {
+LinearKey key_of(const LinearParams& p, int64_t out_stride) {
   return {.m = p.m,
           .n = p.n,
           .k = p.k,
+          .out_stride = out_stride,
           .x_alignment = alignment_of(p.x),
           .weight_alignment = alignment_of(p.weight.values),
           .out_alignment = alignment_of(p.out),
@@ -86,7 +87,7 @@ void choose_algorithm(cublasLtHandle_t handle, LinearPlan& plan) {
   cublasLtMatmulPreference_t preference = nullptr;
   BLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
   set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-      static_cast<uint64_t>(linear_scratch_bytes()));
+      static_cast<uint64_t>(matmul_scratch_bytes()));
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   const auto out_alignment = static_cast<uint32_t>(plan.key.out_alignment);
@@ -127,13 +128,13 @@ LinearPlan make_plan(cublasLtHandle_t handle, const LinearKey& key, const bf16* 
   BLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16BF, k, n, key.k));
   BLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.x, CUDA_R_16BF, k, m, key.k));
   BLAS_CHECK(
-      cublasLtMatrixLayoutCreate(&plan.out, key.f32 ? CUDA_R_32F : CUDA_R_16BF, n, m, key.n));
+      cublasLtMatrixLayoutCreate(&plan.out, key.f32 ? CUDA_R_32F : CUDA_R_16BF, n, m, key.out_stride));
   choose_algorithm(handle, plan);
   return plan;
 }
 
-const LinearPlan& plan_of(Stream::Libraries& libraries, const LinearParams& p) {
-  const LinearKey key = key_of(p);
+const LinearPlan& plan_of(Stream::Libraries& libraries, const LinearParams& p, int64_t out_stride) {
+  const LinearKey key = key_of(p, out_stride);
   if (libraries.blas_lt == nullptr) BLAS_CHECK(cublasLtCreate(&libraries.blas_lt));
   if (libraries.plans == nullptr) {
     libraries.plans = new LinearPlans;
@@ -149,17 +150,17 @@ const LinearPlan& plan_of(Stream::Libraries& libraries, const LinearParams& p) {
 
 }  // namespace
 
-bool matmul(Stream& stream, const LinearParams& p) {
+bool matmul(Stream& stream, const LinearParams& p, int64_t out_stride) {
   if (p.m == 0 || p.n == 0) return true;
   Stream::Libraries& libraries = stream.libraries();
-  const LinearPlan& plan = plan_of(libraries, p);
+  const LinearPlan& plan = plan_of(libraries, p, out_stride);
   if (!plan.found) return false;
   if (p.bias != nullptr) set(plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   const float alpha = 1, beta = p.accumulate ? 1 : 0;
   BLAS_CHECK(cublasLtMatmul(
       libraries.blas_lt, plan.product, &alpha, p.weight.values, plan.weight, p.x, plan.x, &beta, p.out,
-      plan.out, p.out, plan.out, &plan.algorithm, stream.scratch(linear_scratch_bytes()),
-      static_cast<size_t>(linear_scratch_bytes()), static_cast<cudaStream_t>(stream.raw())));
+      plan.out, p.out, plan.out, &plan.algorithm, stream.scratch(matmul_scratch_bytes()),
+      static_cast<size_t>(matmul_scratch_bytes()), static_cast<cudaStream_t>(stream.raw())));
   return true;
 }
 

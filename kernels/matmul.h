@@ -8,7 +8,8 @@ namespace tiercel::cuda {
 
 // As linear. False, and nothing is enqueued, where the library has no algorithm for these types and
 // alignments. The algorithm for a shape is chosen at its first use (which allocates) and kept; none
-// uses atomics, so the same shape gives the same bits.
-[[nodiscard]] bool matmul(Stream& stream, const LinearParams& p);
+// uses atomics, so the same shape gives the same bits. The weight is bf16. out_stride: elements from a row of out
+// to the next.
+[[nodiscard]] bool matmul(Stream& stream, const LinearParams& p, int64_t out_stride);
 
 }  // namespace tiercel::cuda

@@ -55,7 +55,7 @@ ModelConfig ModelFlags::config() const {
   ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
   if (synthetic.empty() && has_weights(directory)) learn_from_checkpoint(config, directory);
   set_reach(config, reach_);
-  set_weight_form(config, weight_form_, backend());
+  config.weight_form = weight_form_;
   set_host_layers(config, host_layers_, backend());
   return config;
 }

@@ -68,7 +68,8 @@ constexpr const char* kModels[] = {"llama",         "llama_biases",  "llama_evic
                                    "llama_head128", "llama_head96",  "llama_rope_yarn",
                                    "llama_tied",    "mistral_window", "qwen2",
                                    "qwen2_window",  "qwen3",         "qwen3_dual_chunk",
-                                   "mixtral",       "qwen3_moe"};
+                                   "mixtral",       "qwen3_moe",     "llama_gptq",
+                                   "phi3_w4a16",    "qwen3_moe_w4a16"};
 
 std::shared_ptr<Model> open_model(const std::string& name, BackendKind backend = kBackend, int n_threads = 2,
                                   int64_t host_layers = 0) {

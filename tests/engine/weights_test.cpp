@@ -15,6 +15,7 @@
 #include "engine/safetensors.h"
 #include "engine/session.h"
 #include "engine/weights.h"
+#include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 
 namespace tiercel {
@@ -28,7 +29,7 @@ std::string model_directory(const std::string& name) { return TIERCEL_SOURCE_DIR
 ModelConfig config_of(const std::string& name, WeightForm form = WeightForm::kStored) {
   ModelConfig config = load_config(model_directory(name));
   learn_from_checkpoint(config, model_directory(name));
-  set_weight_form(config, form, BackendKind::kCpu);
+  config.weight_form = form;
   return config;
 }
 
@@ -98,11 +99,11 @@ TEST(ReadWeights, GivesWhatIsLoaded) {
 }
 
 // A checkpoint's codes are kept where they can be, and what they decode to is what decoding them when they are
-// loaded gives: every logit of a prompt, of its continuation and of a batch of rows.
+// loaded gives: every logit of a prompt, of its continuation, appended or step by step.
 TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   const auto logits_of = [](const std::string& name, WeightForm form) {
     const auto model = Model::open(model_directory(name),
-                                   {.backend = BackendKind::kCpu, .n_threads = 2, .weight_form = form});
+                                   {.backend = test::kBackend, .n_threads = 2, .weight_form = form});
     std::vector<int32_t> prompt;
     for (int32_t i = 0; i < 90; ++i) prompt.push_back(3 + 31 * i % 90);
     auto session = Session::open(model, Session::plan(*model, {}, std::ssize(prompt), 40));
@@ -122,8 +123,14 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
                            "qwen3_moe_w4a16"}) {
     const auto [coded, coded_bytes] = logits_of(name, WeightForm::kStored);
     const auto [decoded, decoded_bytes] = logits_of(name, WeightForm::kBf16);
-    EXPECT_EQ(coded, decoded) << name;
     const ModelConfig config = config_of(name);
+    // A GPU's warps share four bits otherwise, so that sums have another order.
+    if (test::kBackend == BackendKind::kCpu || config.int_weights->bits == 8) {
+      EXPECT_EQ(coded, decoded) << name;
+    } else {
+      EXPECT_LT(test::rms_difference(coded, decoded), 0.02) << name;
+    }
+    if (test::kBackend != BackendKind::kCpu) continue;  // there tensors lie further apart
     EXPECT_EQ(decoded_bytes, 2 * parameter_count(config)) << name;
     // Of four bits and a param for every 32 to 128, or of eight; rows are padded to 64 bytes.
     int64_t matrices = 0, kept = 0;

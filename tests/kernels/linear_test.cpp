@@ -15,6 +15,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/synthetic.h"
 #include "tests/kernels/device_vector.h"
+#include "tests/oracle/coded_matrix.h"
 #include "tests/oracle/elementwise.h"
 #include "tests/oracle/linear_case.h"
 #include "tests/seed.h"
@@ -262,6 +263,120 @@ TEST(KernelLinear, RowsAloneHaveTheBitsOfOneRow) {
     expect_alike("gated_linear", [&](cuda::Stream& stream, int64_t row, int64_t m, auto& out) {
       cuda::gated_linear(stream, mlp_of(row, m, out));
     });
+  }
+}
+
+using Coded = test::CodedMatrix<DeviceVector>;
+
+// Few rows, rows alone and many, through one panel of k and several; those of eight bits have the bits that
+// decoded weights give.
+TEST(KernelLinear, CodedWeightsAreTheDecodedOnes) {
+  const std::pair<Case, bool> cases[] = {
+      {{1, 256, 70, true}, false},        {{3, 384, 64, false, true}, false},     {{8, 4224, 33, true}, false},
+      {{2, 128, 9, true, true, true}, false}, {{1, 6144, 17}, false},             {{9, 1280, 40, true}, true},
+      {{40, 384, 66, false, true}, true}, {{70, 2176, 19, true, false, true}, true}, {{20, 256, 130, true, true}, false},
+      {{33, 640, 48, false, false, true}, false}};
+  for (const WeightCodec codec : test::kCodecs) {
+    for (const auto& [c, alone] : cases) {
+      Problem problem(c);
+      Coded coded(problem.random, c.n, c.k, codec);
+      problem.weight = coded.decoded;
+      const std::vector<Expected> expected = problem.expected();
+      for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) {
+        const auto run = [&](const WeightMatrix& weight) {
+          problem.reset();
+          LinearParams p = problem.params();
+          p.weight = weight;
+          p.alone = alone;
+          cuda::linear(*stream, p);
+          stream->finish();
+        };
+        run(coded.matrix());
+        problem.expect_close(expected);
+        if (::testing::Test::HasFatalFailure()) return;
+        if (codec.bits == 4 && (alone || c.m <= cuda::kMaxSkinnyRows)) continue;
+        const DeviceVector<bf16> out = problem.out;
+        const DeviceVector<float> out_f32 = problem.out_f32;
+        run(problem.weight.data());
+        const auto n = static_cast<size_t>(c.m * c.n);
+        EXPECT_EQ(std::memcmp(out.data(), problem.out.data(), c.f32 ? 0 : n * sizeof(bf16)), 0)
+            << codec.bits << " bits, m " << c.m << " k " << c.k;
+        EXPECT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), c.f32 ? n * sizeof(float) : 0), 0)
+            << codec.bits << " bits, m " << c.m << " k " << c.k;
+      }
+    }
+  }
+}
+
+// More columns than are decoded at once.
+TEST(KernelLinear, CodedWeightsAreDecodedSomeAtATime) {
+  const Case c{9, 128, cuda::decoded_scratch_bytes() / 256 + 70, true};
+  Problem problem(c);
+  Coded coded(problem.random, c.n, c.k, {4, 64});
+  LinearParams p = problem.params();
+  p.weight = coded.plain();
+  cuda::linear(test::stream(), p);
+  test::stream().finish();
+  const DeviceVector<bf16> out = problem.out;
+  problem.reset();
+  p.weight = coded.matrix();
+  cuda::linear(test::stream(), p);
+  test::stream().finish();
+  EXPECT_TRUE(out == problem.out);
+}
+
+// Alone or together, with norm and gate folded in or in steps.
+TEST(KernelLinear, CodedRowsAloneHaveTheBitsOfOneRow) {
+  for (const WeightCodec codec : {WeightCodec{4, 32}, WeightCodec{4, 128}, WeightCodec{8, 64}}) {
+    for (const Case& s : {Case{70, 1280, 90}, Case{12, 384, 258}, Case{5, 2176, 40}}) {
+      Problem all(s);
+      Coded gate(all.random, s.n, s.k, codec), up(all.random, s.n, s.k, codec);
+      const DeviceVector<bf16> norm = random_bf16(s.k, all.random, 1, 0.1f);
+      DeviceVector<bf16> normed(static_cast<size_t>(s.m * s.k)), up_result(static_cast<size_t>(s.m * s.n));
+      DeviceVector<bf16> together(static_cast<size_t>(s.m * s.n)), one = together, steps = together;
+      const auto mlp = [&](cuda::Stream& stream, int64_t row, int64_t m, DeviceVector<bf16>& out) {
+        cuda::gated_linear(stream, {.x = all.x.data() + row * s.k,
+                                    .norm_weight = norm.data(),
+                                    .gate = gate.matrix(),
+                                    .up = up.matrix(),
+                                    .out = out.data() + row * s.n,
+                                    .m = m,
+                                    .k = s.k,
+                                    .n = s.n,
+                                    .eps = 1e-5f,
+                                    .alone = true,
+                                    .normed = normed.data(),
+                                    .up_result = up_result.data()});
+        stream.finish();
+      };
+      const auto product = [&](const WeightMatrix& weight, int64_t row, bf16* out) {
+        cuda::norm_linear(test::stream(), {.linear = {.x = all.x.data() + row * s.k,
+                                                      .weight = weight,
+                                                      .out = out,
+                                                      .m = 1,
+                                                      .k = s.k,
+                                                      .n = s.n,
+                                                      .alone = true},
+                                           .norm_weight = norm.data(),
+                                           .eps = 1e-5f,
+                                           .normed = normed.data()});
+      };
+      for (cuda::Stream* stream : {&test::stream(), &test::older_stream()}) {
+        mlp(*stream, 0, s.m, together);
+        for (const int64_t row : {int64_t{0}, int64_t{3}, s.m - 1}) {
+          mlp(*stream, row, 1, one);
+          product(gate.matrix(), row, steps.data());
+          product(up.matrix(), row, up_result.data());
+          cuda::swiglu(test::stream(), {steps.data(), up_result.data(), steps.data(), s.n});
+          test::stream().finish();
+          const auto bytes = static_cast<size_t>(s.n) * sizeof(bf16);
+          EXPECT_EQ(std::memcmp(together.data() + row * s.n, one.data() + row * s.n, bytes), 0)
+              << codec.bits << " bits, row " << row << " of " << s.m;
+          EXPECT_EQ(std::memcmp(steps.data(), one.data() + row * s.n, bytes), 0)
+              << codec.bits << " bits, row " << row << " of " << s.m;
+        }
+      }
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "engine/base/ops.h"
+#include "tests/oracle/coded_matrix.h"
 #include "tests/oracle/elementwise.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/random_rows.h"
@@ -27,6 +29,7 @@ struct ExpertsShape {
   bool normalise = true;
   bool alone = false;
   bool one_sided = false;  // most tokens want the same experts
+  WeightCodec codec = {};
 };
 
 // Tokens, experts, routes and an output. Memory<T>: a vector that the backend reads and writes.
@@ -48,6 +51,16 @@ struct ExpertsProblem {
     for (size_t i = 0; i < logits.size(); ++i) {
       const auto expert = static_cast<int64_t>(i) % s.n_experts;
       logits[i] = normal(random) + (s.one_sided && expert < s.n_chosen ? 20.0f : 0.0f);
+    }
+    if (s.codec.is_coded()) {
+      const auto code = [&](int64_t n, int64_t k, Memory<bf16>& decoded) {
+        coded.emplace_back(random, s.n_experts * n, k, s.codec);
+        decoded = coded.back().decoded;
+      };
+      coded.reserve(3);
+      code(s.inner, s.width, gate);
+      code(s.inner, s.width, up);
+      code(s.width, s.inner, down);
     }
     for (int64_t e = 0; e < s.n_experts; ++e) {
       gates.push_back(gate.data() + e * matrix);
@@ -90,14 +103,21 @@ struct ExpertsProblem {
             .normalise = shape.normalise,
             .routes = routes()};
   }
+  // Of gate, up or down: as codes, where they are.
+  ExpertMatrices matrices(size_t which, const std::vector<const bf16*>& plain, int64_t n, int64_t k) {
+    if (!shape.codec.is_coded()) return {plain.data(), plain[0], n * k};
+    std::vector<const bf16*>& of = coded_of[which];
+    of.clear();
+    for (int64_t e = 0; e < shape.n_experts; ++e) of.push_back(coded[which].matrix().from_row(e * n, k).values);
+    return {of.data(), of[0], n * shape.codec.row_bytes(k) / 2, shape.codec};
+  }
   MixExpertsParams mix() {
-    const int64_t matrix = shape.width * shape.inner;
     return {.x = x.data(),
             .out = out.data(),
             .routes = routes(),
-            .gate = {gates.data(), gate.data(), matrix},
-            .up = {ups.data(), up.data(), matrix},
-            .down = {downs.data(), down.data(), matrix},
+            .gate = matrices(0, gates, shape.inner, shape.width),
+            .up = matrices(1, ups, shape.inner, shape.width),
+            .down = matrices(2, downs, shape.width, shape.inner),
             .n_tokens = shape.n_tokens,
             .width = shape.width,
             .inner = shape.inner,
@@ -110,8 +130,8 @@ struct ExpertsProblem {
   }
 
   std::string name() const {
-    return fmt::format("{} tokens of {}, {} of {} experts of {}{}", shape.n_tokens, shape.width, shape.n_chosen,
-                       shape.n_experts, shape.inner, shape.alone ? ", alone" : "");
+    return fmt::format("{} tokens of {}, {} of {} experts of {}{}, {} bits", shape.n_tokens, shape.width,
+                       shape.n_chosen, shape.n_experts, shape.inner, shape.alone ? ", alone" : "", shape.codec.bits);
   }
 
   // What route_experts wrote.
@@ -174,6 +194,8 @@ struct ExpertsProblem {
   Memory<float> logits, weights;
   Memory<int32_t> chosen, order, place, starts;
   std::vector<const bf16*> gates, ups, downs;
+  std::vector<CodedMatrix<Memory>> coded;  // gate, up, down
+  std::array<std::vector<const bf16*>, 3> coded_of;
 
  private:
   // A row of x, or of something computed, times a row of weights: value, and how far it may be off.
@@ -228,6 +250,13 @@ inline const ExpertsShape kExpertsShapes[] = {
     {300, 64, 72, 6, 2, true, false, true},
     {37, 40, 8, 512, 32},
     {20, 64, 64, 1, 1},
+    {5, 256, 128, 4, 2, true, false, false, {4, 32}},
+    {8, 128, 384, 5, 2, true, false, false, {8, 64}},
+    {40, 1280, 256, 4, 2, true, true, false, {4, 128}},
+    {40, 128, 128, 3, 1, false, true, false, {8, 128}},
+    {90, 384, 256, 5, 2, true, false, true, {4, 64}},
+    {90, 256, 384, 5, 2, true, false, false, {8, 32}},
+    {140, 128, 128, 2, 1, true, false, true, {4, 32}},
 };
 
 // Op: op(params), and its results can be looked at.

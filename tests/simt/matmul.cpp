@@ -9,7 +9,7 @@ namespace tiercel::cuda {
 
 namespace {
 
-void multiply(const LinearParams& p) {
+void multiply(const LinearParams& p, int64_t out_stride) {
   std::vector<float> x(static_cast<size_t>(p.k));
   for (int64_t row = 0; row < p.m; ++row) {
     for (int64_t i = 0; i < p.k; ++i) {
@@ -20,7 +20,7 @@ void multiply(const LinearParams& p) {
       for (int64_t i = 0; i < p.k; ++i) {
         sum += x[static_cast<size_t>(i)] * static_cast<float>(p.weight.values[column * p.k + i]);
       }
-      const int64_t at = row * p.n + column;
+      const int64_t at = row * out_stride + column;
       auto* f32 = static_cast<float*>(p.out) + at;
       auto* half = static_cast<bf16*>(p.out) + at;
       const bool is_f32 = p.out_type == DType::kF32;
@@ -37,8 +37,8 @@ void multiply(const LinearParams& p) {
 
 }  // namespace
 
-bool matmul(Stream& stream, const LinearParams& p) {
-  simt::queue_of(stream.raw()).add([p] { multiply(p); });
+bool matmul(Stream& stream, const LinearParams& p, int64_t out_stride) {
+  simt::queue_of(stream.raw()).add([p, out_stride] { multiply(p, out_stride); });
   return true;
 }
 

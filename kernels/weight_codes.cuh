@@ -1,0 +1,75 @@
+// Coded weights (engine/base/weight_matrix.h) to bf16 in registers: sixteen bytes of a lane are the codes of
+// eight neighbouring elements, t * 8 .., of each of two or four steps of 32 elements.
+#pragma once
+
+#include "engine/base/weight_matrix.h"
+#include "kernels/code_layout.h"
+#include "kernels/gpu.cuh"
+#include "kernels/piece.cuh"
+
+namespace tiercel::cuda {
+
+// Steps of 32 elements in a lane's sixteen bytes.
+template <int kBits>
+inline constexpr int kPieceSteps = 16 / kBits;
+
+GPU const uint32_t* params_of(const CodeLayout& layout, const bf16* rows, int64_t row) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(rows) + row * layout.row_bytes + layout.code_bytes;
+  return reinterpret_cast<const uint32_t*>(bytes);
+}
+
+// Step `step` of a piece. What is rounded is exact: codes and zeros have nine bits, scales fifteen.
+template <int kBits>
+GPU uint4 decode_step(uint4 codes, int step, uint32_t param) {
+  using namespace gpu;
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+  const float scale = bits_to_float(param & ~kZeroMask);
+  // 2^23 + zero, and with it 2^23 + code, are integers in the lowest bits of a float.
+  constexpr uint32_t kMagic = 0x4b000000u;
+  const float zero = bits_to_float(kMagic | (param & kZeroMask));
+  uint32_t out[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kBits == 4) {
+      // 128 + code as two bf16 at once.
+      const uint32_t pair = (words[i] >> (4 * step) & 0x000f000fu) | 0x43004300u;
+      const float shift = mul_rn(zero - 8388480.0f, scale);  // (128 + zero) * scale
+      out[i] = pack_bf16(fmaf(low_float(pair), scale, -shift), fmaf(high_float(pair), scale, -shift));
+    } else {
+      const uint32_t pair = words[i] >> (8 * step) & 0x00ff00ffu;
+      const float low = bits_to_float(kMagic | (pair & 0xffffu)), high = bits_to_float(kMagic | pair >> 16);
+      out[i] = pack_bf16(mul_rn(low - zero, scale), mul_rn(high - zero, scale));
+    }
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
+struct DecodeWeightsParams {
+  const bf16* rows = nullptr;
+  CodeLayout layout;
+  bf16* out = nullptr;  // [n_rows][k]
+  int64_t n_rows = 0, k = 0;
+};
+
+// A thread decodes one piece.
+template <int kBits>
+KERNEL(256, 4) decode_weights_kernel(const GRID_CONST DecodeWeightsParams p) {
+  using namespace gpu;
+  begin_dependent();  // what is written may be read by the kernel before
+  constexpr int kUnit = 32 * kPieceSteps<kBits>;
+  const int64_t pieces = p.k / kUnit * 4;  // of a row
+  const int64_t piece = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (piece >= p.n_rows * pieces) return;
+  const int64_t row = piece / pieces, unit = piece % pieces / 4;
+  const auto t = static_cast<int>(piece % 4);
+  const auto* codes = reinterpret_cast<const uint8_t*>(p.rows) + row * p.layout.row_bytes + unit * kUnitBytes + t * 16;
+  const uint4 words = load_stream(codes);
+  const uint32_t* params = params_of(p.layout, p.rows, row);
+#pragma unroll
+  for (int step = 0; step < kPieceSteps<kBits>; ++step) {
+    const int64_t first = unit * kUnit + step * 32;
+    store_piece(p.out + row * p.k + first + t * kPiece, decode_step<kBits>(words, step, params[first >> p.layout.shift]));
+  }
+}
+
+}  // namespace tiercel::cuda
