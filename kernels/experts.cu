@@ -21,7 +21,7 @@ template <bool kGated, int kBits>
 void multiply_few(Stream& stream, ExpertProduct p, int64_t n_pairs) {
   constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
   const int n_groups = kBits == 16 ? 0 : p.k >> p.codes.shift;
-  p.panel = panel_of(kFewRows, p.k);
+  p.panel = panel_beside_params(kFewRows, p.k, kOctets, n_groups, stream.shared_memory());
   launch_dependent<expert_rows_kernel<kOctets, kGated, kBits>>(
       stream, grid_of(p, n_pairs, kColumns, kFewRows), 32 * kSkinnyWarps,
       skinny_shared_bytes(kFewRows, p.panel, kOctets, n_groups), p);
@@ -31,7 +31,8 @@ template <bool kGated, int kBits>
 void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
   constexpr int kColumns = kGated ? kHalf : 2 * kHalf;
   launch_dependent<expert_tiles_kernel<kGated, kBits>>(stream, grid_of(p, n_pairs, kColumns, kTileRows),
-                                                       kTileThreads, kTilesSharedBytes, p);
+                                                       kTileThreads, kTilesSharedBytes + kCodesSharedBytes<kBits>,
+                                                       p);
 }
 
 template <bool kGated, int kBits>

@@ -5,8 +5,8 @@
 //   a warp     32 rows x 32 columns of each half
 //   k          slices of 32 elements, four of them on their way or in use
 //
-// Coded weights come by registers, a unit of two or four slices at a time, and are decoded on their way into
-// shared memory.
+// Coded weights come a unit of two or four slices at a time, each thread's sixteen bytes to a place of its own,
+// and are decoded into the slice's.
 //
 // Rows in shared memory have 64 bytes, in four units of 16 that are permuted so that eight rows lie in eight
 // bank groups.
@@ -21,6 +21,12 @@ inline constexpr int kTileRows = 128, kTileDepth = 32, kTileStages = 4, kTileThr
 inline constexpr int kHalf = 64;                            // columns of each of two
 inline constexpr int kTileBytes = kTileRows * kTileDepth * 2;  // of rows, and of weights
 inline constexpr size_t kTilesSharedBytes = size_t{2} * kTileStages * kTileBytes;
+// Of codes: a unit is asked for so early that it has come when its first slice is decoded, which is kTileStages - 1
+// slices before that is multiplied.
+template <int kBits>
+inline constexpr int kUnitBuffers = kBits == 4 ? 2 : 3;
+template <int kBits>
+inline constexpr size_t kCodesSharedBytes = kBits == 16 ? 0 : size_t{2} * kUnitBuffers<kBits> * kTileThreads * 16;
 
 GPU int place_of_unit(int row, int unit) { return (row * 4 + (unit ^ (row >> 1 & 3))) * 16; }
 
@@ -30,37 +36,37 @@ struct TileLoader {
   const bf16 *rows[2], *weights[2];
   bool row_valid[2], weight_valid[2];
   int k, unit;
-  // Of codes: the unit that is decoded now, and the next.
+  // Of codes: params of the next slice are on their way in registers, units in shared memory.
   static constexpr int kSlices = kPieceSteps<kBits>;
-  const uint32_t* params[2];
   int shift;
-  uint4 now[2], next[2];
-  uint32_t param_now[2][kSlices], param_next[2][kSlices];
+  uint32_t param[2];
+  uint8_t* codes;
 
-  // Asks for the unit that begins with this slice.
-  GPU void ask(int slice) {
+  GPU void ask_params(int slice) {
     const int first = slice * kTileDepth;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool inside = weight_valid[i] && first < k;
-      const auto* codes = reinterpret_cast<const uint8_t*>(weights[i]) + first / 8 * kBits + unit * 16;
-      next[i] = inside ? gpu::load_stream(codes) : uint4{0, 0, 0, 0};
-#pragma unroll
-      for (int s = 0; s < kSlices; ++s) {
-        param_next[i][s] = inside ? params[i][(first + s * kTileDepth) >> shift] : 0;
-      }
+      const auto* of_row = reinterpret_cast<const uint32_t*>(weights[i] + k / 16 * kBits);
+      param[i] = weight_valid[i] && first < k ? of_row[first >> shift] : 0;
     }
   }
-  GPU void take() {
+  // Asks for unit n.
+  GPU void ask(int n) const {
+    const int first = n * kSlices * kTileDepth;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      now[i] = next[i];
-#pragma unroll
-      for (int s = 0; s < kSlices; ++s) param_now[i][s] = param_next[i][s];
+      const bool inside = weight_valid[i] && first < k;
+      const auto* source = reinterpret_cast<const uint8_t*>(weights[i]) + (inside ? first / 8 * kBits + unit * 16 : 0);
+      gpu::copy_async16(place_of_codes(n, i), source, inside);
     }
   }
+  GPU uint8_t* place_of_codes(int n, int i) const {
+    return codes + ((n % kUnitBuffers<kBits> * 2 + i) * kTileThreads + static_cast<int>(threadIdx.x)) * 16;
+  }
 
-  GPU TileLoader(const ExpertProduct& p, const ExpertTile& tile) : k(p.k), unit(static_cast<int>(threadIdx.x) % 4) {
+  // codes_of_units: shared memory for kCodesSharedBytes.
+  GPU TileLoader(const ExpertProduct& p, const ExpertTile& tile, uint8_t* codes_of_units)
+      : k(p.k), unit(static_cast<int>(threadIdx.x) % 4), codes(codes_of_units) {
     const int line = static_cast<int>(threadIdx.x) / 4;
     const int64_t first = int64_t{blockIdx.x} * (kGated ? kHalf : 2 * kHalf);
 #pragma unroll
@@ -73,7 +79,6 @@ struct TileLoader {
       weight_valid[i] = column < p.n;
       weights[i] = (up ? p.up + tile.expert * p.up_stride : p.weight + tile.expert * p.weight_stride) +
                    (weight_valid[i] ? column : 0) * (kBits == 16 ? int64_t{k} : p.codes.row_bytes / 2);
-      if constexpr (kBits != 16) params[i] = params_of(p.codes, weights[i], 0);
     }
     shift = p.codes.shift;
   }
@@ -82,11 +87,16 @@ struct TileLoader {
   GPU void load(uint8_t* stage, int slice) {
     const int at = slice * kTileDepth + unit * kPiece, line = static_cast<int>(threadIdx.x) / 4;
     const int inside = at < k ? at : 0;
+    uint4 coded[2];
+    uint32_t of_slice[2];
     if constexpr (kBits != 16) {
-      if (slice % kSlices == 0) {
-        take();
-        ask(slice + kSlices);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        coded[i] = *reinterpret_cast<const uint4*>(place_of_codes(slice / kSlices, i));
+        of_slice[i] = param[i];
       }
+      ask_params(slice + 1);
+      if (slice % kSlices == 0) ask(slice / kSlices + kUnitBuffers<kBits> - 1);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -95,10 +105,8 @@ struct TileLoader {
       if constexpr (kBits == 16) {
         gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
       } else {
-        uint32_t param = param_now[i][0];
-#pragma unroll
-        for (int s = 1; s < kSlices; ++s) param = slice % kSlices == s ? param_now[i][s] : param;
-        *reinterpret_cast<uint4*>(stage + kTileBytes + place) = decode_step<kBits>(now[i], slice % kSlices, param);
+        *reinterpret_cast<uint4*>(stage + kTileBytes + place) =
+            decode_step<kBits>(coded[i], slice % kSlices, of_slice[i]);
       }
     }
   }
@@ -174,8 +182,14 @@ expert_tiles_kernel(const GRID_CONST ExpertProduct p) {
   begin_dependent();
   const ExpertTile tile = find_tile<kTileRows>(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
-  TileLoader<kGated, kBits> loader(p, tile);
-  if constexpr (kBits != 16) loader.ask(0);
+  TileLoader<kGated, kBits> loader(p, tile, smem + kTilesSharedBytes);
+  if constexpr (kBits != 16) {
+#pragma unroll
+    for (int unit = 0; unit < kUnitBuffers<kBits> - 1; ++unit) loader.ask(unit);
+    loader.ask_params(0);
+    copy_commit();
+    copy_wait<0>();
+  }
   const int n_slices = (p.k + kTileDepth - 1) / kTileDepth;
   const auto stage = [&](int slice) { return smem + slice % kTileStages * 2 * kTileBytes; };
 #pragma unroll

@@ -49,9 +49,7 @@ void run_skinny_bf16(Stream& stream, SkinnyParams p) {
 template <bool kNorm, int kBits>
 void run_skinny_coded(Stream& stream, SkinnyParams p) {
   constexpr int kOctets = 2;
-  const auto params = static_cast<int64_t>(skinny_shared_bytes(0, 0, kOctets, p.n_groups()));
-  p.panel = panel_of(p.m, p.k);
-  while (p.panel > kPanelUnit && params + int64_t{p.m} * p.panel * 2 > stream.shared_memory()) p.panel -= kPanelUnit;
+  p.panel = panel_beside_params(p.m, p.k, kOctets, p.n_groups(), stream.shared_memory());
   if (p.up != nullptr) {
     launch_skinny<kOctets, kNorm, true, kShortAhead, kBits>(stream, p);
   } else {

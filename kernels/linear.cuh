@@ -70,6 +70,14 @@ constexpr int32_t panel_of(int64_t m, int64_t k) {
   return static_cast<int32_t>(std::min(whole, std::max<int64_t>(fits, kPanelUnit)));
 }
 
+// Beside the params of coded weights, on a device with so many bytes of shared memory.
+constexpr int32_t panel_beside_params(int64_t m, int64_t k, int octets, int n_groups, int64_t shared_memory) {
+  const auto others = static_cast<int64_t>(skinny_shared_bytes(0, 0, octets, n_groups));
+  int32_t panel = panel_of(m, k);
+  while (panel > kPanelUnit && others + 2 * m * panel > shared_memory) panel -= kPanelUnit;
+  return panel;
+}
+
 template <int kOctets>
 struct SkinnyShared {
   GPU explicit SkinnyShared(uint8_t* smem, const SkinnyParams& p)
