@@ -112,15 +112,15 @@ IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int6
   switch (format.layout) {
     case Layout::kGptq: {
       codes_ = &part(checkpoint, ".qweight", DType::kI32, {k_ / per_word, n_});
-      const TensorInfo& zeros = part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
-      read_params(checkpoint, part(checkpoint, ".scales", DType::kF32, {n_groups_, n_}), &zeros);
+      zeros_ = &part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
+      scales_ = &part(checkpoint, ".scales", DType::kF32, {n_groups_, n_});
       if (checkpoint.find_any(module_ + ".g_idx") != nullptr) read_groups(checkpoint);
       break;
     }
     case Layout::kAwq: {
       codes_ = &part(checkpoint, ".qweight", DType::kI32, {k_, n_ / per_word});
-      const TensorInfo& zeros = part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
-      read_params(checkpoint, part(checkpoint, ".scales", DType::kF32, {n_groups_, n_}), &zeros);
+      zeros_ = &part(checkpoint, ".qzeros", DType::kI32, {n_groups_, n_ / per_word});
+      scales_ = &part(checkpoint, ".scales", DType::kF32, {n_groups_, n_});
       break;
     }
     case Layout::kPacked:
@@ -128,28 +128,36 @@ IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int6
       codes_ = format.layout == Layout::kPlain
                    ? &part(checkpoint, ".weight", DType::kI8, {n_, k_})
                    : &part(checkpoint, ".weight_packed", DType::kI32, {n_, k_ / per_word});
-      const TensorInfo* zeros = checkpoint.find_any(module_ + ".weight_zero_point");
-      if (zeros != nullptr) {
+      if (const TensorInfo* zeros = checkpoint.find_any(module_ + ".weight_zero_point")) {
         const bool packed = zeros->stored_dtype == "I32";
-        zeros = packed ? &part(checkpoint, ".weight_zero_point", DType::kI32, {n_ / per_word, n_groups_})
-                       : &part(checkpoint, ".weight_zero_point", DType::kI8, {n_, n_groups_});
+        zeros_ = packed ? &part(checkpoint, ".weight_zero_point", DType::kI32, {n_ / per_word, n_groups_})
+                        : &part(checkpoint, ".weight_zero_point", DType::kI8, {n_, n_groups_});
       }
       // One for each row may be a vector, one for all rows is one.
       const TensorInfo* scales = checkpoint.find_any(module_ + ".weight_scale");
       const bool vector = scales != nullptr && scales->shape.size() == 1 && n_groups_ == 1;
       const int64_t n_scales = vector && scales->shape[0] == 1 ? 1 : n_;
-      read_params(checkpoint,
-                  vector ? part(checkpoint, ".weight_scale", DType::kF32, {n_scales})
-                         : part(checkpoint, ".weight_scale", DType::kF32, {n_, n_groups_}),
-                  zeros);
+      scales_ = vector ? &part(checkpoint, ".weight_scale", DType::kF32, {n_scales})
+                       : &part(checkpoint, ".weight_scale", DType::kF32, {n_, n_groups_});
       if (const TensorInfo* shape = checkpoint.find_any(module_ + ".weight_shape")) tensors_.push_back(shape);
       if (checkpoint.find_any(module_ + ".weight_g_idx") != nullptr) read_groups(checkpoint);
       break;
     }
   }
+  check_scales(checkpoint);
+  // What has been looked at need not stay until it is read.
+  for (const TensorInfo* part : tensors_) wont_need(*part);
 }
 
-int32_t IntTensor::zero_of_group(const TensorInfo& zeros, int64_t row, int64_t group) const {
+float IntTensor::scale_of_group(int64_t row, int64_t group) const {
+  const bool by_group = format_.layout == Layout::kGptq || format_.layout == Layout::kAwq;
+  if (by_group) return number_of(*scales_, group * n_ + row);
+  return number_of(*scales_, scales_->n_elements() == 1 ? 0 : row * n_groups_ + group);
+}
+
+int32_t IntTensor::zero_of_group(int64_t row, int64_t group) const {
+  if (zeros_ == nullptr) return 1 << (format_.bits - 1);
+  const TensorInfo& zeros = *zeros_;
   const int64_t per_word = 32 / format_.bits;
   switch (format_.layout) {
     case Layout::kGptq:
@@ -165,25 +173,18 @@ int32_t IntTensor::zero_of_group(const TensorInfo& zeros, int64_t row, int64_t g
   return code_in(word_of(zeros, row / per_word * n_groups_ + group), row, format_.bits);
 }
 
-void IntTensor::read_params(const Checkpoint& checkpoint, const TensorInfo& scales, const TensorInfo* zeros) {
-  const bool by_group = format_.layout == Layout::kGptq || format_.layout == Layout::kAwq;
+void IntTensor::check_scales(const Checkpoint& checkpoint) const {
+  const TensorInfo& scales = *scales_;
   if (const std::optional<int64_t> bad = find_non_finite(scales)) {
     fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully written, fetch it "
          "again",
          checkpoint.file_of(scales.name), scales.name, *bad);
   }
-  params_.resize(static_cast<size_t>(n_ * n_groups_));
-  for (int64_t row = 0; row < n_; ++row) {
-    for (int64_t group = 0; group < n_groups_; ++group) {
-      const int64_t at = row * n_groups_ + group;
-      const float scale = number_of(scales, by_group ? group * n_ + row : scales.n_elements() == 1 ? 0 : at);
-      if (std::abs(scale) > kMostScale) {
-        fail("{}: tensor {}: found a scale of {}, with which weights are too large for bf16",
-             checkpoint.file_of(scales.name), scales.name, scale);
-      }
-      const int32_t zero = zeros != nullptr ? zero_of_group(*zeros, row, group) : 1 << (format_.bits - 1);
-      params_[static_cast<size_t>(at)] = weight_param(scale, zero);
-    }
+  for (int64_t i = 0; i < scales.n_elements(); ++i) {
+    const float scale = number_of(scales, i);
+    if (std::abs(scale) <= kMostScale) continue;
+    fail("{}: tensor {}: element {} is {}, with which weights are too large for bf16", checkpoint.file_of(scales.name),
+         scales.name, i, scale);
   }
 }
 
@@ -244,11 +245,17 @@ void IntTensor::codes(int64_t first, int64_t n, uint8_t* out) const {
 }
 
 void IntTensor::decode(int64_t row, const uint8_t* codes, bf16* out) const {
-  const uint32_t* params = params_.data() + row * n_groups_;
+  std::vector<uint32_t> params(static_cast<size_t>(n_groups_));
+  for (size_t i = 0; i < params.size(); ++i) params[i] = param(row, static_cast<int64_t>(i));
   const int64_t group = k_ / n_groups_;
-  for (int64_t i = 0; i < k_; ++i) {
-    const uint32_t param = params[group_of_.empty() ? i / group : group_of_[static_cast<size_t>(i)]];
-    out[i] = bf16(static_cast<float>(codes[i] - zero_of(param)) * scale_of(param));
+  const auto value = [&](int64_t i, uint32_t param) {
+    return bf16(static_cast<float>(codes[i] - zero_of(param)) * scale_of(param));
+  };
+  for (int64_t i = 0; i < std::ssize(group_of_); ++i) out[i] = value(i, params[static_cast<size_t>(group_of_[static_cast<size_t>(i)])]);
+  if (!group_of_.empty()) return;
+  for (int64_t first = 0; first < k_; first += group) {
+    const uint32_t param = params[static_cast<size_t>(first / group)];
+    for (int64_t i = first; i < first + group; ++i) out[i] = value(i, param);
   }
 }
 
@@ -257,8 +264,7 @@ void IntTensor::pack(int64_t row, const uint8_t* codes, WeightCodec codec, std::
   const int64_t group = k_ / n_groups_;
   std::vector<uint32_t> params(static_cast<size_t>(k_ / codec.group));
   for (size_t i = 0; i < params.size(); ++i) {
-    const int64_t column = static_cast<int64_t>(i) * codec.group;
-    params[i] = params_[static_cast<size_t>(row * n_groups_ + column / group)];
+    params[i] = param(row, static_cast<int64_t>(i) * codec.group / group);
   }
   pack_row({codes, static_cast<size_t>(k_)}, params, codec, out);
 }

@@ -68,16 +68,19 @@ class IntTensor {
  private:
   const TensorInfo& part(const Checkpoint& checkpoint, const char* suffix, DType dtype,
                          std::initializer_list<int64_t> shape);
-  void read_params(const Checkpoint& checkpoint, const TensorInfo& scales, const TensorInfo* zeros);
+  void check_scales(const Checkpoint& checkpoint) const;
   void read_groups(const Checkpoint& checkpoint);
-  int32_t zero_of_group(const TensorInfo& zeros, int64_t row, int64_t group) const;
+  float scale_of_group(int64_t row, int64_t group) const;
+  int32_t zero_of_group(int64_t row, int64_t group) const;
+  uint32_t param(int64_t row, int64_t group) const {
+    return weight_param(scale_of_group(row, group), zero_of_group(row, group));
+  }
 
   IntWeights format_;
   std::string module_;
   int64_t n_ = 0, k_ = 0, n_groups_ = 0;
-  const TensorInfo* codes_ = nullptr;
+  const TensorInfo *codes_ = nullptr, *scales_ = nullptr, *zeros_ = nullptr;  // no zeros: the middle of the codes
   std::vector<const TensorInfo*> tensors_;
-  std::vector<uint32_t> params_;   // weight_param, [rows][groups]
   std::vector<int32_t> group_of_;  // [columns], with act_order
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -404,16 +405,21 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
 }
 
 void fill_random_codes(cpu::Queue& queue, const RandomParams& fill, const WeightTensor& tensor, bf16* out) {
-  std::vector<bf16> values(static_cast<size_t>(fill.n));
-  RandomParams into_values = fill;
-  into_values.out = values.data();
-  cpu::fill_random(queue, into_values);
-  const auto k = static_cast<size_t>(tensor.shape[1]);
-  auto* const rows = reinterpret_cast<std::byte*>(out);
-  queue.for_each(tensor.shape[0], [&](int64_t row, cpu::Worker&) {
-    const std::span<const bf16> of_row(values.data() + static_cast<size_t>(row) * k, k);
-    quantise_row(of_row, tensor.codec, rows + row * tensor.codec.row_bytes(tensor.shape[1]));
-  });
+  const int64_t n_rows = tensor.shape[0], k = tensor.shape[1];
+  const int64_t at_once = std::max<int64_t>((int64_t{4} << 20) / k, 1);
+  std::vector<bf16> values(static_cast<size_t>(std::min(at_once, n_rows) * k));
+  for (int64_t first = 0; first < n_rows; first += at_once) {
+    const int64_t n = std::min(at_once, n_rows - first);
+    RandomParams some = fill;
+    some.out = values.data();
+    some.n = n * k;
+    some.seed += kSplitmixStep * static_cast<uint64_t>(first * k);
+    cpu::fill_random(queue, some);
+    queue.for_each(n, [&](int64_t row, cpu::Worker&) {
+      auto* const target = reinterpret_cast<std::byte*>(out) + (first + row) * tensor.codec.row_bytes(k);
+      quantise_row({values.data() + row * k, static_cast<size_t>(k)}, tensor.codec, target);
+    });
+  }
 }
 
 struct WeightStore::Wanted {
@@ -673,10 +679,12 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
   struct Item {
     Wanted rows;
     bf16* out;
+    size_t tensor = 0;  // of copies
     bool is_bad = false;
     int64_t overflowed = 0;
   };
   std::vector<Item> items;
+  std::vector<std::atomic<int64_t>> items_left(copies.size());
   for (size_t i = 0; i < copies.size(); ++i) {
     const Wanted& wanted = wanted_[first + i];
     const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
@@ -685,7 +693,8 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
     const int64_t of_item = std::max<int64_t>(kElements / (row_elements * unit), 1) * unit;
     for (int64_t row = 0; row < n_rows; row += of_item) {
       bf16* const out = copies[i] != nullptr ? copies[i] + row * wanted.kept_row_elements() : nullptr;
-      Item& item = items.emplace_back(Item{wanted, out});
+      Item& item = items.emplace_back(Item{wanted, out, i});
+      ++items_left[i];
       const int64_t n = std::min(of_item, n_rows - row);
       if (wanted.coded) {
         item.rows.tensor.shape[0] = n;
@@ -700,7 +709,11 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
     item.is_bad = !item.rows.coded && find_non_finite(item.rows.tensor).has_value();
     if (item.is_bad || item.out == nullptr) return;
     item.overflowed = copy_rows(item.rows, item.out);
-    if (!item.rows.coded) wont_need(item.rows.tensor);
+    if (!item.rows.coded) {
+      wont_need(item.rows.tensor);
+    } else if (--items_left[item.tensor] == 0) {
+      item.rows.wont_be_needed();  // rows of it may lie across all of its pages
+    }
   });
   for (const Item& item : items) {
     const TensorInfo& tensor = item.rows.tensor;
@@ -732,9 +745,6 @@ void WeightStore::place() {
   std::vector<bf16*> copies(wanted_.size());
   for (size_t i = 0; i < wanted_.size(); ++i) copies[i] = offset[i] >= 0 ? block_ + offset[i] : nullptr;
   read(0, copies);
-  for (const Wanted& wanted : wanted_) {
-    if (wanted.coded) wanted.wont_be_needed();
-  }
   for (size_t i = 0; i < wanted_.size(); ++i) {
     *wanted_[i].target =
         copies[i] != nullptr ? copies[i] : reinterpret_cast<const bf16*>(wanted_[i].tensor.data);

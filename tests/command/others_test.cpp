@@ -329,6 +329,39 @@ TEST(Estimate, ExpertsAreReadInPart) {
               experts * ((1 - share) - std::pow(1 - share, n)), 2);
 }
 
+// Codes take less memory, and a step less time to read them; a checkpoint's are counted as it has them.
+TEST(Estimate, CodedWeights) {
+  const auto estimate = [](std::vector<std::string> flags) {
+    for (const char* more : {"--tokens", "16384", "--device-bandwidth", "100", "--link-bandwidth", "100", "--json"}) flags.emplace_back(more);
+    flags.insert(flags.begin(), "estimate");
+    const Result result = run({.arguments = flags});
+    EXPECT_EQ(result.code, 0) << result.err;
+    return Json::parse(result.out);
+  };
+  const auto weights = [](const Json& json) { return json["memory"]["device_bytes"]["weights"].get<double>(); };
+  const auto with = [&](const char* codec) {
+    return estimate({"--synthetic", "llama-3.1-8b", "--backend", "cpu", "--host-memory", "64GiB", "--weight-codec", codec});
+  };
+  const Json bf16 = with("bf16"), int8 = with("int8"), int4 = with("int4");
+  const double embedding = 2.0 * 128256 * 4096, matrices = weights(bf16) - embedding;
+  EXPECT_NEAR(weights(int8) - embedding, matrices * (0.5 + 1.0 / 64), 1e-3 * matrices);  // a param of 4 bytes for 128
+  EXPECT_LT(weights(int4), 0.42 * weights(bf16));
+  EXPECT_EQ(bf16["attention"]["weights"], "bf16");
+  EXPECT_TRUE(contains(int8["attention"]["weights"].get<std::string>(), "8 bits, groups of 128, rounded"));
+  EXPECT_TRUE(contains(int4["attention"]["weights"].get<std::string>(), "4 bits, groups of 32"));
+  for (const Json* json : {&bf16, &int8, &int4}) {
+    const double read = (*json)["floors"][0]["weight_bytes"];
+    EXPECT_NEAR(read, weights(*json) - embedding, 1) << "a step reads a row of the embedding";
+  }
+  const std::string model = TIERCEL_SOURCE_DIR "/tests/golden/models/qwen3_w4a16";
+  const Json stored = estimate({"-m", model}), decoded = estimate({"-m", model, "--weight-codec", "bf16"});
+  EXPECT_LT(weights(stored), weights(decoded));
+  EXPECT_TRUE(contains(stored["attention"]["weights"].get<std::string>(), "4 bits, groups of 32, as the checkpoint"));
+  const Result wrong = run({.arguments = {"estimate", "-m", model, "--weight-codec", "int3"}});
+  EXPECT_EQ(wrong.code, 2);
+  EXPECT_TRUE(contains(wrong.err, "--weight-codec") && contains(wrong.err, "int4")) << wrong.err;
+}
+
 // What a plan says would help does, and where weights go is in table, JSON and floor.
 TEST(Estimate, WeightsInHostMemory) {
   const auto estimate = [](std::vector<std::string> more) {
