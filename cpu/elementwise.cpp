@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/elementwise_levels.h"
+#include "cpu/linear.h"
 #include "cpu/rotary.h"
 #include "engine/base/check.h"
 
@@ -38,11 +39,18 @@ const ElementwiseLevel& elementwise_level(Isa isa) {
 
 void embed(Queue& queue, const EmbedParams& p) {
   const size_t row_bytes = static_cast<size_t>(p.width) * sizeof(bf16);
+  const bool coded = p.table.codec.is_coded();
+  const GemmLevel& level = gemm_level(queue.isa());
   for_ranges(queue, p.n_tokens, 2 * p.width * 2, [&](int64_t first, int64_t end) {
     for (int64_t t = first; t < end; ++t) {
       const int64_t id = p.ids[t];
       CHECK(id >= 0 && id < p.vocab, "token {} has id {}, the vocabulary {}", t, id, p.vocab);
-      std::memcpy(p.out + t * p.width, p.table + id * p.width, row_bytes);
+      bf16* const out = p.out + t * p.width;
+      if (coded) {
+        decode_rows(level, p.table, p.width, id, 1, 0, p.width, reinterpret_cast<uint16_t*>(out));
+      } else {
+        std::memcpy(out, p.table.values + id * p.width, row_bytes);
+      }
     }
   });
 }

@@ -29,23 +29,6 @@ constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable, decode_weights_portable};
 
-// Columns first_column .. + n_columns - 1 of some rows of coded weights.
-void decode(const GemmLevel& level, const WeightMatrix& w, int64_t k, int64_t first_row, int64_t n_rows,
-            int64_t first_column, int64_t n_columns, uint16_t* out) {
-  const int64_t row_bytes = w.codec.row_bytes(k);
-  const auto* row = reinterpret_cast<const uint8_t*>(w.values) + first_row * row_bytes;
-  const auto* params = reinterpret_cast<const uint32_t*>(row + w.codec.code_bytes(k));
-  level.decode_weights({.codes = row + w.codec.code_bytes(first_column),
-                        .params = params + first_column / w.codec.group,
-                        .row_bytes = row_bytes,
-                        .bits = w.codec.bits,
-                        .group = w.codec.group,
-                        .n_rows = n_rows,
-                        .n_columns = n_columns,
-                        .out = out,
-                        .out_stride = n_columns});
-}
-
 void check_matrix(const WeightMatrix& w, int64_t k) {
   const auto [bits, group] = w.codec;
   CHECK(!w.codec.is_coded() || (k % kCodedColumns == 0 && (bits == 4 || bits == 8) &&
@@ -58,45 +41,22 @@ int64_t skinny_range(int64_t k) {
   return std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
 }
 int64_t skinny_items(int64_t k, int64_t n) { return (n + skinny_range(k) - 1) / skinny_range(k); }
-// Of `most_rows` rows of x: their sums and copy, and behind them an item's coded weights, decoded.
+// Of `most_rows` rows of x: their sums and copy. Behind them there is room for coded weights that are decoded, some
+// rows of an item at a time.
 int64_t skinny_floats(int64_t most_rows, int64_t k) { return (skinny_scratch_floats(most_rows, k) + 15) / 16 * 16; }
-void check_skinny(int64_t most_rows, int64_t k, const WeightCodec& codec) {
-  const int64_t decoded = codec.is_coded() ? skinny_range(k) * k * static_cast<int64_t>(sizeof(uint16_t)) : 0;
-  const int64_t bytes = skinny_floats(most_rows, k) * static_cast<int64_t>(sizeof(float)) + decoded;
-  CHECK(bytes <= static_cast<int64_t>(kScratchBytes), "{} rows of {} channels do not fit the scratch memory",
-        most_rows, k);
+int64_t decoded_rows(int64_t most_rows, int64_t k) {
+  const int64_t left = static_cast<int64_t>(kScratchBytes) - skinny_floats(most_rows, k) * 4;
+  return std::min(skinny_range(k), left / (2 * k));
+}
+void check_skinny(int64_t most_rows, int64_t k, const WeightCodec& codec, const GemmLevel& level) {
+  const bool decodes = codec.is_coded() && !level.skinny_takes_codes;
+  CHECK(decodes ? decoded_rows(most_rows, k) > 0
+                : skinny_floats(most_rows, k) * 4 <= static_cast<int64_t>(kScratchBytes),
+        "{} rows of {} channels do not fit the scratch memory", most_rows, k);
 }
 
-void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, const Worker& worker) {
-  const int64_t range = skinny_range(p.k);
-  SkinnyProduct product{.weight = bits(p.weight.values),
-                        .bias = bits(p.bias),
-                        .k = p.k,
-                        .n = p.n,
-                        .first = item * range,
-                        .end = std::min(p.n, (item + 1) * range),
-                        .out_f32 = p.out_type == DType::kF32,
-                        .accumulate = p.accumulate,
-                        .scratch = reinterpret_cast<float*>(worker.scratch)};
-  auto* out = static_cast<std::byte*>(p.out);
-  const WeightCodec& codec = p.weight.codec;
-  if (codec.is_coded() && level.skinny_takes_codes) {
-    product.row_bytes = codec.row_bytes(p.k);
-    product.code_bytes = codec.code_bytes(p.k);
-    product.bits = codec.bits;
-    product.group = codec.group;
-  } else if (codec.is_coded()) {
-    // A product of its own: with rows, bias and results of this range alone.
-    const int64_t first = product.first, n_rows = product.end - first;
-    auto* decoded = reinterpret_cast<uint16_t*>(product.scratch + skinny_floats(std::min(p.m, kMaxSkinnyRows), p.k));
-    decode(level, p.weight, p.k, first, n_rows, 0, p.k, decoded);
-    product.weight = decoded;
-    if (product.bias != nullptr) product.bias += first;
-    out += static_cast<size_t>(first) * size_of(p.out_type);
-    product.first = 0;
-    product.end = n_rows;
-  }
-  // The weights of an item stay in the cache from one group of rows to the next.
+// All rows of x, some at a time; the weights stay in the cache from these to the next. out: of the product's columns.
+void multiply_rows(const LinearParams& p, const GemmLevel& level, SkinnyProduct& product, std::byte* out) {
   for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
     product.x = bits(p.x) + row * p.k;
     product.out = out + static_cast<size_t>(row * p.n) * size_of(p.out_type);
@@ -105,8 +65,42 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, co
   }
 }
 
+void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, const Worker& worker) {
+  const int64_t range = skinny_range(p.k), first = item * range, end = std::min(p.n, first + range);
+  const WeightCodec& codec = p.weight.codec;
+  SkinnyProduct product{.weight = bits(p.weight.values),
+                        .bias = bits(p.bias),
+                        .k = p.k,
+                        .n = p.n,
+                        .first = first,
+                        .end = end,
+                        .out_f32 = p.out_type == DType::kF32,
+                        .accumulate = p.accumulate,
+                        .scratch = reinterpret_cast<float*>(worker.scratch)};
+  auto* const out = static_cast<std::byte*>(p.out);
+  if (!codec.is_coded()) return multiply_rows(p, level, product, out);
+  if (level.skinny_takes_codes) {
+    product.row_bytes = codec.row_bytes(p.k);
+    product.code_bytes = codec.code_bytes(p.k);
+    product.bits = codec.bits;
+    product.group = codec.group;
+    return multiply_rows(p, level, product, out);
+  }
+  // Products of their own: with rows, bias and results of these columns alone.
+  const int64_t most_rows = std::min(p.m, kMaxSkinnyRows), at_once = decoded_rows(most_rows, p.k);
+  auto* const decoded = reinterpret_cast<uint16_t*>(product.scratch + skinny_floats(most_rows, p.k));
+  product.weight = decoded;
+  product.first = 0;
+  for (int64_t column = first; column < end; column += at_once) {
+    product.end = std::min(at_once, end - column);
+    decode_rows(level, p.weight, p.k, column, product.end, 0, p.k, decoded);
+    if (p.bias != nullptr) product.bias = bits(p.bias) + column;
+    multiply_rows(p, level, product, out + static_cast<size_t>(column) * size_of(p.out_type));
+  }
+}
+
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k, p.weight.codec);
+  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k, p.weight.codec, level);
   queue.for_each(skinny_items(p.k, p.n), [&](int64_t item, const Worker& worker) {
     skinny_item(p, level, item, worker);
   });
@@ -129,7 +123,7 @@ void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, 
     const int64_t depth = std::min(kDepth, p.k - first);
     const bool last = first + depth == p.k;
     if (p.weight.codec.is_coded()) {
-      decode(level, p.weight, p.k, column, n_columns, first, depth, decoded);
+      decode_rows(level, p.weight, p.k, column, n_columns, first, depth, decoded);
       level.pack_rows(decoded, depth, n_columns, depth, panel);
     } else {
       level.pack_rows(bits(p.weight.values) + column * p.k + first, p.k, n_columns, depth, panel);
@@ -184,6 +178,22 @@ const GemmLevel& gemm_level(Isa isa) {
   return kPortable;
 }
 
+void decode_rows(const GemmLevel& level, const WeightMatrix& w, int64_t k, int64_t first_row, int64_t n_rows,
+                 int64_t first_column, int64_t n_columns, uint16_t* out) {
+  const int64_t row_bytes = w.codec.row_bytes(k);
+  const auto* row = reinterpret_cast<const uint8_t*>(w.values) + first_row * row_bytes;
+  const auto* params = reinterpret_cast<const uint32_t*>(row + w.codec.code_bytes(k));
+  level.decode_weights({.codes = row + w.codec.code_bytes(first_column),
+                        .params = params + first_column / w.codec.group,
+                        .row_bytes = row_bytes,
+                        .bits = w.codec.bits,
+                        .group = w.codec.group,
+                        .n_rows = n_rows,
+                        .n_columns = n_columns,
+                        .out = out,
+                        .out_stride = n_columns});
+}
+
 void linear(Queue& queue, const LinearParams& p) {
   if (p.m == 0) return;
   CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
@@ -199,7 +209,7 @@ void linear(Queue& queue, const LinearParams& p) {
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
   const GemmLevel& level = gemm_level(queue.isa());
-  if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec);
+  if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec, level);
   const int64_t items = p.few ? skinny_items(p.k, p.n) : panels_of(p.n);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
     const int32_t group = p.groups[i / items];

@@ -42,6 +42,11 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p);
 // The kernels of a level.
 const GemmLevel& gemm_level(Isa isa);
 
+// Columns first_column .. + n_columns - 1 of some rows of a coded matrix of k columns, both multiples of
+// kCodedColumns, to out [n_rows][n_columns].
+void decode_rows(const GemmLevel& level, const WeightMatrix& matrix, int64_t k, int64_t first_row, int64_t n_rows,
+                 int64_t first_column, int64_t n_columns, uint16_t* out);
+
 // The same op by oneDNN on any machine (single-threaded calls from our workers, fixed row blocks);
 // for tests, and as the measure of our own kernels. Nothing of ours is allocated after a shape's
 // first use.

@@ -203,7 +203,7 @@ int64_t read_group(const JsonNode& parent) {
 IntWeights read_gptq(const JsonNode& node) {
   IntWeights found{.layout = IntWeights::Layout::kGptq, .bits = read_bits(node.at("bits"))};
   found.group = read_group(node);
-  found.act_order = node.boolean_or("desc_act", false) || node.boolean_or("static_groups", false);
+  found.act_order = node.boolean_or("desc_act", false);
   found.less_one = true;
   if (const auto format = node.find("checkpoint_format")) {
     if (format->text() == "gptq_v2") {
@@ -248,9 +248,14 @@ Fp8Weights read_blocks(const JsonNode& parent, const char* key) {
 Quantisation read_compressed_tensors(const JsonNode& node) {
   const JsonNode groups = node.at("config_groups");
   groups.expect_object();
+  if (const auto transform = node.find("transform_config"); transform && !transform->raw().empty()) {
+    transform->unexpected("no rotations of activations", kSupportedQuantisation);
+  }
   Quantisation found;
   for (const auto& [name, ignored] : groups.raw().items()) {
-    const JsonNode group = groups.at(name.c_str()), weights = group.at("weights");
+    const JsonNode group = groups.at(name.c_str());
+    if (!group.find("weights")) continue;  // of activations or the KV cache alone
+    const JsonNode weights = group.at("weights");
     const JsonNode type = weights.at("type"), bits = weights.at("num_bits");
     const auto own = group.find("format");
     const std::string format = own ? own->text() : node.has("format") ? node.at("format").text() : "";
@@ -266,7 +271,8 @@ Quantisation read_compressed_tensors(const JsonNode& node) {
         node.unexpected("format pack-quantized, or int-quantized of 8 bits", kSupportedQuantisation);
       }
       const auto order = weights.find("actorder");
-      integers.act_order = order && order->raw().is_string() && order->text() == "group";
+      integers.act_order = order && (order->raw().is_string() ? order->text() == "group" || order->text() == "dynamic"
+                                                              : order->boolean());
       if (found.integers && !(*found.integers == integers)) {
         groups.unexpected("the same quantisation of all matrices", kSupportedQuantisation);
       }

@@ -25,6 +25,13 @@
 
 namespace tiercel {
 
+// How all tensors of a model are kept (engine/weights.h).
+struct KeptWeights {
+  int64_t bytes = 0;
+  bool coded = false;  // some of them
+  std::string text;    // in words; empty where all are bf16, and none integers in the checkpoint
+};
+
 enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kPhi3, kGlm, kGlm4, kMixtral, kQwen3Moe };
 // "LlamaForCausalLM" and so on.
 std::string_view name_of(Architecture architecture);
@@ -87,6 +94,7 @@ struct ModelConfig {
   // Modules of which the checkpoint has codes (integers), sorted; null: of all matrices of layers.
   std::shared_ptr<const std::vector<std::string>> coded_modules;
   WeightForm weight_form = WeightForm::kStored;  // ModelOptions
+  std::shared_ptr<const KeptWeights> kept;       // which takes milliseconds to find out of many experts; may be null
   // Beside a GPU: so many layers' feed-forward matrices stay in host memory (ModelOptions).
   int64_t host_layers = 0;
 

@@ -98,7 +98,7 @@ StepBytes step_bytes(const ModelConfig& config, const SessionPlan& plan, double 
   const int64_t head = head_bytes(config);
   int64_t weights = weight_bytes(config);
   // A step reads a row of the embedding; the same matrix as the head is read whole.
-  if (!config.tie_word_embeddings) weights -= config.vocab_size * config.hidden * kBf16;
+  if (!config.tie_word_embeddings) weights -= embedding_bytes(config);
   int64_t link_weights = 0, experts = 0, link_experts = 0;
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const int64_t bytes = feed_forward_bytes(config, layer);

@@ -176,7 +176,7 @@ struct Scratch {
 
 Scratch scratch_of(const ModelConfig& config, const SessionPlan& plan) {
   const KvLayout layout = kv_layout(plan, config);
-  Scratch bytes{.device = cuda::linear_scratch_bytes(has_codes(config)), .side = 0};
+  Scratch bytes{.device = cuda::linear_scratch_bytes(kept_weights(config).coded), .side = 0};
   if (layout.any_low_rank()) {
     bytes.side = cuda::fit_basis_scratch_bytes(config.kv_width(), layout.settings.rank);
   }

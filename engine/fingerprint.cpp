@@ -41,6 +41,12 @@ void add_config(const ModelConfig& c, Hash& hash) {
   }
   hash.number(c.rms_eps);
   // What a checkpoint has as codes, gives the same decoded.
+  if (const auto& q = c.int_weights) {
+    for (const int64_t value : {int64_t{static_cast<uint8_t>(q->layout)}, int64_t{q->bits}, q->group,
+                                int64_t{q->less_one}, int64_t{q->act_order}}) {
+      hash.number(value);
+    }
+  }
   if (c.weight_form == WeightForm::kInt8) hash.text("int8 weights");
   if (c.weight_form == WeightForm::kInt4) hash.text("int4 weights");
   for (const bool flag : {c.tie_word_embeddings, c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm}) {

@@ -103,7 +103,9 @@ IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int6
     : format_(format), module_(module_of(weight)), n_(n_rows), k_(n_columns) {
   const int64_t group = format.group > 0 ? format.group : k_;
   const int64_t per_word = 32 / format.bits;
-  if (k_ % group != 0 || k_ % per_word != 0 || n_ % per_word != 0) {
+  const bool packs_rows = format.layout == Layout::kGptq || format.layout == Layout::kAwq;  // codes or zeros
+  const bool packs_columns = format.layout != Layout::kPlain;
+  if (k_ % group != 0 || (packs_columns && k_ % per_word != 0) || (packs_rows && n_ % per_word != 0)) {
     fail("{}: matrix {} [{}, {}] cannot be in groups of {} columns and words of {} codes; config.json does not "
          "describe these weights",
          checkpoint.file_of(module_ + codes_suffix(format.layout)), module_, n_, k_, group, per_word);
@@ -130,7 +132,8 @@ IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int6
                    : &part(checkpoint, ".weight_packed", DType::kI32, {n_, k_ / per_word});
       if (const TensorInfo* zeros = checkpoint.find_any(module_ + ".weight_zero_point")) {
         const bool packed = zeros->stored_dtype == "I32";
-        zeros_ = packed ? &part(checkpoint, ".weight_zero_point", DType::kI32, {n_ / per_word, n_groups_})
+        const int64_t words = (n_ + per_word - 1) / per_word;
+        zeros_ = packed ? &part(checkpoint, ".weight_zero_point", DType::kI32, {words, n_groups_})
                         : &part(checkpoint, ".weight_zero_point", DType::kI8, {n_, n_groups_});
       }
       // One for each row may be a vector, one for all rows is one.
@@ -160,9 +163,12 @@ int32_t IntTensor::zero_of_group(int64_t row, int64_t group) const {
   const TensorInfo& zeros = *zeros_;
   const int64_t per_word = 32 / format_.bits;
   switch (format_.layout) {
-    case Layout::kGptq:
-      return code_in(word_of(zeros, group * (n_ / per_word) + row / per_word), row, format_.bits) +
-             (format_.less_one ? 1 : 0);
+    case Layout::kGptq: {
+      // One was subtracted from all zeros of a word at once: a zero of 0 borrows from the next.
+      const uint32_t ones = format_.bits == 4 ? 0x11111111u : 0x01010101u;
+      const uint32_t word = word_of(zeros, group * (n_ / per_word) + row / per_word);
+      return code_in(word + (format_.less_one ? ones : 0), row, format_.bits);
+    }
     case Layout::kAwq:
       return code_in(word_of(zeros, group * (n_ / per_word) + row / per_word), kAwqNibble[row % per_word],
                      format_.bits);

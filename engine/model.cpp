@@ -39,7 +39,7 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
   const bool cuda = options.backend == BackendKind::kCuda ||
                     (options.backend == BackendKind::kAuto && why_no_cuda().empty());
   const BackendKind backend = cuda ? BackendKind::kCuda : BackendKind::kCpu;
-  config.weight_form = options.weight_form;
+  set_weight_form(config, options.weight_form);
   set_host_layers(config, options.host_layers, backend);
   std::shared_ptr<LoadedModel> model = cuda ? open_cuda_model(source, std::move(config), options)
                                             : open_cpu_model(source, std::move(config), options);

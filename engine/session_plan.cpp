@@ -466,7 +466,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
         plan.context, r.n_prompt, short_tokens));
   }
   plan.dual_chunk = r.config.dual_chunk;
-  plan.weights = weights_text(r.config);
+  plan.weights = kept_weights(r.config).text;
   plan.options.prefill = resolve_prefill(r);
   resolve_budget(r, plan.options.selection);
   check_composition(plan.options.selection);

@@ -28,7 +28,7 @@ KvLayout kv_layout(const SessionPlan& plan, const ModelConfig& config);
 struct PlanRequest {
   const ModelConfig& config;
   BackendKind backend = BackendKind::kCpu;
-  int64_t weight_bytes = 0;      // as bf16, without those that stay in host memory beside a GPU
+  int64_t weight_bytes = 0;      // without those that stay in host memory beside a GPU
   bool weights_resident = true;  // those in main memory are part of what this process holds already
   SessionOptions options;
   int64_t n_prompt = 0;

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <map>
+#include <functional>
 #include <unordered_set>
 
 #include "cpu/synthetic.h"
@@ -36,7 +36,8 @@ void check_room(const std::string& model, int64_t elements, bool coded) {
 // What quantised checkpoints say of activations and of the KV cache, which are bf16 here, or in a codec of
 // the engine's own.
 bool is_scale_of_activations(std::string_view tensor) {
-  for (const char* end : {".input_scale", ".input_zero_point", ".k_scale", ".v_scale"}) {
+  for (const char* end : {".input_scale", ".input_zero_point", ".output_scale", ".q_scale", ".k_scale", ".v_scale",
+                          ".k_zero_point", ".v_zero_point"}) {
     if (tensor.ends_with(end)) return true;
   }
   return false;
@@ -89,53 +90,80 @@ int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
 
 namespace {
 
-constexpr const char* kHead = "lm_head.weight";
+constexpr const char *kEmbedding = "model.embed_tokens.weight", *kHead = "lm_head.weight";
 
-// Of a matrix of k columns: of a layer, or a head of its own.
-WeightCodec codec_of(const ModelConfig& c, const std::string& name, int64_t k) {
+// In which codec the checkpoint has a matrix of k columns: bf16 where it has no codes, or none that can be kept.
+WeightCodec stored_codec(const ModelConfig& c, const std::string& name, int64_t k) {
   const bool stored = c.int_weights && (c.coded_modules != nullptr
                                             ? std::ranges::binary_search(*c.coded_modules, module_of(name))
-                                            : name != kHead);
-  const WeightCodec codec = stored ? c.int_weights->codec(k) : WeightCodec{};
-  if (c.weight_form == WeightForm::kStored) return codec;
+                                            : name != kEmbedding && name != kHead);
+  return stored ? c.int_weights->codec(k) : WeightCodec{};
+}
+
+// In which one it is kept.
+WeightCodec kept_codec(const ModelConfig& c, const std::string& name, int64_t k, WeightCodec stored) {
+  if (c.weight_form == WeightForm::kStored) return stored;
   if (c.weight_form == WeightForm::kBf16 || k % kCodedColumns != 0) return {};
   // Logits show what rounding does to them at once.
-  const WeightCodec wanted = c.weight_form == WeightForm::kInt8 || name == kHead ? kInt8Weights : kInt4Weights;
-  return codec.bits <= wanted.bits ? codec : wanted;
+  const bool of_tokens = name == kEmbedding || name == kHead;
+  const WeightCodec wanted = c.weight_form == WeightForm::kInt8 || of_tokens ? kInt8Weights : kInt4Weights;
+  return stored.bits <= wanted.bits ? stored : wanted;
 }
-
-int64_t kept_elements(const ModelConfig& c, const std::string& name, int64_t n, int64_t k) {
-  return n * codec_of(c, name, k).row_bytes(k) / 2;
+WeightCodec codec_of(const ModelConfig& c, const std::string& name, int64_t k) {
+  return kept_codec(c, name, k, stored_codec(c, name, k));
 }
-
-// The feed-forward matrices of a layer, or of each of its experts.
-struct FeedForward {
-  std::string gate, up, down;  // names of their tensors; of experts the first one's
-  int64_t width = 0, n = 1;
-};
 
 std::string expert_block(const ModelConfig& c, int64_t layer) {
   return fmt::format("model.layers.{}.{}.", layer, c.architecture == Architecture::kMixtral ? "block_sparse_moe" : "mlp");
 }
+struct ExpertNames {
+  const char *gate, *up, *down;
+};
+ExpertNames expert_names(const ModelConfig& c) {
+  if (c.architecture == Architecture::kMixtral) return {"w1", "w3", "w2"};
+  return {"gate_proj", "up_proj", "down_proj"};
+}
+std::string expert_tensor(const std::string& block, size_t expert, const char* name) {
+  return fmt::format("{}experts.{}.{}.weight", block, expert, name);
+}
+
+// The feed-forward matrices of a layer, or of each of its experts.
+struct FeedForward {
+  WeightCodec gate, up, down;
+  int64_t width = 0, n = 1;
+};
 FeedForward feed_forward(const ModelConfig& c, int64_t layer) {
-  if (c.has_experts(layer)) {
-    const bool is_mixtral = c.architecture == Architecture::kMixtral;
-    const std::string expert = expert_block(c, layer) + "experts.0.";
-    return {expert + (is_mixtral ? "w1" : "gate_proj") + ".weight", expert + (is_mixtral ? "w3" : "up_proj") + ".weight",
-            expert + (is_mixtral ? "w2" : "down_proj") + ".weight", c.experts.intermediate, c.experts.n};
+  if (!c.has_experts(layer)) {
+    const std::string mlp = fmt::format("model.layers.{}.mlp.", layer);
+    const auto codec = [&](const char* name, int64_t k) { return codec_of(c, mlp + name + ".weight", k); };
+    return {codec(c.fused_gate_up ? "gate_up_proj" : "gate_proj", c.hidden),
+            codec(c.fused_gate_up ? "gate_up_proj" : "up_proj", c.hidden), codec("down_proj", c.intermediate),
+            c.intermediate, 1};
   }
-  const std::string mlp = fmt::format("model.layers.{}.mlp.", layer);
-  return {mlp + (c.fused_gate_up ? "gate_up_proj" : "gate_proj") + ".weight",
-          mlp + (c.fused_gate_up ? "gate_up_proj" : "up_proj") + ".weight", mlp + "down_proj.weight", c.intermediate, 1};
+  // Kernels multiply those of all experts, and gate and up, as one: where some are no codes, none is kept as such.
+  const std::string block = expert_block(c, layer);
+  const auto stored = [&](const char* name, int64_t k) {
+    const WeightCodec first = stored_codec(c, expert_tensor(block, 0, name), k);
+    for (size_t e = 1; first.is_coded() && c.coded_modules != nullptr && e < static_cast<size_t>(c.experts.n); ++e) {
+      if (stored_codec(c, expert_tensor(block, e, name), k) != first) return WeightCodec{};
+    }
+    return first;
+  };
+  const ExpertNames names = expert_names(c);
+  const int64_t width = c.experts.intermediate;
+  WeightCodec gate = stored(names.gate, c.hidden);
+  if (gate != stored(names.up, c.hidden)) gate = {};
+  gate = kept_codec(c, block, c.hidden, gate);
+  return {gate, gate, kept_codec(c, block, width, stored(names.down, width)), width, c.experts.n};
 }
 
 // Bytes of a layer's feed-forward matrices; rounded: of each, elements to so many that they take.
 template <typename Rounded>
 int64_t bytes_of_feed_forward(const ModelConfig& c, int64_t layer, const Rounded& rounded) {
   const FeedForward f = feed_forward(c, layer);
-  const int64_t elements = rounded(kept_elements(c, f.gate, f.width, c.hidden)) +
-                           rounded(kept_elements(c, f.up, f.width, c.hidden)) +
-                           rounded(kept_elements(c, f.down, c.hidden, f.width));
+  const int64_t elements = rounded(f.width * f.gate.row_bytes(c.hidden) / 2) +
+                           rounded(f.width * f.up.row_bytes(c.hidden) / 2) +
+                           rounded(c.hidden * f.down.row_bytes(f.width) / 2);
   return f.n * elements * static_cast<int64_t>(sizeof(bf16));
 }
 
@@ -151,9 +179,10 @@ int64_t feed_forward_bytes(const ModelConfig& c, int64_t layer) {
 }
 
 int64_t head_bytes(const ModelConfig& c) {
-  const int64_t elements =
-      c.tie_word_embeddings ? c.vocab_size * c.hidden : kept_elements(c, kHead, c.vocab_size, c.hidden);
-  return elements * static_cast<int64_t>(sizeof(bf16));
+  return c.vocab_size * codec_of(c, c.tie_word_embeddings ? kEmbedding : kHead, c.hidden).row_bytes(c.hidden);
+}
+int64_t embedding_bytes(const ModelConfig& c) {
+  return c.vocab_size * codec_of(c, kEmbedding, c.hidden).row_bytes(c.hidden);
 }
 
 bool stays_on_host(const ModelConfig& c, const WeightTensor& tensor) {
@@ -162,12 +191,7 @@ bool stays_on_host(const ModelConfig& c, const WeightTensor& tensor) {
   return tensor.is_embedding && !c.tie_word_embeddings;
 }
 
-int64_t weight_bytes(const ModelConfig& c) {
-  Weights weights;
-  int64_t elements = 0;
-  for (const WeightTensor& tensor : weight_tensors(c, weights)) elements += tensor.kept_elements();
-  return elements * static_cast<int64_t>(sizeof(bf16));
-}
+int64_t weight_bytes(const ModelConfig& c) { return kept_weights(c).bytes; }
 
 int64_t aligned_weight_bytes(const ModelConfig& c) {
   Weights weights;
@@ -180,7 +204,7 @@ int64_t host_weight_bytes(const ModelConfig& c) {
   if (c.host_layers == 0) return 0;
   int64_t bytes = 0;
   if (!c.tie_word_embeddings) {
-    bytes = aligned_elements(c.vocab_size * c.hidden) * static_cast<int64_t>(sizeof(bf16));
+    bytes = aligned_elements(embedding_bytes(c) / 2) * static_cast<int64_t>(sizeof(bf16));
   }
   for (int64_t i = 0; i < c.n_layers; ++i) {
     if (c.feeds_from_host(i)) bytes += aligned_feed_forward_bytes(c, i);
@@ -263,25 +287,26 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   };
   // Each matrix of all experts, before the next: where they are copied, they lie at equal distances.
   auto want_experts = [&](int64_t index, LayerWeights& w) {
-    const bool is_mixtral = c.architecture == Architecture::kMixtral;
     const std::string block = expert_block(c, index);
     want(&w.router, block + "gate.weight", {c.experts.n, c.hidden});
-    auto want_each = [&](ExpertWeights& matrices, const char* name, const std::vector<int64_t>& shape) {
+    auto want_each = [&](ExpertWeights& matrices, WeightCodec codec, const char* name,
+                         const std::vector<int64_t>& shape) {
+      matrices.codec = codec;
       matrices.of.resize(static_cast<size_t>(c.experts.n));
       for (size_t e = 0; e < matrices.of.size(); ++e) {
-        const std::string of_expert = fmt::format("{}experts.{}.{}.weight", block, e, name);
-        if (e == 0) matrices.codec = codec_of(c, of_expert, shape[1]);
-        WeightTensor& tensor = want(&matrices.of[e], of_expert, shape);
+        WeightTensor& tensor = want(&matrices.of[e], expert_tensor(block, e, name), shape);
         tensor.feeds_layer = index;
-        tensor.codec = matrices.codec;
+        tensor.codec = codec;
       }
     };
-    want_each(w.expert_gate, is_mixtral ? "w1" : "gate_proj", {c.experts.intermediate, c.hidden});
-    want_each(w.expert_up, is_mixtral ? "w3" : "up_proj", {c.experts.intermediate, c.hidden});
-    want_each(w.expert_down, is_mixtral ? "w2" : "down_proj", {c.hidden, c.experts.intermediate});
+    const FeedForward f = feed_forward(c, index);
+    const ExpertNames names = expert_names(c);
+    want_each(w.expert_gate, f.gate, names.gate, {c.experts.intermediate, c.hidden});
+    want_each(w.expert_up, f.up, names.up, {c.experts.intermediate, c.hidden});
+    want_each(w.expert_down, f.down, names.down, {c.hidden, c.experts.intermediate});
   };
   weights.layers.resize(static_cast<size_t>(c.n_layers));
-  want(&weights.embedding, "model.embed_tokens.weight", {c.vocab_size, c.hidden}).is_embedding = true;
+  want_matrix(&weights.embedding, kEmbedding, {c.vocab_size, c.hidden}).is_embedding = true;
   want(&weights.final_norm, "model.norm.weight", {c.hidden});
   if (!c.tie_word_embeddings) want_matrix(&weights.head, kHead, {c.vocab_size, c.hidden});
   for (int64_t i = 0; i < c.n_layers; ++i) {
@@ -329,32 +354,52 @@ std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights)
   return tensors;
 }
 
-bool has_codes(const ModelConfig& c) {
-  Weights weights;
-  return std::ranges::any_of(weight_tensors(c, weights),
-                             [](const WeightTensor& tensor) { return tensor.codec.is_coded(); });
-}
+namespace {
 
-std::string weights_text(const ModelConfig& c) {
+KeptWeights describe_weights(const ModelConfig& c) {
   Weights weights;
-  // Parameters in each codec.
-  std::map<std::pair<int32_t, int32_t>, int64_t> coded;
-  int64_t all = 0, kept_as_stored = 0;
+  struct Part {
+    WeightCodec codec;
+    bool rounded;
+    int64_t parameters;
+  };
+  std::vector<Part> parts;
+  KeptWeights kept;
+  int64_t all = 0;
   for (const WeightTensor& tensor : weight_tensors(c, weights)) {
     const int64_t n = tensor.n_elements();
     all += n;
+    kept.bytes += tensor.kept_elements() * static_cast<int64_t>(sizeof(bf16));
     if (!tensor.codec.is_coded()) continue;
-    coded[{tensor.codec.bits, tensor.codec.group}] += n;
-    if (c.int_weights && tensor.codec.bits == c.int_weights->bits) kept_as_stored += n;
+    const bool rounded = stored_codec(c, tensor.name, tensor.shape[1]) != tensor.codec;
+    const auto part = std::ranges::find_if(
+        parts, [&](const Part& p) { return p.codec == tensor.codec && p.rounded == rounded; });
+    (part != parts.end() ? *part : parts.emplace_back(Part{tensor.codec, rounded, 0})).parameters += n;
   }
-  if (coded.empty()) return c.int_weights ? "the checkpoint's integers, decoded to bf16" : "";
-  std::string text;
-  for (const auto& [codec, n] : coded) {
-    text += fmt::format("{}{:.0f} % in {} bits, groups of {}", text.empty() ? "" : "; ",
-                        100 * static_cast<double>(n) / static_cast<double>(all), codec.first, codec.second);
+  std::ranges::sort(parts, std::greater(), &Part::parameters);
+  for (const Part& part : parts) {
+    kept.text += fmt::format("{:.0f} % in {} bits, groups of {}{}; ",
+                             100 * static_cast<double>(part.parameters) / static_cast<double>(all), part.codec.bits,
+                             part.codec.group, part.rounded ? ", rounded" : ", as the checkpoint has them");
   }
-  return text + (kept_as_stored > 0 ? ", as the checkpoint has them" : ", rounded") + "; the rest bf16";
+  kept.coded = !parts.empty();
+  if (kept.coded) {
+    kept.text += "the rest bf16";
+  } else if (c.int_weights) {
+    kept.text = "the checkpoint's integers, decoded to bf16";
+  }
+  return kept;
 }
+
+}  // namespace
+
+void set_weight_form(ModelConfig& config, WeightForm form) {
+  config.weight_form = form;
+  config.kept = nullptr;
+  config.kept = std::make_shared<const KeptWeights>(describe_weights(config));
+}
+
+KeptWeights kept_weights(const ModelConfig& c) { return c.kept != nullptr ? *c.kept : describe_weights(c); }
 
 namespace {
 
@@ -393,7 +438,7 @@ std::vector<RandomParams> synthetic_weights(const std::vector<WeightTensor>& ten
     seed += kSplitmixStep * static_cast<uint64_t>(fill.n + 1);  // no two tensors share a value
     const bool bias = tensor.name.ends_with(".bias");
     const bool norm = !bias && tensor.shape.size() == 1;
-    const bool embedding = tensor.name == "model.embed_tokens.weight";
+    const bool embedding = tensor.name == kEmbedding;
     fill.offset = norm ? 1 : 0;
     fill.scale = norm        ? 0
                  : bias      ? 0.1f

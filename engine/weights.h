@@ -55,7 +55,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  const bf16* embedding = nullptr;   // [vocab][hidden]
+  WeightMatrix embedding;            // [vocab][hidden]
   const bf16* final_norm = nullptr;  // [hidden]
   WeightMatrix head;                 // [vocab][hidden]; the embedding when tied
   std::vector<LayerWeights> layers;
@@ -89,10 +89,10 @@ void learn_from_checkpoint(ModelConfig& config, const std::string& directory);
 // whose layers are made, and know their codecs. A tied head has no tensor of its own.
 std::vector<WeightTensor> weight_tensors(const ModelConfig& config, Weights& weights);
 
-// Whether some of its matrices are kept as codes.
-bool has_codes(const ModelConfig& config);
-// How its matrices are kept, in words; empty where they are bf16 and no integers in the checkpoint.
-std::string weights_text(const ModelConfig& config);
+// Sets weight_form of a configuration that is complete otherwise, and what follows from it (ModelConfig::kept).
+void set_weight_form(ModelConfig& config, WeightForm form);
+// What set_weight_form has found, or would.
+KeptWeights kept_weights(const ModelConfig& config);
 
 // Sets qkv of every layer whose q, k and v (and biases) lie behind each other, and the stride of experts that
 // lie at equal distances.
@@ -124,9 +124,11 @@ int64_t parameter_count(const ModelConfig& config);
 int64_t feed_forward_parameters(const ModelConfig& config, int64_t layer);
 // Those that experts have, routers not counted.
 int64_t expert_parameters(const ModelConfig& config);
-// Bytes of some of them as they are kept: of a layer's feed-forward matrices; of what logits are made of.
+// Bytes of some of them as they are kept: of a layer's feed-forward matrices; of what logits are made of; of what
+// tokens become.
 int64_t feed_forward_bytes(const ModelConfig& config, int64_t layer);
 int64_t head_bytes(const ModelConfig& config);
+int64_t embedding_bytes(const ModelConfig& config);
 
 // Reads and checks a checkpoint's tensors, some at a time, and calls put(i, values) with those of tensor i of
 // weight_tensors as they are to be kept, which stay until it returns. For what keeps them elsewhere: no more are in memory at

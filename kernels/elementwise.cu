@@ -1,6 +1,7 @@
 #include "kernels/elementwise.cuh"
 #include "kernels/elementwise.h"
 #include "kernels/joint_launch.cuh"
+#include "kernels/linear.h"
 #include "kernels/rotary.cuh"
 
 namespace tiercel::cuda {
@@ -12,16 +13,24 @@ constexpr int kThreads = 256;
 
 void embed(Stream& stream, const EmbedParams& p) {
   if (p.n_tokens == 0 || p.width == 0) return;
-  const bool pieces = p.width % kPiece == 0 && aligned(p.table, p.out);
+  const WeightCodec& codec = p.table.codec;
+  const bool pieces = p.width % kPiece == 0 && aligned(p.table.values, p.out);
   const int64_t items = pieces ? p.width / kPiece : p.width;
   int threads = 8;
   while (threads < kThreads && threads < items) threads *= 2;
-  const EmbedKernelParams params{p, threads};
+  const EmbedKernelParams params{p, threads, codec.is_coded() ? code_layout(codec, p.width) : CodeLayout{}};
   const unsigned blocks = blocks_for(p.n_tokens, kThreads / threads);
-  if (pieces) {
-    launch_dependent<embed_kernel<true>>(stream, blocks, kThreads, 0, params);
+  if (codec.is_coded()) {
+    CHECK(pieces, "coded rows, or what they go to, at other addresses than multiples of 16");
+    if (codec.bits == 4) {
+      launch_dependent<embed_kernel<4>>(stream, blocks, kThreads, 0, params);
+    } else {
+      launch_dependent<embed_kernel<8>>(stream, blocks, kThreads, 0, params);
+    }
+  } else if (pieces) {
+    launch_dependent<embed_kernel<16>>(stream, blocks, kThreads, 0, params);
   } else {
-    launch_dependent<embed_kernel<false>>(stream, blocks, kThreads, 0, params);
+    launch_dependent<embed_kernel<0>>(stream, blocks, kThreads, 0, params);
   }
 }
 

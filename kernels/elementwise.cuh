@@ -5,6 +5,7 @@
 #include "engine/base/ops.h"
 #include "kernels/gpu.cuh"
 #include "kernels/piece.cuh"
+#include "kernels/weight_codes.cuh"
 
 namespace tiercel::cuda {
 
@@ -13,9 +14,20 @@ namespace tiercel::cuda {
 struct EmbedKernelParams {
   EmbedParams op;
   int threads_per_row;  // a power of two, at most the block's
+  CodeLayout codes;
 };
 
-template <bool kPieces>
+// Eight elements of a row, from i on.
+template <int kBits>
+GPU uint4 decoded_piece(const CodeLayout& codes, const bf16* table, int64_t row, int64_t i) {
+  constexpr int kUnit = 32 * kPieceSteps<kBits>;
+  const auto* of_row = reinterpret_cast<const uint8_t*>(table) + row * codes.row_bytes;
+  const auto* words = reinterpret_cast<const uint4*>(of_row + i / kUnit * kUnitBytes + i % 32 / kPiece * 16);
+  return decode_step<kBits>(*words, static_cast<int>(i % kUnit / 32), params_of(codes, table, row)[i >> codes.shift]);
+}
+
+// kBits: 0: bf16 at any address, 16: in pieces; else codes.
+template <int kBits>
 KERNEL(256, 4)
 embed_kernel(const GRID_CONST EmbedKernelParams p) {
   gpu::begin_dependent();
@@ -25,14 +37,23 @@ embed_kernel(const GRID_CONST EmbedKernelParams p) {
   if (token >= p.op.n_tokens) return;
   const int64_t id = p.op.ids[token];
   const bool known = id >= 0 && id < p.op.vocab;
-  const bf16* source = p.op.table + (known ? id : 0) * p.op.width;
+  const bf16* table = p.op.table.values;
+  const bf16* source = table + (known ? id : 0) * p.op.width;
   bf16* target = p.op.out + token * p.op.width;
-  constexpr int kStep = kPieces ? kPiece : 1;
+  constexpr int kStep = kBits > 0 ? kPiece : 1;
   for (int64_t i = static_cast<int>(threadIdx.x) % row_threads * kStep; i < p.op.width;
        i += row_threads * kStep) {
-    if constexpr (kPieces) {
+    if constexpr (kBits > 0) {
       constexpr uint32_t kNans = 0x7fff7fff;
-      store_piece(target + i, known ? load_piece(source + i) : uint4{kNans, kNans, kNans, kNans});
+      uint4 piece = {kNans, kNans, kNans, kNans};
+      if (known) {
+        if constexpr (kBits == 16) {
+          piece = load_piece(source + i);
+        } else {
+          piece = decoded_piece<kBits>(p.codes, table, id, i);
+        }
+      }
+      store_piece(target + i, piece);
     } else {
       target[i] = known ? source[i] : gpu::to_bf16(gpu::bits_to_float(0x7fc00000));
     }

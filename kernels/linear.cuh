@@ -13,8 +13,8 @@
 // does not depend on m, n or the instance: neither do the bits.
 //
 // Coded weights (weight_codes.cuh) come in as codes, sixteen bytes of a lane for two or four groups, and are
-// decoded when they are multiplied; their params lie in shared memory. A warp takes four groups at a time
-// of four bits, two of eight: these have the bits of the decoded weights.
+// decoded when they are multiplied; their params lie in shared memory. Of eight bits a warp takes two groups
+// at a time, as of bf16, and gives the bits of the decoded weights; of four bits it takes four groups.
 #pragma once
 
 #include <algorithm>

@@ -53,9 +53,15 @@ std::shared_ptr<Model> ModelFlags::open(const ExpectedLoad& load) const {
 
 ModelConfig ModelFlags::config() const {
   ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
-  if (synthetic.empty() && has_weights(directory)) learn_from_checkpoint(config, directory);
+  if (config.int_weights && has_weights(directory)) {
+    try {
+      learn_from_checkpoint(config, directory);
+    } catch (const Error&) {
+      // Not all of it is there: what config.json says of it will do to plan.
+    }
+  }
   set_reach(config, reach_);
-  config.weight_form = weight_form_;
+  set_weight_form(config, weight_form_);
   set_host_layers(config, host_layers_, backend());
   return config;
 }

@@ -2,7 +2,8 @@
 // neighbouring columns (what GPTQ and AWQ make, and what --weight-codec makes).
 //
 // A coded matrix is a bf16 one, decoded where it is used: value = bf16((code - zero) * scale), rounded once.
-// What multiplies it gives the bits that the decoded matrix gives.
+// What multiplies it gives the bits that the decoded matrix gives, but on a GPU for few rows and codes of four
+// bits, whose products are added up in another order.
 //
 // A row, 64-byte aligned:
 //
@@ -13,8 +14,8 @@
 // so that 32 neighbouring elements come out of one shift of a unit: a CPU looks them up at once, and four
 // lanes of a GPU each have the eight elements that a matrix instruction wants of them.
 //
-// A param is an fp32 scale in whose lowest nine bits the zero lies (the scale's own are 0: f16 and bf16
-// scales have none there).
+// A param is an fp32 scale in whose lowest nine bits the zero lies. f16 and bf16 scales have none there; others
+// are rounded to fifteen bits.
 #pragma once
 
 #include <bit>
@@ -43,7 +44,8 @@ inline constexpr int32_t kUnitWords = 32, kUnitBytes = 64;
 
 inline constexpr uint32_t kZeroMask = 0x1ff;
 constexpr uint32_t weight_param(float scale, int32_t zero) {
-  return (std::bit_cast<uint32_t>(scale) & ~kZeroMask) | static_cast<uint32_t>(zero);
+  const uint32_t rounded = std::bit_cast<uint32_t>(scale) + (kZeroMask + 1) / 2;
+  return (rounded & ~kZeroMask) | static_cast<uint32_t>(zero);
 }
 constexpr float scale_of(uint32_t param) { return std::bit_cast<float>(param & ~kZeroMask); }
 constexpr int32_t zero_of(uint32_t param) { return static_cast<int32_t>(param & kZeroMask); }

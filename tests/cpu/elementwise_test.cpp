@@ -33,6 +33,8 @@ class Elementwise : public ::testing::TestWithParam<Isa> {
 INSTANTIATE_TEST_SUITE_P(Levels, Elementwise, ::testing::ValuesIn(test::tested_isas()),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
+TEST_P(Elementwise, EmbedDecodesRows) { op_.expect_coded_embed(); }
+
 TEST_P(Elementwise, EmbedCopiesRows) { op_.expect_embed({19, 64}, {0, 36, 5, 5, 12}); }
 TEST_P(Elementwise, RmsNorm) { op_.expect_rms_norm({1, 7, 16, 33, 64, 100, 256, 1000}); }
 TEST_P(Elementwise, RmsNormKeepsNanInItsRow) { op_.expect_nan_stays_in_its_row({40, 41}); }

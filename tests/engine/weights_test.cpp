@@ -29,7 +29,7 @@ std::string model_directory(const std::string& name) { return TIERCEL_SOURCE_DIR
 ModelConfig config_of(const std::string& name, WeightForm form = WeightForm::kStored) {
   ModelConfig config = load_config(model_directory(name));
   learn_from_checkpoint(config, model_directory(name));
-  config.weight_form = form;
+  set_weight_form(config, form);
   return config;
 }
 
@@ -141,6 +141,7 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
       kept += 2 * tensor.kept_elements();
       EXPECT_EQ(tensor.codec.bits, config.int_weights->bits) << tensor.name;
     }
+    EXPECT_GT(matrices, 0) << name;
     EXPECT_EQ(decoded_bytes - coded_bytes, matrices - kept) << name;
     EXPECT_LE(static_cast<double>(kept), (config.int_weights->bits == 4 ? 0.5 : 0.76) * static_cast<double>(matrices))
         << name;
@@ -151,9 +152,16 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   weight_tensors(config, weights);
   EXPECT_FALSE(weights.layers[0].o.codec.is_coded());
   EXPECT_EQ(weights.layers[1].o.codec, (WeightCodec{4, 32}));
+  // One expert's matrix is none of codes: neither are the others', nor gate's beside up's.
+  config = config_of("qwen3_moe_w4a16");
+  weight_tensors(config, weights);
+  EXPECT_TRUE(weights.layers[0].expert_gate.codec.is_coded() && weights.layers[0].expert_up.codec.is_coded());
+  EXPECT_FALSE(weights.layers[1].expert_gate.codec.is_coded() || weights.layers[1].expert_up.codec.is_coded());
+  EXPECT_EQ(weights.layers[1].expert_down.codec, (WeightCodec{4, 64}));
+  EXPECT_TRUE(kept_weights(config_of("llama_gptq", WeightForm::kInt4)).text.ends_with("rounded; the rest bf16"));
   EXPECT_EQ(weight_bytes(config_of("llama_gptq_act_order")), 2 * parameter_count(config_of("llama_gptq_act_order")));
-  EXPECT_EQ(weights_text(config_of("llama_gptq_act_order")), "the checkpoint's integers, decoded to bf16");
-  EXPECT_EQ(weights_text(config_of("llama")), "");
+  EXPECT_EQ(kept_weights(config_of("llama_gptq_act_order")).text, "the checkpoint's integers, decoded to bf16");
+  EXPECT_EQ(kept_weights(config_of("llama")).text, "");
 }
 
 // Rounded weights: a model of them is near the one that it was made from, and none but they are.

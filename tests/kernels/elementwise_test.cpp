@@ -37,6 +37,7 @@ class KernelElementwise : public ::testing::Test {
 TEST_F(KernelElementwise, EmbedCopiesRows) {
   op_.expect_embed({19, 64, 8, 2056}, {0, 36, 5, 5, 12, -1, 37});
 }
+TEST_F(KernelElementwise, EmbedDecodesRows) { op_.expect_coded_embed(); }
 TEST_F(KernelElementwise, RmsNorm) {
   op_.expect_rms_norm(
       {1, 7, 16, 33, 64, 100, 256, 264, 1000, 1024, 1032, 2048, 2056, 4096, 8192, 8200});

@@ -292,8 +292,19 @@ TEST(Config, ReadsIntegers) {
   const json four = {{"num_bits", 4}, {"type", "int"}, {"strategy", "group"}, {"group_size", 32}, {"actorder", nullptr}};
   EXPECT_EQ(read(compressed("pack-quantized", four)), (IntWeights{.layout = Layout::kPacked, .bits = 4, .group = 32}));
   json ordered = four;
-  ordered["actorder"] = "group";
-  EXPECT_TRUE(read(compressed("pack-quantized", ordered)).act_order);
+  for (const auto& [order, means] : {std::pair<json, bool>{"group", true}, {"dynamic", true}, {"weight", false},
+                                     {"static", false}, {true, true}, {nullptr, false}}) {
+    ordered["actorder"] = order;
+    EXPECT_EQ(read(compressed("pack-quantized", ordered)).act_order, means) << order;
+  }
+  json beside = compressed("pack-quantized", four);
+  beside["config_groups"]["group_1"] = {{"targets", {"LlamaAttention"}}, {"weights", nullptr}};
+  EXPECT_EQ(read(beside).bits, 4);
+  beside["transform_config"] = {{"config_groups", {{"R1", json::object()}}}};
+  expect_refused({{"quantization_config", beside}}, {"transform_config", "rotations"});
+  changed["desc_act"] = false;
+  changed["static_groups"] = true;
+  EXPECT_FALSE(read(changed).act_order);
   const json eight = {{"num_bits", 8}, {"type", "int"}, {"strategy", "channel"}, {"group_size", nullptr}};
   EXPECT_EQ(read(compressed("int-quantized", eight)), (IntWeights{.layout = Layout::kPlain, .bits = 8, .group = 0}));
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/ops.h"
+#include "tests/oracle/coded_matrix.h"
 #include "tests/oracle/elementwise.h"
 #include "tests/oracle/linear.h"
 #include "tests/oracle/random_rows.h"
@@ -182,6 +183,34 @@ struct ElementwiseUnderTest {
             } else {
               EXPECT_EQ(got, table[static_cast<size_t>(id * width + i + offset)]);
             }
+          }
+        }
+      }
+    }
+  }
+
+  // Rows of codes are decoded.
+  void expect_coded_embed() const {
+    std::mt19937 random = engine();
+    for (const WeightCodec codec : kCodecs) {
+      for (const int64_t width : {128, 1408}) {
+        const int64_t vocab = 21;
+        CodedMatrix<Memory> table(random, vocab, width, codec);
+        const Memory<int32_t> ids = {0, 20, 7, 7, 13};
+        const auto n_tokens = static_cast<int64_t>(ids.size());
+        Memory<bf16> out = poisoned(n_tokens * width);
+        embed({.ids = ids.data(),
+               .table = table.matrix(),
+               .out = out.data(),
+               .n_tokens = n_tokens,
+               .vocab = vocab,
+               .width = width});
+        for (int64_t t = 0; t < n_tokens; ++t) {
+          for (int64_t i = 0; i < width; ++i) {
+            const auto want = static_cast<size_t>(ids[static_cast<size_t>(t)] * width + i);
+            ASSERT_EQ(static_cast<float>(out[static_cast<size_t>(t * width + i)]),
+                      static_cast<float>(table.decoded[want]))
+                << codec.bits << " bits, groups of " << codec.group << ", token " << t << " at " << i;
           }
         }
       }

@@ -50,6 +50,7 @@ constexpr Stage kStages[] = {
     {"lowrank/project", run_project},
     {"lowrank/fit", run_fit},
     {"linear", run_linear},
+    {"linear/codes", run_codes},
     {"experts", run_experts},
     {"host_weights", run_host_weights},
     {"elementwise", run_elementwise},

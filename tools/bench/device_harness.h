@@ -228,6 +228,7 @@ void run_rebuild(Device& device);
 void run_project(Device& device);
 void run_fit(Device& device);
 void run_linear(Device& device);
+void run_codes(Device& device);
 void run_experts(Device& device);
 void run_host_weights(Device& device);
 void run_elementwise(Device& device);

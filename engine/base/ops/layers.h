@@ -11,7 +11,7 @@ namespace tiercel {
 
 struct EmbedParams {
   const int32_t* ids = nullptr;  // [n_tokens], each in [0, vocab)
-  const bf16* table = nullptr;   // [vocab][width]
+  WeightMatrix table;            // [vocab][width]
   bf16* out = nullptr;           // [n_tokens][width]
   int64_t n_tokens = 0, vocab = 0, width = 0;
 };

@@ -3,7 +3,8 @@
 A scheme is a dict: method ("gptq", "gptq_v2", "awq", "packed", "plain"), bits, group (columns; 0: a whole row),
 symmetric, and for gptq act_order, for the last two `ignore` (modules that stay as they are).
 
-The layouts were compared with what AutoAWQ 0.2.9 (WQLinear_GEMM) and GPTQModel 7.7 (pack_original) pack.
+The layouts were compared with what AutoAWQ 0.2.9 (WQLinear_GEMM) and GPTQModel 7.7 (pack_original, and its
+conversion to version 1) pack.
 """
 
 import torch
@@ -32,7 +33,9 @@ def quantise(value, scheme, generator):
             zero = torch.full_like(scale, 2 ** (bits - 1))
         else:
             scale = (high - low) / last
-            zero = (-low / scale).round().clamp(1, last)  # version 1 of gptq has no zero of 0
+            zero = (-low / scale).round().clamp(0, last)
+            if g == 0:
+                zero[::5] = 0  # what is hard to store, and rare
         scale = scale.to(scale_dtype(scheme)).float()
         scales[:, g], zeros[:, g] = scale, zero.to(torch.int32)
         codes[:, columns] = ((part / scale[:, None]).round() + zero[:, None]).clamp(0, last).to(torch.int32)
@@ -57,16 +60,21 @@ def pack_words(rows, bits, order=None):
     return (packed & 0xFFFFFFFF).to(torch.uint32).view(torch.int32).contiguous()
 
 
+def subtract(words, less):
+    return ((words.to(torch.int64) - less) & 0xFFFFFFFF).to(torch.uint32).view(torch.int32).contiguous()
+
+
 def tensors_of(module, value, scheme, generator):
     """What a checkpoint has of a matrix, and what that is as numbers."""
     method, bits = scheme["method"], scheme["bits"]
     codes, scales, zeros, group_of = quantise(value, scheme, generator)
     stored = scales.to(scale_dtype(scheme))
     if method in ("gptq", "gptq_v2"):
-        less = 1 if method == "gptq" else 0
+        # Version 1 has one less everywhere, word by word: a zero of 0 borrows from the next.
+        less = {4: 0x11111111, 8: 0x01010101}[bits] if method == "gptq" else 0
         tensors = {
             "qweight": pack_words(codes, bits).T.contiguous(),
-            "qzeros": pack_words((zeros - less).T, bits),
+            "qzeros": subtract(pack_words(zeros.T, bits), less),
             "scales": stored.T.contiguous(),
             "g_idx": group_of.to(torch.int32),
             "bias": None,
@@ -87,7 +95,10 @@ def tensors_of(module, value, scheme, generator):
         else:
             tensors["weight"] = signed
         if not scheme["symmetric"]:
-            tensors["weight_zero_point"] = pack_to_int32((zeros - middle).to(torch.int8), bits, packed_dim=0).contiguous()
+            signed_zeros = (zeros - middle).to(torch.int8)
+            packed = method == "packed"
+            tensors["weight_zero_point"] = (
+                pack_to_int32(signed_zeros, bits, packed_dim=0).contiguous() if packed else signed_zeros)
     return {f"{module}.{name}": tensor for name, tensor in tensors.items()}, values_of(codes, scales, zeros, group_of)
 
 
