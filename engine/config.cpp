@@ -214,8 +214,8 @@ IntWeights read_gptq(const JsonNode& node) {
   }
   if (const auto rules = node.find("dynamic"); rules && rules->raw().is_object()) {
     for (const auto& [pattern, rule] : rules->raw().items()) {
-      // "-:" leaves modules as they are.
-      if (!pattern.starts_with("-:")) rules->unexpected("the same quantisation of all matrices", kSupportedQuantisation);
+      if (pattern.starts_with("-:")) continue;  // modules that stay as they are
+      rules->unexpected("the same quantisation of all matrices", kSupportedQuantisation);
     }
   }
   return found;

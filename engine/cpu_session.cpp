@@ -3,6 +3,7 @@
 #include "cpu/ops.h"
 #include "engine/backend_batch.h"
 #include "engine/backend_session.h"
+#include "engine/weight_store.h"
 
 namespace tiercel {
 

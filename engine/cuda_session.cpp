@@ -12,6 +12,7 @@
 #include "engine/base/units.h"
 #include "engine/cpu_worker.h"
 #include "engine/expected_load.h"
+#include "engine/weight_store.h"
 #include "kernels/ops.h"
 #include "kernels/stream.h"
 #include "offload/arena.h"

@@ -202,8 +202,8 @@ void IntTensor::read_groups(const Checkpoint& checkpoint) {
   for (int64_t i = 0; i < k_; ++i) {
     const auto of_column = static_cast<int32_t>(word_of(groups, i));
     if (of_column < 0 || of_column >= n_groups_) {
-      fail("{}: tensor {}: expected groups 0 to {}, found {} at column {}", checkpoint.file_of(groups.name), groups.name,
-           n_groups_ - 1, of_column, i);
+      fail("{}: tensor {}: expected groups 0 to {}, found {} at column {}", checkpoint.file_of(groups.name),
+           groups.name, n_groups_ - 1, of_column, i);
     }
     in_order &= of_column == i / group;
     group_of_.push_back(of_column);
@@ -257,8 +257,12 @@ void IntTensor::decode(int64_t row, const uint8_t* codes, bf16* out) const {
   const auto value = [&](int64_t i, uint32_t param) {
     return bf16(static_cast<float>(codes[i] - zero_of(param)) * scale_of(param));
   };
-  for (int64_t i = 0; i < std::ssize(group_of_); ++i) out[i] = value(i, params[static_cast<size_t>(group_of_[static_cast<size_t>(i)])]);
-  if (!group_of_.empty()) return;
+  if (!group_of_.empty()) {
+    for (int64_t i = 0; i < k_; ++i) {
+      out[i] = value(i, params[static_cast<size_t>(group_of_[static_cast<size_t>(i)])]);
+    }
+    return;
+  }
   for (int64_t first = 0; first < k_; first += group) {
     const uint32_t param = params[static_cast<size_t>(first / group)];
     for (int64_t i = first; i < first + group; ++i) out[i] = value(i, param);

@@ -6,7 +6,7 @@
 #include "engine/fingerprint.h"
 #include "engine/known_models.h"
 #include "engine/saved_session.h"
-#include "engine/weights.h"
+#include "engine/weight_store.h"
 
 namespace tiercel {
 

@@ -135,8 +135,8 @@ struct ExpectedLoad {
   bool is_certain = false;   // what does not fit may be refused before weights are read
 };
 
-// How matrices are kept, but for routers and eviction heads: as the checkpoint has them (bf16, or its codes), or as bf16,
-// or in codes of eight or four bits, which loses something (engine/weight_codes.h). Codes of a checkpoint that are
+// How matrices are kept, but for routers and eviction heads: as the checkpoint has them (bf16, or its codes), or as
+// bf16, or in codes of eight or four bits, which loses something (engine/weight_codes.h). Codes of a checkpoint that are
 // no wider stay as they are.
 enum class WeightForm : uint8_t { kStored, kBf16, kInt8, kInt4 };
 

@@ -88,7 +88,8 @@ void pack_row(std::span<const uint8_t> codes, std::span<const uint32_t> params, 
     std::array<uint16_t, kUnitWords> words{};
     for (int s = 0; s < per_word; ++s) {
       for (size_t j = 0; j < words.size(); ++j) {
-        words[j] = static_cast<uint16_t>(words[j] | source[static_cast<size_t>(s) * words.size() + j] << (s * codec.bits));
+        const uint8_t code = source[static_cast<size_t>(s) * words.size() + j];
+        words[j] = static_cast<uint16_t>(words[j] | code << (s * codec.bits));
       }
     }
     std::memcpy(unit, words.data(), sizeof words);

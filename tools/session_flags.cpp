@@ -8,6 +8,7 @@
 #include "engine/model.h"
 #include "engine/option_rows.h"
 #include "engine/sampler.h"
+#include "engine/weight_store.h"
 #include "tools/signals.h"
 
 namespace tiercel {

@@ -14,7 +14,7 @@
 #include "engine/config.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
-#include "engine/weights.h"
+#include "engine/weight_store.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 
