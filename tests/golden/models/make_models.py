@@ -477,7 +477,17 @@ def round_to_fp8(model, scheme):
     return tensors
 
 
-def write_fp8(folder, scheme, tensors):
+def fp8_config(scheme):
+    if isinstance(scheme, str):
+        weights = {"num_bits": 8, "type": "float", "strategy": scheme, "symmetric": True}
+        return {
+            "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    return {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(scheme)}
+
+
+def write_quantised(folder, tensors, quantization_config):
     """Puts them in the place of those of the reference."""
     path = folder / "model.safetensors"
     with safe_open(path, "pt") as file:
@@ -485,15 +495,7 @@ def write_fp8(folder, scheme, tensors):
     save_file({**rest, **tensors}, path, metadata={"format": "pt"})
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    if isinstance(scheme, str):
-        weights = {"num_bits": 8, "type": "float", "strategy": scheme, "symmetric": True}
-        config["quantization_config"] = {
-            "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
-    else:
-        config["quantization_config"] = {
-            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-            "weight_block_size": list(scheme)}
+    config["quantization_config"] = quantization_config
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -517,18 +519,6 @@ def round_to_integers(model, scheme, seed):
         if name in own:
             del tensors[name]
     return tensors
-
-
-def write_integers(folder, scheme, tensors):
-    """Puts them in the place of those of the reference."""
-    path = folder / "model.safetensors"
-    with safe_open(path, "pt") as file:
-        rest = {name: file.get_tensor(name) for name in file.keys() if not is_quantised(name)}
-    save_file({**rest, **tensors}, path, metadata={"format": "pt"})
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"] = integer_codes.quantization_config(scheme)
-    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def fnv1a(data):
@@ -712,9 +702,9 @@ def make(name, seed):
          "greedy_logits": greedy_logits[1:9].contiguous()},
         folder / "golden.safetensors")
     if fp8:
-        write_fp8(folder, options["fp8"], fp8)
+        write_quantised(folder, fp8, fp8_config(options["fp8"]))
     if integers:
-        write_integers(folder, options["integers"], integers)
+        write_quantised(folder, integers, integer_codes.quantization_config(options["integers"]))
     golden = {
         "prompt": prompt,
         "greedy": generated,
