@@ -281,6 +281,9 @@ int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
   const int64_t unit = wanted.is_moved ? d : 128;
   std::vector<uint8_t> codes(wanted.coded ? static_cast<size_t>(unit * k) : 0);
   std::vector<bf16> values(static_cast<size_t>(k));
+  Wanted one = wanted;  // of other tensors than codes: a row as bf16
+  one.is_moved = false;
+  one.codec = {};
   int64_t overflowed = 0;
   for (int64_t row = 0; row < n_rows; ++row, out += wanted.kept_row_elements()) {
     const int64_t in_unit = row % unit;
@@ -296,11 +299,8 @@ int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
       }
       wanted.coded->decode(at, of_row, values.data());
     } else {
-      Wanted one = wanted;
       one.tensor = rows_of(wanted.tensor, row - in_unit + source, 1);
       one.first_row = at;
-      one.is_moved = false;
-      one.codec = {};
       overflowed += copy_rows(one, values.data());
     }
     if (wanted.codec.is_coded()) {
