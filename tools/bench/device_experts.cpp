@@ -1,5 +1,5 @@
-// A layer of Qwen3-30B-A3B: 8 of 128 experts, for one token and for those of a prompt; and with weights that stay in
-// host memory.
+// A layer of Qwen3-30B-A3B: 8 of 128 experts, for one token and for those of a prompt; with weights that stay in
+// host memory; and with coded ones.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct Layer {
   explicit Layer(Device& device)
       : n_experts(static_cast<int32_t>(device.size(128, 16))),
         width(device.size(2048, 128)),
-        inner(device.size(768, 64)),
+        inner(device.size(768, 128)),
         max_tokens(device.size(8192, 40)),
         gate(device, n_experts * width * inner),
         up(device, n_experts * width * inner),
@@ -61,14 +61,20 @@ struct Layer {
             .normalise = true,
             .routes = routes()};
   }
-  ExpertMatrices matrices(const Matrices& noise) const { return {nullptr, noise.data(), width * inner}; }
+  // Of n rows of k columns. Random bits are codes, and params that are nearly normal.
+  ExpertMatrices matrices(const Matrices& noise, int64_t n, int64_t k) const {
+    return {nullptr, noise.data(), n * codec.row_bytes(k) / 2, codec};
+  }
+  double bytes_of_expert() const {
+    return static_cast<double>(2 * inner * codec.row_bytes(width) + width * codec.row_bytes(inner));
+  }
   MixExpertsParams mix(int64_t n_tokens, bool alone) const {
     return {.x = x.data(),
             .out = out.data(),
             .routes = routes(),
-            .gate = matrices(gate),
-            .up = matrices(up),
-            .down = matrices(down),
+            .gate = matrices(gate, inner, width),
+            .up = matrices(up, inner, width),
+            .down = matrices(down, width, inner),
             .n_tokens = n_tokens,
             .width = width,
             .inner = inner,
@@ -95,14 +101,15 @@ struct Layer {
   Noise x, out, gated, mixed;
   Array<float> logits, weights;
   Array<int32_t> pairs, starts;
+  WeightCodec codec = {};
 };
 
 template <typename Matrices>
 void measure(Device& device, const Layer<Matrices>& layer, int64_t n_tokens, bool alone) {
   constexpr bool kOnHost = Layer<Matrices>::kOnHost;
   const std::string shape =
-      fmt::format("{} tokens{}, {} of {} experts of {} x {}{}", n_tokens, alone ? " alone" : "", kChosen,
-                  layer.n_experts, layer.inner, layer.width, kOnHost ? ", in host memory" : "");
+      fmt::format("{} tokens{}, {} of {} experts of {} x {}, {} bits{}", n_tokens, alone ? " alone" : "", kChosen,
+                  layer.n_experts, layer.inner, layer.width, layer.codec.bits, kOnHost ? ", in host memory" : "");
   const double values = 3 * static_cast<double>(layer.width * layer.inner);  // of an expert
   const double route_us =
       device.time_us([&](int64_t i) { cuda::route_experts(device.stream(), layer.route(i, n_tokens)); });
@@ -115,7 +122,7 @@ void measure(Device& device, const Layer<Matrices>& layer, int64_t n_tokens, boo
     cuda::route_experts(device.stream(), layer.route(i, n_tokens));
     cuda::mix_experts(device.stream(), layer.mix(n_tokens, alone));
   });
-  const double read = 2 * values * layer.active(device, n_tokens);
+  const double read = layer.bytes_of_expert() * layer.active(device, n_tokens);
   device.report({.name = "route, mix",
                  .shape = shape,
                  .us = both_us,
@@ -134,7 +141,17 @@ void run_experts(Device& device) {
       if (n <= on_host.max_tokens) measure(device, on_host, n, true);
     }
   }
-  const Layer<Noise> layer(device);
+  Layer<Noise> layer(device);
+  for (const WeightCodec& codec : {WeightCodec{4, 128}, WeightCodec{4, 32}, WeightCodec{8, 128}}) {
+    layer.codec = codec;
+    for (const int64_t n : {1, 8, 64}) {
+      if (n <= layer.max_tokens) measure(device, layer, n, true);
+    }
+    for (const int64_t n : {40, 1024, 8192}) {
+      if (n <= layer.max_tokens) measure(device, layer, n, false);
+    }
+  }
+  layer.codec = {};
   for (const int64_t n : {1, 2, 4, 8, 16, 32, 64}) {
     if (n <= layer.max_tokens) measure(device, layer, n, true);
   }
