@@ -29,11 +29,8 @@ constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable, decode_weights_portable};
 
-void check_matrix(const WeightMatrix& w, int64_t k) {
-  const auto [bits, group] = w.codec;
-  CHECK(!w.codec.is_coded() || (k % kCodedColumns == 0 && (bits == 4 || bits == 8) &&
-                                (group == 32 || group == 64 || group == 128)),
-        "{} bits in groups of {}, k is {}", bits, group, k);
+void check_depth(int64_t k, const WeightCodec& codec) {
+  CHECK(k > 0 && k % 2 == 0 && codec.is_for(k), "k is {}, {} bits in groups of {}", k, codec.bits, codec.group);
 }
 
 // Weight rows of an item.
@@ -196,9 +193,8 @@ void decode_rows(const GemmLevel& level, const WeightMatrix& w, int64_t k, int64
 
 void linear(Queue& queue, const LinearParams& p) {
   if (p.m == 0) return;
-  CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
+  check_depth(p.k, p.weight.codec);
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
-  check_matrix(p.weight, p.k);
   if (p.m <= kMaxSkinnyRows || p.alone) {
     linear_skinny(queue, p, gemm_level(queue.isa()));
   } else {
@@ -207,7 +203,7 @@ void linear(Queue& queue, const LinearParams& p) {
 }
 
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
-  CHECK(p.k > 0 && p.k % 2 == 0, "k is {}", p.k);
+  check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
   if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec, level);
   const int64_t items = p.few ? skinny_items(p.k, p.n) : panels_of(p.n);  // of a group

@@ -171,6 +171,14 @@ const std::string& Checkpoint::file_of(std::string_view name) const {
   return files_[entry->second].name();
 }
 
+void Checkpoint::check_finite(const TensorInfo& tensor, int64_t first) const {
+  const std::optional<int64_t> bad = find_non_finite(tensor);
+  if (!bad) return;
+  fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully written, fetch it "
+       "again",
+       file_of(tensor.name), tensor.name, first + *bad);
+}
+
 void Checkpoint::will_need() const {
   for (const SafetensorsFile& file : files_) {
     file.mapping().will_need(0, file.mapping().bytes().size());

@@ -51,6 +51,9 @@ class Checkpoint {
   std::vector<std::string_view> names() const;
   // The file that holds a tensor, for messages. The tensor must exist.
   const std::string& file_of(std::string_view name) const;
+  // A tensor of this checkpoint has no NaN or infinity among its values. first: of what it is a part of, the element
+  // that it begins with. Errors: it has; names file, tensor and element.
+  void check_finite(const TensorInfo& tensor, int64_t first = 0) const;
   // Data of all tensors, as stored.
   uint64_t total_bytes() const { return total_bytes_; }
   size_t n_tensors() const { return where_.size(); }

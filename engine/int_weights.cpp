@@ -181,11 +181,7 @@ int32_t IntTensor::zero_of_group(int64_t row, int64_t group) const {
 
 void IntTensor::check_scales(const Checkpoint& checkpoint) const {
   const TensorInfo& scales = *scales_;
-  if (const std::optional<int64_t> bad = find_non_finite(scales)) {
-    fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully written, fetch it "
-         "again",
-         checkpoint.file_of(scales.name), scales.name, *bad);
-  }
+  checkpoint.check_finite(scales);
   for (int64_t i = 0; i < scales.n_elements(); ++i) {
     const float scale = number_of(scales, i);
     if (std::abs(scale) <= kMostScale) continue;

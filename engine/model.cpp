@@ -38,9 +38,8 @@ std::shared_ptr<Model> open_on_backend(const WeightSource& source, ModelConfig c
                                        const ModelOptions& options) {
   const bool cuda = options.backend == BackendKind::kCuda ||
                     (options.backend == BackendKind::kAuto && why_no_cuda().empty());
-  const BackendKind backend = cuda ? BackendKind::kCuda : BackendKind::kCpu;
   set_weight_form(config, options.weight_form);
-  set_host_layers(config, options.host_layers, backend);
+  set_host_layers(config, options.host_layers, cuda ? BackendKind::kCuda : BackendKind::kCpu);
   std::shared_ptr<LoadedModel> model = cuda ? open_cuda_model(source, std::move(config), options)
                                             : open_cpu_model(source, std::move(config), options);
   model->set_fingerprint(fingerprint_of(model->config(), source.directory));

@@ -21,9 +21,8 @@ constexpr int64_t kCopyBelow = int64_t{2} << 30;
 
 constexpr int64_t aligned(int64_t elements) { return (elements + 31) / 32 * 32; }
 
-// Before anything is read. elements: of two bytes.
-void check_room(const std::string& model, int64_t elements, bool coded) {
-  const int64_t bytes = elements * static_cast<int64_t>(sizeof(bf16));
+// Before anything is read.
+void check_room(const std::string& model, int64_t bytes, bool coded) {
   const int64_t available = cpu::memory_of_this_process_bytes();
   if (bytes <= available) return;
   fail(ErrorKind::kDoesNotFit, "{}: its weights take {} of memory{}, this machine has {} left{}", model,
@@ -117,6 +116,7 @@ WeightStore::~WeightStore() { cpu::unmap_pages(block_, static_cast<size_t>(block
 std::unique_ptr<WeightStore> WeightStore::open(const std::string& directory, const ModelConfig& config,
                                                cpu::Queue& queue) {
   std::unique_ptr<WeightStore> store(new WeightStore(Checkpoint::open(directory), queue));
+  store->bytes_ = weight_bytes(config);
   store->collect(config);
   CHECK(store->n_parameters_ == parameter_count(config), "{} parameters, {} by configuration",
         store->n_parameters_, parameter_count(config));
@@ -126,12 +126,11 @@ std::unique_ptr<WeightStore> WeightStore::open(const std::string& directory, con
 std::unique_ptr<WeightStore> WeightStore::load(const std::string& directory,
                                                const ModelConfig& config, cpu::Queue& queue) {
   std::unique_ptr<WeightStore> store = open(directory, config, queue);
-  int64_t elements = 0;
-  for (const Wanted& wanted : store->wanted_) elements += wanted.kept_elements();
-  check_room(directory, elements, elements < store->n_parameters_);
+  const bool coded = kept_weights(config).coded;
+  check_room(directory, store->bytes_, coded);
   store->checkpoint_->will_need();
   store->check_tied_head(config);  // which reads both
-  store->place();
+  store->place(coded);
   if (config.tie_word_embeddings) store->weights_.head = store->weights_.embedding;
   store->wanted_.clear();
   // Pages of the mapping are resident memory too; nothing points into them when all was copied.
@@ -147,7 +146,7 @@ std::unique_ptr<WeightStore> WeightStore::random(const ModelConfig& config, cpu:
     store->n_parameters_ += tensor.n_elements();
     elements += aligned(tensor.kept_elements());
   }
-  check_room("--synthetic", elements, elements < store->n_parameters_);
+  check_room("--synthetic", elements * static_cast<int64_t>(sizeof(bf16)), kept_weights(config).coded);
   store->bytes_ = weight_bytes(config);
   store->block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   store->block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(store->block_bytes_)));
@@ -211,7 +210,7 @@ void WeightStore::collect_tensor(const WeightTensor& wanted, const ModelConfig& 
     const TensorInfo& scales = scales_of(whole, config);
     ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
     ours.scale_name = scales.name;
-    check_finite(scales, 0);
+    checkpoint_->check_finite(scales);
   }
 }
 
@@ -262,15 +261,6 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
          "ignored; check config.json, or convert the model to the plain architecture",
          checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);
   }
-}
-
-// first_element: of its tensor in the checkpoint.
-void WeightStore::check_finite(const TensorInfo& tensor, int64_t first_element) const {
-  const std::optional<int64_t> bad = find_non_finite(tensor);
-  if (!bad) return;
-  fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully "
-       "written, fetch it again",
-       checkpoint_->file_of(tensor.name), tensor.name, first_element + *bad);
 }
 
 // As they are kept, whatever they are in the checkpoint: a row at a time.
@@ -378,7 +368,7 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
   });
   for (const Item& item : items) {
     const TensorInfo& tensor = item.rows.tensor;
-    if (item.is_bad) check_finite(tensor, item.rows.first_row * item.rows.row_elements());
+    if (item.is_bad) checkpoint_->check_finite(tensor, item.rows.first_row * item.rows.row_elements());
     if (item.overflowed > 0) {
       fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name), tensor.name,
            item.overflowed);
@@ -387,9 +377,7 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
 }
 
 // Points every target at its values: in place, or copied.
-void WeightStore::place() {
-  bytes_ = 0;
-  for (const Wanted& wanted : wanted_) bytes_ += wanted.kept_elements() * static_cast<int64_t>(sizeof(bf16));
+void WeightStore::place(bool coded) {
   const bool copy_all = bytes_ < kCopyBelow;
   std::vector<int64_t> offset(wanted_.size(), -1);
   int64_t elements = 0;
@@ -400,7 +388,7 @@ void WeightStore::place() {
     offset[i] = elements;
     elements += aligned(wanted_[i].kept_elements());
   }
-  check_room(checkpoint_->directory(), elements, elements < n_parameters_);
+  check_room(checkpoint_->directory(), elements * static_cast<int64_t>(sizeof(bf16)), coded);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
   std::vector<bf16*> copies(wanted_.size());

@@ -50,7 +50,6 @@ class WeightStore {
 
   const Weights& weights() const { return weights_; }
   int64_t bytes() const { return bytes_; }  // as they are kept
-  int64_t n_parameters() const { return n_parameters_; }
 
  private:
   WeightStore(std::optional<Checkpoint> checkpoint, cpu::Queue& queue);
@@ -65,11 +64,10 @@ class WeightStore {
   const TensorInfo& scales_of(const TensorInfo& codes, const ModelConfig& config) const;
   void check_nothing_ignored(const ModelConfig& config) const;
   void check_tied_head(const ModelConfig& config) const;
-  void check_finite(const TensorInfo& tensor, int64_t first_element) const;
   int64_t copy_rows(const Wanted& wanted, bf16* out) const;
   int64_t copy_coded_rows(const Wanted& wanted, bf16* out) const;
   void read(size_t first, std::span<bf16* const> copies) const;
-  void place();
+  void place(bool coded);
 
   std::optional<Checkpoint> checkpoint_;
   bool in_place_ = false;  // some tensor is used where it is mapped

@@ -23,10 +23,9 @@ int64_t attention_parameters(const ModelConfig& c) {
   return layer;
 }
 
-// Without experts.
 int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
-  if (c.has_experts(layer)) return c.experts.n * c.hidden;
-  return feed_forward_parameters(c, layer) + (c.mlp_bias ? 2 * c.intermediate + c.hidden : 0);
+  const int64_t biases = c.mlp_bias ? 2 * c.intermediate + c.hidden : 0, router = c.experts.n * c.hidden;
+  return feed_forward_parameters(c, layer) + (c.has_experts(layer) ? router : biases);
 }
 
 constexpr const char *kEmbedding = "model.embed_tokens.weight", *kHead = "lm_head.weight";
@@ -174,19 +173,11 @@ int64_t parameter_count(const ModelConfig& c) {
   int64_t layers = c.n_layers * attention_parameters(c);
   for (int64_t i = 0; i < c.n_layers; ++i) layers += mlp_parameters(c, i);
   const int64_t embeddings = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden;
-  return layers + expert_parameters(c) + embeddings + c.hidden;
+  return layers + embeddings + c.hidden;
 }
 
 int64_t feed_forward_parameters(const ModelConfig& c, int64_t layer) {
   return c.has_experts(layer) ? 3 * c.experts.n * c.experts.intermediate * c.hidden : 3 * c.intermediate * c.hidden;
-}
-
-int64_t expert_parameters(const ModelConfig& c) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < c.n_layers; ++i) {
-    if (c.has_experts(i)) n += feed_forward_parameters(c, i);
-  }
-  return n;
 }
 
 std::vector<WeightTensor> weight_tensors(const ModelConfig& c, Weights& weights) {

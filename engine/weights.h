@@ -104,8 +104,6 @@ int64_t host_layers_to_free(ModelConfig config, int64_t bytes);
 int64_t parameter_count(const ModelConfig& config);
 // Those of a layer's feed-forward matrices: gate, up and down, or all of the experts'.
 int64_t feed_forward_parameters(const ModelConfig& config, int64_t layer);
-// Those that experts have, routers not counted.
-int64_t expert_parameters(const ModelConfig& config);
 // Bytes of some of them as they are kept: of a layer's feed-forward matrices; of what logits are made of; of what
 // tokens become.
 int64_t feed_forward_bytes(const ModelConfig& config, int64_t layer);

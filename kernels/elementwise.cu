@@ -18,7 +18,7 @@ void embed(Stream& stream, const EmbedParams& p) {
   const int64_t items = pieces ? p.width / kPiece : p.width;
   int threads = 8;
   while (threads < kThreads && threads < items) threads *= 2;
-  const EmbedKernelParams params{p, threads, codec.is_coded() ? code_layout(codec, p.width) : CodeLayout{}};
+  const EmbedKernelParams params{p, threads, code_layout(codec, p.width)};
   const unsigned blocks = blocks_for(p.n_tokens, kThreads / threads);
   if (codec.is_coded()) {
     CHECK(pieces, "coded rows, or what they go to, at other addresses than multiples of 16");

@@ -36,7 +36,7 @@ void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
 }
 
 template <bool kGated, int kBits>
-void multiply_coded(Stream& stream, const ExpertProduct& p, int64_t n_pairs, bool few) {
+void multiply_in(Stream& stream, const ExpertProduct& p, int64_t n_pairs, bool few) {
   if (few) {
     multiply_few<kGated, kBits>(stream, p, n_pairs);
   } else {
@@ -46,10 +46,12 @@ void multiply_coded(Stream& stream, const ExpertProduct& p, int64_t n_pairs, boo
 
 template <bool kGated>
 void multiply(Stream& stream, ExpertProduct p, const WeightCodec& codec, int64_t n_pairs, bool few) {
-  if (!codec.is_coded()) return multiply_coded<kGated, 16>(stream, p, n_pairs, few);
   p.codes = code_layout(codec, p.k);
-  if (codec.bits == 4) return multiply_coded<kGated, 4>(stream, p, n_pairs, few);
-  multiply_coded<kGated, 8>(stream, p, n_pairs, few);
+  switch (codec.bits) {
+    case 4: return multiply_in<kGated, 4>(stream, p, n_pairs, few);
+    case 8: return multiply_in<kGated, 8>(stream, p, n_pairs, few);
+    default: return multiply_in<kGated, 16>(stream, p, n_pairs, few);
+  }
 }
 
 }  // namespace

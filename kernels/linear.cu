@@ -58,8 +58,8 @@ void run_skinny_coded(Stream& stream, SkinnyParams p) {
 }
 
 template <bool kNorm>
-void run_skinny(Stream& stream, const SkinnyParams& p, int bits) {
-  switch (bits) {
+void run_skinny(Stream& stream, const SkinnyParams& p) {
+  switch (p.codes.bits) {
     case 4: return run_skinny_coded<kNorm, 4>(stream, p);
     case 8: return run_skinny_coded<kNorm, 8>(stream, p);
     default: return run_skinny_bf16<kNorm>(stream, p);
@@ -76,7 +76,7 @@ SkinnyParams skinny_params(const LinearParams& p) {
           .k = static_cast<int32_t>(p.k),
           .out_f32 = p.out_type == DType::kF32,
           .accumulate = p.accumulate,
-          .codes = p.weight.codec.is_coded() ? code_layout(p.weight.codec, p.k) : CodeLayout{}};
+          .codes = code_layout(p.weight.codec, p.k)};
 }
 
 void linear_any(Stream& stream, const LinearParams& p) {
@@ -95,7 +95,8 @@ void launch_rows(Stream& stream, const SkinnyParams& p) {
 }
 
 // Eight octets a block read x half as often as four, but must be enough blocks to fill the device.
-void run_rows(Stream& stream, const SkinnyParams& p, int bits) {
+void run_rows(Stream& stream, const SkinnyParams& p) {
+  const int bits = p.codes.bits;
   if (bits == 4) return p.up != nullptr ? launch_rows<4, true, 4>(stream, p) : launch_rows<4, false, 4>(stream, p);
   if (bits == 8) return p.up != nullptr ? launch_rows<4, true, 8>(stream, p) : launch_rows<4, false, 8>(stream, p);
   if (p.up != nullptr) {
@@ -118,8 +119,8 @@ int64_t rows_at_once(const Stream& stream, int bits) {
 }
 
 // Rows that have the bits of m = 1, some at a time. norm_weight is null: it has been done.
-void run_streamed(Stream& stream, const SkinnyParams& all, int bits) {
-  const int64_t most = rows_at_once(stream, bits);
+void run_streamed(Stream& stream, const SkinnyParams& all) {
+  const int64_t most = rows_at_once(stream, all.codes.bits);
   const int64_t out_bytes = all.out_f32 ? sizeof(float) : sizeof(bf16);
   for (int64_t row = 0; row < all.m; row += most) {
     SkinnyParams p = all;
@@ -127,9 +128,9 @@ void run_streamed(Stream& stream, const SkinnyParams& all, int bits) {
     p.x += row * p.k;
     p.out = static_cast<std::byte*>(p.out) + row * p.n * out_bytes;
     if (p.m > kMaxSkinnyRows) {
-      run_rows(stream, p, bits);
+      run_rows(stream, p);
     } else {
-      run_skinny<false>(stream, p, bits);
+      run_skinny<false>(stream, p);
     }
   }
 }
@@ -147,9 +148,9 @@ void normalise(Stream& stream, const NormParams& p, bool folded) {
 
 CodeLayout code_layout(const WeightCodec& codec, int64_t k) {
   const auto [bits, group] = codec;
-  CHECK(k % kCodedColumns == 0 && (bits == 4 || bits == 8) && (group == 32 || group == 64 || group == 128),
-        "{} bits in groups of {}, k is {}", bits, group, k);
-  return {codec.row_bytes(k), static_cast<int32_t>(codec.code_bytes(k)), group == 32 ? 5 : group == 64 ? 6 : 7};
+  CHECK(codec.is_for(k), "{} bits in groups of {}, k is {}", bits, group, k);
+  if (!codec.is_coded()) return {};
+  return {bits, codec.row_bytes(k), static_cast<int32_t>(codec.code_bytes(k)), group == 32 ? 5 : group == 64 ? 6 : 7};
 }
 
 namespace {
@@ -196,11 +197,11 @@ void linear(Stream& stream, const LinearParams& p) {
   const bool few = p.m <= kMaxSkinnyRows, coded = p.weight.codec.is_coded();
   if (coded) CHECK(can_stream(p), "coded weights, or rows beside them, at other addresses than multiples of 16");
   if (few || p.alone) {
-    if (can_stream(p)) return run_streamed(stream, skinny_params(p), p.weight.codec.bits);
+    if (can_stream(p)) return run_streamed(stream, skinny_params(p));
   } else if (coded ? multiply_decoded(stream, p) : matmul(stream, p, p.n)) {
     return;
   }
-  if (coded) return run_streamed(stream, skinny_params(p), p.weight.codec.bits);
+  if (coded) return run_streamed(stream, skinny_params(p));
   linear_any(stream, p);
 }
 
@@ -241,7 +242,7 @@ void norm_linear(Stream& stream, const NormLinearParams& p) {
     SkinnyParams params = skinny_params(l);
     params.norm_weight = p.norm_weight;
     params.eps = p.eps;
-    run_skinny<true>(stream, params, l.weight.codec.bits);
+    run_skinny<true>(stream, params);
     return;
   }
   normalise(stream, {l.x, p.norm_weight, p.normed, l.m, l.k, p.eps}, l.alone && folds_norm(p));
@@ -264,11 +265,10 @@ void gated_linear(Stream& stream, const GatedLinearParams& p) {
   if (folds) {
     SkinnyParams params = skinny_params(product);
     params.up = p.up.values;
-    const int bits = p.gate.codec.bits;
-    if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params, bits);
+    if (!fuse || p.norm_weight == nullptr) return run_streamed(stream, params);
     params.norm_weight = p.norm_weight;
     params.eps = p.eps;
-    return run_skinny<true>(stream, params, bits);
+    return run_skinny<true>(stream, params);
   }
   linear(stream, product);
   product.weight = p.up;

@@ -203,13 +203,26 @@ GPU void store_result(const SkinnyParams& p, int64_t place, float sum) {
 
 // The weights of a block, 8 * kOctets rows of them, as a lane reads them. kGated: the even octets are
 // rows of weight, the odd ones the same rows of up.
+template <int kOctets, bool kGated>
+inline constexpr int kResultOctets = kGated ? kOctets / 2 : kOctets;
+
 template <int kOctets, bool kGated, int kBits = 16>
 struct SkinnyWeights;
+
+// The params of a row of the block's coded weights; null: there is no such row.
+template <int kOctets, bool kGated>
+GPU const uint32_t* params_of_row(const SkinnyParams& p, int row) {
+  const int octet = row / 8;
+  const int64_t first = int64_t{blockIdx.x} * (8 * kResultOctets<kOctets, kGated>);
+  const int64_t of_matrix = first + (kGated ? octet / 2 : octet) * 8 + row % 8;
+  if (of_matrix >= p.n) return nullptr;
+  return params_of(p.codes, kGated && octet % 2 == 1 ? p.up : p.weight, of_matrix);
+}
 
 template <int kOctets, bool kGated>
 struct SkinnyWeights<kOctets, kGated, 16> {
   static constexpr int kBits = 16;
-  static constexpr int kColumns = kGated ? kOctets / 2 : kOctets;  // octets of the result
+  static constexpr int kColumns = kResultOctets<kOctets, kGated>;
   const bf16 *weight, *up;
   int64_t k;
   int k_left, rows_left;
@@ -242,15 +255,14 @@ struct SkinnyWeights<kOctets, kGated, 16> {
 template <int kOctets, bool kGated, int kCodeBits>
 struct SkinnyWeights {
   static constexpr int kBits = kCodeBits;
-  static constexpr int kColumns = kGated ? kOctets / 2 : kOctets;
+  static constexpr int kColumns = kResultOctets<kOctets, kGated>;
   const SkinnyParams& p;
   const uint8_t *weight, *up;
-  int64_t first_row;
   int rows_left;
 
   GPU explicit SkinnyWeights(const SkinnyParams& params) : p(params) {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    first_row = int64_t{blockIdx.x} * (8 * kColumns);
+    const int64_t first_row = int64_t{blockIdx.x} * (8 * kColumns);
     const int n_rows = p.n - first_row < 64 ? static_cast<int>(p.n - first_row) : 64;
     const int64_t place = (first_row + g) * p.codes.row_bytes + t * 16;
     weight = reinterpret_cast<const uint8_t*>(p.weight) + place;
@@ -273,11 +285,9 @@ struct SkinnyWeights {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int n_groups = p.n_groups(), stride = param_stride(n_groups);
     for (int row = warp; row < 8 * kOctets; row += kSkinnyWarps) {
-      const int octet = row / 8;
-      const int64_t of_matrix = first_row + (kGated ? octet / 2 : octet) * 8 + row % 8;
-      const uint32_t* source = params_of(p.codes, kGated && octet % 2 == 1 ? p.up : p.weight, of_matrix);
+      const uint32_t* source = params_of_row<kOctets, kGated>(p, row);
       for (int group = lane; group < n_groups; group += 32) {
-        shared[row * stride + group] = of_matrix < p.n ? source[group] : 0;
+        shared[row * stride + group] = source != nullptr ? source[group] : 0;
       }
     }
   }

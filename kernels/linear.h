@@ -33,7 +33,7 @@ constexpr int64_t linear_scratch_bytes(bool coded) {
   return matmul_scratch_bytes() + (coded ? decoded_scratch_bytes() : 0);
 }
 
-// What kernels are told of a matrix of k columns.
+// What is told of a matrix of k columns, coded or not.
 CodeLayout code_layout(const WeightCodec& codec, int64_t k);
 
 // One launch each where can_fuse says so (few rows, no gate or up bias), else in steps.

@@ -61,16 +61,14 @@ GPU void copy_panel(const SkinnyParams& p, int rows, int panel, uint4* target) {
 // Asks for the params of a panel: [row of the block][kParamPieces pieces]; zeros past n and k.
 template <int kOctets, bool kGated, int kBits>
 GPU void copy_params(const SkinnyParams& p, int panel, uint4* target) {
-  constexpr int kColumns = SkinnyWeights<kOctets, kGated, kBits>::kColumns;
   const int first = panel * kRowPanel<kBits> >> p.codes.shift;
   const int n_pieces = kRowPanel<kBits> >> p.codes.shift >> 2, n_groups = p.n_groups();
   for (int i = static_cast<int>(threadIdx.x); i < 8 * kOctets * kParamPieces<kBits>; i += 32 * kSkinnyWarps) {
-    const int row = i / kParamPieces<kBits>, piece = i % kParamPieces<kBits>, octet = row / 8;
+    const int row = i / kParamPieces<kBits>, piece = i % kParamPieces<kBits>;
     if (piece >= n_pieces) continue;
-    const int64_t of_matrix = int64_t{blockIdx.x} * (8 * kColumns) + (kGated ? octet / 2 : octet) * 8 + row % 8;
-    const bool inside = of_matrix < p.n && first + 4 * piece < n_groups;
-    const uint32_t* source = params_of(p.codes, kGated && octet % 2 == 1 ? p.up : p.weight, inside ? of_matrix : 0);
-    gpu::copy_async16(target + i, source + (inside ? first + 4 * piece : 0), inside);
+    const uint32_t* source = params_of_row<kOctets, kGated>(p, row);
+    const bool inside = source != nullptr && first + 4 * piece < n_groups;
+    gpu::copy_async16(target + i, inside ? source + first + 4 * piece : params_of(p.codes, p.weight, 0), inside);
   }
 }
 
@@ -98,7 +96,7 @@ GPU void multiply_step(float (&acc)[kRowTiles][kOctets][4], const uint4* panel, 
 template <int kOctets, bool kGated>
 GPU void finish_tile(const SkinnyParams& p, int tile, const float (&acc)[kOctets][4], float* sums) {
   using namespace gpu;
-  constexpr int kColumns = 8 * (kGated ? kOctets / 2 : kOctets);
+  constexpr int kColumns = 8 * kResultOctets<kOctets, kGated>;
   constexpr int kThreads = 32 * kSkinnyWarps;
   constexpr int kResults = kRowTile * kColumns / kThreads;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;

@@ -25,12 +25,19 @@
 
 namespace tiercel {
 
+inline constexpr int64_t kCodedColumns = 128;  // of coded rows, or a multiple
+
 struct WeightCodec {
   int32_t bits = 16;  // 16: bf16; 8, 4: codes
   int32_t group = 0;  // of codes: columns that share a param: 32, 64 or 128
 
   bool is_coded() const { return bits < 16; }
-  // Of a row of k elements; coded ones have a multiple of kCodedColumns.
+  // Whether there is such a codec, and rows of k elements can be in it.
+  bool is_for(int64_t k) const {
+    return !is_coded() || (k % kCodedColumns == 0 && (bits == 4 || bits == 8) &&
+                           (group == 32 || group == 64 || group == 128));
+  }
+  // Of a row of k elements.
   int64_t code_bytes(int64_t k) const { return k * bits / 8; }
   int64_t row_bytes(int64_t k) const {
     if (!is_coded()) return 2 * k;
@@ -39,7 +46,6 @@ struct WeightCodec {
   friend bool operator==(WeightCodec, WeightCodec) = default;
 };
 
-inline constexpr int64_t kCodedColumns = 128;
 inline constexpr int32_t kUnitWords = 32, kUnitBytes = 64;
 
 inline constexpr uint32_t kZeroMask = 0x1ff;
