@@ -15,6 +15,8 @@
 
 #include <cstdint>
 
+#include "engine/base/weight_code.h"
+
 namespace tiercel::cpu {
 
 inline constexpr int64_t kPanelColumns = 64;
@@ -51,7 +53,8 @@ struct SkinnyProduct {
   float* scratch = nullptr;  // skinny_scratch_floats(n_rows, k), 64-byte aligned
   int64_t row_bytes = 0;     // of coded rows; these have params from byte code_bytes on
   int64_t code_bytes = 0;
-  int32_t bits = 16, group = 0;
+  WeightCode code = WeightCode::kBf16;
+  int32_t group = 0;
 };
 inline constexpr int64_t kMaxSkinnyRows = 16;
 inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
@@ -66,7 +69,8 @@ struct DecodeWeights {
   const uint8_t* codes = nullptr;    // of the first row, from the first column that is wanted on
   const uint32_t* params = nullptr;  // likewise
   int64_t row_bytes = 0;             // from a row to the next
-  int32_t bits = 0, group = 0;
+  WeightCode code = WeightCode::kBf16;
+  int32_t group = 0;
   int64_t n_rows = 0, n_columns = 0;  // columns: a multiple of 128
   uint16_t* out = nullptr;            // [n_rows][out_stride]
   int64_t out_stride = 0;

@@ -30,7 +30,7 @@ constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, mult
                                  multiply_skinny_portable, decode_weights_portable};
 
 void check_depth(int64_t k, const WeightCodec& codec) {
-  CHECK(k > 0 && k % 2 == 0 && codec.is_for(k), "k is {}, {} bits in groups of {}", k, codec.bits, codec.group);
+  CHECK(k > 0 && k % 2 == 0 && codec.is_for(k), "k is {}, {} in groups of {}", k, name_of(codec.code), codec.group);
 }
 
 // Weight rows of an item.
@@ -79,7 +79,7 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, co
   if (level.skinny_takes_codes) {
     product.row_bytes = codec.row_bytes(p.k);
     product.code_bytes = codec.code_bytes(p.k);
-    product.bits = codec.bits;
+    product.code = codec.code;
     product.group = codec.group;
     return multiply_rows(p, level, product, out);
   }
@@ -183,7 +183,7 @@ void decode_rows(const GemmLevel& level, const WeightMatrix& w, int64_t k, int64
   level.decode_weights({.codes = row + w.codec.code_bytes(first_column),
                         .params = params + first_column / w.codec.group,
                         .row_bytes = row_bytes,
-                        .bits = w.codec.bits,
+                        .code = w.codec.code,
                         .group = w.codec.group,
                         .n_rows = n_rows,
                         .n_columns = n_columns,

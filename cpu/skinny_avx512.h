@@ -47,8 +47,9 @@ template <int kRows>
 inline constexpr bool kPrefetches = kRows > 2;
 
 // Of coded weights; Level::add_run(acc, run, x) adds the products of 32 elements.
-template <class Level, int kBits>
+template <class Level, WeightCode kCode>
 struct CodedLevel {
+  static constexpr int kBits = bits_of(kCode);
   using Element = typename Level::Element;
   static int64_t stride(int64_t k) { return Level::stride(k); }
 
@@ -64,7 +65,7 @@ struct CodedLevel {
         for (int c = 0; c < kColumns; ++c) {
           const auto* params = reinterpret_cast<const uint32_t*>(rows + c * row_bytes + b.code_bytes) + (i >> shift);
           _mm_prefetch(reinterpret_cast<const char*>(params) + kColumns * row_bytes, _MM_HINT_T0);
-          scales[c].load(params);
+          scales[c].template load<kCode>(params);
         }
       }
 #pragma GCC unroll 8
@@ -75,11 +76,7 @@ struct CodedLevel {
         _mm_prefetch(next, _MM_HINT_T0);
         if constexpr (kBits == 8) _mm_prefetch(next + 64, _MM_HINT_T0);
         __m512i runs[4];
-        if constexpr (kBits == 4) {
-          decode_4<typename Level::Round>(codes + i / 2, scales[c], group, shift, runs);
-        } else {
-          decode_8<typename Level::Round>(codes + i, scales[c], group, shift, runs);
-        }
+        decode_128<typename Level::Round, kCode>(codes + i * kBits / 8, scales[c], group, shift, runs);
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
           const Element* x = b.x + r * stride(b.k) + i;
@@ -143,7 +140,7 @@ template <class Level>
 void multiply_blocks(const SkinnyProduct& p, const typename Level::Element* x) {
   // Short rows: fetch the next block; long ones: 2 KiB further along the same row.
   const int64_t ahead = p.k < 1024 ? p.k : 1024;
-  const int64_t w_stride = p.bits < 16 ? p.row_bytes / 2 : p.k;
+  const int64_t w_stride = p.code != WeightCode::kBf16 ? p.row_bytes / 2 : p.k;
   const auto at = [&](int64_t n) {
     return SkinnyBlock<Level>{x, p.weight + n * w_stride, p.k, ahead, w_stride, p.code_bytes, p.group};
   };
@@ -166,11 +163,13 @@ void multiply_blocks(const SkinnyProduct& p, const typename Level::Element* x) {
 
 template <class Level>
 void multiply_skinny(const SkinnyProduct& p, const typename Level::Element* x) {
-  switch (p.bits) {
-    case 4: return multiply_blocks<CodedLevel<Level, 4>>(p, x);
-    case 8: return multiply_blocks<CodedLevel<Level, 8>>(p, x);
-    default: return multiply_blocks<Level>(p, x);
+  switch (p.code) {
+    case WeightCode::kInt4: return multiply_blocks<CodedLevel<Level, WeightCode::kInt4>>(p, x);
+    case WeightCode::kInt8: return multiply_blocks<CodedLevel<Level, WeightCode::kInt8>>(p, x);
+    case WeightCode::kE4M3: return multiply_blocks<CodedLevel<Level, WeightCode::kE4M3>>(p, x);
+    case WeightCode::kBf16: break;
   }
+  multiply_blocks<Level>(p, x);
 }
 
 }  // namespace

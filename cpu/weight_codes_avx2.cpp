@@ -1,5 +1,5 @@
 // Coded weights to bf16 with AVX2. Four bits: the sixteen values of a group are computed once; their lower
-// and their upper bytes are looked up apart.
+// and their upper bytes are looked up apart. E4M3 is a half-precision float but for a smaller exponent.
 #include "cpu/gemm.h"
 #include "cpu/intrinsics.h"
 
@@ -13,6 +13,12 @@ __m256i rounded(__m256 value) {
   return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
 }
 
+// Two times eight bf16, each in a dword, to sixteen.
+__m256i in_order(__m256i first, __m256i second) {
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8);
+}
+
+// Of integers.
 struct Param {
   explicit Param(uint32_t param)
       : scale(_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(param & ~0x1ffu)))),
@@ -22,9 +28,7 @@ struct Param {
     return rounded(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero)), scale));
   }
   // Sixteen codes in dwords, in order, to sixteen bf16.
-  __m256i values(__m256i first, __m256i second) const {
-    return _mm256_permute4x64_epi64(_mm256_packus_epi32(value(first), value(second)), 0xd8);
-  }
+  __m256i values(__m256i first, __m256i second) const { return in_order(value(first), value(second)); }
   __m256 scale;
   __m256i zero;
 };
@@ -77,9 +81,28 @@ void decode_8(const uint8_t* codes, const uint32_t* params, int32_t group, uint1
   }
 }
 
+void decode_e4m3(const uint8_t* codes, const uint32_t* params, int32_t group, uint16_t* out) {
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    // Read as halves, codes are 2^-8 of what they are.
+    const __m256 scale = _mm256_set1_ps(__builtin_bit_cast(float, params[run * 32 / group]) * 256);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256i words = load(codes + run / 2 * 64 + 32 * half);
+      if (run % 2 == 0) words = _mm256_slli_epi16(words, 8);
+      // Sign, a bit of exponent that is 0, then the code's seven.
+      words = _mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+      const auto value = [&](__m128i eight) { return rounded(_mm256_mul_ps(_mm256_cvtph_ps(eight), scale)); };
+      store(out + 32 * run + 16 * half,
+            in_order(value(_mm256_castsi256_si128(words)), value(_mm256_extracti128_si256(words, 1))));
+    }
+  }
+}
+
 }  // namespace
 
 void decode_weights_avx2(const DecodeWeights& p) {
+  const int bits = bits_of(p.code), group = p.group;
   for (int64_t row = 0; row < p.n_rows; ++row) {
     const uint8_t* codes = p.codes + row * p.row_bytes;
     const uint32_t* params = p.params + row * p.row_bytes / 4;
@@ -87,15 +110,15 @@ void decode_weights_avx2(const DecodeWeights& p) {
     for (int64_t column = 0; column < p.n_columns; column += 128) {
       // Rows of codes are too short for the hardware's prefetcher: the same place four rows on.
       const auto* ahead = reinterpret_cast<const char*>(codes + 4 * p.row_bytes);
-      _mm_prefetch(ahead + column * p.bits / 8, _MM_HINT_T0);
-      if (p.bits == 8) _mm_prefetch(ahead + column + 64, _MM_HINT_T0);
-      if (column / p.group % 16 == 0) {
-        _mm_prefetch(reinterpret_cast<const char*>(params + column / p.group) + 4 * p.row_bytes, _MM_HINT_T0);
+      _mm_prefetch(ahead + column * bits / 8, _MM_HINT_T0);
+      if (bits == 8) _mm_prefetch(ahead + column + 64, _MM_HINT_T0);
+      if (column / group % 16 == 0) {
+        _mm_prefetch(reinterpret_cast<const char*>(params + column / group) + 4 * p.row_bytes, _MM_HINT_T0);
       }
-      if (p.bits == 4) {
-        decode_4(codes + column / 2, params + column / p.group, p.group, out + column);
-      } else {
-        decode_8(codes + column, params + column / p.group, p.group, out + column);
+      switch (p.code) {
+        case WeightCode::kInt4: decode_4(codes + column / 2, params + column / group, group, out + column); break;
+        case WeightCode::kInt8: decode_8(codes + column, params + column / group, group, out + column); break;
+        default: decode_e4m3(codes + column, params + column / group, group, out + column); break;
       }
     }
   }

@@ -2,7 +2,7 @@
 // Internal linkage, because files with different compiler flags include it (cpu/isa.h).
 //
 // Four bits: the sixteen values of a group are computed once and looked up; a lookup heeds five bits of its
-// index, so the table is there twice.
+// index, so the table is there twice. E4M3 is a half-precision float but for a smaller exponent.
 #pragma once
 
 #include "cpu/bf16_avx512.h"
@@ -20,12 +20,18 @@ struct RoundAvx512 {
   static __m512i twice(__m512 values) { return _mm512_broadcast_i64x4(narrow(values)); }
 };
 
-// What sixteen groups make of a code: value = code * scale - shift. All products are exact: a scale has 15
-// bits, code and zero have nine.
+// What sixteen groups make of a code: value = code * scale - shift. All products of integers are exact: a scale has
+// 15 bits, code and zero have nine. E4M3 has no shift.
 struct GroupScales {
   // params: 64-byte aligned; what follows a row's last one is in its padding.
+  template <WeightCode kCode>
   void load(const uint32_t* params) {
     const __m512i bits = _mm512_load_si512(params), mask = _mm512_set1_epi32(0x1ff);
+    if constexpr (kCode == WeightCode::kE4M3) {
+      // Read as halves, codes are 2^-8 of what they are.
+      _mm512_store_ps(scales, _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(256)));
+      return;
+    }
     const __m512 scale = _mm512_castsi512_ps(_mm512_andnot_si512(mask, bits));
     _mm512_store_ps(scales, scale);
     _mm512_store_ps(shifts, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_and_si512(mask, bits)), scale));
@@ -69,14 +75,42 @@ template <class Round>
   }
 }
 
+template <class Round>
+[[gnu::always_inline]] inline void decode_e4m3(const uint8_t* codes, const GroupScales& scales, int64_t group,
+                                               int shift, __m512i (&runs)[4]) {
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    __m512i words = _mm512_loadu_si512(codes + run / 2 * 64);
+    if (run % 2 == 0) words = _mm512_slli_epi16(words, 8);
+    // Sign, a bit of exponent that is 0, then the code's seven.
+    words = _mm512_and_si512(_mm512_srai_epi16(words, 1), _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const __m512 scale = _mm512_set1_ps(scales.scales[group + (32 * run >> shift)]);
+    const auto values = [&](__m256i half) { return _mm512_mul_ps(_mm512_cvtph_ps(half), scale); };
+    runs[run] = Round::both(values(_mm512_castsi512_si256(words)), values(_mm512_extracti64x4_epi64(words, 1)));
+  }
+}
+
+template <class Round, WeightCode kCode>
+[[gnu::always_inline]] inline void decode_128(const uint8_t* codes, const GroupScales& scales, int64_t group,
+                                              int shift, __m512i (&runs)[4]) {
+  if constexpr (kCode == WeightCode::kInt4) {
+    decode_4<Round>(codes, scales, group, shift, runs);
+  } else if constexpr (kCode == WeightCode::kInt8) {
+    decode_8<Round>(codes, scales, group, shift, runs);
+  } else {
+    decode_e4m3<Round>(codes, scales, group, shift, runs);
+  }
+}
+
 // Rows of codes are too short for the hardware's prefetcher: the same place some rows on.
 inline void prefetch_row_ahead(const void* at, int64_t row_bytes) {
   constexpr int64_t kRows = 4;
   _mm_prefetch(static_cast<const char*>(at) + kRows * row_bytes, _MM_HINT_T0);
 }
 
-template <class Round>
-void decode_rows(const DecodeWeights& p) {
+template <class Round, WeightCode kCode>
+void decode_rows_of(const DecodeWeights& p) {
+  constexpr int kBits = bits_of(kCode);
   const int shift = __builtin_ctz(static_cast<unsigned>(p.group));
   GroupScales scales;
   for (int64_t row = 0; row < p.n_rows; ++row) {
@@ -88,20 +122,28 @@ void decode_rows(const DecodeWeights& p) {
     for (int64_t column = 0; column < p.n_columns; column += 128) {
       const int64_t group = first + (column >> shift), in_scales = group % kGroupsAtOnce;
       if (column == 0 || in_scales == 0) {
-        scales.load(params - first + (group - in_scales));
+        scales.load<kCode>(params - first + (group - in_scales));
         prefetch_row_ahead(params + (column >> shift), p.row_bytes);
       }
-      prefetch_row_ahead(codes + column * p.bits / 8, p.row_bytes);
-      if (p.bits == 8) prefetch_row_ahead(codes + column + 64, p.row_bytes);
+      const uint8_t* at = codes + column * kBits / 8;
+      prefetch_row_ahead(at, p.row_bytes);
+      if constexpr (kBits == 8) prefetch_row_ahead(at + 64, p.row_bytes);
       __m512i runs[4];
-      if (p.bits == 4) {
-        decode_4<Round>(codes + column / 2, scales, in_scales, shift, runs);
-      } else {
-        decode_8<Round>(codes + column, scales, in_scales, shift, runs);
-      }
+      decode_128<Round, kCode>(at, scales, in_scales, shift, runs);
       for (int i = 0; i < 4; ++i) _mm512_storeu_si512(out + column + 32 * i, runs[i]);
     }
   }
+}
+
+template <class Round>
+void decode_rows(const DecodeWeights& p) {
+  switch (p.code) {
+    case WeightCode::kInt4: return decode_rows_of<Round, WeightCode::kInt4>(p);
+    case WeightCode::kE4M3: return decode_rows_of<Round, WeightCode::kE4M3>(p);
+    case WeightCode::kInt8:
+    case WeightCode::kBf16: break;
+  }
+  decode_rows_of<Round, WeightCode::kInt8>(p);
 }
 
 }  // namespace

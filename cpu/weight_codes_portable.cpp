@@ -8,26 +8,25 @@ namespace tiercel::cpu {
 namespace {
 
 // 32 neighbouring elements, which share a param: code `place` of each word of a unit.
-void decode_run(const uint8_t* unit, int bits, int place, uint32_t param, uint16_t* out) {
-  const float scale = scale_of(param);
-  const int32_t zero = zero_of(param), mask = (1 << bits) - 1;
+void decode_run(const uint8_t* unit, WeightCode code_type, int place, uint32_t param, uint16_t* out) {
+  const int bits = bits_of(code_type);
+  const int32_t mask = (1 << bits) - 1;
   for (int j = 0; j < kUnitWords; ++j) {
     const int32_t word = unit[2 * j] | unit[2 * j + 1] << 8;
-    const int32_t code = word >> (place * bits) & mask;
-    out[j] = bf16(static_cast<float>(code - zero) * scale).bits;
+    out[j] = value_of_code(code_type, word >> (place * bits) & mask, param).bits;
   }
 }
 
 }  // namespace
 
 void decode_weights_portable(const DecodeWeights& p) {
-  const int runs = 16 / p.bits;  // of a unit
+  const int runs = 16 / bits_of(p.code);  // of a unit
   for (int64_t row = 0; row < p.n_rows; ++row) {
     const uint8_t* codes = p.codes + row * p.row_bytes;
     const uint32_t* params = p.params + row * p.row_bytes / 4;
     uint16_t* out = p.out + row * p.out_stride;
     for (int64_t run = 0; run < p.n_columns / kUnitWords; ++run) {
-      decode_run(codes + run / runs * kUnitBytes, p.bits, static_cast<int>(run % runs),
+      decode_run(codes + run / runs * kUnitBytes, p.code, static_cast<int>(run % runs),
                  params[run * kUnitWords / p.group], out + run * kUnitWords);
     }
   }

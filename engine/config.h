@@ -90,8 +90,9 @@ struct ModelConfig {
   // config.json does not tell; the checkpoint's tensors do.
   bool eviction_head = false;
   std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
-  std::optional<IntWeights> int_weights;  // some are integers with scales
-  // Modules of which the checkpoint has codes (integers), sorted; null: of all matrices of layers.
+  std::optional<IntWeights> int_weights;  // some are integers with scales; not both
+  bool has_codes() const { return fp8 || int_weights; }
+  // Modules of which the checkpoint has codes, sorted; null: of all matrices of layers.
   std::shared_ptr<const std::vector<std::string>> coded_modules;
   WeightForm weight_form = WeightForm::kStored;  // ModelOptions
   std::shared_ptr<const KeptWeights> kept;       // which takes milliseconds to find out of many experts; may be null

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "engine/base/check.h"
+#include "engine/weight_codes.h"
 
 namespace tiercel {
 namespace {
@@ -31,7 +34,21 @@ std::vector<float> floats(const TensorInfo& tensor) {
   return values;
 }
 
+constexpr float kLargestCode = 448;
+// Kernels multiply scales by 256.
+constexpr float kMostScale = 0x1p+120f;
+
+bool is_infinite(bf16 value) { return (value.bits & 0x7fffu) == 0x7f80u; }
+
 }  // namespace
+
+WeightCodec Fp8Weights::codec(int64_t k) const {
+  if (k % kCodedColumns != 0) return {};
+  for (const int32_t kept : {128, 64, 32}) {
+    if (block_columns % kept == 0) return {WeightCode::kE4M3, kept};
+  }
+  return {};
+}
 
 Fp8Tensor::Fp8Tensor(const TensorInfo& codes, const TensorInfo& scales, const Fp8Weights& format,
                      const std::string& file)
@@ -74,9 +91,29 @@ int64_t Fp8Tensor::decode_row(int64_t row, bf16* out) const {
     const int64_t end = std::min(first + block_columns_, columns_);
     for (int64_t i = first; i < end; ++i) {
       out[i] = bf16(kValues[std::to_integer<size_t>(codes[i])] * scales[block]);
-      overflowed += (out[i].bits & 0x7fffu) == 0x7f80u;
+      overflowed += is_infinite(out[i]);
     }
   }
+  return overflowed;
+}
+
+int64_t Fp8Tensor::pack(int64_t row, WeightCodec codec, std::byte* out) const {
+  const float* scales = scales_.data() + row / block_rows_ * scales_per_row_;
+  const auto* codes = reinterpret_cast<const uint8_t*>(codes_.data + row * columns_);
+  std::vector<uint32_t> params;
+  int64_t overflowed = 0;
+  for (int64_t first = 0; first < columns_; first += codec.group) {
+    const float scale = scales[first / block_columns_];
+    params.push_back(std::bit_cast<uint32_t>(scale));
+    if (std::abs(scale) >= kMostScale) {
+      overflowed += codec.group;
+    } else if (is_infinite(bf16(kLargestCode * scale))) {
+      overflowed += std::count_if(codes + first, codes + first + codec.group, [&](uint8_t code) {
+        return is_infinite(value_of_code(codec.code, code, params.back()));
+      });
+    }
+  }
+  pack_row({codes, static_cast<size_t>(columns_)}, params, codec, out);
   return overflowed;
 }
 

@@ -59,7 +59,7 @@ int32_t code_in(uint32_t word, int64_t i, int bits) {
 WeightCodec IntWeights::codec(int64_t k) const {
   if (k % kCodedColumns != 0 || (act_order && group > 0)) return {};
   for (const int32_t kept : {128, 64, 32}) {
-    if (group % kept == 0) return {bits, kept};
+    if (group % kept == 0) return {bits == 4 ? WeightCode::kInt4 : WeightCode::kInt8, kept};
   }
   return {};
 }

@@ -82,14 +82,14 @@ void pack_row(std::span<const uint8_t> codes, std::span<const uint32_t> params, 
   const auto k = static_cast<int64_t>(codes.size());
   CHECK(k % kCodedColumns == 0 && std::ssize(params) == k / codec.group, "{} columns, {} params", k, params.size());
   const int64_t code_bytes = codec.code_bytes(k), param_bytes = static_cast<int64_t>(params.size_bytes());
-  const int per_word = 16 / codec.bits;
+  const int per_word = 16 / codec.bits();
   const uint8_t* source = codes.data();
   for (std::byte* unit = out; unit < out + code_bytes; unit += kUnitBytes, source += per_word * kUnitWords) {
     std::array<uint16_t, kUnitWords> words{};
     for (int s = 0; s < per_word; ++s) {
       for (size_t j = 0; j < words.size(); ++j) {
         const uint8_t code = source[static_cast<size_t>(s) * words.size() + j];
-        words[j] = static_cast<uint16_t>(words[j] | code << (s * codec.bits));
+        words[j] = static_cast<uint16_t>(words[j] | code << (s * codec.bits()));
       }
     }
     std::memcpy(unit, words.data(), sizeof words);
@@ -100,7 +100,8 @@ void pack_row(std::span<const uint8_t> codes, std::span<const uint32_t> params, 
 }
 
 void quantise_row(std::span<const bf16> row, WeightCodec codec, std::byte* out) {
-  const float last = static_cast<float>((1 << codec.bits) - 1);
+  CHECK(codec.code == WeightCode::kInt8 || codec.code == WeightCode::kInt4, "{}", name_of(codec.code));
+  const float last = static_cast<float>((1 << codec.bits()) - 1);
   std::vector<uint8_t> codes(row.size());
   std::vector<uint32_t> params;
   std::vector<float> values(static_cast<size_t>(codec.group));
@@ -111,8 +112,8 @@ void quantise_row(std::span<const bf16> row, WeightCodec codec, std::byte* out) 
       range.low = std::min(range.low, values[i]);
       range.high = std::max(range.high, values[i]);
     }
-    const GroupScale group = codec.bits == 8 ? symmetric(range, codec.bits)
-                                             : best_with_zero(values.data(), codec.group, range, codec.bits);
+    const GroupScale group = codec.code == WeightCode::kInt8 ? symmetric(range, codec.bits())
+                                             : best_with_zero(values.data(), codec.group, range, codec.bits());
     params.push_back(group.param());
     for (size_t i = 0; i < values.size(); ++i) {
       codes[first + i] = static_cast<uint8_t>(code_of(values[i], group, last));

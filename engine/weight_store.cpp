@@ -50,20 +50,25 @@ bool is_zero(const TensorInfo& tensor) {
 void learn_from_checkpoint(ModelConfig& config, const std::string& directory) {
   const Checkpoint checkpoint = Checkpoint::open(directory);
   config.eviction_head = checkpoint.find("model.layers.0.self_attn.delta.weight") != nullptr;
-  if (!config.int_weights) return;
+  if (!config.has_codes()) return;
+  const auto has_codes_of = [&](std::string_view module) {
+    const std::string weight = std::string(module) + ".weight";
+    if (config.int_weights) return IntTensor::is_in(checkpoint, weight, *config.int_weights);
+    const TensorInfo* tensor = checkpoint.find(weight);
+    return tensor != nullptr && tensor->dtype == DType::kF8E4M3;
+  };
   auto modules = std::make_shared<std::vector<std::string>>();
   for (const std::string_view name : checkpoint.names()) {
     const size_t dot = name.rfind('.');
     if (dot == name.npos) continue;
     const std::string_view module = name.substr(0, dot);
     const bool known = !modules->empty() && modules->back() == module;
-    if (!known && IntTensor::is_in(checkpoint, std::string(module) + ".weight", *config.int_weights)) {
-      modules->emplace_back(module);
-    }
+    if (!known && has_codes_of(module)) modules->emplace_back(module);
   }
   std::ranges::sort(*modules);
   config.coded_modules = std::move(modules);
 }
+
 void fill_random_codes(cpu::Queue& queue, const RandomParams& fill, const WeightTensor& tensor, bf16* out) {
   const int64_t n_rows = tensor.shape[0], k = tensor.shape[1];
   const int64_t at_once = std::max<int64_t>((int64_t{4} << 20) / k, 1);
@@ -87,10 +92,10 @@ struct WeightStore::Wanted {
   TensorInfo tensor;  // the rows that are ours
   int64_t first_row;  // within the checkpoint's tensor
   bool is_moved;      // its rows come in another order
-  std::optional<Fp8Tensor> scaled = {};  // the checkpoint's tensor
+  std::optional<Fp8Tensor> scaled = {};  // the checkpoint's tensor of 8-bit floats
   std::string scale_name = {};           // of its scales
-  std::shared_ptr<const IntTensor> coded = {};  // the checkpoint's tensor, of which `tensor` has name and shape only
-  bool stays_coded = false;                     // as it is
+  std::shared_ptr<const IntTensor> coded = {};  // its integers, of which `tensor` has name and shape only
+  bool stays_coded = false;                     // integers or floats, as they are
   WeightCodec codec = {};                       // as it is kept
   int64_t row_elements() const { return tensor.n_elements() / tensor.shape[0]; }
   // Of memory.
@@ -209,6 +214,7 @@ void WeightStore::collect_tensor(const WeightTensor& wanted, const ModelConfig& 
   if (whole.dtype == DType::kF8E4M3) {
     const TensorInfo& scales = scales_of(whole, config);
     ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
+    ours.stays_coded = wanted.codec.is_coded() && wanted.codec == config.fp8->codec(stored[1]);
     ours.scale_name = scales.name;
     checkpoint_->check_finite(scales);
   }
@@ -255,7 +261,7 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
   for (const std::string_view name : checkpoint_->names()) {
     if (!name.starts_with("model.layers.") || used.contains(name)) continue;
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
-    if ((config.fp8 || config.int_weights) && is_scale_of_activations(name)) continue;
+    if (config.has_codes() && is_scale_of_activations(name)) continue;
     if (config.int_weights && name.ends_with(".bias") && is_zero(*checkpoint_->find_any(name))) continue;
     fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
          "ignored; check config.json, or convert the model to the plain architecture",
@@ -288,6 +294,9 @@ int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
         continue;
       }
       wanted.coded->decode(at, of_row, values.data());
+    } else if (wanted.stays_coded) {
+      overflowed += wanted.scaled->pack(at, wanted.codec, kept);
+      continue;
     } else {
       one.tensor = rows_of(wanted.tensor, row - in_unit + source, 1);
       one.first_row = at;

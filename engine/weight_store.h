@@ -3,8 +3,8 @@
 // Everything is checked: each tensor's presence, type and shape, that no tensor of a layer is left
 // over, and that every value is finite (a NaN weight would silently become a NaN answer). Small
 // checkpoints, f16 and f32 ones are copied into aligned memory; a large bf16 checkpoint is used where it
-// is mapped. Matrices of 8-bit floats are decoded; integers stay codes, or are decoded, and other matrices may be
-// coded (WeightForm). Heads whose pairs of channels lie otherwise than the
+// is mapped. Matrices of 8-bit floats and of integers stay codes, or are decoded, and other matrices may be coded
+// (WeightForm). Heads whose pairs of channels lie otherwise than the
 // engine turns them (interleaved, or a part of the head) are copied in its order: scores only see that
 // queries and keys agree on one.
 #pragma once

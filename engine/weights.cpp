@@ -32,10 +32,11 @@ constexpr const char *kEmbedding = "model.embed_tokens.weight", *kHead = "lm_hea
 
 // In which codec the checkpoint has a matrix of k columns: bf16 where it has no codes, or none that can be kept.
 WeightCodec stored_codec(const ModelConfig& c, const std::string& name, int64_t k) {
-  const bool stored = c.int_weights && (c.coded_modules != nullptr
-                                            ? std::ranges::binary_search(*c.coded_modules, module_of(name))
-                                            : name != kEmbedding && name != kHead);
-  return stored ? c.int_weights->codec(k) : WeightCodec{};
+  if (!c.has_codes()) return {};
+  const bool stored = c.coded_modules != nullptr ? std::ranges::binary_search(*c.coded_modules, module_of(name))
+                                                 : name != kEmbedding && name != kHead;
+  if (!stored) return {};
+  return c.fp8 ? c.fp8->codec(k) : c.int_weights->codec(k);
 }
 
 // In which one it is kept.
@@ -45,7 +46,7 @@ WeightCodec kept_codec(const ModelConfig& c, const std::string& name, int64_t k,
   // Logits show what rounding does to them at once.
   const bool of_tokens = name == kEmbedding || name == kHead;
   const WeightCodec wanted = c.weight_form == WeightForm::kInt8 || of_tokens ? kInt8Weights : kInt4Weights;
-  return stored.bits <= wanted.bits ? stored : wanted;
+  return stored.bits() <= wanted.bits() ? stored : wanted;
 }
 WeightCodec codec_of(const ModelConfig& c, const std::string& name, int64_t k) {
   return kept_codec(c, name, k, stored_codec(c, name, k));
@@ -309,15 +310,18 @@ KeptWeights describe_weights(const ModelConfig& c) {
   }
   std::ranges::sort(parts, std::greater(), &Part::parameters);
   for (const Part& part : parts) {
-    kept.text += fmt::format("{:.0f} % in {} bits, groups of {}{}; ",
-                             100 * static_cast<double>(part.parameters) / static_cast<double>(all), part.codec.bits,
-                             part.codec.group, part.rounded ? ", rounded" : ", as the checkpoint has them");
+    const double percent = 100 * static_cast<double>(part.parameters) / static_cast<double>(all);
+    const std::string what = part.codec.code == WeightCode::kE4M3
+                                 ? "8-bit floats"
+                                 : fmt::format("{} bits, groups of {}", part.codec.bits(), part.codec.group);
+    kept.text += fmt::format("{:.0f} % in {}, {}; ", percent, what,
+                             part.rounded ? "rounded" : "as the checkpoint has them");
   }
   kept.coded = !parts.empty();
   if (kept.coded) {
     kept.text += "the rest bf16";
-  } else if (c.int_weights) {
-    kept.text = "the checkpoint's integers, decoded to bf16";
+  } else if (c.has_codes()) {
+    kept.text = fmt::format("the checkpoint's {}, decoded to bf16", c.fp8 ? "8-bit floats" : "integers");
   }
   return kept;
 }

@@ -20,18 +20,13 @@ void embed(Stream& stream, const EmbedParams& p) {
   while (threads < kThreads && threads < items) threads *= 2;
   const EmbedKernelParams params{p, threads, code_layout(codec, p.width)};
   const unsigned blocks = blocks_for(p.n_tokens, kThreads / threads);
-  if (codec.is_coded()) {
-    CHECK(pieces, "coded rows, or what they go to, at other addresses than multiples of 16");
-    if (codec.bits == 4) {
-      launch_dependent<embed_kernel<4>>(stream, blocks, kThreads, 0, params);
-    } else {
-      launch_dependent<embed_kernel<8>>(stream, blocks, kThreads, 0, params);
-    }
-  } else if (pieces) {
-    launch_dependent<embed_kernel<16>>(stream, blocks, kThreads, 0, params);
-  } else {
-    launch_dependent<embed_kernel<0>>(stream, blocks, kThreads, 0, params);
+  CHECK(pieces || !codec.is_coded(), "coded rows, or what they go to, at other addresses than multiples of 16");
+  if (!pieces) {
+    return launch_dependent<embed_kernel<false, WeightCode::kBf16>>(stream, blocks, kThreads, 0, params);
   }
+  with_code(codec.code, [&]<WeightCode kCode>() {
+    launch_dependent<embed_kernel<true, kCode>>(stream, blocks, kThreads, 0, params);
+  });
 }
 
 void rms_norm(Stream& stream, const NormParams& p) {

@@ -18,16 +18,16 @@ struct EmbedKernelParams {
 };
 
 // Eight elements of a row, from i on.
-template <int kBits>
+template <WeightCode kCode>
 GPU uint4 decoded_piece(const CodeLayout& codes, const bf16* table, int64_t row, int64_t i) {
-  constexpr int kUnit = 32 * kPieceSteps<kBits>;
+  constexpr int kUnit = 32 * kPieceSteps<kBitsOf<kCode>>;
   const auto* of_row = reinterpret_cast<const uint8_t*>(table) + row * codes.row_bytes;
   const auto* words = reinterpret_cast<const uint4*>(of_row + i / kUnit * kUnitBytes + i % 32 / kPiece * 16);
-  return decode_step<kBits>(*words, static_cast<int>(i % kUnit / 32), params_of(codes, table, row)[i >> codes.shift]);
+  return decode_step<kCode>(*words, static_cast<int>(i % kUnit / 32), params_of(codes, table, row)[i >> codes.shift]);
 }
 
-// kBits: 0: bf16 at any address, 16: in pieces; else codes.
-template <int kBits>
+// kPieces: eight elements at a time, as codes always are; else bf16 at any address.
+template <bool kPieces, WeightCode kCode>
 KERNEL(256, 4)
 embed_kernel(const GRID_CONST EmbedKernelParams p) {
   gpu::begin_dependent();
@@ -40,17 +40,17 @@ embed_kernel(const GRID_CONST EmbedKernelParams p) {
   const bf16* table = p.op.table.values;
   const bf16* source = table + (known ? id : 0) * p.op.width;
   bf16* target = p.op.out + token * p.op.width;
-  constexpr int kStep = kBits > 0 ? kPiece : 1;
+  constexpr int kStep = kPieces ? kPiece : 1;
   for (int64_t i = static_cast<int>(threadIdx.x) % row_threads * kStep; i < p.op.width;
        i += row_threads * kStep) {
-    if constexpr (kBits > 0) {
+    if constexpr (kPieces) {
       constexpr uint32_t kNans = 0x7fff7fff;
       uint4 piece = {kNans, kNans, kNans, kNans};
       if (known) {
-        if constexpr (kBits == 16) {
+        if constexpr (kCode == WeightCode::kBf16) {
           piece = load_piece(source + i);
         } else {
-          piece = decoded_piece<kBits>(p.codes, table, id, i);
+          piece = decoded_piece<kCode>(p.codes, table, id, i);
         }
       }
       store_piece(target + i, piece);

@@ -17,41 +17,33 @@ dim3 grid_of(const ExpertProduct& p, int64_t n_pairs, int64_t columns, int64_t t
   return {blocks_for(p.n, columns), static_cast<unsigned>(tiles)};
 }
 
-template <bool kGated, int kBits>
+template <bool kGated, WeightCode kCode>
 void multiply_few(Stream& stream, ExpertProduct p, int64_t n_pairs) {
-  constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
-  const int n_groups = kBits == 16 ? 0 : p.k >> p.codes.shift;
+  constexpr int kOctets = 2, kColumns = 8 * SkinnyWeights<kOctets, kGated, kCode>::kColumns;
+  const int n_groups = kCode == WeightCode::kBf16 ? 0 : p.k >> p.codes.shift;
   p.panel = panel_beside_params(kFewRows, p.k, kOctets, n_groups, stream.shared_memory());
-  launch_dependent<expert_rows_kernel<kOctets, kGated, kBits>>(
+  launch_dependent<expert_rows_kernel<kOctets, kGated, kCode>>(
       stream, grid_of(p, n_pairs, kColumns, kFewRows), 32 * kSkinnyWarps,
       skinny_shared_bytes(kFewRows, p.panel, kOctets, n_groups), p);
 }
 
-template <bool kGated, int kBits>
+template <bool kGated, WeightCode kCode>
 void multiply_many(Stream& stream, const ExpertProduct& p, int64_t n_pairs) {
   constexpr int kColumns = kGated ? kHalf : 2 * kHalf;
-  launch_dependent<expert_tiles_kernel<kGated, kBits>>(stream, grid_of(p, n_pairs, kColumns, kTileRows),
-                                                       kTileThreads, kTilesSharedBytes + kCodesSharedBytes<kBits>,
-                                                       p);
-}
-
-template <bool kGated, int kBits>
-void multiply_in(Stream& stream, const ExpertProduct& p, int64_t n_pairs, bool few) {
-  if (few) {
-    multiply_few<kGated, kBits>(stream, p, n_pairs);
-  } else {
-    multiply_many<kGated, kBits>(stream, p, n_pairs);
-  }
+  launch_dependent<expert_tiles_kernel<kGated, kCode>>(stream, grid_of(p, n_pairs, kColumns, kTileRows), kTileThreads,
+                                                       kTilesSharedBytes + kCodesSharedBytes<kBitsOf<kCode>>, p);
 }
 
 template <bool kGated>
 void multiply(Stream& stream, ExpertProduct p, const WeightCodec& codec, int64_t n_pairs, bool few) {
   p.codes = code_layout(codec, p.k);
-  switch (codec.bits) {
-    case 4: return multiply_in<kGated, 4>(stream, p, n_pairs, few);
-    case 8: return multiply_in<kGated, 8>(stream, p, n_pairs, few);
-    default: return multiply_in<kGated, 16>(stream, p, n_pairs, few);
-  }
+  with_code(codec.code, [&]<WeightCode kCode>() {
+    if (few) {
+      multiply_few<kGated, kCode>(stream, p, n_pairs);
+    } else {
+      multiply_many<kGated, kCode>(stream, p, n_pairs);
+    }
+  });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace tiercel::cuda {
 
 inline constexpr int kFewRows = 8;
 
-template <int kOctets, bool kGated, int kBits>
+template <int kOctets, bool kGated, WeightCode kCode>
 KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kShortAhead>))
 expert_rows_kernel(const GRID_CONST ExpertProduct p) {
   using namespace gpu;
@@ -26,8 +26,8 @@ expert_rows_kernel(const GRID_CONST ExpertProduct p) {
                           .panel = p.panel,
                           .codes = p.codes};
   const SkinnyShared<kOctets> shared(smem, rows);
-  using Weights = SkinnyWeights<kOctets, kGated, kBits>;
-  constexpr int kAhead = kPiecesAhead<kOctets, kBits, kShortAhead>;
+  using Weights = SkinnyWeights<kOctets, kGated, kCode>;
+  constexpr int kBits = Weights::kBits, kAhead = kPiecesAhead<kOctets, kBits, kShortAhead>;
   const int tid = threadIdx.x;
   const Weights weights(rows);
   uint4 w[kAhead][kOctets];

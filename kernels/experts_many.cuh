@@ -31,8 +31,9 @@ inline constexpr size_t kCodesSharedBytes = kBits == 16 ? 0 : size_t{2} * kUnitB
 GPU int place_of_unit(int row, int unit) { return (row * 4 + (unit ^ (row >> 1 & 3))) * 16; }
 
 // A thread's part of the copies: units of two rows and of two rows of weights.
-template <bool kGated, int kBits>
+template <bool kGated, WeightCode kCode>
 struct TileLoader {
+  static constexpr int kBits = kBitsOf<kCode>;
   const bf16 *rows[2], *weights[2];
   bool row_valid[2], weight_valid[2];
   int k, unit;
@@ -106,7 +107,7 @@ struct TileLoader {
         gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
       } else {
         *reinterpret_cast<uint4*>(stage + kTileBytes + place) =
-            decode_step<kBits>(coded[i], slice % kSlices, of_slice[i]);
+            decode_step<kCode>(coded[i], slice % kSlices, of_slice[i]);
       }
     }
   }
@@ -174,15 +175,16 @@ GPU void store_tile(const ExpertProduct& p, const ExpertTile& tile, const float 
   }
 }
 
-template <bool kGated, int kBits>
+template <bool kGated, WeightCode kCode>
 KERNEL(kTileThreads, 2)
 expert_tiles_kernel(const GRID_CONST ExpertProduct p) {
   using namespace gpu;
+  constexpr int kBits = kBitsOf<kCode>;
   SHARED(smem);
   begin_dependent();
   const ExpertTile tile = find_tile<kTileRows>(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
-  TileLoader<kGated, kBits> loader(p, tile, smem + kTilesSharedBytes);
+  TileLoader<kGated, kCode> loader(p, tile, smem + kTilesSharedBytes);
   if constexpr (kBits != 16) {
 #pragma unroll
     for (int unit = 0; unit < kUnitBuffers<kBits> - 1; ++unit) loader.ask(unit);

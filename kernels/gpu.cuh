@@ -30,6 +30,9 @@ GPU float to_float(bf16 x) { return bits_to_float(uint32_t{x.bits} << 16); }
 // The two bf16 of one 32-bit word.
 GPU float low_float(uint32_t pair) { return bits_to_float(pair << 16); }
 GPU float high_float(uint32_t pair) { return bits_to_float(pair & 0xffff0000u); }
+// The same of two halves.
+GPU float low_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair & 0xffffu)); }
+GPU float high_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair >> 16)); }
 // Round to nearest, ties to even.
 GPU bf16 to_bf16(float x) {
   bf16 value;

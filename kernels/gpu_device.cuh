@@ -56,6 +56,11 @@ GPU float log2_fast(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+GPU float half_to_float(uint16_t x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
 // low | high << 16, each rounded to nearest even.
 GPU uint32_t pack_bf16(float low, float high) {
   uint32_t r;

@@ -18,12 +18,12 @@ bool can_stream(const LinearParams& p) {
   return can_stream(p.k) && aligned(p.x) && aligned(p.weight.values);
 }
 
-template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, int kBits = 16>
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, WeightCode kCode = WeightCode::kBf16>
 void launch_skinny(Stream& stream, const SkinnyParams& p) {
-  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
-  launch_dependent<skinny_kernel<kOctets, kNorm, kGated, kPieces, kBits>>(
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kCode>::kColumns;
+  launch_dependent<skinny_kernel<kOctets, kNorm, kGated, kPieces, kCode>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
-      skinny_shared_bytes(p.m, p.panel, kOctets, kBits == 16 ? 0 : p.n_groups()), p);
+      skinny_shared_bytes(p.m, p.panel, kOctets, kCode == WeightCode::kBf16 ? 0 : p.n_groups()), p);
 }
 
 // One octet a block while all blocks are resident at once: 32 KiB of weights in flight in each.
@@ -46,24 +46,26 @@ void run_skinny_bf16(Stream& stream, SkinnyParams p) {
 }
 
 // Sixteen rows of codes a block, whose params lie in shared memory too.
-template <bool kNorm, int kBits>
+template <bool kNorm, WeightCode kCode>
 void run_skinny_coded(Stream& stream, SkinnyParams p) {
   constexpr int kOctets = 2;
   p.panel = panel_beside_params(p.m, p.k, kOctets, p.n_groups(), stream.shared_memory());
   if (p.up != nullptr) {
-    launch_skinny<kOctets, kNorm, true, kShortAhead, kBits>(stream, p);
+    launch_skinny<kOctets, kNorm, true, kShortAhead, kCode>(stream, p);
   } else {
-    launch_skinny<kOctets, kNorm, false, kShortAhead, kBits>(stream, p);
+    launch_skinny<kOctets, kNorm, false, kShortAhead, kCode>(stream, p);
   }
 }
 
 template <bool kNorm>
 void run_skinny(Stream& stream, const SkinnyParams& p) {
-  switch (p.codes.bits) {
-    case 4: return run_skinny_coded<kNorm, 4>(stream, p);
-    case 8: return run_skinny_coded<kNorm, 8>(stream, p);
-    default: return run_skinny_bf16<kNorm>(stream, p);
-  }
+  with_code(p.codes.code, [&]<WeightCode kCode>() {
+    if constexpr (kCode == WeightCode::kBf16) {
+      run_skinny_bf16<kNorm>(stream, p);
+    } else {
+      run_skinny_coded<kNorm, kCode>(stream, p);
+    }
+  });
 }
 
 SkinnyParams skinny_params(const LinearParams& p) {
@@ -86,41 +88,47 @@ void linear_any(Stream& stream, const LinearParams& p) {
                             256, 0, p);
 }
 
-template <int kOctets, bool kGated, int kBits>
+// Octets of a block, at most.
+template <int kBits>
+inline constexpr int kRowOctets = kBits == 16 ? 8 : 4;
+
+template <int kOctets, bool kGated, WeightCode kCode>
 void launch_rows(Stream& stream, const SkinnyParams& p) {
-  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kBits>::kColumns;
-  launch_dependent<linear_rows_kernel<kOctets, kGated, kBits>>(
+  constexpr int kColumns = 8 * SkinnyWeights<kOctets, kGated, kCode>::kColumns;
+  launch_dependent<linear_rows_kernel<kOctets, kGated, kCode>>(
       stream, blocks_for(p.n, kColumns), 32 * kSkinnyWarps,
-      linear_rows_shared_bytes<kBits>(padded_rows(p.m), kOctets), p);
+      linear_rows_shared_bytes<kBitsOf<kCode>>(padded_rows(p.m), kOctets), p);
 }
 
-// Eight octets a block read x half as often as four, but must be enough blocks to fill the device.
+// Eight octets a block read x half as often as four, but must be enough blocks to fill the device, and registers that
+// decode are too few for them.
 void run_rows(Stream& stream, const SkinnyParams& p) {
-  const int bits = p.codes.bits;
-  if (bits == 4) return p.up != nullptr ? launch_rows<4, true, 4>(stream, p) : launch_rows<4, false, 4>(stream, p);
-  if (bits == 8) return p.up != nullptr ? launch_rows<4, true, 8>(stream, p) : launch_rows<4, false, 8>(stream, p);
-  if (p.up != nullptr) {
-    launch_rows<8, true, 16>(stream, p);
-  } else if (p.n >= int64_t{64} * stream.n_processors()) {
-    launch_rows<8, false, 16>(stream, p);
-  } else {
-    launch_rows<4, false, 16>(stream, p);
-  }
+  with_code(p.codes.code, [&]<WeightCode kCode>() {
+    constexpr int kMostOctets = kRowOctets<kBitsOf<kCode>>;
+    if (p.up != nullptr) {
+      launch_rows<kMostOctets, true, kCode>(stream, p);
+    } else if (p.n >= int64_t{8 * kMostOctets} * stream.n_processors()) {
+      launch_rows<kMostOctets, false, kCode>(stream, p);
+    } else {
+      launch_rows<4, false, kCode>(stream, p);
+    }
+  });
 }
 
 // Rows of one launch: two panels of 64 take 128 KiB of shared memory, which not every device has. Those beside weights
 // of four bits are twice as long.
-int64_t rows_at_once(const Stream& stream, int bits) {
-  const int most = bits == 4 ? kMostRows / 2 : kMostRows;
-  const size_t bytes = bits == 4   ? linear_rows_shared_bytes<4>(most, 4)
-                       : bits == 8 ? linear_rows_shared_bytes<8>(most, 4)
-                                   : linear_rows_shared_bytes<16>(most, 8);
-  return stream.shared_memory() >= static_cast<int64_t>(bytes) ? most : most / 2;
+int64_t rows_at_once(const Stream& stream, WeightCode code) {
+  return with_code(code, [&]<WeightCode kCode>() {
+    constexpr int kBits = kBitsOf<kCode>;
+    const int most = kBits == 4 ? kMostRows / 2 : kMostRows;
+    const size_t bytes = linear_rows_shared_bytes<kBits>(most, kRowOctets<kBits>);
+    return stream.shared_memory() >= static_cast<int64_t>(bytes) ? most : most / 2;
+  });
 }
 
 // Rows that have the bits of m = 1, some at a time. norm_weight is null: it has been done.
 void run_streamed(Stream& stream, const SkinnyParams& all) {
-  const int64_t most = rows_at_once(stream, all.codes.bits);
+  const int64_t most = rows_at_once(stream, all.codes.code);
   const int64_t out_bytes = all.out_f32 ? sizeof(float) : sizeof(bf16);
   for (int64_t row = 0; row < all.m; row += most) {
     SkinnyParams p = all;
@@ -147,10 +155,10 @@ void normalise(Stream& stream, const NormParams& p, bool folded) {
 }  // namespace
 
 CodeLayout code_layout(const WeightCodec& codec, int64_t k) {
-  const auto [bits, group] = codec;
-  CHECK(codec.is_for(k), "{} bits in groups of {}, k is {}", bits, group, k);
+  const auto [code, group] = codec;
+  CHECK(codec.is_for(k), "{} in groups of {}, k is {}", name_of(code), group, k);
   if (!codec.is_coded()) return {};
-  return {bits, codec.row_bytes(k), static_cast<int32_t>(codec.code_bytes(k)), group == 32 ? 5 : group == 64 ? 6 : 7};
+  return {code, codec.row_bytes(k), static_cast<int32_t>(codec.code_bytes(k)), group == 32 ? 5 : group == 64 ? 6 : 7};
 }
 
 namespace {
@@ -159,11 +167,11 @@ void decode_weights(Stream& stream, const LinearParams& p, bf16* out) {
   const DecodeWeightsParams rows{p.weight.values, code_layout(p.weight.codec, p.k), out, p.n, p.k};
   constexpr int kThreads = 256;
   const int64_t pieces = p.n * p.weight.codec.code_bytes(p.k) / 16;
-  if (p.weight.codec.bits == 4) {
-    launch_dependent<decode_weights_kernel<4>>(stream, blocks_for(pieces, kThreads), kThreads, 0, rows);
-  } else {
-    launch_dependent<decode_weights_kernel<8>>(stream, blocks_for(pieces, kThreads), kThreads, 0, rows);
-  }
+  with_code(p.weight.codec.code, [&]<WeightCode kCode>() {
+    if constexpr (kCode != WeightCode::kBf16) {
+      launch_dependent<decode_weights_kernel<kCode>>(stream, blocks_for(pieces, kThreads), kThreads, 0, rows);
+    }
+  });
 }
 
 // Some columns of the result at a time. False: the library refuses them, and nothing is done.

@@ -206,7 +206,7 @@ GPU void store_result(const SkinnyParams& p, int64_t place, float sum) {
 template <int kOctets, bool kGated>
 inline constexpr int kResultOctets = kGated ? kOctets / 2 : kOctets;
 
-template <int kOctets, bool kGated, int kBits = 16>
+template <int kOctets, bool kGated, WeightCode kCode>
 struct SkinnyWeights;
 
 // The params of a row of the block's coded weights; null: there is no such row.
@@ -220,7 +220,7 @@ GPU const uint32_t* params_of_row(const SkinnyParams& p, int row) {
 }
 
 template <int kOctets, bool kGated>
-struct SkinnyWeights<kOctets, kGated, 16> {
+struct SkinnyWeights<kOctets, kGated, WeightCode::kBf16> {
   static constexpr int kBits = 16;
   static constexpr int kColumns = kResultOctets<kOctets, kGated>;
   const bf16 *weight, *up;
@@ -252,9 +252,9 @@ struct SkinnyWeights<kOctets, kGated, 16> {
 };
 
 // Codes; a piece is what kPieceSteps steps need.
-template <int kOctets, bool kGated, int kCodeBits>
+template <int kOctets, bool kGated, WeightCode kCode>
 struct SkinnyWeights {
-  static constexpr int kBits = kCodeBits;
+  static constexpr int kBits = kBitsOf<kCode>;
   static constexpr int kColumns = kResultOctets<kOctets, kGated>;
   const SkinnyParams& p;
   const uint8_t *weight, *up;
@@ -296,7 +296,7 @@ struct SkinnyWeights {
     if (offset >= p.k) return {0, 0, 0, 0};
     const int g = static_cast<int>(threadIdx.x) % 32 / 4;
     const uint32_t param = shared[(octet * 8 + g) * param_stride(p.n_groups()) + (offset >> p.codes.shift)];
-    return decode_step<kBits>(loaded, step, param);
+    return decode_step<kCode>(loaded, step, param);
   }
 };
 // Of a warp's steps, each of kGroup elements of k, the first element; without where the warp begins.
@@ -394,13 +394,13 @@ GPU void multiply_panels(const SkinnyParams& p, const Weights& weights, uint4 (&
   }
 }
 
-template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, int kBits = 16>
+template <int kOctets, bool kNorm, bool kGated, int kPieces = kShortAhead, WeightCode kCode = WeightCode::kBf16>
 KERNEL(32 * kSkinnyWarps, (kSkinnyResident<kOctets, kPieces>))
 skinny_kernel(const GRID_CONST SkinnyParams p) {
   using namespace gpu;
   SHARED(smem);
-  constexpr int kAhead = kPiecesAhead<kOctets, kBits, kPieces>;
-  using Weights = SkinnyWeights<kOctets, kGated, kBits>;
+  constexpr int kBits = kBitsOf<kCode>, kAhead = kPiecesAhead<kOctets, kBits, kPieces>;
+  using Weights = SkinnyWeights<kOctets, kGated, kCode>;
   constexpr int kColumns = Weights::kColumns;
   const int tid = threadIdx.x;
   const SkinnyShared<kOctets> shared(smem, p);

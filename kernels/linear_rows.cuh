@@ -140,11 +140,12 @@ GPU void finish_tile(const SkinnyParams& p, int tile, const float (&acc)[kOctets
   }
 }
 
-template <int kOctets, bool kGated, int kBits>
+template <int kOctets, bool kGated, WeightCode kCode>
 KERNEL(32 * kSkinnyWarps, 1)
 linear_rows_kernel(const GRID_CONST SkinnyParams p) {
   using namespace gpu;
   SHARED(smem);
+  constexpr int kBits = kBitsOf<kCode>;
   constexpr int kSteps = kShareSteps<kBits>;  // of a warp in a panel
   constexpr int kPieces = kSteps / kPieceSteps<kBits>;
   constexpr int kAhead = kBits == 16 ? 8 / kOctets : 1;  // pieces of weights in flight: of bf16 4 KiB a warp
@@ -155,7 +156,7 @@ linear_rows_kernel(const GRID_CONST SkinnyParams p) {
   auto* panels = params + 2 * kParams;
   const int panel_pieces = rows * (kRowPanel<kBits> / kPiece);
 
-  const SkinnyWeights<kOctets, kGated, kBits> weights(p);
+  const SkinnyWeights<kOctets, kGated, kCode> weights(p);
   const int first = first_offset<kBits>();
   uint4 w[kAhead][kOctets];
 #pragma unroll
@@ -196,7 +197,7 @@ linear_rows_kernel(const GRID_CONST SkinnyParams p) {
 #pragma unroll
           for (int o = 0; o < kOctets; ++o) {
             const uint32_t* of_row = of_panel + (o * 8 + row) * (4 * kParamPieces<kBits>);
-            decoded[o] = decode_step<kBits>(loaded[o], s, of_row[group * kGroup >> p.codes.shift]);
+            decoded[o] = decode_step<kCode>(loaded[o], s, of_row[group * kGroup >> p.codes.shift]);
           }
           multiply_step(acc, x, rows, group, decoded);
         }

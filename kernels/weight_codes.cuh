@@ -18,19 +18,25 @@ GPU const uint32_t* params_of(const CodeLayout& layout, const bf16* rows, int64_
   return reinterpret_cast<const uint32_t*>(bytes);
 }
 
-// Step `step` of a piece. What is rounded is exact: codes and zeros have nine bits, scales fifteen.
-template <int kBits>
+// Step `step` of a piece. What is rounded of integers is exact: codes and zeros have nine bits, scales fifteen.
+template <WeightCode kCode>
 GPU uint4 decode_step(uint4 codes, int step, uint32_t param) {
   using namespace gpu;
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-  const float scale = bits_to_float(param & ~kZeroMask);
+  // E4M3 is a half but for a smaller exponent: read as one, a code is 2^-8 of what it is.
+  constexpr bool kFloats = kCode == WeightCode::kE4M3;
+  const float scale = kFloats ? mul_rn(bits_to_float(param), 256.0f) : bits_to_float(param & ~kZeroMask);
   // 2^23 + zero, and with it 2^23 + code, are integers in the lowest bits of a float.
   constexpr uint32_t kMagic = 0x4b000000u;
-  const float zero = bits_to_float(kMagic | (param & kZeroMask));
+  [[maybe_unused]] const float zero = bits_to_float(kMagic | (param & kZeroMask));
   uint32_t out[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (kBits == 4) {
+    if constexpr (kFloats) {
+      const uint32_t upper = words[i] << (8 - 8 * step);
+      const uint32_t pair = (upper & 0x80008000u) | (upper >> 1 & 0x3f803f80u);
+      out[i] = pack_bf16(mul_rn(low_half(pair), scale), mul_rn(high_half(pair), scale));
+    } else if constexpr (kCode == WeightCode::kInt4) {
       // 128 + code as two bf16 at once.
       const uint32_t pair = (words[i] >> (4 * step) & 0x000f000fu) | 0x43004300u;
       const float shift = mul_rn(zero - 8388480.0f, scale);  // (128 + zero) * scale
@@ -52,11 +58,11 @@ struct DecodeWeightsParams {
 };
 
 // A thread decodes one piece.
-template <int kBits>
+template <WeightCode kCode>
 KERNEL(256, 4) decode_weights_kernel(const GRID_CONST DecodeWeightsParams p) {
   using namespace gpu;
   begin_dependent();  // what is written may be read by the kernel before
-  constexpr int kUnit = 32 * kPieceSteps<kBits>;
+  constexpr int kSteps = kPieceSteps<kBitsOf<kCode>>, kUnit = 32 * kSteps;
   const int64_t pieces = p.k / kUnit * 4;  // of a row
   const int64_t piece = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (piece >= p.n_rows * pieces) return;
@@ -66,9 +72,9 @@ KERNEL(256, 4) decode_weights_kernel(const GRID_CONST DecodeWeightsParams p) {
   const uint4 words = load_stream(codes);
   const uint32_t* params = params_of(p.layout, p.rows, row);
 #pragma unroll
-  for (int step = 0; step < kPieceSteps<kBits>; ++step) {
+  for (int step = 0; step < kSteps; ++step) {
     const int64_t first = unit * kUnit + step * 32;
-    store_piece(p.out + row * p.k + first + t * kPiece, decode_step<kBits>(words, step, params[first >> p.layout.shift]));
+    store_piece(p.out + row * p.k + first + t * kPiece, decode_step<kCode>(words, step, params[first >> p.layout.shift]));
   }
 }
 

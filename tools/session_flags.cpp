@@ -54,7 +54,7 @@ std::shared_ptr<Model> ModelFlags::open(const ExpectedLoad& load) const {
 
 ModelConfig ModelFlags::config() const {
   ModelConfig config = synthetic.empty() ? load_config(directory) : known_model(synthetic);
-  if (config.int_weights && has_weights(directory)) {
+  if (config.has_codes() && has_weights(directory)) {
     try {
       learn_from_checkpoint(config, directory);
     } catch (const Error&) {

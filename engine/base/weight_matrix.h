@@ -1,8 +1,10 @@
-// A matrix of weights: as bf16, or as codes of 8 or 4 bits with a scale and a zero for every group of
-// neighbouring columns (what GPTQ and AWQ make, and what --weight-codec makes).
+// A matrix of weights: as bf16, or as codes for every group of neighbouring columns of which there is a scale:
 //
-// A coded matrix is a bf16 one, decoded where it is used: value = bf16((code - zero) * scale), rounded once.
-// What multiplies it gives the bits that the decoded matrix gives, but on a GPU for few rows and codes of four
+//   integers of 8 or 4 bits    with a zero beside the scale: what GPTQ and AWQ make, and what --weight-codec makes
+//   floats of 8 bits (E4M3)    what FP8 checkpoints have
+//
+// A coded matrix is a bf16 one, decoded where it is used: value = bf16((code - zero) * scale), the product of a
+// float with its scale being rounded to fp32 first. What multiplies it gives the bits that the decoded matrix gives, but on a GPU for few rows and codes of four
 // bits, whose products are added up in another order.
 //
 // A row, 64-byte aligned:
@@ -14,31 +16,42 @@
 // so that 32 neighbouring elements come out of one shift of a unit: a CPU looks them up at once, and four
 // lanes of a GPU each have the eight elements that a matrix instruction wants of them.
 //
-// A param is an fp32 scale in whose lowest nine bits the zero lies. f16 and bf16 scales have none there; others
-// are rounded to fifteen bits.
+// A param of integers is an fp32 scale in whose lowest nine bits the zero lies. f16 and bf16 scales have none there;
+// others are rounded to fifteen bits. A param of floats is an fp32 scale.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 
 #include "engine/base/dtype.h"
+#include "engine/base/weight_code.h"
 
 namespace tiercel {
 
 inline constexpr int64_t kCodedColumns = 128;  // of coded rows, or a multiple
 
+constexpr const char* name_of(WeightCode code) {
+  switch (code) {
+    case WeightCode::kBf16: return "bf16";
+    case WeightCode::kInt8: return "int8";
+    case WeightCode::kInt4: return "int4";
+    case WeightCode::kE4M3: break;
+  }
+  return "fp8";
+}
+
 struct WeightCodec {
-  int32_t bits = 16;  // 16: bf16; 8, 4: codes
+  WeightCode code = WeightCode::kBf16;
   int32_t group = 0;  // of codes: columns that share a param: 32, 64 or 128
 
-  bool is_coded() const { return bits < 16; }
-  // Whether there is such a codec, and rows of k elements can be in it.
+  bool is_coded() const { return code != WeightCode::kBf16; }
+  int32_t bits() const { return bits_of(code); }
+  // Whether rows of k elements can be in it.
   bool is_for(int64_t k) const {
-    return !is_coded() || (k % kCodedColumns == 0 && (bits == 4 || bits == 8) &&
-                           (group == 32 || group == 64 || group == 128));
+    return !is_coded() || (k % kCodedColumns == 0 && (group == 32 || group == 64 || group == 128));
   }
   // Of a row of k elements.
-  int64_t code_bytes(int64_t k) const { return k * bits / 8; }
+  int64_t code_bytes(int64_t k) const { return k * bits() / 8; }
   int64_t row_bytes(int64_t k) const {
     if (!is_coded()) return 2 * k;
     return (code_bytes(k) + k / group * 4 + 63) / 64 * 64;
@@ -55,6 +68,14 @@ constexpr uint32_t weight_param(float scale, int32_t zero) {
 }
 constexpr float scale_of(uint32_t param) { return std::bit_cast<float>(param & ~kZeroMask); }
 constexpr int32_t zero_of(uint32_t param) { return static_cast<int32_t>(param & kZeroMask); }
+
+// What a code is decoded to.
+inline bf16 value_of_code(WeightCode code_type, int32_t code, uint32_t param) {
+  if (code_type == WeightCode::kE4M3) {
+    return bf16(f8_e4m3_to_float(static_cast<uint8_t>(code)) * std::bit_cast<float>(param));
+  }
+  return bf16(static_cast<float>(code - zero_of(param)) * scale_of(param));
+}
 
 struct WeightMatrix {
   const bf16* values = nullptr;  // [n][k], as Hugging Face stores it; coded: its rows of codes

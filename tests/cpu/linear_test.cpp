@@ -141,7 +141,7 @@ TEST_P(Linear, CodedWeightsGiveTheBitsOfDecodedOnes) {
         p.weight = coded.matrix();
         linear(queue, p);
         ASSERT_EQ(std::memcmp(out.data(), problem.out.data(), out.size() * sizeof(bf16)), 0)
-            << codec.bits << " bits, groups of " << codec.group << ", m " << c.m << " k " << c.k;
+            << name_of(codec.code) << ", groups of " << codec.group << ", m " << c.m << " k " << c.k;
         ASSERT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), out_f32.size() * sizeof(float)), 0);
       }
     }

@@ -21,8 +21,8 @@ struct Row {
   int64_t k;
 
   int32_t code(int64_t i) const {
-    const test::CodePlace at = test::place_of_code(i, codec.bits);
-    return (std::to_integer<int32_t>(bytes[static_cast<size_t>(at.byte)]) >> at.shift) & ((1 << codec.bits) - 1);
+    const test::CodePlace at = test::place_of_code(i, codec.bits());
+    return (std::to_integer<int32_t>(bytes[static_cast<size_t>(at.byte)]) >> at.shift) & ((1 << codec.bits()) - 1);
   }
   uint32_t param(int64_t i) const {
     uint32_t param;
@@ -44,13 +44,13 @@ TEST(WeightCodes, PackedCodesLieWhereTheFormatSays) {
   for (const WeightCodec codec : test::kCodecs) {
     for (const int64_t k : {128, 384, 1280}) {
       std::vector<uint8_t> codes(static_cast<size_t>(k));
-      for (uint8_t& code : codes) code = static_cast<uint8_t>(random() >> (32 - codec.bits));
+      for (uint8_t& code : codes) code = static_cast<uint8_t>(random() >> (32 - codec.bits()));
       std::vector<uint32_t> params(static_cast<size_t>(k / codec.group));
       for (uint32_t& param : params) param = static_cast<uint32_t>(random());
       Row row{std::vector<std::byte>(static_cast<size_t>(codec.row_bytes(k)), std::byte{0x5a}), codec, k};
       pack_row(codes, params, codec, row.bytes.data());
       for (int64_t i = 0; i < k; ++i) {
-        ASSERT_EQ(row.code(i), codes[static_cast<size_t>(i)]) << codec.bits << " bits, at " << i;
+        ASSERT_EQ(row.code(i), codes[static_cast<size_t>(i)]) << name_of(codec.code) << ", at " << i;
         ASSERT_EQ(row.param(i), params[static_cast<size_t>(i / codec.group)]);
       }
       EXPECT_EQ(codec.row_bytes(k) % 64, 0);
@@ -65,7 +65,7 @@ TEST(WeightCodes, PackedCodesLieWhereTheFormatSays) {
 TEST(WeightCodes, RoundsToTheNearestCode) {
   std::mt19937 random(static_cast<std::mt19937::result_type>(test::seed()));
   std::normal_distribution<float> normal;
-  for (const WeightCodec codec : {kInt8Weights, kInt4Weights, WeightCodec{4, 128}, WeightCodec{8, 32}}) {
+  for (const WeightCodec codec : {kInt8Weights, kInt4Weights, WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt8, 32}}) {
     const int64_t k = 2560;
     std::vector<bf16> values;
     for (int64_t i = 0; i < k; ++i) values.emplace_back(normal(random) * (i / codec.group % 3 == 0 ? 30.0f : 0.01f));
@@ -77,15 +77,15 @@ TEST(WeightCodes, RoundsToTheNearestCode) {
         low = std::min(low, value);
         high = std::max(high, value);
       }
-      const double last = (1 << codec.bits) - 1;
-      const double step = codec.bits == 8 ? std::max(-low, high) / 127 : (high - low) / last;
-      const double zero = codec.bits == 8 ? 128 : std::nearbyint(-low / step);
+      const double last = (1 << codec.bits()) - 1;
+      const double step = codec.code == WeightCode::kInt8 ? std::max(-low, high) / 127 : (high - low) / last;
+      const double zero = codec.code == WeightCode::kInt8 ? 128 : std::nearbyint(-low / step);
       for (int64_t i = first; i < first + codec.group; ++i) {
         const double value = static_cast<double>(static_cast<float>(values[static_cast<size_t>(i)]));
         const double plain = (std::clamp(std::nearbyint(value / step) + zero, 0.0, last) - zero) * step - value;
         error += std::pow(row.value(i) - value, 2);
         plain_error += plain * plain;
-        if (codec.bits == 8) {
+        if (codec.code == WeightCode::kInt8) {
           EXPECT_LE(std::abs(row.value(i) - value), step * 0.502) << i;
         }
       }
@@ -102,7 +102,7 @@ TEST(WeightCodes, OneValueAndNone) {
       const Row row = quantised(values, codec);
       const double want = static_cast<double>(static_cast<float>(bf16(only)));
       for (int64_t i = 0; i < 128; ++i) {
-        EXPECT_NEAR(row.value(i), want, std::abs(want) * 1e-4 + 1e-34) << codec.bits << " bits of " << only;
+        EXPECT_NEAR(row.value(i), want, std::abs(want) * 1e-4 + 1e-34) << name_of(codec.code) << " of " << only;
       }
     }
   }

@@ -14,6 +14,7 @@
 #include "engine/config.h"
 #include "engine/safetensors.h"
 #include "engine/session.h"
+#include "engine/weight_codes.h"
 #include "engine/weight_store.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
@@ -77,7 +78,9 @@ TEST(ReadWeights, GivesWhatIsLoaded) {
       {"llama", {}},           {"llama_f16", {}},   {"llama_sharded", {}},   {"phi3_fp8", {}},
       {"glm4_yarn", {}},       {"qwen3_moe", {}},   {"llama_gptq", {}},      {"phi3_w4a16", {}},
       {"glm4_w8a8", {}},       {"qwen3_w4a16", {}}, {"qwen3_moe_w4a16", {}}, {"llama_gptq_act_order", {}},
-      {"glm4_w8a8", WeightForm::kInt4}, {"phi3_w4a16", WeightForm::kBf16}, {"mistral_awq", WeightForm::kInt8}};
+      {"glm4_fp8", {}},        {"qwen3_fp8", {}},   {"qwen3_moe_fp8", {}},   {"llama_fp8", {}},
+      {"glm4_w8a8", WeightForm::kInt4}, {"phi3_w4a16", WeightForm::kBf16}, {"mistral_awq", WeightForm::kInt8},
+      {"glm4_fp8", WeightForm::kBf16},  {"qwen3_moe_fp8", WeightForm::kInt4}};
   for (const auto& [name, form] : cases) {
     const std::string directory = model_directory(name);
     const ModelConfig config = config_of(name, form);
@@ -120,12 +123,13 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
     return std::pair(all, model->weight_bytes());
   };
   for (const char* name : {"llama_gptq", "qwen2_gptq_int8", "mistral_awq", "qwen3_w4a16", "phi3_w4a16", "glm4_w8a8",
-                           "qwen3_moe_w4a16"}) {
+                           "qwen3_moe_w4a16", "glm4_fp8", "phi3_fp8", "qwen3_moe_fp8", "qwen3_fp8"}) {
     const auto [coded, coded_bytes] = logits_of(name, WeightForm::kStored);
     const auto [decoded, decoded_bytes] = logits_of(name, WeightForm::kBf16);
     const ModelConfig config = config_of(name);
+    const int32_t bits = config.fp8 ? 8 : config.int_weights->bits;
     // A GPU's warps share four bits otherwise, so that sums have another order.
-    if (test::kBackend == BackendKind::kCpu || config.int_weights->bits == 8) {
+    if (test::kBackend == BackendKind::kCpu || bits == 8) {
       EXPECT_EQ(coded, decoded) << name;
     } else {
       EXPECT_LT(test::rms_difference(coded, decoded), 0.02) << name;
@@ -139,11 +143,11 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
       if (!tensor.codec.is_coded()) continue;
       matrices += 2 * tensor.n_elements();
       kept += 2 * tensor.kept_elements();
-      EXPECT_EQ(tensor.codec.bits, config.int_weights->bits) << tensor.name;
+      EXPECT_EQ(tensor.codec.bits(), bits) << tensor.name;
     }
     EXPECT_GT(matrices, 0) << name;
     EXPECT_EQ(decoded_bytes - coded_bytes, matrices - kept) << name;
-    EXPECT_LE(static_cast<double>(kept), (config.int_weights->bits == 4 ? 0.5 : 0.76) * static_cast<double>(matrices))
+    EXPECT_LE(static_cast<double>(kept), (bits == 4 ? 0.5 : 0.76) * static_cast<double>(matrices))
         << name;
   }
   // What is left as it was is bf16, and what cannot be kept as codes.
@@ -151,17 +155,24 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   Weights weights;
   weight_tensors(config, weights);
   EXPECT_FALSE(weights.layers[0].o.codec.is_coded());
-  EXPECT_EQ(weights.layers[1].o.codec, (WeightCodec{4, 32}));
+  EXPECT_EQ(weights.layers[1].o.codec, (WeightCodec{WeightCode::kInt4, 32}));
   // One expert's matrix is none of codes: neither are the others', nor gate's beside up's.
   config = config_of("qwen3_moe_w4a16");
   weight_tensors(config, weights);
   EXPECT_TRUE(weights.layers[0].expert_gate.codec.is_coded() && weights.layers[0].expert_up.codec.is_coded());
   EXPECT_FALSE(weights.layers[1].expert_gate.codec.is_coded() || weights.layers[1].expert_up.codec.is_coded());
-  EXPECT_EQ(weights.layers[1].expert_down.codec, (WeightCodec{4, 64}));
+  EXPECT_EQ(weights.layers[1].expert_down.codec, (WeightCodec{WeightCode::kInt4, 64}));
   EXPECT_TRUE(kept_weights(config_of("llama_gptq", WeightForm::kInt4)).text.ends_with("rounded; the rest bf16"));
   EXPECT_EQ(weight_bytes(config_of("llama_gptq_act_order")), 2 * parameter_count(config_of("llama_gptq_act_order")));
   EXPECT_EQ(kept_weights(config_of("llama_gptq_act_order")).text, "the checkpoint's integers, decoded to bf16");
   EXPECT_EQ(kept_weights(config_of("llama")).text, "");
+  // Blocks of 48 columns; those of 64 share params, and scales of rows serve all of a row's.
+  EXPECT_EQ(kept_weights(config_of("llama_fp8")).text, "the checkpoint's 8-bit floats, decoded to bf16");
+  weight_tensors(config_of("qwen3_moe_fp8"), weights);
+  EXPECT_EQ(weights.layers[0].expert_up.codec, (WeightCodec{WeightCode::kE4M3, 64}));
+  weight_tensors(config_of("glm4_fp8", WeightForm::kInt8), weights);
+  EXPECT_EQ(weights.layers[0].up.codec, (WeightCodec{WeightCode::kE4M3, 128}));
+  EXPECT_EQ(weights.embedding.codec, kInt8Weights);
 }
 
 // Rounded weights: a model of them is near the one that it was made from, and none but they are.
@@ -361,6 +372,20 @@ TEST_F(DamagedModel, Fp8) {
   use("llama_fp8");
   replace_in_config("\"quantization_config\"", "\"other\"");
   expect_mentions(error(), {"_proj.weight", "F8_E4M3", "quantization_config"});
+  // Codes that stay codes.
+  use("qwen3_fp8");
+  poke(offset_of(tensor) + 77, "\xff");
+  expect_mentions(error(), {tensor, "element 77 "});
+  const char* block = "model.layers.1.mlp.down_proj.weight_scale_inv";
+  use("qwen3_fp8");
+  poke(offset_of(block), std::string_view("\0\0\x80\x7e", 4));  // 2^126
+  expect_mentions(error(), {tensor, "too large for bf16"});
+  use("qwen3_fp8");
+  poke(offset_of(block), std::string_view("\0\0\x40\x7b", 4));  // 1.5 * 2^119, of which 448 are
+  expect_mentions(error(), {tensor, "too large for bf16"});
+  use("qwen3_fp8");
+  replace_in_header("layers.1.mlp.up_proj.weight_scale_inv", "layers.1.mlp.up_proj.weight_scale_in_");
+  expect_mentions(error(), {"model.layers.1.mlp.up_proj.weight is F8_E4M3", "weight_scale_inv"});
   use("phi3_fp8");
   replace_in_header("\"model.layers.0.input_layernorm.weight\"", "\"model.layers.0.input_layernorm.w_ight\"");
   expect_mentions(error(), {"model.layers.0.input_layernorm.weight"});

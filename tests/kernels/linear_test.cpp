@@ -280,7 +280,7 @@ TEST(KernelLinear, CodedWeightsAreTheDecodedOnes) {
       {{33, 640, 48, false, false, true}, false}};
   for (const WeightCodec codec : test::kCodecs) {
     for (const auto& [c, alone] : cases) {
-      if (c.k == kBesideParams && codec != WeightCodec{4, 32}) continue;
+      if (c.k == kBesideParams && codec != WeightCodec{WeightCode::kInt4, 32}) continue;
       Problem problem(c);
       Coded coded(problem.random, c.n, c.k, codec);
       problem.weight = coded.decoded;
@@ -297,15 +297,15 @@ TEST(KernelLinear, CodedWeightsAreTheDecodedOnes) {
         run(coded.matrix());
         problem.expect_close(expected);
         if (::testing::Test::HasFatalFailure()) return;
-        if (codec.bits == 4 && (alone || c.m <= cuda::kMaxSkinnyRows)) continue;
+        if (codec.code == WeightCode::kInt4 && (alone || c.m <= cuda::kMaxSkinnyRows)) continue;
         const DeviceVector<bf16> out = problem.out;
         const DeviceVector<float> out_f32 = problem.out_f32;
         run(problem.weight.data());
         const auto n = static_cast<size_t>(c.m * c.n);
         EXPECT_EQ(std::memcmp(out.data(), problem.out.data(), c.f32 ? 0 : n * sizeof(bf16)), 0)
-            << codec.bits << " bits, m " << c.m << " k " << c.k;
+            << name_of(codec.code) << ", m " << c.m << " k " << c.k;
         EXPECT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), c.f32 ? n * sizeof(float) : 0), 0)
-            << codec.bits << " bits, m " << c.m << " k " << c.k;
+            << name_of(codec.code) << ", m " << c.m << " k " << c.k;
       }
     }
   }
@@ -315,7 +315,7 @@ TEST(KernelLinear, CodedWeightsAreTheDecodedOnes) {
 TEST(KernelLinear, CodedWeightsAreDecodedSomeAtATime) {
   const Case c{9, 128, cuda::decoded_scratch_bytes() / 256 + 70, true};
   Problem problem(c);
-  Coded coded(problem.random, c.n, c.k, {4, 64});
+  Coded coded(problem.random, c.n, c.k, {WeightCode::kInt4, 64});
   LinearParams p = problem.params();
   p.weight = coded.plain();
   cuda::linear(test::stream(), p);
@@ -330,7 +330,8 @@ TEST(KernelLinear, CodedWeightsAreDecodedSomeAtATime) {
 
 // Alone or together, with norm and gate folded in or in steps.
 TEST(KernelLinear, CodedRowsAloneHaveTheBitsOfOneRow) {
-  for (const WeightCodec codec : {WeightCodec{4, 32}, WeightCodec{4, 128}, WeightCodec{8, 64}}) {
+  for (const WeightCodec codec : {WeightCodec{WeightCode::kInt4, 32}, WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt8, 64},
+                                  WeightCodec{WeightCode::kE4M3, 128}}) {
     for (const Case& s : {Case{70, 1280, 90}, Case{12, 384, 258}, Case{5, 2176, 40}}) {
       Problem all(s);
       Coded gate(all.random, s.n, s.k, codec), up(all.random, s.n, s.k, codec);
@@ -374,9 +375,9 @@ TEST(KernelLinear, CodedRowsAloneHaveTheBitsOfOneRow) {
           test::stream().finish();
           const auto bytes = static_cast<size_t>(s.n) * sizeof(bf16);
           EXPECT_EQ(std::memcmp(together.data() + row * s.n, one.data() + row * s.n, bytes), 0)
-              << codec.bits << " bits, row " << row << " of " << s.m;
+              << name_of(codec.code) << ", row " << row << " of " << s.m;
           EXPECT_EQ(std::memcmp(steps.data(), one.data() + row * s.n, bytes), 0)
-              << codec.bits << " bits, row " << row << " of " << s.m;
+              << name_of(codec.code) << ", row " << row << " of " << s.m;
         }
       }
     }

@@ -331,9 +331,9 @@ TEST(Config, ReadsIntegers) {
 
   // What is kept as codes, and in which groups.
   const IntWeights by_row{.layout = Layout::kGptq, .bits = 4, .group = 0};
-  EXPECT_EQ(by_row.codec(256), (WeightCodec{4, 128}));
-  EXPECT_EQ((IntWeights{.bits = 4, .group = 96}.codec(384)), (WeightCodec{4, 32}));
-  EXPECT_EQ((IntWeights{.bits = 8, .group = 256}.codec(512)), (WeightCodec{8, 128}));
+  EXPECT_EQ(by_row.codec(256), (WeightCodec{WeightCode::kInt4, 128}));
+  EXPECT_EQ((IntWeights{.bits = 4, .group = 96}.codec(384)), (WeightCodec{WeightCode::kInt4, 32}));
+  EXPECT_EQ((IntWeights{.bits = 8, .group = 256}.codec(512)), (WeightCodec{WeightCode::kInt8, 128}));
   EXPECT_FALSE((IntWeights{.bits = 4, .group = 16}.codec(256).is_coded()));
   EXPECT_FALSE((IntWeights{.bits = 4, .group = 32}.codec(320).is_coded()));
   EXPECT_FALSE((IntWeights{.bits = 4, .group = 128, .act_order = true}.codec(256).is_coded()));

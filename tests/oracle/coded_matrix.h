@@ -2,6 +2,7 @@
 // element, as the format is described.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -37,11 +38,10 @@ struct CodedMatrix {
       std::memset(row.data(), 0, static_cast<size_t>(codec.code_bytes(k)));
       for (int64_t i = 0; i < k; ++i) {
         if (i % codec.group == 0) next_param(random, row, i);
-        const auto code = static_cast<int32_t>(random() >> (32 - codec.bits));
-        const CodePlace at = place_of_code(i, codec.bits);
+        const int32_t code = next_code(random);
+        const CodePlace at = place_of_code(i, codec.bits());
         row[static_cast<size_t>(at.byte)] |= static_cast<uint8_t>(code << at.shift);
-        // Exact in fp64: 9 bits times 15.
-        decoded[static_cast<size_t>(r * k + i)] = bf16(static_cast<float>((code - zero) * double{scale}));
+        decoded[static_cast<size_t>(r * k + i)] = value_of(code);
       }
       std::memcpy(static_cast<void*>(aligned() + r * row_bytes / 2), row.data(), row.size());
     }
@@ -58,13 +58,29 @@ struct CodedMatrix {
   bf16* aligned() {
     return reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(rows.data()) + 63) / 64 * 64);
   }
+  int32_t next_code(std::mt19937& random) const {
+    const auto code = static_cast<int32_t>(random() >> (32 - codec.bits()));
+    const bool is_nan = codec.code == WeightCode::kE4M3 && (code & 0x7f) == 0x7f;
+    return is_nan ? code - 1 : code;
+  }
+  bf16 value_of(int32_t code) const {
+    // Integers are exact in fp64: 9 bits times 15.
+    if (codec.code != WeightCode::kE4M3) return bf16(static_cast<float>((code - zero) * double{scale}));
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const double size = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    return bf16(static_cast<float>((code < 128 ? size : -size) * double{scale}));
+  }
   void next_param(std::mt19937& random, std::vector<uint8_t>& row, int64_t i) {
     // One scale in sixteen is 0 (a group of zeros), one tiny.
     const uint32_t kind = random() % 16;
     const float size = kind == 0 ? 0.0f : kind == 1 ? 0x1p-20f : 0x1p-6f;
-    scale = scale_of(weight_param(size * (1 + 0x1p-32f * static_cast<float>(random())), 0));
-    zero = static_cast<int32_t>(random() % ((1u << codec.bits) + 1));
-    const uint32_t param = weight_param(scale, zero);
+    scale = size * (1 + 0x1p-32f * static_cast<float>(random()));
+    uint32_t param = std::bit_cast<uint32_t>(scale);
+    if (codec.code != WeightCode::kE4M3) {
+      zero = static_cast<int32_t>(random() % ((1u << codec.bits()) + 1));
+      param = weight_param(scale, zero);
+      scale = scale_of(param);
+    }
     std::memcpy(row.data() + codec.code_bytes(k) + i / codec.group * 4, &param, sizeof param);
   }
 
@@ -73,6 +89,9 @@ struct CodedMatrix {
   int32_t zero = 0;
 };
 
-inline constexpr WeightCodec kCodecs[] = {{4, 32}, {4, 64}, {4, 128}, {8, 32}, {8, 64}, {8, 128}};
+inline constexpr WeightCodec kCodecs[] = {
+    {WeightCode::kInt4, 32}, {WeightCode::kInt4, 64}, {WeightCode::kInt4, 128},
+    {WeightCode::kInt8, 32}, {WeightCode::kInt8, 64}, {WeightCode::kInt8, 128},
+    {WeightCode::kE4M3, 32}, {WeightCode::kE4M3, 64}, {WeightCode::kE4M3, 128}};
 
 }  // namespace tiercel::test

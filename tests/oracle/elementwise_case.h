@@ -210,7 +210,7 @@ struct ElementwiseUnderTest {
             const auto want = static_cast<size_t>(ids[static_cast<size_t>(t)] * width + i);
             ASSERT_EQ(static_cast<float>(out[static_cast<size_t>(t * width + i)]),
                       static_cast<float>(table.decoded[want]))
-                << codec.bits << " bits, groups of " << codec.group << ", token " << t << " at " << i;
+                << name_of(codec.code) << ", groups of " << codec.group << ", token " << t << " at " << i;
           }
         }
       }

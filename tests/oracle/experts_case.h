@@ -130,8 +130,9 @@ struct ExpertsProblem {
   }
 
   std::string name() const {
-    return fmt::format("{} tokens of {}, {} of {} experts of {}{}, {} bits", shape.n_tokens, shape.width,
-                       shape.n_chosen, shape.n_experts, shape.inner, shape.alone ? ", alone" : "", shape.codec.bits);
+    return fmt::format("{} tokens of {}, {} of {} experts of {}{}, {}", shape.n_tokens, shape.width,
+                       shape.n_chosen, shape.n_experts, shape.inner, shape.alone ? ", alone" : "",
+                       name_of(shape.codec.code));
   }
 
   // What route_experts wrote.
@@ -250,13 +251,16 @@ inline const ExpertsShape kExpertsShapes[] = {
     {300, 64, 72, 6, 2, true, false, true},
     {37, 40, 8, 512, 32},
     {20, 64, 64, 1, 1},
-    {5, 256, 128, 4, 2, true, false, false, {4, 32}},
-    {8, 128, 384, 5, 2, true, false, false, {8, 64}},
-    {40, 1280, 256, 4, 2, true, true, false, {4, 128}},
-    {40, 128, 128, 3, 1, false, true, false, {8, 128}},
-    {90, 384, 256, 5, 2, true, false, true, {4, 64}},
-    {90, 256, 384, 5, 2, true, false, false, {8, 32}},
-    {140, 128, 128, 2, 1, true, false, true, {4, 32}},
+    {5, 256, 128, 4, 2, true, false, false, {WeightCode::kInt4, 32}},
+    {8, 128, 384, 5, 2, true, false, false, {WeightCode::kInt8, 64}},
+    {40, 1280, 256, 4, 2, true, true, false, {WeightCode::kInt4, 128}},
+    {40, 128, 128, 3, 1, false, true, false, {WeightCode::kInt8, 128}},
+    {90, 384, 256, 5, 2, true, false, true, {WeightCode::kInt4, 64}},
+    {90, 256, 384, 5, 2, true, false, false, {WeightCode::kInt8, 32}},
+    {140, 128, 128, 2, 1, true, false, true, {WeightCode::kInt4, 32}},
+    {8, 256, 384, 4, 2, true, false, false, {WeightCode::kE4M3, 64}},
+    {40, 256, 128, 4, 2, true, true, false, {WeightCode::kE4M3, 128}},
+    {140, 128, 256, 3, 1, true, false, true, {WeightCode::kE4M3, 32}},
 };
 
 // Op: op(params), and its results can be looked at.

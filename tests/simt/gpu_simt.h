@@ -97,6 +97,7 @@ inline double mul_rn(double a, double b) { return a * b; }
 inline double add_rn(double a, double b) { return a + b; }
 inline double bits_to_double(uint64_t u) { return std::bit_cast<double>(u); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
+inline float half_to_float(uint16_t half) { return f16_to_float(half); }
 inline uint32_t pack_bf16(float lo, float hi) {
   return bf16(lo).bits | uint32_t(bf16(hi).bits) << 16;
 }

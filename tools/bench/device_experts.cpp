@@ -108,8 +108,9 @@ template <typename Matrices>
 void measure(Device& device, const Layer<Matrices>& layer, int64_t n_tokens, bool alone) {
   constexpr bool kOnHost = Layer<Matrices>::kOnHost;
   const std::string shape =
-      fmt::format("{} tokens{}, {} of {} experts of {} x {}, {} bits{}", n_tokens, alone ? " alone" : "", kChosen,
-                  layer.n_experts, layer.inner, layer.width, layer.codec.bits, kOnHost ? ", in host memory" : "");
+      fmt::format("{} tokens{}, {} of {} experts of {} x {}, {}{}", n_tokens, alone ? " alone" : "", kChosen,
+                  layer.n_experts, layer.inner, layer.width, name_of(layer.codec.code),
+                  kOnHost ? ", in host memory" : "");
   const double values = 3 * static_cast<double>(layer.width * layer.inner);  // of an expert
   const double route_us =
       device.time_us([&](int64_t i) { cuda::route_experts(device.stream(), layer.route(i, n_tokens)); });
@@ -142,7 +143,8 @@ void run_experts(Device& device) {
     }
   }
   Layer<Noise> layer(device);
-  for (const WeightCodec& codec : {WeightCodec{4, 128}, WeightCodec{4, 32}, WeightCodec{8, 128}}) {
+  for (const WeightCodec& codec : {WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt4, 32},
+                                   WeightCodec{WeightCode::kInt8, 128}, WeightCodec{WeightCode::kE4M3, 128}}) {
     layer.codec = codec;
     for (const int64_t n : {1, 8, 64}) {
       if (n <= layer.max_tokens) measure(device, layer, n, true);

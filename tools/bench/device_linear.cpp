@@ -23,7 +23,7 @@ WeightMatrix next_matrix(ColdNoise& weights, const WeightCodec& codec, int64_t n
 }
 
 std::string in_codec(const char* op, const WeightCodec& codec) {
-  return codec.is_coded() ? fmt::format("{} int{}/{}", op, codec.bits, codec.group) : op;
+  return codec.is_coded() ? fmt::format("{} {}/{}", op, name_of(codec.code), codec.group) : op;
 }
 
 // Weights come cold; x and out lie in the cache, as they do in a model. alone: with the bits of one row.
@@ -137,7 +137,8 @@ void run_codes(Device& device) {
   ColdNoise weights(device, device.size(int64_t{14336} * 4096, 1 << 16));
   const Noise x(device, max_rows * device.size(14336, 128));
   const Noise out(device, max_rows * device.size(14336, 64));
-  for (const WeightCodec& codec : {WeightCodec{4, 128}, WeightCodec{4, 32}, WeightCodec{8, 128}}) {
+  for (const WeightCodec& codec : {WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt4, 32},
+                                   WeightCodec{WeightCode::kInt8, 128}, WeightCodec{WeightCode::kE4M3, 128}}) {
     for (const Layer& layer : {Layer{4096, 4096}, Layer{14336, 4096}, Layer{4096, 14336}}) {
       for (const int64_t m : {1, 4, 8, 64, 512, 4096}) {
         if (m <= max_rows) linear(device, weights, x, out, m, layer, false, codec);

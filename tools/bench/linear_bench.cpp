@@ -86,12 +86,13 @@ void BM_Linear(benchmark::State& state) {
 // Coded weights: bytes of codes, and weights, per second.
 void BM_CodedLinear(benchmark::State& state) {
   const int64_t m = state.range(0), k = state.range(1), n = state.range(2);
-  const WeightCodec codec{static_cast<int32_t>(state.range(3)), static_cast<int32_t>(state.range(4))};
+  const WeightCodec codec{static_cast<WeightCode>(state.range(3)), static_cast<int32_t>(state.range(4))};
   Queue& queue = queue_of(state.range(5));
   const int64_t matrix_bytes = n * codec.row_bytes(k);
   const int64_t count = m <= kMaxSkinnyRows && n > 64 ? std::max<int64_t>(1, kFromMemory / matrix_bytes) : 1;
   Memory weights(count * matrix_bytes / 2);
-  // Random bits are codes, but no scales.
+  state.SetLabel(name_of(codec.code));
+  // Random bits are codes (of floats some are NaN, which take no longer), but no scales.
   for (int64_t row = 0; row < count * n; ++row) {
     auto* params = reinterpret_cast<uint32_t*>(reinterpret_cast<std::byte*>(weights.data()) +
                                                row * codec.row_bytes(k) + codec.code_bytes(k));
@@ -164,14 +165,17 @@ BENCHMARK(BM_Linear)->Apply([](auto* b) {
   shapes(b, {1, 2});
 });
 BENCHMARK(BM_CodedLinear)->Apply([](auto* b) {
-  b->ArgNames({"m", "k", "n", "bits", "group", "threads"})->UseRealTime()->MinTime(0.05);
+  b->ArgNames({"m", "k", "n", "code", "group", "threads"})->UseRealTime()->MinTime(0.05);
   for (int64_t threads : {1, 2}) {
-    for (const auto& [bits, group] : {std::pair<int64_t, int64_t>{8, 128}, {4, 128}, {4, 64}, {4, 32}}) {
-      for (int64_t m : {1, 4, 16, 512}) b->Args({m, 4096, 4096, bits, group, threads});
-      b->Args({1, 4096, 64, bits, group, threads});
-      b->Args({1, 18944, 3584, bits, group, threads});
-      b->Args({1, 3584, 18944, bits, group, threads});
-      b->Args({1, 896, 4864, bits, group, threads});
+    for (const auto& [code_of_weights, group] :
+         {WeightCodec{WeightCode::kInt8, 128}, {WeightCode::kE4M3, 128}, {WeightCode::kInt4, 128},
+          {WeightCode::kInt4, 64}, {WeightCode::kInt4, 32}}) {
+      const auto code = static_cast<int64_t>(code_of_weights);
+      for (int64_t m : {1, 4, 16, 512}) b->Args({m, 4096, 4096, code, group, threads});
+      b->Args({1, 4096, 64, code, group, threads});
+      b->Args({1, 18944, 3584, code, group, threads});
+      b->Args({1, 3584, 18944, code, group, threads});
+      b->Args({1, 896, 4864, code, group, threads});
     }
   }
 });

@@ -343,9 +343,10 @@ MODELS = {
     "glm4_yarn": (
         glm4(tie_word_embeddings=True, rope_parameters={**YARN, "partial_rotary_factor": 0.5}),
         "bf16", {}),
-    # 8-bit floats: a scale for each block (the last ones smaller), row, tensor.
+    # 8-bit floats: a scale for each block (the last ones smaller), row, tensor. Decoded where a matrix or a block is no
+    # multiple of 128 or of 32 columns: all of the first one, some of the third.
     "llama_fp8": (llama(num_attention_heads=4, num_key_value_heads=2), "bf16", {"fp8": (32, 48)}),
-    "glm4_fp8": (glm4(tie_word_embeddings=True), "bf16", {"fp8": "channel"}),
+    "glm4_fp8": (glm4(**WIDE, tie_word_embeddings=True), "bf16", {"fp8": "channel"}),
     "phi3_fp8": (phi3(intermediate_size=32, num_key_value_heads=1, tie_word_embeddings=True), "bf16",
                  {"fp8": "tensor"}),
     # Mixtures of experts: weights divided by their sum, or not; a layer without experts.
@@ -360,8 +361,8 @@ MODELS = {
         qwen3_moe(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False,
                   decoder_sparse_step=2, attention_bias=True), "bf16", {}),
     "qwen3_moe_fp8": (
-        qwen3_moe(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True,
-                  tie_word_embeddings=True), "bf16", {"fp8": (16, 32)}),
+        qwen3_moe(**WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, norm_topk_prob=True,
+                  num_key_value_heads=1, tie_word_embeddings=True), "bf16", {"fp8": (48, 64)}),
     # Integers of four and eight bits; matrices of 128 columns are kept as codes.
     "llama_gptq": (llama(**WIDE), "f16", {"integers": dict(method="gptq", bits=4, group=32, symmetric=False)}),
     "llama_gptq_act_order": (
@@ -385,6 +386,10 @@ MODELS = {
                   num_key_value_heads=1, tie_word_embeddings=True), "bf16",
         {"integers": dict(method="packed", bits=4, group=64, symmetric=True,
                           ignore=["model.layers.1.mlp.experts.2.up_proj"])}),
+    # As Qwen3's own checkpoints of 8-bit floats are.
+    "qwen3_fp8": (
+        qwen3(hidden_size=256, intermediate_size=256, num_attention_heads=2, num_key_value_heads=1, head_dim=64,
+              tie_word_embeddings=True), "bf16", {"fp8": (128, 128)}),
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32,
           "f8_e4m3": torch.float8_e4m3fn, "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}
