@@ -8,6 +8,7 @@
 #include "engine/batch_plan.h"
 #include "engine/option_rows.h"
 #include "engine/scheduler.h"
+#include "tools/batch/answer_text.h"
 #include "tools/batch/answers.h"
 #include "tools/batch/report.h"
 #include "tools/batch/requests.h"
@@ -19,7 +20,6 @@
 #include "tools/report.h"
 #include "tools/session_flags.h"
 #include "tools/signals.h"
-#include "tools/stop_text.h"
 #include "tools/stopwatch.h"
 
 namespace tiercel {
@@ -107,17 +107,6 @@ struct BatchFlags {
   }
 };
 
-// The model's template, or why there is none.
-std::optional<ChatTemplate> find_chat(const std::string& directory, std::string& why) {
-  try {
-    return ChatTemplate::load(directory);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kUsage) throw;
-    why = error.what();
-    return std::nullopt;
-  }
-}
-
 // Answers of one file, from its requests to the last of them.
 class BatchJob {
  public:
@@ -135,7 +124,7 @@ class BatchJob {
     const std::string text = read_input(flags_.requests, "-f");
     check_utf8(text, flags_.requests, console_, flags_.session.strict);
     std::string no_chat;
-    const std::optional<ChatTemplate> chat = find_chat(flags_.model.directory, no_chat);
+    const std::optional<ChatTemplate> chat = find_chat_template(flags_.model.directory, no_chat);
     int64_t n_saved = 0;
     requests_ = reader(chat, no_chat).read(text, requests_name(), &n_saved);
     limit_to_context();
@@ -324,18 +313,12 @@ class BatchJob {
 
   // What is being said to a request.
   struct Live {
-    Live(const Tokenizer& tokenizer, const BatchRequest& request)
-        : decoder(tokenizer, /*skip_special=*/true), stop(request.stops) {}
-
-    StreamDecoder decoder;
-    StopText stop;
-    std::string text;
-    const char* finish_reason = "length";
+    AnswerText answer;
     Scheduler::RequestId id = -1;
   };
 
   void submit(BatchRequest& request) {
-    const auto live = std::make_shared<Live>(tokenizer_, request);
+    const auto live = std::make_shared<Live>(Live{.answer = {tokenizer_, request, ends_}});
     if (!request.refused.empty()) {
       answer(request,
              {.state = RequestState::kFailed,
@@ -344,7 +327,7 @@ class BatchJob {
               .prompt_tokens = request.n_prompt(),
               .tokens = {},
               .selection = {}},
-             *live);
+             live->answer);
       return;
     }
     Request wish{.prefix = std::move(request.prefix),
@@ -353,21 +336,14 @@ class BatchJob {
                  .sampling = request.sampling,
                  .n_logprobs = request.n_logprobs};
     if (!request.ignore_eos) wish.end_tokens = ends_;
-    wish.on_token = [this, live, &request](int32_t token) {
-      if (!request.ignore_eos && std::find(ends_.begin(), ends_.end(), token) != ends_.end()) {
-        live->finish_reason = "stop";
-        return true;
-      }
-      if (live->stop.push(live->decoder.push(token), &live->text)) {
-        live->finish_reason = "stop";
-        return false;  // to the scheduler, it is cancelled
-      }
-      return !stop_requested();
+    // False: to the scheduler, it is cancelled.
+    wish.on_token = [live](int32_t token) {
+      return live->answer.push(token) && (live->answer.ended() || !stop_requested());
     };
     // A Scheduler wants no exception of this.
     wish.on_end = [this, live, &request](const RequestReport& report) {
       try {
-        if (!failure_) answer(request, report, *live);
+        if (!failure_) answer(request, report, live->answer);
       } catch (...) {
         failure_ = std::current_exception();
       }
@@ -378,23 +354,19 @@ class BatchJob {
     live->id = scheduler_->submit(std::move(wish));
   }
 
-  void answer(const BatchRequest& request, const RequestReport& report, Live& live) {
+  void answer(const BatchRequest& request, const RequestReport& report, AnswerText& said) {
     if (request.refused.empty()) n_wanted_ -= request.n_new - std::ssize(report.tokens);
-    const bool said_all = live.finish_reason == std::string_view("stop");
-    if (report.state == RequestState::kCancelled && !said_all) {
+    if (report.state == RequestState::kCancelled && !said.ended()) {
       report_.n_generated += std::ssize(report.tokens);
       return;
     }
-    if (report.state == RequestState::kFailed) {
-      live.finish_reason = "error";
-      console_.warn("line {}: {}", request.line, report.error);
-    } else if (report.state == RequestState::kFinished) {
-      live.stop.finish(live.decoder.finish(), &live.text);
-    }
+    const bool failed = report.state == RequestState::kFailed;
+    if (failed) console_.warn("line {}: {}", request.line, report.error);
+    if (report.state == RequestState::kFinished) said.finish();
     report_.count(report);
     line_.clear();
     answers_->add(to_json_line(
-        request, {.text = live.text, .finish_reason = live.finish_reason, .report = report},
+        request, {.text = said.text(), .finish_reason = failed ? "error" : said.finish_reason(), .report = report},
         settings_, tokenizer_));
   }
 

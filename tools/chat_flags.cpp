@@ -58,6 +58,16 @@ std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::st
   return ids;
 }
 
+std::optional<ChatTemplate> find_chat_template(const std::string& directory, std::string& why) {
+  try {
+    return ChatTemplate::load(directory);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    why = error.what();
+    return std::nullopt;
+  }
+}
+
 ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked) {
   if (!flag) return is_asked ? chat_date_today() : ChatDate();
   try {

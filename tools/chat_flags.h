@@ -50,6 +50,9 @@ class Turns {
   ChatDate date_;
 };
 
+// A model's template; none: why says why there is none, or none that is supported.
+std::optional<ChatTemplate> find_chat_template(const std::string& directory, std::string& why);
+
 // What --date says, or today where nothing does and the template asks for a date; else none. Throws
 // Error(kUsage).
 ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked);

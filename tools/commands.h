@@ -5,6 +5,7 @@ namespace tiercel {
 
 int command_run(int argc, char** argv);
 int command_batch(int argc, char** argv);
+int command_serve(int argc, char** argv);
 int command_bench(int argc, char** argv);
 int command_tokenize(int argc, char** argv);
 int command_perplexity(int argc, char** argv);

@@ -29,6 +29,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"run", "Continue a prompt, however long", command_run},
     {"batch", "Answer many prompts of a file together", command_batch},
+    {"serve", "Answer HTTP requests, as OpenAI's endpoints do", command_serve},
     {"bench", "Time of prefill and decode at given lengths", command_bench},
     {"tokenize", "Text to token ids and back", command_tokenize},
     {"perplexity", "How well the model predicts a text", command_perplexity},

@@ -10,7 +10,7 @@ set -euo pipefail
 packages=(
   cmake ninja-build g++ pkg-config
   libtbb-dev libhwloc-dev nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev libutf8proc-dev
-  libxxhash-dev libeigen3-dev libedit-dev libgtest-dev libbenchmark-dev
+  libxxhash-dev libeigen3-dev libedit-dev libboost-dev libgtest-dev libbenchmark-dev
 )
 with_tests=0 with_fuzz=0
 for argument in "$@"; do

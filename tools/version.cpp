@@ -18,6 +18,7 @@
 #include "tools/flags.h"
 #include "tools/line_editor.h"
 #include "tools/report.h"
+#include "tools/serve/http_server.h"
 
 namespace tiercel {
 namespace {
@@ -70,6 +71,7 @@ int command_version(int argc, char** argv) {
                       format_bytes(machine.memory_bytes));
   text += fmt::format("lines:     {}\n", LineEditor::built_in() ? "edited by libedit (--interactive)"
                                                                : "not edited (built without libedit)");
+  text += fmt::format("server:    {}\n", http_library().empty() ? "none (built without Boost)" : http_library());
   const unsigned hwloc = hwloc_get_api_version();
   const unsigned xxhash = XXH_versionNumber();
   text += fmt::format(

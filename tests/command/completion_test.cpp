@@ -107,7 +107,7 @@ TEST(Completion, ScriptsForThreeShells) {
   const Result wrong = run({.arguments = {"completion", "csh"}});
   EXPECT_EQ(wrong.code, 2);
   EXPECT_TRUE(contains(wrong.err, "bash, zsh or fish")) << wrong.err;
-  for (const char* command : {"run", "batch", "bench", "eval", "estimate", "perplexity", "tokenize",
+  for (const char* command : {"run", "batch", "serve", "bench", "eval", "estimate", "perplexity", "tokenize",
                               "haystack", "completion", "version"}) {
     EXPECT_EQ(run({.arguments = {command, "--list-flags"}}).code, 0) << command;
   }

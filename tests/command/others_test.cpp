@@ -182,7 +182,7 @@ TEST(Usage, NumbersOfTokens) {
       "run", {"-f", scratch / "prompt", "-n", "1K", "-c", "1500", "--budget", "1K", "--recent", "1K"}));
   EXPECT_EQ(generated.code, 0) << generated.err;
   EXPECT_TRUE(contains(generated.err, "of the 1024 asked for")) << generated.err;
-  for (const char* command : {"run", "batch", "bench", "perplexity", "estimate", "eval", "haystack"}) {
+  for (const char* command : {"run", "batch", "serve", "bench", "perplexity", "estimate", "eval", "haystack"}) {
     const Result help = run({.arguments = {command, "--help"}});
     EXPECT_TRUE(contains(help.out, "TOKENS are 4096, or 16K (16,384), or 1M (1,048,576)")) << command;
   }
@@ -562,7 +562,7 @@ TEST(Log, FileGetsWhatStderrGets) {
 }
 
 TEST(Help, EveryCommandHasOne) {
-  for (const char* command : {"run", "batch", "bench", "tokenize", "perplexity", "estimate", "eval",
+  for (const char* command : {"run", "batch", "serve", "bench", "tokenize", "perplexity", "estimate", "eval",
                               "haystack", "version"}) {
     const Result result = run({.arguments = {command, "--help"}});
     EXPECT_EQ(result.code, 0) << command;

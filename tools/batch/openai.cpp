@@ -68,12 +68,20 @@ JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request) {
   if (const auto method = line.find("method"); method && method->text() != "POST") {
     method->unexpected("\"POST\"");
   }
-  const auto endpoint = std::ranges::find_if(
-      kEndpoints, [&](const Endpoint& known) { return url.text() == known.url; });
-  if (endpoint == std::end(kEndpoints)) {
-    url.unexpected(R"("/v1/chat/completions" or "/v1/completions")");
-  }
-  request.form = endpoint->form;
+  const std::optional<RequestForm> form = form_of_endpoint(url.text());
+  if (!form) url.unexpected(R"("/v1/chat/completions" or "/v1/completions")");
+  request.form = *form;
+  check_openai_body(body, request);
+  return body;
+}
+
+std::optional<RequestForm> form_of_endpoint(std::string_view url) {
+  const auto endpoint = std::ranges::find_if(kEndpoints, [&](const Endpoint& known) { return url == known.url; });
+  if (endpoint == std::end(kEndpoints)) return std::nullopt;
+  return endpoint->form;
+}
+
+void check_openai_body(const JsonNode& body, BatchRequest& request) {
   const bool is_chat = request.form == RequestForm::kChatCompletion;
   const char* input = is_chat ? "messages" : "prompt";
   if (!body.has(input)) body.unexpected(fmt::format("\"{}\"", input), "as the url says");
@@ -81,7 +89,6 @@ JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request) {
     body.unexpected(fmt::format("\"{}\" alone", input), "as the url says");
   }
   if (const auto model = body.find("model")) request.model = model->text();
-  return body;
 }
 
 std::string plain_name(const std::string& member, RequestForm form) {
@@ -159,17 +166,17 @@ Json completion_logprobs(const RequestReport& report, const Tokenizer& tokenizer
 
 }  // namespace
 
-Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer) {
+Json usage_of(const RequestReport& r) {
+  const int64_t n_generated = std::ssize(r.tokens);
+  return {{"prompt_tokens", r.prompt_tokens},
+          {"completion_tokens", n_generated},
+          {"total_tokens", r.prompt_tokens + n_generated},
+          {"prompt_tokens_details", {{"cached_tokens", r.prefix_tokens}}}};
+}
+
+Json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer,
+                    const std::string& id) {
   const RequestReport& r = answer.report;
-  const std::string id = fmt::format("{:016x}-{}", request.hash, request.line);
-  Json json = {{"id", "batch_req_" + id}, {"custom_id", Json::parse(request.id)}};
-  if (r.state == RequestState::kFailed) {
-    const bool is_request = r.error_kind == ErrorKind::kUsage;
-    json["response"] = nullptr;
-    json["error"] = {{"code", is_request ? "invalid_request" : "server_error"},
-                     {"message", r.error}};
-    return json;
-  }
   const bool is_chat = request.form == RequestForm::kChatCompletion;
   Json choice = {{"index", 0}};
   if (is_chat) {
@@ -181,21 +188,27 @@ Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, co
                        : is_chat              ? chat_logprobs(r, tokenizer)
                                               : completion_logprobs(r, tokenizer);
   choice["finish_reason"] = answer.finish_reason;
-  const int64_t n_generated = std::ssize(r.tokens);
+  return {{"id", (is_chat ? "chatcmpl-" : "cmpl-") + id},
+          {"object", is_chat ? "chat.completion" : "text_completion"},
+          {"created", static_cast<int64_t>(std::time(nullptr))},
+          {"model", request.model},
+          {"choices", Json::array({choice})},
+          {"usage", usage_of(r)}};
+}
+
+Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer) {
+  const RequestReport& r = answer.report;
+  const std::string id = fmt::format("{:016x}-{}", request.hash, request.line);
+  Json json = {{"id", "batch_req_" + id}, {"custom_id", Json::parse(request.id)}};
+  if (r.state == RequestState::kFailed) {
+    const bool is_request = r.error_kind == ErrorKind::kUsage;
+    json["response"] = nullptr;
+    json["error"] = {{"code", is_request ? "invalid_request" : "server_error"},
+                     {"message", r.error}};
+    return json;
+  }
   json["response"] = {
-      {"status_code", 200},
-      {"request_id", "req_" + id},
-      {"body",
-       {{"id", (is_chat ? "chatcmpl-" : "cmpl-") + id},
-        {"object", is_chat ? "chat.completion" : "text_completion"},
-        {"created", static_cast<int64_t>(std::time(nullptr))},
-        {"model", request.model},
-        {"choices", Json::array({choice})},
-        {"usage",
-         {{"prompt_tokens", r.prompt_tokens},
-          {"completion_tokens", n_generated},
-          {"total_tokens", r.prompt_tokens + n_generated},
-          {"prompt_tokens_details", {{"cached_tokens", r.prefix_tokens}}}}}}}};
+      {"status_code", 200}, {"request_id", "req_" + id}, {"body", to_openai_body(request, answer, tokenizer, id)}};
   json["error"] = nullptr;
   return json;
 }

@@ -9,7 +9,9 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "engine/json.h"
 #include "tools/batch/answers.h"
@@ -23,6 +25,10 @@ bool is_openai_request(const nlohmann::json& line);
 // What is around the body: sets the form and the id. Throws Error(kUsage) naming the place; also for
 // an endpoint that is not one of the two.
 JsonNode read_openai_envelope(const JsonNode& line, BatchRequest& request);
+// That a body is one for the endpoint of this form; sets the model's name. Throws Error(kUsage).
+void check_openai_body(const JsonNode& body, BatchRequest& request);
+// The form of an endpoint, "/v1/completions"; none of another one.
+std::optional<RequestForm> form_of_endpoint(std::string_view url);
 
 // The name that a line has for a member of a body: both say the same.
 std::string plain_name(const std::string& member, RequestForm form);
@@ -31,6 +37,11 @@ std::string plain_name(const std::string& member, RequestForm form);
 // Throws Error(kUsage) for another value, as what it asks for would not be done.
 bool accept_openai_member(const std::string& name, const JsonNode& value);
 
+// "usage" of an answer.
+nlohmann::ordered_json usage_of(const RequestReport& report);
+// What the endpoint would return. id: of the answer, without what says of which endpoint.
+nlohmann::ordered_json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer,
+                                      const std::string& id);
 // The members of an answer that its readers look for.
 nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer,
                                         const Tokenizer& tokenizer);

@@ -218,17 +218,34 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   root.expect_object();
   BatchRequest request;
   request.line = number;
+  read_members(is_openai_request(json) ? read_openai_envelope(root, request) : root, request, place);
+  return request;
+}
+
+BatchRequest BatchRequestReader::read_body(const nlohmann::json& body, RequestForm form, int64_t number,
+                                           const std::string& place) const {
+  const JsonNode root(body, place);
+  root.expect_object();
+  BatchRequest request;
+  request.line = number;
+  request.form = form;
+  check_openai_body(root, request);
+  read_members(root, request, place);
+  return request;
+}
+
+// `asked`: what is asked of a request whose line and form are known.
+void BatchRequestReader::read_members(const JsonNode& asked, BatchRequest& request, const std::string& place) const {
   request.n_new = defaults_.n_new;
   request.ignore_eos = defaults_.ignore_eos;
   request.stops = defaults_.stops;
   request.n_logprobs = defaults_.n_logprobs;
   SamplingRequest sampling = defaults_.sampling;
   if (sampling.seed >= 0) {
-    const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(number - 1);
+    const auto seed = static_cast<uint64_t>(sampling.seed) + static_cast<uint64_t>(request.line - 1);
     sampling.seed = static_cast<int64_t>(seed & INT64_MAX);
   }
-  const bool is_openai = is_openai_request(json);
-  const JsonNode asked = is_openai ? read_openai_envelope(root, request) : root;
+  const bool is_openai = request.form != RequestForm::kPlain;
   Members members(request, sampling);
   std::optional<bool> wants_logprobs;  // of a chat completion, which says apart how many
   for (const auto& [key, value] : asked.raw().items()) {
@@ -275,7 +292,6 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   check_biases(sampling.logit_bias, config_.vocab_size);
   request.sampling = resolve_sampling(sampling, config_.sampling);
   request.hash = hash_of(request, sampling.seed >= 0);
-  return request;
 }
 
 std::vector<BatchRequest> BatchRequestReader::read(std::string_view text, const std::string& name,

@@ -72,9 +72,14 @@ class BatchRequestReader {
   // also for a text without any. n_saved: tokens that prefixes save, or would save if shared.
   std::vector<BatchRequest> read(std::string_view text, const std::string& name,
                                  int64_t* n_saved = nullptr) const;
+  // The body that one of OpenAI's endpoints was sent, as request `number`: its line, from 1. Throws
+  // Error(kUsage) "PLACE: expected ..". Safe from any thread.
+  BatchRequest read_body(const nlohmann::json& body, RequestForm form, int64_t number,
+                         const std::string& place) const;
 
  private:
   BatchRequest read_line(std::string_view line, int64_t number, const std::string& place) const;
+  void read_members(const JsonNode& asked, BatchRequest& request, const std::string& place) const;
   std::vector<int32_t> encode_prompt(const JsonNode& prompt) const;
   std::vector<int32_t> encode_text(const std::string& prompt) const;
   std::vector<int32_t> encode_chat(std::vector<ChatMessage> messages) const;

@@ -1,0 +1,310 @@
+// tiercel serve: what clients of OpenAI's endpoints are answered, and that it is what tiercel run answers.
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <future>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "tests/command/chat_model.h"
+#include "tests/command/process.h"
+#include "tests/http_client.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::json;
+
+// A running server.
+class Server {
+ public:
+  explicit Server(std::vector<std::string> more = {}, const std::string& model = demo_model()) {
+    std::vector<std::string> words = {"serve", "-m", model, "--port", "0", "-c", "16K", "-n", "8"};
+    words.insert(words.end(), more.begin(), more.end());
+    process_ = std::make_unique<Process>(Launch{.arguments = words});
+    static const std::string before = "listening: http://127.0.0.1:";
+    if (!process_->wait_until([this] { return contains(process_->err(), before); })) return;
+    port_ = std::atoi(process_->err().substr(process_->err().find(before) + before.size()).c_str());
+  }
+  int port() const { return port_; }
+  Process& process() { return *process_; }
+
+  HttpResponse ask(std::string_view path, const Json& body) const {
+    return test::ask(port_, "POST", path, body.dump());
+  }
+  // The body of an answer that must be one.
+  Json complete(const Json& body, std::string_view path = "/v1/completions") const {
+    const HttpResponse response = ask(path, body);
+    EXPECT_EQ(response.status, 200) << response.body;
+    return response.status == 200 ? Json::parse(response.body) : Json();
+  }
+  std::string text(const Json& body) const {
+    const Json answer = complete(body);
+    return answer.is_null() ? "" : answer["choices"][0]["text"].get<std::string>();
+  }
+
+ private:
+  std::unique_ptr<Process> process_;
+  int port_ = 0;
+};
+
+class ServeCommand : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (contains(version_of_program(), "built without Boost")) GTEST_SKIP() << "this build has no server";
+  }
+};
+
+std::string fact(const std::string& key, int value) {
+  return "The magic number for " + key + " is " + std::to_string(value) + ".\n";
+}
+std::string question(const std::string& key) {
+  return "What is the magic number for " + key + "? The magic number for " + key + " is";
+}
+// A text of some 13 tokens a sentence, with facts in it.
+std::string book(int n_sentences) {
+  std::string text;
+  for (int i = 0; i < n_sentences; ++i) {
+    text += "Step " + std::to_string(i) + " of the guide explains how part " + std::to_string(i * 37 % 101) +
+            " of the machine is cleaned. ";
+    if (i == n_sentences / 3) text += "\n" + fact("otter", 4821);
+    if (i == n_sentences / 2) text += "\n" + fact("falcon", 1734);
+  }
+  return text + "\n";
+}
+
+std::string run_text(const std::string& prompt, std::vector<std::string> more = {}) {
+  const Scratch scratch;
+  write_file(scratch / "prompt", prompt);
+  std::vector<std::string> words = {"run", "-m", demo_model(), "-f", scratch / "prompt", "-n", "8", "-q"};
+  words.insert(words.end(), more.begin(), more.end());
+  const Result result = run({.arguments = words});
+  EXPECT_EQ(result.code, 0) << result.err;
+  return result.out;
+}
+
+TEST_F(ServeCommand, CompletesAsRunDoes) {
+  const Server server;
+  const std::string prompt = fact("otter", 4821) + question("otter");
+  const Json whole = server.complete({{"prompt", prompt}, {"model", "any"}});
+  EXPECT_EQ(whole["object"], "text_completion");
+  EXPECT_EQ(whole["model"], "any");
+  EXPECT_EQ(whole["choices"][0]["text"], run_text(prompt));
+  EXPECT_EQ(whole["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 8);
+  EXPECT_EQ(whole["usage"]["total_tokens"], whole["usage"]["prompt_tokens"].get<int>() + 8);
+
+  const HttpResponse streamed = server.ask(
+      "/v1/completions", {{"prompt", prompt}, {"stream", true}, {"stream_options", {{"include_usage", true}}}});
+  EXPECT_EQ(streamed.headers.at("content-type"), "text/event-stream");
+  std::vector<std::string> events = streamed.events();
+  ASSERT_GT(events.size(), 5u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  events.pop_back();
+  std::string text, reason;
+  for (const std::string& event : events) {
+    const Json chunk = Json::parse(event);
+    EXPECT_EQ(chunk["model"], "recall-4m");
+    if (chunk["choices"].empty()) {
+      EXPECT_EQ(chunk["usage"], whole["usage"]);
+      continue;
+    }
+    EXPECT_TRUE(chunk["usage"].is_null());
+    text += chunk["choices"][0]["text"].get<std::string>();
+    if (!chunk["choices"][0]["finish_reason"].is_null()) reason = chunk["choices"][0]["finish_reason"];
+  }
+  EXPECT_EQ(text, whole["choices"][0]["text"]);
+  EXPECT_EQ(reason, "length");
+
+  // What a request says for itself.
+  const Json stopped = server.complete({{"prompt", prompt}, {"stop", {"82"}}});
+  EXPECT_EQ(stopped["choices"][0]["text"], " 4");
+  EXPECT_EQ(stopped["choices"][0]["finish_reason"], "stop");
+  const Json drawn = {{"prompt", prompt}, {"temperature", 1.5}, {"seed", 11}, {"max_tokens", 12}, {"logprobs", 2}};
+  EXPECT_EQ(server.complete(drawn)["choices"], server.complete(drawn)["choices"]);
+  EXPECT_EQ(server.complete(drawn)["choices"][0]["logprobs"]["tokens"].size(), 12u);
+  EXPECT_FALSE(server.text({{"prompt", {1, 5, 9}}}).empty());
+}
+
+TEST_F(ServeCommand, Chats) {
+  const Scratch scratch;
+  make_chat_model(scratch / "model");
+  const Server server({"--alias", "small"}, scratch / "model");
+  const Json body = {{"messages", {{{"role", "system"}, {"content", "Be brief."}}, {{"role", "user"}, {"content", "Hi"}}}},
+                     {"max_completion_tokens", 6}};
+  const Json whole = server.complete(body, "/v1/chat/completions");
+  EXPECT_EQ(whole["object"], "chat.completion");
+  EXPECT_EQ(whole["model"], "small");
+  EXPECT_EQ(whole["choices"][0]["message"]["role"], "assistant");
+  const std::string content = whole["choices"][0]["message"]["content"];
+  EXPECT_EQ(content, run({.arguments = {"run", "-m", scratch / "model", "--chat", "-p", "Hi", "--system",
+                                               "Be brief.", "-n", "6", "-q"}}).out);
+  Json asked = body;
+  asked["stream"] = true;
+  const std::vector<std::string> events = server.ask("/v1/chat/completions", asked).events();
+  ASSERT_GT(events.size(), 3u);
+  EXPECT_EQ(Json::parse(events[0])["object"], "chat.completion.chunk");
+  EXPECT_EQ(Json::parse(events[0])["choices"][0]["delta"], (Json{{"role", "assistant"}, {"content", ""}}));
+  std::string text;
+  for (size_t i = 1; i + 1 < events.size(); ++i) {
+    text += Json::parse(events[i])["choices"][0]["delta"].value("content", "");
+    EXPECT_FALSE(Json::parse(events[i]).contains("usage"));
+  }
+  EXPECT_EQ(text, content);
+  EXPECT_EQ(Json::parse(events[events.size() - 2])["choices"][0]["delta"], Json::object());
+  EXPECT_EQ(server.ask("/v1/completions", body).status, 400);  // it has messages
+}
+
+// A second question on a text, and the next turn of a conversation, prefill what is new; and many ask at once.
+TEST_F(ServeCommand, PromptsThatBeginAlike) {
+  const std::string text = book(sanitized() ? 60 : 150);
+  const Server server({"--parallel", "3"});
+  const auto cached = [](const Json& answer) {
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"].get<int64_t>();
+  };
+  const Json first = server.complete({{"prompt", text + question("otter")}, {"max_tokens", 6}});
+  EXPECT_EQ(cached(first), 0);
+  EXPECT_TRUE(first["choices"][0]["text"].get<std::string>().starts_with(" 4821")) << first;
+  const Json second = server.complete({{"prompt", text + question("falcon")}, {"max_tokens", 6}});
+  EXPECT_GT(2 * cached(second), second["usage"]["prompt_tokens"].get<int64_t>());
+  EXPECT_TRUE(second["choices"][0]["text"].get<std::string>().starts_with(" 1734")) << second;
+  const Json turn = server.complete({{"prompt", text + question("otter") + " 4821.\n" + question("falcon")}, {"max_tokens", 6}});
+  EXPECT_EQ(cached(turn), cached(second));
+  EXPECT_TRUE(turn["choices"][0]["text"].get<std::string>().starts_with(" 1734")) << turn;
+
+  std::vector<std::future<std::string>> answers;
+  for (int i = 0; i < 9; ++i) {
+    answers.push_back(std::async(std::launch::async, [&, i] {
+      const char* key = i % 2 == 0 ? "otter" : "falcon";
+      const std::string before = i % 3 == 2 ? fact(key, i % 2 == 0 ? 4821 : 1734) : text;
+      return server.text({{"prompt", before + question(key)}, {"max_tokens", 6}});
+    }));
+  }
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const std::string answer = answers[i].get();
+    EXPECT_TRUE(answer.starts_with(i % 2 == 0 ? " 4821" : " 1734")) << i << ": " << answer;
+  }
+  const std::string metrics = ask(server.port(), "GET", "/metrics").body;
+  EXPECT_TRUE(contains(metrics, "tiercel_requests_ended_total 12\n")) << metrics;
+
+  const Server apart({"--no-share-prefix"});
+  for (int i = 0; i < 2; ++i) {
+    const Json answer = apart.complete({{"prompt", text + question("otter")}, {"max_tokens", 6}});
+    EXPECT_EQ(cached(answer), 0);
+    EXPECT_EQ(answer["choices"][0]["text"], run_text(text + question("otter"), {"-n", "6"}));
+  }
+}
+
+TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
+  const Server server;
+  const auto refused = [&](std::string_view path, const std::string& body, const std::string& word, int status = 400) {
+    const HttpResponse response = ask(server.port(), "POST", path, body);
+    EXPECT_EQ(response.status, status) << body << ": " << response.body;
+    const Json error = Json::parse(response.body)["error"];
+    EXPECT_TRUE(contains(error["message"], word)) << error;
+    EXPECT_EQ(error["type"], status < 500 ? "invalid_request_error" : "server_error");
+    return error;
+  };
+  const char* path = "/v1/completions";
+  refused(path, "{\"prompt\": ", "JSON");
+  refused(path, "[]", "object");
+  refused(path, "{}", "prompt");
+  refused(path, R"({"prompt": []})", "no tokens");
+  refused(path, R"({"prompt": "x", "prompt": "y"})", "prompt");
+  refused(path, R"({"prompt": "x", "max_token": 3})", "did you mean max_tokens");
+  refused(path, R"({"prompt": "x", "n": 2})", "n:");
+  refused(path, R"({"prompt": "x", "stream": 1})", "stream");
+  refused(path, R"({"prompt": "x", "stream": true, "logprobs": 1})", "without \"stream\"");
+  refused(path, R"({"prompt": [99999999]})", "prompt[0]");
+  refused("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "x"}]})", "chat template");
+  const Json too_long = refused(path, Json{{"prompt", book(1600)}}.dump(), "--ctx-size");
+  EXPECT_EQ(too_long["code"], "context_length_exceeded");
+  refused("/v1/embeddings", "{}", "there is no /v1/embeddings", 404);
+  EXPECT_EQ(ask(server.port(), "GET", path).status, 405);
+  EXPECT_EQ(server.text({{"prompt", fact("otter", 12) + question("otter")}, {"max_tokens", 3}}).substr(0, 3), " 12");
+  EXPECT_EQ(ask(server.port(), "GET", "/health").body, R"({"status":"ok"})");
+  const Json models = Json::parse(ask(server.port(), "GET", "/v1/models").body);
+  EXPECT_EQ(models["data"][0]["id"], "recall-4m");
+  EXPECT_EQ(models["data"][0]["max_model_len"], 16384);
+}
+
+TEST_F(ServeCommand, AsksForItsKey) {
+  const Server server({"--api-key", "secret"});
+  const std::string body = R"({"prompt": "x", "max_tokens": 1})";
+  for (const char* header : {"", "Authorization: Bearer secre\r\n", "Authorization: secret\r\n"}) {
+    const HttpResponse response = ask(server.port(), "POST", "/v1/completions", body, header);
+    EXPECT_EQ(response.status, 401) << header;
+    EXPECT_EQ(Json::parse(response.body)["error"]["type"], "authentication_error");
+  }
+  EXPECT_EQ(ask(server.port(), "POST", "/v1/completions", body, "Authorization: Bearer secret\r\n").status, 200);
+  EXPECT_EQ(ask(server.port(), "GET", "/health").status, 200);
+}
+
+// Nobody computes for a client that has gone: a token later there is room for others.
+TEST_F(ServeCommand, ClientsThatGo) {
+  Server server({"--parallel", "1", "--ignore-eos"});
+  for (const bool streams : {true, false}) {
+    HttpConnection connection(server.port());
+    connection.send_request("POST", "/v1/completions",
+                            Json{{"prompt", "Once upon"}, {"max_tokens", 15000}, {"stream", streams}}.dump());
+    if (streams) {
+      while (!connection.line().empty()) {
+      }
+      for (int i = 0; i < 5; ++i) EXPECT_FALSE(connection.next_chunk().empty());
+    } else {
+      EXPECT_TRUE(server.process().wait_until(
+          [&] { return contains(ask(server.port(), "GET", "/metrics").body, "requests_decoding 1\n"); }));
+    }
+    connection.close();
+    EXPECT_FALSE(server.text({{"prompt", "x"}, {"max_tokens", 2}}).empty());
+  }
+  server.process().signal(SIGTERM);
+  const Result result = server.process().wait();
+  EXPECT_EQ(result.code, 0);
+  const size_t first = result.err.find("its client has gone");
+  EXPECT_NE(first, std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("its client has gone", first + 1), std::string::npos) << result.err;
+}
+
+TEST_F(ServeCommand, Stops) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    Server server({"--ignore-eos"});
+    HttpConnection streams(server.port()), waits(server.port());
+    Json body = {{"prompt", "Once upon"}, {"max_tokens", 15000}};
+    waits.send_request("POST", "/v1/completions", body.dump());
+    body["stream"] = true;
+    streams.send_request("POST", "/v1/completions", body.dump());
+    while (!streams.line().empty()) {
+    }
+    for (int i = 0; i < 5; ++i) EXPECT_FALSE(streams.next_chunk().empty());
+    server.process().signal(signal);
+    EXPECT_EQ(waits.read_response().status, 503);
+    std::string last;
+    for (std::string chunk = streams.next_chunk(); !chunk.empty(); chunk = streams.next_chunk()) last = chunk;
+    EXPECT_TRUE(contains(last, "is being stopped")) << last;
+    const Result result = server.process().wait();
+    EXPECT_EQ(result.code, 0);
+    EXPECT_TRUE(contains(result.err, "stopped")) << result.err;
+  }
+}
+
+TEST_F(ServeCommand, WhatItCannotStartWith) {
+  const Server server;
+  const auto start = [](std::vector<std::string> more) {
+    std::vector<std::string> words = {"serve", "-m", demo_model()};
+    words.insert(words.end(), more.begin(), more.end());
+    return run({.arguments = words});
+  };
+  const Result taken = start({"--port", std::to_string(server.port())});
+  EXPECT_EQ(taken.code, 1);
+  EXPECT_TRUE(contains(taken.err, "another --port")) << taken.err;
+  EXPECT_EQ(start({"--port", "70000"}).code, 2);
+  EXPECT_EQ(start({"--port", "0", "-c", "1"}).code, 2);
+  EXPECT_EQ(start({"--port", "0", "--audit", "3"}).code, 2);
+  const Result large = start({"--port", "0", "-c", "64M"});
+  EXPECT_EQ(large.code, 3) << large.err;
+  EXPECT_EQ(run({.arguments = {"serve", "-m", "/nowhere", "--port", "0"}}).code, 1);
+}
+
+}  // namespace
+}  // namespace tiercel::test

@@ -1,0 +1,285 @@
+// What clients do to a server: all at once, in pieces, wrongly, and going away in the middle.
+#include "tools/serve/http_server.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "tests/http_client.h"
+
+namespace tiercel {
+namespace {
+
+using test::ask;
+using test::HttpConnection;
+using test::HttpResponse;
+
+// Answers with what it was asked; /events says the body's words, /wait keeps its reply until it is told.
+class HttpServerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (http_library().empty()) GTEST_SKIP() << "this build has no server";
+    start({});
+  }
+  void start(const HttpLimits& limits) {
+    server_.reset();
+    server_ = std::make_unique<HttpServer>("127.0.0.1", 0, limits, [this](const HttpRequest& request, auto reply) {
+      if (request.path == "/events") {
+        reply->begin_events();
+        for (size_t begin = 0; begin < request.body.size();) {
+          const size_t end = std::min(request.body.find(' ', begin), request.body.size());
+          reply->event(request.body.substr(begin, end - begin));
+          begin = end + 1;
+        }
+        reply->end_events();
+      } else if (request.path == "/wait") {
+        reply->when_gone([this] { ++n_gone_; });
+        const std::lock_guard lock(mutex_);
+        waiting_.push_back(std::move(reply));
+      } else if (request.path != "/forget") {
+        reply->respond(200, request.method + " " + request.path + " " + request.authorization + " " + request.body,
+                       "text/plain");
+      }
+    });
+  }
+  void TearDown() override {
+    waiting_.clear();
+    server_.reset();
+  }
+  int port() const { return server_->port(); }
+  std::shared_ptr<HttpReply> wait_for_request() {
+    for (;;) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (!waiting_.empty()) {
+          auto reply = waiting_.back();
+          waiting_.pop_back();
+          return reply;
+        }
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  bool becomes(const std::atomic<int>& value, int wanted) {
+    for (int i = 0; i < 20000 && value != wanted; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return value == wanted;
+  }
+
+  std::atomic<int> n_gone_ = 0;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<HttpReply>> waiting_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpServerTest, AnswersWhatItIsAsked) {
+  const HttpResponse response = ask(port(), "POST", "/some/path?query=1", "a body", "Authorization: Bearer x\r\n");
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(response.body, "POST /some/path Bearer x a body");
+  EXPECT_EQ(response.headers.at("content-type"), "text/plain");
+}
+
+TEST_F(HttpServerTest, OneConnectionForManyRequests) {
+  HttpConnection connection(port());
+  for (int i = 0; i < 3; ++i) {
+    connection.send_request("GET", "/" + std::to_string(i));
+    EXPECT_EQ(connection.read_response().body, "GET /" + std::to_string(i) + "  ");
+    connection.send_request("POST", "/events", "one two");
+    EXPECT_EQ(connection.read_response().events(), (std::vector<std::string>{"one", "two"}));
+  }
+  // Two before the first one is answered.
+  connection.send_request("GET", "/a");
+  connection.send_request("GET", "/b");
+  EXPECT_EQ(connection.read_response().body, "GET /a  ");
+  EXPECT_EQ(connection.read_response().body, "GET /b  ");
+  connection.send_request("GET", "/last", {}, "Connection: close\r\n");
+  EXPECT_EQ(connection.read_response().headers.at("connection"), "close");
+  EXPECT_TRUE(connection.at_end());
+}
+
+TEST_F(HttpServerTest, BytesThatComeOneByOne) {
+  HttpConnection connection(port());
+  for (const char byte : std::string("POST /p HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")) {
+    connection.send({&byte, 1});
+  }
+  EXPECT_EQ(connection.read_response().body, "POST /p  hello");
+  connection.send("POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+  EXPECT_EQ(connection.read_response().body, "POST /c  abcde");
+}
+
+TEST_F(HttpServerTest, WhoAsksWhetherToSendABody) {
+  HttpConnection connection(port());
+  connection.send("POST /p HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+  EXPECT_EQ(connection.read_response().status, 100);
+  connection.send("hello");
+  EXPECT_EQ(connection.read_response().body, "POST /p  hello");
+}
+
+TEST_F(HttpServerTest, OldClientsAreSentNoChunks) {
+  HttpConnection connection(port());
+  connection.send("POST /events HTTP/1.0\r\nContent-Length: 7\r\n\r\none two");
+  const HttpResponse response = connection.read_response();  // to the end of the connection
+  EXPECT_EQ(response.events(), (std::vector<std::string>{"one", "two"}));
+  EXPECT_EQ(response.headers.at("connection"), "close");
+}
+
+TEST_F(HttpServerTest, WhatIsNoRequestIsRefused) {
+  for (const char* bad : {"hello\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\r\n\r\n",
+                          "POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n"}) {
+    HttpConnection connection(port());
+    connection.send(bad);
+    EXPECT_EQ(connection.read_response().status, 400) << bad;
+    EXPECT_TRUE(connection.at_end()) << bad;
+  }
+  HttpConnection connection(port());
+  connection.send("GET / HTTP/1.1\r\nLong: " + std::string(100 << 10, 'x') + "\r\n\r\n");
+  EXPECT_EQ(connection.read_response().status, 431);
+}
+
+TEST_F(HttpServerTest, LimitsAreKept) {
+  start({.body_bytes = 1000, .connections = 2, .idle_seconds = 0.2});
+  {
+    HttpConnection connection(port());
+    connection.send("POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n");
+    EXPECT_EQ(connection.read_response().status, 413);
+  }
+  {
+    // Not even said beforehand.
+    HttpConnection connection(port());
+    connection.send("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n" + std::string(1001, 'x') + "\r\n");
+    EXPECT_EQ(connection.read_response().status, 413);
+  }
+  {
+    HttpConnection idle(port()), half(port());
+    half.send("POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+    HttpConnection third(port());
+    EXPECT_EQ(third.read_response().status, 503);
+    // Both say nothing for too long.
+    EXPECT_TRUE(idle.at_end());
+    EXPECT_TRUE(half.at_end());
+  }
+  EXPECT_EQ(ask(port(), "GET", "/again").status, 200);
+}
+
+TEST_F(HttpServerTest, ClientsThatGoAreNoticed) {
+  {
+    HttpConnection connection(port());
+    connection.send_request("GET", "/wait");
+    wait_for_request()->begin_events();
+    EXPECT_EQ(connection.line(), "HTTP/1.1 200 OK");
+    connection.send_request("GET", "/wait");  // waits for the first one's answer, and goes with it
+  }
+  // The second connection says nothing behind its request.
+  HttpConnection connection(port());
+  connection.send_request("GET", "/wait");
+  const auto reply = wait_for_request();
+  connection.close();
+  EXPECT_TRUE(becomes(n_gone_, 1));
+  reply->respond(200, "too late");
+  // One that hears of it too late is told at once.
+  std::atomic<int> told = 0;
+  reply->when_gone([&] { ++told; });
+  EXPECT_TRUE(becomes(told, 1));
+  EXPECT_EQ(ask(port(), "GET", "/others").status, 200);
+}
+
+TEST_F(HttpServerTest, AnswersThatAreDoneAreNobodysLoss) {
+  HttpConnection connection(port());
+  connection.send_request("GET", "/wait");
+  const auto reply = wait_for_request();
+  reply->respond(200, "done");
+  EXPECT_EQ(connection.read_response().body, "done");
+  reply->respond(200, "again");
+  reply->event("again");
+  connection.send_request("GET", "/next");
+  EXPECT_EQ(connection.read_response().body, "GET /next  ");
+  connection.close();
+  EXPECT_EQ(ask(port(), "GET", "/others").status, 200);
+  EXPECT_EQ(n_gone_, 0);
+}
+
+TEST_F(HttpServerTest, ARequestThatIsGivenUp) {
+  const HttpResponse response = ask(port(), "GET", "/forget");
+  EXPECT_EQ(response.status, 500);
+  EXPECT_NE(response.body.find("given up"), std::string::npos);
+}
+
+TEST_F(HttpServerTest, SilentStreamsShowThatTheyAreAlive) {
+  start({.silence_seconds = 0.02});
+  HttpConnection connection(port());
+  connection.send_request("GET", "/wait");
+  const auto reply = wait_for_request();
+  reply->begin_events();
+  while (!connection.line().empty()) {
+  }
+  EXPECT_EQ(connection.next_chunk().substr(0, 1), ":");
+  EXPECT_EQ(connection.next_chunk().substr(0, 1), ":");
+  reply->event("x");
+  reply->end_events();
+  std::string rest;
+  for (std::string chunk = connection.next_chunk(); !chunk.empty(); chunk = connection.next_chunk()) rest += chunk;
+  EXPECT_NE(rest.find("data: x\n\n"), std::string::npos);
+}
+
+TEST_F(HttpServerTest, ManyAtOnce) {
+  std::vector<std::future<int>> clients;
+  for (int c = 0; c < 16; ++c) {
+    clients.push_back(std::async(std::launch::async, [this, c] {
+      int right = 0;
+      HttpConnection connection(port());
+      for (int i = 0; i < 30; ++i) {
+        const std::string body = std::to_string(c) + "." + std::to_string(i) + std::string(static_cast<size_t>(i) * 997, 'y');
+        connection.send_request("POST", i % 2 == 0 ? "/x" : "/events", body);
+        const HttpResponse response = connection.read_response();
+        right += i % 2 == 0 ? response.body == "POST /x  " + body : response.events() == std::vector{body};
+      }
+      return right;
+    }));
+  }
+  for (auto& client : clients) EXPECT_EQ(client.get(), 30);
+}
+
+// What has been said to a client is sent, those that wait are let go, and nobody else gets in.
+TEST_F(HttpServerTest, Stops) {
+  HttpConnection idle(port()), told(port()), waits(port());
+  told.send_request("GET", "/wait");
+  const auto to_be_told = wait_for_request();
+  waits.send_request("GET", "/wait");
+  const auto waiting = wait_for_request();
+  const int old_port = port();
+  to_be_told->respond(503, "stopping");
+  const auto begin = std::chrono::steady_clock::now();
+  server_->stop();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
+  EXPECT_EQ(told.read_response().body, "stopping");
+  EXPECT_TRUE(idle.at_end());
+  EXPECT_TRUE(waits.at_end());
+  waiting->respond(200, "too late");
+  EXPECT_THROW(HttpConnection{old_port}, std::runtime_error);
+  server_.reset();
+  waiting->event("later still");
+}
+
+TEST_F(HttpServerTest, APlaceThatCannotBeHad) {
+  const auto error_of = [](const std::string& host, int port) {
+    try {
+      HttpServer server(host, static_cast<uint16_t>(port), {}, [](const HttpRequest&, auto) {});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kRuntime);
+      return std::string(error.what());
+    }
+    return std::string("none");
+  };
+  EXPECT_NE(error_of("127.0.0.1", port()).find("another --port"), std::string::npos);
+  EXPECT_NE(error_of("no.such.host.invalid", 0).find("no such address"), std::string::npos);
+  EXPECT_EQ(error_of("localhost", 0), "none");
+}
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,410 @@
+#include "tools/serve/http_server.h"
+
+#include <fmt/format.h>
+
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <boost/version.hpp>
+#include <chrono>
+#include <deque>
+#include <optional>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "engine/base/check.h"
+
+namespace tiercel {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using Tcp = asio::ip::tcp;
+using ErrorCode = boost::system::error_code;
+
+constexpr int kHandlerThreads = 2;
+constexpr uint32_t kMostHeaderBytes = 64 << 10;
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+std::string chunk_of(std::string_view data) { return fmt::format("{:x}\r\n{}\r\n", data.size(), data); }
+
+class Connection;
+
+// What the connections of a server share. Replies, which may outlive it, keep it.
+struct Shared : std::enable_shared_from_this<Shared> {
+  Shared(const HttpLimits& its_limits, HttpServer::Handler its_handler)
+      : limits(its_limits), handler(std::move(its_handler)) {}
+
+  const HttpLimits limits;
+  const HttpServer::Handler handler;
+  asio::io_context io{1};
+  asio::thread_pool handlers{kHandlerThreads};
+  // Of the io thread.
+  std::set<std::shared_ptr<Connection>> connections;
+  bool stopping = false;
+};
+
+// All of it runs in the io thread.
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(Shared& shared, Tcp::socket socket) : shared_(shared), stream_(std::move(socket)), silence_(shared.io) {
+    ErrorCode ignored;
+    stream_.socket().set_option(Tcp::no_delay(true), ignored);
+  }
+
+  void read_request();
+  // Says why there is no answer, and closes.
+  void refuse(int status, std::string_view why);
+  // Once what is being said has been: now, where nothing is.
+  void close_soon() {
+    keep_alive_ = false;
+    if (!answering_ && out_.empty()) close();
+  }
+  void close();
+
+  // Of the answer that is due; another one's comes too late, and is dropped.
+  void respond(int64_t answer, int status, const std::string& body, const std::string& type);
+  void begin_events(int64_t answer);
+  void event(int64_t answer, const std::string& data);
+  void end_events(int64_t answer);
+  void when_gone(int64_t answer, std::function<void()> call);
+  bool is_answering(int64_t answer) const { return answering_ && answer == n_requests_; }
+
+ private:
+  void read_body();
+  void take_request();
+  void watch();
+  void send(std::string text);
+  void write_next();
+  void end_answer();
+  void restart_silence();
+  std::string header(int status, std::string_view type, std::string_view length) const;
+
+  Shared& shared_;
+  beast::tcp_stream stream_;
+  beast::flat_buffer buffer_;
+  std::optional<http::request_parser<http::string_body>> parser_;
+  asio::steady_timer silence_;
+  std::deque<std::string> out_;  // the first one is being written
+  std::function<void()> when_gone_;
+  int64_t n_requests_ = 0;
+  bool answering_ = false, streaming_ = false, keep_alive_ = true, chunked_ = true, closed_ = false;
+};
+
+// A reply is used by others' threads: it only posts what is to be done.
+class Reply : public HttpReply {
+ public:
+  Reply(std::shared_ptr<Shared> shared, std::shared_ptr<Connection> connection, int64_t answer)
+      : shared_(std::move(shared)), connection_(std::move(connection)), answer_(answer) {}
+  ~Reply() override {
+    post([](Connection& c, int64_t answer) {
+      if (c.is_answering(answer)) c.refuse(500, "the request was given up");
+    });
+  }
+  void respond(int status, std::string body, std::string_view type) override {
+    post([status, body = std::move(body), type = std::string(type)](Connection& c, int64_t answer) {
+      c.respond(answer, status, body, type);
+    });
+  }
+  void begin_events() override {
+    post([](Connection& c, int64_t answer) { c.begin_events(answer); });
+  }
+  void event(std::string_view data) override {
+    post([data = std::string(data)](Connection& c, int64_t answer) { c.event(answer, data); });
+  }
+  void end_events() override {
+    post([](Connection& c, int64_t answer) { c.end_events(answer); });
+  }
+  void when_gone(std::function<void()> call) override {
+    post([call = std::move(call)](Connection& c, int64_t answer) { c.when_gone(answer, call); });
+  }
+
+ private:
+  template <typename F>
+  void post(F f) {
+    asio::post(shared_->io, [connection = connection_, answer = answer_, f = std::move(f)] { f(*connection, answer); });
+  }
+  const std::shared_ptr<Shared> shared_;
+  const std::shared_ptr<Connection> connection_;
+  const int64_t answer_;
+};
+
+void Connection::read_request() {
+  if (shared_.stopping) return close();
+  parser_.emplace();
+  parser_->header_limit(kMostHeaderBytes);
+  parser_->body_limit(shared_.limits.body_bytes);
+  stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  http::async_read_header(stream_, buffer_, *parser_, [self = shared_from_this()](ErrorCode error, size_t) {
+    if (self->closed_) return;
+    if (error == http::error::body_limit) return self->refuse(413, "the request's body is too long");
+    if (error == http::error::header_limit) return self->refuse(431, "the request's header is too long");
+    if (error && error.category() == http::make_error_code(http::error::bad_method).category() &&
+        error != http::error::end_of_stream && error != http::error::partial_message) {
+      return self->refuse(400, "this is no HTTP request: " + error.message());
+    }
+    if (error) return self->close();  // the client has gone, or said nothing for too long
+    self->read_body();
+  });
+}
+
+void Connection::read_body() {
+  const auto read = [self = shared_from_this()](ErrorCode error, size_t) {
+    if (self->closed_) return;
+    if (error) return self->close();
+    http::async_read(self->stream_, self->buffer_, *self->parser_, [self](ErrorCode failed, size_t) {
+      if (self->closed_) return;
+      if (failed == http::error::body_limit) return self->refuse(413, "the request's body is too long");
+      if (failed) return self->close();
+      self->take_request();
+    });
+  };
+  // A client that asks whether it may send its body.
+  const auto expects = parser_->get().find(http::field::expect);
+  if (expects == parser_->get().end() || !beast::iequals(expects->value(), "100-continue")) return read({}, 0);
+  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(stream_, asio::buffer(kContinue), read);
+}
+
+void Connection::take_request() {
+  auto& message = parser_->get();
+  keep_alive_ = message.keep_alive() && !shared_.stopping;
+  chunked_ = message.version() >= 11;
+  answering_ = true;
+  streaming_ = false;
+  ++n_requests_;
+  const std::string_view target(message.target().data(), message.target().size());
+  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
+  HttpRequest request{.method = text(message.method_string()),
+                      .path = std::string(target.substr(0, target.find('?'))),
+                      .authorization = text(message[http::field::authorization]),
+                      .body = std::move(message.body())};
+  parser_.reset();
+  stream_.expires_never();
+  watch();
+  auto reply = std::make_shared<Reply>(shared_.shared_from_this(), shared_from_this(), n_requests_);
+  asio::post(shared_.handlers, [&handler = shared_.handler, request = std::move(request), reply = std::move(reply)] {
+    handler(request, reply);
+  });
+}
+
+// Whether the client goes while it is answered. What it sends meanwhile is a next request, and waits.
+void Connection::watch() {
+  stream_.socket().async_wait(Tcp::socket::wait_read, [self = shared_from_this(), answer = n_requests_](ErrorCode error) {
+    if (self->closed_ || !self->is_answering(answer)) return;
+    ErrorCode failed;
+    const bool more = !error && self->stream_.socket().available(failed) > 0;
+    if (!more) self->close();
+  });
+}
+
+std::string Connection::header(int status, std::string_view type, std::string_view length) const {
+  const auto reason = http::obsolete_reason(http::int_to_status(static_cast<unsigned>(status)));
+  return fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\n{}Connection: {}\r\n{}\r\n", status,
+                     std::string_view(reason.data(), reason.size()), type, length,
+                     keep_alive_ ? "keep-alive" : "close", status == 401 ? "WWW-Authenticate: Bearer\r\n" : "");
+}
+
+void Connection::refuse(int status, std::string_view why) {
+  keep_alive_ = false;
+  answering_ = true;
+  if (!streaming_) send(header(status, "text/plain", fmt::format("Content-Length: {}\r\n", why.size() + 1)) + std::string(why) + "\n");
+  end_answer();
+}
+
+void Connection::respond(int64_t answer, int status, const std::string& body, const std::string& type) {
+  if (!is_answering(answer) || streaming_) return;
+  send(header(status, type, fmt::format("Content-Length: {}\r\n", body.size())) + body);
+  end_answer();
+}
+
+void Connection::begin_events(int64_t answer) {
+  if (!is_answering(answer) || streaming_) return;
+  streaming_ = true;
+  if (!chunked_) keep_alive_ = false;  // HTTP/1.0: it ends with the connection
+  send(header(200, "text/event-stream",
+              chunked_ ? "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n" : "Cache-Control: no-cache\r\n"));
+  restart_silence();
+}
+
+void Connection::event(int64_t answer, const std::string& data) {
+  if (!is_answering(answer) || !streaming_) return;
+  const std::string text = "data: " + data + "\n\n";
+  send(chunked_ ? chunk_of(text) : text);
+  restart_silence();
+}
+
+void Connection::end_events(int64_t answer) {
+  if (!is_answering(answer) || !streaming_) return;
+  if (chunked_) send("0\r\n\r\n");
+  end_answer();
+}
+
+// Clients, and what is between them and us, give up streams that say nothing while a long prompt is read.
+void Connection::restart_silence() {
+  silence_.expires_after(milliseconds(shared_.limits.silence_seconds));
+  silence_.async_wait([self = shared_from_this(), answer = n_requests_](ErrorCode error) {
+    if (error || self->closed_ || !self->is_answering(answer)) return;
+    const std::string comment = ": still there\n\n";
+    if (self->out_.empty()) self->send(self->chunked_ ? chunk_of(comment) : comment);
+    self->restart_silence();
+  });
+}
+
+void Connection::when_gone(int64_t answer, std::function<void()> call) {
+  if (is_answering(answer) && !closed_) {
+    when_gone_ = std::move(call);
+  } else if (closed_) {
+    call();
+  }
+}
+
+void Connection::send(std::string text) {
+  if (closed_) return;
+  out_.push_back(std::move(text));
+  if (out_.size() == 1) write_next();
+}
+
+void Connection::write_next() {
+  stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  asio::async_write(stream_, asio::buffer(out_.front()), [self = shared_from_this()](ErrorCode error, size_t) {
+    if (self->closed_) return;
+    if (error) return self->close();
+    self->out_.pop_front();
+    if (!self->out_.empty()) return self->write_next();
+    self->stream_.expires_never();
+    if (self->answering_) return;
+    if (self->keep_alive_) {
+      self->read_request();
+    } else {
+      self->close();
+    }
+  });
+}
+
+// All of it has been said, if not sent.
+void Connection::end_answer() {
+  answering_ = false;
+  silence_.cancel();
+  when_gone_ = nullptr;
+  if (out_.empty()) close();
+}
+
+void Connection::close() {
+  if (std::exchange(closed_, true)) return;
+  silence_.cancel();
+  ErrorCode ignored;
+  stream_.socket().shutdown(Tcp::socket::shutdown_both, ignored);
+  stream_.close();
+  const auto call = std::exchange(when_gone_, nullptr);
+  if (answering_ && call) call();
+  shared_.connections.erase(shared_from_this());
+}
+
+}  // namespace
+
+class HttpServer::Implementation {
+ public:
+  Implementation(const std::string& host, uint16_t port, const HttpLimits& limits, Handler handler)
+      : shared_(std::make_shared<Shared>(limits, std::move(handler))) {
+    const std::string place = fmt::format("{}:{}", host, port);
+    ErrorCode error;
+    const auto found = Tcp::resolver(shared_->io).resolve(host, std::to_string(port), Tcp::resolver::passive, error);
+    if (error || found.empty()) fail("{}: there is no such address: {}", place, error.message());
+    const Tcp::endpoint endpoint = *found.begin();
+    acceptor_.open(endpoint.protocol(), error);
+    if (!error) acceptor_.set_option(Tcp::acceptor::reuse_address(true), error);
+    if (!error) acceptor_.bind(endpoint, error);
+    if (!error) acceptor_.listen(Tcp::acceptor::max_listen_connections, error);
+    if (error) {
+      fail("{}: cannot listen: {}{}", place, error.message(),
+           error == asio::error::address_in_use ? "; another --port will do" : "");
+    }
+    port_ = acceptor_.local_endpoint().port();
+    accept();
+    thread_ = std::thread([this] { shared_->io.run(); });
+  }
+  ~Implementation() { stop(); }
+
+  uint16_t port() const { return port_; }
+
+  void stop() {
+    if (!thread_.joinable()) return;
+    asio::post(shared_->io, [this] {
+      shared_->stopping = true;
+      ErrorCode ignored;
+      acceptor_.close(ignored);
+      const auto connections = shared_->connections;  // which closing changes
+      for (const auto& connection : connections) connection->close_soon();
+      close_when_idle();
+      deadline_.expires_after(std::chrono::seconds(1));
+      deadline_.async_wait([this](ErrorCode error) {
+        if (error) return;
+        const auto left = shared_->connections;
+        for (const auto& connection : left) connection->close();
+        shared_->io.stop();
+      });
+    });
+    thread_.join();
+    shared_->handlers.join();
+  }
+
+ private:
+  void accept() {
+    acceptor_.async_accept([this](ErrorCode error, Tcp::socket socket) {
+      if (!acceptor_.is_open()) return;
+      if (error) {  // no file descriptors, say: some may be free soon
+        retry_.expires_after(std::chrono::milliseconds(100));
+        retry_.async_wait([this](ErrorCode failed) {
+          if (!failed && acceptor_.is_open()) accept();
+        });
+        return;
+      }
+      const auto connection = std::make_shared<Connection>(*shared_, std::move(socket));
+      const bool full = std::ssize(shared_->connections) >= shared_->limits.connections;
+      shared_->connections.insert(connection);
+      if (full) {
+        connection->refuse(503, "there are too many connections");
+      } else {
+        connection->read_request();
+      }
+      accept();
+    });
+  }
+
+  // The io thread ends where there is nothing left to do: the deadline must not keep it.
+  void close_when_idle() {
+    retry_.expires_after(std::chrono::milliseconds(5));
+    retry_.async_wait([this](ErrorCode) {
+      if (!shared_->connections.empty()) return close_when_idle();
+      deadline_.cancel();
+    });
+  }
+
+  const std::shared_ptr<Shared> shared_;
+  Tcp::acceptor acceptor_{shared_->io};
+  asio::steady_timer deadline_{shared_->io}, retry_{shared_->io};
+  uint16_t port_ = 0;
+  std::thread thread_;
+};
+
+std::string http_library() {
+  return fmt::format("Boost {}.{}", BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000);
+}
+
+HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, Handler handler)
+    : implementation_(std::make_unique<Implementation>(host, port, limits, std::move(handler))) {}
+HttpServer::~HttpServer() = default;
+uint16_t HttpServer::port() const { return implementation_->port(); }
+void HttpServer::stop() { implementation_->stop(); }
+
+}  // namespace tiercel

@@ -1,0 +1,39 @@
+// Which beginnings of prompts are kept, so that what begins alike later is not prefilled again: the next turn of a
+// conversation, another question on the same text.
+//
+//   a prompt begins with a kept one that is half of it at least      it is behind that
+//   else it begins as a kept one does, for half of it at least       what they share is kept, and it is behind that:
+//                                                                     the text ends there, and the questions differ
+//   else                                                             all but its end is kept
+//
+// Prompts are kept as shared prefixes (engine/scheduler.h) are: until their room is wanted.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "engine/scheduler.h"
+
+namespace tiercel {
+
+class PrefixCache {
+ public:
+  // Shorter prompts are not worth a sequence of their own.
+  static constexpr int64_t kLeastPrompt = 1024;
+  static constexpr size_t kMostKept = 32;
+
+  struct Found {
+    SharedPrefix prefix;   // or null: the prompt stands by itself
+    bool is_kept = false;  // from before
+  };
+  // Takes from a prompt's beginning what it has of a kept one. Safe from any thread.
+  Found take(std::vector<int32_t>& prompt);
+
+ private:
+  std::mutex mutex_;
+  std::deque<SharedPrefix> kept_;  // used last: first
+};
+
+}  // namespace tiercel

@@ -1,0 +1,347 @@
+#include "tools/serve/service.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "engine/base/check.h"
+#include "engine/json.h"
+#include "tools/batch/answer_text.h"
+#include "tools/batch/openai.h"
+
+namespace tiercel {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char *kPlace = "request", *kStopping = "the server is being stopped";
+
+std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+// As OpenAI's clients expect it.
+std::string error_body(int status, std::string_view what, const char* code) {
+  const char* type = status == 401                   ? "authentication_error"
+                     : status >= 500                 ? "server_error"
+                                                     : "invalid_request_error";
+  return dump({{"error",
+                {{"message", what}, {"type", type}, {"param", nullptr}, {"code", code == nullptr ? Json() : Json(code)}}}});
+}
+
+int status_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kUsage: return 400;
+    case ErrorKind::kDoesNotFit: return 503;
+    default: return 500;
+  }
+}
+
+// How an answer is wanted.
+struct Delivery {
+  bool streams = false;
+  bool with_usage = false;  // at the end of a stream
+};
+
+// Takes from a body what says so.
+Delivery take_delivery(nlohmann::json& body) {
+  Delivery delivery;
+  const std::string file = kPlace;
+  const JsonNode root(body, file);
+  root.expect_object();
+  delivery.streams = root.boolean_or("stream", false);
+  if (const auto options = root.find("stream_options")) {
+    options->expect_object();
+    delivery.with_usage = options->boolean_or("include_usage", false);
+  }
+  if (delivery.streams) {
+    const auto logprobs = root.find("logprobs");
+    if (logprobs && !(logprobs->raw().is_boolean() && !logprobs->boolean())) {
+      logprobs->unexpected("none", "log probabilities come with whole answers only, without \"stream\"");
+    }
+  }
+  body.erase("stream");
+  body.erase("stream_options");
+  return delivery;
+}
+
+// Whether both are the same, in a time that does not depend on where they differ.
+bool is_same_key(std::string_view a, std::string_view b) {
+  unsigned differs = a.size() != b.size();
+  for (size_t i = 0; i < a.size() && i < b.size(); ++i) differs |= static_cast<unsigned>(a[i] ^ b[i]);
+  return differs == 0;
+}
+
+}  // namespace
+
+// A request that is being answered.
+struct Service::Live {
+  Live(BatchRequest its_request, Delivery its_delivery, std::shared_ptr<HttpReply> its_reply, std::string its_id,
+       const Tokenizer& tokenizer, std::span<const int32_t> ends)
+      : request(std::move(its_request)),
+        delivery(its_delivery),
+        reply(std::move(its_reply)),
+        id(std::move(its_id)),
+        text(tokenizer, request, ends) {}
+
+  bool is_chat() const { return request.form == RequestForm::kChatCompletion; }
+
+  // An event of the stream with one choice, whose delta or text this is.
+  void say(std::string_view more, const char* finish_reason, bool first = false) const {
+    Json choice = {{"index", 0}};
+    if (is_chat()) {
+      choice["delta"] = Json::object();
+      if (first) choice["delta"]["role"] = "assistant";
+      if (first || !more.empty()) choice["delta"]["content"] = more;
+    } else {
+      choice["text"] = more;
+    }
+    choice["logprobs"] = nullptr;
+    choice["finish_reason"] = finish_reason == nullptr ? Json() : Json(finish_reason);
+    event(Json::array({choice}), {});
+  }
+  void event(Json choices, const Json& usage) const {
+    Json json = {{"id", (is_chat() ? "chatcmpl-" : "cmpl-") + id},
+                 {"object", is_chat() ? "chat.completion.chunk" : "text_completion"},
+                 {"created", created},
+                 {"model", request.model},
+                 {"choices", std::move(choices)}};
+    if (delivery.with_usage) json["usage"] = usage;
+    reply->event(dump(json));
+  }
+  void refuse(int status, const std::string& body) const {
+    if (!delivery.streams) return reply->respond(status, body);
+    reply->event(body);
+    reply->end_events();
+  }
+  // What was said since it was called last.
+  void stream_text() {
+    if (!delivery.streams || text.text().size() == n_sent) return;
+    say(std::string_view(text.text()).substr(n_sent), nullptr);
+    n_sent = text.text().size();
+  }
+
+  BatchRequest request;  // submit takes its prompt
+  const Delivery delivery;
+  const std::shared_ptr<HttpReply> reply;
+  const std::string id;
+  const int64_t created = std::time(nullptr);
+  bool prefix_was_kept = false;
+
+  std::mutex mutex;  // over what follows: tokens may come before it is known under which name
+  Scheduler::RequestId name = -1;
+  AnswerText text;
+  size_t n_sent = 0;
+};
+
+Service::Service(const BatchRequestReader& reader, const Tokenizer& tokenizer, Scheduler& scheduler,
+                 const Console& console, ServiceOptions options)
+    : reader_(reader),
+      tokenizer_(tokenizer),
+      scheduler_(scheduler),
+      console_(console),
+      options_(std::move(options)),
+      context_(scheduler.batch().plan().largest.context),
+      instance_(fmt::format("{:08x}", std::random_device()())) {}
+
+Service::~Service() = default;
+
+void Service::refuse(int status, std::string_view why, HttpReply& reply, const char* code) {
+  reply.respond(status, error_body(status, why, code));
+}
+
+void Service::handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+  try {
+    route(request, reply);
+  } catch (const Error& error) {
+    refuse(status_of(error.kind()), error.what(), *reply);
+  } catch (const std::exception& error) {
+    refuse(500, error.what(), *reply);
+  }
+}
+
+void Service::route(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+  struct Page {
+    const char *path, *method;
+  };
+  constexpr Page kPages[] = {{"/health", "GET"},
+                             {"/metrics", "GET"},
+                             {"/v1/models", "GET"},
+                             {"/v1/completions", "POST"},
+                             {"/v1/chat/completions", "POST"}};
+  const auto page = std::ranges::find_if(kPages, [&](const Page& known) { return request.path == known.path; });
+  if (page == std::end(kPages)) {
+    return refuse(404, fmt::format("there is no {}", printable(request.path, 80)), *reply);
+  }
+  if (request.method != page->method) {
+    return refuse(405, fmt::format("{}: expected {}, found {}", page->path, page->method, printable(request.method, 20)),
+                  *reply);
+  }
+  if (request.path == "/health") return reply->respond(200, dump({{"status", "ok"}}));
+  if (!options_.api_key.empty() && !is_same_key(request.authorization, "Bearer " + options_.api_key)) {
+    return refuse(401, "expected a header \"Authorization: Bearer KEY\" with the server's key", *reply, "invalid_api_key");
+  }
+  if (request.path == "/metrics") return reply->respond(200, metrics(), "text/plain; version=0.0.4");
+  if (request.path == "/v1/models") {
+    const Json model = {{"id", options_.model},
+                        {"object", "model"},
+                        {"created", 0},
+                        {"owned_by", "tiercel"},
+                        {"max_model_len", context_}};
+    return reply->respond(200, dump({{"object", "list"}, {"data", Json::array({model})}}));
+  }
+  complete(request, *form_of_endpoint(request.path), reply);
+}
+
+void Service::complete(const HttpRequest& http, RequestForm form, const std::shared_ptr<HttpReply>& reply) {
+  if (scheduler_.report().queued >= options_.most_waiting) {
+    return refuse(503, fmt::format("{} requests are waiting", options_.most_waiting), *reply, "overloaded");
+  }
+  const int64_t number = ++n_requests_;
+  Delivery delivery;
+  BatchRequest request;
+  try {
+    nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size()});
+    delivery = take_delivery(body);
+    request = reader_.read_body(body, form, number, kPlace);
+  } catch (const Error& error) {  // of whatever kind it would be of a file
+    return refuse(400, error.what(), *reply);
+  }
+  if (request.model.empty()) request.model = options_.model;
+  const int64_t n_prompt = request.n_prompt(), room = context_ - n_prompt;
+  if (room < 1) {
+    const std::string why = fmt::format("the prompt has {} tokens; a context has {} (--ctx-size), with its answer",
+                                        n_prompt, context_);
+    return refuse(400, why, *reply, "context_length_exceeded");
+  }
+  request.n_new = std::min(request.n_new, room);
+  bool was_kept = false;
+  if (options_.shares_prefixes) {
+    const PrefixCache::Found found = prefixes_.take(request.prompt);
+    request.prefix = found.prefix;
+    was_kept = found.is_kept;
+  }
+  const auto live = std::make_shared<Live>(std::move(request), delivery, reply, fmt::format("{}-{}", instance_, number),
+                                           tokenizer_, options_.ends);
+  live->prefix_was_kept = was_kept;
+  submit(live);
+}
+
+void Service::submit(const std::shared_ptr<Live>& live) {
+  BatchRequest& request = live->request;
+  Request wish{.prefix = std::move(request.prefix),
+               .prompt = std::move(request.prompt),
+               .n_new = request.n_new,
+               .sampling = request.sampling,
+               .n_logprobs = request.n_logprobs};
+  if (!request.ignore_eos) wish.end_tokens = options_.ends;
+  wish.on_token = [live](int32_t token) {
+    const std::lock_guard lock(live->mutex);
+    const bool go_on = live->text.push(token);
+    live->stream_text();
+    return go_on;
+  };
+  wish.on_end = [this, live](const RequestReport& report) { end(*live, report); };
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return refuse(503, kStopping, *live->reply);
+    live_.emplace(live.get(), live);
+  }
+  try {
+    // What is said to it waits until the stream has begun.
+    const std::lock_guard lock(live->mutex);
+    live->name = scheduler_.submit(std::move(wish));
+    if (live->delivery.streams) {
+      live->reply->begin_events();
+      live->say({}, nullptr, /*first=*/true);
+    }
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    live_.erase(live.get());
+    throw;
+  }
+  live->reply->when_gone([this, name = live->name] { scheduler_.cancel(name); });
+  const std::lock_guard lock(mutex_);
+  has_work_ = true;
+  work_.notify_one();
+}
+
+// In the thread that takes turns.
+void Service::end(Live& live, const RequestReport& ended) {
+  const std::lock_guard lock_live(live.mutex);
+  scheduler_.forget(live.name);
+  {
+    const std::lock_guard lock(mutex_);
+    live_.erase(&live);
+  }
+  if (ended.state == RequestState::kFailed) {
+    const int status = status_of(ended.error_kind);
+    console_.warn("request {}: {}", live.request.line, ended.error);
+    return live.refuse(status, error_body(status, ended.error, nullptr));
+  }
+  if (ended.state == RequestState::kCancelled && !live.text.ended()) {
+    console_.info("request {}: its client has gone", live.request.line);
+    return;
+  }
+  if (ended.state == RequestState::kFinished) live.text.finish();
+  RequestReport report = ended;
+  if (!live.prefix_was_kept) report.prefix_tokens = 0;
+  if (live.delivery.streams) {
+    live.stream_text();
+    live.say({}, live.text.finish_reason());
+    if (live.delivery.with_usage) live.event(Json::array(), usage_of(report));
+    live.reply->event("[DONE]");
+    live.reply->end_events();
+  } else {
+    const BatchAnswer answer{.text = live.text.text(), .finish_reason = live.text.finish_reason(), .report = report};
+    live.reply->respond(200, dump(to_openai_body(live.request, answer, tokenizer_, live.id)));
+  }
+  const auto n_generated = static_cast<double>(report.tokens.size());
+  console_.info("request {}: {} tokens ({} kept), {} generated; {:.2f} s to the first, then {:.1f} tokens/s",
+                live.request.line, report.prompt_tokens, report.prefix_tokens, report.tokens.size(),
+                report.first_token_seconds,
+                report.decode_seconds > 0 ? (n_generated - 1) / report.decode_seconds : 0);
+}
+
+void Service::wait_for_work(double seconds) {
+  std::unique_lock lock(mutex_);
+  work_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return has_work_; });
+  has_work_ = false;
+}
+
+void Service::shut_down() {
+  std::map<const Live*, std::weak_ptr<Live>> live;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    live.swap(live_);
+  }
+  for (const auto& [key, weak] : live) {
+    if (const auto held = weak.lock()) held->refuse(503, error_body(503, kStopping, nullptr));
+  }
+}
+
+std::string Service::metrics() const {
+  const SchedulerReport r = scheduler_.report();
+  std::string text;
+  const auto add = [&text](const char* name, const char* type, const char* help, auto value) {
+    text += fmt::format("# HELP tiercel_{} {}\n# TYPE tiercel_{} {}\ntiercel_{} {}\n", name, help, name, type, name, value);
+  };
+  add("requests_waiting", "gauge", "Requests that wait for room.", r.queued);
+  add("requests_prefilling", "gauge", "Requests whose prompts are being prefilled.", r.prefilling);
+  add("requests_decoding", "gauge", "Requests that are being answered.", r.decoding);
+  add("requests_ended_total", "counter", "Requests that have ended.", r.ended);
+  add("prompt_tokens_in_progress", "gauge", "Of the prompt that is being prefilled, what is done.",
+      static_cast<int64_t>(r.partial_prompt_tokens));
+  add("prompt_tokens_total", "counter", "Tokens of prompts that were prefilled.", r.prompt_tokens);
+  add("generated_tokens_total", "counter", "Tokens that decode steps made.", r.step_tokens);
+  add("decode_steps_total", "counter", "Decode steps of all requests together.", r.steps);
+  add("decode_seconds_total", "counter", "Seconds of decode steps.", r.step_seconds);
+  add("prefill_seconds_total", "counter", "Seconds of prefill.", r.prefill_seconds);
+  return text;
+}
+
+}  // namespace tiercel

@@ -1,0 +1,78 @@
+// What tiercel serve answers: OpenAI's endpoints for completions, by a scheduler that decodes all requests together.
+//
+//   POST /v1/chat/completions, /v1/completions   whole, or as a stream of events
+//   GET  /v1/models                              the model
+//   GET  /health                                 {"status": "ok"}
+//   GET  /metrics                                counters, as Prometheus reads them
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/scheduler.h"
+#include "engine/text/tokenizer.h"
+#include "tools/batch/requests.h"
+#include "tools/console.h"
+#include "tools/serve/http_server.h"
+#include "tools/serve/prefix_cache.h"
+
+namespace tiercel {
+
+struct ServiceOptions {
+  std::string model;              // what it is called
+  std::string api_key;            // that clients must know; empty: none
+  std::vector<int32_t> ends;      // tokens that end a text
+  bool shares_prefixes = true;    // PrefixCache
+  int64_t most_waiting = 1024;    // requests; more are refused
+};
+
+class Service {
+ public:
+  // All of them must outlive this, and what it has given to the scheduler.
+  Service(const BatchRequestReader& reader, const Tokenizer& tokenizer, Scheduler& scheduler, const Console& console,
+          ServiceOptions options);
+  ~Service();
+
+  // Answers any request with an error. code: a word for programs, or null.
+  static void refuse(int status, std::string_view why, HttpReply& reply, const char* code = nullptr);
+
+  // Safe from any thread. Throws nothing.
+  void handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+
+  // Of the thread that takes the scheduler's turns: waits until there may be something to do, or so long.
+  void wait_for_work(double seconds);
+  // Tells everybody who waits for an answer that there will be none, and takes no more requests.
+  void shut_down();
+
+ private:
+  struct Live;
+  void route(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+  void complete(const HttpRequest& request, RequestForm form, const std::shared_ptr<HttpReply>& reply);
+  void submit(const std::shared_ptr<Live>& live);
+  void end(Live& live, const RequestReport& report);
+  std::string metrics() const;
+
+  const BatchRequestReader& reader_;
+  const Tokenizer& tokenizer_;
+  Scheduler& scheduler_;
+  const Console& console_;
+  const ServiceOptions options_;
+  const int64_t context_;  // tokens of a prompt and its answer
+  const std::string instance_;  // part of ids, another one in each process
+  PrefixCache prefixes_;
+  std::atomic<int64_t> n_requests_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  bool has_work_ = false, stopping_ = false;
+  std::map<const Live*, std::weak_ptr<Live>> live_;
+};
+
+}  // namespace tiercel
