@@ -143,6 +143,19 @@ SchedulerReport Scheduler::report() const {
   return totals_;
 }
 
+double Scheduler::prefilled_tokens(RequestId id) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return 0;
+  const auto done = [](const Placed& placed) {
+    const Batch::PrefillProgress& p = placed.progress;
+    const double share = p.finished ? 1 : p.total > 0 ? p.done / p.total : 0;
+    return share * static_cast<double>(placed.plan.n_prompt);
+  };
+  const Entry& entry = *found->second;
+  return done(entry) + (entry.prefix != nullptr ? done(*entry.prefix) : 0);
+}
+
 void Scheduler::take_inbox() {
   const std::lock_guard lock(mutex_);
   for (const RequestId id : inbox_) {

@@ -116,6 +116,10 @@ class Scheduler {
   void forget(RequestId id);
   SchedulerReport report() const;
 
+  // Tokens of its prompt, and of its prefix, that are prefilled, by share of the work; 0 where there is no such request.
+  // From the thread that takes turns.
+  double prefilled_tokens(RequestId id) const;
+
   // One decode step of all that decode, and prefill beside it. False: there is nothing to do. From one
   // thread at a time.
   bool turn();

@@ -54,8 +54,8 @@ void learn_from_checkpoint(ModelConfig& config, const std::string& directory) {
   const auto has_codes_of = [&](std::string_view module) {
     const std::string weight = std::string(module) + ".weight";
     if (config.int_weights) return IntTensor::is_in(checkpoint, weight, *config.int_weights);
-    const TensorInfo* tensor = checkpoint.find(weight);
-    return tensor != nullptr && tensor->dtype == DType::kF8E4M3;
+    const TensorInfo* tensor = checkpoint.find_any(weight);
+    return tensor != nullptr && tensor->stored_dtype == "F8_E4M3";
   };
   auto modules = std::make_shared<std::vector<std::string>>();
   for (const std::string_view name : checkpoint.names()) {

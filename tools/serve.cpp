@@ -25,7 +25,8 @@ namespace {
 constexpr const char* kDetails =
     "Answers POST /v1/chat/completions and /v1/completions as OpenAI's endpoints do, whole or with\n"
     "\"stream\": true, so that clients which know these need a base URL only; GET /v1/models, /health and\n"
-    "/metrics (as Prometheus reads it). Requests are decoded together. What a body asks for and is not\n"
+    "/metrics (as Prometheus reads it). With \"return_progress\": true a stream says how far the prompt\n"
+    "is, as llama.cpp's does. Requests are decoded together. What a body asks for and is not\n"
     "done here is refused, saying so.\n"
     "The beginning of a prompt of 1,024 tokens or more is kept until its room is wanted: the next turn\n"
     "of a conversation, or another question on the same text, prefills only what is new. What is behind\n"
@@ -133,7 +134,10 @@ class Answering {
     print_plan(plan.largest, plan.largest.n_prompt, console_);
     scheduler_ = std::make_unique<Scheduler>(
         Batch::open(model, plan),
-        SchedulerOptions{.max_gap = flags.max_gap, .go_on = [] { return !stop_requested(); }});
+        SchedulerOptions{.max_gap = flags.max_gap, .go_on = [this] {
+                           service_->tell_progress();
+                           return !stop_requested();
+                         }});
     console_.info("backend: {}", scheduler_->batch().backend_description());
     ServiceOptions options{.model = flags.name.empty() ? name_of_folder(flags.model.directory) : flags.name,
                            .api_key = flags.api_key,

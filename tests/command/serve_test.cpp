@@ -195,6 +195,32 @@ TEST_F(ServeCommand, PromptsThatBeginAlike) {
   }
 }
 
+// A long prompt is no silence.
+TEST_F(ServeCommand, TellsHowFarAPromptIs) {
+  const Server server({"-c", "64K", "--prefill", "dense"});
+  const HttpResponse response = server.ask("/v1/completions", {{"prompt", book(400)},
+                                                               {"max_tokens", 2},
+                                                               {"stream", true},
+                                                               {"return_progress", true}});
+  int64_t before = -1, n = 0, total = 0;
+  for (const std::string& event : response.events()) {
+    if (event == "[DONE]") break;
+    const Json chunk = Json::parse(event);
+    if (!chunk.contains("prompt_progress")) continue;
+    const Json progress = chunk["prompt_progress"];
+    EXPECT_EQ(chunk["choices"][0]["text"], "");
+    EXPECT_GT(progress["processed"].get<int64_t>(), before);
+    before = progress["processed"];
+    total = progress["total"];
+    EXPECT_LE(before, total);
+    EXPECT_EQ(progress["cache"], 0);
+    ++n;
+  }
+  EXPECT_GE(n, 2);
+  EXPECT_GT(before, total / 4);
+  EXPECT_LT(n, 500);
+}
+
 TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
   const Server server;
   const auto refused = [&](std::string_view path, const std::string& body, const std::string& word, int status = 400) {

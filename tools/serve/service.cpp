@@ -43,7 +43,8 @@ int status_of(ErrorKind kind) {
 // How an answer is wanted.
 struct Delivery {
   bool streams = false;
-  bool with_usage = false;  // at the end of a stream
+  bool with_usage = false;     // at the end of a stream
+  bool with_progress = false;  // before its first token
 };
 
 // Takes from a body what says so.
@@ -63,6 +64,9 @@ Delivery take_delivery(nlohmann::json& body) {
       logprobs->unexpected("none", "log probabilities come with whole answers only, without \"stream\"");
     }
   }
+  // llama.cpp's
+  delivery.with_progress = root.boolean_or("return_progress", false) && delivery.streams;
+  body.erase("return_progress");
   body.erase("stream");
   body.erase("stream_options");
   return delivery;
@@ -89,27 +93,27 @@ struct Service::Live {
 
   bool is_chat() const { return request.form == RequestForm::kChatCompletion; }
 
-  // An event of the stream with one choice, whose delta or text this is.
-  void say(std::string_view more, const char* finish_reason, bool first = false) const {
-    Json choice = {{"index", 0}};
-    if (is_chat()) {
-      choice["delta"] = Json::object();
-      if (first) choice["delta"]["role"] = "assistant";
-      if (first || !more.empty()) choice["delta"]["content"] = more;
-    } else {
-      choice["text"] = more;
-    }
-    choice["logprobs"] = nullptr;
-    choice["finish_reason"] = finish_reason == nullptr ? Json() : Json(finish_reason);
-    event(Json::array({choice}), {});
+  // Events of the stream with one choice: what it begins with, goes on with, ends with.
+  void say_first() const { event(choices(is_chat() ? Json{{"role", "assistant"}, {"content", ""}} : Json("")), {}); }
+  void say(std::string_view more) const { event(choices(is_chat() ? Json{{"content", more}} : Json(more)), {}); }
+  void say_last(const char* finish_reason) const {
+    event(choices(is_chat() ? Json::object() : Json(""), finish_reason), {});
   }
-  void event(Json choices, const Json& usage) const {
+  // delta: of a chat; or text.
+  Json choices(Json delta, const char* finish_reason = nullptr) const {
+    return Json::array({{{"index", 0},
+                         {is_chat() ? "delta" : "text", std::move(delta)},
+                         {"logprobs", nullptr},
+                         {"finish_reason", finish_reason == nullptr ? Json() : Json(finish_reason)}}});
+  }
+  void event(Json choices, const Json& usage, const Json& prompt_progress = {}) const {
     Json json = {{"id", (is_chat() ? "chatcmpl-" : "cmpl-") + id},
                  {"object", is_chat() ? "chat.completion.chunk" : "text_completion"},
                  {"created", created},
                  {"model", request.model},
                  {"choices", std::move(choices)}};
     if (delivery.with_usage) json["usage"] = usage;
+    if (!prompt_progress.is_null()) json["prompt_progress"] = prompt_progress;
     reply->event(dump(json));
   }
   void refuse(int status, const std::string& body) const {
@@ -120,7 +124,7 @@ struct Service::Live {
   // What was said since it was called last.
   void stream_text() {
     if (!delivery.streams || text.text().size() == n_sent) return;
-    say(std::string_view(text.text()).substr(n_sent), nullptr);
+    say(std::string_view(text.text()).substr(n_sent));
     n_sent = text.text().size();
   }
 
@@ -129,7 +133,9 @@ struct Service::Live {
   const std::shared_ptr<HttpReply> reply;
   const std::string id;
   const int64_t created = std::time(nullptr);
-  bool prefix_was_kept = false;
+  const std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+  int64_t n_prompt = 0, n_kept = 0;  // of it, prefilled before
+  int64_t n_told = -1;               // of it, that are said to be prefilled
 
   std::mutex mutex;  // over what follows: tokens may come before it is known under which name
   Scheduler::RequestId name = -1;
@@ -218,15 +224,16 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
     return refuse(400, why, *reply, "context_length_exceeded");
   }
   request.n_new = std::min(request.n_new, room);
-  bool was_kept = false;
+  int64_t n_kept = 0;
   if (options_.shares_prefixes) {
     const PrefixCache::Found found = prefixes_.take(request.prompt);
     request.prefix = found.prefix;
-    was_kept = found.is_kept;
+    if (found.is_kept) n_kept = request.n_prefix();
   }
   const auto live = std::make_shared<Live>(std::move(request), delivery, reply, fmt::format("{}-{}", instance_, number),
                                            tokenizer_, options_.ends);
-  live->prefix_was_kept = was_kept;
+  live->n_prompt = n_prompt;
+  live->n_kept = n_kept;
   submit(live);
 }
 
@@ -256,7 +263,7 @@ void Service::submit(const std::shared_ptr<Live>& live) {
     live->name = scheduler_.submit(std::move(wish));
     if (live->delivery.streams) {
       live->reply->begin_events();
-      live->say({}, nullptr, /*first=*/true);
+      live->say_first();
     }
   } catch (...) {
     const std::lock_guard lock(mutex_);
@@ -288,10 +295,10 @@ void Service::end(Live& live, const RequestReport& ended) {
   }
   if (ended.state == RequestState::kFinished) live.text.finish();
   RequestReport report = ended;
-  if (!live.prefix_was_kept) report.prefix_tokens = 0;
+  report.prefix_tokens = live.n_kept;
   if (live.delivery.streams) {
     live.stream_text();
-    live.say({}, live.text.finish_reason());
+    live.say_last(live.text.finish_reason());
     if (live.delivery.with_usage) live.event(Json::array(), usage_of(report));
     live.reply->event("[DONE]");
     live.reply->end_events();
@@ -304,6 +311,32 @@ void Service::end(Live& live, const RequestReport& ended) {
                 live.request.line, report.prompt_tokens, report.prefix_tokens, report.tokens.size(),
                 report.first_token_seconds,
                 report.decode_seconds > 0 ? (n_generated - 1) / report.decode_seconds : 0);
+}
+
+void Service::tell_progress() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - told_ < std::chrono::milliseconds(250)) return;
+  told_ = now;
+  std::vector<std::shared_ptr<Live>> live;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, weak] : live_) {
+      if (auto held = weak.lock(); held && held->delivery.with_progress) live.push_back(std::move(held));
+    }
+  }
+  for (const auto& one : live) {
+    const std::lock_guard lock(one->mutex);
+    if (one->name < 0 || one->n_told >= one->n_prompt) continue;
+    const auto n_done = static_cast<int64_t>(scheduler_.prefilled_tokens(one->name));
+    if (n_done <= one->n_told) continue;
+    one->n_told = n_done;
+    const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(now - one->began);
+    const Json progress = {{"total", one->n_prompt},
+                           {"cache", one->n_kept},
+                           {"processed", n_done},
+                           {"time_ms", elapsed.count()}};
+    one->event(one->choices(one->is_chat() ? Json{{"role", "assistant"}, {"content", nullptr}} : Json("")), {}, progress);
+  }
 }
 
 void Service::wait_for_work(double seconds) {

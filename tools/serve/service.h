@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -46,7 +47,10 @@ class Service {
   // Safe from any thread. Throws nothing.
   void handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
 
-  // Of the thread that takes the scheduler's turns: waits until there may be something to do, or so long.
+  // Of the thread that takes the scheduler's turns, between runs of a prompt: says how far prompts are, to who wants to
+  // know.
+  void tell_progress();
+  // Likewise: waits until there may be something to do, or so long.
   void wait_for_work(double seconds);
   // Tells everybody who waits for an answer that there will be none, and takes no more requests.
   void shut_down();
@@ -73,6 +77,7 @@ class Service {
   std::condition_variable work_;
   bool has_work_ = false, stopping_ = false;
   std::map<const Live*, std::weak_ptr<Live>> live_;
+  std::chrono::steady_clock::time_point told_;  // tell_progress, last
 };
 
 }  // namespace tiercel
