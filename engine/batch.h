@@ -78,6 +78,8 @@ class Batch {
                                   double slots = 0) const = 0;
   virtual SequenceBytes bytes_of(const SessionPlan& sequence) const = 0;
   virtual SequenceWork work_of(const SessionPlan& sequence) const = 0;
+  // Whether there are as many sequences as are decoded together, without prefixes: no other one has room.
+  virtual bool is_full() const = 0;
   // Whether a sequence of so many bytes fits beside those that are there.
   virtual bool has_room(const SequenceBytes& bytes) const = 0;
 

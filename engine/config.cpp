@@ -184,7 +184,25 @@ constexpr const char* kSupportedQuantisation =
 struct Quantisation {
   std::optional<Fp8Weights> fp8;
   std::optional<IntWeights> integers;
+  ModelConfig::NotCoded not_coded = {};
 };
+
+// Of a list of modules, "re:" before a pattern.
+void add_not_coded(const JsonNode& parent, const char* key, ModelConfig::NotCoded& found) {
+  const auto list = parent.find(key);
+  if (!list || !list->raw().is_array()) return;
+  for (size_t i = 0; i < list->size(); ++i) {
+    const std::string& name = (*list)[i].text();
+    // Heads and routers are coded by nobody.
+    const bool is_plain = name.find("lm_head") != name.npos || name.ends_with("gate") || name.ends_with("gate$");
+    if (is_plain || name.empty()) continue;
+    if (name.starts_with("re:")) {
+      found.patterns = true;
+    } else {
+      found.names.push_back(name);
+    }
+  }
+}
 
 int32_t read_bits(const JsonNode& node) {
   const int64_t bits = node.integer(1, 64);
@@ -290,12 +308,25 @@ Quantisation read_quantisation(const JsonNode& root) {
   const auto node = root.find("quantization_config");
   if (!node) return {};
   const JsonNode method = node->at("quant_method");
-  if (method.text() == "fp8") return {.fp8 = read_blocks(*node, "weight_block_size"), .integers = {}};
-  if (method.text() == "fbgemm_fp8") return {.fp8 = Fp8Weights{}, .integers = {}};
-  if (method.text() == "gptq") return {.fp8 = {}, .integers = read_gptq(*node)};
-  if (method.text() == "awq") return {.fp8 = {}, .integers = read_awq(*node)};
-  if (method.text() == "compressed-tensors") return read_compressed_tensors(*node);
-  method.unexpected("fp8, fbgemm_fp8, gptq, awq or compressed-tensors", kSupportedQuantisation);
+  Quantisation found;
+  if (method.text() == "fp8") {
+    found.fp8 = read_blocks(*node, "weight_block_size");
+  } else if (method.text() == "fbgemm_fp8") {
+    found.fp8 = Fp8Weights{};
+  } else if (method.text() == "gptq") {
+    found.integers = read_gptq(*node);
+    const auto rules = node->find("dynamic");
+    found.not_coded.patterns = rules && !rules->raw().empty();
+  } else if (method.text() == "awq") {
+    found.integers = read_awq(*node);
+  } else if (method.text() == "compressed-tensors") {
+    found = read_compressed_tensors(*node);
+  } else {
+    method.unexpected("fp8, fbgemm_fp8, gptq, awq or compressed-tensors", kSupportedQuantisation);
+  }
+  add_not_coded(*node, "modules_to_not_convert", found.not_coded);
+  add_not_coded(*node, "ignore", found.not_coded);
+  return found;
 }
 
 // Which heads look at what in sparse attention (sparse_attention_config) is the business of those who
@@ -446,6 +477,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   const Quantisation quantisation = read_quantisation(root);
   config.fp8 = quantisation.fp8;
   config.int_weights = quantisation.integers;
+  config.not_coded = quantisation.not_coded;
   config.tie_word_embeddings = root.boolean_or("tie_word_embeddings", false);
 
   switch (config.architecture) {

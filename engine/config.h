@@ -92,7 +92,13 @@ struct ModelConfig {
   std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
   std::optional<IntWeights> int_weights;  // some are integers with scales; not both
   bool has_codes() const { return fp8 || int_weights; }
-  // Modules of which the checkpoint has codes, sorted; null: of all matrices of layers.
+  // What config.json says that stays as it was: modules whose names have one of these in them. patterns: it has
+  // others, which are not read.
+  struct NotCoded {
+    std::vector<std::string> names;
+    bool patterns = false;
+  } not_coded;
+  // Modules of which the checkpoint has codes, sorted; null: what config.json says of it is all that is known.
   std::shared_ptr<const std::vector<std::string>> coded_modules;
   WeightForm weight_form = WeightForm::kStored;  // ModelOptions
   std::shared_ptr<const KeptWeights> kept;       // which takes milliseconds to find out of many experts; may be null

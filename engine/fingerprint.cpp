@@ -47,7 +47,7 @@ void add_config(const ModelConfig& c, Hash& hash) {
       hash.number(value);
     }
   }
-  if (c.weight_form == WeightForm::kInt8) hash.text("int8 weights");
+  if (c.weight_form == WeightForm::kInt8) hash.text(c.fp8 ? "int8 weights, but for fp8" : "int8 weights");
   if (c.weight_form == WeightForm::kInt4) hash.text("int4 weights");
   for (const bool flag : {c.tie_word_embeddings, c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm}) {
     hash.number(int64_t{flag});

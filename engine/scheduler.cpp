@@ -29,6 +29,7 @@ struct Scheduler::Prefix : Placed {
   SharedPrefix tokens;
   int64_t n_requests = 0;  // that have not ended
   int64_t n_behind = 0;    // of them, in the batch
+  int64_t last_use = 0;    // of prefixes, by their number
   bool is_ready() const { return sequence >= 0 && progress.finished; }
 };
 
@@ -167,6 +168,8 @@ void Scheduler::take_inbox() {
     if (entry.request.prefix) {
       entry.prefix = find_prefix(entry.request.prefix);
       ++entry.prefix->n_requests;
+      entry.prefix->last_use = ++n_prefix_uses_;
+      if (entry.prefix->is_ready()) entry.report.cached_tokens = entry.report.prefix_tokens;
     }
     queued_.push_back(&entry);
   }
@@ -253,26 +256,45 @@ void Scheduler::admit() {
 }
 
 // One that nobody waits for makes way; where nothing runs, so does any that is not its own: it is first in
-// order. False: there is none.
+// order.
+bool Scheduler::may_drop(const Prefix& prefix, const Placed& placed) const {
+  return prefix.is_ready() && &prefix != placed.prefix && (decoding_.empty() || prefix.n_requests == 0);
+}
+
+// False: there is none.
 bool Scheduler::drop_prefix_for(const Placed& placed) {
-  const bool alone = decoding_.empty();
-  const auto found = std::ranges::find_if(prefixes_, [&](const auto& named) {
-    const Prefix& other = *named.second;
-    return other.is_ready() && &other != placed.prefix && (alone || other.n_requests == 0);
-  });
-  if (found == prefixes_.end()) return false;
-  Prefix& other = *found->second;
-  if (other.n_requests == 0) {
-    remove_prefix(other);
-  } else {  // made again for those that wait
-    batch_->remove(other.sequence);
-    other.sequence = -1;
-    other.progress = {};
+  Prefix* oldest = nullptr;
+  for (const auto& [tokens, prefix] : prefixes_) {
+    if (may_drop(*prefix, placed) && (oldest == nullptr || prefix->last_use < oldest->last_use)) oldest = prefix.get();
+  }
+  if (oldest == nullptr) return false;
+  if (oldest->n_requests == 0) {
+    remove_prefix(*oldest);
+    return true;
+  }
+  // Made again for those that wait.
+  batch_->remove(oldest->sequence);
+  oldest->sequence = -1;
+  oldest->progress = {};
+  for (Entry* entry : queued_) {
+    if (entry->prefix != oldest) continue;
+    const std::lock_guard lock(mutex_);
+    entry->report.cached_tokens = 0;
   }
   return true;
 }
 
 bool Scheduler::make_room(const Placed& placed) {
+  if (batch_->has_room(placed.bytes)) return true;
+  if (batch_->is_full()) return false;
+  SequenceBytes left = placed.bytes;  // once all that may go has gone
+  for (const auto& [tokens, prefix] : prefixes_) {
+    if (!may_drop(*prefix, placed)) continue;
+    left.device -= prefix->bytes.device;
+    left.host -= prefix->bytes.host;
+  }
+  // Alone it is tried whatever the sum says: nothing else will make room.
+  if (!decoding_.empty() && !batch_->has_room(left)) return false;
   while (!batch_->has_room(placed.bytes)) {
     if (!drop_prefix_for(placed)) return false;
   }

@@ -14,7 +14,8 @@
 //              misses, where the cache decides what is attended; else it moves nothing but the rounding of
 //              partial results, which are merged in another order
 //   prefixes   what several prompts begin with is prefilled once, and read by all of them. It stays
-//              while anybody holds it; where nothing waits for it, until its room is wanted
+//              while anybody holds it; where nothing waits for it, until its room is wanted: those used longest ago
+//              go first, and none where that would not make room
 #pragma once
 
 #include <cstdint>
@@ -54,6 +55,7 @@ struct RequestReport {
   std::string error;  // of a failed one
   int64_t prompt_tokens = 0;  // with those of its prefix
   int64_t prefix_tokens = 0;
+  int64_t cached_tokens = 0;  // of these, prefilled before it came
   std::vector<int32_t> tokens;
   std::vector<TokenLogprobs> logprobs = {};  // of these, where they were asked for
   double queued_seconds = 0;       // until it was admitted
@@ -145,6 +147,7 @@ class Scheduler {
   Added try_to_add(Placed& placed, std::span<const int32_t> tokens, Failure& failure);
   Added try_to_add(Entry& entry);
   Added try_to_add(Prefix& prefix);
+  bool may_drop(const Prefix& prefix, const Placed& placed) const;
   bool drop_prefix_for(const Placed& placed);
   bool make_room(const Placed& placed);
   double working_set_slots();
@@ -182,6 +185,7 @@ class Scheduler {
   // as a success, so that there is none before another sequence has gone.
   bool out_of_memory_ = false;
   double work_done_ = 0;  // FLOPs
+  int64_t n_prefix_uses_ = 0;
   double gap_ = 0;        // seconds of prefill since the last decode step
   int64_t n_steps_ = 0, measured_at_ = 0;
   double measured_slots_ = 0;  // of working_set_slots

@@ -30,11 +30,17 @@ int64_t mlp_parameters(const ModelConfig& c, int64_t layer) {
 
 constexpr const char *kEmbedding = "model.embed_tokens.weight", *kHead = "lm_head.weight";
 
+// Where only config.json is known: rather more memory than less.
+bool may_be_plain(const ModelConfig& c, const std::string& name) {
+  const auto is_in_name = [&](const std::string& module) { return name.find(module) != name.npos; };
+  return c.not_coded.patterns || std::ranges::any_of(c.not_coded.names, is_in_name);
+}
+
 // In which codec the checkpoint has a matrix of k columns: bf16 where it has no codes, or none that can be kept.
 WeightCodec stored_codec(const ModelConfig& c, const std::string& name, int64_t k) {
   if (!c.has_codes()) return {};
   const bool stored = c.coded_modules != nullptr ? std::ranges::binary_search(*c.coded_modules, module_of(name))
-                                                 : name != kEmbedding && name != kHead;
+                                                 : name != kEmbedding && name != kHead && !may_be_plain(c, name);
   if (!stored) return {};
   return c.fp8 ? c.fp8->codec(k) : c.int_weights->codec(k);
 }

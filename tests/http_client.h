@@ -67,7 +67,7 @@ class HttpConnection {
   void send_request(std::string_view method, std::string_view path, std::string_view body = {},
                     std::string_view more_headers = {}) {
     std::string text(method);
-    text.append(" ").append(path).append(" HTTP/1.1\r\nHost: test\r\n").append(more_headers);
+    text.append(" ").append(path).append(" HTTP/1.1\r\nHost: localhost\r\n").append(more_headers);
     if (!body.empty()) text += "Content-Length: " + std::to_string(body.size()) + "\r\n";
     send(text.append("\r\n").append(body));
   }

@@ -96,8 +96,9 @@ void explain_environment(const CLI::App& app, std::string& message) {
   for (const CLI::Option* option : app.get_options()) {
     const char* value = std::getenv(option->get_envname().c_str());
     if (option->get_envname().empty() || value == nullptr || *value == '\0') continue;
+    const bool is_secret = option->get_envname().ends_with("_KEY");
     message += fmt::format("\nnote: the environment sets {}={}", option->get_envname(),
-                           printable(value, 40));
+                           is_secret ? "..." : printable(value, 40));
   }
 }
 

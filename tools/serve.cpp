@@ -28,13 +28,14 @@ constexpr const char* kDetails =
     "/metrics (as Prometheus reads it). With \"return_progress\": true a stream says how far the prompt\n"
     "is, as llama.cpp's does. Requests are decoded together. What a body asks for and is not\n"
     "done here is refused, saying so.\n"
-    "The beginning of a prompt of 1,024 tokens or more is kept until its room is wanted: the next turn\n"
-    "of a conversation, or another question on the same text, prefills only what is new. What is behind\n"
-    "a kept beginning selects from it as new tokens do (--no-share-prefix: every prompt by itself).\n"
+    "The beginning of a prompt of 1,024 tokens or more is kept until its room is wanted: the next turns\n"
+    "of a conversation, or another question on the same text, prefill only what is behind it. That\n"
+    "selects from it as new tokens do (--no-share-prefix: every prompt by itself).\n"
     "-c is the most that a prompt and its answer may have together; without it, what the model was\n"
     "trained for, or as much of it as fits.\n"
-    "Anybody who reaches the port can ask, unless --api-key (or TIERCEL_ARG_API_KEY) says otherwise; the\n"
-    "connection is not encrypted: put a proxy in front of it on a network that is not yours.\n"
+    "Anybody who reaches the port can ask, but for pages of other sites where that is this machine's own;\n"
+    "--api-key (or TIERCEL_ARG_API_KEY, which no list of processes shows) asks for a key. Nothing is\n"
+    "encrypted: put a proxy in front of it on a network that is not yours.\n"
     "Ctrl-C or SIGTERM stops.\n"
     "exit codes: 0 stopped, 1 an error, 2 usage, 3 does not fit\n"
     "\n"
@@ -50,8 +51,8 @@ struct ServeFlags {
   ModelFlags model;
   SessionOptions session;
   SamplingFlags sampling;
-  std::string host = "127.0.0.1", api_key, name;
-  std::optional<std::string> date;
+  std::string host = "127.0.0.1", name;
+  std::optional<std::string> api_key, date;
   int64_t port = 8080, n_predict = 2048, parallel = 4;
   double max_gap = 0.2;
   MicroBatches micro_batches = MicroBatches::kAuto;
@@ -63,7 +64,7 @@ struct ServeFlags {
     flags.section("Server");
     flags.text("--host", host, "Address to listen at; 0.0.0.0: all of this machine's", "ADDRESS");
     flags.integer("--port", port, 0, 65535, "Port to listen at; 0: any that is free");
-    flags.text("--api-key", api_key, "Answer only who sends \"Authorization: Bearer KEY\"", "KEY");
+    flags.text("--api-key", api_key, "Answer only who sends \"Authorization: Bearer TEXT\"");
     flags.text("-a,--alias,--served-model-name", name, "What the model is called (default: its folder's name)", "NAME");
     flags.integer("--parallel", parallel, 1, kMaxSequences, "Requests answered together, at most");
     flags.number("--max-gap", max_gap, 0, 1e9, "Seconds of prefill between two decode steps; 0: prompts first");
@@ -88,6 +89,10 @@ std::string name_of_folder(const std::string& directory) {
   std::error_code ignored;
   const std::filesystem::path path = std::filesystem::weakly_canonical(directory, ignored);
   return path.empty() ? directory : path.filename().string();
+}
+
+bool is_loopback(std::string_view host) {
+  return host == "localhost" || host.starts_with("127.") || host == "::1";
 }
 
 // With as much context as fits, where nobody says how much.
@@ -123,7 +128,8 @@ class Answering {
                  .bos = !flags.no_bos,
                  .special = flags.special,
                  .prefix = {},
-                 .date = chat_date_of(flags.date, chat_ && chat_->asks_for_date())}) {}
+                 .date = chat_date_of(flags.date, false),
+                 .is_dated = !flags.date && chat_ && chat_->asks_for_date()}) {}
 
   Service& open(const ServeFlags& flags) {
     const int64_t expected = flags.session.context > 0 ? flags.session.context : kLeastContext;
@@ -132,6 +138,7 @@ class Answering {
     stop_if_requested();
     const BatchPlan plan = plan_batch(*model, flags);
     print_plan(plan.largest, plan.largest.n_prompt, console_);
+    model_ = model;
     scheduler_ = std::make_unique<Scheduler>(
         Batch::open(model, plan),
         SchedulerOptions{.max_gap = flags.max_gap, .go_on = [this] {
@@ -140,13 +147,14 @@ class Answering {
                          }});
     console_.info("backend: {}", scheduler_->batch().backend_description());
     ServiceOptions options{.model = flags.name.empty() ? name_of_folder(flags.model.directory) : flags.name,
-                           .api_key = flags.api_key,
+                           .api_key = flags.api_key.value_or(""),
+                           .loopback = is_loopback(flags.host),
                            .ends = {},
                            .shares_prefixes = !flags.no_share_prefix};
     for (const int64_t id : end_tokens(config_, tokenizer_, chat_ ? &*chat_ : nullptr)) {
       options.ends.push_back(static_cast<int32_t>(id));
     }
-    service_ = std::make_unique<Service>(reader_, tokenizer_, *scheduler_, console_, options);
+    service_ = std::make_unique<Service>(*model_, reader_, tokenizer_, *scheduler_, console_, options);
     console_.info("contexts of {} tokens, up to {} together", format_count(plan.largest.context), flags.parallel);
     if (!chat_) console_.info("no chat completions: {}", no_chat_);
     return *service_;
@@ -166,6 +174,7 @@ class Answering {
   std::string no_chat_;
   const std::optional<ChatTemplate> chat_;
   const BatchRequestReader reader_;
+  std::shared_ptr<Model> model_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Service> service_;
 };
@@ -175,13 +184,18 @@ void serve(const ServeFlags& flags) {
   Answering answering(flags, console);
   std::atomic<Service*> service = nullptr;
   // Listens before the model is there: that a port is taken is said at once.
-  HttpServer server(flags.host, static_cast<uint16_t>(flags.port), {},
-                    [&service](const HttpRequest& request, std::shared_ptr<HttpReply> reply) {
-                      if (Service* ready = service) return ready->handle(request, reply);
-                      Service::refuse(503, "the model is being loaded", *reply);
-                    });
+  HttpServer server(
+      flags.host, static_cast<uint16_t>(flags.port), {},
+      [&service](const HttpRequest& request) {
+        const Service* ready = service;
+        return ready != nullptr ? ready->answer_at_once(request) : Service::answer_while_loading();
+      },
+      [&service](const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+        service.load()->handle(request, reply);
+      });
   service = &answering.open(flags);
-  console.info("listening: http://{}:{}/v1", flags.host, server.port());
+  console.info("listening: http://{}:{}/v1{}", flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]",
+               server.port(), flags.api_key ? "" : ", for whoever reaches it (--api-key)");
   try {
     answering.run();
   } catch (...) {
@@ -204,6 +218,8 @@ int command_serve(int argc, char** argv) {
     fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
   }
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
+  if (flags.api_key && flags.api_key->empty()) fail(ErrorKind::kUsage, "--api-key: expected a key, found an empty text");
+  if (flags.host.empty()) fail(ErrorKind::kUsage, "--host: expected an address, found an empty text");
   if (flags.session.context == 1) fail(ErrorKind::kUsage, "--ctx-size: expected room for a prompt and an answer, found 1");
   serve(flags);
   return 0;

@@ -240,13 +240,17 @@ TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
   refused(path, R"({"prompt": "x", "max_token": 3})", "did you mean max_tokens");
   refused(path, R"({"prompt": "x", "n": 2})", "n:");
   refused(path, R"({"prompt": "x", "stream": 1})", "stream");
-  refused(path, R"({"prompt": "x", "stream": true, "logprobs": 1})", "without \"stream\"");
+  refused(path, R"({"prompt": "x", "stream": true, "logprobs": 1})", "whole answers only");
   refused(path, R"({"prompt": [99999999]})", "prompt[0]");
+  refused(path, R"({"prompt": ["x", "y"]})", "one prompt");
+  refused(path, Json{{"prompt", "x"}, {"stop", {std::string(2000, 'x')}}}.dump(), "stop");
+  EXPECT_EQ(server.text({{"prompt", {"x"}}}), server.text({{"prompt", "x"}}));
   refused("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "x"}]})", "chat template");
   const Json too_long = refused(path, Json{{"prompt", book(1600)}}.dump(), "--ctx-size");
   EXPECT_EQ(too_long["code"], "context_length_exceeded");
   refused("/v1/embeddings", "{}", "there is no /v1/embeddings", 404);
   EXPECT_EQ(ask(server.port(), "GET", path).status, 405);
+  EXPECT_EQ(ask(server.port(), "GET", "/v1/models/recall-4m").status, 200);
   EXPECT_EQ(server.text({{"prompt", fact("otter", 12) + question("otter")}, {"max_tokens", 3}}).substr(0, 3), " 12");
   EXPECT_EQ(ask(server.port(), "GET", "/health").body, R"({"status":"ok"})");
   const Json models = Json::parse(ask(server.port(), "GET", "/v1/models").body);
@@ -257,13 +261,48 @@ TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
 TEST_F(ServeCommand, AsksForItsKey) {
   const Server server({"--api-key", "secret"});
   const std::string body = R"({"prompt": "x", "max_tokens": 1})";
-  for (const char* header : {"", "Authorization: Bearer secre\r\n", "Authorization: secret\r\n"}) {
+  for (const char* header : {"", "Authorization: Bearer secre\r\n", "Authorization: secret\r\n", "Authorization: Bearer \r\n"}) {
     const HttpResponse response = ask(server.port(), "POST", "/v1/completions", body, header);
     EXPECT_EQ(response.status, 401) << header;
     EXPECT_EQ(Json::parse(response.body)["error"]["type"], "authentication_error");
   }
-  EXPECT_EQ(ask(server.port(), "POST", "/v1/completions", body, "Authorization: Bearer secret\r\n").status, 200);
+  EXPECT_EQ(ask(server.port(), "POST", "/v1/completions", body, "Authorization: bearer secret\r\n").status, 200);
   EXPECT_EQ(ask(server.port(), "GET", "/health").status, 200);
+  EXPECT_EQ(run({.arguments = {"serve", "-m", demo_model(), "--port", "0", "--api-key", ""}}).code, 2);
+  EXPECT_EQ(run({.arguments = {"serve", "-m", demo_model(), "--port", "0", "--host", ""}}).code, 2);
+  const Result said = run({.arguments = {"serve", "--port", "x"}, .environment = {{"TIERCEL_ARG_API_KEY", "hidden-key"}}});
+  EXPECT_EQ(said.code, 2);
+  EXPECT_TRUE(contains(said.err, "TIERCEL_ARG_API_KEY") && !contains(said.err, "hidden-key")) << said.err;
+}
+
+// Pages of other sites cannot make a browser of this machine ask.
+TEST_F(ServeCommand, StrangersAreNotAnswered) {
+  const Server server;
+  const auto status = [&](const std::string& host, const std::string& origin) {
+    HttpConnection connection(server.port());
+    const std::string body = R"({"prompt": "x", "max_tokens": 1})";
+    connection.send("POST /v1/completions HTTP/1.1\r\nHost: " + host + "\r\n" +
+                    (origin.empty() ? "" : "Origin: " + origin + "\r\n") +
+                    "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+    return connection.read_response().status;
+  };
+  for (const char* host : {"localhost:80", "127.0.0.1", "[::1]:8080", "LOCALHOST", "192.168.0.7:8080"}) {
+    EXPECT_EQ(status(host, ""), 200) << host;
+    EXPECT_EQ(status(host, "http://localhost:3000"), 200) << host;
+    EXPECT_EQ(status(host, "https://pages.example"), 403) << host;
+  }
+  EXPECT_EQ(status("rebound.example:8080", ""), 403);
+  EXPECT_EQ(status("localhost.example", ""), 403);
+  EXPECT_EQ(status("localhost", "null"), 403);
+}
+
+// What is behind a kept prompt is kept in another way: where there is no room for that, a prompt stands by itself.
+TEST_F(ServeCommand, APromptThatFitsIsAnswered) {
+  const Server server({"--parallel", "1", "--device-memory", "94MiB"});
+  const std::string text = book(700), half = text.substr(0, text.size() * 2 / 5);
+  const Json first = server.complete({{"prompt", half + question("otter")}, {"max_tokens", 4}});
+  const Json second = server.complete({{"prompt", text.substr(0, text.size() * 4 / 7) + question("otter")}, {"max_tokens", 2500}, {"stop", {"\n"}}});
+  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 }
 
 // Nobody computes for a client that has gone: a token later there is room for others.
@@ -327,7 +366,7 @@ TEST_F(ServeCommand, WhatItCannotStartWith) {
   EXPECT_EQ(start({"--port", "70000"}).code, 2);
   EXPECT_EQ(start({"--port", "0", "-c", "1"}).code, 2);
   EXPECT_EQ(start({"--port", "0", "--audit", "3"}).code, 2);
-  const Result large = start({"--port", "0", "-c", "64M"});
+  const Result large = start({"--port", "0", "--device-memory", "1MiB"});
   EXPECT_EQ(large.code, 3) << large.err;
   EXPECT_EQ(run({.arguments = {"serve", "-m", "/nowhere", "--port", "0"}}).code, 1);
 }

@@ -48,11 +48,13 @@ class CountingBatch : public Batch {
   SequenceWork work_of(const SessionPlan& s) const override {
     return {static_cast<double>(s.n_prompt), 1};
   }
-  bool has_room(const SequenceBytes& bytes) const override {
+  bool is_full() const override {
     int64_t n_decoded = 0;
     for (const auto& [name, s] : sequences) n_decoded += s.plan.is_prefix ? 0 : 1;
-    return n_decoded < plan_.n_sequences &&
-           device_bytes() + bytes.device + bytes.prefill <= limit_;
+    return n_decoded >= plan_.n_sequences;
+  }
+  bool has_room(const SequenceBytes& bytes) const override {
+    return !is_full() && device_bytes() + bytes.device + bytes.prefill <= limit_;
   }
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt, int64_t prefix) override {
     EXPECT_TRUE(has_room(bytes_of(s)));
@@ -130,8 +132,8 @@ class CountingBatch : public Batch {
 };
 
 struct Bench {
-  explicit Bench(int64_t bytes, double max_gap = 0, std::function<bool()> go_on = {})
-      : scheduler(std::make_unique<CountingBatch>(bytes), {max_gap, std::move(go_on)}),
+  explicit Bench(int64_t bytes, double max_gap = 0, std::function<bool()> go_on = {}, int64_t n_sequences = 64)
+      : scheduler(std::make_unique<CountingBatch>(bytes, n_sequences), {max_gap, std::move(go_on)}),
         batch(static_cast<CountingBatch&>(scheduler.batch())) {}
 
   Scheduler::RequestId send(int32_t mark, int64_t n_prompt, int64_t n_new, SharedPrefix prefix = {}) {
@@ -349,6 +351,53 @@ TEST(Scheduler, APrefixStaysWhileItIsHeldAndThereIsRoom) {
   prefix.reset();
   bench.run();
   EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+// That as many decode as may is no reason to give memory back.
+TEST(Scheduler, AFullBatchKeepsItsPrefixes) {
+  Bench bench(1 << 20, 0, {}, /*n_sequences=*/1);
+  const SharedPrefix prefix = prefix_of(9, 300);
+  const auto first = bench.send(1, 100, 2, prefix);
+  bench.run();
+  bench.send(2, 100, 5);
+  bench.send(3, 100, 5);
+  bench.run();
+  const auto second = bench.send(4, 100, 2, prefix);
+  EXPECT_EQ(bench.scheduler.prefilled_tokens(second), 0);
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "P9...+1.s+2.ssss+3.ssss+4.s");
+  EXPECT_EQ(bench.scheduler.report(first).cached_tokens, 0);
+  EXPECT_EQ(bench.scheduler.report(second).cached_tokens, 300);
+}
+
+// Those that were used longest ago go first, and only where that makes room.
+TEST(Scheduler, WhichPrefixMakesWay) {
+  Bench bench(1500);
+  const SharedPrefix a = prefix_of(7, 300), b = prefix_of(8, 300), c = prefix_of(9, 300);
+  for (const SharedPrefix& prefix : {a, b, c, a}) {
+    bench.send(1, 10, 1, prefix);
+    bench.run();
+  }
+  EXPECT_EQ(bench.batch.log, "P7...+1.P8...+1.P9...+1.+1.");
+  bench.batch.log.clear();
+  bench.send(2, 300, 1);  // 641 bytes while it is prefilled
+  bench.run();
+  EXPECT_EQ(bench.batch.log, "-+2...");
+  bench.batch.log.clear();
+  for (const SharedPrefix& prefix : {c, a, b}) {
+    bench.send(1, 10, 1, prefix);
+    bench.run();
+  }
+  EXPECT_EQ(bench.batch.log, "+1.+1.P8...+1.");
+  // Beside one that decodes there is no room for it whatever goes.
+  bench.batch.log.clear();
+  bench.send(3, 10, 30);
+  bench.scheduler.turn();
+  bench.send(4, 710, 1);  // 1,461
+  for (int i = 0; i < 5; ++i) bench.scheduler.turn();
+  EXPECT_EQ(bench.batch.log, "+3.ssssss");
+  bench.run();
+  EXPECT_NE(bench.batch.log.find("+4"), std::string::npos);
 }
 
 // Where less fits than was planned, a prefix that is only held makes way too.

@@ -166,6 +166,17 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   EXPECT_EQ(weight_bytes(config_of("llama_gptq_act_order")), 2 * parameter_count(config_of("llama_gptq_act_order")));
   EXPECT_EQ(kept_weights(config_of("llama_gptq_act_order")).text, "the checkpoint's integers, decoded to bf16");
   EXPECT_EQ(kept_weights(config_of("llama")).text, "");
+  // Without its tensors: what config.json says, and bf16 where that is not clear.
+  ModelConfig unread = load_config(model_directory("qwen3_fp8"));
+  const int64_t coded_bytes = weight_bytes(unread);
+  EXPECT_EQ(coded_bytes, weight_bytes(config_of("qwen3_fp8")));
+  unread.not_coded.names = {"layers.0.mlp."};
+  weight_tensors(unread, weights);
+  EXPECT_FALSE(weights.layers[0].up.codec.is_coded());
+  EXPECT_TRUE(weights.layers[0].q.codec.is_coded() && weights.layers[1].up.codec.is_coded());
+  EXPECT_GT(weight_bytes(unread), coded_bytes);
+  unread.not_coded.patterns = true;
+  EXPECT_EQ(weight_bytes(unread), 2 * parameter_count(unread));
   // Blocks of 48 columns; those of 64 share params, and scales of rows serve all of a row's.
   EXPECT_EQ(kept_weights(config_of("llama_fp8")).text, "the checkpoint's 8-bit floats, decoded to bf16");
   weight_tensors(config_of("qwen3_moe_fp8"), weights);

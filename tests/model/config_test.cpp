@@ -271,6 +271,23 @@ TEST(Config, ReadsFp8) {
                  {"weight_block_size", "rows and columns"});
 }
 
+// Of layers that stay as they were: names, and patterns, which are not read.
+TEST(Config, ReadsWhatIsNotCoded) {
+  const auto read = [](const json& list) {
+    return parse_with(llama(), {{"quantization_config", {{"quant_method", "fp8"}, {"modules_to_not_convert", list}}}})
+        .not_coded;
+  };
+  EXPECT_TRUE(read(nullptr).names.empty());
+  EXPECT_TRUE(read({"lm_head", "model.layers.3.mlp.gate"}).names.empty());
+  const ModelConfig::NotCoded some = read({"lm_head", "model.layers.0.self_attn.q_proj", "layers.1."});
+  EXPECT_EQ(some.names, (std::vector<std::string>{"model.layers.0.self_attn.q_proj", "layers.1."}));
+  EXPECT_FALSE(some.patterns);
+  EXPECT_FALSE(read({"re:.*lm_head", "re:.*mlp.gate$"}).patterns);
+  EXPECT_TRUE(read({"re:.*self_attn.*"}).patterns);
+  expect_refused({{"quantization_config", {{"quant_method", "fp8"}, {"modules_to_not_convert", {1}}}}},
+                 {"modules_to_not_convert"});
+}
+
 TEST(Config, ReadsIntegers) {
   EXPECT_FALSE(parse(llama()).int_weights.has_value());
   const auto read = [](const json& quantisation) {

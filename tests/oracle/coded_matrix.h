@@ -75,6 +75,7 @@ struct CodedMatrix {
     const uint32_t kind = random() % 16;
     const float size = kind == 0 ? 0.0f : kind == 1 ? 0x1p-20f : 0x1p-6f;
     scale = size * (1 + 0x1p-32f * static_cast<float>(random()));
+    if (codec.code == WeightCode::kE4M3 && kind == 2) scale = -scale;
     uint32_t param = std::bit_cast<uint32_t>(scale);
     if (codec.code != WeightCode::kE4M3) {
       zero = static_cast<int32_t>(random() % ((1u << codec.bits()) + 1));

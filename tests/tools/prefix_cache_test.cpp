@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -30,10 +31,14 @@ std::ostream& operator<<(std::ostream& out, const Split& s) {
   return out << s.n_prefix << " + " << s.n_behind << (s.is_kept ? ", kept" : "");
 }
 Split take(PrefixCache& cache, const Tokens& prompt) {
-  Tokens behind = prompt;
-  const PrefixCache::Found found = cache.take(behind);
-  EXPECT_EQ(found.prefix ? *found.prefix + behind : behind, prompt);
-  return {found.prefix ? std::ssize(*found.prefix) : 0, std::ssize(behind), found.is_kept};
+  const SharedPrefix prefix = cache.find(prompt);
+  if (prefix == nullptr) return {0, std::ssize(prompt)};
+  const int64_t n = std::ssize(*prefix);
+  EXPECT_LT(n, std::ssize(prompt));
+  EXPECT_TRUE(std::equal(prefix->begin(), prefix->end(), prompt.begin()));
+  const bool is_kept = prefix.use_count() > 1;
+  cache.keep(prefix);
+  return {n, std::ssize(prompt) - n, is_kept};
 }
 
 TEST(PrefixCache, ShortPromptsStandByThemselves) {
@@ -67,6 +72,17 @@ TEST(PrefixCache, QuestionsOnOneText) {
   // The longest one that fits; and something stays behind it.
   EXPECT_EQ(take(other, book + text(5000, 200'000)), (Split{103'976, 1024, true}));
   EXPECT_EQ(take(other, book), (Split{99'999, 1}));
+}
+
+TEST(PrefixCache, OnlyWhatIsUsedIsKept) {
+  PrefixCache cache;
+  const Tokens prompt = text(2000, 0);
+  const SharedPrefix one = cache.find(prompt), two = cache.find(prompt);
+  EXPECT_NE(one, two);
+  cache.keep(one);
+  cache.keep(two);  // found at the same time: one of them stays
+  EXPECT_EQ(cache.find(prompt), two);
+  EXPECT_EQ(one.use_count(), 1);
 }
 
 TEST(PrefixCache, WhatIsLongUnusedGoes) {

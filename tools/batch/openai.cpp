@@ -113,8 +113,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Of a token that a model has and its tokenizer has not (vocabularies are padded): none.
+std::string_view bytes_of(const Tokenizer& tokenizer, int32_t token) {
+  return token < tokenizer.vocab_size() ? tokenizer.token_bytes(token) : std::string_view();
+}
+
 // A token by itself; bytes that are no text are spelled out.
 std::string spelling(const Tokenizer& tokenizer, int32_t token) {
+  if (token >= tokenizer.vocab_size()) return fmt::format("token_id:{}", token);
   const std::string_view bytes = tokenizer.token_bytes(token);
   if (valid_utf8_prefix(bytes) == bytes.size()) return std::string(bytes);
   std::string text = "bytes:";
@@ -124,7 +130,7 @@ std::string spelling(const Tokenizer& tokenizer, int32_t token) {
 
 Json chat_logprob(const Tokenizer& tokenizer, int32_t token, double logprob) {
   Json bytes = Json::array();
-  for (const char byte : tokenizer.token_bytes(token)) bytes.push_back(static_cast<uint8_t>(byte));
+  for (const char byte : bytes_of(tokenizer, token)) bytes.push_back(static_cast<uint8_t>(byte));
   return {{"token", spelling(tokenizer, token)}, {"logprob", logprob}, {"bytes", bytes}};
 }
 

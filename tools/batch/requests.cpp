@@ -190,6 +190,12 @@ std::vector<int32_t> BatchRequestReader::encode_text(const std::string& prompt) 
 }
 
 std::vector<int32_t> BatchRequestReader::encode_prompt(const JsonNode& prompt) const {
+  // Several prompts would be several answers.
+  const bool is_list = prompt.raw().is_array() && !prompt.raw().empty() && !prompt.raw()[0].is_number();
+  if (is_list) {
+    if (prompt.size() != 1) prompt.unexpected("one prompt", "several are several requests");
+    return encode_prompt(prompt[0]);
+  }
   if (prompt.raw().is_array()) {
     if (!defaults_.prefix.empty()) prompt.unexpected("text", "as --prefix is text");
     return ids_of(prompt, config_.vocab_size);
@@ -208,7 +214,8 @@ std::vector<int32_t> BatchRequestReader::encode_chat(std::vector<ChatMessage> me
     user->content.insert(0, defaults_.prefix);
   }
   return chat_->encode(tokenizer_, messages,
-                       {.add_generation_prompt = true, .date = defaults_.date});
+                       {.add_generation_prompt = true,
+                        .date = defaults_.is_dated ? chat_date_today() : defaults_.date});
 }
 
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,

@@ -60,6 +60,7 @@ struct BatchRequestDefaults {
   std::string prefix;                // text in front of every prompt, or of the first user's message
   bool share_prefixes = false;       // BatchRequest::prefix is set where requests begin alike
   ChatDate date;                     // for templates that ask for one
+  bool is_dated = false;             // with that of the day on which a request comes
 };
 
 class BatchRequestReader {

@@ -1,6 +1,7 @@
 #include "tools/serve/http_server.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -30,6 +31,7 @@ using ErrorCode = boost::system::error_code;
 
 constexpr int kHandlerThreads = 2;
 constexpr uint32_t kMostHeaderBytes = 64 << 10;
+constexpr size_t kBufferBytes = 256 << 10;  // of what is not understood yet: a header, or what is around a chunk
 
 std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
@@ -41,22 +43,24 @@ class Connection;
 
 // What the connections of a server share. Replies, which may outlive it, keep it.
 struct Shared : std::enable_shared_from_this<Shared> {
-  Shared(const HttpLimits& its_limits, HttpServer::Handler its_handler)
-      : limits(its_limits), handler(std::move(its_handler)) {}
+  Shared(const HttpLimits& its_limits, HttpServer::Gate its_gate, HttpServer::Handler its_handler)
+      : limits(its_limits), gate(std::move(its_gate)), handler(std::move(its_handler)) {}
 
   const HttpLimits limits;
+  const HttpServer::Gate gate;
   const HttpServer::Handler handler;
   asio::io_context io{1};
   asio::thread_pool handlers{kHandlerThreads};
   // Of the io thread.
   std::set<std::shared_ptr<Connection>> connections;
+  uint64_t body_bytes = 0;  // that are being read, or are with a handler
   bool stopping = false;
 };
 
 // All of it runs in the io thread.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(Shared& shared, Tcp::socket socket) : shared_(shared), stream_(std::move(socket)), silence_(shared.io) {
+  Connection(Shared& shared, Tcp::socket socket) : shared_(shared), stream_(std::move(socket)), silence_(shared.io), watch_(shared.io) {
     ErrorCode ignored;
     stream_.socket().set_option(Tcp::no_delay(true), ignored);
   }
@@ -80,9 +84,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool is_answering(int64_t answer) const { return answering_ && answer == n_requests_; }
 
  private:
+  void take_header();
   void read_body();
   void take_request();
+  void give_body_back();
   void watch();
+  void linger();
+  void discard();
   void send(std::string text);
   void write_next();
   void end_answer();
@@ -91,13 +99,17 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Shared& shared_;
   beast::tcp_stream stream_;
-  beast::flat_buffer buffer_;
+  beast::flat_buffer buffer_{kBufferBytes};
   std::optional<http::request_parser<http::string_body>> parser_;
-  asio::steady_timer silence_;
+  asio::steady_timer silence_, watch_;
+  HttpRequest request_;
   std::deque<std::string> out_;  // the first one is being written
   std::function<void()> when_gone_;
   int64_t n_requests_ = 0;
+  uint64_t body_bytes_ = 0;  // of Shared::body_bytes
   bool answering_ = false, streaming_ = false, keep_alive_ = true, chunked_ = true, closed_ = false;
+  bool head_only_ = false;  // nobody wants the body
+  bool unread_ = true;      // there may be more of the request, which nobody reads
 };
 
 // A reply is used by others' threads: it only posts what is to be done.
@@ -140,6 +152,7 @@ class Reply : public HttpReply {
 
 void Connection::read_request() {
   if (shared_.stopping) return close();
+  unread_ = true;
   parser_.emplace();
   parser_->header_limit(kMostHeaderBytes);
   parser_->body_limit(shared_.limits.body_bytes);
@@ -147,63 +160,100 @@ void Connection::read_request() {
   http::async_read_header(stream_, buffer_, *parser_, [self = shared_from_this()](ErrorCode error, size_t) {
     if (self->closed_) return;
     if (error == http::error::body_limit) return self->refuse(413, "the request's body is too long");
-    if (error == http::error::header_limit) return self->refuse(431, "the request's header is too long");
+    if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+      return self->refuse(431, "the request's header is too long");
+    }
     if (error && error.category() == http::make_error_code(http::error::bad_method).category() &&
         error != http::error::end_of_stream && error != http::error::partial_message) {
       return self->refuse(400, "this is no HTTP request: " + error.message());
     }
     if (error) return self->close();  // the client has gone, or said nothing for too long
+    self->take_header();
+  });
+}
+
+void Connection::take_header() {
+  auto& message = parser_->get();
+  keep_alive_ = message.keep_alive() && !shared_.stopping;
+  chunked_ = message.version() >= 11;
+  streaming_ = false;
+  ++n_requests_;
+  const std::string_view target(message.target().data(), message.target().size());
+  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
+  request_ = {.method = text(message.method_string()),
+              .path = std::string(target.substr(0, target.find('?'))),
+              .authorization = text(message[http::field::authorization]),
+              .host = text(message[http::field::host]),
+              .origin = text(message[http::field::origin]),
+              .body = {}};
+  head_only_ = message.method() == http::verb::head;
+  unread_ = !parser_->is_done();
+  // Whoever is between us and the client may take it for another length than we do.
+  if (message.count(http::field::transfer_encoding) > 0 && !parser_->chunked()) {
+    return refuse(501, "of transfer encodings only \"chunked\" is supported");
+  }
+  if (const std::optional<HttpAnswer> answer = shared_.gate(request_)) {
+    answering_ = true;
+    keep_alive_ &= !unread_;
+    return respond(n_requests_, answer->status, answer->body, answer->type);
+  }
+  body_bytes_ = parser_->content_length() ? *parser_->content_length() : unread_ ? shared_.limits.body_bytes : 0;
+  shared_.body_bytes += body_bytes_;
+  if (shared_.body_bytes > shared_.limits.all_body_bytes) return refuse(503, "too much is being sent at once");
+  const auto expects = message.find(http::field::expect);
+  if (expects == message.end() || !beast::iequals(expects->value(), "100-continue")) return read_body();
+  // A client that asks whether it may send its body.
+  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(stream_, asio::buffer(kContinue), [self = shared_from_this()](ErrorCode error, size_t) {
+    if (self->closed_) return;
+    if (error) return self->close();
     self->read_body();
   });
 }
 
 void Connection::read_body() {
-  const auto read = [self = shared_from_this()](ErrorCode error, size_t) {
+  if (parser_->is_done()) return take_request();
+  stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  http::async_read_some(stream_, buffer_, *parser_, [self = shared_from_this()](ErrorCode error, size_t) {
     if (self->closed_) return;
-    if (error) return self->close();
-    http::async_read(self->stream_, self->buffer_, *self->parser_, [self](ErrorCode failed, size_t) {
-      if (self->closed_) return;
-      if (failed == http::error::body_limit) return self->refuse(413, "the request's body is too long");
-      if (failed) return self->close();
-      self->take_request();
-    });
-  };
-  // A client that asks whether it may send its body.
-  const auto expects = parser_->get().find(http::field::expect);
-  if (expects == parser_->get().end() || !beast::iequals(expects->value(), "100-continue")) return read({}, 0);
-  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(stream_, asio::buffer(kContinue), read);
+    if (!error) return self->read_body();
+    if (error == http::error::body_limit) return self->refuse(413, "the request's body is too long");
+    const bool is_http = error.category() == http::make_error_code(http::error::bad_method).category();
+    if (is_http && error != http::error::partial_message && error != http::error::end_of_stream) {
+      return self->refuse(400, "this is no body of an HTTP request: " + error.message());
+    }
+    self->close();
+  });
 }
 
 void Connection::take_request() {
-  auto& message = parser_->get();
-  keep_alive_ = message.keep_alive() && !shared_.stopping;
-  chunked_ = message.version() >= 11;
   answering_ = true;
-  streaming_ = false;
-  ++n_requests_;
-  const std::string_view target(message.target().data(), message.target().size());
-  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
-  HttpRequest request{.method = text(message.method_string()),
-                      .path = std::string(target.substr(0, target.find('?'))),
-                      .authorization = text(message[http::field::authorization]),
-                      .body = std::move(message.body())};
+  unread_ = false;
+  request_.body = std::move(parser_->get().body());
   parser_.reset();
   stream_.expires_never();
   watch();
   auto reply = std::make_shared<Reply>(shared_.shared_from_this(), shared_from_this(), n_requests_);
-  asio::post(shared_.handlers, [&handler = shared_.handler, request = std::move(request), reply = std::move(reply)] {
-    handler(request, reply);
+  asio::post(shared_.handlers, [self = shared_from_this(), answer = n_requests_, request = std::move(request_),
+                                reply = std::move(reply)]() mutable {
+    self->shared_.handler(request, std::move(reply));
+    request = {};
+    asio::post(self->shared_.io, [self, answer] {
+      if (answer == self->n_requests_) self->give_body_back();
+    });
   });
 }
 
+void Connection::give_body_back() { shared_.body_bytes -= std::exchange(body_bytes_, 0); }
+
 // Whether the client goes while it is answered. What it sends meanwhile is a next request, and waits.
 void Connection::watch() {
-  stream_.socket().async_wait(Tcp::socket::wait_read, [self = shared_from_this(), answer = n_requests_](ErrorCode error) {
-    if (self->closed_ || !self->is_answering(answer)) return;
-    ErrorCode failed;
-    const bool more = !error && self->stream_.socket().available(failed) > 0;
-    if (!more) self->close();
+  watch_.expires_after(std::chrono::milliseconds(200));
+  watch_.async_wait([self = shared_from_this(), answer = n_requests_](ErrorCode error) {
+    if (error || self->closed_ || !self->is_answering(answer)) return;
+    pollfd socket{.fd = self->stream_.socket().native_handle(), .events = POLLRDHUP, .revents = 0};
+    if (::poll(&socket, 1, 0) > 0) return self->close();
+    self->watch();
   });
 }
 
@@ -217,13 +267,15 @@ std::string Connection::header(int status, std::string_view type, std::string_vi
 void Connection::refuse(int status, std::string_view why) {
   keep_alive_ = false;
   answering_ = true;
-  if (!streaming_) send(header(status, "text/plain", fmt::format("Content-Length: {}\r\n", why.size() + 1)) + std::string(why) + "\n");
+  if (!streaming_) {
+    send(header(status, "text/plain", fmt::format("Content-Length: {}\r\n", why.size() + 1)) + std::string(why) + "\n");
+  }
   end_answer();
 }
 
 void Connection::respond(int64_t answer, int status, const std::string& body, const std::string& type) {
   if (!is_answering(answer) || streaming_) return;
-  send(header(status, type, fmt::format("Content-Length: {}\r\n", body.size())) + body);
+  send(header(status, type, fmt::format("Content-Length: {}\r\n", body.size())) + (head_only_ ? "" : body));
   end_answer();
 }
 
@@ -285,6 +337,8 @@ void Connection::write_next() {
     if (self->answering_) return;
     if (self->keep_alive_) {
       self->read_request();
+    } else if (self->unread_) {
+      self->linger();
     } else {
       self->close();
     }
@@ -295,13 +349,33 @@ void Connection::write_next() {
 void Connection::end_answer() {
   answering_ = false;
   silence_.cancel();
+  watch_.cancel();
   when_gone_ = nullptr;
   if (out_.empty()) close();
+}
+
+// A client that still sends would lose the answer with the connection: it is given a second to read it.
+void Connection::linger() {
+  ErrorCode ignored;
+  stream_.socket().shutdown(Tcp::socket::shutdown_send, ignored);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  stream_.expires_at(deadline);
+  discard();
+}
+void Connection::discard() {
+  buffer_.clear();
+  stream_.async_read_some(buffer_.prepare(16 << 10), [self = shared_from_this()](ErrorCode error, size_t) {
+    if (self->closed_) return;
+    if (error) return self->close();
+    self->discard();
+  });
 }
 
 void Connection::close() {
   if (std::exchange(closed_, true)) return;
   silence_.cancel();
+  watch_.cancel();
+  give_body_back();
   ErrorCode ignored;
   stream_.socket().shutdown(Tcp::socket::shutdown_both, ignored);
   stream_.close();
@@ -314,8 +388,8 @@ void Connection::close() {
 
 class HttpServer::Implementation {
  public:
-  Implementation(const std::string& host, uint16_t port, const HttpLimits& limits, Handler handler)
-      : shared_(std::make_shared<Shared>(limits, std::move(handler))) {
+  Implementation(const std::string& host, uint16_t port, const HttpLimits& limits, Gate gate, Handler handler)
+      : shared_(std::make_shared<Shared>(limits, std::move(gate), std::move(handler))) {
     const std::string place = fmt::format("{}:{}", host, port);
     ErrorCode error;
     const auto found = Tcp::resolver(shared_->io).resolve(host, std::to_string(port), Tcp::resolver::passive, error);
@@ -331,7 +405,7 @@ class HttpServer::Implementation {
     }
     port_ = acceptor_.local_endpoint().port();
     accept();
-    thread_ = std::thread([this] { shared_->io.run(); });
+    thread_ = std::thread([this] { run(); });
   }
   ~Implementation() { stop(); }
 
@@ -355,6 +429,7 @@ class HttpServer::Implementation {
       });
     });
     thread_.join();
+    shared_->handlers.stop();
     shared_->handlers.join();
   }
 
@@ -381,6 +456,17 @@ class HttpServer::Implementation {
     });
   }
 
+  // What throws (there is no memory, say) ends what it was about, and nothing else.
+  void run() {
+    for (;;) {
+      try {
+        shared_->io.run();
+        return;
+      } catch (const std::exception&) {
+      }
+    }
+  }
+
   // The io thread ends where there is nothing left to do: the deadline must not keep it.
   void close_when_idle() {
     retry_.expires_after(std::chrono::milliseconds(5));
@@ -401,8 +487,8 @@ std::string http_library() {
   return fmt::format("Boost {}.{}", BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000);
 }
 
-HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, Handler handler)
-    : implementation_(std::make_unique<Implementation>(host, port, limits, std::move(handler))) {}
+HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, Gate gate, Handler handler)
+    : implementation_(std::make_unique<Implementation>(host, port, limits, std::move(gate), std::move(handler))) {}
 HttpServer::~HttpServer() = default;
 uint16_t HttpServer::port() const { return implementation_->port(); }
 void HttpServer::stop() { implementation_->stop(); }

@@ -5,16 +5,23 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 namespace tiercel {
 
 struct HttpRequest {
-  std::string method;         // "GET"
-  std::string path;           // of the target, without a query: "/v1/models"
-  std::string authorization;  // that header, or empty
+  std::string method;                       // "GET"
+  std::string path;                         // of the target, without a query: "/v1/models"
+  std::string authorization, host, origin;  // these headers, or empty
   std::string body;
+};
+
+struct HttpAnswer {
+  int status = 200;
+  std::string body;
+  std::string type = "application/json";
 };
 
 // The answer to one request. Calls are safe from any thread, return at once, and do nothing once the client has gone.
@@ -28,15 +35,16 @@ class HttpReply {
   virtual void begin_events() = 0;
   virtual void event(std::string_view data) = 0;
   virtual void end_events() = 0;
-  // Called once, in a thread of the server's, where the client goes before it has all of its answer; at once where it
-  // has gone already.
+  // Called once, in a thread of the server's, where the client goes, or says that it sends nothing more, before it has
+  // all of its answer; at once where it has gone already.
   virtual void when_gone(std::function<void()> call) = 0;
 };
 
 struct HttpLimits {
   uint64_t body_bytes = uint64_t{256} << 20;
+  uint64_t all_body_bytes = uint64_t{1} << 30;  // of all that are being read
   int64_t connections = 1024;
-  double idle_seconds = 75;    // of a connection between requests, or within one
+  double idle_seconds = 75;    // until the next request's header has come, or more of its body
   double silence_seconds = 5;  // of a stream of events, until a comment shows that it is alive
 };
 
@@ -45,12 +53,14 @@ std::string http_library();
 
 class HttpServer {
  public:
-  // Called in one of a few threads of the server's, where it may take its time.
+  // What needs no body and no time: called in the server's own thread before the body is read. None: it does need them.
+  using Gate = std::function<std::optional<HttpAnswer>(const HttpRequest&)>;
+  // Of the others: called in one of a few threads, where it may take its time.
   using Handler = std::function<void(const HttpRequest&, std::shared_ptr<HttpReply>)>;
 
   // Listens at once: host is a name or an address, port 0 any that is free. Throws Error(kRuntime) where it cannot,
   // kUsage where this build has no server.
-  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, Handler handler);
+  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, Gate gate, Handler handler);
   // As stop.
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;

@@ -8,7 +8,7 @@ std::string http_library() { return {}; }
 
 class HttpServer::Implementation {};
 
-HttpServer::HttpServer(const std::string&, uint16_t, const HttpLimits&, Handler) {
+HttpServer::HttpServer(const std::string&, uint16_t, const HttpLimits&, Gate, Handler) {
   fail(ErrorKind::kUsage,
        "this build has no server, as there was no Boost when it was configured; apt-get install libboost-dev, then "
        "cmake and build again");

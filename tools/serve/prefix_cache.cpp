@@ -16,31 +16,29 @@ int64_t shared_length(const std::vector<int32_t>& a, const std::vector<int32_t>&
 
 }  // namespace
 
-PrefixCache::Found PrefixCache::take(std::vector<int32_t>& prompt) {
+SharedPrefix PrefixCache::find(const std::vector<int32_t>& prompt) const {
   const int64_t n = std::ssize(prompt);
-  if (n < kLeastPrompt) return {};
+  if (n < kLeastPrompt) return nullptr;
   const std::lock_guard lock(mutex_);
   // The longest of either kind. Something is left behind it.
-  auto whole = kept_.end();
+  SharedPrefix whole;
   int64_t most_shared = 0;
-  for (auto it = kept_.begin(); it != kept_.end(); ++it) {
-    const int64_t length = std::ssize(**it), shared = std::min(shared_length(**it, prompt), n - 1);
-    const bool is_whole = shared == length;
-    if (is_whole && (whole == kept_.end() || length > std::ssize(**whole))) whole = it;
+  for (const SharedPrefix& kept : kept_) {
+    const int64_t length = std::ssize(*kept), shared = std::min(shared_length(*kept, prompt), n - 1);
+    if (shared == length && (whole == nullptr || length > std::ssize(*whole))) whole = kept;
     most_shared = std::max(most_shared, shared);
   }
-  Found found;
-  if (whole != kept_.end() && 2 * std::ssize(**whole) >= n) {
-    found = {*whole, true};
-    kept_.erase(whole);
-  } else {
-    const int64_t length = 2 * most_shared >= n ? most_shared : n - end_of(n);
-    found.prefix = std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.begin() + length);
-  }
-  kept_.push_front(found.prefix);
+  if (whole != nullptr && 2 * std::ssize(*whole) >= n) return whole;
+  const int64_t length = 2 * most_shared >= n ? most_shared : n - end_of(n);
+  return std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.begin() + length);
+}
+
+void PrefixCache::keep(const SharedPrefix& prefix) {
+  const std::lock_guard lock(mutex_);
+  // Two at once may have found the same beginning new.
+  std::erase_if(kept_, [&](const SharedPrefix& kept) { return kept == prefix || *kept == *prefix; });
+  kept_.push_front(prefix);
   if (kept_.size() > kMostKept) kept_.pop_back();
-  prompt.erase(prompt.begin(), prompt.begin() + std::ssize(*found.prefix));
-  return found;
 }
 
 }  // namespace tiercel

@@ -24,15 +24,13 @@ class PrefixCache {
   static constexpr int64_t kLeastPrompt = 1024;
   static constexpr size_t kMostKept = 32;
 
-  struct Found {
-    SharedPrefix prefix;   // or null: the prompt stands by itself
-    bool is_kept = false;  // from before
-  };
-  // Takes from a prompt's beginning what it has of a kept one. Safe from any thread.
-  Found take(std::vector<int32_t>& prompt);
+  // What a prompt is to be behind; null: it stands by itself. Safe from any thread, as is keep.
+  SharedPrefix find(const std::vector<int32_t>& prompt) const;
+  // One that find has given is in use.
+  void keep(const SharedPrefix& prefix);
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::deque<SharedPrefix> kept_;  // used last: first
 };
 

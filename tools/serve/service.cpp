@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -35,10 +36,11 @@ std::string error_body(int status, std::string_view what, const char* code) {
 int status_of(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kUsage: return 400;
-    case ErrorKind::kDoesNotFit: return 503;
+    case ErrorKind::kDoesNotFit: return 400;  // with nothing else running: to try again is of no use
     default: return 500;
   }
 }
+const char* code_of(ErrorKind kind) { return kind == ErrorKind::kDoesNotFit ? "does_not_fit" : nullptr; }
 
 // How an answer is wanted.
 struct Delivery {
@@ -46,6 +48,15 @@ struct Delivery {
   bool with_usage = false;     // at the end of a stream
   bool with_progress = false;  // before its first token
 };
+
+// Each is looked for behind every token, in the thread that computes.
+void check_stops(const std::vector<std::string>& stops) {
+  constexpr size_t kMostStops = 32, kMostBytes = 1024;
+  if (stops.size() > kMostStops) fail("{}: stop: expected {} texts at most, found {}", kPlace, kMostStops, stops.size());
+  for (const std::string& stop : stops) {
+    if (stop.size() > kMostBytes) fail("{}: stop: expected {} bytes at most, found {}", kPlace, kMostBytes, stop.size());
+  }
+}
 
 // Takes from a body what says so.
 Delivery take_delivery(nlohmann::json& body) {
@@ -58,18 +69,20 @@ Delivery take_delivery(nlohmann::json& body) {
     options->expect_object();
     delivery.with_usage = options->boolean_or("include_usage", false);
   }
-  if (delivery.streams) {
-    const auto logprobs = root.find("logprobs");
-    if (logprobs && !(logprobs->raw().is_boolean() && !logprobs->boolean())) {
-      logprobs->unexpected("none", "log probabilities come with whole answers only, without \"stream\"");
-    }
-  }
   // llama.cpp's
   delivery.with_progress = root.boolean_or("return_progress", false) && delivery.streams;
   body.erase("return_progress");
   body.erase("stream");
   body.erase("stream_options");
   return delivery;
+}
+
+// A name and, perhaps, a port: an address, which nobody else can make lead here, or this machine's own name.
+bool is_of_this_machine(std::string_view host) {
+  const bool is_v6 = host.starts_with('[');
+  std::string name(host.substr(0, is_v6 ? host.find(']') + 1 : host.find(':')));
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return is_v6 || name == "localhost" || name.find_first_not_of("0123456789.") == name.npos;
 }
 
 // Whether both are the same, in a time that does not depend on where they differ.
@@ -84,11 +97,12 @@ bool is_same_key(std::string_view a, std::string_view b) {
 // A request that is being answered.
 struct Service::Live {
   Live(BatchRequest its_request, Delivery its_delivery, std::shared_ptr<HttpReply> its_reply, std::string its_id,
-       const Tokenizer& tokenizer, std::span<const int32_t> ends)
+       int64_t its_n_prompt, const Tokenizer& tokenizer, std::span<const int32_t> ends)
       : request(std::move(its_request)),
         delivery(its_delivery),
         reply(std::move(its_reply)),
         id(std::move(its_id)),
+        n_prompt(its_n_prompt),
         text(tokenizer, request, ends) {}
 
   bool is_chat() const { return request.form == RequestForm::kChatCompletion; }
@@ -134,8 +148,8 @@ struct Service::Live {
   const std::string id;
   const int64_t created = std::time(nullptr);
   const std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
-  int64_t n_prompt = 0, n_kept = 0;  // of it, prefilled before
-  int64_t n_told = -1;               // of it, that are said to be prefilled
+  const int64_t n_prompt;
+  int64_t n_told = -1;  // of it, that are said to be prefilled
 
   std::mutex mutex;  // over what follows: tokens may come before it is known under which name
   Scheduler::RequestId name = -1;
@@ -143,9 +157,10 @@ struct Service::Live {
   size_t n_sent = 0;
 };
 
-Service::Service(const BatchRequestReader& reader, const Tokenizer& tokenizer, Scheduler& scheduler,
-                 const Console& console, ServiceOptions options)
-    : reader_(reader),
+Service::Service(const Model& model, const BatchRequestReader& reader, const Tokenizer& tokenizer,
+                 Scheduler& scheduler, const Console& console, ServiceOptions options)
+    : model_(model),
+      reader_(reader),
       tokenizer_(tokenizer),
       scheduler_(scheduler),
       console_(console),
@@ -159,47 +174,73 @@ void Service::refuse(int status, std::string_view why, HttpReply& reply, const c
   reply.respond(status, error_body(status, why, code));
 }
 
+HttpAnswer Service::answer_while_loading() {
+  return {.status = 503, .body = error_body(503, "the model is being loaded", nullptr)};
+}
+
+std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) const {
+  const auto refusal = [](int status, const std::string& why, const char* code = nullptr) {
+    return HttpAnswer{.status = status, .body = error_body(status, why, code)};
+  };
+  const bool is_model = request.path == "/v1/models/" + options_.model;
+  const bool completes = form_of_endpoint(request.path).has_value();
+  constexpr const char* kPages[] = {"/health", "/metrics", "/v1/models"};
+  if (!completes && !is_model && std::ranges::find(kPages, request.path) == std::end(kPages)) {
+    return refusal(404, fmt::format("there is no {}", printable(request.path, 80)));
+  }
+  const bool reads = request.method == "GET" || request.method == "HEAD";
+  if (completes ? request.method != "POST" : !reads) {
+    return refusal(405, fmt::format("{}: expected {}, found {}", request.path, completes ? "POST" : "GET",
+                                    printable(request.method, 20)));
+  }
+  if (request.path == "/health") return HttpAnswer{.body = dump({{"status", "ok"}})};
+  if (options_.api_key.empty()) {
+    if (const std::string why = why_strange(request); !why.empty()) return refusal(403, why);
+  } else if (!has_key(request.authorization)) {
+    return refusal(401, "expected a header \"Authorization: Bearer KEY\" with the server's key", "invalid_api_key");
+  }
+  if (completes) return std::nullopt;
+  if (request.path == "/metrics") return HttpAnswer{.body = metrics(), .type = "text/plain; version=0.0.4"};
+  const Json model = {{"id", options_.model},
+                      {"object", "model"},
+                      {"created", 0},
+                      {"owned_by", "tiercel"},
+                      {"max_model_len", context_}};
+  if (is_model) return HttpAnswer{.body = dump(model)};
+  return HttpAnswer{.body = dump({{"object", "list"}, {"data", Json::array({model})}})};
+}
+
+bool Service::has_key(std::string_view authorization) const {
+  constexpr std::string_view kScheme = "bearer ";
+  if (authorization.size() < kScheme.size()) return false;
+  std::string scheme(authorization.substr(0, kScheme.size()));
+  std::ranges::transform(scheme, scheme.begin(), [](unsigned char c) { return std::tolower(c); });
+  return scheme == kScheme && is_same_key(authorization.substr(kScheme.size()), options_.api_key);
+}
+
+// Whether it may be a page of somewhere else that makes a browser of this machine ask: by a name of its own that leads
+// here (DNS rebinding), or across sites. Where no key is asked for, whoever runs a browser would lend it.
+std::string Service::why_strange(const HttpRequest& request) const {
+  if (!options_.loopback) return {};
+  if (!is_of_this_machine(request.host)) {
+    return fmt::format("this server is called localhost, not {}; --host or --api-key lets others in",
+                       printable(request.host, 80));
+  }
+  const size_t scheme = request.origin.find("://");
+  if (!request.origin.empty() && (scheme == std::string::npos || !is_of_this_machine(request.origin.substr(scheme + 3)))) {
+    return fmt::format("a page of {} asks; --api-key lets it in", printable(request.origin, 80));
+  }
+  return {};
+}
+
 void Service::handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
   try {
-    route(request, reply);
+    complete(request, *form_of_endpoint(request.path), reply);
   } catch (const Error& error) {
-    refuse(status_of(error.kind()), error.what(), *reply);
+    refuse(status_of(error.kind()), error.what(), *reply, code_of(error.kind()));
   } catch (const std::exception& error) {
     refuse(500, error.what(), *reply);
   }
-}
-
-void Service::route(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
-  struct Page {
-    const char *path, *method;
-  };
-  constexpr Page kPages[] = {{"/health", "GET"},
-                             {"/metrics", "GET"},
-                             {"/v1/models", "GET"},
-                             {"/v1/completions", "POST"},
-                             {"/v1/chat/completions", "POST"}};
-  const auto page = std::ranges::find_if(kPages, [&](const Page& known) { return request.path == known.path; });
-  if (page == std::end(kPages)) {
-    return refuse(404, fmt::format("there is no {}", printable(request.path, 80)), *reply);
-  }
-  if (request.method != page->method) {
-    return refuse(405, fmt::format("{}: expected {}, found {}", page->path, page->method, printable(request.method, 20)),
-                  *reply);
-  }
-  if (request.path == "/health") return reply->respond(200, dump({{"status", "ok"}}));
-  if (!options_.api_key.empty() && !is_same_key(request.authorization, "Bearer " + options_.api_key)) {
-    return refuse(401, "expected a header \"Authorization: Bearer KEY\" with the server's key", *reply, "invalid_api_key");
-  }
-  if (request.path == "/metrics") return reply->respond(200, metrics(), "text/plain; version=0.0.4");
-  if (request.path == "/v1/models") {
-    const Json model = {{"id", options_.model},
-                        {"object", "model"},
-                        {"created", 0},
-                        {"owned_by", "tiercel"},
-                        {"max_model_len", context_}};
-    return reply->respond(200, dump({{"object", "list"}, {"data", Json::array({model})}}));
-  }
-  complete(request, *form_of_endpoint(request.path), reply);
 }
 
 void Service::complete(const HttpRequest& http, RequestForm form, const std::shared_ptr<HttpReply>& reply) {
@@ -213,6 +254,10 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
     nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size()});
     delivery = take_delivery(body);
     request = reader_.read_body(body, form, number, kPlace);
+    if (delivery.streams && request.n_logprobs >= 0) {
+      fail("{}: logprobs: expected none with \"stream\"; they come with whole answers only", kPlace);
+    }
+    check_stops(request.stops);
   } catch (const Error& error) {  // of whatever kind it would be of a file
     return refuse(400, error.what(), *reply);
   }
@@ -224,26 +269,34 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
     return refuse(400, why, *reply, "context_length_exceeded");
   }
   request.n_new = std::min(request.n_new, room);
-  int64_t n_kept = 0;
-  if (options_.shares_prefixes) {
-    const PrefixCache::Found found = prefixes_.take(request.prompt);
-    request.prefix = found.prefix;
-    if (found.is_kept) n_kept = request.n_prefix();
-  }
   const auto live = std::make_shared<Live>(std::move(request), delivery, reply, fmt::format("{}-{}", instance_, number),
-                                           tokenizer_, options_.ends);
-  live->n_prompt = n_prompt;
-  live->n_kept = n_kept;
-  submit(live);
+                                           n_prompt, tokenizer_, options_.ends);
+  model_.use_in_this_thread();  // planning may ask the device
+  const std::lock_guard lock(submitting_);
+  SharedPrefix prefix = options_.shares_prefixes ? prefixes_.find(live->request.prompt) : nullptr;
+  if (prefix != nullptr && !has_room_behind(*prefix, live->request)) prefix = nullptr;
+  submit(live, prefix);
+  if (prefix != nullptr) prefixes_.keep(prefix);
 }
 
-void Service::submit(const std::shared_ptr<Live>& live) {
+// Whether a prompt may be behind a prefix of its own. What is behind one is kept in another way than the rest.
+bool Service::has_room_behind(const std::vector<int32_t>& prefix, const BatchRequest& request) const {
+  const int64_t n_prefix = std::ssize(prefix), n_behind = request.n_prompt() - n_prefix;
+  try {
+    return Batch::largest(model_, scheduler_.batch().plan(), n_behind, request.n_new, n_prefix) > 0;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+void Service::submit(const std::shared_ptr<Live>& live, const SharedPrefix& prefix) {
   BatchRequest& request = live->request;
-  Request wish{.prefix = std::move(request.prefix),
+  Request wish{.prefix = prefix,
                .prompt = std::move(request.prompt),
                .n_new = request.n_new,
                .sampling = request.sampling,
                .n_logprobs = request.n_logprobs};
+  if (prefix != nullptr) wish.prompt.erase(wish.prompt.begin(), wish.prompt.begin() + std::ssize(*prefix));
   if (!request.ignore_eos) wish.end_tokens = options_.ends;
   wish.on_token = [live](int32_t token) {
     const std::lock_guard lock(live->mutex);
@@ -251,7 +304,15 @@ void Service::submit(const std::shared_ptr<Live>& live) {
     live->stream_text();
     return go_on;
   };
-  wish.on_end = [this, live](const RequestReport& report) { end(*live, report); };
+  // May not throw.
+  wish.on_end = [this, live](const RequestReport& report) {
+    try {
+      end(*live, report);
+    } catch (const std::exception& error) {
+      console_.warn("request {}: {}", live->request.line, error.what());
+      live->refuse(500, error_body(500, error.what(), nullptr));
+    }
+  };
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) return refuse(503, kStopping, *live->reply);
@@ -287,7 +348,7 @@ void Service::end(Live& live, const RequestReport& ended) {
   if (ended.state == RequestState::kFailed) {
     const int status = status_of(ended.error_kind);
     console_.warn("request {}: {}", live.request.line, ended.error);
-    return live.refuse(status, error_body(status, ended.error, nullptr));
+    return live.refuse(status, error_body(status, ended.error, code_of(ended.error_kind)));
   }
   if (ended.state == RequestState::kCancelled && !live.text.ended()) {
     console_.info("request {}: its client has gone", live.request.line);
@@ -295,7 +356,7 @@ void Service::end(Live& live, const RequestReport& ended) {
   }
   if (ended.state == RequestState::kFinished) live.text.finish();
   RequestReport report = ended;
-  report.prefix_tokens = live.n_kept;
+  report.prefix_tokens = report.cached_tokens;  // what clients are told of
   if (live.delivery.streams) {
     live.stream_text();
     live.say_last(live.text.finish_reason());
@@ -332,7 +393,7 @@ void Service::tell_progress() {
     one->n_told = n_done;
     const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(now - one->began);
     const Json progress = {{"total", one->n_prompt},
-                           {"cache", one->n_kept},
+                           {"cache", scheduler_.report(one->name).cached_tokens},
                            {"processed", n_done},
                            {"time_ms", elapsed.count()}};
     one->event(one->choices(one->is_chat() ? Json{{"role", "assistant"}, {"content", nullptr}} : Json("")), {}, progress);

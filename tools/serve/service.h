@@ -14,9 +14,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "engine/model.h"
 #include "engine/scheduler.h"
 #include "engine/text/tokenizer.h"
 #include "tools/batch/requests.h"
@@ -29,6 +32,7 @@ namespace tiercel {
 struct ServiceOptions {
   std::string model;              // what it is called
   std::string api_key;            // that clients must know; empty: none
+  bool loopback = false;          // it listens at an address of this machine to itself
   std::vector<int32_t> ends;      // tokens that end a text
   bool shares_prefixes = true;    // PrefixCache
   int64_t most_waiting = 1024;    // requests; more are refused
@@ -37,14 +41,18 @@ struct ServiceOptions {
 class Service {
  public:
   // All of them must outlive this, and what it has given to the scheduler.
-  Service(const BatchRequestReader& reader, const Tokenizer& tokenizer, Scheduler& scheduler, const Console& console,
-          ServiceOptions options);
+  Service(const Model& model, const BatchRequestReader& reader, const Tokenizer& tokenizer, Scheduler& scheduler,
+          const Console& console, ServiceOptions options);
   ~Service();
 
+  // Of a server that has no service yet.
+  static HttpAnswer answer_while_loading();
   // Answers any request with an error. code: a word for programs, or null.
   static void refuse(int status, std::string_view why, HttpReply& reply, const char* code = nullptr);
 
-  // Safe from any thread. Throws nothing.
+  // What needs no body and no time: all but completions, and those that are not to be answered. Safe from any thread.
+  std::optional<HttpAnswer> answer_at_once(const HttpRequest& request) const;
+  // The others. Safe from any thread. Throws nothing.
   void handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
 
   // Of the thread that takes the scheduler's turns, between runs of a prompt: says how far prompts are, to who wants to
@@ -57,12 +65,15 @@ class Service {
 
  private:
   struct Live;
-  void route(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+  bool has_key(std::string_view authorization) const;
+  std::string why_strange(const HttpRequest& request) const;
   void complete(const HttpRequest& request, RequestForm form, const std::shared_ptr<HttpReply>& reply);
-  void submit(const std::shared_ptr<Live>& live);
+  bool has_room_behind(const std::vector<int32_t>& prefix, const BatchRequest& request) const;
+  void submit(const std::shared_ptr<Live>& live, const SharedPrefix& prefix);
   void end(Live& live, const RequestReport& report);
   std::string metrics() const;
 
+  const Model& model_;
   const BatchRequestReader& reader_;
   const Tokenizer& tokenizer_;
   Scheduler& scheduler_;
@@ -71,6 +82,7 @@ class Service {
   const int64_t context_;  // tokens of a prompt and its answer
   const std::string instance_;  // part of ids, another one in each process
   PrefixCache prefixes_;
+  std::mutex submitting_;  // what one finds to share, the next one knows
   std::atomic<int64_t> n_requests_ = 0;
 
   std::mutex mutex_;
