@@ -267,6 +267,7 @@ std::string Connection::header(int status, std::string_view type, std::string_vi
 void Connection::refuse(int status, std::string_view why) {
   keep_alive_ = false;
   answering_ = true;
+  give_body_back();
   if (!streaming_) {
     send(header(status, "text/plain", fmt::format("Content-Length: {}\r\n", why.size() + 1)) + std::string(why) + "\n");
   }
