@@ -153,6 +153,12 @@ TEST_F(ServeCommand, Chats) {
   EXPECT_EQ(text, content);
   EXPECT_EQ(Json::parse(events[events.size() - 2])["choices"][0]["delta"], Json::object());
   EXPECT_EQ(server.ask("/v1/completions", body).status, 400);  // it has messages
+  // A message in parts.
+  const auto said = [&](const Json& content) {
+    return server.complete({{"messages", {{{"role", "user"}, {"content", content}}}}}, "/v1/chat/completions")["usage"];
+  };
+  const Json parts = {{{"type", "text"}, {"text", "one"}}, {{"type", "text"}, {"text", "two"}}};
+  EXPECT_EQ(said(parts), said("one\ntwo"));
 }
 
 // A second question on a text, and the next turn of a conversation, prefill what is new; and many ask at once.
@@ -294,6 +300,19 @@ TEST_F(ServeCommand, StrangersAreNotAnswered) {
   EXPECT_EQ(status("rebound.example:8080", ""), 403);
   EXPECT_EQ(status("localhost.example", ""), 403);
   EXPECT_EQ(status("localhost", "null"), 403);
+  const auto preflight = [&](const std::string& origin) {
+    return ask(server.port(), "OPTIONS", "/v1/chat/completions", {}, "Origin: " + origin + "\r\n");
+  };
+  HttpResponse response = preflight("http://localhost:3000");
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(response.headers["access-control-allow-origin"], "http://localhost:3000");
+  EXPECT_TRUE(contains(response.headers["access-control-allow-headers"], "Authorization"));
+  response = preflight("https://pages.example");
+  EXPECT_EQ(response.status, 403);
+  EXPECT_FALSE(response.headers.contains("access-control-allow-origin"));
+  response = ask(server.port(), "POST", "/v1/completions", R"({"prompt": "x", "max_tokens": 1})",
+                 "Origin: http://localhost:3000\r\n");
+  EXPECT_EQ(response.headers["access-control-allow-origin"], "http://localhost:3000");
 }
 
 // What is behind a kept prompt is kept in another way: where there is no room for that, a prompt stands by itself.
@@ -303,6 +322,22 @@ TEST_F(ServeCommand, APromptThatFitsIsAnswered) {
   const Json first = server.complete({{"prompt", half + question("otter")}, {"max_tokens", 4}});
   const Json second = server.complete({{"prompt", text.substr(0, text.size() * 4 / 7) + question("otter")}, {"max_tokens", 2500}, {"stop", {"\n"}}});
   EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+
+  // So where RoPE turns keys of short contexts and of long ones otherwise.
+  const Scratch scratch;
+  fs::copy(demo_model(), scratch / "model");
+  Json config = Json::parse(read_file(scratch / "model/config.json"));
+  config["original_max_position_embeddings"] = 4096;
+  config["rope_scaling"] = {{"rope_type", "longrope"},
+                            {"short_factor", std::vector<double>(32, 1.0)},
+                            {"long_factor", std::vector<double>(32, 1.5)},
+                            {"original_max_position_embeddings", 4096}};
+  write_file(scratch / "model/config.json", config.dump());
+  const Server turns({"-n", "64"}, scratch / "model");
+  for (const int n : {1500, 4090, 4500, 5500}) {
+    const Json answer = turns.complete({{"prompt", std::vector<int>(static_cast<size_t>(n), 77)}});
+    EXPECT_EQ(answer["usage"]["prompt_tokens"], n);
+  }
 }
 
 // Nobody computes for a client that has gone: a token later there is room for others.

@@ -181,6 +181,7 @@ TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   EXPECT_EQ(kept_weights(config_of("llama_fp8")).text, "the checkpoint's 8-bit floats, decoded to bf16");
   weight_tensors(config_of("qwen3_moe_fp8"), weights);
   EXPECT_EQ(weights.layers[0].expert_up.codec, (WeightCodec{WeightCode::kE4M3, 64}));
+  EXPECT_FALSE(weights.layers[1].expert_gate.codec.is_coded() || weights.layers[1].expert_up.codec.is_coded());
   weight_tensors(config_of("glm4_fp8", WeightForm::kInt8), weights);
   EXPECT_EQ(weights.layers[0].up.codec, (WeightCodec{WeightCode::kE4M3, 128}));
   EXPECT_EQ(weights.embedding.codec, kInt8Weights);

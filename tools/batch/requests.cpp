@@ -103,13 +103,18 @@ class Members : public OptionSink {
   std::map<std::string_view, std::string> given_;
 };
 
-// Text, or a list with one part, which is text.
+// Text, or a list of parts that are: lines of one text, as other servers read them.
 std::string content_of(const JsonNode& node) {
   if (!node.raw().is_array()) return node.text();
-  if (node.size() != 1) node.unexpected("text, or one part");
-  const JsonNode part = node[0];
-  if (part.at("type").text() != "text") part.at("type").unexpected("\"text\"");
-  return part.at("text").text();
+  if (node.size() == 0) node.unexpected("text, or a part or more");
+  std::string text;
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode part = node[i];
+    if (part.at("type").text() != "text") part.at("type").unexpected("\"text\"");
+    if (i > 0) text += "\n";
+    text += part.at("text").text();
+  }
+  return text;
 }
 
 std::vector<ChatMessage> messages_of(const JsonNode& node) {

@@ -103,6 +103,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<http::request_parser<http::string_body>> parser_;
   asio::steady_timer silence_, watch_;
   HttpRequest request_;
+  std::string origin_;  // of a page that may read the answer
   std::deque<std::string> out_;  // the first one is being written
   std::function<void()> when_gone_;
   int64_t n_requests_ = 0;
@@ -187,6 +188,7 @@ void Connection::take_header() {
               .origin = text(message[http::field::origin]),
               .body = {}};
   head_only_ = message.method() == http::verb::head;
+  origin_.clear();
   unread_ = !parser_->is_done();
   // Whoever is between us and the client may take it for another length than we do.
   if (message.count(http::field::transfer_encoding) > 0 && !parser_->chunked()) {
@@ -195,6 +197,7 @@ void Connection::take_header() {
   if (const std::optional<HttpAnswer> answer = shared_.gate(request_)) {
     answering_ = true;
     keep_alive_ &= !unread_;
+    if (answer->status != 403) origin_ = request_.origin;
     return respond(n_requests_, answer->status, answer->body, answer->type);
   }
   body_bytes_ = parser_->content_length() ? *parser_->content_length() : unread_ ? shared_.limits.body_bytes : 0;
@@ -230,6 +233,7 @@ void Connection::take_request() {
   answering_ = true;
   unread_ = false;
   request_.body = std::move(parser_->get().body());
+  origin_ = request_.origin;
   parser_.reset();
   stream_.expires_never();
   watch();
@@ -259,9 +263,18 @@ void Connection::watch() {
 
 std::string Connection::header(int status, std::string_view type, std::string_view length) const {
   const auto reason = http::obsolete_reason(http::int_to_status(static_cast<unsigned>(status)));
-  return fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\n{}Connection: {}\r\n{}\r\n", status,
-                     std::string_view(reason.data(), reason.size()), type, length,
-                     keep_alive_ ? "keep-alive" : "close", status == 401 ? "WWW-Authenticate: Bearer\r\n" : "");
+  std::string text =
+      fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\n{}Connection: {}\r\n", status,
+                  std::string_view(reason.data(), reason.size()), type, length, keep_alive_ ? "keep-alive" : "close");
+  if (status == 401) text += "WWW-Authenticate: Bearer\r\n";
+  // A page of a site that is answered at all may read it.
+  if (!origin_.empty()) {
+    text += fmt::format(
+        "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\nAccess-Control-Allow-Methods: GET, POST\r\n"
+        "Access-Control-Allow-Headers: Authorization, Content-Type\r\nAccess-Control-Max-Age: 600\r\n",
+        origin_);
+  }
+  return text + "\r\n";
 }
 
 void Connection::refuse(int status, std::string_view why) {

@@ -188,6 +188,11 @@ std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) co
   if (!completes && !is_model && std::ranges::find(kPages, request.path) == std::end(kPages)) {
     return refusal(404, fmt::format("there is no {}", printable(request.path, 80)));
   }
+  // A browser that asks whether a page may ask, which its origin decides: it sends no key yet.
+  if (request.method == "OPTIONS") {
+    const std::string why = options_.api_key.empty() ? why_strange(request) : "";
+    return why.empty() ? HttpAnswer{} : refusal(403, why);
+  }
   const bool reads = request.method == "GET" || request.method == "HEAD";
   if (completes ? request.method != "POST" : !reads) {
     return refusal(405, fmt::format("{}: expected {}, found {}", request.path, completes ? "POST" : "GET",

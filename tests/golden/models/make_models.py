@@ -362,7 +362,8 @@ MODELS = {
                   decoder_sparse_step=2, attention_bias=True), "bf16", {}),
     "qwen3_moe_fp8": (
         qwen3_moe(**WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, norm_topk_prob=True,
-                  num_key_value_heads=1, tie_word_embeddings=True), "bf16", {"fp8": (48, 64)}),
+                  num_key_value_heads=1, tie_word_embeddings=True), "bf16",
+        {"fp8": (48, 64), "fp8_ignore": ["model.layers.1.mlp.experts.2.up_proj.weight"]}),
     # Integers of four and eight bits; matrices of 128 columns are kept as codes.
     "llama_gptq": (llama(**WIDE), "f16", {"integers": dict(method="gptq", bits=4, group=32, symmetric=False)}),
     "llama_gptq_act_order": (
@@ -465,10 +466,13 @@ def quantised_matrices(model):
                     yield f"{stem}.{expert}.{part}.weight", rows
 
 
-def round_to_fp8(model, scheme):
+def round_to_fp8(model, scheme, ignore):
     """What is left of the weights; returns the tensors that say so."""
     tensors = {}
     for name, matrix in quantised_matrices(model):
+        if name in ignore:
+            tensors[name] = matrix.to(torch.bfloat16)
+            continue
         codes, scales = as_fp8(matrix, scheme)
         matrix.copy_(from_fp8(codes, scales, scheme))
         suffix = "_scale" if isinstance(scheme, str) else "_scale_inv"
@@ -655,7 +659,7 @@ def make(name, seed):
     torch.manual_seed(seed)
     model = model_class(config)
     randomise(model, seed)
-    fp8 = round_to_fp8(model, options["fp8"]) if "fp8" in options else None
+    fp8 = round_to_fp8(model, options["fp8"], options.get("fp8_ignore", [])) if "fp8" in options else None
     integers = round_to_integers(model, options["integers"], seed) if "integers" in options else None
     if options.get("sampling"):
         model.generation_config.update(
