@@ -74,7 +74,8 @@ KERNEL(256, 4) decode_weights_kernel(const GRID_CONST DecodeWeightsParams p) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const int64_t first = unit * kUnit + step * 32;
-    store_piece(p.out + row * p.k + first + t * kPiece, decode_step<kCode>(words, step, params[first >> p.layout.shift]));
+    const uint4 decoded = decode_step<kCode>(words, step, params[first >> p.layout.shift]);
+    store_piece(p.out + row * p.k + first + t * kPiece, decoded);
   }
 }
 

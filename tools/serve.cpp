@@ -194,8 +194,8 @@ void serve(const ServeFlags& flags) {
         service.load()->handle(request, reply);
       });
   service = &answering.open(flags);
-  console.info("listening: http://{}:{}/v1{}", flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]",
-               server.port(), flags.api_key ? "" : ", for whoever reaches it (--api-key)");
+  const std::string host = flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
+  console.info("listening: http://{}:{}/v1{}", host, server.port(), flags.api_key ? "" : ", for whoever reaches it (--api-key)");
   try {
     answering.run();
   } catch (...) {
@@ -218,9 +218,13 @@ int command_serve(int argc, char** argv) {
     fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
   }
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
-  if (flags.api_key && flags.api_key->empty()) fail(ErrorKind::kUsage, "--api-key: expected a key, found an empty text");
+  if (flags.api_key && flags.api_key->empty()) {
+    fail(ErrorKind::kUsage, "--api-key: expected a key, found an empty text");
+  }
   if (flags.host.empty()) fail(ErrorKind::kUsage, "--host: expected an address, found an empty text");
-  if (flags.session.context == 1) fail(ErrorKind::kUsage, "--ctx-size: expected room for a prompt and an answer, found 1");
+  if (flags.session.context == 1) {
+    fail(ErrorKind::kUsage, "--ctx-size: expected room for a prompt and an answer, found 1");
+  }
   serve(flags);
   return 0;
 }

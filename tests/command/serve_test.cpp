@@ -130,7 +130,8 @@ TEST_F(ServeCommand, Chats) {
   const Scratch scratch;
   make_chat_model(scratch / "model");
   const Server server({"--alias", "small"}, scratch / "model");
-  const Json body = {{"messages", {{{"role", "system"}, {"content", "Be brief."}}, {{"role", "user"}, {"content", "Hi"}}}},
+  const Json system = {{"role", "system"}, {"content", "Be brief."}}, user = {{"role", "user"}, {"content", "Hi"}};
+  const Json body = {{"messages", {system, user}},
                      {"max_completion_tokens", 6}};
   const Json whole = server.complete(body, "/v1/chat/completions");
   EXPECT_EQ(whole["object"], "chat.completion");
@@ -174,7 +175,8 @@ TEST_F(ServeCommand, PromptsThatBeginAlike) {
   const Json second = server.complete({{"prompt", text + question("falcon")}, {"max_tokens", 6}});
   EXPECT_GT(2 * cached(second), second["usage"]["prompt_tokens"].get<int64_t>());
   EXPECT_TRUE(second["choices"][0]["text"].get<std::string>().starts_with(" 1734")) << second;
-  const Json turn = server.complete({{"prompt", text + question("otter") + " 4821.\n" + question("falcon")}, {"max_tokens", 6}});
+  const std::string both = text + question("otter") + " 4821.\n" + question("falcon");
+  const Json turn = server.complete({{"prompt", both}, {"max_tokens", 6}});
   EXPECT_EQ(cached(turn), cached(second));
   EXPECT_TRUE(turn["choices"][0]["text"].get<std::string>().starts_with(" 1734")) << turn;
 
@@ -267,7 +269,8 @@ TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
 TEST_F(ServeCommand, AsksForItsKey) {
   const Server server({"--api-key", "secret"});
   const std::string body = R"({"prompt": "x", "max_tokens": 1})";
-  for (const char* header : {"", "Authorization: Bearer secre\r\n", "Authorization: secret\r\n", "Authorization: Bearer \r\n"}) {
+  for (const char* header : {"", "Authorization: Bearer secre\r\n", "Authorization: secret\r\n",
+                             "Authorization: Bearer \r\n"}) {
     const HttpResponse response = ask(server.port(), "POST", "/v1/completions", body, header);
     EXPECT_EQ(response.status, 401) << header;
     EXPECT_EQ(Json::parse(response.body)["error"]["type"], "authentication_error");
@@ -276,7 +279,8 @@ TEST_F(ServeCommand, AsksForItsKey) {
   EXPECT_EQ(ask(server.port(), "GET", "/health").status, 200);
   EXPECT_EQ(run({.arguments = {"serve", "-m", demo_model(), "--port", "0", "--api-key", ""}}).code, 2);
   EXPECT_EQ(run({.arguments = {"serve", "-m", demo_model(), "--port", "0", "--host", ""}}).code, 2);
-  const Result said = run({.arguments = {"serve", "--port", "x"}, .environment = {{"TIERCEL_ARG_API_KEY", "hidden-key"}}});
+  const Result said =
+      run({.arguments = {"serve", "--port", "x"}, .environment = {{"TIERCEL_ARG_API_KEY", "hidden-key"}}});
   EXPECT_EQ(said.code, 2);
   EXPECT_TRUE(contains(said.err, "TIERCEL_ARG_API_KEY") && !contains(said.err, "hidden-key")) << said.err;
 }
@@ -319,8 +323,10 @@ TEST_F(ServeCommand, StrangersAreNotAnswered) {
 TEST_F(ServeCommand, APromptThatFitsIsAnswered) {
   const Server server({"--parallel", "1", "--device-memory", "94MiB"});
   const std::string text = book(700), half = text.substr(0, text.size() * 2 / 5);
-  const Json first = server.complete({{"prompt", half + question("otter")}, {"max_tokens", 4}});
-  const Json second = server.complete({{"prompt", text.substr(0, text.size() * 4 / 7) + question("otter")}, {"max_tokens", 2500}, {"stop", {"\n"}}});
+  const std::string more = text.substr(0, text.size() * 4 / 7);
+  server.complete({{"prompt", half + question("otter")}, {"max_tokens", 4}});
+  const Json second =
+      server.complete({{"prompt", more + question("otter")}, {"max_tokens", 2500}, {"stop", {"\n"}}});
   EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 
   // So where RoPE turns keys of short contexts and of long ones otherwise.

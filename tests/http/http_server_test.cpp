@@ -35,7 +35,7 @@ class HttpServerTest : public testing::Test {
       if (!request.path.starts_with("/at-once")) return std::nullopt;
       return HttpAnswer{.status = 403, .body = request.host + "," + request.origin, .type = "text/plain"};
     };
-    server_ = std::make_unique<HttpServer>("127.0.0.1", 0, limits, gate, [this](const HttpRequest& request, auto reply) {
+    const auto handle = [this](const HttpRequest& request, auto reply) {
       if (request.path == "/events") {
         reply->begin_events();
         for (size_t begin = 0; begin < request.body.size();) {
@@ -52,7 +52,8 @@ class HttpServerTest : public testing::Test {
         reply->respond(200, request.method + " " + request.path + " " + request.authorization + " " + request.body,
                        "text/plain");
       }
-    });
+    };
+    server_ = std::make_unique<HttpServer>("127.0.0.1", 0, limits, gate, handle);
   }
   void TearDown() override {
     waiting_.clear();
@@ -164,7 +165,8 @@ TEST_F(HttpServerTest, OldClientsAreSentNoChunks) {
 }
 
 TEST_F(HttpServerTest, WhatIsNoRequestIsRefused) {
-  for (const char* bad : {"hello\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\r\n\r\n",
+  for (const char* bad : {"hello\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n",
+                          "\x16\x03\x01\x02\r\n\r\n",
                           "POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n"}) {
     HttpConnection connection(port());
     connection.send(bad);
@@ -174,7 +176,8 @@ TEST_F(HttpServerTest, WhatIsNoRequestIsRefused) {
   // Of which nobody knows where it ends.
   for (const char* encoding : {"gzip", "chunked, identity"}) {
     HttpConnection connection(port());
-    connection.send(std::string("POST / HTTP/1.1\r\nTransfer-Encoding: ") + encoding + "\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+    connection.send(std::string("POST / HTTP/1.1\r\nTransfer-Encoding: ") + encoding +
+                    "\r\n\r\nGET / HTTP/1.1\r\n\r\n");
     EXPECT_EQ(connection.read_response().status, 501) << encoding;
     EXPECT_TRUE(connection.at_end()) << encoding;
   }
@@ -304,7 +307,8 @@ TEST_F(HttpServerTest, ManyAtOnce) {
       int right = 0;
       HttpConnection connection(port());
       for (int i = 0; i < 30; ++i) {
-        const std::string body = std::to_string(c) + "." + std::to_string(i) + std::string(static_cast<size_t>(i) * 997, 'y');
+        const std::string body =
+            std::to_string(c) + "." + std::to_string(i) + std::string(static_cast<size_t>(i) * 997, 'y');
         connection.send_request("POST", i % 2 == 0 ? "/x" : "/events", body);
         const HttpResponse response = connection.read_response();
         right += i % 2 == 0 ? response.body == "POST /x  " + body : response.events() == std::vector{body};

@@ -40,8 +40,8 @@ bool accept_openai_member(const std::string& name, const JsonNode& value);
 // "usage" of an answer.
 nlohmann::ordered_json usage_of(const RequestReport& report);
 // What the endpoint would return. id: of the answer, without what says of which endpoint.
-nlohmann::ordered_json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer,
-                                      const std::string& id);
+nlohmann::ordered_json to_openai_body(const BatchRequest& request, const BatchAnswer& answer,
+                                      const Tokenizer& tokenizer, const std::string& id);
 // The members of an answer that its readers look for.
 nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer,
                                         const Tokenizer& tokenizer);

@@ -60,7 +60,8 @@ struct Shared : std::enable_shared_from_this<Shared> {
 // All of it runs in the io thread.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(Shared& shared, Tcp::socket socket) : shared_(shared), stream_(std::move(socket)), silence_(shared.io), watch_(shared.io) {
+  Connection(Shared& shared, Tcp::socket socket)
+      : shared_(shared), stream_(std::move(socket)), silence_(shared.io), watch_(shared.io) {
     ErrorCode ignored;
     stream_.socket().set_option(Tcp::no_delay(true), ignored);
   }
@@ -174,6 +175,7 @@ void Connection::read_request() {
 }
 
 void Connection::take_header() {
+  give_body_back();  // of the request before, whose handler may not have ended yet
   auto& message = parser_->get();
   keep_alive_ = message.keep_alive() && !shared_.stopping;
   chunked_ = message.version() >= 11;

@@ -30,7 +30,10 @@ std::string error_body(int status, std::string_view what, const char* code) {
                      : status >= 500                 ? "server_error"
                                                      : "invalid_request_error";
   return dump({{"error",
-                {{"message", what}, {"type", type}, {"param", nullptr}, {"code", code == nullptr ? Json() : Json(code)}}}});
+                {{"message", what},
+                 {"type", type},
+                 {"param", nullptr},
+                 {"code", code == nullptr ? Json() : Json(code)}}}});
 }
 
 int status_of(ErrorKind kind) {
@@ -52,9 +55,13 @@ struct Delivery {
 // Each is looked for behind every token, in the thread that computes.
 void check_stops(const std::vector<std::string>& stops) {
   constexpr size_t kMostStops = 32, kMostBytes = 1024;
-  if (stops.size() > kMostStops) fail("{}: stop: expected {} texts at most, found {}", kPlace, kMostStops, stops.size());
+  if (stops.size() > kMostStops) {
+    fail("{}: stop: expected {} texts at most, found {}", kPlace, kMostStops, stops.size());
+  }
   for (const std::string& stop : stops) {
-    if (stop.size() > kMostBytes) fail("{}: stop: expected {} bytes at most, found {}", kPlace, kMostBytes, stop.size());
+    if (stop.size() > kMostBytes) {
+      fail("{}: stop: expected {} bytes at most, found {}", kPlace, kMostBytes, stop.size());
+    }
   }
 }
 
@@ -232,7 +239,8 @@ std::string Service::why_strange(const HttpRequest& request) const {
                        printable(request.host, 80));
   }
   const size_t scheme = request.origin.find("://");
-  if (!request.origin.empty() && (scheme == std::string::npos || !is_of_this_machine(request.origin.substr(scheme + 3)))) {
+  const bool is_ours = scheme != std::string::npos && is_of_this_machine(request.origin.substr(scheme + 3));
+  if (!request.origin.empty() && !is_ours) {
     return fmt::format("a page of {} asks; --api-key lets it in", printable(request.origin, 80));
   }
   return {};
@@ -401,7 +409,8 @@ void Service::tell_progress() {
                            {"cache", scheduler_.report(one->name).cached_tokens},
                            {"processed", n_done},
                            {"time_ms", elapsed.count()}};
-    one->event(one->choices(one->is_chat() ? Json{{"role", "assistant"}, {"content", nullptr}} : Json("")), {}, progress);
+    const Json nothing = one->is_chat() ? Json{{"role", "assistant"}, {"content", nullptr}} : Json("");
+    one->event(one->choices(nothing), {}, progress);
   }
 }
 
@@ -427,7 +436,7 @@ std::string Service::metrics() const {
   const SchedulerReport r = scheduler_.report();
   std::string text;
   const auto add = [&text](const char* name, const char* type, const char* help, auto value) {
-    text += fmt::format("# HELP tiercel_{} {}\n# TYPE tiercel_{} {}\ntiercel_{} {}\n", name, help, name, type, name, value);
+    text += fmt::format("# HELP tiercel_{0} {1}\n# TYPE tiercel_{0} {2}\ntiercel_{0} {3}\n", name, help, type, value);
   };
   add("requests_waiting", "gauge", "Requests that wait for room.", r.queued);
   add("requests_prefilling", "gauge", "Requests whose prompts are being prefilled.", r.prefilling);
