@@ -160,6 +160,9 @@ TEST_F(ServeCommand, Chats) {
   };
   const Json parts = {{{"type", "text"}, {"text", "one"}}, {{"type", "text"}, {"text", "two"}}};
   EXPECT_EQ(said(parts), said("one\ntwo"));
+  Json renamed = body;
+  renamed["messages"][0]["role"] = "developer";
+  EXPECT_EQ(server.complete(renamed, "/v1/chat/completions")["choices"], whole["choices"]);
 }
 
 // A second question on a text, and the next turn of a conversation, prefill what is new; and many ask at once.

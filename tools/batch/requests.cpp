@@ -133,6 +133,7 @@ std::vector<ChatMessage> messages_of(const JsonNode& node) {
     for (const ChatRole known : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant}) {
       if (role.text() == name_of(known)) found = known;
     }
+    if (role.text() == "developer") found = ChatRole::kSystem;  // OpenAI's newer name of it
     if (!found) role.unexpected("\"system\", \"user\" or \"assistant\"");
     messages.push_back({*found, content_of(message.at("content"))});
   }
