@@ -284,10 +284,11 @@ bool Scheduler::drop_prefix_for(const Placed& placed) {
   return true;
 }
 
-bool Scheduler::make_room(const Placed& placed) {
-  if (batch_->has_room(placed.bytes)) return true;
+// For one of so many bytes.
+bool Scheduler::make_room(const Placed& placed, const SequenceBytes& bytes) {
+  if (batch_->has_room(bytes)) return true;
   if (batch_->is_full()) return false;
-  SequenceBytes left = placed.bytes;  // once all that may go has gone
+  SequenceBytes left = bytes;  // once all that may go has gone
   for (const auto& [tokens, prefix] : prefixes_) {
     if (!may_drop(*prefix, placed)) continue;
     left.device -= prefix->bytes.device;
@@ -295,7 +296,7 @@ bool Scheduler::make_room(const Placed& placed) {
   }
   // Alone it is tried whatever the sum says: nothing else will make room.
   if (!decoding_.empty() && !batch_->has_room(left)) return false;
-  while (!batch_->has_room(placed.bytes)) {
+  while (!batch_->has_room(bytes)) {
     if (!drop_prefix_for(placed)) return false;
   }
   return true;
@@ -315,7 +316,7 @@ Scheduler::Added Scheduler::try_to_add(Placed& placed, std::span<const int32_t> 
   };
   SessionPlan plan = placed.plan;
   try {
-    if (!make_room(placed)) {
+    if (!make_room(placed, placed.bytes)) {
       bool fits = false;
       // With a cap on misses the cache decides what is attended, so nobody's depends on others.
       const bool may_shrink = plan.options.selection.miss_cap < 0 && !plan.is_prefix;
@@ -324,7 +325,7 @@ Scheduler::Added Scheduler::try_to_add(Placed& placed, std::span<const int32_t> 
         const int64_t n_new = plan.context - plan.n_prefix - plan.n_prompt;
         plan = placed.prefix ? batch_->plan_behind(placed.prefix->plan, plan.n_prompt, n_new, slots)
                              : batch_->plan_sequence(plan.n_prompt, n_new, slots);
-        fits = batch_->has_room(batch_->bytes_of(plan));
+        fits = make_room(placed, batch_->bytes_of(plan));
       }
       if (!fits) {
         if (!alone) return Added::kNoRoom;

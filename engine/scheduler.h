@@ -149,7 +149,7 @@ class Scheduler {
   Added try_to_add(Prefix& prefix);
   bool may_drop(const Prefix& prefix, const Placed& placed) const;
   bool drop_prefix_for(const Placed& placed);
-  bool make_room(const Placed& placed);
+  bool make_room(const Placed& placed, const SequenceBytes& bytes);
   double working_set_slots();
   bool is_prefilling() const { return prefilling_ != nullptr || prefilling_prefix_ != nullptr; }
   void prefill();

@@ -62,10 +62,10 @@ struct ServeFlags {
     Flags flags("serve", "Answer HTTP requests, as OpenAI's endpoints do.", kDetails);
     model.add_to(flags);
     flags.section("Server");
-    flags.text("--host", host, "Address to listen at; 0.0.0.0: all of this machine's", "ADDRESS");
+    flags.text("--host", host, "Address to listen at; 0.0.0.0: all of this machine's");
     flags.integer("--port", port, 0, 65535, "Port to listen at; 0: any that is free");
     flags.text("--api-key", api_key, "Answer only who sends \"Authorization: Bearer TEXT\"");
-    flags.text("-a,--alias,--served-model-name", name, "What the model is called (default: its folder's name)", "NAME");
+    flags.text("-a,--alias,--served-model-name", name, "What the model is called (default: its folder's name)");
     flags.integer("--parallel", parallel, 1, kMaxSequences, "Requests answered together, at most");
     flags.number("--max-gap", max_gap, 0, 1e9, "Seconds of prefill between two decode steps; 0: prompts first");
     flags.flag("--no-share-prefix", no_share_prefix, "Keep no prompts: prefill each from its beginning");

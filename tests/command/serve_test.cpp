@@ -302,7 +302,11 @@ TEST_F(ServeCommand, StrangersAreNotAnswered) {
   for (const char* host : {"localhost:80", "127.0.0.1", "[::1]:8080", "LOCALHOST", "192.168.0.7:8080"}) {
     EXPECT_EQ(status(host, ""), 200) << host;
     EXPECT_EQ(status(host, "http://localhost:3000"), 200) << host;
-    EXPECT_EQ(status(host, "https://pages.example"), 403) << host;
+    for (const char* page : {"https://pages.example", "http://6.6.6.6", "http://6.6.6.6:8000", "http://[2001:db8::1]",
+                             "file://", "http://localhost.example"}) {
+      EXPECT_EQ(status(host, page), 403) << host << ", " << page;
+    }
+    EXPECT_EQ(status(host, std::string("http://") + host), 200) << host;
   }
   EXPECT_EQ(status("rebound.example:8080", ""), 403);
   EXPECT_EQ(status("localhost.example", ""), 403);
@@ -314,6 +318,9 @@ TEST_F(ServeCommand, StrangersAreNotAnswered) {
   EXPECT_EQ(response.status, 200);
   EXPECT_EQ(response.headers["access-control-allow-origin"], "http://localhost:3000");
   EXPECT_TRUE(contains(response.headers["access-control-allow-headers"], "Authorization"));
+  response = ask(server.port(), "OPTIONS", "/v1/models", {},
+                 "Origin: http://localhost\r\nAccess-Control-Request-Headers: x-some, content-type\r\n");
+  EXPECT_EQ(response.headers["access-control-allow-headers"], "x-some, content-type");
   response = preflight("https://pages.example");
   EXPECT_EQ(response.status, 403);
   EXPECT_FALSE(response.headers.contains("access-control-allow-origin"));
@@ -331,6 +338,9 @@ TEST_F(ServeCommand, APromptThatFitsIsAnswered) {
   const Json second =
       server.complete({{"prompt", more + question("otter")}, {"max_tokens", 2500}, {"stop", {"\n"}}});
   EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  // It is kept by itself then, where that has room.
+  const Json third = server.complete({{"prompt", more + question("falcon")}, {"max_tokens", 4}});
+  EXPECT_GT(third["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 
   // So where RoPE turns keys of short contexts and of long ones otherwise.
   const Scratch scratch;

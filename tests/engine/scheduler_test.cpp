@@ -400,6 +400,23 @@ TEST(Scheduler, WhichPrefixMakesWay) {
   EXPECT_NE(bench.batch.log.find("+4"), std::string::npos);
 }
 
+// One that nobody waits for does not keep out who would do with a smaller cache.
+TEST(Scheduler, APrefixMakesWayForASmallCache) {
+  Bench bench(700);
+  bench.batch.selection_.selected_chunks = bench.batch.selection_.hit_chunks = 100;
+  const SharedPrefix prefix = prefix_of(9, 300);
+  bench.send(1, 10, 1, prefix);
+  bench.run();
+  bench.batch.log.clear();
+  const auto first = bench.send(2, 10, 340);  // 390 bytes
+  bench.scheduler.turn();
+  const auto second = bench.send(3, 140, 3);  // 323 with its prompt; with one slot 293
+  bench.scheduler.turn();
+  EXPECT_EQ(bench.scheduler.report(second).state, RequestState::kDecoding) << bench.batch.log;
+  EXPECT_EQ(bench.scheduler.report(second).slots, 1);
+  EXPECT_EQ(bench.scheduler.report(first).state, RequestState::kDecoding);
+}
+
 // Where less fits than was planned, a prefix that is only held makes way too.
 TEST(Scheduler, APrefixMakesWayWhenTheDriverDisagrees) {
   Bench bench(1 << 20);

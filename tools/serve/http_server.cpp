@@ -50,7 +50,7 @@ struct Shared : std::enable_shared_from_this<Shared> {
   const HttpServer::Gate gate;
   const HttpServer::Handler handler;
   asio::io_context io{1};
-  asio::thread_pool handlers{kHandlerThreads};
+  std::optional<asio::thread_pool> handlers{std::in_place, kHandlerThreads};
   // Of the io thread.
   std::set<std::shared_ptr<Connection>> connections;
   uint64_t body_bytes = 0;  // that are being read, or are with a handler
@@ -61,7 +61,7 @@ struct Shared : std::enable_shared_from_this<Shared> {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(Shared& shared, Tcp::socket socket)
-      : shared_(shared), stream_(std::move(socket)), silence_(shared.io), watch_(shared.io) {
+      : shared_(shared), stream_(std::move(socket)), silence_(shared.io), watch_(shared.io), deadline_(shared.io) {
     ErrorCode ignored;
     stream_.socket().set_option(Tcp::no_delay(true), ignored);
   }
@@ -88,6 +88,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void take_header();
   void read_body();
   void take_request();
+  void restart_deadline();
+  void end_deadline();
   void give_body_back();
   void watch();
   void linger();
@@ -102,9 +104,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   beast::tcp_stream stream_;
   beast::flat_buffer buffer_{kBufferBytes};
   std::optional<http::request_parser<http::string_body>> parser_;
-  asio::steady_timer silence_, watch_;
+  asio::steady_timer silence_, watch_, deadline_;
   HttpRequest request_;
   std::string origin_;  // of a page that may read the answer
+  std::string wanted_headers_;  // that it wants to send
   std::deque<std::string> out_;  // the first one is being written
   std::function<void()> when_gone_;
   int64_t n_requests_ = 0;
@@ -155,10 +158,12 @@ class Reply : public HttpReply {
 void Connection::read_request() {
   if (shared_.stopping) return close();
   unread_ = true;
+  streaming_ = head_only_ = false;
+  origin_.clear();
   parser_.emplace();
   parser_->header_limit(kMostHeaderBytes);
   parser_->body_limit(shared_.limits.body_bytes);
-  stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  restart_deadline();
   http::async_read_header(stream_, buffer_, *parser_, [self = shared_from_this()](ErrorCode error, size_t) {
     if (self->closed_) return;
     if (error == http::error::body_limit) return self->refuse(413, "the request's body is too long");
@@ -179,7 +184,6 @@ void Connection::take_header() {
   auto& message = parser_->get();
   keep_alive_ = message.keep_alive() && !shared_.stopping;
   chunked_ = message.version() >= 11;
-  streaming_ = false;
   ++n_requests_;
   const std::string_view target(message.target().data(), message.target().size());
   const auto text = [](auto view) { return std::string(view.data(), view.size()); };
@@ -190,7 +194,7 @@ void Connection::take_header() {
               .origin = text(message[http::field::origin]),
               .body = {}};
   head_only_ = message.method() == http::verb::head;
-  origin_.clear();
+  wanted_headers_ = text(message[http::field::access_control_request_headers]);
   unread_ = !parser_->is_done();
   // Whoever is between us and the client may take it for another length than we do.
   if (message.count(http::field::transfer_encoding) > 0 && !parser_->chunked()) {
@@ -199,12 +203,9 @@ void Connection::take_header() {
   if (const std::optional<HttpAnswer> answer = shared_.gate(request_)) {
     answering_ = true;
     keep_alive_ &= !unread_;
-    if (answer->status != 403) origin_ = request_.origin;
+    if (answer->status != 403 && answer->status != 503) origin_ = request_.origin;
     return respond(n_requests_, answer->status, answer->body, answer->type);
   }
-  body_bytes_ = parser_->content_length() ? *parser_->content_length() : unread_ ? shared_.limits.body_bytes : 0;
-  shared_.body_bytes += body_bytes_;
-  if (shared_.body_bytes > shared_.limits.all_body_bytes) return refuse(503, "too much is being sent at once");
   const auto expects = message.find(http::field::expect);
   if (expects == message.end() || !beast::iequals(expects->value(), "100-continue")) return read_body();
   // A client that asks whether it may send its body.
@@ -217,8 +218,12 @@ void Connection::take_header() {
 }
 
 void Connection::read_body() {
+  const uint64_t more = parser_->get().body().size() - body_bytes_;
+  shared_.body_bytes += more;
+  body_bytes_ += more;
+  if (shared_.body_bytes > shared_.limits.all_body_bytes) return refuse(503, "too much is being sent at once");
   if (parser_->is_done()) return take_request();
-  stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  restart_deadline();
   http::async_read_some(stream_, buffer_, *parser_, [self = shared_from_this()](ErrorCode error, size_t) {
     if (self->closed_) return;
     if (!error) return self->read_body();
@@ -237,10 +242,10 @@ void Connection::take_request() {
   request_.body = std::move(parser_->get().body());
   origin_ = request_.origin;
   parser_.reset();
-  stream_.expires_never();
+  end_deadline();
   watch();
   auto reply = std::make_shared<Reply>(shared_.shared_from_this(), shared_from_this(), n_requests_);
-  asio::post(shared_.handlers, [self = shared_from_this(), answer = n_requests_, request = std::move(request_),
+  asio::post(*shared_.handlers, [self = shared_from_this(), answer = n_requests_, request = std::move(request_),
                                 reply = std::move(reply)]() mutable {
     self->shared_.handler(request, std::move(reply));
     request = {};
@@ -249,6 +254,15 @@ void Connection::take_request() {
     });
   });
 }
+
+// Of reading. Its own timer: it closes even what an exception has left without anybody.
+void Connection::restart_deadline() {
+  deadline_.expires_after(milliseconds(shared_.limits.idle_seconds));
+  deadline_.async_wait([self = shared_from_this()](ErrorCode error) {
+    if (!error && self->deadline_.expiry() <= asio::steady_timer::clock_type::now()) self->close();
+  });
+}
+void Connection::end_deadline() { deadline_.expires_at(asio::steady_timer::time_point::max()); }
 
 void Connection::give_body_back() { shared_.body_bytes -= std::exchange(body_bytes_, 0); }
 
@@ -273,8 +287,8 @@ std::string Connection::header(int status, std::string_view type, std::string_vi
   if (!origin_.empty()) {
     text += fmt::format(
         "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\nAccess-Control-Allow-Methods: GET, POST\r\n"
-        "Access-Control-Allow-Headers: Authorization, Content-Type\r\nAccess-Control-Max-Age: 600\r\n",
-        origin_);
+        "Access-Control-Allow-Headers: {}\r\nAccess-Control-Max-Age: 600\r\n",
+        origin_, wanted_headers_.empty() ? "Authorization, Content-Type" : wanted_headers_);
   }
   return text + "\r\n";
 }
@@ -366,6 +380,7 @@ void Connection::end_answer() {
   answering_ = false;
   silence_.cancel();
   watch_.cancel();
+  end_deadline();
   when_gone_ = nullptr;
   if (out_.empty()) close();
 }
@@ -391,6 +406,7 @@ void Connection::close() {
   if (std::exchange(closed_, true)) return;
   silence_.cancel();
   watch_.cancel();
+  deadline_.cancel();
   give_body_back();
   ErrorCode ignored;
   stream_.socket().shutdown(Tcp::socket::shutdown_both, ignored);
@@ -445,8 +461,9 @@ class HttpServer::Implementation {
       });
     });
     thread_.join();
-    shared_->handlers.stop();
-    shared_->handlers.join();
+    shared_->handlers->stop();
+    shared_->handlers->join();
+    shared_->handlers.reset();  // with what nobody has begun, which would hold what holds it
   }
 
  private:
@@ -460,6 +477,7 @@ class HttpServer::Implementation {
         });
         return;
       }
+      accept();
       const auto connection = std::make_shared<Connection>(*shared_, std::move(socket));
       const bool full = std::ssize(shared_->connections) >= shared_->limits.connections;
       shared_->connections.insert(connection);
@@ -468,7 +486,6 @@ class HttpServer::Implementation {
       } else {
         connection->read_request();
       }
-      accept();
     });
   }
 

@@ -54,7 +54,7 @@ std::string http_library();
 class HttpServer {
  public:
   // What needs no body and no time: called in the server's own thread before the body is read. None: it does need them.
-  // A page of another site (the origin) may read any answer whose status is not 403.
+  // A page of another site (the origin) may read any answer whose status is not 403 or 503.
   using Gate = std::function<std::optional<HttpAnswer>(const HttpRequest&)>;
   // Of the others: called in one of a few threads, where it may take its time.
   using Handler = std::function<void(const HttpRequest&, std::shared_ptr<HttpReply>)>;

@@ -16,6 +16,12 @@ int64_t shared_length(const std::vector<int32_t>& a, const std::vector<int32_t>&
 
 }  // namespace
 
+SharedPrefix PrefixCache::all_but_its_end(const std::vector<int32_t>& prompt) {
+  const int64_t n = std::ssize(prompt);
+  if (n < kLeastPrompt) return nullptr;
+  return std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.end() - end_of(n));
+}
+
 SharedPrefix PrefixCache::find(const std::vector<int32_t>& prompt) const {
   const int64_t n = std::ssize(prompt);
   if (n < kLeastPrompt) return nullptr;
@@ -29,8 +35,8 @@ SharedPrefix PrefixCache::find(const std::vector<int32_t>& prompt) const {
     most_shared = std::max(most_shared, shared);
   }
   if (whole != nullptr && 2 * std::ssize(*whole) >= n) return whole;
-  const int64_t length = 2 * most_shared >= n ? most_shared : n - end_of(n);
-  return std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.begin() + length);
+  if (2 * most_shared < n) return all_but_its_end(prompt);
+  return std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.begin() + most_shared);
 }
 
 void PrefixCache::keep(const SharedPrefix& prefix) {

@@ -26,7 +26,9 @@ class PrefixCache {
 
   // What a prompt is to be behind; null: it stands by itself. Safe from any thread, as is keep.
   SharedPrefix find(const std::vector<int32_t>& prompt) const;
-  // One that find has given is in use.
+  // All of a prompt but its end; null: it stands by itself.
+  static SharedPrefix all_but_its_end(const std::vector<int32_t>& prompt);
+  // One that these have given is in use.
   void keep(const SharedPrefix& prefix);
 
  private:

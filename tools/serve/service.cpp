@@ -84,12 +84,24 @@ Delivery take_delivery(nlohmann::json& body) {
   return delivery;
 }
 
+// Without its port, in small letters.
+std::string name_of(std::string_view host) {
+  std::string name(host.substr(0, host.starts_with('[') ? host.find(']') + 1 : host.find(':')));
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
+}
 // A name and, perhaps, a port: an address, which nobody else can make lead here, or this machine's own name.
 bool is_of_this_machine(std::string_view host) {
-  const bool is_v6 = host.starts_with('[');
-  std::string name(host.substr(0, is_v6 ? host.find(']') + 1 : host.find(':')));
-  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
-  return is_v6 || name == "localhost" || name.find_first_not_of("0123456789.") == name.npos;
+  const std::string name = name_of(host);
+  return name.starts_with('[') || name == "localhost" || name.find_first_not_of("0123456789.") == name.npos;
+}
+// Where a page of this machine comes from: anybody may have one at an address of theirs.
+bool is_local_origin(std::string_view origin, std::string_view host) {
+  const size_t scheme = origin.find("://");
+  if (scheme == origin.npos) return false;
+  const std::string_view from = origin.substr(scheme + 3);
+  const std::string name = name_of(from);
+  return name == "localhost" || name == "[::1]" || name.starts_with("127.") || (!from.empty() && from == host);
 }
 
 // Whether both are the same, in a time that does not depend on where they differ.
@@ -189,6 +201,9 @@ std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) co
   const auto refusal = [](int status, const std::string& why, const char* code = nullptr) {
     return HttpAnswer{.status = status, .body = error_body(status, why, code)};
   };
+  if (options_.api_key.empty()) {
+    if (const std::string why = why_strange(request); !why.empty()) return refusal(403, why);
+  }
   const bool is_model = request.path == "/v1/models/" + options_.model;
   const bool completes = form_of_endpoint(request.path).has_value();
   constexpr const char* kPages[] = {"/health", "/metrics", "/v1/models"};
@@ -196,19 +211,14 @@ std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) co
     return refusal(404, fmt::format("there is no {}", printable(request.path, 80)));
   }
   // A browser that asks whether a page may ask, which its origin decides: it sends no key yet.
-  if (request.method == "OPTIONS") {
-    const std::string why = options_.api_key.empty() ? why_strange(request) : "";
-    return why.empty() ? HttpAnswer{} : refusal(403, why);
-  }
+  if (request.method == "OPTIONS") return HttpAnswer{};
   const bool reads = request.method == "GET" || request.method == "HEAD";
   if (completes ? request.method != "POST" : !reads) {
     return refusal(405, fmt::format("{}: expected {}, found {}", request.path, completes ? "POST" : "GET",
                                     printable(request.method, 20)));
   }
   if (request.path == "/health") return HttpAnswer{.body = dump({{"status", "ok"}})};
-  if (options_.api_key.empty()) {
-    if (const std::string why = why_strange(request); !why.empty()) return refusal(403, why);
-  } else if (!has_key(request.authorization)) {
+  if (!options_.api_key.empty() && !has_key(request.authorization)) {
     return refusal(401, "expected a header \"Authorization: Bearer KEY\" with the server's key", "invalid_api_key");
   }
   if (completes) return std::nullopt;
@@ -238,9 +248,7 @@ std::string Service::why_strange(const HttpRequest& request) const {
     return fmt::format("this server is called localhost, not {}; --host or --api-key lets others in",
                        printable(request.host, 80));
   }
-  const size_t scheme = request.origin.find("://");
-  const bool is_ours = scheme != std::string::npos && is_of_this_machine(request.origin.substr(scheme + 3));
-  if (!request.origin.empty() && !is_ours) {
+  if (!request.origin.empty() && !is_local_origin(request.origin, request.host)) {
     return fmt::format("a page of {} asks; --api-key lets it in", printable(request.origin, 80));
   }
   return {};
@@ -286,10 +294,17 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
                                            n_prompt, tokenizer_, options_.ends);
   model_.use_in_this_thread();  // planning may ask the device
   const std::lock_guard lock(submitting_);
-  SharedPrefix prefix = options_.shares_prefixes ? prefixes_.find(live->request.prompt) : nullptr;
-  if (prefix != nullptr && !has_room_behind(*prefix, live->request)) prefix = nullptr;
+  const SharedPrefix prefix = options_.shares_prefixes ? prefix_for(live->request) : nullptr;
   submit(live, prefix);
   if (prefix != nullptr) prefixes_.keep(prefix);
+}
+
+// The more of it is behind one, the more room it takes.
+SharedPrefix Service::prefix_for(const BatchRequest& request) const {
+  for (const SharedPrefix& prefix : {prefixes_.find(request.prompt), PrefixCache::all_but_its_end(request.prompt)}) {
+    if (prefix != nullptr && has_room_behind(*prefix, request)) return prefix;
+  }
+  return nullptr;
 }
 
 // Whether a prompt may be behind a prefix of its own. What is behind one is kept in another way than the rest.

@@ -68,6 +68,7 @@ class Service {
   bool has_key(std::string_view authorization) const;
   std::string why_strange(const HttpRequest& request) const;
   void complete(const HttpRequest& request, RequestForm form, const std::shared_ptr<HttpReply>& reply);
+  SharedPrefix prefix_for(const BatchRequest& request) const;
   bool has_room_behind(const std::vector<int32_t>& prefix, const BatchRequest& request) const;
   void submit(const std::shared_ptr<Live>& live, const SharedPrefix& prefix);
   void end(Live& live, const RequestReport& report);
