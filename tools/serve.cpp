@@ -155,7 +155,8 @@ class Answering {
       options.ends.push_back(static_cast<int32_t>(id));
     }
     service_ = std::make_unique<Service>(*model_, reader_, tokenizer_, *scheduler_, console_, options);
-    console_.info("contexts of {} tokens, up to {} together", format_count(plan.largest.context), flags.parallel);
+    console_.info("contexts of {} tokens: as many together as have room, {} at most", format_count(plan.largest.context),
+                  flags.parallel);
     if (!chat_) console_.info("no chat completions: {}", no_chat_);
     return *service_;
   }
