@@ -81,18 +81,14 @@ class BackendBatch : public Batch {
     const auto runs = cut_prompt(config_, settings, sequence.n_prompt, Device::kRunFlops);
     return {prompt_flops(config_, settings, runs), step};
   }
-  bool is_full() const override {
-    const auto is_decoded = [](const auto& named) { return !named.second->plan.is_prefix; };
-    return std::ranges::count_if(sequences_, is_decoded) >= plan_.n_sequences;
-  }
-
   bool has_room(const SequenceBytes& bytes) const override {
-    int64_t device = 0, host = 0;
+    int64_t device = 0, host = 0, n_decoded = 0;
     for (const auto& [name, other] : sequences_) {
       device += other->device_bytes();
       host += other->host_bytes();
+      n_decoded += other->plan.is_prefix ? 0 : 1;
     }
-    return !is_full() && room_for(plan_, bytes, device, host);
+    return n_decoded < plan_.n_sequences && room_for(plan_, bytes, device, host);
   }
 
   int64_t add(const SessionPlan& plan, std::span<const int32_t> prompt, int64_t prefix) override {

@@ -78,9 +78,7 @@ class Batch {
                                   double slots = 0) const = 0;
   virtual SequenceBytes bytes_of(const SessionPlan& sequence) const = 0;
   virtual SequenceWork work_of(const SessionPlan& sequence) const = 0;
-  // Whether there are as many sequences as are decoded together, without prefixes: no other one has room.
-  virtual bool is_full() const = 0;
-  // Whether a sequence of so many bytes fits beside those that are there.
+  // Whether a sequence of so many bytes fits beside those that are there, by its bytes and by their number.
   virtual bool has_room(const SequenceBytes& bytes) const = 0;
 
   // Takes its memory, also for the prompt. prefix: where the plan is of a sequence behind one, its

@@ -287,7 +287,6 @@ bool Scheduler::drop_prefix_for(const Placed& placed) {
 // For one of so many bytes.
 bool Scheduler::make_room(const Placed& placed, const SequenceBytes& bytes) {
   if (batch_->has_room(bytes)) return true;
-  if (batch_->is_full()) return false;
   SequenceBytes left = bytes;  // once all that may go has gone
   for (const auto& [tokens, prefix] : prefixes_) {
     if (!may_drop(*prefix, placed)) continue;

@@ -306,7 +306,6 @@ class FlakyBatch : public Batch {
   }
   SequenceBytes bytes_of(const SessionPlan& s) const override { return batch_->bytes_of(s); }
   SequenceWork work_of(const SessionPlan& s) const override { return batch_->work_of(s); }
-  bool is_full() const override { return batch_->is_full(); }
   bool has_room(const SequenceBytes& b) const override { return batch_->has_room(b); }
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt, int64_t prefix) override {
     if (fails(20)) throw std::bad_alloc();

@@ -48,13 +48,11 @@ class CountingBatch : public Batch {
   SequenceWork work_of(const SessionPlan& s) const override {
     return {static_cast<double>(s.n_prompt), 1};
   }
-  bool is_full() const override {
+  bool has_room(const SequenceBytes& bytes) const override {
     int64_t n_decoded = 0;
     for (const auto& [name, s] : sequences) n_decoded += s.plan.is_prefix ? 0 : 1;
-    return n_decoded >= plan_.n_sequences;
-  }
-  bool has_room(const SequenceBytes& bytes) const override {
-    return !is_full() && device_bytes() + bytes.device + bytes.prefill <= limit_;
+    return n_decoded < plan_.n_sequences &&
+           device_bytes() + bytes.device + bytes.prefill <= limit_;
   }
   int64_t add(const SessionPlan& s, std::span<const int32_t> prompt, int64_t prefix) override {
     EXPECT_TRUE(has_room(bytes_of(s)));
