@@ -4,7 +4,6 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "engine/base/check.h"
 #include "engine/weight_codes.h"
@@ -18,22 +17,6 @@ std::array<float, 256> all_codes() {
   return values;
 }
 
-std::vector<float> floats(const TensorInfo& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.n_elements()));
-  for (size_t i = 0; i < values.size(); ++i) {
-    const std::byte* at = tensor.data + i * size_of(tensor.dtype);
-    if (tensor.dtype == DType::kF32) {
-      std::memcpy(&values[i], at, sizeof(float));
-    } else {
-      uint16_t bits;
-      std::memcpy(&bits, at, sizeof bits);
-      values[i] = tensor.dtype == DType::kF16 ? f16_to_float(bits)
-                                              : static_cast<float>(bf16::from_bits(bits));
-    }
-  }
-  return values;
-}
-
 constexpr float kLargestCode = 448;
 // Kernels multiply scales by 256.
 constexpr float kMostScale = 0x1p+120f;
@@ -42,13 +25,7 @@ bool is_infinite(bf16 value) { return (value.bits & 0x7fffu) == 0x7f80u; }
 
 }  // namespace
 
-WeightCodec Fp8Weights::codec(int64_t k) const {
-  if (k % kCodedColumns != 0) return {};
-  for (const int32_t kept : {128, 64, 32}) {
-    if (block_columns % kept == 0) return {WeightCode::kE4M3, kept};
-  }
-  return {};
-}
+WeightCodec Fp8Weights::codec(int64_t k) const { return codec_in_groups(WeightCode::kE4M3, block_columns, k); }
 
 Fp8Tensor::Fp8Tensor(const TensorInfo& codes, const TensorInfo& scales, const Fp8Weights& format,
                      const std::string& file)
@@ -79,7 +56,7 @@ Fp8Tensor::Fp8Tensor(const TensorInfo& codes, const TensorInfo& scales, const Fp
     fail("{}: tensor {}: expected scales of dtype BF16, F16 or F32, found {}", file, scales.name,
          scales.stored_dtype);
   }
-  scales_ = floats(scales);
+  for (int64_t i = 0; i < scales.n_elements(); ++i) scales_.push_back(number_at(scales, i));
 }
 
 int64_t Fp8Tensor::decode_row(int64_t row, bf16* out) const {

@@ -37,16 +37,6 @@ uint32_t word_of(const TensorInfo& tensor, int64_t i) {
 int32_t int8_of(const TensorInfo& tensor, int64_t i) {
   return static_cast<int8_t>(std::to_integer<uint8_t>(tensor.data[i]));
 }
-float number_of(const TensorInfo& tensor, int64_t i) {
-  if (tensor.dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, tensor.data + i * 4, sizeof value);
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, tensor.data + i * 2, sizeof bits);
-  return tensor.dtype == DType::kF16 ? f16_to_float(bits) : static_cast<float>(bf16::from_bits(bits));
-}
 
 // Code i of a row of codes that lie in int32 words.
 int32_t code_in(uint32_t word, int64_t i, int bits) {
@@ -57,11 +47,8 @@ int32_t code_in(uint32_t word, int64_t i, int bits) {
 }  // namespace
 
 WeightCodec IntWeights::codec(int64_t k) const {
-  if (k % kCodedColumns != 0 || (act_order && group > 0)) return {};
-  for (const int32_t kept : {128, 64, 32}) {
-    if (group % kept == 0) return {bits == 4 ? WeightCode::kInt4 : WeightCode::kInt8, kept};
-  }
-  return {};
+  if (act_order && group > 0) return {};
+  return codec_in_groups(bits == 4 ? WeightCode::kInt4 : WeightCode::kInt8, group, k);
 }
 
 std::string_view module_of(std::string_view weight) {
@@ -154,8 +141,8 @@ IntTensor::IntTensor(const Checkpoint& checkpoint, std::string_view weight, int6
 
 float IntTensor::scale_of_group(int64_t row, int64_t group) const {
   const bool by_group = format_.layout == Layout::kGptq || format_.layout == Layout::kAwq;
-  if (by_group) return number_of(*scales_, group * n_ + row);
-  return number_of(*scales_, scales_->n_elements() == 1 ? 0 : row * n_groups_ + group);
+  if (by_group) return number_at(*scales_, group * n_ + row);
+  return number_at(*scales_, scales_->n_elements() == 1 ? 0 : row * n_groups_ + group);
 }
 
 int32_t IntTensor::zero_of_group(int64_t row, int64_t group) const {
@@ -183,7 +170,7 @@ void IntTensor::check_scales(const Checkpoint& checkpoint) const {
   const TensorInfo& scales = *scales_;
   checkpoint.check_finite(scales);
   for (int64_t i = 0; i < scales.n_elements(); ++i) {
-    const float scale = number_of(scales, i);
+    const float scale = number_at(scales, i);
     if (std::abs(scale) <= kMostScale) continue;
     fail("{}: tensor {}: element {} is {}, with which weights are too large for bf16", checkpoint.file_of(scales.name),
          scales.name, i, scale);

@@ -407,6 +407,12 @@ int64_t to_bf16(const TensorInfo& tensor, bf16* out) {
   return 0;
 }
 
+float number_at(const TensorInfo& tensor, int64_t i) {
+  if (tensor.dtype == DType::kF32) return load<float>(tensor.data, i);
+  const auto bits = load<uint16_t>(tensor.data, i);
+  return tensor.dtype == DType::kF16 ? f16_to_float(bits) : static_cast<float>(bf16::from_bits(bits));
+}
+
 std::optional<int64_t> find_non_finite(const TensorInfo& tensor) {
   CHECK(tensor.supported && (tensor.data != nullptr || tensor.bytes == 0), "tensor {}",
         tensor.name);

@@ -112,6 +112,9 @@ class SafetensorsFile {
 // infinite: the caller must say so. Always 0 for bf16 and f16.
 [[nodiscard]] int64_t to_bf16(const TensorInfo& tensor, bf16* out);
 
+// Element i of a tensor of f32, f16 or bf16: for the few numbers that say what many others mean.
+float number_at(const TensorInfo& tensor, int64_t i);
+
 // Index of the first NaN or infinity, if there is one. Integer compares on the exponent bits, one
 // pass at memory speed: a loader can afford to look at every weight.
 std::optional<int64_t> find_non_finite(const TensorInfo& tensor);

@@ -92,7 +92,7 @@ struct WeightStore::Wanted {
   TensorInfo tensor;  // the rows that are ours
   int64_t first_row;  // within the checkpoint's tensor
   bool is_moved;      // its rows come in another order
-  std::optional<Fp8Tensor> scaled = {};  // the checkpoint's tensor of 8-bit floats
+  std::shared_ptr<const Fp8Tensor> scaled = {};  // the checkpoint's tensor of 8-bit floats
   std::string scale_name = {};           // of its scales
   std::shared_ptr<const IntTensor> coded = {};  // its integers, of which `tensor` has name and shape only
   bool stays_coded = false;                     // integers or floats, as they are
@@ -213,7 +213,7 @@ void WeightStore::collect_tensor(const WeightTensor& wanted, const ModelConfig& 
                                              .codec = wanted.codec});
   if (whole.dtype == DType::kF8E4M3) {
     const TensorInfo& scales = scales_of(whole, config);
-    ours.scaled.emplace(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
+    ours.scaled = std::make_shared<const Fp8Tensor>(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
     ours.stays_coded = wanted.codec.is_coded() && wanted.codec == config.fp8->codec(stored[1]);
     ours.scale_name = scales.name;
     checkpoint_->check_finite(scales);

@@ -149,9 +149,7 @@ class BatchJob {
       answers_->sync();
       return finish();
     }
-    for (const int64_t id : end_tokens(config_, tokenizer_, chat ? &*chat : nullptr)) {
-      ends_.push_back(static_cast<int32_t>(id));
-    }
+    ends_ = end_ids(config_, tokenizer_, chat ? &*chat : nullptr);
     stop_if_requested();
     const auto model =
         flags_.model.open({.session = flags_.session,
@@ -426,9 +424,7 @@ int command_batch(int argc, char** argv) {
   BatchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   flags.model.check();
-  if (flags.session.audit > 0) {
-    fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
-  }
+  refuse_audit(flags.session);
   if (flags.requests.empty()) {
     fail(ErrorKind::kUsage,
          "--file: expected a file of requests, found none; add -f FILE, or -f -");

@@ -68,6 +68,12 @@ std::optional<ChatTemplate> find_chat_template(const std::string& directory, std
   }
 }
 
+std::vector<int32_t> end_ids(const ModelConfig& config, const Tokenizer& tokenizer, const ChatTemplate* chat) {
+  std::vector<int32_t> ids;
+  for (const int64_t id : end_tokens(config, tokenizer, chat)) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
 ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked) {
   if (!flag) return is_asked ? chat_date_today() : ChatDate();
   try {

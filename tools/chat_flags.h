@@ -53,6 +53,9 @@ class Turns {
 // A model's template; none: why says why there is none, or none that is supported.
 std::optional<ChatTemplate> find_chat_template(const std::string& directory, std::string& why);
 
+// end_tokens (engine/text/chat_template.h), as a scheduler takes them.
+std::vector<int32_t> end_ids(const ModelConfig& config, const Tokenizer& tokenizer, const ChatTemplate* chat);
+
 // What --date says, or today where nothing does and the template asks for a date; else none. Throws
 // Error(kUsage).
 ChatDate chat_date_of(const std::optional<std::string>& flag, bool is_asked);

@@ -1,6 +1,7 @@
 // tiercel serve: answers HTTP requests as OpenAI's endpoints do, many at a time.
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <filesystem>
 
 #include "engine/base/check.h"
@@ -149,11 +150,8 @@ class Answering {
     ServiceOptions options{.model = flags.name.empty() ? name_of_folder(flags.model.directory) : flags.name,
                            .api_key = flags.api_key.value_or(""),
                            .loopback = is_loopback(flags.host),
-                           .ends = {},
+                           .ends = end_ids(config_, tokenizer_, chat_ ? &*chat_ : nullptr),
                            .shares_prefixes = !flags.no_share_prefix};
-    for (const int64_t id : end_tokens(config_, tokenizer_, chat_ ? &*chat_ : nullptr)) {
-      options.ends.push_back(static_cast<int32_t>(id));
-    }
     service_ = std::make_unique<Service>(*model_, reader_, tokenizer_, *scheduler_, console_, options);
     console_.info("contexts of {} tokens: as many together as have room, {} at most", format_count(plan.largest.context),
                   flags.parallel);
@@ -196,16 +194,17 @@ void serve(const ServeFlags& flags) {
       });
   service = &answering.open(flags);
   const std::string host = flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
-  console.info("listening: http://{}:{}/v1{}", host, server.port(), flags.api_key ? "" : ", for whoever reaches it (--api-key)");
+  console.info("listening: http://{}:{}/v1{}", host, server.port(),
+               flags.api_key ? "" : ", for whoever reaches it (--api-key)");
+  std::exception_ptr failure;
   try {
     answering.run();
   } catch (...) {
-    service.load()->shut_down();
-    server.stop();
-    throw;
+    failure = std::current_exception();
   }
   service.load()->shut_down();
   server.stop();
+  if (failure) std::rethrow_exception(failure);
   console.info("stopped");
 }
 
@@ -215,9 +214,7 @@ int command_serve(int argc, char** argv) {
   ServeFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   flags.model.check();
-  if (flags.session.audit > 0) {
-    fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
-  }
+  refuse_audit(flags.session);
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);
   if (flags.api_key && flags.api_key->empty()) {
     fail(ErrorKind::kUsage, "--api-key: expected a key, found an empty text");

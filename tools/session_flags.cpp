@@ -84,6 +84,12 @@ ModelOptions ModelFlags::options(const ExpectedLoad& load) const {
 
 void add_session_flags(Flags& flags, SessionOptions& options) { add_session_options(flags, options); }
 
+void refuse_audit(const SessionOptions& options) {
+  if (options.audit > 0) {
+    fail(ErrorKind::kUsage, "--audit: not in a batch; tiercel run audits a prompt by itself");
+  }
+}
+
 void SamplingFlags::add_to(Flags& flags) { add_sampling_options(flags, wish_); }
 
 SamplingOptions SamplingFlags::resolve(const ModelConfig& config, bool strict, const Console& console) const {

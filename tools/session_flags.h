@@ -46,6 +46,9 @@ struct ModelFlags {
 // Fills `options`, which must outlive `flags`.
 void add_session_flags(Flags& flags, SessionOptions& options);
 
+// Throws Error(kUsage) where an audit is asked for, of which a batch has none.
+void refuse_audit(const SessionOptions& options);
+
 struct SamplingFlags {
   void add_to(Flags& flags);
   // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.

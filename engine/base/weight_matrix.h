@@ -22,6 +22,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <initializer_list>
 
 #include "engine/base/dtype.h"
 #include "engine/base/weight_code.h"
@@ -58,6 +59,16 @@ struct WeightCodec {
   }
   friend bool operator==(WeightCodec, WeightCodec) = default;
 };
+
+// How rows of k elements are kept of which `group` neighbours share a scale: in the largest groups that divide those;
+// as bf16 where there are none.
+constexpr WeightCodec codec_in_groups(WeightCode code, int64_t group, int64_t k) {
+  for (const int32_t kept : {128, 64, 32}) {
+    const WeightCodec codec{code, kept};
+    if (group % kept == 0 && codec.is_for(k)) return codec;
+  }
+  return {};
+}
 
 inline constexpr int32_t kUnitWords = 32, kUnitBytes = 64;
 

@@ -39,6 +39,12 @@ std::chrono::milliseconds milliseconds(double seconds) {
 
 std::string chunk_of(std::string_view data) { return fmt::format("{:x}\r\n{}\r\n", data.size(), data); }
 
+// What was sent is wrong, rather than cut off.
+bool is_malformed(ErrorCode error) {
+  return error && error.category() == http::make_error_code(http::error::bad_method).category() &&
+         error != http::error::end_of_stream && error != http::error::partial_message;
+}
+
 class Connection;
 
 // What the connections of a server share. Replies, which may outlive it, keep it.
@@ -95,6 +101,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void linger();
   void discard();
   void send(std::string text);
+  void send_whole(int status, const std::string& body, std::string_view type);
   void write_next();
   void end_answer();
   void restart_silence();
@@ -170,8 +177,7 @@ void Connection::read_request() {
     if (error == http::error::header_limit || error == http::error::buffer_overflow) {
       return self->refuse(431, "the request's header is too long");
     }
-    if (error && error.category() == http::make_error_code(http::error::bad_method).category() &&
-        error != http::error::end_of_stream && error != http::error::partial_message) {
+    if (is_malformed(error)) {
       return self->refuse(400, "this is no HTTP request: " + error.message());
     }
     if (error) return self->close();  // the client has gone, or said nothing for too long
@@ -228,8 +234,7 @@ void Connection::read_body() {
     if (self->closed_) return;
     if (!error) return self->read_body();
     if (error == http::error::body_limit) return self->refuse(413, "the request's body is too long");
-    const bool is_http = error.category() == http::make_error_code(http::error::bad_method).category();
-    if (is_http && error != http::error::partial_message && error != http::error::end_of_stream) {
+    if (is_malformed(error)) {
       return self->refuse(400, "this is no body of an HTTP request: " + error.message());
     }
     self->close();
@@ -297,16 +302,18 @@ void Connection::refuse(int status, std::string_view why) {
   keep_alive_ = false;
   answering_ = true;
   give_body_back();
-  if (!streaming_) {
-    send(header(status, "text/plain", fmt::format("Content-Length: {}\r\n", why.size() + 1)) + std::string(why) + "\n");
-  }
+  if (!streaming_) send_whole(status, std::string(why) + "\n", "text/plain");
   end_answer();
 }
 
 void Connection::respond(int64_t answer, int status, const std::string& body, const std::string& type) {
   if (!is_answering(answer) || streaming_) return;
-  send(header(status, type, fmt::format("Content-Length: {}\r\n", body.size())) + (head_only_ ? "" : body));
+  send_whole(status, body, type);
   end_answer();
+}
+
+void Connection::send_whole(int status, const std::string& body, std::string_view type) {
+  send(header(status, type, fmt::format("Content-Length: {}\r\n", body.size())) + (head_only_ ? "" : body));
 }
 
 void Connection::begin_events(int64_t answer) {

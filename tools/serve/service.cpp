@@ -36,6 +36,13 @@ std::string error_body(int status, std::string_view what, const char* code) {
                  {"code", code == nullptr ? Json() : Json(code)}}}});
 }
 
+// code: a word for programs, or null.
+HttpAnswer refusal(int status, std::string_view why, const char* code = nullptr) {
+  return {.status = status, .body = error_body(status, why, code)};
+}
+
+void send(const HttpAnswer& answer, HttpReply& reply) { reply.respond(answer.status, answer.body, answer.type); }
+
 int status_of(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kUsage: return 400;
@@ -84,15 +91,19 @@ Delivery take_delivery(nlohmann::json& body) {
   return delivery;
 }
 
+std::string in_small_letters(std::string_view text) {
+  std::string small(text);
+  std::ranges::transform(small, small.begin(), [](unsigned char c) { return std::tolower(c); });
+  return small;
+}
+
 // Without its port, in small letters.
-std::string name_of(std::string_view host) {
-  std::string name(host.substr(0, host.starts_with('[') ? host.find(']') + 1 : host.find(':')));
-  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
-  return name;
+std::string host_name(std::string_view host) {
+  return in_small_letters(host.substr(0, host.starts_with('[') ? host.find(']') + 1 : host.find(':')));
 }
 // A name and, perhaps, a port: an address, which nobody else can make lead here, or this machine's own name.
 bool is_of_this_machine(std::string_view host) {
-  const std::string name = name_of(host);
+  const std::string name = host_name(host);
   return name.starts_with('[') || name == "localhost" || name.find_first_not_of("0123456789.") == name.npos;
 }
 // Where a page of this machine comes from: anybody may have one at an address of theirs.
@@ -100,7 +111,7 @@ bool is_local_origin(std::string_view origin, std::string_view host) {
   const size_t scheme = origin.find("://");
   if (scheme == origin.npos) return false;
   const std::string_view from = origin.substr(scheme + 3);
-  const std::string name = name_of(from);
+  const std::string name = host_name(from);
   return name == "localhost" || name == "[::1]" || name.starts_with("127.") || (!from.empty() && from == host);
 }
 
@@ -149,9 +160,9 @@ struct Service::Live {
     if (!prompt_progress.is_null()) json["prompt_progress"] = prompt_progress;
     reply->event(dump(json));
   }
-  void refuse(int status, const std::string& body) const {
-    if (!delivery.streams) return reply->respond(status, body);
-    reply->event(body);
+  void refuse(const HttpAnswer& why) const {
+    if (!delivery.streams) return send(why, *reply);
+    reply->event(why.body);
     reply->end_events();
   }
   // What was said since it was called last.
@@ -189,18 +200,9 @@ Service::Service(const Model& model, const BatchRequestReader& reader, const Tok
 
 Service::~Service() = default;
 
-void Service::refuse(int status, std::string_view why, HttpReply& reply, const char* code) {
-  reply.respond(status, error_body(status, why, code));
-}
-
-HttpAnswer Service::answer_while_loading() {
-  return {.status = 503, .body = error_body(503, "the model is being loaded", nullptr)};
-}
+HttpAnswer Service::answer_while_loading() { return refusal(503, "the model is being loaded"); }
 
 std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) const {
-  const auto refusal = [](int status, const std::string& why, const char* code = nullptr) {
-    return HttpAnswer{.status = status, .body = error_body(status, why, code)};
-  };
   if (options_.api_key.empty()) {
     if (const std::string why = why_strange(request); !why.empty()) return refusal(403, why);
   }
@@ -234,10 +236,8 @@ std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) co
 
 bool Service::has_key(std::string_view authorization) const {
   constexpr std::string_view kScheme = "bearer ";
-  if (authorization.size() < kScheme.size()) return false;
-  std::string scheme(authorization.substr(0, kScheme.size()));
-  std::ranges::transform(scheme, scheme.begin(), [](unsigned char c) { return std::tolower(c); });
-  return scheme == kScheme && is_same_key(authorization.substr(kScheme.size()), options_.api_key);
+  return in_small_letters(authorization.substr(0, kScheme.size())) == kScheme &&
+         is_same_key(authorization.substr(kScheme.size()), options_.api_key);
 }
 
 // Whether it may be a page of somewhere else that makes a browser of this machine ask: by a name of its own that leads
@@ -258,15 +258,15 @@ void Service::handle(const HttpRequest& request, const std::shared_ptr<HttpReply
   try {
     complete(request, *form_of_endpoint(request.path), reply);
   } catch (const Error& error) {
-    refuse(status_of(error.kind()), error.what(), *reply, code_of(error.kind()));
+    send(refusal(status_of(error.kind()), error.what(), code_of(error.kind())), *reply);
   } catch (const std::exception& error) {
-    refuse(500, error.what(), *reply);
+    send(refusal(500, error.what()), *reply);
   }
 }
 
 void Service::complete(const HttpRequest& http, RequestForm form, const std::shared_ptr<HttpReply>& reply) {
   if (scheduler_.report().queued >= options_.most_waiting) {
-    return refuse(503, fmt::format("{} requests are waiting", options_.most_waiting), *reply, "overloaded");
+    return send(refusal(503, fmt::format("{} requests are waiting", options_.most_waiting), "overloaded"), *reply);
   }
   const int64_t number = ++n_requests_;
   Delivery delivery;
@@ -280,14 +280,14 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
     }
     check_stops(request.stops);
   } catch (const Error& error) {  // of whatever kind it would be of a file
-    return refuse(400, error.what(), *reply);
+    return send(refusal(400, error.what()), *reply);
   }
   if (request.model.empty()) request.model = options_.model;
   const int64_t n_prompt = request.n_prompt(), room = context_ - n_prompt;
   if (room < 1) {
     const std::string why = fmt::format("the prompt has {} tokens; a context has {} (--ctx-size), with its answer",
                                         n_prompt, context_);
-    return refuse(400, why, *reply, "context_length_exceeded");
+    return send(refusal(400, why, "context_length_exceeded"), *reply);
   }
   request.n_new = std::min(request.n_new, room);
   const auto live = std::make_shared<Live>(std::move(request), delivery, reply, fmt::format("{}-{}", instance_, number),
@@ -301,10 +301,10 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
 
 // The more of it is behind one, the more room it takes.
 SharedPrefix Service::prefix_for(const BatchRequest& request) const {
-  for (const SharedPrefix& prefix : {prefixes_.find(request.prompt), PrefixCache::all_but_its_end(request.prompt)}) {
-    if (prefix != nullptr && has_room_behind(*prefix, request)) return prefix;
-  }
-  return nullptr;
+  SharedPrefix prefix = prefixes_.find(request.prompt);
+  if (prefix == nullptr || has_room_behind(*prefix, request)) return prefix;
+  prefix = PrefixCache::all_but_its_end(request.prompt);
+  return has_room_behind(*prefix, request) ? prefix : nullptr;
 }
 
 // Whether a prompt may be behind a prefix of its own. What is behind one is kept in another way than the rest.
@@ -338,12 +338,12 @@ void Service::submit(const std::shared_ptr<Live>& live, const SharedPrefix& pref
       end(*live, report);
     } catch (const std::exception& error) {
       console_.warn("request {}: {}", live->request.line, error.what());
-      live->refuse(500, error_body(500, error.what(), nullptr));
+      live->refuse(refusal(500, error.what()));
     }
   };
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_) return refuse(503, kStopping, *live->reply);
+    if (stopping_) return send(refusal(503, kStopping), *live->reply);
     live_.emplace(live.get(), live);
   }
   try {
@@ -374,9 +374,8 @@ void Service::end(Live& live, const RequestReport& ended) {
     live_.erase(&live);
   }
   if (ended.state == RequestState::kFailed) {
-    const int status = status_of(ended.error_kind);
     console_.warn("request {}: {}", live.request.line, ended.error);
-    return live.refuse(status, error_body(status, ended.error, code_of(ended.error_kind)));
+    return live.refuse(refusal(status_of(ended.error_kind), ended.error, code_of(ended.error_kind)));
   }
   if (ended.state == RequestState::kCancelled && !live.text.ended()) {
     console_.info("request {}: its client has gone", live.request.line);
@@ -409,8 +408,8 @@ void Service::tell_progress() {
   std::vector<std::shared_ptr<Live>> live;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& [key, weak] : live_) {
-      if (auto held = weak.lock(); held && held->delivery.with_progress) live.push_back(std::move(held));
+    for (const auto& [key, one] : live_) {
+      if (one->delivery.with_progress) live.push_back(one);
     }
   }
   for (const auto& one : live) {
@@ -436,15 +435,13 @@ void Service::wait_for_work(double seconds) {
 }
 
 void Service::shut_down() {
-  std::map<const Live*, std::weak_ptr<Live>> live;
+  std::map<const Live*, std::shared_ptr<Live>> live;
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
     live.swap(live_);
   }
-  for (const auto& [key, weak] : live) {
-    if (const auto held = weak.lock()) held->refuse(503, error_body(503, kStopping, nullptr));
-  }
+  for (const auto& [key, one] : live) one->refuse(refusal(503, kStopping));
 }
 
 std::string Service::metrics() const {

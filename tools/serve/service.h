@@ -47,8 +47,6 @@ class Service {
 
   // Of a server that has no service yet.
   static HttpAnswer answer_while_loading();
-  // Answers any request with an error. code: a word for programs, or null.
-  static void refuse(int status, std::string_view why, HttpReply& reply, const char* code = nullptr);
 
   // What needs no body and no time: all but completions, and those that are not to be answered. Safe from any thread.
   std::optional<HttpAnswer> answer_at_once(const HttpRequest& request) const;
@@ -89,7 +87,7 @@ class Service {
   std::mutex mutex_;
   std::condition_variable work_;
   bool has_work_ = false, stopping_ = false;
-  std::map<const Live*, std::weak_ptr<Live>> live_;
+  std::map<const Live*, std::shared_ptr<Live>> live_;
   std::chrono::steady_clock::time_point told_;  // tell_progress, last
 };
 
