@@ -31,10 +31,9 @@ std::string advice_without_weights(const std::filesystem::path& directory) {
       return fmt::format("it holds {}: convert it with save_pretrained(safe_serialization=True)",
                          printable(name));
     }
-    if (name.ends_with(".gguf")) {
-      return fmt::format("it holds {}: GGUF is not supported, use the original checkpoint",
-                         printable(name));
-    }
+  }
+  if (const std::string name = gguf_file_in(directory); !name.empty()) {
+    return fmt::format("it holds {}: give -m that file", printable(name));
   }
   return "download the whole model repository";
 }
@@ -69,16 +68,36 @@ bool has_weights(const std::filesystem::path& directory) {
          std::filesystem::exists(directory / kIndexFile, ignored);
 }
 
+void Checkpoint::add(const TensorInfo& tensor, const std::string& file) {
+  where_.emplace(tensor.name, Place{&tensor, &file});
+  total_bytes_ += tensor.bytes;
+}
+
+Checkpoint Checkpoint::open_gguf(const std::filesystem::path& file) {
+  Checkpoint checkpoint;
+  checkpoint.name_ = file.string();
+  checkpoint.gguf_ = GgufModel::open(file);
+  for (const GgufModel::Tensor& tensor : checkpoint.gguf_->tensors()) {
+    checkpoint.add(tensor.info, checkpoint.gguf_->files()[tensor.file].name());
+  }
+  if (checkpoint.where_.size() != checkpoint.gguf_->tensors().size()) {
+    fail("{}: two of its tensors are the same one of the model; convert the original model again", file.string());
+  }
+  return checkpoint;
+}
+
 Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
+  if (is_gguf_file(directory)) return open_gguf(directory);
   std::error_code ignored, error;
   Checkpoint checkpoint;
-  checkpoint.directory_ = directory.string();
+  checkpoint.name_ = directory.string();
   if (!std::filesystem::exists(directory, error)) {
     if (error) fail("{}: cannot be opened: {}", directory.string(), error.message());
-    fail("{}: expected a model directory, found nothing there", directory.string());
+    fail("{}: expected a model directory or a GGUF file, found nothing there", directory.string());
   }
   if (!std::filesystem::is_directory(directory, ignored)) {
-    fail("{}: expected a model directory, found a file; give the directory that holds config.json",
+    fail("{}: expected a model directory or a GGUF file, found another file; give the directory that holds "
+         "config.json",
          directory.string());
   }
   const std::filesystem::path single = directory / kSingleFile;
@@ -86,10 +105,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
 
   if (std::filesystem::exists(single, ignored)) {
     checkpoint.files_.push_back(SafetensorsFile::open(single));
-    for (const TensorInfo& tensor : checkpoint.files_[0].tensors()) {
-      checkpoint.where_.emplace(tensor.name, 0);
-      checkpoint.total_bytes_ += tensor.bytes;
-    }
+    const SafetensorsFile& file = checkpoint.files_[0];
+    for (const TensorInfo& tensor : file.tensors()) checkpoint.add(tensor, file.name());
     return checkpoint;
   }
   if (!std::filesystem::exists(index, ignored)) {
@@ -121,20 +138,24 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
       fail("{}: expected the tensor {}, as {} says, found no such tensor",
            checkpoint.files_[position].name(), printable(tensor), kIndexFile);
     }
-    checkpoint.where_.emplace(entry->second->name, position);
-    checkpoint.total_bytes_ += entry->second->bytes;
+    checkpoint.add(*entry->second, checkpoint.files_[position].name());
   }
   return checkpoint;
 }
 
 const TensorInfo* Checkpoint::find(std::string_view name) const {
-  const auto entry = where_.find(name);
-  return entry == where_.end() ? nullptr : files_[entry->second].find(name);
+  const TensorInfo* tensor = find_any(name);
+  if (tensor != nullptr && !tensor->supported) {
+    fail("{}: tensor {}: expected dtype BF16, F16, F32 or F8_E4M3, found {}; quantised weights are supported where "
+         "config.json says how (gptq, awq, compressed-tensors): use such a checkpoint, or the original one",
+         file_of(name), printable(tensor->name), tensor->stored_dtype);
+  }
+  return tensor;
 }
 
 const TensorInfo* Checkpoint::find_any(std::string_view name) const {
   const auto entry = where_.find(name);
-  return entry == where_.end() ? nullptr : files_[entry->second].find_any(name);
+  return entry == where_.end() ? nullptr : entry->second.tensor;
 }
 
 const TensorInfo& Checkpoint::tensor(std::string_view name) const {
@@ -143,7 +164,7 @@ const TensorInfo& Checkpoint::tensor(std::string_view name) const {
     fail(
         "{}: expected a tensor {}, found none among {} tensors; config.json may belong to another "
         "model",
-        directory_, name, where_.size());
+        name_, name, where_.size());
   }
   return *info;
 }
@@ -168,7 +189,7 @@ std::vector<std::string_view> Checkpoint::names() const {
 const std::string& Checkpoint::file_of(std::string_view name) const {
   const auto entry = where_.find(name);
   CHECK(entry != where_.end(), "tensor {}", name);
-  return files_[entry->second].name();
+  return *entry->second.file;
 }
 
 void Checkpoint::check_finite(const TensorInfo& tensor, int64_t first) const {
@@ -180,6 +201,9 @@ void Checkpoint::check_finite(const TensorInfo& tensor, int64_t first) const {
 }
 
 void Checkpoint::will_need() const {
+  if (gguf_) {
+    for (const GgufFile& file : gguf_->files()) file.mapping().will_need(0, file.mapping().bytes().size());
+  }
   for (const SafetensorsFile& file : files_) {
     file.mapping().will_need(0, file.mapping().bytes().size());
   }

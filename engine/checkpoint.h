@@ -1,5 +1,5 @@
 // A checkpoint: a Hugging Face directory whose weights are one model.safetensors, or several shards
-// named by model.safetensors.index.json.
+// named by model.safetensors.index.json; or a GGUF file, whose tensors have Hugging Face's names here.
 //
 // Promises: every file is mapped and checked when the checkpoint is opened, and every tensor that
 // the index names is where the index says; after that a tensor is a pointer and asking for it is a
@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/gguf/gguf_model.h"
 #include "engine/safetensors.h"
 
 namespace tiercel {
@@ -30,9 +32,10 @@ std::vector<std::pair<std::string, std::string>> parse_checkpoint_index(std::str
 
 class Checkpoint {
  public:
-  // `directory` holds model.safetensors (preferred when both exist, as in transformers) or the
-  // index. Errors: neither file, a missing or damaged shard, a tensor that is missing in its shard.
-  static Checkpoint open(const std::filesystem::path& directory);
+  // `model` is a GGUF file, or a directory that holds model.safetensors (preferred when both exist, as in
+  // transformers) or the index. Errors: neither file, a missing or damaged shard, a tensor that is missing in its
+  // shard.
+  static Checkpoint open(const std::filesystem::path& model);
 
   // The tensor, or null when the checkpoint has none of this name.
   // Errors: it has one, of a dtype other than BF16, F16, F32, F8_E4M3.
@@ -57,15 +60,23 @@ class Checkpoint {
   // Data of all tensors, as stored.
   uint64_t total_bytes() const { return total_bytes_; }
   size_t n_tensors() const { return where_.size(); }
-  const std::string& directory() const { return directory_; }
+  const std::string& name() const { return name_; }  // the directory, or the file
   // Asks the kernel to start reading all data ahead of use.
   void will_need() const;
 
  private:
-  std::string directory_;
+  struct Place {
+    const TensorInfo* tensor;
+    const std::string* file;  // its name
+  };
+
+  static Checkpoint open_gguf(const std::filesystem::path& file);
+  void add(const TensorInfo& tensor, const std::string& file);
+
+  std::string name_;
   std::vector<SafetensorsFile> files_;
-  std::unordered_map<std::string_view, size_t>
-      where_;  // tensor -> index into files_; keys look there
+  std::optional<GgufModel> gguf_;                         // instead of them
+  std::unordered_map<std::string_view, Place> where_;  // looks into the files
   uint64_t total_bytes_ = 0;
 };
 

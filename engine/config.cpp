@@ -7,6 +7,7 @@
 #include "engine/base/ops/experts.h"
 #include "engine/config_family.h"
 #include "engine/config_rope.h"
+#include "engine/gguf/gguf_config.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -563,6 +564,7 @@ void apply_generation_config(ModelConfig& config, std::string_view text, const s
 }
 
 ModelConfig load_config(const std::filesystem::path& path) {
+  if (is_gguf_file(path)) return gguf_config(GgufModel::open(path));
   std::error_code ignored;
   const bool is_directory = std::filesystem::is_directory(path, ignored);
   const std::filesystem::path directory = is_directory ? path : path.parent_path();
@@ -570,17 +572,16 @@ ModelConfig load_config(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::exists(file, error)) {
     if (error) fail("{}: cannot be opened: {}", file.string(), error.message());
-    fail(
-        "{}: expected a model's config.json, found no such file; give a Hugging Face model "
-        "directory",
-        file.string());
+    const std::string gguf = is_directory ? gguf_file_in(directory) : "";
+    fail("{}: expected a model's config.json, found no such file; {}", file.string(),
+         gguf.empty() ? "give a Hugging Face model directory, or a GGUF file"
+                      : fmt::format("the folder holds {}: give -m that file", printable(gguf)));
   }
   const std::string name = file.filename().string();
   if (!is_directory && !name.ends_with(".json")) {
-    fail(ErrorKind::kUsage, "{}: expected a Hugging Face model directory, found a file{}",
-         file.string(),
-         name.ends_with(".gguf") ? "; GGUF is not supported, use the original checkpoint"
-                                 : "; give the directory that holds it");
+    fail(ErrorKind::kUsage, "{}: expected a Hugging Face model directory or a GGUF file, found another file; give the "
+                            "directory that holds it",
+         file.string());
   }
   ModelConfig config = parse_config(read_text_file(file, kMaxConfigBytes), file.string());
   const std::filesystem::path generation = directory / "generation_config.json";

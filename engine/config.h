@@ -1,4 +1,5 @@
-// What a model is: config.json and generation_config.json of a Hugging Face directory, as numbers.
+// What a model is: config.json and generation_config.json of a Hugging Face directory, or what a GGUF file says
+// instead, as numbers.
 //
 // Promises: a ModelConfig that parse_config returns is complete and consistent (extents positive
 // and bounded, heads divisible, one sliding window per layer), follows the defaults of the
@@ -52,6 +53,17 @@ struct DualChunk {
   bool operator==(const DualChunk& other) const = default;
 };
 
+// A module of which a checkpoint has codes, and how those can be kept: bf16 where they cannot.
+struct CodedModule {
+  std::string name;
+  WeightCode code = WeightCode::kBf16;
+  int64_t group = 0;  // columns; 0: a whole row
+  // Of a matrix of k columns.
+  WeightCodec codec(int64_t k) const {
+    return code == WeightCode::kBf16 ? WeightCodec{} : codec_in_groups(code, group, k);
+  }
+};
+
 // Mixture of experts (Mixtral, Qwen3-MoE): the MLP of some layers, or of all.
 struct Experts {
   int64_t n = 0;         // 0: every layer has one gated MLP
@@ -91,7 +103,8 @@ struct ModelConfig {
   bool eviction_head = false;
   std::optional<Fp8Weights> fp8;  // some matrices are 8-bit floats with scales
   std::optional<IntWeights> int_weights;  // some are integers with scales; not both
-  bool has_codes() const { return fp8 || int_weights; }
+  std::string block_formats;  // of a GGUF file's matrices: "Q4_K, Q6_K"
+  bool has_codes() const { return fp8 || int_weights || !block_formats.empty(); }
   // What config.json says that stays as it was: modules whose names have one of these in them. patterns: it has
   // others, which are not read.
   struct NotCoded {
@@ -99,7 +112,7 @@ struct ModelConfig {
     bool patterns = false;
   } not_coded;
   // Modules of which the checkpoint has codes, sorted; null: what config.json says of it is all that is known.
-  std::shared_ptr<const std::vector<std::string>> coded_modules;
+  std::shared_ptr<const std::vector<CodedModule>> coded_modules;
   WeightForm weight_form = WeightForm::kStored;  // ModelOptions
   std::shared_ptr<const KeptWeights> kept;       // which takes milliseconds to find out of many experts; may be null
   // Beside a GPU: so many layers' feed-forward matrices stay in host memory (ModelOptions).
@@ -148,7 +161,7 @@ void set_reach(ModelConfig& config, const ReachOptions& options);
 // Errors: more layers than there are, or a backend that has no use for it.
 void set_host_layers(ModelConfig& config, int64_t n_layers, BackendKind backend);
 
-// `path` is a model directory, or a config.json by itself. A generation_config.json beside it is
+// `path` is a model directory, a config.json by itself, or a GGUF file. A generation_config.json beside it is
 // applied when it exists. Errors: those of the two parsers, and a missing config.json.
 ModelConfig load_config(const std::filesystem::path& path);
 

@@ -95,7 +95,7 @@ std::string fingerprint_of(const ModelConfig& config, const std::string& directo
   for (const std::string_view name : checkpoint.names()) {
     const TensorInfo& tensor = *checkpoint.find_any(name);
     // What the engine cannot use, no result depends on.
-    if (!tensor.supported && !config.int_weights) continue;
+    if (!tensor.supported && tensor.blocks == nullptr && !config.int_weights) continue;
     add_tensor(tensor, hash);
     // Of a file in huge pages a sample maps two MiB, beside the mapping that the weights are read from.
     wont_need(tensor);

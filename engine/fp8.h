@@ -12,7 +12,7 @@
 
 #include "engine/base/dtype.h"
 #include "engine/base/weight_matrix.h"
-#include "engine/safetensors.h"
+#include "engine/tensor_info.h"
 
 namespace tiercel {
 

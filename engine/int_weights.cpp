@@ -46,9 +46,13 @@ int32_t code_in(uint32_t word, int64_t i, int bits) {
 
 }  // namespace
 
+WeightCode IntWeights::code() const {
+  if (act_order && group > 0) return WeightCode::kBf16;
+  return bits == 4 ? WeightCode::kInt4 : WeightCode::kInt8;
+}
+
 WeightCodec IntWeights::codec(int64_t k) const {
-  if (act_order && group > 0) return {};
-  return codec_in_groups(bits == 4 ? WeightCode::kInt4 : WeightCode::kInt8, group, k);
+  return code() == WeightCode::kBf16 ? WeightCodec{} : codec_in_groups(code(), group, k);
 }
 
 std::string_view module_of(std::string_view weight) {

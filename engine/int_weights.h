@@ -36,7 +36,8 @@ struct IntWeights {
   bool less_one = false;  // qzeros hold zero - 1
   bool act_order = false;  // a group's columns lie anywhere in the row (GPTQ's desc_act)
 
-  // How a matrix of k columns is kept as it is: bf16 where codes cannot be.
+  // How codes are kept as they are: bf16 where they cannot be. A matrix of k columns is.
+  WeightCode code() const;
   WeightCodec codec(int64_t k) const;
   friend bool operator==(const IntWeights&, const IntWeights&) = default;
 };

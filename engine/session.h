@@ -22,7 +22,7 @@ class SavedSession;  // engine/saved_session.h
 
 class Model {
  public:
-  // Maps the checkpoint of a Hugging Face directory and checks it whole: every tensor's presence,
+  // Maps the checkpoint of a Hugging Face directory, or a GGUF file, and checks it whole: every tensor's presence,
   // type, shape and finiteness. Throws Error naming file and tensor, or the backend that this build
   // or this machine lacks.
   static std::shared_ptr<Model> open(const std::string& directory, const ModelOptions& options);

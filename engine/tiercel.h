@@ -1,6 +1,6 @@
 // Tiercel as a library: continue one prompt, however long, with what memory there is.
 //
-//   tiercel::Engine engine("path/to/model");               // a Hugging Face directory
+//   tiercel::Engine engine("path/to/model");               // a Hugging Face directory, or a GGUF file
 //   tiercel::Session session = engine.open_session({{"budget", "2048"}});
 //   session.prefill("The capital of France is");
 //   auto print = [](const tiercel::Piece& piece) { return bool(std::cout << piece.text); };
@@ -438,10 +438,10 @@ class TIERCEL_API Batch {
 // Threads: every call is safe from any thread; what computes waits for its turn.
 class TIERCEL_API Engine {
  public:
-  // `directory`: config.json, tokenizer.json, model.safetensors[.index.json] as Hugging Face
-  // publishes them. Options: "backend", "device" and "threads" count here only, the others become
+  // `model`: a directory with config.json, tokenizer.json, model.safetensors[.index.json] as Hugging Face
+  // publishes them, or a GGUF file. Options: "backend", "device" and "threads" count here only, the others become
   // the defaults of sessions and batches. Throws Error naming the file and the place in it.
-  explicit Engine(const std::string& directory, const Options& options = {});
+  explicit Engine(const std::string& model, const Options& options = {});
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
   ~Engine();

@@ -91,9 +91,9 @@ TIERCEL_C_API const char* tiercel_option_help(size_t index);
 
 /* ---- engine ---- a model, its tokenizer, and the threads or the device that compute */
 
-/* options: NULL for none. "backend", "device" and "threads" count here only, the others are the
+/* model: a Hugging Face directory, or a GGUF file. options: NULL for none. "backend", "device" and "threads" count here only, the others are the
  * defaults of sessions. */
-TIERCEL_C_API tiercel_status tiercel_engine_open(const char* directory,
+TIERCEL_C_API tiercel_status tiercel_engine_open(const char* model,
                                                  const tiercel_options* options,
                                                  tiercel_engine** engine, tiercel_error** error);
 /* Sessions and batches live on. */

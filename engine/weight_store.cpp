@@ -11,6 +11,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
+#include "engine/gguf/block_format.h"
 #include "engine/weight_codes.h"
 
 namespace tiercel {
@@ -50,22 +51,24 @@ bool is_zero(const TensorInfo& tensor) {
 void learn_from_checkpoint(ModelConfig& config, const std::string& directory) {
   const Checkpoint checkpoint = Checkpoint::open(directory);
   config.eviction_head = checkpoint.find("model.layers.0.self_attn.delta.weight") != nullptr;
-  if (!config.has_codes()) return;
+  if (!config.has_codes() || config.coded_modules != nullptr) return;
   const auto has_codes_of = [&](std::string_view module) {
     const std::string weight = std::string(module) + ".weight";
     if (config.int_weights) return IntTensor::is_in(checkpoint, weight, *config.int_weights);
     const TensorInfo* tensor = checkpoint.find_any(weight);
     return tensor != nullptr && tensor->stored_dtype == "F8_E4M3";
   };
-  auto modules = std::make_shared<std::vector<std::string>>();
+  const WeightCode code = config.fp8 ? WeightCode::kE4M3 : config.int_weights->code();
+  const int64_t group = config.fp8 ? config.fp8->block_columns : config.int_weights->group;
+  auto modules = std::make_shared<std::vector<CodedModule>>();
   for (const std::string_view name : checkpoint.names()) {
     const size_t dot = name.rfind('.');
     if (dot == name.npos) continue;
     const std::string_view module = name.substr(0, dot);
-    const bool known = !modules->empty() && modules->back() == module;
-    if (!known && has_codes_of(module)) modules->emplace_back(module);
+    const bool known = !modules->empty() && modules->back().name == module;
+    if (!known && has_codes_of(module)) modules->push_back({std::string(module), code, group});
   }
-  std::ranges::sort(*modules);
+  std::ranges::sort(*modules, {}, &CodedModule::name);
   config.coded_modules = std::move(modules);
 }
 
@@ -95,7 +98,7 @@ struct WeightStore::Wanted {
   std::shared_ptr<const Fp8Tensor> scaled = {};  // the checkpoint's tensor of 8-bit floats
   std::string scale_name = {};           // of its scales
   std::shared_ptr<const IntTensor> coded = {};  // its integers, of which `tensor` has name and shape only
-  bool stays_coded = false;                     // integers or floats, as they are
+  bool stays_coded = false;                     // integers, floats or blocks, as they are
   WeightCodec codec = {};                       // as it is kept
   int64_t row_elements() const { return tensor.n_elements() / tensor.shape[0]; }
   // Of memory.
@@ -205,13 +208,17 @@ void WeightStore::collect_tensor(const WeightTensor& wanted, const ModelConfig& 
                        .codec = wanted.codec});
     return;
   }
-  const TensorInfo& whole = checkpoint_->require(wanted.name, stored);
+  const TensorInfo* found = checkpoint_->find_any(wanted.name);
+  const bool in_blocks = found != nullptr && found->blocks != nullptr && found->shape == stored;
+  const TensorInfo& whole = in_blocks ? *found : checkpoint_->require(wanted.name, stored);
   Wanted& ours = wanted_.emplace_back(Wanted{.target = wanted.target,
                                              .tensor = rows_of(whole, wanted.first_row, wanted.shape[0]),
                                              .first_row = wanted.first_row,
                                              .is_moved = is_moved,
                                              .codec = wanted.codec});
-  if (whole.dtype == DType::kF8E4M3) {
+  if (in_blocks) {
+    ours.stays_coded = wanted.codec.is_coded() && wanted.codec == whole.blocks->codec(stored[1]);
+  } else if (whole.dtype == DType::kF8E4M3) {
     const TensorInfo& scales = scales_of(whole, config);
     ours.scaled = std::make_shared<const Fp8Tensor>(whole, scales, *config.fp8, checkpoint_->file_of(scales.name));
     ours.stays_coded = wanted.codec.is_coded() && wanted.codec == config.fp8->codec(stored[1]);
@@ -294,8 +301,13 @@ int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
         continue;
       }
       wanted.coded->decode(at, of_row, values.data());
-    } else if (wanted.stays_coded) {
+    } else if (wanted.stays_coded && wanted.scaled) {
       overflowed += wanted.scaled->pack(at, wanted.codec, kept);
+      continue;
+    } else if (wanted.stays_coded) {
+      const BlockFormat& blocks = *wanted.tensor.blocks;
+      const int64_t row_in_file = row - in_unit + source;
+      overflowed += pack_row(blocks, wanted.tensor.data + row_in_file * blocks.row_bytes(k), k, wanted.codec, kept);
       continue;
     } else {
       one.tensor = rows_of(wanted.tensor, row - in_unit + source, 1);
@@ -314,7 +326,8 @@ int64_t WeightStore::copy_coded_rows(const Wanted& wanted, bf16* out) const {
 // As to_bf16: decoded, and with the channels of heads in the engine's order.
 int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
   if (wanted.coded || wanted.codec.is_coded()) return copy_coded_rows(wanted, out);
-  if (!wanted.is_moved && !wanted.scaled) return to_bf16(wanted.tensor, out);
+  const BlockFormat* const blocks = wanted.tensor.blocks;
+  if (!wanted.is_moved && !wanted.scaled && blocks == nullptr) return to_bf16(wanted.tensor, out);
   const int64_t n_rows = wanted.tensor.shape[0], row_elements = wanted.row_elements();
   const auto d = static_cast<int64_t>(channel_order_.size());
   TensorInfo row = rows_of(wanted.tensor, 0, 1);
@@ -324,6 +337,8 @@ int64_t WeightStore::copy_rows(const Wanted& wanted, bf16* out) const {
         wanted.is_moved ? r / d * d + channel_order_[static_cast<size_t>(r % d)] : r;
     if (wanted.scaled) {
       overflowed += wanted.scaled->decode_row(wanted.first_row + source, out);
+    } else if (blocks != nullptr) {
+      overflowed += decode_row(*blocks, wanted.tensor.data + source * blocks->row_bytes(row_elements), row_elements, out);
     } else {
       row.data = wanted.tensor.data + static_cast<uint64_t>(source) * row.bytes;
       overflowed += to_bf16(row, out);
@@ -397,7 +412,7 @@ void WeightStore::place(bool coded) {
     offset[i] = elements;
     elements += aligned(wanted_[i].kept_elements());
   }
-  check_room(checkpoint_->directory(), elements * static_cast<int64_t>(sizeof(bf16)), coded);
+  check_room(checkpoint_->name(), elements * static_cast<int64_t>(sizeof(bf16)), coded);
   block_bytes_ = elements * static_cast<int64_t>(sizeof(bf16));
   block_ = static_cast<bf16*>(cpu::map_pages(static_cast<size_t>(block_bytes_)));
   std::vector<bf16*> copies(wanted_.size());

@@ -39,9 +39,11 @@ bool may_be_plain(const ModelConfig& c, const std::string& name) {
 // In which codec the checkpoint has a matrix of k columns: bf16 where it has no codes, or none that can be kept.
 WeightCodec stored_codec(const ModelConfig& c, const std::string& name, int64_t k) {
   if (!c.has_codes()) return {};
-  const bool stored = c.coded_modules != nullptr ? std::ranges::binary_search(*c.coded_modules, module_of(name))
-                                                 : name != kEmbedding && name != kHead && !may_be_plain(c, name);
-  if (!stored) return {};
+  if (c.coded_modules != nullptr) {
+    const auto found = std::ranges::lower_bound(*c.coded_modules, module_of(name), {}, &CodedModule::name);
+    return found != c.coded_modules->end() && found->name == module_of(name) ? found->codec(k) : WeightCodec{};
+  }
+  if (name == kEmbedding || name == kHead || may_be_plain(c, name)) return {};
   return c.fp8 ? c.fp8->codec(k) : c.int_weights->codec(k);
 }
 
@@ -327,7 +329,8 @@ KeptWeights describe_weights(const ModelConfig& c) {
   if (kept.coded) {
     kept.text += "the rest bf16";
   } else if (c.has_codes()) {
-    kept.text = fmt::format("the checkpoint's {}, decoded to bf16", c.fp8 ? "8-bit floats" : "integers");
+    const std::string what = c.fp8 ? "8-bit floats" : c.int_weights ? "integers" : c.block_formats;
+    kept.text = fmt::format("the checkpoint's {}, decoded to bf16", what);
   }
   return kept;
 }

@@ -107,7 +107,7 @@ bool is_of_a_model(std::string_view name) {
   constexpr std::string_view kNames[] = {"config.json",     "generation_config.json",  "tokenizer.json",
                                          "tokenizer.model", "tokenizer_config.json",   "chat_template.json",
                                          "chat_template.jinja", "special_tokens_map.json"};
-  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") ||
+  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") || name.ends_with(".gguf") ||
          std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
 }
 
@@ -279,12 +279,15 @@ void Flags::check_models(const File& file, const std::string& path) const {
   if (file.use == FileUse::kRead) return;
   std::error_code error;
   const fs::path place = fs::canonical(path, error);
-  if (error || !is_of_a_model(place.filename().string())) return;
-  for (const File& folder : files_) {
-    if (folder.use != FileUse::kReadModel || folder.path().empty()) continue;
-    if (fs::canonical(folder.path(), error) != place.parent_path()) continue;
+  if (error) return;
+  for (const File& model : files_) {
+    if (model.use != FileUse::kReadModel || model.path().empty()) continue;
+    const fs::path given = fs::canonical(model.path(), error);
+    const fs::path folder = fs::is_directory(given, error) ? given : given.parent_path();
+    const bool is_part = place == given || (folder == place.parent_path() && is_of_a_model(place.filename().string()));
+    if (!is_part) continue;
     fail(ErrorKind::kUsage, "{}: expected a file that is no part of the model, found {}, which is one of {}",
-         file.name, path, folder.path());
+         file.name, path, model.path());
   }
 }
 

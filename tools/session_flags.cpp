@@ -21,8 +21,8 @@ void ModelFlags::add_to(Flags& flags, bool with_synthetic) {
     flags.text("--synthetic", synthetic, help.c_str());
   }
   flags.text("-m,--model", directory,
-             "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]",
-             "DIR");
+             "Hugging Face directory: config.json, tokenizer.json, model.safetensors[.index.json]; or a GGUF file",
+             "DIR|FILE");
   flags.uses("--model", Flags::FileUse::kReadModel, [this] { return directory; });
   add_model_options(flags, backend_, device_, n_threads, reach_, host_layers_, weight_form_);
 }
@@ -40,7 +40,7 @@ void ModelFlags::check(bool needs_backend) const {
     }
   }
   if (directory.empty() && synthetic.empty()) {
-    fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");
+    fail(ErrorKind::kUsage, "--model: expected a model, found none; add -m DIR, or -m FILE.gguf");
   }
   if (!directory.empty() && !synthetic.empty()) {
     fail(ErrorKind::kUsage, "--synthetic: expected either a model or a known shape, found both");

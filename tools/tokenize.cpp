@@ -105,7 +105,7 @@ int command_tokenize(int argc, char** argv) {
   const StopsAtOnce at_once;
   const Console console(false);
   if (model.empty()) {
-    fail(ErrorKind::kUsage, "--model: expected the directory of a model, found none; add -m DIR");
+    fail(ErrorKind::kUsage, "--model: expected a model, found none; add -m DIR, or -m FILE.gguf");
   }
   const Tokenizer tokenizer = Tokenizer::load(model);
   if (ids_text) {

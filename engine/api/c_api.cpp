@@ -53,12 +53,12 @@ const char* tiercel_option_initial(size_t i) {
 }
 const char* tiercel_option_help(size_t i) { return option_text(i, &tiercel::v0::OptionInfo::help); }
 
-tiercel_status tiercel_engine_open(const char* directory, const tiercel_options* options,
+tiercel_status tiercel_engine_open(const char* model, const tiercel_options* options,
                                    tiercel_engine** engine, tiercel_error** error) {
   return guarded(error, [&] {
     at(engine, "engine");  // before anything is made for it
     *engine =
-        new tiercel_engine{tiercel::v0::Engine(&at(directory, "directory"), or_none(options))};
+        new tiercel_engine{tiercel::v0::Engine(&at(model, "model"), or_none(options))};
     return TIERCEL_OK;
   });
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "engine/base/check.h"
+#include "engine/gguf/gguf_tokenizer.h"
 #include "engine/json.h"
 #include "engine/text/chat_template_core.h"
 #include "engine/text/chat_template_table.h"
@@ -96,8 +97,13 @@ struct Source {
   std::string file, jinja, bos, eos;
 };
 
-// None where the directory has no template.
+// None where the model has no template.
 std::optional<Source> find_source(const std::string& directory) {
+  if (is_gguf_file(directory)) {
+    GgufChat chat = gguf_chat(GgufFile::open(directory));
+    if (chat.jinja.empty()) return std::nullopt;
+    return Source{directory, std::move(chat.jinja), std::move(chat.bos), std::move(chat.eos)};
+  }
   std::error_code ignored;
   const fs::path folder = directory;
   const fs::path jinja = folder / "chat_template.jinja";

@@ -34,7 +34,7 @@ struct ChatOptions {
 // Immutable and safe to share between threads.
 class ChatTemplate {
  public:
-  // A directory has a chat_template.jinja, or a tokenizer_config.json with a chat_template.
+  // A directory has a chat_template.jinja, or a tokenizer_config.json with a chat_template; a GGUF file has one.
   static bool exists(const std::string& directory);
   // Throws Error(kUsage) naming the file, what is supported and what would help, where there is
   // none or it is not supported; Error(kRuntime) where a file cannot be read.

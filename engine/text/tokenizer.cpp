@@ -9,6 +9,7 @@
 #include <variant>
 
 #include "engine/base/check.h"
+#include "engine/gguf/gguf_tokenizer.h"
 #include "engine/json.h"
 #include "engine/text/added_tokens.h"
 #include "engine/text/bpe.h"
@@ -272,6 +273,7 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& name) {
 
 Tokenizer Tokenizer::load(const std::string& path) {
   namespace fs = std::filesystem;
+  if (is_gguf_file(path)) return Tokenizer(std::make_unique<const Impl>(gguf_tokenizer(GgufFile::open(path)), path));
   std::error_code ignored;
   if (fs::path(path).filename() == "config.json" && fs::is_regular_file(path, ignored)) {
     fail(ErrorKind::kUsage, "{}: expected a model directory, found its configuration; give the directory", path);

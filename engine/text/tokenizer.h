@@ -40,8 +40,8 @@ struct EncodeOptions {
 // Immutable and safe to share between threads.
 class Tokenizer {
  public:
-  // Reads `path`, a tokenizer.json or the directory that holds one. Throws Error naming the file,
-  // the JSON path, what was expected and what was found.
+  // Reads `path`: a tokenizer.json, the directory that holds one, or a GGUF file. Throws Error naming the file,
+  // the place in it, what was expected and what was found.
   static Tokenizer load(const std::string& path);
   // The same from memory; `name` stands for the file in messages.
   static Tokenizer parse(std::string_view json, const std::string& name);

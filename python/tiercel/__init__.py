@@ -1,7 +1,7 @@
 """Tiercel: continue one prompt, however long, with what memory there is.
 
     import tiercel
-    engine = tiercel.Engine("path/to/model", threads=8)      # a Hugging Face directory
+    engine = tiercel.Engine("path/to/model", threads=8)      # a Hugging Face directory, or a GGUF file
     with engine.session(budget=2048) as session:
         session.prefill(open("book.txt").read())
         for piece in session.stream(100):

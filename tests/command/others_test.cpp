@@ -434,8 +434,6 @@ TEST(Usage, SaysWhatMayHaveBeenMeant) {
   EXPECT_TRUE(contains(error({"run", "--zzzzzz=1"}), "--zzzzzz: no such flag; see"));
   EXPECT_TRUE(contains(error({"run", "stray"}), "found 'stray'"));
   const Scratch scratch;
-  write_file(scratch / "x.gguf", "GGUF");
-  EXPECT_TRUE(contains(error({"run", "-m", scratch / "x.gguf", "-p", "x"}), "GGUF is not supported"));
   EXPECT_EQ(run({.arguments = {"help", "run"}}).out, run({.arguments = {"run", "--help"}}).out);
 }
 

@@ -74,10 +74,10 @@ class GoldenModel : public testing::TestWithParam<std::string> {
   }
 };
 
-// Runs prompt and forced continuation; compares logits after each of them.
-void compare(const fs::path& directory, const SessionOptions& options) {
+// Runs prompt and forced continuation; compares logits after each of them. directory: of the golden values.
+void compare(const fs::path& directory, const SessionOptions& options, const fs::path& path_of_model) {
   const Golden golden = load(directory);
-  auto model = Model::open(directory.string(), {.backend = kBackend, .n_threads = 2});
+  auto model = Model::open(path_of_model.string(), {.backend = kBackend, .n_threads = 2});
   const int64_t n_new = static_cast<int64_t>(golden.greedy.size());
   const auto n_prompt = static_cast<int64_t>(golden.prompt.size());
   auto session = Session::open(model, Session::plan(*model, options, n_prompt, n_new, true));
@@ -115,7 +115,7 @@ void compare(const fs::path& directory, const SessionOptions& options) {
 TEST_P(GoldenModel, Dense) {
   SessionOptions options;
   options.attention = AttentionMode::kDense;
-  compare(directory(), options);
+  compare(directory(), options, directory());
 }
 
 TEST_P(GoldenModel, ExactExp) {
@@ -124,7 +124,7 @@ TEST_P(GoldenModel, ExactExp) {
   SessionOptions options;
   options.attention = AttentionMode::kDense;
   options.exact_exp = true;
-  compare(directory(), options);
+  compare(directory(), options, directory());
 }
 
 // Everything selected, through all tiers: a small window, so that the middle is long.
@@ -134,10 +134,65 @@ TEST_P(GoldenModel, ShadowWithWholeBudget) {
   options.selection.budget = kBudgetAll;
   options.selection.recent = 24;
   options.selection.outliers = 2;
-  compare(directory(), options);
+  compare(directory(), options, directory());
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenModel, testing::ValuesIn(model_names()),
+                         [](const auto& info) { return info.param; });
+
+// What llama.cpp has made of some of them, and of one that is there as such a file only.
+class GoldenGguf : public testing::TestWithParam<std::string> {
+ protected:
+  static inline const fs::path kGolden = TIERCEL_SOURCE_DIR "/tests/golden";
+  fs::path file() const { return kGolden / "gguf" / (GetParam() + ".gguf"); }
+  fs::path original() const { return kGolden / "models" / GetParam(); }
+};
+
+TEST_P(GoldenGguf, Dense) {
+  SessionOptions options;
+  options.attention = AttentionMode::kDense;
+  compare(fs::exists(original()) ? original() : kGolden / "gguf" / GetParam(), options, file());
+}
+
+class ConvertedModel : public GoldenGguf {};
+
+TEST_P(ConvertedModel, IsTheOriginalBitByBit) {
+  const Golden golden = load(original());
+  const auto logits_of = [&](const fs::path& path) {
+    auto model = Model::open(path.string(), {.backend = kBackend, .n_threads = 2});
+    SessionOptions options;
+    options.attention = AttentionMode::kDense;
+    const auto n_prompt = static_cast<int64_t>(golden.prompt.size());
+    auto session = Session::open(model, Session::plan(*model, options, n_prompt, 1));
+    CHECK(session->prefill(golden.prompt, {}));
+    const std::span<const float> logits = session->logits();
+    return std::vector<float>(logits.begin(), logits.end());
+  };
+  const std::vector<float> expected = logits_of(original()), found = logits_of(file());
+  // Llama 3's wavelengths are in the file in fp32, where config.json has what they follow from.
+  if (GetParam() != "llama_rope_llama3") {
+    EXPECT_EQ(found, expected);
+  } else {
+    EXPECT_LT(test::rms_difference(found, expected), golden.bf16_error);
+  }
+}
+
+std::vector<std::string> gguf_names(bool of_converted) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(TIERCEL_SOURCE_DIR "/tests/golden/gguf")) {
+    const fs::path& path = entry.path();
+    const std::string name = path.stem().string();
+    const bool is_model = path.extension() == ".gguf" && !name.starts_with("tokenizer_");
+    const bool is_here = fs::exists(TIERCEL_SOURCE_DIR "/tests/golden/gguf/" + name);
+    if (is_model && !(of_converted && is_here)) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenGguf, testing::ValuesIn(gguf_names(false)),
+                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Models, ConvertedModel, testing::ValuesIn(gguf_names(true)),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

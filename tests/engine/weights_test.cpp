@@ -18,6 +18,7 @@
 #include "engine/weight_store.h"
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
+#include "tests/gguf_of_model.h"
 
 namespace tiercel {
 namespace {
@@ -101,26 +102,30 @@ TEST(ReadWeights, GivesWhatIsLoaded) {
   }
 }
 
+// Every logit of a prompt, of its continuation, appended or step by step; and bytes of weights.
+std::pair<std::vector<float>, int64_t> logits_and_bytes(const std::string& path, WeightForm form) {
+  const auto model = Model::open(path, {.backend = test::kBackend, .n_threads = 2, .weight_form = form});
+  std::vector<int32_t> prompt;
+  for (int32_t i = 0; i < 90; ++i) prompt.push_back(3 + 31 * i % 90);
+  auto session = Session::open(model, Session::plan(*model, {}, std::ssize(prompt), 40));
+  std::vector<float> all;
+  const auto keep = [&] { all.insert(all.end(), session->logits().begin(), session->logits().end()); };
+  EXPECT_TRUE(session->prefill(prompt, {}));
+  keep();
+  EXPECT_TRUE(session->append(std::vector<int32_t>{5, 6, 7, 8, 9, 10, 11}, {}));
+  keep();
+  for (const int32_t token : {12, 13}) {
+    session->step(token);
+    keep();
+  }
+  return {all, model->weight_bytes()};
+}
+
 // A checkpoint's codes are kept where they can be, and what they decode to is what decoding them when they are
-// loaded gives: every logit of a prompt, of its continuation, appended or step by step.
+// loaded gives.
 TEST(CodedWeights, GiveTheLogitsOfDecodedOnes) {
   const auto logits_of = [](const std::string& name, WeightForm form) {
-    const auto model = Model::open(model_directory(name),
-                                   {.backend = test::kBackend, .n_threads = 2, .weight_form = form});
-    std::vector<int32_t> prompt;
-    for (int32_t i = 0; i < 90; ++i) prompt.push_back(3 + 31 * i % 90);
-    auto session = Session::open(model, Session::plan(*model, {}, std::ssize(prompt), 40));
-    std::vector<float> all;
-    const auto keep = [&] { all.insert(all.end(), session->logits().begin(), session->logits().end()); };
-    EXPECT_TRUE(session->prefill(prompt, {}));
-    keep();
-    EXPECT_TRUE(session->append(std::vector<int32_t>{5, 6, 7, 8, 9, 10, 11}, {}));
-    keep();
-    for (const int32_t token : {12, 13}) {
-      session->step(token);
-      keep();
-    }
-    return std::pair(all, model->weight_bytes());
+    return logits_and_bytes(model_directory(name), form);
   };
   for (const char* name : {"llama_gptq", "qwen2_gptq_int8", "mistral_awq", "qwen3_w4a16", "phi3_w4a16", "glm4_w8a8",
                            "qwen3_moe_w4a16", "glm4_fp8", "phi3_fp8", "qwen3_moe_fp8", "qwen3_fp8"}) {
@@ -245,7 +250,7 @@ class DamagedModel : public testing::Test {
     ASSERT_TRUE(file.good());
   }
   uint64_t offset_of(const char* tensor) {
-    return SafetensorsFile::open(directory_ / "model.safetensors").find_any(tensor)->offset;
+    return SafetensorsFile::open(directory_ / "model.safetensors").find(tensor)->offset;
   }
   void replace_in(const char* file, const std::string& from, const std::string& to) {
     std::ifstream in(directory_ / file, std::ios::binary);
@@ -490,6 +495,46 @@ TEST_F(DamagedModel, WeightsThatNoMemoryHolds) {
     EXPECT_EQ(e.kind(), ErrorKind::kDoesNotFit);
     EXPECT_NE(std::string(e.what()).find("its weights take"), std::string::npos) << e.what();
   }
+}
+
+// The demo model in a GGUF file, in bf16 or in blocks, kept as codes or decoded.
+TEST(GgufWeights, GiveTheLogitsOfDecodedOnes) {
+  const std::string model = TIERCEL_SOURCE_DIR "/tools/demo/recall-4m";
+  const std::string file = fs::temp_directory_path() / fmt::format("tiercel_weights_{}.gguf", ::getpid());
+  const auto logits_of = [&](const test::Quantiser* matrices, const test::Quantiser* embedding, WeightForm form) {
+    test::write_gguf(model, file, matrices, embedding);
+    return logits_and_bytes(file, form);
+  };
+  const auto [original, bytes] = logits_and_bytes(model, WeightForm::kStored);
+  EXPECT_EQ(logits_of(nullptr, nullptr, WeightForm::kStored), std::pair(original, bytes));
+  struct Case {
+    const test::Quantiser *matrices, *embedding;
+    double share;  // of bf16's bytes, at most
+    double error;  // of logits, rms: less than this, and more than a tenth of it
+    const char* text;
+  };
+  for (const Case& c : {Case{&test::kQ8_0, &test::kQ8_0, 0.62, 0.2, "100 % in 8 bits, groups of 32"},
+                        Case{&test::kQ4_0, &test::kQ8_0, 0.4, 2, "groups of 32, as the checkpoint has them"},
+                        Case{&test::kQ4_K, &test::kQ6_K, 1, 2, "the checkpoint's Q4_K, Q6_K, decoded to bf16"}}) {
+    const auto [kept, kept_bytes] = logits_of(c.matrices, c.embedding, WeightForm::kStored);
+    const auto [decoded, decoded_bytes] = logits_and_bytes(file, WeightForm::kBf16);
+    const bool is_exact = test::kBackend == BackendKind::kCpu || c.matrices != &test::kQ4_0;  // as above
+    if (is_exact) {
+      EXPECT_EQ(kept, decoded) << c.text;
+    } else {
+      EXPECT_LT(test::rms_difference(kept, decoded), 0.02) << c.text;
+    }
+    EXPECT_EQ(decoded_bytes, bytes) << c.text;
+    EXPECT_LE(static_cast<double>(kept_bytes), c.share * static_cast<double>(bytes)) << c.text;
+    const double error = test::rms_difference(decoded, original);
+    EXPECT_LT(error, c.error) << c.text;
+    EXPECT_GT(error, c.error / 50) << c.text;
+    ModelConfig config = load_config(file);
+    set_weight_form(config, WeightForm::kStored);
+    EXPECT_TRUE(config.kept->text.find(c.text) != std::string::npos) << config.kept->text;
+    EXPECT_EQ(weight_bytes(config), test::kBackend == BackendKind::kCpu ? kept_bytes : weight_bytes(config));
+  }
+  fs::remove(file);
 }
 
 }  // namespace

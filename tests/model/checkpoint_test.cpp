@@ -34,6 +34,20 @@ TEST(Checkpoint, OpensOneFile) {
   }
 }
 
+TEST(Checkpoint, ForeignDtypesCannotBeUsed) {
+  const TempDir dir;
+  const auto path = dir.write("model.safetensors",
+                              safetensors(R"({"bits":{"dtype":"F4","shape":[4],"data_offsets":[0,2]},)"
+                                          R"("ids":{"dtype":"I64","shape":[1],"data_offsets":[2,10]},)"
+                                          R"("new":{"dtype":"F3_NEW","shape":[9],"data_offsets":[10,14]}})",
+                                          std::string(14, '\0')));
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  expect_error([&] { checkpoint.find("ids"); }, {path.string(), "tensor ids", "found I64"});
+  expect_error([&] { checkpoint.find("new"); }, {"found F3_NEW"});
+  expect_error([&] { checkpoint.find("bits"); }, {"found F4"});
+  EXPECT_EQ(checkpoint.find_any("ids")->stored_dtype, "I64");
+}
+
 TEST(Checkpoint, OpensShards) {
   const TempDir dir;
   dir.write("x-1.safetensors", one_tensor("a"));
@@ -61,7 +75,7 @@ TEST(Checkpoint, AShardMayBeALink) {  // the Hugging Face cache consists of link
 TEST(Checkpoint, NamesWhatIsMissing) {
   const TempDir dir;
   expect_error([&] { Checkpoint::open(dir.path() / "none"); }, {"none", "found nothing"});
-  expect_error([&] { Checkpoint::open(dir.write("file", "")); }, {"found a file"});
+  expect_error([&] { Checkpoint::open(dir.write("file", "")); }, {"found another file"});
   expect_error([&] { Checkpoint::open(dir.path()); },
                {"model.safetensors or model.safetensors.index.json", "found neither"});
   dir.write("pytorch_model.bin", "");

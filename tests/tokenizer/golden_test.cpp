@@ -42,6 +42,25 @@ TEST(TokenizerGolden, CorpusIsTheOneOfThePythonScript) {
 
 class TokenizerModel : public ::testing::TestWithParam<const char*> {};
 
+// The same vocabularies in GGUF files: their ids, and texts, are those of tokenizer.json.
+TEST_P(TokenizerModel, GgufGivesTheSameIds) {
+  const Tokenizer expected = Tokenizer::load(golden_path(GetParam()));
+  const Tokenizer tokenizer = Tokenizer::load(golden_path(fmt::format("../gguf/tokenizer_{}.gguf", GetParam())));
+  ASSERT_EQ(tokenizer.vocab_size(), expected.vocab_size());
+  for (const std::string& block : mixed_corpus(kSanitized ? 2 : 16)) {
+    const std::vector<int32_t> ids = tokenizer.encode(block, kPlain);
+    ASSERT_EQ(ids, expected.encode(block, kPlain));
+    ASSERT_EQ(tokenizer.decode(ids), expected.decode(ids));
+  }
+  for (const nlohmann::json& text : read_json("golden.json")["texts"]) {
+    const std::vector<int32_t> ids = tokenizer.encode(text.get<std::string>());
+    EXPECT_EQ(ids, expected.encode(text.get<std::string>())) << text;
+    for (const bool skip_special : {true, false}) {
+      EXPECT_EQ(tokenizer.decode(ids, skip_special), expected.decode(ids, skip_special)) << text;
+    }
+  }
+}
+
 TEST_P(TokenizerModel, IdsEqualHuggingFaceOnMixedText) {
   const Tokenizer tokenizer = Tokenizer::load(golden_path(GetParam()));
   const nlohmann::json expected = read_json("golden.json")["models"][GetParam()];
