@@ -167,6 +167,9 @@ void multiply_skinny(const SkinnyProduct& p, const typename Level::Element* x) {
     case WeightCode::kInt4: return multiply_blocks<CodedLevel<Level, WeightCode::kInt4>>(p, x);
     case WeightCode::kInt8: return multiply_blocks<CodedLevel<Level, WeightCode::kInt8>>(p, x);
     case WeightCode::kE4M3: return multiply_blocks<CodedLevel<Level, WeightCode::kE4M3>>(p, x);
+    case WeightCode::kInt4Min: return multiply_blocks<CodedLevel<Level, WeightCode::kInt4Min>>(p, x);
+    case WeightCode::kInt8Min: return multiply_blocks<CodedLevel<Level, WeightCode::kInt8Min>>(p, x);
+    case WeightCode::kInt8x16: return multiply_blocks<CodedLevel<Level, WeightCode::kInt8x16>>(p, x);
     case WeightCode::kBf16: break;
   }
   multiply_blocks<Level>(p, x);

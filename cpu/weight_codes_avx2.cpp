@@ -18,24 +18,43 @@ __m256i in_order(__m256i first, __m256i second) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8);
 }
 
-// Of integers.
+float factor_of(uint32_t param) { return _cvtsh_ss(static_cast<uint16_t>(param >> 16)); }
+
+// Of integers: value = (code - zero) * scale - minimum. Products are exact, but where the minimum is 0.
 struct Param {
-  explicit Param(uint32_t param)
-      : scale(_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(param & ~0x1ffu)))),
-        zero(_mm256_set1_epi32(static_cast<int32_t>(param & 0x1ffu))) {}
+  static Param of(uint32_t param) {
+    return {__builtin_bit_cast(float, param & ~0x1ffu), static_cast<int32_t>(param & 0x1ffu), 0};
+  }
+  static Param with_minimum(const uint32_t* params, int64_t group) {
+    const uint32_t param = params[group];
+    return {factor_of(params[group & ~int64_t{1}]) * static_cast<float>(param & 0xff), 0,
+            factor_of(params[group | 1]) * static_cast<float>(param >> 8 & 0xff)};
+  }
+  static Param of_sixteen(uint32_t param, int which) {
+    return {factor_of(param) * static_cast<float>(static_cast<int8_t>(param >> (8 * which))), 128, 0};
+  }
+  Param(float scale_of_all, int32_t zero_of_all, float minimum_of_all)
+      : scale(_mm256_set1_ps(scale_of_all)),
+        minimum(_mm256_set1_ps(minimum_of_all)),
+        zero(_mm256_set1_epi32(zero_of_all)) {}
   // Eight codes to bf16, each in a dword.
   __m256i value(__m256i codes) const {
-    return rounded(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero)), scale));
+    return rounded(_mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero)), scale, minimum));
   }
   // Sixteen codes in dwords, in order, to sixteen bf16.
   __m256i values(__m256i first, __m256i second) const { return in_order(value(first), value(second)); }
-  __m256 scale;
+  __m256 scale, minimum;
   __m256i zero;
 };
 
+// Of a group that a code has.
+Param param_of(WeightCode code, const uint32_t* params, int64_t group) {
+  return has_minima(code) ? Param::with_minimum(params, group) : Param::of(params[group]);
+}
+
 struct Table {
-  explicit Table(uint32_t param) {
-    const __m256i all = Param(param).values(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+  explicit Table(const Param& param) {
+    const __m256i all = param.values(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
                                             _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
     const __m256i bytes = _mm256_set1_epi16(0xff);
     const __m256i lower = _mm256_permute4x64_epi64(
@@ -56,22 +75,24 @@ struct Table {
 __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 void store(uint16_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 
-void decode_4(const uint8_t* codes, const uint32_t* params, int32_t group, uint16_t* out) {
+void decode_4(const uint8_t* codes, WeightCode code, const uint32_t* params, int32_t group, uint16_t* out) {
   const __m256i first = load(codes), second = load(codes + 32);
 #pragma GCC unroll 4
   for (int run = 0; run < 4; ++run) {
-    const Table table(params[run * 32 / group]);
+    const Table table(param_of(code, params, run * 32 / group));
     store(out + 32 * run, table.look_up(_mm256_srli_epi16(first, 4 * run)));
     store(out + 32 * run + 16, table.look_up(_mm256_srli_epi16(second, 4 * run)));
   }
 }
 
-void decode_8(const uint8_t* codes, const uint32_t* params, int32_t group, uint16_t* out) {
+void decode_8(const uint8_t* codes, WeightCode code, const uint32_t* params, int32_t group, uint16_t* out) {
 #pragma GCC unroll 4
   for (int run = 0; run < 4; ++run) {
-    const Param param(params[run * 32 / group]);
+    const int64_t of_run = run * 32 / group;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
+      const Param param =
+          code == WeightCode::kInt8x16 ? Param::of_sixteen(params[of_run], half) : param_of(code, params, of_run);
       __m256i words = load(codes + run / 2 * 64 + 32 * half);
       words = run % 2 == 0 ? _mm256_and_si256(words, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(words, 8);
       store(out + 32 * run + 16 * half,
@@ -115,10 +136,13 @@ void decode_weights_avx2(const DecodeWeights& p) {
       if (column / group % 16 == 0) {
         _mm_prefetch(reinterpret_cast<const char*>(params + column / group) + 4 * p.row_bytes, _MM_HINT_T0);
       }
-      switch (p.code) {
-        case WeightCode::kInt4: decode_4(codes + column / 2, params + column / group, group, out + column); break;
-        case WeightCode::kInt8: decode_8(codes + column, params + column / group, group, out + column); break;
-        default: decode_e4m3(codes + column, params + column / group, group, out + column); break;
+      const uint32_t* of_columns = params + column / group;
+      if (p.code == WeightCode::kE4M3) {
+        decode_e4m3(codes + column, of_columns, group, out + column);
+      } else if (bits == 4) {
+        decode_4(codes + column / 2, p.code, of_columns, group, out + column);
+      } else {
+        decode_8(codes + column, p.code, of_columns, group, out + column);
       }
     }
   }

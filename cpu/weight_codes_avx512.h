@@ -2,7 +2,8 @@
 // Internal linkage, because files with different compiler flags include it (cpu/isa.h).
 //
 // Four bits: the sixteen values of a group are computed once and looked up; a lookup heeds five bits of its
-// index, so the table is there twice. E4M3 is a half-precision float but for a smaller exponent.
+// index, so the table is there twice. E4M3 is a half-precision float but for a smaller exponent. Of each sixteen a
+// scale: the codes less 128 are multiplied by the one or the other.
 #pragma once
 
 #include "cpu/bf16_avx512.h"
@@ -21,7 +22,7 @@ struct RoundAvx512 {
 };
 
 // What sixteen groups make of a code: value = code * scale - shift. All products of integers are exact: a scale has
-// 15 bits, code and zero have nine. E4M3 has no shift.
+// 15 bits, code and zero have nine; with minima a scale has 19, a code five. E4M3 has no shift, nor have sixteens.
 struct GroupScales {
   // params: 64-byte aligned; what follows a row's last one is in its padding.
   template <WeightCode kCode>
@@ -32,6 +33,22 @@ struct GroupScales {
       _mm512_store_ps(scales, _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(256)));
       return;
     }
+    if constexpr (has_minima(kCode) || kCode == WeightCode::kInt8x16) {
+      const __m512 factors = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+      if constexpr (has_minima(kCode)) {
+        const __m512i byte = _mm512_set1_epi32(0xff);
+        const __m512 scale = _mm512_cvtepi32_ps(_mm512_and_si512(bits, byte));
+        const __m512 minimum = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(bits, 8), byte));
+        _mm512_store_ps(scales, _mm512_mul_ps(_mm512_moveldup_ps(factors), scale));
+        _mm512_store_ps(shifts, _mm512_mul_ps(_mm512_movehdup_ps(factors), minimum));
+      } else {
+        const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(bits, 24), 24);
+        const __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(bits, 16), 24);
+        _mm512_store_ps(scales, _mm512_mul_ps(factors, _mm512_cvtepi32_ps(first)));
+        _mm512_store_ps(second_scales(), _mm512_mul_ps(factors, _mm512_cvtepi32_ps(second)));
+      }
+      return;
+    }
     const __m512 scale = _mm512_castsi512_ps(_mm512_andnot_si512(mask, bits));
     _mm512_store_ps(scales, scale);
     _mm512_store_ps(shifts, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_and_si512(mask, bits)), scale));
@@ -39,8 +56,13 @@ struct GroupScales {
   __m512 value(__m512 codes, int64_t group) const {
     return _mm512_fmsub_ps(codes, _mm512_set1_ps(scales[group]), _mm512_set1_ps(shifts[group]));
   }
+  float* second_scales() { return shifts; }
+  // Codes less 128, of the first or the second sixteen of a group.
+  __m512 value_of_sixteen(__m512 codes, int64_t group, bool second) const {
+    return _mm512_mul_ps(codes, _mm512_set1_ps((second ? shifts : scales)[group]));
+  }
   alignas(64) float scales[16];
-  alignas(64) float shifts[16];
+  alignas(64) float shifts[16];  // or the second sixteens' scales
 };
 constexpr int64_t kGroupsAtOnce = 16;
 
@@ -90,13 +112,31 @@ template <class Round>
   }
 }
 
+template <class Round>
+[[gnu::always_inline]] inline void decode_8x16(const uint8_t* codes, const GroupScales& scales, int64_t group,
+                                               __m512i (&runs)[4]) {
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    __m512i words = _mm512_loadu_si512(codes + run / 2 * 64);
+    words = run % 2 == 0 ? _mm512_and_si512(words, _mm512_set1_epi16(0xff)) : _mm512_srli_epi16(words, 8);
+    words = _mm512_sub_epi16(words, _mm512_set1_epi16(128));
+    const auto values = [&](__m256i half, bool second) {
+      return scales.value_of_sixteen(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half)), group + run, second);
+    };
+    runs[run] = Round::both(values(_mm512_castsi512_si256(words), false),
+                            values(_mm512_extracti64x4_epi64(words, 1), true));
+  }
+}
+
 template <class Round, WeightCode kCode>
 [[gnu::always_inline]] inline void decode_128(const uint8_t* codes, const GroupScales& scales, int64_t group,
                                               int shift, __m512i (&runs)[4]) {
-  if constexpr (kCode == WeightCode::kInt4) {
+  if constexpr (bits_of(kCode) == 4) {
     decode_4<Round>(codes, scales, group, shift, runs);
-  } else if constexpr (kCode == WeightCode::kInt8) {
+  } else if constexpr (kCode == WeightCode::kInt8 || kCode == WeightCode::kInt8Min) {
     decode_8<Round>(codes, scales, group, shift, runs);
+  } else if constexpr (kCode == WeightCode::kInt8x16) {
+    decode_8x16<Round>(codes, scales, group, runs);
   } else {
     decode_e4m3<Round>(codes, scales, group, shift, runs);
   }
@@ -140,6 +180,9 @@ void decode_rows(const DecodeWeights& p) {
   switch (p.code) {
     case WeightCode::kInt4: return decode_rows_of<Round, WeightCode::kInt4>(p);
     case WeightCode::kE4M3: return decode_rows_of<Round, WeightCode::kE4M3>(p);
+    case WeightCode::kInt4Min: return decode_rows_of<Round, WeightCode::kInt4Min>(p);
+    case WeightCode::kInt8Min: return decode_rows_of<Round, WeightCode::kInt8Min>(p);
+    case WeightCode::kInt8x16: return decode_rows_of<Round, WeightCode::kInt8x16>(p);
     case WeightCode::kInt8:
     case WeightCode::kBf16: break;
   }

@@ -86,7 +86,7 @@ int64_t Fp8Tensor::pack(int64_t row, WeightCodec codec, std::byte* out) const {
       overflowed += codec.group;
     } else if (is_infinite(bf16(kLargestCode * scale))) {
       overflowed += std::count_if(codes + first, codes + first + codec.group, [&](uint8_t code) {
-        return is_infinite(value_of_code(codec.code, code, params.back()));
+        return is_infinite(value_of_code(codec, code, params.data(), first));
       });
     }
   }

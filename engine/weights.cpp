@@ -319,9 +319,10 @@ KeptWeights describe_weights(const ModelConfig& c) {
   std::ranges::sort(parts, std::greater(), &Part::parameters);
   for (const Part& part : parts) {
     const double percent = 100 * static_cast<double>(part.parameters) / static_cast<double>(all);
+    const int32_t group = part.codec.code == WeightCode::kInt8x16 ? 16 : part.codec.group;
     const std::string what = part.codec.code == WeightCode::kE4M3
                                  ? "8-bit floats"
-                                 : fmt::format("{} bits, groups of {}", part.codec.bits(), part.codec.group);
+                                 : fmt::format("{} bits, groups of {}", part.codec.bits(), group);
     kept.text += fmt::format("{:.0f} % in {}, {}; ", percent, what,
                              part.rounded ? "rounded" : "as the checkpoint has them");
   }

@@ -24,6 +24,9 @@ auto with_code(WeightCode code, const Launch& launch) {
     case WeightCode::kInt4: return launch.template operator()<WeightCode::kInt4>();
     case WeightCode::kInt8: return launch.template operator()<WeightCode::kInt8>();
     case WeightCode::kE4M3: return launch.template operator()<WeightCode::kE4M3>();
+    case WeightCode::kInt4Min: return launch.template operator()<WeightCode::kInt4Min>();
+    case WeightCode::kInt8Min: return launch.template operator()<WeightCode::kInt8Min>();
+    case WeightCode::kInt8x16: return launch.template operator()<WeightCode::kInt8x16>();
     case WeightCode::kBf16: break;
   }
   return launch.template operator()<WeightCode::kBf16>();

@@ -23,7 +23,8 @@ GPU uint4 decoded_piece(const CodeLayout& codes, const bf16* table, int64_t row,
   constexpr int kUnit = 32 * kPieceSteps<kBitsOf<kCode>>;
   const auto* of_row = reinterpret_cast<const uint8_t*>(table) + row * codes.row_bytes;
   const auto* words = reinterpret_cast<const uint4*>(of_row + i / kUnit * kUnitBytes + i % 32 / kPiece * 16);
-  return decode_step<kCode>(*words, static_cast<int>(i % kUnit / 32), params_of(codes, table, row)[i >> codes.shift]);
+  return decode_step(*words, static_cast<int>(i % kUnit / 32), static_cast<int>(i % 32 / kPiece),
+                     GroupParam<kCode>::load(params_of(codes, table, row), i >> codes.shift));
 }
 
 // kPieces: eight elements at a time, as codes always are; else bf16 at any address.

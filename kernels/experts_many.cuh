@@ -40,7 +40,7 @@ struct TileLoader {
   // Of codes: params of the next slice are on their way in registers, units in shared memory.
   static constexpr int kSlices = kPieceSteps<kBits>;
   int shift;
-  uint32_t param[2];
+  GroupParam<kCode> param[2];
   uint8_t* codes;
 
   GPU void ask_params(int slice) {
@@ -48,7 +48,8 @@ struct TileLoader {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const auto* of_row = reinterpret_cast<const uint32_t*>(weights[i] + k / 16 * kBits);
-      param[i] = weight_valid[i] && first < k ? of_row[first >> shift] : 0;
+      const bool inside = weight_valid[i] && first < k;
+      param[i] = inside ? GroupParam<kCode>::load(of_row, first >> shift) : GroupParam<kCode>{};
     }
   }
   // Asks for unit n.
@@ -89,7 +90,7 @@ struct TileLoader {
     const int at = slice * kTileDepth + unit * kPiece, line = static_cast<int>(threadIdx.x) / 4;
     const int inside = at < k ? at : 0;
     uint4 coded[2];
-    uint32_t of_slice[2];
+    GroupParam<kCode> of_slice[2];
     if constexpr (kBits != 16) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -107,7 +108,7 @@ struct TileLoader {
         gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
       } else {
         *reinterpret_cast<uint4*>(stage + kTileBytes + place) =
-            decode_step<kCode>(coded[i], slice % kSlices, of_slice[i]);
+            decode_step(coded[i], slice % kSlices, unit, of_slice[i]);
       }
     }
   }

@@ -294,9 +294,9 @@ struct SkinnyWeights {
   // Step `step` of a piece, which is that of the elements from offset on.
   GPU uint4 fragments(const uint4& loaded, int octet, int step, int offset, const uint32_t* shared) const {
     if (offset >= p.k) return {0, 0, 0, 0};
-    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
-    const uint32_t param = shared[(octet * 8 + g) * param_stride(p.n_groups()) + (offset >> p.codes.shift)];
-    return decode_step<kCode>(loaded, step, param);
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const uint32_t* of_row = shared + (octet * 8 + g) * param_stride(p.n_groups());
+    return decode_step(loaded, step, t, GroupParam<kCode>::load(of_row, offset >> p.codes.shift));
   }
 };
 // Of a warp's steps, each of kGroup elements of k, the first element; without where the warp begins.

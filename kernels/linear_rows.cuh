@@ -193,11 +193,12 @@ linear_rows_kernel(const GRID_CONST SkinnyParams p) {
         } else {
           uint4 decoded[kOctets];
           const auto* of_panel = reinterpret_cast<const uint32_t*>(params + panel % 2 * kParams);
-          const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+          const int lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, t = lane % 4;
 #pragma unroll
           for (int o = 0; o < kOctets; ++o) {
             const uint32_t* of_row = of_panel + (o * 8 + row) * (4 * kParamPieces<kBits>);
-            decoded[o] = decode_step<kCode>(loaded[o], s, of_row[group * kGroup >> p.codes.shift]);
+            const auto param = GroupParam<kCode>::load(of_row, group * kGroup >> p.codes.shift);
+            decoded[o] = decode_step(loaded[o], s, t, param);
           }
           multiply_step(acc, x, rows, group, decoded);
         }

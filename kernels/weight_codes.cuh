@@ -18,33 +18,67 @@ GPU const uint32_t* params_of(const CodeLayout& layout, const bf16* rows, int64_
   return reinterpret_cast<const uint32_t*>(bytes);
 }
 
-// Step `step` of a piece. What is rounded of integers is exact: codes and zeros have nine bits, scales fifteen.
+// What decodes the codes of a group.
 template <WeightCode kCode>
-GPU uint4 decode_step(uint4 codes, int step, uint32_t param) {
+struct GroupParam {
+  uint32_t own;
+  uint32_t factors;  // with minima: of the two groups that share them, the scales' and the minima's
+
+  // params: of a row. Zeros decode codes to zeros.
+  GPU static GroupParam load(const uint32_t* params, int64_t group) {
+    if constexpr (!has_minima(kCode)) return {params[group], 0};
+    const uint32_t even = params[group & ~int64_t{1}], odd = params[group | 1];
+    return {group % 2 == 0 ? even : odd, (even >> 16) | (odd & 0xffff0000u)};
+  }
+};
+
+// Step `step` of piece `t` of 32 elements. What is rounded of integers is exact: codes and zeros have nine bits, scales
+// fifteen; with minima four or eight, and nineteen.
+template <WeightCode kCode>
+GPU uint4 decode_step(uint4 codes, int step, int t, GroupParam<kCode> param) {
   using namespace gpu;
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-  // E4M3 is a half but for a smaller exponent: read as one, a code is 2^-8 of what it is.
-  constexpr bool kFloats = kCode == WeightCode::kE4M3;
-  const float scale = kFloats ? mul_rn(bits_to_float(param), 256.0f) : bits_to_float(param & ~kZeroMask);
   // 2^23 + zero, and with it 2^23 + code, are integers in the lowest bits of a float.
   constexpr uint32_t kMagic = 0x4b000000u;
-  [[maybe_unused]] const float zero = bits_to_float(kMagic | (param & kZeroMask));
+  const auto small = [](uint32_t integer) { return bits_to_float(kMagic | integer) - 8388608.0f; };
+  float scale, shift = 0;
+  [[maybe_unused]] float zero = 0;
+  if constexpr (kCode == WeightCode::kE4M3) {
+    // A half but for a smaller exponent: read as one, a code is 2^-8 of what it is.
+    scale = mul_rn(bits_to_float(param.own), 256.0f);
+  } else if constexpr (has_minima(kCode)) {
+    scale = mul_rn(low_half(param.factors), small(param.own & 0xffu));
+    shift = mul_rn(high_half(param.factors), small(param.own >> 8 & 0xffu));
+  } else if constexpr (kCode == WeightCode::kInt8x16) {
+    const auto of_sixteen = static_cast<int8_t>(t < 2 ? param.own : param.own >> 8);
+    scale = mul_rn(high_half(param.own), static_cast<float>(of_sixteen));
+    zero = 8388736.0f;  // 2^23 + 128
+  } else {
+    scale = bits_to_float(param.own & ~kZeroMask);
+    zero = bits_to_float(kMagic | (param.own & kZeroMask));
+    if constexpr (kCode == WeightCode::kInt4) shift = mul_rn(zero - 8388480.0f, scale);  // (128 + zero) * scale
+  }
   uint32_t out[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (kFloats) {
+    if constexpr (kCode == WeightCode::kE4M3) {
       const uint32_t upper = words[i] << (8 - 8 * step);
       const uint32_t pair = (upper & 0x80008000u) | (upper >> 1 & 0x3f803f80u);
       out[i] = pack_bf16(mul_rn(low_half(pair), scale), mul_rn(high_half(pair), scale));
-    } else if constexpr (kCode == WeightCode::kInt4) {
+    } else if constexpr (kBitsOf<kCode> == 4) {
       // 128 + code as two bf16 at once.
       const uint32_t pair = (words[i] >> (4 * step) & 0x000f000fu) | 0x43004300u;
-      const float shift = mul_rn(zero - 8388480.0f, scale);  // (128 + zero) * scale
-      out[i] = pack_bf16(fmaf(low_float(pair), scale, -shift), fmaf(high_float(pair), scale, -shift));
+      constexpr float kAdded = has_minima(kCode) ? 128 : 0;
+      out[i] = pack_bf16(fmaf(low_float(pair) - kAdded, scale, -shift), fmaf(high_float(pair) - kAdded, scale, -shift));
     } else {
       const uint32_t pair = words[i] >> (8 * step) & 0x00ff00ffu;
-      const float low = bits_to_float(kMagic | (pair & 0xffffu)), high = bits_to_float(kMagic | pair >> 16);
-      out[i] = pack_bf16(mul_rn(low - zero, scale), mul_rn(high - zero, scale));
+      const uint32_t low = pair & 0xffffu, high = pair >> 16;
+      if constexpr (has_minima(kCode)) {
+        out[i] = pack_bf16(fmaf(small(low), scale, -shift), fmaf(small(high), scale, -shift));
+      } else {
+        out[i] = pack_bf16(mul_rn(bits_to_float(kMagic | low) - zero, scale),
+                           mul_rn(bits_to_float(kMagic | high) - zero, scale));
+      }
     }
   }
   return {out[0], out[1], out[2], out[3]};
@@ -74,7 +108,7 @@ KERNEL(256, 4) decode_weights_kernel(const GRID_CONST DecodeWeightsParams p) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const int64_t first = unit * kUnit + step * 32;
-    const uint4 decoded = decode_step<kCode>(words, step, params[first >> p.layout.shift]);
+    const uint4 decoded = decode_step(words, step, t, GroupParam<kCode>::load(params, first >> p.layout.shift));
     store_piece(p.out + row * p.k + first + t * kPiece, decoded);
   }
 }

@@ -51,6 +51,17 @@ inline std::string q4_0_block(const float* x) {
   return block;
 }
 
+inline std::string q4_1_block(const float* x) {
+  const auto [low, high] = std::minmax_element(x, x + 32);
+  const uint16_t scale = half_of(std::max((*high - *low) / 15, 1e-4f) * 1.001f), least = half_of(*low);
+  const auto code = [&](int i) {
+    return static_cast<uint32_t>(std::clamp(std::lround((x[i] - f16_to_float(least)) / f16_to_float(scale)), 0L, 15L));
+  };
+  std::string block = GgufWriter::bytes(scale) + GgufWriter::bytes(least);
+  for (int i = 0; i < 16; ++i) block += static_cast<char>(code(i) | code(i + 16) << 4);
+  return block;
+}
+
 // Super-block formats: every group's least value and range, in 63rds of the largest ones.
 struct SuperGroups {
   explicit SuperGroups(const float* x) {
@@ -119,7 +130,7 @@ inline std::string q6_k_block(const float* x) {
   return low + high + std::string(reinterpret_cast<const char*>(scales), 16) + GgufWriter::bytes(scale);
 }
 
-inline constexpr Quantiser kQ4_0{2, 32, q4_0_block}, kQ8_0{8, 32, q8_0_block}, kQ4_K{12, 256, q4_k_block},
+inline constexpr Quantiser kQ4_0{2, 32, q4_0_block}, kQ4_1{3, 32, q4_1_block}, kQ8_0{8, 32, q8_0_block}, kQ4_K{12, 256, q4_k_block},
     kQ6_K{14, 256, q6_k_block};
 
 // Writes the model at `directory` to `file`. matrices: null, bf16; embedding: likewise, of the tokens' matrix.

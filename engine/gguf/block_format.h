@@ -1,11 +1,11 @@
 // Rows of weights in blocks, as GGUF files have them: codes of few bits, and for each group of neighbours what
 // makes values of them,
 //
-//   value = scale * (code - zero) + offset
+//   value = factors[0] * scale * (code - zero) - factors[1] * minimum
 //
-// where the scale, and the offset if the format has one, are a number of 16 bits for the block, or such a number
-// times a small integer of the group's (the "K" formats: groups in superblocks of 256). fp32 holds the product, so a
-// value is rounded once, and once more to bf16.
+// where the factors are numbers of 16 bits, one or two for a block, and a group's scale and minimum small integers (the
+// "K" formats: groups in superblocks of 256) or 1. fp32 holds the products, so a value is rounded once, and once more
+// to bf16.
 //
 // Source: the formats as ggml defines them (ggml-common.h, and the rows' decoders of gguf-py, which the tests compare
 // with bit by bit). Those that need tables of vectors (IQ1 to IQ3) or ternary digits are known by name and size only.
@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 
@@ -25,7 +26,15 @@ namespace tiercel {
 struct BlockGroups {
   static constexpr int64_t kMostElements = 256, kMostGroups = 16;
   uint8_t codes[kMostElements];
-  float scales[kMostGroups], offsets[kMostGroups];
+  float factors[2] = {};
+  uint16_t halves[2] = {};  // the same, where they are f16
+  int16_t scales[kMostGroups] = {1}, minima[kMostGroups] = {1};
+
+  // From where a block has it.
+  void set_factor(int which, const uint8_t* bytes) {
+    std::memcpy(&halves[which], bytes, sizeof(uint16_t));
+    factors[which] = f16_to_float(halves[which]);
+  }
 };
 
 struct BlockFormat {
@@ -38,15 +47,19 @@ struct BlockFormat {
   int32_t bits = 0;   // of a code
   int32_t group = 0;  // elements
   int32_t zero = 0;
-  bool has_offsets = false;
+  bool has_minima = false;
   void (*unpack)(const uint8_t* block, BlockGroups& groups) = nullptr;
   int16_t numbers[2] = {-1, -1};  // where in a block its f16 numbers are
 
   // Whether rows of k elements can be in it.
   bool is_for(int64_t k) const { return k % elements == 0; }
   int64_t row_bytes(int64_t k) const { return k / elements * bytes; }
-  // How a matrix of k columns is kept as it is: bf16 where codes cannot be.
-  WeightCodec codec(int64_t k) const;
+  // How codes are kept as they are: bf16 where they cannot be. A matrix of k columns is.
+  WeightCode code() const;
+  WeightCodec codec(int64_t k) const {
+    return code() == WeightCode::kBf16 ? WeightCodec{} : codec_in_groups(code(), kKeptGroup, k);
+  }
+  static constexpr int64_t kKeptGroup = 32;  // columns, of every format
 };
 
 // The format of a tensor's type; null: no such type.

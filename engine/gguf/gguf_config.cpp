@@ -215,8 +215,7 @@ void describe_blocks(const GgufModel& model, ModelConfig& config) {
            info.stored_dtype, info.shape.size() == 2 ? "; take a file of another quantisation" : "");
     }
     names.insert(info.stored_dtype);
-    const WeightCodec codec = info.blocks->codec(kCodedColumns);
-    modules->push_back({std::string(module_of(info.name)), codec.code, codec.group});
+    modules->push_back({std::string(module_of(info.name)), info.blocks->code(), BlockFormat::kKeptGroup});
   }
   std::ranges::sort(*modules, {}, &CodedModule::name);
   for (const std::string& name : names) config.block_formats += (config.block_formats.empty() ? "" : ", ") + name;

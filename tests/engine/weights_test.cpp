@@ -515,10 +515,11 @@ TEST(GgufWeights, GiveTheLogitsOfDecodedOnes) {
   };
   for (const Case& c : {Case{&test::kQ8_0, &test::kQ8_0, 0.62, 0.2, "100 % in 8 bits, groups of 32"},
                         Case{&test::kQ4_0, &test::kQ8_0, 0.4, 2, "groups of 32, as the checkpoint has them"},
-                        Case{&test::kQ4_K, &test::kQ6_K, 1, 2, "the checkpoint's Q4_K, Q6_K, decoded to bf16"}}) {
+                        Case{&test::kQ4_K, &test::kQ6_K, 0.42, 2, "12 % in 8 bits, groups of 16, as the checkpoint has"},
+                        Case{&test::kQ4_1, nullptr, 1, 2, "the checkpoint's Q4_1, decoded to bf16"}}) {
     const auto [kept, kept_bytes] = logits_of(c.matrices, c.embedding, WeightForm::kStored);
     const auto [decoded, decoded_bytes] = logits_and_bytes(file, WeightForm::kBf16);
-    const bool is_exact = test::kBackend == BackendKind::kCpu || c.matrices != &test::kQ4_0;  // as above
+    const bool is_exact = test::kBackend == BackendKind::kCpu || c.matrices == &test::kQ8_0;  // as above
     if (is_exact) {
       EXPECT_EQ(kept, decoded) << c.text;
     } else {

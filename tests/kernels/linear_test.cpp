@@ -297,7 +297,7 @@ TEST(KernelLinear, CodedWeightsAreTheDecodedOnes) {
         run(coded.matrix());
         problem.expect_close(expected);
         if (::testing::Test::HasFatalFailure()) return;
-        if (codec.code == WeightCode::kInt4 && (alone || c.m <= cuda::kMaxSkinnyRows)) continue;
+        if (codec.bits() == 4 && (alone || c.m <= cuda::kMaxSkinnyRows)) continue;
         const DeviceVector<bf16> out = problem.out;
         const DeviceVector<float> out_f32 = problem.out_f32;
         run(problem.weight.data());
@@ -331,7 +331,8 @@ TEST(KernelLinear, CodedWeightsAreDecodedSomeAtATime) {
 // Alone or together, with norm and gate folded in or in steps.
 TEST(KernelLinear, CodedRowsAloneHaveTheBitsOfOneRow) {
   for (const WeightCodec codec : {WeightCodec{WeightCode::kInt4, 32}, WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt8, 64},
-                                  WeightCodec{WeightCode::kE4M3, 128}}) {
+                                  WeightCodec{WeightCode::kE4M3, 128}, WeightCodec{WeightCode::kInt4Min, 32},
+                                  WeightCodec{WeightCode::kInt8x16, 32}}) {
     for (const Case& s : {Case{70, 1280, 90}, Case{12, 384, 258}, Case{5, 2176, 40}}) {
       Problem all(s);
       Coded gate(all.random, s.n, s.k, codec), up(all.random, s.n, s.k, codec);

@@ -261,6 +261,10 @@ inline const ExpertsShape kExpertsShapes[] = {
     {8, 256, 384, 4, 2, true, false, false, {WeightCode::kE4M3, 64}},
     {40, 256, 128, 4, 2, true, true, false, {WeightCode::kE4M3, 128}},
     {140, 128, 256, 3, 1, true, false, true, {WeightCode::kE4M3, 32}},
+    {8, 256, 384, 4, 2, true, false, false, {WeightCode::kInt4Min, 32}},
+    {40, 256, 128, 4, 2, true, true, false, {WeightCode::kInt8Min, 32}},
+    {140, 128, 256, 3, 1, true, false, true, {WeightCode::kInt8x16, 32}},
+    {90, 384, 256, 5, 2, true, false, true, {WeightCode::kInt4Min, 32}},
 };
 
 // Op: op(params), and its results can be looked at.
