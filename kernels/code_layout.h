@@ -9,6 +9,8 @@ namespace tiercel::cuda {
 
 template <WeightCode kCode>
 inline constexpr int kBitsOf = bits_of(kCode);
+template <WeightCode kCode>
+inline constexpr bool kHasMinima = has_minima(kCode);
 
 struct CodeLayout {
   WeightCode code = WeightCode::kBf16;  // with which nothing else matters

@@ -89,15 +89,7 @@ struct TileLoader {
   GPU void load(uint8_t* stage, int slice) {
     const int at = slice * kTileDepth + unit * kPiece, line = static_cast<int>(threadIdx.x) / 4;
     const int inside = at < k ? at : 0;
-    uint4 coded[2];
-    GroupParam<kCode> of_slice[2];
     if constexpr (kBits != 16) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        coded[i] = *reinterpret_cast<const uint4*>(place_of_codes(slice / kSlices, i));
-        of_slice[i] = param[i];
-      }
-      ask_params(slice + 1);
       if (slice % kSlices == 0) ask(slice / kSlices + kUnitBuffers<kBits> - 1);
     }
 #pragma unroll
@@ -107,10 +99,11 @@ struct TileLoader {
       if constexpr (kBits == 16) {
         gpu::copy_async16(stage + kTileBytes + place, weights[i] + inside, weight_valid[i] && at < k);
       } else {
-        *reinterpret_cast<uint4*>(stage + kTileBytes + place) =
-            decode_step(coded[i], slice % kSlices, unit, of_slice[i]);
+        const uint4 coded = *reinterpret_cast<const uint4*>(place_of_codes(slice / kSlices, i));
+        *reinterpret_cast<uint4*>(stage + kTileBytes + place) = decode_step(coded, slice % kSlices, unit, param[i]);
       }
     }
+    if constexpr (kBits != 16) ask_params(slice + 1);
   }
 };
 

@@ -26,7 +26,7 @@ struct GroupParam {
 
   // params: of a row. Zeros decode codes to zeros.
   GPU static GroupParam load(const uint32_t* params, int64_t group) {
-    if constexpr (!has_minima(kCode)) return {params[group], 0};
+    if constexpr (!kHasMinima<kCode>) return {params[group], 0};
     const uint32_t even = params[group & ~int64_t{1}], odd = params[group | 1];
     return {group % 2 == 0 ? even : odd, (even >> 16) | (odd & 0xffff0000u)};
   }
@@ -46,7 +46,7 @@ GPU uint4 decode_step(uint4 codes, int step, int t, GroupParam<kCode> param) {
   if constexpr (kCode == WeightCode::kE4M3) {
     // A half but for a smaller exponent: read as one, a code is 2^-8 of what it is.
     scale = mul_rn(bits_to_float(param.own), 256.0f);
-  } else if constexpr (has_minima(kCode)) {
+  } else if constexpr (kHasMinima<kCode>) {
     scale = mul_rn(low_half(param.factors), small(param.own & 0xffu));
     shift = mul_rn(high_half(param.factors), small(param.own >> 8 & 0xffu));
   } else if constexpr (kCode == WeightCode::kInt8x16) {
@@ -68,12 +68,12 @@ GPU uint4 decode_step(uint4 codes, int step, int t, GroupParam<kCode> param) {
     } else if constexpr (kBitsOf<kCode> == 4) {
       // 128 + code as two bf16 at once.
       const uint32_t pair = (words[i] >> (4 * step) & 0x000f000fu) | 0x43004300u;
-      constexpr float kAdded = has_minima(kCode) ? 128 : 0;
+      constexpr float kAdded = kHasMinima<kCode> ? 128 : 0;
       out[i] = pack_bf16(fmaf(low_float(pair) - kAdded, scale, -shift), fmaf(high_float(pair) - kAdded, scale, -shift));
     } else {
       const uint32_t pair = words[i] >> (8 * step) & 0x00ff00ffu;
       const uint32_t low = pair & 0xffffu, high = pair >> 16;
-      if constexpr (has_minima(kCode)) {
+      if constexpr (kHasMinima<kCode>) {
         out[i] = pack_bf16(fmaf(small(low), scale, -shift), fmaf(small(high), scale, -shift));
       } else {
         out[i] = pack_bf16(mul_rn(bits_to_float(kMagic | low) - zero, scale),

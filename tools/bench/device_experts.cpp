@@ -9,6 +9,7 @@
 
 #include "kernels/experts.h"
 #include "tools/bench/device_harness.h"
+#include "tools/bench/measured_codecs.h"
 
 namespace tiercel::bench {
 namespace {
@@ -143,8 +144,7 @@ void run_experts(Device& device) {
     }
   }
   Layer<Noise> layer(device);
-  for (const WeightCodec& codec : {WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt4, 32},
-                                   WeightCodec{WeightCode::kInt8, 128}, WeightCodec{WeightCode::kE4M3, 128}}) {
+  for (const WeightCodec& codec : kMeasuredCodecs) {
     layer.codec = codec;
     for (const int64_t n : {1, 8, 64}) {
       if (n <= layer.max_tokens) measure(device, layer, n, true);

@@ -7,6 +7,7 @@
 
 #include "kernels/linear.h"
 #include "tools/bench/device_harness.h"
+#include "tools/bench/measured_codecs.h"
 
 namespace tiercel::bench {
 namespace {
@@ -137,8 +138,7 @@ void run_codes(Device& device) {
   ColdNoise weights(device, device.size(int64_t{14336} * 4096, 1 << 16));
   const Noise x(device, max_rows * device.size(14336, 128));
   const Noise out(device, max_rows * device.size(14336, 64));
-  for (const WeightCodec& codec : {WeightCodec{WeightCode::kInt4, 128}, WeightCodec{WeightCode::kInt4, 32},
-                                   WeightCodec{WeightCode::kInt8, 128}, WeightCodec{WeightCode::kE4M3, 128}}) {
+  for (const WeightCodec& codec : kMeasuredCodecs) {
     for (const Layer& layer : {Layer{4096, 4096}, Layer{14336, 4096}, Layer{4096, 14336}}) {
       for (const int64_t m : {1, 4, 8, 64, 512, 4096}) {
         if (m <= max_rows) linear(device, weights, x, out, m, layer, false, codec);

@@ -14,11 +14,13 @@
 #include "cpu/topology.h"
 #include "engine/base/rope.h"
 #include "tools/bench/best.h"
+#include "tools/bench/measured_codecs.h"
 
 namespace tiercel::cpu {
 namespace {
 
 using bench::Best;
+using bench::kMeasuredCodecs;
 using bench::queue_of;
 
 std::vector<bf16> random_bf16(int64_t n) {
@@ -167,9 +169,7 @@ BENCHMARK(BM_Linear)->Apply([](auto* b) {
 BENCHMARK(BM_CodedLinear)->Apply([](auto* b) {
   b->ArgNames({"m", "k", "n", "code", "group", "threads"})->UseRealTime()->MinTime(0.05);
   for (int64_t threads : {1, 2}) {
-    for (const auto& [code_of_weights, group] :
-         {WeightCodec{WeightCode::kInt8, 128}, {WeightCode::kE4M3, 128}, {WeightCode::kInt4, 128},
-          {WeightCode::kInt4, 64}, {WeightCode::kInt4, 32}}) {
+    for (const auto& [code_of_weights, group] : kMeasuredCodecs) {
       const auto code = static_cast<int64_t>(code_of_weights);
       for (int64_t m : {1, 4, 16, 512}) b->Args({m, 4096, 4096, code, group, threads});
       b->Args({1, 4096, 64, code, group, threads});
