@@ -2,7 +2,7 @@
 // Internal linkage, because files with different compiler flags include it (cpu/isa.h).
 //
 // Four bits: the sixteen values of a group are computed once and looked up; a lookup heeds five bits of its
-// index, so the table is there twice. E4M3 is a half-precision float but for a smaller exponent. Of each sixteen a
+// index, so the table is there twice; or it is that of five bits, which have a byte each. E4M3 is a half-precision float but for a smaller exponent. Of each sixteen a
 // scale: the codes less 128 are multiplied by the one or the other.
 #pragma once
 
@@ -83,6 +83,20 @@ template <class Round>
   runs[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(unit, 12), table);
 }
 
+// Codes below 32, in eight bits: of what a lookup does not heed, the neighbour's code.
+template <class Round>
+[[gnu::always_inline]] inline void decode_5(const uint8_t* codes, const GroupScales& scales, int64_t group,
+                                            __m512i (&runs)[4]) {
+  const __m512 first = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512 second = _mm512_add_ps(first, _mm512_set1_ps(16));
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    const __m512i words = _mm512_loadu_si512(codes + run / 2 * 64);
+    const __m512i table = Round::both(scales.value(first, group + run), scales.value(second, group + run));
+    runs[run] = _mm512_permutexvar_epi16(run % 2 == 0 ? words : _mm512_srli_epi16(words, 8), table);
+  }
+}
+
 template <class Round>
 [[gnu::always_inline]] inline void decode_8(const uint8_t* codes, const GroupScales& scales, int64_t group, int shift,
                                             __m512i (&runs)[4]) {
@@ -133,7 +147,9 @@ template <class Round, WeightCode kCode>
                                               int shift, __m512i (&runs)[4]) {
   if constexpr (bits_of(kCode) == 4) {
     decode_4<Round>(codes, scales, group, shift, runs);
-  } else if constexpr (kCode == WeightCode::kInt8 || kCode == WeightCode::kInt8Min) {
+  } else if constexpr (kCode == WeightCode::kInt8Min) {
+    decode_5<Round>(codes, scales, group, runs);
+  } else if constexpr (kCode == WeightCode::kInt8) {
     decode_8<Round>(codes, scales, group, shift, runs);
   } else if constexpr (kCode == WeightCode::kInt8x16) {
     decode_8x16<Round>(codes, scales, group, runs);

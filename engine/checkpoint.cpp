@@ -148,7 +148,7 @@ const TensorInfo* Checkpoint::find(std::string_view name) const {
   if (tensor != nullptr && !tensor->supported) {
     fail("{}: tensor {}: expected dtype BF16, F16, F32 or F8_E4M3, found {}; quantised weights are supported where "
          "config.json says how (gptq, awq, compressed-tensors): use such a checkpoint, or the original one",
-         file_of(name), printable(tensor->name), tensor->stored_dtype);
+         file_of(name), printable(tensor->label()), tensor->stored_dtype);
   }
   return tensor;
 }
@@ -161,10 +161,9 @@ const TensorInfo* Checkpoint::find_any(std::string_view name) const {
 const TensorInfo& Checkpoint::tensor(std::string_view name) const {
   const TensorInfo* info = find(name);
   if (info == nullptr) {
-    fail(
-        "{}: expected a tensor {}, found none among {} tensors; config.json may belong to another "
-        "model",
-        name_, name, where_.size());
+    fail("{}: expected a tensor {}{}, found none among {} tensors; {}", name_, name,
+         gguf_ ? " (Hugging Face's name of it)" : "", where_.size(),
+         gguf_ ? "the file is no whole model: fetch it again" : "config.json may belong to another model");
   }
   return *info;
 }
@@ -172,8 +171,8 @@ const TensorInfo& Checkpoint::tensor(std::string_view name) const {
 const TensorInfo& Checkpoint::require(std::string_view name, std::span<const int64_t> shape) const {
   const TensorInfo& info = tensor(name);
   if (!std::equal(shape.begin(), shape.end(), info.shape.begin(), info.shape.end())) {
-    fail("{}: tensor {}: expected shape {}, found {}; config.json does not describe these weights",
-         file_of(name), name, to_string(shape), to_string(info.shape));
+    fail("{}: tensor {}: expected shape {}, found {}; {} {} not describe these weights", file_of(name),
+         printable(info.label()), to_string(shape), to_string(info.shape), description(), gguf_ ? "do" : "does");
   }
   return info;
 }
@@ -197,7 +196,7 @@ void Checkpoint::check_finite(const TensorInfo& tensor, int64_t first) const {
   if (!bad) return;
   fail("{}: tensor {}: element {} is NaN or infinite; the checkpoint is damaged or was not fully written, fetch it "
        "again",
-       file_of(tensor.name), tensor.name, first + *bad);
+       file_of(tensor.name), tensor.label(), first + *bad);
 }
 
 void Checkpoint::will_need() const {

@@ -61,6 +61,8 @@ class Checkpoint {
   uint64_t total_bytes() const { return total_bytes_; }
   size_t n_tensors() const { return where_.size(); }
   const std::string& name() const { return name_; }  // the directory, or the file
+  // What describes the model: "config.json", or what a GGUF file has instead. For messages.
+  const char* description() const { return gguf_ ? "its metadata" : "config.json"; }
   // Asks the kernel to start reading all data ahead of use.
   void will_need() const;
 

@@ -564,8 +564,11 @@ void apply_generation_config(ModelConfig& config, std::string_view text, const s
 }
 
 ModelConfig load_config(const std::filesystem::path& path) {
-  if (is_gguf_file(path)) return gguf_config(GgufModel::open(path));
   std::error_code ignored;
+  // Also one that is not there: which then says so.
+  if (is_gguf_file(path) || (path.extension() == ".gguf" && !std::filesystem::exists(path, ignored))) {
+    return gguf_config(GgufModel::open(path));
+  }
   const bool is_directory = std::filesystem::is_directory(path, ignored);
   const std::filesystem::path directory = is_directory ? path : path.parent_path();
   const std::filesystem::path file = is_directory ? path / "config.json" : path;

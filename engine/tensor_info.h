@@ -43,6 +43,7 @@ struct BlockFormat;  // engine/gguf/block_format.h
 // A tensor as it lies in a file.
 struct TensorInfo {
   std::string name;
+  std::string stored_name;     // as the file has it, where that is another
   DType dtype = DType::kF32;   // only meaningful when `supported`, or of I8 and I32
   bool supported = false;      // BF16, F16, F32 or F8_E4M3: numbers by themselves
   std::string stored_dtype;    // as the file spells it, for messages
@@ -52,6 +53,7 @@ struct TensorInfo {
   uint64_t bytes = 0;
   const std::byte* data = nullptr;  // null from parse_header; often not aligned to the element
 
+  const std::string& label() const { return stored_name.empty() ? name : stored_name; }  // for messages
   int64_t n_elements() const {
     int64_t n = 1;
     for (const int64_t extent : shape) n *= extent;  // checked against overflow when parsed

@@ -270,9 +270,10 @@ void WeightStore::check_nothing_ignored(const ModelConfig& config) const {
     if (name.ends_with(".rotary_emb.inv_freq")) continue;  // computed; old checkpoints store it
     if (config.has_codes() && is_scale_of_activations(name)) continue;
     if (config.int_weights && name.ends_with(".bias") && is_zero(*checkpoint_->find_any(name))) continue;
-    fail("{}: tensor {} is no part of a {} of {} layers as config.json describes it, and would be "
-         "ignored; check config.json, or convert the model to the plain architecture",
-         checkpoint_->file_of(name), name, name_of(config.architecture), config.n_layers);
+    fail("{}: tensor {} is no part of a {} of {} layers as {} describe{} it, and would be ignored; check that, or "
+         "convert the model to the plain architecture",
+         checkpoint_->file_of(name), checkpoint_->find_any(name)->label(), name_of(config.architecture), config.n_layers,
+         checkpoint_->description(), config.block_formats.empty() && config.coded_modules == nullptr ? "s" : "");
   }
 }
 
@@ -394,8 +395,8 @@ void WeightStore::read(size_t first, std::span<bf16* const> copies) const {
     const TensorInfo& tensor = item.rows.tensor;
     if (item.is_bad) checkpoint_->check_finite(tensor, item.rows.first_row * item.rows.row_elements());
     if (item.overflowed > 0) {
-      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name), tensor.name,
-           item.overflowed);
+      fail("{}: tensor {}: at least {} values are too large for bf16", checkpoint_->file_of(tensor.name),
+           tensor.label(), item.overflowed);
     }
   }
 }

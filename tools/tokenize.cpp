@@ -93,7 +93,7 @@ int command_tokenize(int argc, char** argv) {
   Flags flags("tokenize", "Text to token ids and back.",
               "Without --json: one \"id  'piece'\" per line, and the count on stderr.\n");
   flags.section("Model");
-  flags.text("-m,--model", model, "Directory with a tokenizer.json", "DIR");
+  flags.text("-m,--model", model, "Directory with a tokenizer.json, or a GGUF file", "DIR|FILE");
   prompt.add_to(flags, true);
   flags.section("Tokens");
   flags.flag("--json", json, "Print one array of ids");

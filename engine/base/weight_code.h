@@ -11,7 +11,7 @@ enum class WeightCode : uint8_t {
   kInt4,
   kE4M3,
   kInt4Min,  // integers whose groups have a least value
-  kInt8Min,
+  kInt8Min,  // of five bits, in eight
   kInt8x16,  // integers with a scale for each sixteen
 };
 

@@ -2,7 +2,7 @@
 //
 //   integers of 8 or 4 bits    with a zero beside the scale: what GPTQ and AWQ make, and what --weight-codec makes
 //   floats of 8 bits (E4M3)    what FP8 checkpoints have
-//   integers with minima       GGUF's Q4_K and Q5_K: value = scale * code - minimum
+//   integers with minima       GGUF's Q4_K and Q5_K (five bits, in eight): value = scale * code - minimum
 //   integers by sixteens       GGUF's Q6_K, Q3_K and IQ4_XS, in eight bits: a scale for each sixteen columns
 //
 // A coded matrix is a bf16 one, decoded where it is used: value = bf16((code - zero) * scale), what is no integer being

@@ -10,6 +10,7 @@
 #include "engine/config_family.h"
 #include "engine/gguf/block_format.h"
 #include "engine/gguf/gguf_tokenizer.h"
+#include "engine/json.h"
 
 namespace tiercel {
 namespace {
@@ -18,11 +19,16 @@ using Json = nlohmann::json;
 
 constexpr int64_t kMost = int64_t{1} << 40;  // parse_config has bounds of its own
 
-// What changes the computation, and what it must not be where it is there at all.
-constexpr const char* kRefused[] = {"attention.scale",      "attention.temperature_scale", "attn_logit_softcapping",
-                                    "embedding_scale",      "expert_group_count",          "expert_shared_count",
-                                    "final_logit_softcapping", "logit_scale",              "residual_scale",
-                                    "rope.dimension_sections", "attention.clamp_kqv",      "attention.max_alibi_bias"};
+constexpr int64_t kMaxLayers = 2048;  // as parse_config has it
+
+// What changes the computation where it is there and neither 0 nor, of scales, 1: tools write those too.
+constexpr const char* kRefused[] = {"attention.scale",         "attention.temperature_scale", "attn_logit_softcapping",
+                                    "embedding_scale",         "expert_group_count",          "expert_shared_count",
+                                    "final_logit_softcapping", "logit_scale",                 "residual_scale",
+                                    "attention.clamp_kqv",     "attention.max_alibi_bias",    "expert_weights_scale",
+                                    "rope.scaling.alpha",      "rope.scaling.yarn_log_multiplier"};
+
+bool may_be_one(std::string_view key) { return key.ends_with("scale") || key == "expert_group_count"; }
 
 class ConfigWriter {
  public:
@@ -33,7 +39,7 @@ class ConfigWriter {
     const std::string type = model_.family().model_type;
     const bool has_window = find("attention.sliding_window") && window() > 0;
     config_["model_type"] = model_.is_mixtral() ? "mixtral" : type == "llama" && has_window ? "mistral" : type;
-    copy("block_count", "num_hidden_layers");
+    config_["num_hidden_layers"] = at("block_count").integer(1, kMaxLayers);
     copy("embedding_length", "hidden_size");
     copy("context_length", "max_position_embeddings");
     config_["num_attention_heads"] = model_.n_heads();
@@ -65,9 +71,12 @@ class ConfigWriter {
 
   void refuse_unsupported() const {
     for (const char* key : kRefused) {
-      if (const auto value = find(key)) {
-        value->unexpected("no such value", "what it asks for is not supported; use a plain model of this architecture");
-      }
+      const auto value = find(key);
+      if (!value || value->is_neutral(may_be_one(key))) continue;
+      value->unexpected("no such value", "what it asks for is not supported; use a plain model of this architecture");
+    }
+    if (const auto sections = find("rope.dimension_sections")) {
+      sections->unexpected("no such value", "models that see are not supported");
     }
     if (const auto causal = find("attention.causal"); causal && !causal->boolean()) {
       causal->unexpected("true", "only models that generate text are supported");
@@ -82,6 +91,11 @@ class ConfigWriter {
     if (embedding == nullptr || embedding->shape.size() != 2) {
       fail("{}: expected a tensor token_embd.weight of rows and columns, found {}", file_.name(),
            embedding == nullptr ? "none" : to_string(embedding->shape));
+    }
+    const auto tokens = file_.find("tokenizer.ggml.tokens");
+    if (tokens && tokens->is_array() && static_cast<int64_t>(tokens->size()) > embedding->shape[0]) {
+      tokens->unexpected(fmt::format("at most {} tokens, as token_embd.weight has rows", embedding->shape[0]),
+                         "convert the original model again");
     }
     return embedding->shape[0];
   }
@@ -139,14 +153,20 @@ class ConfigWriter {
       const int64_t turned = width->integer(2, kMost);
       if (turned > head_dim) width->unexpected(fmt::format("at most {}, the width of a head", head_dim));
       const bool is_family_with_parts = model_.family().fused_gate_up;
-      if (turned != head_dim || is_family_with_parts) {
-        config_["partial_rotary_factor"] = static_cast<double>(turned) / static_cast<double>(head_dim);
+      if (turned != head_dim && !is_family_with_parts) {
+        width->unexpected(fmt::format("{}, as this architecture turns all of a head", head_dim));
       }
+      // Of which the whole part of the product is taken.
+      const double part = (static_cast<double>(turned) + 0.25) / static_cast<double>(head_dim);
+      if (is_family_with_parts) config_["partial_rotary_factor"] = turned == head_dim ? 1.0 : part;
     }
     const Json freqs = factors_of("rope_freqs.weight");
     const Json long_factor = factors_of("rope_factors_long.weight");
     const auto type = find("rope.scaling.type");
-    const std::string kind(type ? type->text() : find("rope.scaling.factor") || find("rope.scale_linear") ? "linear" : "none");
+    const auto linear = find("rope.scaling.factor") ? find("rope.scaling.factor") : find("rope.scale_linear");
+    std::string kind(type ? type->text() : linear ? "linear" : "none");
+    const double factor = linear ? linear->number(0, kHuge) : 1.0;
+    if (kind == "linear" && (factor == 0 || factor == 1)) kind = "none";
     if (!long_factor.is_null()) {
       rope["rope_type"] = "longrope";
       rope["long_factor"] = long_factor;
@@ -155,19 +175,22 @@ class ConfigWriter {
       write_attention_factor(rope);
     } else if (!freqs.is_null()) {
       // What Llama 3 makes of each wavelength, in contexts of any length: LongRoPE's whose original one is endless.
-      if (kind != "none") type->unexpected("none beside rope_freqs.weight");
+      if (kind != "none") (type ? *type : *linear).unexpected("no scaling beside rope_freqs.weight");
       rope["rope_type"] = "longrope";
       rope["short_factor"] = rope["long_factor"] = freqs;
       rope["original_max_position_embeddings"] = kMaxPosition;
       rope["attention_factor"] = 1.0;
     } else if (kind == "linear") {
-      const bool is_old = !find("rope.scaling.factor");
       rope["rope_type"] = "linear";
-      rope["factor"] = at(is_old ? "rope.scale_linear" : "rope.scaling.factor").number(kTiny, kHuge);
+      rope["factor"] = factor;
     } else if (kind == "yarn") {
       write_yarn(rope);
     } else if (kind != "none") {
       type->unexpected("none, linear, yarn, or longrope beside its factors");
+    }
+    if (long_factor.is_null()) {
+      const auto attention = find("rope.scaling.attn_factor");
+      if (attention && !attention->is_neutral(true)) attention->unexpected("1", "nothing else is supported here");
     }
     config_["rope_parameters"] = rope;
   }
@@ -189,10 +212,10 @@ class ConfigWriter {
         value->unexpected("1", "no other YaRN is supported");
       }
     }
-    if (const auto value = find("rope.scaling.yarn_log_multiplier")) value->unexpected("none", "no such YaRN is supported");
     rope["rope_type"] = "yarn";
     rope["factor"] = at("rope.scaling.factor").number(kTiny, kHuge);
-    rope["original_max_position_embeddings"] = at("rope.scaling.original_context_length").integer(1, kMost);
+    const char* const original = "rope.scaling.original_context_length";
+    rope["original_max_position_embeddings"] = at(find(original) ? original : "context_length").integer(1, kMost);
     if (const auto fast = find("rope.scaling.yarn_beta_fast")) rope["beta_fast"] = fast->number(0, kHuge);
     if (const auto slow = find("rope.scaling.yarn_beta_slow")) rope["beta_slow"] = slow->number(0, kHuge);
   }
@@ -210,9 +233,10 @@ void describe_blocks(const GgufModel& model, ModelConfig& config) {
     const TensorInfo& info = tensor.info;
     if (info.supported) continue;
     if (info.blocks == nullptr || info.shape.size() != 2 || !info.name.ends_with(".weight")) {
-      fail("{}: tensor {}: expected F32, F16, BF16{}{}, found {}{}", model.files()[tensor.file].name(), info.name,
-           info.shape.size() == 2 ? ", or one of " : "", info.shape.size() == 2 ? decodable_block_formats() : "",
-           info.stored_dtype, info.shape.size() == 2 ? "; take a file of another quantisation" : "");
+      const bool is_matrix = info.shape.size() == 2;
+      fail("{}: tensor {}: expected F32, F16, BF16{}{}, found {}; take a file of another quantisation",
+           model.files()[tensor.file].name(), printable(info.label()), is_matrix ? ", or one of " : "",
+           is_matrix ? decodable_block_formats() : "", info.stored_dtype);
     }
     names.insert(info.stored_dtype);
     modules->push_back({std::string(module_of(info.name)), info.blocks->code(), BlockFormat::kKeptGroup});
@@ -239,13 +263,15 @@ Json gguf_generation_json(const GgufModel& model) {
   copy_number("general.sampling.top_p", "top_p");
   copy_number("general.sampling.min_p", "min_p");
   copy_number("general.sampling.penalty_repeat", "repetition_penalty");
-  if (const auto k = file.find("general.sampling.top_k")) generation["top_k"] = std::max<int64_t>(k->integer(-1, 1 << 24), 0);
+  if (const auto k = file.find("general.sampling.top_k")) {
+    generation["top_k"] = std::max<int64_t>(k->integer(-1, 1 << 24), 0);
+  }
   if (generation.contains("temperature")) generation["do_sample"] = generation["temperature"].get<double>() > 0;
   return generation;
 }
 
 ModelConfig gguf_config(const GgufModel& model) {
-  const std::string& file = model.first().name();
+  const std::string file = model.first().name() + " (its metadata, as config.json names them)";
   ModelConfig config = parse_config(gguf_config_json(model).dump(), file);
   if (model.family().interleaved) config.rope.interleaved = true;
   // What config.json says of biases, tensors say.

@@ -130,11 +130,11 @@ class Reader {
   }
 
  private:
-  // So many bytes, from here on. `n` may be anything.
+  // So many bytes, from here on. `n` may be anything; `what` too.
   const std::byte* take(uint64_t n, std::string_view what) {
     if (n > bytes_.size() - at_) {
-      fail("{}: expected {} at byte {}, found a file of {} bytes; it is truncated: fetch it again", name_, what, at_,
-           file_size_);
+      fail("{}: expected {} at byte {}, found a file of {} bytes; it is truncated: fetch it again", name_,
+           printable(what), at_, file_size_);
     }
     const std::byte* data = bytes_.data() + at_;
     at_ += n;
@@ -145,8 +145,8 @@ class Reader {
   std::string_view text(std::string_view what) {
     const uint64_t begin = at_, length = u64(what);
     if (length > kMaxText) {
-      fail("{}: {} at byte {}: expected at most {} bytes, found a length of {}; the file is damaged", name_, what,
-           begin, kMaxText, length);
+      fail("{}: {} at byte {}: expected at most {} bytes, found a length of {}; the file is damaged", name_,
+           printable(what), begin, kMaxText, length);
     }
     const std::byte* data = take(length, what);
     return {reinterpret_cast<const char*>(data), static_cast<size_t>(length)};
@@ -202,7 +202,7 @@ class Reader {
     }
     const GgufValue value(key, name_, type, element, n, bytes_.subspan(begin, at_ - begin));
     if (!contents.metadata.emplace(key, value).second) {
-      fail("{}: {}: expected every key once", name_, printable(key));
+      fail("{}: {}: expected every key once, found it twice; convert the original model again", name_, printable(key));
     }
   }
 
@@ -226,6 +226,7 @@ class Reader {
       if (extent > INT64_MAX || bound > (__int128{1} << 56)) {
         fail_tensor(info.name, "expected at most 2^56 elements, found more; the file is damaged");
       }
+      if (extent == 0) fail_tensor(info.name, "expected a number of elements, found none; the file is damaged");
       info.shape.push_back(static_cast<int64_t>(extent));
     }
     const int64_t row = info.shape.empty() ? 1 : info.shape[0];
@@ -233,7 +234,11 @@ class Reader {
     const uint32_t type = u32("a tensor's type");
     const BlockFormat* format = find_block_format(type);
     if (format == nullptr) {
-      fail_tensor(info.name, fmt::format("expected a known type, found {}; it may be newer than this program", type));
+      // Q4_2 and Q4_3; Q4_0 and IQ4_NL in the order of a certain processor, which llama.cpp has given up.
+      const bool is_gone = type == 4 || type == 5 || (type >= 31 && type <= 33) || (type >= 36 && type <= 38);
+      fail_tensor(info.name, fmt::format("expected a known type, found {}; {}", type,
+                                         is_gone ? "it was given up: take a file in Q4_0 or another format"
+                                                 : "it may be newer than this program"));
     }
     if (!format->is_for(row)) {
       fail_tensor(info.name, fmt::format("expected rows of a multiple of {} elements, as {} needs, found {}",
@@ -256,7 +261,9 @@ class Reader {
   void place(std::vector<TensorInfo>& tensors, uint64_t data_start) const {
     std::unordered_set<std::string_view> names;
     for (TensorInfo& tensor : tensors) {
-      if (!names.insert(tensor.name).second) fail_tensor(tensor.name, "expected every name once");
+      if (!names.insert(tensor.name).second) {
+        fail_tensor(tensor.name, "expected every name once, found it twice; convert the original model again");
+      }
       const bool fits = data_start <= file_size_ && tensor.offset <= file_size_ - data_start &&
                         tensor.bytes <= file_size_ - data_start - tensor.offset;
       if (!fits) {
@@ -290,7 +297,10 @@ class Reader {
 // ---- GgufValue ----
 
 std::string GgufValue::found() const {
-  if (type_ == GgufType::kArray) return fmt::format("an array of {} {}", n_, name_of(element_));
+  if (type_ == GgufType::kArray) {
+    const char* const elements = element_ == GgufType::kString ? "strings" : name_of(element_);
+    return fmt::format("an array of {} {}", n_, elements);
+  }
   if (type_ == GgufType::kString) {
     const std::byte* data = bytes_.data();
     return fmt::format("\"{}\"", printable(text_at(data), 60));
@@ -323,6 +333,14 @@ double GgufValue::number(double low, double high) const {
 bool GgufValue::boolean() const {
   if (type_ != GgufType::kBool) unexpected("a truth value");
   return load<uint8_t>(bytes_.data()) != 0;
+}
+
+bool GgufValue::is_neutral(bool scale) const {
+  double value = NAN;
+  if (type_ == GgufType::kF32) value = load<float>(bytes_.data());
+  if (type_ == GgufType::kF64) value = load<double>(bytes_.data());
+  if (const auto integer = integer_at(type_, bytes_.data())) value = static_cast<double>(*integer);
+  return value == 0 || (scale && value == 1);
 }
 
 std::string_view GgufValue::text() const {
@@ -392,7 +410,7 @@ std::optional<GgufValue> GgufFile::find(std::string_view key) const {
 
 GgufValue GgufFile::at(std::string_view key) const {
   const std::optional<GgufValue> value = find(key);
-  if (!value) fail("{}: expected {} in its metadata, found none", name(), key);
+  if (!value) fail("{}: expected {} in its metadata, found none; convert the original model again", name(), key);
   return *value;
 }
 

@@ -42,6 +42,8 @@ class GgufValue {
   int64_t integer(int64_t low, int64_t high) const;
   double number(double low, double high) const;
   bool boolean() const;
+  // Whether it is the number 0; or 1, of a scale.
+  bool is_neutral(bool scale) const;
   std::string_view text() const;
   // Arrays.
   std::vector<std::string_view> texts() const;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/ops/experts.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -77,7 +78,9 @@ constexpr Renamed kOfLayers[] = {{"attn_norm", "input_layernorm"},
                                  {"ffn_gate", "mlp.gate_proj"},
                                  {"ffn_down", "mlp.down_proj"}};
 // [experts][..][..]
-constexpr Renamed kExperts[] = {{"ffn_gate_exps", "gate_proj"}, {"ffn_up_exps", "up_proj"}, {"ffn_down_exps", "down_proj"}};
+constexpr Renamed kExperts[] = {{"ffn_gate_exps", "gate_proj"},
+                                {"ffn_up_exps", "up_proj"},
+                                {"ffn_down_exps", "down_proj"}};
 constexpr Renamed kMixtralExperts[] = {{"ffn_gate", "w1"}, {"ffn_up", "w3"}, {"ffn_down", "w2"}};
 
 constexpr const char* kOthers[] = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"};
@@ -106,7 +109,8 @@ const TensorInfo* GgufModel::find_other(std::string_view name) const {
 
 void GgufModel::add_named(const TensorInfo& tensor, size_t file, std::string name) {
   tensors_.push_back({tensor, file});
-  tensors_.back().info.name = std::move(name);
+  TensorInfo& info = tensors_.back().info;
+  info.stored_name = std::exchange(info.name, std::move(name));
 }
 
 void GgufModel::add_of_layer(const TensorInfo& tensor, size_t file, const std::string& layer, std::string_view part) {
@@ -152,6 +156,13 @@ void GgufModel::add_of_layer(const TensorInfo& tensor, size_t file, const std::s
     return fmt::format("{}experts.{}.{}{}", experts, e, name, suffix);
   };
   const bool is_of_experts = tensor.shape.size() == 3;
+  if (is_of_experts) {
+    const int64_t n = first().at(key("expert_count")).integer(1, kMaxExperts);
+    if (tensor.shape[0] != n) {
+      fail("{}: tensor {}: expected {} experts, found shape {}", files_[file].name(), printable(tensor.name), n,
+           to_string(tensor.shape));
+    }
+  }
   if (stem == "ffn_gate_up_exps" && is_of_experts && tensor.shape[1] % 2 == 0) {
     const int64_t half = tensor.shape[1] / 2;
     for (int64_t e = 0; e < tensor.shape[0]; ++e) {
@@ -169,7 +180,8 @@ void GgufModel::add_of_layer(const TensorInfo& tensor, size_t file, const std::s
     const std::string each = std::string(kMixtralExperts[i].ours) + ".";
     if (is_mixtral_ && stem.starts_with(each)) {
       const char* const name = kMixtralExperts[i].theirs;
-      return add_named(tensor, file, fmt::format("{}experts.{}.{}{}", experts, stem.substr(each.size()), name, suffix));
+      const std::string number = printable(stem.substr(each.size()));
+      return add_named(tensor, file, fmt::format("{}experts.{}.{}{}", experts, number, name, suffix));
     }
   }
   refuse();
@@ -196,8 +208,9 @@ GgufModel GgufModel::open(const std::filesystem::path& path) {
   const auto part = model.first().find("split.no"), parts = model.first().find("split.count");
   const int64_t n_parts = parts ? std::max<int64_t>(parts->integer(0, kMaxParts), 1) : 1;
   if (part && part->integer(0, kMaxParts) != 0) {
-    fail(ErrorKind::kUsage, "{}: expected the first part of a model, found part {} of {}; give -m the one whose name has -00001-of-",
-         name, part->integer(0, kMaxParts) + 1, n_parts);
+    fail(ErrorKind::kUsage,
+         "{}: expected the first part of a model, found part {} of {}; give -m the one whose name has -00001-of-", name,
+         part->integer(0, kMaxParts) + 1, n_parts);
   }
   for (int64_t i = 1; i < n_parts; ++i) {
     const std::string next = name_of_part(name, i, n_parts);
@@ -212,7 +225,8 @@ GgufModel GgufModel::open(const std::filesystem::path& path) {
   }
   model.family_ = &find_family(model.first());
   const auto experts = model.first().find(model.key("expert_count"));
-  model.is_mixtral_ = std::string_view(model.family_->model_type) == "llama" && experts && experts->integer(0, 1 << 16) > 0;
+  const bool is_llama = std::string_view(model.family_->model_type) == "llama";
+  model.is_mixtral_ = is_llama && experts && experts->integer(0, kMaxExperts) > 0;
   for (size_t i = 0; i < model.files_.size(); ++i) {
     for (const TensorInfo& tensor : model.files_[i].tensors()) model.add(tensor, i);
   }

@@ -19,9 +19,14 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxConfigBytes = size_t{16} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{128} << 10;  // ten times the longest published one
-constexpr const char* kHelp =
-    "put a supported one into its chat_template.jinja, or give a prompt without --chat: it is "
-    "then continued as it is, and --special lets it write the special tokens of its turns itself";
+constexpr const char* kWithoutChat =
+    "give a prompt without --chat: it is then continued as it is, and --special lets it write the special tokens of "
+    "its turns itself";
+// `file` of a model: a GGUF file's own template is not for its user to change.
+std::string help_for(const std::string& file) {
+  if (is_gguf_file(file)) return kWithoutChat;
+  return fmt::format("put a supported one into its chat_template.jinja, or {}", kWithoutChat);
+}
 
 // What a literal means. None for escapes that no published default has.
 std::optional<std::string> unescape(std::string_view literal) {
@@ -140,7 +145,7 @@ std::optional<Source> find_source(const std::string& directory) {
   fail(ErrorKind::kUsage,
        "{}: chat_template: expected one of the {} templates to be named \"default\", found none; "
        "{}",
-       name, node->size(), kHelp);
+       name, node->size(), help_for(name));
 }
 
 // What is missing or not supported is said to whoever wants to chat, and to nobody else.
@@ -163,11 +168,13 @@ bool ChatTemplate::exists(const std::string& directory) {
 ChatTemplate ChatTemplate::load(const std::string& directory) {
   const std::optional<Source> source = find_source(directory);
   if (!source) {
+    const char* const place = is_gguf_file(directory)
+                                  ? "tokenizer.chat_template in its metadata"
+                                  : "chat_template in tokenizer_config.json, or chat_template.jinja";
     fail(ErrorKind::kUsage,
-         "{}: expected a chat template (chat_template in tokenizer_config.json, or "
-         "chat_template.jinja), found none: the model may not be made for conversations. Supported "
-         "are {}; {}",
-         directory, kSupportedTemplates, kHelp);
+         "{}: expected a chat template ({}), found none: the model may not be made for conversations. Supported are "
+         "{}; {}",
+         directory, place, kSupportedTemplates, help_for(directory));
   }
   return parse(source->jinja, source->bos, source->eos, source->file);
 }
@@ -206,7 +213,7 @@ ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
   fail(ErrorKind::kUsage,
        "{}: expected one of the supported chat templates ({}), found another one, or a variation "
        "of one; {}",
-       name, kSupportedTemplates, kHelp);
+       name, kSupportedTemplates, help_for(name));
 }
 
 bool ChatTemplate::asks_for_date() const {

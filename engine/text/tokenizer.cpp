@@ -287,6 +287,9 @@ Tokenizer Tokenizer::load(const std::string& path) {
         "other",
         file);
   }
+  if (const std::string gguf = gguf_file_in(path); !fs::exists(file, ignored) && !gguf.empty()) {
+    fail("{}: not there; the folder holds {}: give -m that file", file, printable(gguf));
+  }
   return parse(read_text_file(file, kMaxFileBytes), file);
 }
 

@@ -138,8 +138,9 @@ TEST(Gguf, RefusesWhatTheFormatForbids) {
   expect_refused(tensor("a", {1, 1, 1, 1, 1}, kF32, 0), {"tensor a", "at most 4 dimensions"});
   expect_refused(tensor("a", {uint64_t{1} << 40, uint64_t{1} << 40}, kF32, 0), {"at most 2^56"});
   expect_refused(tensor("a", {~uint64_t{0}}, kF32, 0), {"at most 2^56"});
-  expect_refused(tensor("a", {0, uint64_t{1} << 60}, kF32, 0), {"at most 2^56"});
-  expect_refused(tensor("a", {4}, 999, 0), {"a known type, found 999"});
+  expect_refused(tensor("a", {4, 0}, kF32, 0), {"tensor a", "found none"});
+  expect_refused(tensor("a", {4}, 999, 0), {"a known type, found 999", "newer"});
+  expect_refused(tensor("a", {4}, 31, 0), {"a known type, found 31", "given up", "Q4_0"});
   expect_refused(tensor("a", {33}, kQ4_0, 0), {"multiple of 32", "Q4_0", "found 33"});
   expect_refused(tensor("a", {4}, kF32, 4), {"multiple of 32, found 4"});
   expect_refused(tensor("a", {64}, kF32, 32), {"expected 256 bytes", "truncated"});
@@ -278,7 +279,7 @@ TEST(GgufModel, NamesAreHuggingFaces) {
 TEST(GgufModel, ExpertsAndJoinedProjectionsAreTakenApart) {
   GgufWriter w;
   w.text("general.architecture", "qwen3moe").u32("qwen3moe.attention.head_count", 2);
-  w.u32("qwen3moe.attention.head_count_kv", 1).u32("qwen3moe.attention.key_length", 16);
+  w.u32("qwen3moe.attention.head_count_kv", 1).u32("qwen3moe.attention.key_length", 16).u32("qwen3moe.expert_count", 3);
   std::string numbers;
   for (int i = 0; i < 3 * 4 * 32; ++i) numbers += GgufWriter::bytes(static_cast<float>(i));
   w.tensor("blk.0.ffn_down_exps.weight", {32, 4, 3}, kF32, numbers);
@@ -335,20 +336,46 @@ TEST(GgufModel, RefusesWhatItIsNot) {
   refused(small_model().tensor("blk.0.ssm_a.weight", {4}, kF32, floats(4)), {"tensor blk.0.ssm_a.weight", "no part of it"});
   refused(small_model().tensor("blk.x.attn_q.weight", {4}, kF32, floats(4)), {"tensor blk.x.attn_q.weight"});
   refused(small_model().tensor("blk.0.attn_q.scale", {4}, kF32, floats(4)), {"tensor blk.0.attn_q.scale"});
-  refused(small_model().f32("qwen3.attention.scale", 1), {"qwen3.attention.scale", "not supported"});
+  refused(small_model().f32("qwen3.attention.scale", 0.5f), {"qwen3.attention.scale", "not supported"});
   refused(small_model().flag("qwen3.attention.causal", false), {"qwen3.attention.causal"});
   refused(small_model().u32("qwen3.attention.value_length", 8), {"qwen3.attention.value_length", "16"});
-  refused(small_model().u32("qwen3.rope.dimension_count", 8), {"partial_rotary_factor", "rotates all"});
+  refused(small_model().u32("qwen3.rope.dimension_count", 8), {"qwen3.rope.dimension_count", "16", "turns all"});
   refused(small_model().text("qwen3.rope.scaling.type", "dynamic"), {"qwen3.rope.scaling.type", "linear, yarn"});
   refused(small_model().text("qwen3.rope.scaling.type", "yarn"), {"expected qwen3.rope.scaling.factor"});
   refused(small_model().tensor("blk.0.ffn_up.weight", {256, 32}, kIq2Xs, std::string(74 * 32, '\0')),
-          {"x.gguf: tensor model.layers.0.mlp.up_proj.weight", "Q4_K", "found IQ2_XS", "another quantisation"});
+          {"x.gguf: tensor blk.0.ffn_up.weight", "Q4_K", "found IQ2_XS", "another quantisation"});
   refused(small_model().tensor("blk.0.attn_norm.weight", {32}, kQ8_0, std::string(34, '\0')),
-          {"tensor model.layers.0.input_layernorm.weight", "F32, F16, BF16, found Q8_0"});
+          {"tensor blk.0.attn_norm.weight", "F32, F16, BF16, found Q8_0"});
+  refused(small_model().texts("tokenizer.ggml.tokens", std::vector<std::string>(9, "x")),
+          {"tokenizer.ggml.tokens", "at most 8 tokens"});
+  refused(small_model().tensor("rope_freqs.weight", {8}, kF32, floats(8)).f32("qwen3.rope.scaling.factor", 2),
+          {"qwen3.rope.scaling.factor", "rope_freqs.weight"});
+  refused(small_model().f32("qwen3.rope.scaling.attn_factor", 2), {"qwen3.rope.scaling.attn_factor", "1"});
+  GgufWriter layers;
+  layers.text("general.architecture", "qwen3moe").u32("qwen3moe.block_count", 1u << 31);
+  refused(layers, {"qwen3moe.block_count", "from 1 to 2048"});
+  GgufWriter experts;
+  experts.text("general.architecture", "qwen3moe").u32("qwen3moe.expert_count", 4);
+  refused(experts.tensor("blk.0.ffn_up_exps.weight", {1, 1, 5}, kF32, floats(5)),
+          {"tensor blk.0.ffn_up_exps.weight", "expected 4 experts, found shape [5, 1, 1]"});
+  expect_error([&] { load_config(dir.path() / "missing.gguf"); }, {"missing.gguf", "No such file"});
   expect_error([&] { Tokenizer::load(dir.write("x.gguf", small_model().file()).string()); },
                {"x.gguf", "expected tokenizer.ggml.tokens"});
   // A folder of such files is none of a checkpoint.
   expect_error([&] { Checkpoint::open(dir.path()); }, {"x.gguf", "give -m that file"});
+}
+
+// What tools write that means nothing.
+TEST(GgufModel, NeutralValuesAreAccepted) {
+  const TempDir dir;
+  GgufWriter w = small_model();
+  w.f32("qwen3.attention.scale", 0).f32("qwen3.logit_scale", 1).u32("qwen3.expert_shared_count", 0);
+  w.f32("qwen3.attention.clamp_kqv", 0).u32("qwen3.expert_group_count", 1).f32("qwen3.rope.scaling.attn_factor", 1);
+  w.text("qwen3.rope.scaling.type", "linear").f32("qwen3.rope.scaling.factor", 1);
+  w.tensor("rope_freqs.weight", {8}, kF32, floats(8, 2));
+  const ModelConfig config = load_config(dir.write("x.gguf", w.file()));
+  EXPECT_EQ(config.rope.short_factor, std::vector<double>(8, 2.0));
+  EXPECT_FALSE(config.rope.is_long(1 << 30));
 }
 
 TEST(GgufModel, OtherFactsAreRead) {
@@ -399,8 +426,12 @@ TEST(GgufTokenizer, RefusesWhatItDoesNotKnow) {
     with_tokens(w, "gpt2").text("tokenizer.ggml.pre", "qwen2").texts("tokenizer.ggml.merges", {"ab"});
   }, {"tokenizer.ggml.merges", "a space between"});
   refused([&](GgufWriter& w) {
-    with_tokens(w, "gpt2").text("tokenizer.ggml.pre", "qwen2").texts("tokenizer.ggml.merges", {"a b"});
+    with_tokens(w, "llama").array_of<float>("tokenizer.ggml.scores", GgufType::kF32, {0, 1, 2});
   }, {"tokenizer.ggml.tokens", "a token for every byte"});
+  refused([&](GgufWriter& w) {
+    with_tokens(w, "llama").array_of<float>("tokenizer.ggml.scores", GgufType::kF32, {0, NAN, 2});
+  }, {"tokenizer.ggml.scores", "finite"});
+  refused([](GgufWriter& w) { w.texts("tokenizer.ggml.tokens", {std::string(1025, 'x')}); }, {"1024 bytes", "token 0"});
   refused([&](GgufWriter& w) { with_tokens(w, "llama"); }, {"expected tokenizer.ggml.scores"});
   refused([&](GgufWriter& w) {
     with_tokens(w, "llama").array_of<float>("tokenizer.ggml.scores", GgufType::kF32, {0, 1});
@@ -410,6 +441,80 @@ TEST(GgufTokenizer, RefusesWhatItDoesNotKnow) {
   }, {"tokenizer.ggml.token_type", "as many as there are tokens, 3"});
   refused([](GgufWriter& w) { w.texts("tokenizer.ggml.tokens", {"\xff"}); }, {"UTF-8", "token 0"});
   refused([](GgufWriter& w) { w.texts("tokenizer.ggml.tokens", {}); }, {"tokenizer.ggml.tokens", "tokens"});
+}
+
+// What is said by a model's own tokenizer.json, and by names and types only in a GGUF file.
+class GgufIds : public ::testing::Test {
+ protected:
+  using Ids = std::vector<int32_t>;
+  Tokenizer byte_level(const char* architecture, const char* pre, const std::vector<std::string>& tokens,
+                       const std::vector<int32_t>& types, const std::vector<std::string>& merges) {
+    GgufWriter w;
+    w.text("general.architecture", architecture).text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre);
+    w.texts("tokenizer.ggml.tokens", tokens).texts("tokenizer.ggml.merges", merges);
+    w.array_of<int32_t>("tokenizer.ggml.token_type", GgufType::kI32, types);
+    w.u32("tokenizer.ggml.bos_token_id", ~0u).flag("tokenizer.ggml.add_bos_token", true);  // none
+    return Tokenizer::load(dir_.write("x.gguf", w.file()).string());
+  }
+  // SentencePiece's: unknown, begin, end, the bytes; then these.
+  Tokenizer pieces(const std::vector<std::string>& more, const std::vector<int32_t>& types_of_more) {
+    std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+    std::vector<int32_t> types = {2, 3, 3};
+    for (int byte = 0; byte < 256; ++byte) {
+      tokens.push_back(fmt::format("<0x{:02X}>", byte));
+      types.push_back(6);
+    }
+    tokens.insert(tokens.end(), more.begin(), more.end());
+    types.insert(types.end(), types_of_more.begin(), types_of_more.end());
+    std::vector<float> scores;
+    for (size_t i = 0; i < tokens.size(); ++i) scores.push_back(-static_cast<float>(i));
+    GgufWriter w;
+    w.text("general.architecture", "llama").text("tokenizer.ggml.model", "llama");
+    w.texts("tokenizer.ggml.tokens", tokens).array_of<float>("tokenizer.ggml.scores", GgufType::kF32, scores);
+    w.array_of<int32_t>("tokenizer.ggml.token_type", GgufType::kI32, types);
+    return Tokenizer::load(dir_.write("y.gguf", w.file()).string());
+  }
+  TempDir dir_;
+};
+
+TEST_F(GgufIds, WordsOfMergesMayBeAddedTokens) {
+  const Tokenizer tokenizer = byte_level("llama", "dbrx", {"a", "b", "ab", "c", "abc"}, {1, 1, 4, 1, 1}, {"a b", "ab c"});
+  EXPECT_EQ(tokenizer.encode("ab"), (Ids{2}));
+  expect_error([&] { tokenizer.encode("d"); }, {"byte"});  // which this vocabulary lacks
+}
+
+TEST_F(GgufIds, Phi4TokensTakeTheSpaceAround) {
+  const std::vector<std::string> tokens = {"a", "\u0120", "<|im_end|>", "<tool>"};
+  const std::vector<int32_t> types = {1, 1, 3, 4};
+  EXPECT_EQ(byte_level("phi3", "dbrx", tokens, types, {}).encode("a <|im_end|> a <tool> a"), (Ids{0, 2, 0, 1, 3, 1, 0}));
+  EXPECT_EQ(byte_level("llama", "dbrx", tokens, types, {}).encode("a <|im_end|> a"), (Ids{0, 1, 2, 1, 0}));
+}
+
+TEST_F(GgufIds, GlmBeginsTextsWithItsTokens) {
+  const Tokenizer glm = byte_level("glm4", "glm4", {"a", "[gMASK]", "<sop>"}, {1, 3, 3}, {});
+  EXPECT_EQ(glm.encode("a"), (Ids{1, 2, 0}));
+}
+
+TEST_F(GgufIds, SentencePieceBeginsWithSpaces) {
+  const std::vector<std::string> words = {"\u2581", "a", "\u2581a"};
+  // Llama 2, and Mistral up to v0.2: behind every special token.
+  const Tokenizer old = pieces(words, {1, 1, 1});
+  EXPECT_EQ(old.encode("a</s>a"), (Ids{1, 261, 2, 261}));  // a begin by its usual id
+  EXPECT_EQ(old.encode("<unk>"), (Ids{1, 0}));
+  // Mistral since v0.3.
+  std::vector<std::string> more = words;
+  more.push_back("[INST]");
+  const Tokenizer later = pieces(more, {1, 1, 1, 3});
+  EXPECT_EQ(later.encode("a[INST] a"), (Ids{1, 261, 262, 261}));
+}
+
+TEST_F(GgufIds, EndsAreFoundByNameToo) {
+  GgufWriter w = small_model();
+  w.text("tokenizer.ggml.model", "llama").texts("tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", "<|im_end|>", "<|end|>"});
+  w.array_of<int32_t>("tokenizer.ggml.token_type", GgufType::kI32, {2, 3, 3, 4, 1});
+  const ModelConfig config = load_config(dir_.write("x.gguf", w.file()));
+  EXPECT_EQ(config.bos_token_id, 1);
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{2, 3}));  // <|end|> is a word here
 }
 
 }  // namespace

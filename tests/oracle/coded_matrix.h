@@ -61,6 +61,7 @@ struct CodedMatrix {
   int32_t next_code(std::mt19937& random) const {
     const auto code = static_cast<int32_t>(random() >> (32 - codec.bits()));
     const bool is_nan = codec.code == WeightCode::kE4M3 && (code & 0x7f) == 0x7f;
+    if (codec.code == WeightCode::kInt8Min) return code & 31;
     return is_nan ? code - 1 : code;
   }
   bf16 value_of(int32_t code, int64_t i) const {
