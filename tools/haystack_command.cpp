@@ -95,7 +95,7 @@ int command_haystack(int argc, char** argv) {
   flags.file("--text", text_path, Flags::FileUse::kRead,
              "Filler: this file (-: stdin) instead of our own prose");
   flags.text("-m,--model", model, "Whose tokenizer counts the tokens; default: the demo model",
-             "DIR");
+             "DIR|FILE");
   flags.uses("--model", Flags::FileUse::kReadModel, [&model] { return model; });
   flags.section("Output");
   flags.file("-o,--output", prompt_path, Flags::FileUse::kWritten, "File for the prompt");

@@ -199,7 +199,7 @@ std::vector<std::pair<std::string, std::string>> twins_of(const std::string& com
     const std::string &name = cells[0], &type = cells[1];
     const std::string option = type + cells[2];
     if (option != std::exchange(previous, option)) first_name = name;
-    if (type.empty() || type == "TEXT" || type == "FILE" || type == "DIR") continue;
+    if (type.empty() || type == "TEXT" || type == "FILE" || type == "DIR" || type == "DIR|FILE") continue;
     std::string variable = "TIERCEL_ARG_";
     for (const char c : name.substr(2)) {
       variable += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
