@@ -1,0 +1,31 @@
+// Chat templates: the part of Jinja 2 that they are written in, run as transformers runs it (trim_blocks, lstrip_blocks,
+// loop controls, {% generation %}; tojson as json.dumps(ensure_ascii=False)).
+//
+// Promises: what a template writes is what jinja2 3.1 writes, or an Error that names the template's line; a template may
+// not loop or grow without end. Strings know what is foreign (text.h). Knows nothing of models or tokens.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "engine/text/jinja/ast.h"
+
+namespace tiercel::jinja {
+
+class Template {
+ public:
+  // Errors: Error(kUsage) "NAME: line N: expected ..., found ...".
+  static Template parse(std::string_view source, const std::string& name);
+
+  // strftime_now: of a template's format; empty: templates find no such function. Errors: Error(kUsage), what the
+  // template raises, and what it does wrong.
+  Text render(const Dict& variables, const std::function<std::string(const std::string& format)>& strftime_now) const;
+
+ private:
+  std::shared_ptr<const Block> block_;
+  std::string name_;
+};
+
+}  // namespace tiercel::jinja
