@@ -105,6 +105,17 @@ TEST(Jinja, EndsWithoutEnd) {
                      "{% endfor %}{{ ns.m() }}").bytes(), "x");
 }
 
+// A prompt of a million tokens is some megabytes.
+TEST(Jinja, TakesLongWords) {
+  Dict variables;
+  variables.set("u", Value(Text(std::string(6'000'000, 'a') + " ", true)));
+  const Text text = rendered("{% if u | length > 3 and u[0] == 'a' and 'x' not in u %}<{{ u | trim }}>{{ u[-2:] }}{{ u[:1] }}"
+                             "{{ u.split('b')[0] | upper | length }}{% endif %}",
+                             variables);
+  EXPECT_EQ(text.size(), 6'000'000u + 2 + 2 + 1 + 7);
+  EXPECT_EQ(text.foreign().size(), 2u);
+}
+
 // <..> around what somebody else wrote.
 std::string marked(const Text& text) {
   std::string result;

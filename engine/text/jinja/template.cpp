@@ -37,13 +37,18 @@ bool is_space_at(std::string_view text, size_t at, size_t* n) {
   return false;
 }
 
+bool begins_character(char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }
+
+// Where characters begin, and where the last one ends.
 std::vector<size_t> character_starts(std::string_view text) {
   std::vector<size_t> starts;
   for (size_t at = 0; at < text.size(); ++at) {
-    if ((static_cast<unsigned char>(text[at]) & 0xc0) != 0x80) starts.push_back(at);
+    if (begins_character(text[at])) starts.push_back(at);
   }
+  starts.push_back(text.size());
   return starts;
 }
+int64_t n_characters(std::string_view text) { return std::count_if(text.begin(), text.end(), begins_character); }
 
 Text stripped(const Text& text, const Text* characters, bool left, bool right) {
   const std::string_view view = text.view();
@@ -246,12 +251,9 @@ class Run {
       return items;
     }
     if (const Text* text = value.text()) {
+      charge(text->size(), line);
       const std::vector<size_t> starts = character_starts(text->view());
-      charge(starts.size(), line);
-      for (size_t i = 0; i < starts.size(); ++i) {
-        const size_t end = i + 1 < starts.size() ? starts[i + 1] : text->size();
-        items.emplace_back(text->substr(starts[i], end - starts[i]));
-      }
+      for (size_t i = 0; i + 1 < starts.size(); ++i) items.emplace_back(text->substr(starts[i], starts[i + 1] - starts[i]));
       return items;
     }
     refuse(line, fmt::format("expected something to go through, found a value of type {}", value.type()));
@@ -395,11 +397,14 @@ class Run {
       if (index < 0) index += n;
       return index >= 0 && index < n ? (*list)[static_cast<size_t>(index)] : missing;
     }
-    if (value.text() != nullptr) {
-      const List characters = iterated(value, line);
-      const auto n = static_cast<int64_t>(characters.size());
+    if (const Text* text = value.text()) {
+      charge(text->size() / 16, line);
+      const std::vector<size_t> starts = character_starts(text->view());
+      const auto n = static_cast<int64_t>(starts.size()) - 1;
       if (index < 0) index += n;
-      return index >= 0 && index < n ? characters[static_cast<size_t>(index)] : missing;
+      if (index < 0 || index >= n) return missing;
+      const auto at = static_cast<size_t>(index);
+      return Value(text->substr(starts[at], starts[at + 1] - starts[at]));
     }
     return missing;
   }
@@ -410,8 +415,11 @@ class Run {
     if (value.list() == nullptr && value.text() == nullptr) {
       refuse(e.line, fmt::format("expected a list or a string to slice, found a value of type {}", value.type()));
     }
-    const List items = iterated(value, e.line);
-    const auto n = static_cast<int64_t>(items.size());
+    const Text* const text = value.text();
+    if (text != nullptr) charge(text->size() / 16, e.line);
+    const std::vector<size_t> starts = text != nullptr ? character_starts(text->view()) : std::vector<size_t>{};
+    const List items = text != nullptr ? List{} : iterated(value, e.line);
+    const auto n = text != nullptr ? static_cast<int64_t>(starts.size()) - 1 : static_cast<int64_t>(items.size());
     const auto bound = [&](size_t i) -> std::optional<int64_t> {
       if (e.operands[i] == nullptr) return std::nullopt;
       const Value v = value_of(*e.operands[i], scope);
@@ -425,12 +433,24 @@ class Run {
     const auto clamp = [&](int64_t i, int64_t low, int64_t high) { return std::clamp(i < 0 ? i + n : i, low, high); };
     const int64_t begin = stride > 0 ? clamp(from.value_or(0), 0, n) : from ? clamp(*from, -1, n - 1) : n - 1;
     const int64_t end = stride > 0 ? (to ? clamp(*to, 0, n) : n) : to ? clamp(*to, -1, n - 1) : -1;
+    if (text != nullptr && stride == 1) {
+      if (begin >= end) return Value(Text());
+      const size_t first = starts[static_cast<size_t>(begin)];
+      return Value(text->substr(first, starts[static_cast<size_t>(end)] - first));
+    }
     List part;
-    for (int64_t i = begin; stride > 0 ? i < end : i > end; i += stride) part.push_back(items[static_cast<size_t>(i)]);
-    if (value.list() != nullptr) return Value(std::move(part));
-    Text text;
-    for (const Value& character : part) text += *character.text();
-    return Value(std::move(text));
+    Text characters;
+    for (int64_t i = begin; stride > 0 ? i < end : i > end; i += stride) {
+      const auto at = static_cast<size_t>(i);
+      if (text == nullptr) {
+        part.push_back(items[at]);
+      } else {
+        step(e.line);
+        characters += text->substr(starts[at], starts[at + 1] - starts[at]);
+      }
+      if (stride > n || stride < -n) break;  // there is one
+    }
+    return text != nullptr ? Value(std::move(characters)) : Value(std::move(part));
   }
 
   Value call(const Expression& e, Scope& scope) {
@@ -694,18 +714,19 @@ class Run {
     if (name == "trim") return Value(stripped(value.str(), optional_text(a, 1, "chars", line), true, true));
     if (name == "length" || name == "count") {
       if (value.is_undefined()) return Value(int64_t{0});
+      if (value.text() != nullptr) return Value(n_characters(value.text()->view()));
       return Value(static_cast<int64_t>(value.dict() != nullptr ? value.dict()->size() : iterated(value, line).size()));
     }
     if (name == "string") return Value(value.str());
     if (name == "safe") return value;
     if (name == "upper" || name == "lower") {
       const Text text = value.str();
-      charge(text.size(), line);
+      charge(text.size() / 8, line);
       return Value(mapped(text, name == "upper" ? upper : lower));
     }
     if (name == "capitalize" || name == "title") {
       const Text text = value.str();
-      charge(text.size(), line);
+      charge(text.size() / 8, line);
       bool starts = true;
       return Value(mapped(text, [&](char32_t c) {
         const char32_t result = starts ? upper(c) : lower(c);
@@ -932,7 +953,7 @@ class Run {
       if (name == "find") {
         const size_t found = text->view().find(text_of(need(0, "sub"), line).view());
         if (found == std::string_view::npos) return Value(int64_t{-1});
-        return Value(static_cast<int64_t>(character_starts(text->view().substr(0, found)).size()));
+        return Value(n_characters(text->view().substr(0, found)));
       }
       if (name == "count") {
         const std::string_view what = text_of(need(0, "sub"), line).view();
