@@ -87,6 +87,9 @@ TEST(Jinja, EndsWithoutEnd) {
   refused("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}");
   refused("{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}");
   refused("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
+  std::string deep = "m()";
+  for (int i = 0; i < 90; ++i) deep = "1+(" + deep + ")";
+  refused("{% macro m() %}{{ " + deep + " }}{% endmacro %}{{ m() }}");
   refused("{{ " + std::string(5000, '(') + "1" + std::string(5000, ')') + " }}");
   std::string sum = "{{ 1";
   for (int i = 0; i < 20000; ++i) sum += "+1";

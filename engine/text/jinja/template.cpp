@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kMostSteps = 10'000'000;
 constexpr size_t kMostBytes = size_t{1} << 30;
-constexpr int kMostCalls = 100;
+constexpr int kMostDepth = 700;  // of statements and expressions in each other, macros' too: the stack is finite
 
 using E = Expression::Kind;
 using S = Statement::Kind;
@@ -165,6 +165,14 @@ class Run {
     fail(ErrorKind::kUsage, "{}: line {}: {}", name_, line, what);
   }
   void step(int line) { charge(1, line); }
+  struct Deeper {
+    Deeper(Run& run, int line) : depth(run.depth_) {
+      if (depth >= kMostDepth) run.refuse(line, "blocks, expressions and macros are in each other too deeply");
+      ++depth;
+    }
+    ~Deeper() { --depth; }
+    int& depth;
+  };
   // What takes as long as so many steps.
   void charge(size_t steps, int line) {
     steps_ += static_cast<int64_t>(steps);
@@ -193,6 +201,7 @@ class Run {
   }
 
   Flow run(const Statement& s, Scope& scope, Text& out) {
+    const Deeper deeper(*this, s.line);
     step(s.line);
     switch (s.kind) {
       case S::kText: write(out, Text(s.text), s.line); break;
@@ -303,7 +312,6 @@ class Run {
   void define_macro(const Statement& s, Scope& scope) {
     // A macro sees what is defined outside of everything, and may be called when the block that it is in is gone.
     scope.variables.set(s.text, Value(Callable{s.text, [this, &s](const Arguments& a) {
-                          if (++calls_ > kMostCalls) refuse(s.line, "macros call each other too deeply");
                           Scope inner;
                           inner.outer = top_;
                           if (a.positional.size() > s.names.size()) {
@@ -318,7 +326,6 @@ class Run {
                           }
                           Text text;
                           run(s.body, inner, text);
-                          --calls_;
                           return Value(std::move(text));
                         }}));
   }
@@ -326,6 +333,7 @@ class Run {
   // ---- expressions ----
 
   Value value_of(const Expression& e, Scope& scope) {
+    const Deeper deeper(*this, e.line);
     step(e.line);
     switch (e.kind) {
       case E::kLiteral: return e.value;
@@ -1035,7 +1043,7 @@ class Run {
   Scope* top_ = nullptr;
   std::vector<std::shared_ptr<Namespace>> spaces_;
   int64_t steps_ = 0;
-  int calls_ = 0, line_ = 0;
+  int depth_ = 0, line_ = 0;
 };
 
 }  // namespace
