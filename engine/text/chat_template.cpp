@@ -210,32 +210,17 @@ ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
     need(family == ChatStyle::kInst || known.style.writes_eos, eos, "eos_token");
     return result;
   }
-  ChatTemplate result;
-  result.file_ = name;
-  result.name_ = "Jinja";
-  try {
-    if (jinja.size() > kMaxTemplateBytes) fail(ErrorKind::kUsage, "it has more than {} bytes", kMaxTemplateBytes);
-    result.program_ = ChatProgram::parse(jinja, bos, eos, name);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kUsage) throw;
-    fail(ErrorKind::kUsage,
-         "{}: expected one of the supported chat templates ({}), or another one that can be run, found one that cannot "
-         "({}); {}",
-         name, kSupportedTemplates, error.what(), help_for(name));
-  }
-  return result;
+  fail(ErrorKind::kUsage,
+       "{}: expected one of the supported chat templates ({}), found another one, or a variation "
+       "of one; {}",
+       name, kSupportedTemplates, help_for(name));
 }
 
 bool ChatTemplate::asks_for_date() const {
-  if (program_ != nullptr) return program_->asks_for_date();
   return style_.date == ChatStyle::kToday || settings_.default_system.size() > 1;
 }
 
 std::string_view ChatTemplate::rewrites() const {
-  if (program_ != nullptr) {
-    return program_->rewrites() ? "the template writes earlier messages differently once more is said; here they stay"
-                                : "";
-  }
   if (style_.reasoning != ChatStyle::kKept) {
     return "the template leaves out of earlier answers what was thought; here it stays";
   }
@@ -257,9 +242,6 @@ ChatSettings ChatTemplate::settings_for(const ChatOptions& options) const {
 
 std::string ChatTemplate::text(std::span<const ChatMessage> messages,
                                const ChatOptions& options) const {
-  if (program_ != nullptr) {
-    return program_->write(messages, options.add_generation_prompt, options.date).bytes();
-  }
   std::string text;
   for (const ChatPiece& piece :
        write_chat(style_, settings_for(options), messages, options.add_generation_prompt)) {
@@ -271,48 +253,23 @@ std::string ChatTemplate::text(std::span<const ChatMessage> messages,
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
                                           const ChatOptions& options) const {
-  if (program_ != nullptr) {
-    const jinja::Text text = program_->write(messages, options.add_generation_prompt, options.date);
-    return encode_pieces(tokenizer, ChatProgram::pieces(text, tokenizer), Follows::kNothing);
-  }
   return encode_pieces(
       tokenizer, write_chat(style_, settings_for(options), messages, options.add_generation_prompt),
       Follows::kNothing);
 }
 
-// From the token on that ends an answer.
-std::vector<ChatPiece> ChatTemplate::behind_answer(const Tokenizer& tokenizer, std::string_view user) const {
-  std::vector<ChatPiece> pieces = ChatProgram::pieces(program_->behind_answer(user), tokenizer);
-  const auto first = std::ranges::find(pieces, ChatPiece::kSpecial, &ChatPiece::kind);
-  if (first == pieces.end()) {
-    fail(ErrorKind::kUsage, "{}: the chat template ends an answer with no special token; it cannot go on in a session",
-         file_);
-  }
-  pieces.erase(pieces.begin(), first);
-  return pieces;
-}
-
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
-  if (program_ != nullptr) return special_id(tokenizer, behind_answer(tokenizer, "")[0].text);
   return special_id(tokenizer, tiercel::end_of_turn(style_, settings_));
 }
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
                                                     std::string_view user) const {
-  if (program_ != nullptr) {
-    const std::vector<ChatPiece> pieces = behind_answer(tokenizer, user);
-    return encode_pieces(tokenizer, std::span(pieces).subspan(1), Follows::kToken,
-                         special_id(tokenizer, pieces[0].text));
-  }
   return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken,
                        end_of_turn(tokenizer));
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
-  const std::vector<ChatPiece> prompt = program_ != nullptr
-                                            ? ChatProgram::pieces(program_->generation_prompt(), tokenizer)
-                                            : write_generation_prompt(style_);
-  if (prompt.empty()) return false;
+  const std::vector<ChatPiece> prompt = write_generation_prompt(style_);
   const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt, Follows::kText);
   const size_t n = std::min(expected.size() + 1, ids.size());
   const std::span<const int32_t> end = ids.last(n);
