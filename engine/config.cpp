@@ -13,12 +13,9 @@
 namespace tiercel {
 namespace {
 
-// Generous bounds: ten times the largest published model, small enough that no product of three of
-// them leaves 64 bits.
-constexpr int64_t kMaxLayers = 2048;
+// Generous bounds, as kMaxLayers.
 constexpr int64_t kMaxHidden = 1 << 18;
 constexpr int64_t kMaxIntermediate = 1 << 20;
-constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxVocab = 1 << 24;
 constexpr size_t kMaxConfigBytes = size_t{16} << 20;

@@ -9,6 +9,10 @@
 namespace tiercel {
 
 inline constexpr int64_t kMaxPosition = int64_t{1} << 40;
+// Generous bounds: ten times the largest published model, small enough that no product of three of
+// them leaves 64 bits.
+inline constexpr int64_t kMaxLayers = 2048;
+inline constexpr int64_t kMaxHeads = 4096;
 inline constexpr double kHuge = std::numeric_limits<float>::max();
 inline constexpr double kTiny = std::numeric_limits<float>::min();
 

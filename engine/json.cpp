@@ -1,7 +1,5 @@
 #include "engine/json.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/base/regular_file.h"
 
 namespace tiercel {
 namespace {
@@ -99,25 +98,14 @@ json parse_json(std::string_view text, const std::string& file, const JsonLimits
 
 std::string read_text_file(const std::filesystem::path& path, size_t max_bytes) {
   const std::string name = path.string();
-  // O_NONBLOCK: a FIFO in the place of a file must not hang the program.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) fail("{}: cannot be opened: {}", name, std::strerror(errno));
-  struct Closer {
-    int descriptor;
-    ~Closer() { ::close(descriptor); }
-  } closer{descriptor};
-
-  struct stat status {};
-  if (::fstat(descriptor, &status) != 0) fail("{}: cannot be read: {}", name, std::strerror(errno));
-  if (S_ISDIR(status.st_mode)) fail("{}: expected a file, found a directory", name);
-  if (!S_ISREG(status.st_mode)) fail("{}: expected a regular file, found a device or pipe", name);
-  if (static_cast<uint64_t>(status.st_size) > max_bytes) {
-    fail("{}: expected at most {} bytes, found {}", name, max_bytes, status.st_size);
+  const RegularFile file(path);
+  if (file.size() > max_bytes) {
+    fail("{}: expected at most {} bytes, found {}", name, max_bytes, file.size());
   }
-  std::string text(static_cast<size_t>(status.st_size), '\0');
+  std::string text(static_cast<size_t>(file.size()), '\0');
   size_t done = 0;
   while (done < text.size()) {
-    const ssize_t n = ::read(descriptor, text.data() + done, text.size() - done);
+    const ssize_t n = ::read(file.descriptor(), text.data() + done, text.size() - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("{}: cannot be read: {}", name, std::strerror(errno));
     if (n == 0)

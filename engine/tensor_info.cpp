@@ -1,9 +1,6 @@
 #include "engine/tensor_info.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -12,6 +9,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/regular_file.h"
 #include "engine/gguf/block_format.h"
 
 namespace tiercel {
@@ -19,27 +17,14 @@ namespace tiercel {
 // ---- MappedFile ----
 
 MappedFile MappedFile::open(const std::filesystem::path& path) {
-  const std::string name = path.string();
-  // O_NONBLOCK: a FIFO in the place of a file must not hang the program.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) fail("{}: cannot be opened: {}", name, std::strerror(errno));
-  struct Closer {
-    int descriptor;
-    ~Closer() { ::close(descriptor); }
-  } closer{descriptor};  // a mapping outlives its descriptor
-
-  struct stat status {};
-  if (::fstat(descriptor, &status) != 0) fail("{}: cannot be read: {}", name, std::strerror(errno));
-  if (S_ISDIR(status.st_mode)) fail("{}: expected a file, found a directory", name);
-  if (!S_ISREG(status.st_mode)) fail("{}: expected a regular file, found a device or pipe", name);
-
+  const RegularFile opened(path);  // a mapping outlives its descriptor
   MappedFile file;
-  if (status.st_size == 0) return file;  // mmap refuses a length of zero
-  const auto size = static_cast<size_t>(status.st_size);
-  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  if (opened.size() == 0) return file;  // mmap refuses a length of zero
+  const auto size = static_cast<size_t>(opened.size());
+  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, opened.descriptor(), 0);
   if (address == MAP_FAILED) {
     fail(errno == ENOMEM ? ErrorKind::kDoesNotFit : ErrorKind::kRuntime, "{}: cannot be mapped ({} bytes): {}",
-         name, size, std::strerror(errno));
+         path.string(), size, std::strerror(errno));
   }
   file.data_ = static_cast<const std::byte*>(address);
   file.size_ = size;

@@ -49,9 +49,10 @@ bool is_zero(const TensorInfo& tensor) {
 }  // namespace
 
 void learn_from_checkpoint(ModelConfig& config, const std::string& directory) {
+  if (config.coded_modules != nullptr) return;  // of a GGUF file, whose metadata say all
   const Checkpoint checkpoint = Checkpoint::open(directory);
   config.eviction_head = checkpoint.find("model.layers.0.self_attn.delta.weight") != nullptr;
-  if (!config.has_codes() || config.coded_modules != nullptr) return;
+  if (!config.has_codes()) return;
   const auto has_codes_of = [&](std::string_view module) {
     const std::string weight = std::string(module) + ".weight";
     if (config.int_weights) return IntTensor::is_in(checkpoint, weight, *config.int_weights);

@@ -19,8 +19,6 @@ using Json = nlohmann::json;
 
 constexpr int64_t kMost = int64_t{1} << 40;  // parse_config has bounds of its own
 
-constexpr int64_t kMaxLayers = 2048;  // as parse_config has it
-
 // What changes the computation where it is there and neither 0 nor, of scales, 1: tools write those too.
 constexpr const char* kRefused[] = {"attention.scale",         "attention.temperature_scale", "attn_logit_softcapping",
                                     "embedding_scale",         "expert_group_count",          "expert_shared_count",
@@ -50,7 +48,7 @@ class ConfigWriter {
     }
     config_["rms_norm_eps"] = at("attention.layer_norm_rms_epsilon").number(0, 1);
     config_["vocab_size"] = rows_of_embedding();
-    config_["tie_word_embeddings"] = find_tensor("lm_head.weight") == nullptr;
+    config_["tie_word_embeddings"] = model_.find_tensor("lm_head.weight") == nullptr;
     write_experts();
     write_window(has_window);
     write_rope();
@@ -61,12 +59,6 @@ class ConfigWriter {
   std::optional<GgufValue> find(std::string_view name) const { return file_.find(model_.key(name)); }
   GgufValue at(std::string_view name) const { return file_.at(model_.key(name)); }
   void copy(const char* key, const char* name) { config_[name] = at(key).integer(1, kMost); }
-  const TensorInfo* find_tensor(std::string_view name) const {
-    for (const GgufModel::Tensor& tensor : model_.tensors()) {
-      if (tensor.info.name == name) return &tensor.info;
-    }
-    return nullptr;
-  }
   int64_t window() const { return at("attention.sliding_window").integer(0, kMost); }
 
   void refuse_unsupported() const {
@@ -87,7 +79,7 @@ class ConfigWriter {
   }
 
   int64_t rows_of_embedding() const {
-    const TensorInfo* embedding = find_tensor("model.embed_tokens.weight");
+    const TensorInfo* embedding = model_.find_tensor("model.embed_tokens.weight");
     if (embedding == nullptr || embedding->shape.size() != 2) {
       fail("{}: expected a tensor token_embd.weight of rows and columns, found {}", file_.name(),
            embedding == nullptr ? "none" : to_string(embedding->shape));
@@ -118,7 +110,7 @@ class ConfigWriter {
     if (dense_width == 0) config_["intermediate_size"] = config_["moe_intermediate_size"];
     Json dense = Json::array();
     for (int64_t i = 0; i < config_["num_hidden_layers"].get<int64_t>(); ++i) {
-      if (find_tensor(fmt::format("model.layers.{}.mlp.gate.weight", i)) == nullptr) dense.push_back(i);
+      if (model_.find_tensor(fmt::format("model.layers.{}.mlp.gate.weight", i)) == nullptr) dense.push_back(i);
     }
     config_["mlp_only_layers"] = dense;
   }
@@ -275,9 +267,7 @@ ModelConfig gguf_config(const GgufModel& model) {
   ModelConfig config = parse_config(gguf_config_json(model).dump(), file);
   if (model.family().interleaved) config.rope.interleaved = true;
   // What config.json says of biases, tensors say.
-  const auto has = [&](const char* name) {
-    return std::ranges::any_of(model.tensors(), [&](const GgufModel::Tensor& t) { return t.info.name == name; });
-  };
+  const auto has = [&](const char* name) { return model.find_tensor(name) != nullptr; };
   config.qkv_bias = has("model.layers.0.self_attn.q_proj.bias");
   config.o_bias = has("model.layers.0.self_attn.o_proj.bias");
   config.mlp_bias = has("model.layers.0.mlp.down_proj.bias");

@@ -8,6 +8,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/ops/experts.h"
+#include "engine/config_family.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -87,11 +88,11 @@ constexpr const char* kOthers[] = {"rope_freqs.weight", "rope_factors_long.weigh
 
 }  // namespace
 
-int64_t GgufModel::n_heads() const { return first().at(key("attention.head_count")).integer(1, 4096); }
+int64_t GgufModel::n_heads() const { return first().at(key("attention.head_count")).integer(1, kMaxHeads); }
 
 int64_t GgufModel::n_kv_heads() const {
   const std::optional<GgufValue> n = first().find(key("attention.head_count_kv"));
-  return n ? n->integer(1, 4096) : n_heads();
+  return n ? n->integer(1, kMaxHeads) : n_heads();
 }
 
 int64_t GgufModel::head_dim() const {
@@ -100,6 +101,11 @@ int64_t GgufModel::head_dim() const {
   const int64_t width = hidden.integer(1, 1 << 20);
   if (width % n_heads() != 0) hidden.unexpected(fmt::format("a multiple of attention.head_count ({})", n_heads()));
   return width / n_heads();
+}
+
+const TensorInfo* GgufModel::find_tensor(std::string_view name) const {
+  const auto found = std::ranges::find(tensors_, name, [](const Tensor& tensor) -> auto& { return tensor.info.name; });
+  return found == tensors_.end() ? nullptr : &found->info;
 }
 
 const TensorInfo* GgufModel::find_other(std::string_view name) const {
@@ -113,17 +119,17 @@ void GgufModel::add_named(const TensorInfo& tensor, size_t file, std::string nam
   info.stored_name = std::exchange(info.name, std::move(name));
 }
 
+void GgufModel::refuse(const TensorInfo& tensor, size_t file) const {
+  fail("{}: tensor {}: expected one of a {} model, found one that is no part of it here; no model with it is supported",
+       files_[file].name(), printable(tensor.name), family_->architecture);
+}
+
 void GgufModel::add_of_layer(const TensorInfo& tensor, size_t file, const std::string& layer, std::string_view part) {
-  const auto refuse = [&] {
-    fail("{}: tensor {}: expected one of a {} model, found one that is no part of it here; no model with it is "
-         "supported",
-         files_[file].name(), printable(tensor.name), family_->architecture);
-  };
   const size_t dot = part.rfind('.');
-  if (dot == part.npos) refuse();
+  if (dot == part.npos) refuse(tensor, file);
   const std::string_view stem = part.substr(0, dot);
   const std::string suffix(part.substr(dot));
-  if (suffix != ".weight" && suffix != ".bias") refuse();
+  if (suffix != ".weight" && suffix != ".bias") refuse(tensor, file);
   const std::string experts = layer + (is_mixtral_ ? "block_sparse_moe." : "mlp.");
 
   for (const Renamed& name : kOfLayers) {
@@ -184,7 +190,7 @@ void GgufModel::add_of_layer(const TensorInfo& tensor, size_t file, const std::s
       return add_named(tensor, file, fmt::format("{}experts.{}.{}{}", experts, number, name, suffix));
     }
   }
-  refuse();
+  refuse(tensor, file);
 }
 
 void GgufModel::add(const TensorInfo& tensor, size_t file) {
@@ -198,7 +204,7 @@ void GgufModel::add(const TensorInfo& tensor, size_t file) {
     others_.push_back(tensor);
     return;
   }
-  add_of_layer(tensor, file, "", "");  // which refuses it
+  refuse(tensor, file);
 }
 
 GgufModel GgufModel::open(const std::filesystem::path& path) {

@@ -42,6 +42,8 @@ class GgufModel {
   };
   // Under Hugging Face's names.
   const std::vector<Tensor>& tensors() const { return tensors_; }
+  // Null: there is none.
+  const TensorInfo* find_tensor(std::string_view name) const;
   // Tensors that are no weights of a layer, by the file's name: factors of RoPE. Null: there is none.
   const TensorInfo* find_other(std::string_view name) const;
 
@@ -56,6 +58,7 @@ class GgufModel {
 
  private:
   void add(const TensorInfo& tensor, size_t file);
+  [[noreturn]] void refuse(const TensorInfo& tensor, size_t file) const;
   void add_named(const TensorInfo& tensor, size_t file, std::string name);
   void add_of_layer(const TensorInfo& tensor, size_t file, const std::string& layer, std::string_view part);
 
