@@ -143,7 +143,7 @@ void AddedTokenMatcher::split(std::string_view text, bool ignore_special,
     if (token->lstrip) begin = skip_space_left(text, begin, done);
     if (token->rstrip) end = skip_right(end);
     if (done < begin) segments->push_back({text.substr(done, begin - done), -1});
-    if (!is_taken) segments->push_back({{}, token->id});
+    if (!is_taken) segments->push_back({text.substr(begin, end - begin), token->id});
     done = is_taken ? std::max(done, end) : end;
   }
   if (done < text.size()) segments->push_back({text.substr(done), -1});

@@ -23,7 +23,7 @@ struct AddedToken {
   bool special = false;      // left out by decode(skip_special)
 };
 
-// A part of a text: either text to encode, or a token.
+// A part of a text: either text to encode, or what was found to be a token.
 struct TextSegment {
   std::string_view text;
   int32_t token;  // -1: text

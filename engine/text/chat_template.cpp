@@ -210,17 +210,32 @@ ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
     need(family == ChatStyle::kInst || known.style.writes_eos, eos, "eos_token");
     return result;
   }
-  fail(ErrorKind::kUsage,
-       "{}: expected one of the supported chat templates ({}), found another one, or a variation "
-       "of one; {}",
-       name, kSupportedTemplates, help_for(name));
+  ChatTemplate result;
+  result.file_ = name;
+  result.name_ = "Jinja";
+  try {
+    if (jinja.size() > kMaxTemplateBytes) fail(ErrorKind::kUsage, "it has more than {} bytes", kMaxTemplateBytes);
+    result.program_ = std::make_shared<const ChatProgram>(jinja, bos, eos, name);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    fail(ErrorKind::kUsage,
+         "{}: expected one of the supported chat templates ({}), or another one that can be run, found one that cannot "
+         "({}); {}",
+         name, kSupportedTemplates, error.what(), help_for(name));
+  }
+  return result;
 }
 
 bool ChatTemplate::asks_for_date() const {
+  if (program_ != nullptr) return program_->asks_for_date();
   return style_.date == ChatStyle::kToday || settings_.default_system.size() > 1;
 }
 
 std::string_view ChatTemplate::rewrites() const {
+  if (program_ != nullptr) {
+    if (!program_->rewrites()) return {};
+    return "the template writes differently later what was said or thought before; here it stays as it was";
+  }
   if (style_.reasoning != ChatStyle::kKept) {
     return "the template leaves out of earlier answers what was thought; here it stays";
   }
@@ -242,6 +257,9 @@ ChatSettings ChatTemplate::settings_for(const ChatOptions& options) const {
 
 std::string ChatTemplate::text(std::span<const ChatMessage> messages,
                                const ChatOptions& options) const {
+  if (program_ != nullptr) {
+    return std::string(program_->write(messages, options.add_generation_prompt, options.date).view());
+  }
   std::string text;
   for (const ChatPiece& piece :
        write_chat(style_, settings_for(options), messages, options.add_generation_prompt)) {
@@ -253,23 +271,35 @@ std::string ChatTemplate::text(std::span<const ChatMessage> messages,
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
                                           const ChatOptions& options) const {
+  if (program_ != nullptr) {
+    const jinja::Text text = program_->write(messages, options.add_generation_prompt, options.date);
+    return encode_pieces(tokenizer, ChatProgram::pieces(text, tokenizer), Follows::kNothing);
+  }
   return encode_pieces(
       tokenizer, write_chat(style_, settings_for(options), messages, options.add_generation_prompt),
       Follows::kNothing);
 }
 
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
+  if (program_ != nullptr) return special_id(tokenizer, program_->next_turn("x", tokenizer).end_of_turn);
   return special_id(tokenizer, tiercel::end_of_turn(style_, settings_));
 }
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
                                                     std::string_view user) const {
+  if (program_ != nullptr) {
+    const ChatProgram::NextTurn next = program_->next_turn(user, tokenizer);
+    return encode_pieces(tokenizer, next.pieces, Follows::kToken, special_id(tokenizer, next.end_of_turn));
+  }
   return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken,
                        end_of_turn(tokenizer));
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
-  const std::vector<ChatPiece> prompt = write_generation_prompt(style_);
+  const std::vector<ChatPiece> prompt = program_ != nullptr
+                                            ? ChatProgram::pieces(program_->generation_prompt(), tokenizer)
+                                            : write_generation_prompt(style_);
+  if (prompt.empty()) return false;
   const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt, Follows::kText);
   const size_t n = std::min(expected.size() + 1, ids.size());
   const std::span<const int32_t> end = ids.last(n);

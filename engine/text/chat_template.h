@@ -1,10 +1,10 @@
 // The chat template of a model directory: which of the supported ones it is, and conversations as
 // the token ids that it means.
 //
-// Published templates are Jinja programs. This is no interpreter: a template is recognised when
-// what it does without tools is, statement by statement, what one of the templates in
-// engine/text/chat_template_table.cpp does (engine/text/chat_template_core.h says how they are compared), and
-// refused otherwise. The tests compare texts and ids with transformers' apply_chat_template.
+// Published templates are Jinja programs. A template is recognised when what it does without tools is, statement by
+// statement, what one of the templates in engine/text/chat_template_table.cpp does (engine/text/chat_template_core.h
+// says how they are compared): such a one need not be run. Others are (engine/text/chat_program.h). The tests compare
+// texts and ids with transformers' apply_chat_template.
 //
 // Only the template's own special tokens become special tokens: what somebody wrote is text, even
 // where it spells one, so nobody's words can end a turn. (Where a template's markers are no tokens
@@ -20,6 +20,7 @@
 
 #include "engine/config.h"
 #include "engine/text/chat_format.h"
+#include "engine/text/chat_program.h"
 #include "engine/text/tokenizer.h"
 
 namespace tiercel {
@@ -37,7 +38,7 @@ class ChatTemplate {
   // A directory has a chat_template.jinja, or a tokenizer_config.json with a chat_template; a GGUF file has one.
   static bool exists(const std::string& directory);
   // Throws Error(kUsage) naming the file, what is supported and what would help, where there is
-  // none or it is not supported; Error(kRuntime) where a file cannot be read.
+  // none or it cannot be run; Error(kRuntime) where a file cannot be read.
   static ChatTemplate load(const std::string& directory);
   // None where there is none, or none that is supported. Throws Error(kRuntime) as load does.
   static std::optional<ChatTemplate> find(const std::string& directory);
@@ -46,7 +47,7 @@ class ChatTemplate {
   static ChatTemplate parse(std::string_view jinja, const std::string& bos, const std::string& eos,
                             const std::string& name);
 
-  std::string_view name() const { return name_; }  // "Llama 3.2"
+  std::string_view name() const { return name_; }  // "Llama 3.2"; "Jinja" of one that is run
   // The text depends on the day that it is written.
   bool asks_for_date() const;
   // A template may write earlier messages differently once later ones follow (Qwen 3 drops what was
@@ -80,6 +81,7 @@ class ChatTemplate {
   int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
   std::string file_, name_;
+  std::shared_ptr<const ChatProgram> program_;  // null: of a known style
   ChatStyle style_{};
   ChatSettings settings_;
 };

@@ -46,6 +46,7 @@ struct Tokenizer::Impl {
   std::vector<NormalizerStep> normalizer;
   AddedTokenMatcher raw_tokens;
   AddedTokenMatcher normalized_tokens;
+  AddedTokenMatcher special_tokens;  // by their contents alone
   std::vector<std::variant<Splitter, PrefixRule>> pre_tokenizer;
   std::vector<int32_t> prefix;
   std::vector<int32_t> suffix;
@@ -94,6 +95,14 @@ AddedTokenMatcher matcher_of(const TokenizerSpec& spec, bool normalized) {
     }
   }
   return AddedTokenMatcher(std::move(chosen));
+}
+
+AddedTokenMatcher matcher_of_special(const TokenizerSpec& spec) {
+  std::vector<AddedToken> special;
+  for (const AddedToken& token : spec.added_tokens) {
+    if (token.special) special.push_back({.id = token.id, .content = token.content, .special = true});
+  }
+  return AddedTokenMatcher(std::move(special));
 }
 
 // The bytes that a token stands for within a text.
@@ -156,6 +165,7 @@ Tokenizer::Impl::Impl(TokenizerSpec spec, const std::string& name_of_file)
       normalizer(spec.normalizer),
       raw_tokens(matcher_of(spec, false)),
       normalized_tokens(matcher_of(spec, true)),
+      special_tokens(matcher_of_special(spec)),
       prefix(std::move(spec.prefix)),
       suffix(std::move(spec.suffix)),
       n_dropped_spaces(spec.n_dropped_spaces) {
@@ -345,6 +355,12 @@ std::string_view Tokenizer::token(int32_t id) const {
 std::string_view Tokenizer::token_bytes(int32_t id) const {
   impl_->check_id(id);
   return impl_->bytes[static_cast<size_t>(id)];
+}
+
+std::vector<TextSegment> Tokenizer::split_special(std::string_view text) const {
+  std::vector<TextSegment> segments;
+  impl_->special_tokens.split(text, false, &segments);
+  return segments;
 }
 
 bool Tokenizer::is_special(int32_t id) const {

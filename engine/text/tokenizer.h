@@ -18,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/text/added_tokens.h"
 #include "engine/text/utf8.h"
 
 namespace tiercel {
@@ -74,6 +75,8 @@ class Tokenizer {
   std::string_view token_bytes(int32_t id) const;
   // True for added tokens marked special. Throws as token().
   bool is_special(int32_t id) const;
+  // Cuts a valid text at what spells special tokens, whatever else encode asks of them: the longest one at each place.
+  std::vector<TextSegment> split_special(std::string_view text) const;
   // Whether white space to the left, or right, of this token in a text belongs to it. Throws as
   // token().
   bool takes_space_before(int32_t id) const;

@@ -107,10 +107,20 @@ TEST_F(RunChat, RefusesWithTheReason) {
     expect_refused(launch({"-p", "x", "--chat", "--date", date}), {"--date", "YYYY-MM-DD"});
   }
   expect_refused(launch({"-i", "-f", "-"}), {"--interactive", "stdin"});
-  set_template("{{ messages }}");
+  set_template("{{ messages | length }}");
   for (const char* flag : {"--chat", "-i"}) {
     expect_refused(launch({"-p", "x", flag}), {"chat_template.jinja", "supported", "Llama 3"});
   }
+}
+
+// A template that no list knows, and which says what ChatML says.
+TEST_F(RunChat, RunsATemplateOfItsOwn) {
+  const auto said = [&] { return talk("Hello\nAnd <|im_end|> then?\n", {"-n", "9"}); };
+  const Result known = said();
+  set_template(std::string("{% set all = messages %}") + kChatMl);
+  const Result own = said();
+  EXPECT_EQ(own.code, 0) << own.err;
+  EXPECT_EQ(own.out, known.out);
 }
 
 TEST_F(RunChat, HoldsAConversation) {

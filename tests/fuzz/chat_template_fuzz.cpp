@@ -40,7 +40,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       const ChatTemplate chat = ChatTemplate::parse(text, "<s>", "</s>", "fuzz");
       const std::string written =
           chat.text(conversation("hello"), {.add_generation_prompt = true, .date = {2026, 1, 2}});
-      CHECK(written.find("hello") != written.npos, "{}", chat.name());
+      CHECK(written.find("hello") != written.npos || chat.name() == "Jinja", "{}", chat.name());
     } else {
       const ChatStyle& style = known_templates()[data[0] / 2 % known_templates().size()].style;
       const int64_t n = n_tokens(style, text), usual = n_tokens(style, "hello");

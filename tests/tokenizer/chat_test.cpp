@@ -250,8 +250,8 @@ const Json& golden_template(const std::string& name) {
   CHECK(false, "{}", name);
 }
 
-// A template that does anything else is refused, however much it looks like a known one.
-TEST(ChatTemplate, RefusesVariations) {
+// A template that does anything else is not the known one, however much it looks like it: it is run, or refused.
+TEST(ChatTemplate, VariationsAreNotTheOriginal) {
   const struct {
     const char *name, *from, *to;
   } variations[] = {
@@ -291,13 +291,15 @@ TEST(ChatTemplate, RefusesVariations) {
     const size_t at = jinja.find(from);
     ASSERT_NE(at, std::string::npos);
     entry["jinja"] = jinja.replace(at, std::string(from).size(), to);
-    const std::string message = message_of([&] { template_of(entry); });
+    std::string found;
+    const std::string message = message_of([&] { found = template_of(entry).name(); });
+    if (found == "Jinja") continue;
     for (const char* word : {name, "ChatML", "GLM-4", "Llama", "Mistral", "Phi-3", "chat_template.jinja"}) {
-      EXPECT_TRUE(contains(message, word)) << message;
+      EXPECT_TRUE(contains(message, word)) << found << message;
     }
   }
   for (const char* other :
-       {"", "{{ messages }}", "{% for message in messages %}", "{{", "{% if", "{{ 'a", "{#",
+       {"", "{{ messages | length }}", "{% for message in messages %}", "{{", "{% if", "{{ 'a", "{#",
         "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m.role }}{% endfor %}"}) {
     EXPECT_TRUE(contains(message_of([&] { ChatTemplate::parse(other, "a", "b", "FILE"); }),
                          "FILE: expected one of the supported chat templates"))
@@ -377,7 +379,7 @@ TEST_F(ChatDirectory, FindsTheTemplate) {
   write("tokenizer_config.json",
         Json{{"chat_template", chatml}, {"bos_token", {{"content", "<|begin_of_text|>"}}}}.dump());
   EXPECT_EQ(load(), "Llama 3.1");
-  write("chat_template.jinja", "{{ messages }}");
+  write("chat_template.jinja", "{{ messages | length }}");
   EXPECT_TRUE(contains(message_of([&] { load(); }), path_ + "/chat_template.jinja: expected"));
 }
 

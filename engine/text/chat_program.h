@@ -1,0 +1,53 @@
+// A chat template that is run: of those that are not among the recognised ones (engine/text/chat_template_table.h),
+// most of which are variations of them.
+//
+// What it writes knows which of it are somebody's words (engine/text/jinja/text.h): only the template's own text may
+// become special tokens. What a conversation needs to go on (the end of an answer, the beginning of the next one) is
+// found by writing small conversations and looking where their words are.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/text/chat_format.h"
+#include "engine/text/jinja/template.h"
+#include "engine/text/tokenizer.h"
+
+namespace tiercel {
+
+class ChatProgram {
+ public:
+  // Errors: Error(kUsage): it cannot be run, or does not write what a user says.
+  ChatProgram(std::string_view source, const std::string& bos, const std::string& eos, const std::string& name);
+
+  // Errors: Error(kUsage): what the template raises, and what it does wrong.
+  jinja::Text write(std::span<const ChatMessage> messages, bool add_generation_prompt, const ChatDate& date) const;
+
+  // The special token that ends an answer, and what follows it when the user says something more, up to where the next
+  // answer begins. Errors: Error(kUsage): the template does not keep answers, or ends them with no special token.
+  struct NextTurn {
+    std::string end_of_turn;
+    std::vector<ChatPiece> pieces;
+  };
+  NextTurn next_turn(std::string_view user, const Tokenizer& tokenizer) const;
+  // What a conversation ends with when an answer is due.
+  jinja::Text generation_prompt() const;
+
+  bool asks_for_date() const { return template_.mentions("strftime_now"); }
+  // It writes what is past differently once more is said, or not as it was said: see ChatTemplate::rewrites.
+  bool rewrites() const { return rewrites_; }
+
+  // With the special tokens of `tokenizer` that the template itself writes.
+  static std::vector<ChatPiece> pieces(const jinja::Text& text, const Tokenizer& tokenizer);
+
+ private:
+  bool finds_rewriting() const;
+
+  jinja::Template template_;
+  std::string bos_, eos_, name_;
+  bool rewrites_ = false;
+};
+
+}  // namespace tiercel

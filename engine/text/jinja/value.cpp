@@ -1,0 +1,172 @@
+#include "engine/text/jinja/value.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "engine/text/jinja/strings.h"
+
+namespace tiercel::jinja {
+
+int nested_depth(int inner) {
+  if (inner >= kMostNested) throw Problem(fmt::format("lists and dicts are in more than {} others", kMostNested));
+  return inner + 1;
+}
+
+std::string Undefined::message() const {
+  const std::string quoted = name != nullptr ? "'" + *name + "'" : "a key";
+  switch (kind) {
+    case Kind::kName: return quoted + " is undefined";
+    case Kind::kMember: return "a value has no attribute " + quoted;
+    case Kind::kItem: return "a value has no such item";
+    case Kind::kArgument: return "the argument " + quoted + " was not given";
+    case Kind::kElse: return "an if without else has no value";
+    case Kind::kEmpty: return "an empty sequence has no such element";
+    case Kind::kNeighbour: return "the loop has no such element";
+    case Kind::kUnsafe: return "a template may not use the attribute " + quoted;
+  }
+  return quoted;
+}
+
+double Value::number() const {
+  if (const bool* b = boolean()) return *b ? 1 : 0;
+  if (const int64_t* i = integer()) return static_cast<double>(*i);
+  return *real();
+}
+
+std::optional<int64_t> Value::whole() const {
+  if (const bool* b = boolean()) return *b ? 1 : 0;
+  if (const int64_t* i = integer()) return *i;
+  return std::nullopt;
+}
+
+const char* Value::type() const {
+  if (const Sequence* s = sequence()) {
+    constexpr const char* kKinds[] = {"list", "tuple", "range", "dict_keys", "dict_values", "dict_items", "generator"};
+    return kKinds[static_cast<size_t>(s->kind)];
+  }
+  constexpr const char* kNames[] = {"undefined", "None", "bool",      "int",  "float",   "str",
+                                    "list",      "dict", "namespace", "loop", "function"};
+  return kNames[storage_.index()];
+}
+
+bool Value::truthy() const {
+  if (is_undefined() || is_none()) return false;
+  if (is_number()) return number() != 0;
+  if (const Text* t = text()) return !t->empty();
+  if (const Sequence* s = sequence()) return s->kind == Sequence::Kind::kIterator || !s->items.empty();
+  if (const Dict* d = dict()) return d->size() > 0;
+  return true;
+}
+
+int Value::depth() const {
+  if (const Sequence* s = sequence()) return s->depth;
+  if (const Dict* d = dict()) return d->depth();
+  if (const Loop* l = loop()) return l->depth;
+  if (const Function* f = function()) return f->object.depth();
+  return 0;
+}
+
+Value ListMaker::take(Sequence::Kind kind) {
+  budget_.make(sizeof(Sequence));
+  auto sequence = std::make_shared<Sequence>();
+  sequence->kind = kind;
+  for (const Value& item : items_) sequence->depth = std::max(sequence->depth, item.depth());
+  sequence->depth = nested_depth(sequence->depth);
+  sequence->items = std::move(items_);
+  return Value(std::shared_ptr<const Sequence>(std::move(sequence)));
+}
+
+Iteration::Iteration(const Value& value, Budget& budget) : value_(value) {
+  if (const Sequence* sequence = value_.sequence()) {
+    items_ = &sequence->items;
+    if (sequence->kind == Sequence::Kind::kIterator) {
+      first_ = std::exchange(sequence->next, items_->size());
+    }
+  } else if (const Dict* dict = value_.dict()) {
+    budget.make(dict->size() * sizeof(Value));
+    for (const auto& [key, ignored] : dict->items()) made_.push_back(key);
+  } else if (const Text* text = value_.text()) {
+    for (size_t at = 0; at < text->size();) {
+      const size_t end = at + character_size(text->view(), at);
+      budget.make(sizeof(Value));
+      made_.emplace_back(part_of(*text, at, end, budget).as_markup(false));
+      at = end;
+    }
+  } else if (!value_.is_undefined()) {
+    throw Problem(fmt::format("expected something to go through, found a value of type {}", value_.type()));
+  }
+  budget.step(size());
+}
+
+ListMaker listed(const Value& value, Budget& budget) {
+  ListMaker list(budget);
+  for (const Value& item : Iteration(value, budget)) list.push(item);
+  return list;
+}
+
+std::optional<std::string> hash_key(const Value& value) {
+  if (const Text* t = value.text()) return "s" + std::string(t->view());
+  if (const auto whole = value.whole()) return fmt::format("i{}", *whole);
+  if (const double* d = value.real()) {
+    if (std::abs(*d) < 9e15 && std::trunc(*d) == *d) return fmt::format("i{}", static_cast<int64_t>(*d));
+    return fmt::format("f{}", *d);
+  }
+  if (value.is_none()) return "n";
+  const Sequence* sequence = value.sequence();
+  if (sequence == nullptr || sequence->kind != Sequence::Kind::kTuple) return std::nullopt;
+  std::string key = "t";
+  for (const Value& item : sequence->items) {
+    const auto inner = item.sequence() == nullptr ? hash_key(item) : std::nullopt;  // of tuples in tuples there may be too many
+    if (!inner) return std::nullopt;
+    key += fmt::format("{}:{}", inner->size(), *inner);
+  }
+  return key;
+}
+
+const Dict::Item* Dict::item_of(const std::string& hashed) const {
+  const auto found = index_.find(hashed);
+  return found != index_.end() ? &items_[found->second] : nullptr;
+}
+
+const Value* Dict::find(std::string_view key) const {
+  constexpr size_t kFew = 8;  // to look at one by one
+  if (items_.size() <= kFew) {
+    for (const auto& [name, value] : items_) {
+      if (name.text() != nullptr && name.text()->view() == key) return &value;
+    }
+    return nullptr;
+  }
+  const Item* item = item_of("s" + std::string(key));
+  return item != nullptr ? &item->second : nullptr;
+}
+
+const Value* Dict::find(const Value& key) const {
+  if (const Text* text = key.text()) return find(text->view());
+  const auto hashed = hash_key(key);
+  if (!hashed) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
+  const Item* item = item_of(*hashed);
+  return item != nullptr ? &item->second : nullptr;
+}
+
+void Dict::set(const Value& key, Value value, Budget& budget) {
+  if (key.text() != nullptr) budget.make(key.text()->size());
+  auto hashed = hash_key(key);
+  if (!hashed) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
+  depth_ = std::max(depth_, nested_depth(value.depth()));
+  const auto [place, is_new] = index_.try_emplace(std::move(*hashed), items_.size());
+  if (!is_new) {
+    items_[place->second].second = std::move(value);
+    return;
+  }
+  budget.make(4 * sizeof(Value));
+  items_.emplace_back(key, std::move(value));
+}
+
+Value dict_of(Dict dict) {
+  return Value(std::shared_ptr<const Dict>(std::make_shared<Dict>(std::move(dict))));
+}
+
+}  // namespace tiercel::jinja
