@@ -54,6 +54,73 @@ class Guard {
   std::vector<std::set<std::string>> keys_;  // one set per open container
 };
 
+// Copies the events of one member. nlohmann's own ordered documents look for every name among all others.
+class MemberCopier : public nlohmann::json_sax<json> {
+ public:
+  explicit MemberCopier(std::span<const std::string_view> path) : path_(path) {}
+  std::string take() { return std::move(copy_); }
+
+  bool null() override { return value("null"); }
+  bool boolean(bool is) override { return value(is ? "true" : "false"); }
+  bool number_integer(number_integer_t number) override { return value(std::to_string(number)); }
+  bool number_unsigned(number_unsigned_t number) override { return value(std::to_string(number)); }
+  bool number_float(number_float_t, const string_t& digits) override { return value(digits); }
+  bool string(string_t& text) override { return value(json(text).dump()); }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open('{'); }
+  bool start_array(std::size_t) override { return open('['); }
+  bool end_object() override { return close('}'); }
+  bool end_array() override { return close(']'); }
+  bool key(string_t& name) override {
+    if (copies_) {
+      copy_ += separator_ + json(name).dump() + ":";
+      separator_.clear();
+    } else {
+      is_next_ = depth_ == n_found_ + 1 && n_found_ < path_.size() && name == path_[n_found_];
+    }
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+ private:
+  bool begins() const { return is_next_ && n_found_ + 1 == path_.size(); }
+  bool value(const std::string& text) {
+    if (copies_ || begins()) copy_ += separator_ + text;
+    if (begins()) n_found_ = path_.size() + 1;  // no other one
+    is_next_ = false;
+    separator_ = copies_ ? "," : "";
+    return true;
+  }
+  bool open(char bracket) {
+    if (begins()) {
+      copies_ = true;
+      n_found_ = path_.size() + 1;
+      first_depth_ = depth_;
+      separator_.clear();
+    } else if (is_next_) {
+      ++n_found_;
+    }
+    is_next_ = false;
+    ++depth_;
+    if (copies_) copy_ += separator_ + bracket;
+    separator_.clear();
+    return true;
+  }
+  bool close(char bracket) {
+    --depth_;
+    if (copies_) copy_ += bracket;
+    if (copies_ && depth_ == first_depth_) copies_ = false;
+    if (!copies_ && n_found_ <= path_.size() && depth_ < n_found_ + 1 && n_found_ > 0) --n_found_;
+    separator_ = copies_ ? "," : "";
+    return true;
+  }
+
+  std::span<const std::string_view> path_;
+  std::string copy_, separator_;
+  size_t depth_ = 0, n_found_ = 0, first_depth_ = 0;
+  bool copies_ = false, is_next_ = false;
+};
+
 // "[json.exception.parse_error.101] parse error at ..." without its prefix.
 std::string plain_reason(const char* what) {
   const std::string_view text = what;
@@ -81,6 +148,12 @@ std::string printable(std::string_view text, size_t max_length) {
   }
   if (text.size() > max_length) result += "...";
   return result;
+}
+
+std::string ordered_member(std::string_view text, std::span<const std::string_view> path) {
+  MemberCopier copier(path);
+  json::sax_parse(text, &copier);
+  return copier.take();
 }
 
 json parse_json(std::string_view text, const std::string& file, const JsonLimits& limits) {

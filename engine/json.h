@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,10 @@ struct JsonLimits {
 // Errors: longer or deeper than the limits, not JSON, not UTF-8, a duplicate key.
 nlohmann::json parse_json(std::string_view text, const std::string& file,
                           const JsonLimits& limits = {});
+
+// A member of an object, itself a member of one, and so on, as JSON in the order in which it was written; of a text that
+// parse_json has taken. Empty: it is not there.
+std::string ordered_member(std::string_view text, std::span<const std::string_view> path);
 
 // The bytes of a small file. Errors: missing, no permission, not a regular file, above `max_bytes`.
 std::string read_text_file(const std::filesystem::path& path, size_t max_bytes);

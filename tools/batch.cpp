@@ -58,7 +58,7 @@ struct BatchFlags {
   SessionOptions session;
   SamplingFlags sampling;
   std::string requests, answers = "-";
-  std::optional<std::string> date, report, prefix;
+  std::optional<std::string> date, report, prefix, variables;
   std::vector<std::string> stops;
   int64_t n_predict = 128, parallel = 64, n_logprobs = -1;
   double max_gap = 0;
@@ -84,6 +84,7 @@ struct BatchFlags {
     flags.text(
         "--date", date,
         "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
+    add_template_variables_flag(flags, variables);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front of a prompt");
     flags.flag("--special", special, "Read <|special|> tokens in prompts as such");
     flags.section("Generation");
@@ -124,7 +125,7 @@ class BatchJob {
     const std::string text = read_input(flags_.requests, "-f");
     check_utf8(text, flags_.requests, console_, flags_.session.strict);
     std::string no_chat;
-    const std::optional<ChatTemplate> chat = find_chat_template(flags_.model.directory, no_chat);
+    const std::optional<ChatTemplate> chat = find_chat_template(flags_.model.directory, flags_.variables, no_chat);
     int64_t n_saved = 0;
     requests_ = reader(chat, no_chat).read(text, requests_name(), &n_saved);
     limit_to_context();
@@ -364,7 +365,7 @@ class BatchJob {
     report_.count(report);
     line_.clear();
     answers_->add(to_json_line(
-        request, {.text = said.text(), .finish_reason = failed ? "error" : said.finish_reason(), .report = report},
+        request, {.text = said.text(), .finish_reason = failed ? "error" : said.finish_reason(), .report = report, .calls = said.calls()},
         settings_, tokenizer_));
   }
 

@@ -26,7 +26,7 @@ std::vector<int32_t> Turns::next(const std::string& words,
                                       .parse_special = plain_.special,
                                       .follows = tokenizer_->behind(before)});
   }
-  std::vector<int32_t> ids = chat_->encode_next_turn(*tokenizer_, words);
+  std::vector<int32_t> ids = chat_->encode_next_turn(*tokenizer_, words, system_);
   ids.insert(ids.begin(), *end_);
   return ids;
 }
@@ -58,14 +58,32 @@ std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::st
   return ids;
 }
 
-std::optional<ChatTemplate> find_chat_template(const std::string& directory, std::string& why) {
+void add_template_variables_flag(Flags& flags, std::optional<std::string>& variables) {
+  flags.text("--chat-template-kwargs", variables,
+             "JSON object of variables that the chat template asks for, such as {\"enable_thinking\": false}");
+}
+
+ChatTemplate with_variables(ChatTemplate chat, const std::optional<std::string>& variables) {
+  if (!variables) return chat;
   try {
-    return ChatTemplate::load(directory);
+    return chat.with_variables(*variables);
+  } catch (const Error& error) {
+    fail(ErrorKind::kUsage, "--chat-template-kwargs: {}", error.what());
+  }
+}
+
+std::optional<ChatTemplate> find_chat_template(const std::string& directory, const std::optional<std::string>& variables,
+                                               std::string& why) {
+  std::optional<ChatTemplate> chat;
+  try {
+    chat = ChatTemplate::load(directory);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kUsage) throw;
     why = error.what();
+    if (variables) fail(ErrorKind::kUsage, "--chat-template-kwargs: {}", why);
     return std::nullopt;
   }
+  return with_variables(*std::move(chat), variables);
 }
 
 std::vector<int32_t> end_ids(const ModelConfig& config, const Tokenizer& tokenizer, const ChatTemplate* chat) {
@@ -95,6 +113,7 @@ void ChatFlags::add_to(Flags& flags) {
   flags.text("--system,--system-prompt", system_, "System message of the conversation");
   flags.text("--date", date_,
              "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
+  add_template_variables_flag(flags, variables_);
 }
 
 Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer, Turns::Plain plain,
@@ -106,7 +125,8 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
       chat || (interactive && !no_template && ChatTemplate::exists(directory));
   if (!by_template) {
     for (const auto& [given, name] :
-         {std::pair{system_.has_value(), "--system"}, std::pair{date_.has_value(), "--date"}}) {
+         {std::pair{system_.has_value(), "--system"}, std::pair{date_.has_value(), "--date"},
+          std::pair{variables_.has_value(), "--chat-template-kwargs"}}) {
       if (given && !interactive) fail(ErrorKind::kUsage, "{}: needs --chat", name);
       if (given) {
         fail(ErrorKind::kUsage, "{}: {} has no chat template, which would say where it goes", name,
@@ -137,6 +157,7 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
            error.what());
     }
   }();
+  chat_template = with_variables(std::move(chat_template), variables_);
   console.info("chat template: {}", chat_template.name());
   if (interactive && !chat_template.rewrites().empty()) {
     console.info("note: {}", chat_template.rewrites());

@@ -50,8 +50,15 @@ class Turns {
   ChatDate date_;
 };
 
-// A model's template; none: why says why there is none, or none that is supported.
-std::optional<ChatTemplate> find_chat_template(const std::string& directory, std::string& why);
+// --chat-template-kwargs: variables that a template asks for.
+void add_template_variables_flag(Flags& flags, std::optional<std::string>& variables);
+// Throws Error(kUsage): with the flag's name.
+ChatTemplate with_variables(ChatTemplate chat, const std::optional<std::string>& variables);
+
+// A model's template; none: why says why there is none, or none that is supported. Throws Error(kUsage) as with_variables,
+// and where there is no template for variables.
+std::optional<ChatTemplate> find_chat_template(const std::string& directory, const std::optional<std::string>& variables,
+                                               std::string& why);
 
 // end_tokens (engine/text/chat_template.h), as a scheduler takes them.
 std::vector<int32_t> end_ids(const ModelConfig& config, const Tokenizer& tokenizer, const ChatTemplate* chat);
@@ -70,7 +77,7 @@ struct ChatFlags {
               bool restored, const Console& console) const;
 
  private:
-  std::optional<std::string> system_, date_;
+  std::optional<std::string> system_, date_, variables_;
 };
 
 }  // namespace tiercel

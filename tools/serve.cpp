@@ -53,7 +53,7 @@ struct ServeFlags {
   SessionOptions session;
   SamplingFlags sampling;
   std::string host = "127.0.0.1", name;
-  std::optional<std::string> api_key, date;
+  std::optional<std::string> api_key, date, variables;
   int64_t port = 8080, n_predict = 2048, parallel = 4;
   double max_gap = 0.2;
   MicroBatches micro_batches = MicroBatches::kAuto;
@@ -76,6 +76,7 @@ struct ServeFlags {
                  "Tokens to generate, at most");
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     flags.text("--date", date, "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
+    add_template_variables_flag(flags, variables);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front of a text to complete");
     flags.flag("--special", special, "Read <|special|> tokens in texts to complete as such");
     sampling.add_to(flags);
@@ -120,7 +121,7 @@ class Answering {
       : console_(console),
         config_(load_config(flags.model.directory)),
         tokenizer_(Tokenizer::load(flags.model.directory)),
-        chat_(find_chat_template(flags.model.directory, no_chat_)),
+        chat_(find_chat_template(flags.model.directory, flags.variables, no_chat_)),
         reader_(config_, tokenizer_, chat_ ? &*chat_ : nullptr, no_chat_,
                 {.n_new = flags.n_predict,
                  .ignore_eos = flags.ignore_eos,

@@ -278,6 +278,7 @@ std::string_view name_of(ChatRole role) {
     case ChatRole::kSystem: return "system";
     case ChatRole::kUser: return "user";
     case ChatRole::kAssistant: return "assistant";
+    case ChatRole::kTool: return "tool";
   }
   return "?";
 }

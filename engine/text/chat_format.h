@@ -11,12 +11,21 @@
 
 namespace tiercel {
 
-enum class ChatRole { kSystem, kUser, kAssistant };
+enum class ChatRole { kSystem, kUser, kAssistant, kTool };
 std::string_view name_of(ChatRole role);
+
+// What an answer asks to be done.
+struct ToolCall {
+  std::string id, name;
+  std::string arguments;  // a JSON object
+};
 
 struct ChatMessage {
   ChatRole role;
   std::string content;  // any bytes; what is not UTF-8 becomes U+FFFD
+  std::string reasoning = {};             // of an answer: what was thought before it, where that is said apart
+  std::vector<ToolCall> calls = {};       // of an answer
+  std::string call_id = {}, name = {};    // of what a tool gave
 };
 
 struct ChatDate {
@@ -27,6 +36,15 @@ struct ChatDate {
 ChatDate chat_date_today();
 // "YYYY-MM-DD". Throws Error(kUsage).
 ChatDate parse_chat_date(const std::string& text);
+
+struct ChatOptions {
+  bool add_generation_prompt = true;
+  // Of templates that write a date (as their date_string); none (year 0): what they write where
+  // nothing is given and there is no clock.
+  ChatDate date = {};
+  std::string tools = {};      // that may be called: a JSON array, as OpenAI's; empty: none
+  std::string variables = {};  // others of the template ("enable_thinking"): a JSON object, or empty
+};
 
 struct ChatPiece {
   enum Kind {

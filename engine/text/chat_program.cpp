@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/text/jinja/from_json.h"
 #include "engine/text/utf8.h"
 
 namespace tiercel {
@@ -24,6 +25,7 @@ std::string valid_utf8(std::string_view text) {
   return valid;
 }
 
+// Throws Problem: strftime would not end where the format does.
 std::string formatted(const ChatDate& date, const std::string& format) {
   std::tm day = {};
   day.tm_year = date.year - 1900;
@@ -32,9 +34,10 @@ std::string formatted(const ChatDate& date, const std::string& format) {
   day.tm_hour = 12;
   day.tm_isdst = -1;
   std::mktime(&day);  // which finds the day of the week
-  char text[256];
-  const size_t n = std::strftime(text, sizeof text, format.c_str(), &day);
-  return {text, n};
+  char text[1024];
+  const size_t n = std::strftime(text, sizeof text, (format + "|").c_str(), &day);  // never empty
+  if (n == 0 || format.find('\0') != format.npos) throw jinja::Problem("strftime_now: expected a shorter format");
+  return {text, n - 1};
 }
 
 // Behind the last of these words; npos: they are not there.
@@ -43,11 +46,43 @@ size_t end_of_words(const Text& text, std::string_view words) {
   return at == std::string_view::npos ? at : at + words.size();
 }
 
-jinja::Dict message_value(const ChatMessage& message, jinja::Budget& budget) {
+// As transformers has them: what a call is given is a dict.
+Value call_value(const ToolCall& call, jinja::Budget& budget) {
+  jinja::Dict one, function;
+  function.set(Text::native("name"), Text::foreign(valid_utf8(call.name)), budget);
+  function.set(Text::native("arguments"), jinja::value_of_json(call.arguments, budget), budget);
+  one.set(Text::native("id"), Text::foreign(valid_utf8(call.id)), budget);
+  one.set(Text::native("type"), Text::native("function"), budget);
+  one.set(Text::native("function"), jinja::dict_of(std::move(function)), budget);
+  return jinja::dict_of(std::move(one));
+}
+
+// Whether what was asked is followed by the answer, later on; but for white space between them.
+bool continues(std::string_view asked, std::string_view later) {
+  constexpr std::string_view kBlanks = " \t\n";
+  const size_t end = asked.find_last_not_of(kBlanks) + 1;
+  if (!later.starts_with(asked.substr(0, end))) return false;
+  later.remove_prefix(end);
+  return later.substr(std::min(later.find_first_not_of(kBlanks), later.size())).starts_with(kAnswer);
+}
+
+Value message_value(const ChatMessage& message, jinja::Budget& budget) {
   jinja::Dict one;
-  one.set(Text::native("role"), Text::native(std::string(name_of(message.role))), budget);
-  one.set(Text::native("content"), Text::foreign(valid_utf8(message.content)), budget);
-  return one;
+  const auto set = [&](const char* name, Value value) { one.set(Text::native(name), std::move(value), budget); };
+  const auto set_words = [&](const char* name, const std::string& words) {
+    if (!words.empty()) set(name, Text::foreign(valid_utf8(words)));
+  };
+  set("role", Text::native(std::string(name_of(message.role))));
+  set("content", Text::foreign(valid_utf8(message.content)));
+  set_words("reasoning_content", message.reasoning);
+  set_words("tool_call_id", message.call_id);
+  set_words("name", message.name);
+  if (!message.calls.empty()) {
+    jinja::ListMaker calls(budget);
+    for (const ToolCall& call : message.calls) calls.push(call_value(call, budget));
+    set("tool_calls", calls.take());
+  }
+  return jinja::dict_of(std::move(one));
 }
 
 }  // namespace
@@ -55,7 +90,7 @@ jinja::Dict message_value(const ChatMessage& message, jinja::Budget& budget) {
 ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const std::string& eos, const std::string& name)
     : template_(jinja::Template::parse(source, name)), bos_(valid_utf8(bos)), eos_(valid_utf8(eos)), name_(name) {
   const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
-  const Text text = write(question, true, kSomeDay);
+  const Text text = write(question, {.date = kSomeDay});
   if (end_of_words(text, kQuestion) == std::string_view::npos) {
     fail(ErrorKind::kUsage, "{}: the template does not write what a user says", name);
   }
@@ -69,12 +104,15 @@ bool ChatProgram::finds_rewriting() const {
       std::vector<ChatMessage> messages;
       if (has_system) messages.push_back({ChatRole::kSystem, kSystem});
       messages.push_back({ChatRole::kUser, kQuestion});
-      const Text asked = write(messages, true, kSomeDay);
-      messages.push_back({ChatRole::kAssistant, std::string("<think>\n") + kThought + "\n</think>\n\n" + kAnswer});
+      const Text asked = write(messages, {.date = kSomeDay});
+      messages.push_back({ChatRole::kAssistant, kAnswer});
       messages.push_back({ChatRole::kUser, "and more"});
-      const Text later = write(messages, true, kSomeDay);
+      const Text plain = write(messages, {.date = kSomeDay});
+      messages[messages.size() - 2].content = std::string("<think>\n") + kThought + "\n</think>\n\n" + kAnswer;
+      const Text thoughtful = write(messages, {.date = kSomeDay});
       const std::string_view before = asked.view().substr(0, end_of_words(asked, kQuestion));
-      return !later.view().starts_with(before) || later.view().find(kThought) == std::string_view::npos;
+      return !continues(asked.view(), plain.view()) || !thoughtful.view().starts_with(before) ||
+             thoughtful.view().find(kThought) == std::string_view::npos;
     } catch (const Error&) {
       // No system message, or a template for one question only.
     }
@@ -82,56 +120,99 @@ bool ChatProgram::finds_rewriting() const {
   return false;
 }
 
-Text ChatProgram::write(std::span<const ChatMessage> messages, bool add_generation_prompt, const ChatDate& date) const {
-  jinja::Budget budget = jinja::budget_of_input();
-  jinja::ListMaker list(budget);
-  for (const ChatMessage& message : messages) list.push(jinja::dict_of(message_value(message, budget)));
+Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions& options) const {
   jinja::Dict variables;
-  const auto set = [&](const char* name, Value value) { variables.set(Text::native(name), std::move(value), budget); };
-  set("messages", list.take());
-  set("add_generation_prompt", add_generation_prompt);
-  set("tools", Value());
-  set("documents", Value());
-  if (!bos_.empty()) set("bos_token", Text::native(bos_));
-  if (!eos_.empty()) set("eos_token", Text::native(eos_));
-  jinja::Clock clock;
-  if (date.year != 0) {
-    clock = [&](const std::string& format) { return formatted(date, format); };
-    // Which templates without a clock are given by whoever knows one.
-    if (!asks_for_date()) set("date_string", Text::native(formatted(date, "%d %b %Y")));
+  try {
+    variables = variables_of(messages, options);
+  } catch (const jinja::Problem& problem) {
+    fail(ErrorKind::kUsage, "{}: what the chat template is given: {}", name_, problem.what());
   }
+  jinja::Clock clock;
+  if (options.date.year != 0) clock = [&](const std::string& format) { return formatted(options.date, format); };
   return template_.render(variables, clock);
 }
 
-ChatProgram::NextTurn ChatProgram::next_turn(std::string_view user, const Tokenizer& tokenizer) const {
-  const std::vector<ChatMessage> messages = {
-      {ChatRole::kUser, kQuestion}, {ChatRole::kAssistant, kAnswer}, {ChatRole::kUser, std::string(user)}};
-  const Text text = write(messages, true, kSomeDay);
-  const size_t end = text.view().find(kAnswer);
-  if (end == std::string_view::npos) {
-    fail(ErrorKind::kUsage, "{}: the template does not write earlier answers as they were; it cannot go on in a session",
-         name_);
-  }
+jinja::Dict ChatProgram::variables_of(std::span<const ChatMessage> messages, const ChatOptions& options) const {
   jinja::Budget budget = jinja::budget_of_input();
-  const Text behind = jinja::part_of(text, end + std::string_view(kAnswer).size(), text.size(), budget);
-  // What is the user's is behind what the template itself says there.
-  const std::vector<Text::Range> words = behind.foreign_ranges();
-  const std::string_view own = behind.view().substr(0, words.empty() ? behind.size() : words[0].begin);
-  NextTurn next;
-  size_t used = 0;
-  for (const TextSegment& segment : tokenizer.split_special(own)) {
-    used += segment.text.size();
-    if (segment.token < 0) continue;
-    next.end_of_turn = std::string(segment.text);
-    next.pieces = pieces(jinja::part_of(behind, used, behind.size(), budget), tokenizer);
-    return next;
+  jinja::ListMaker list(budget);
+  for (const ChatMessage& message : messages) list.push(message_value(message, budget));
+  jinja::Dict variables;
+  const auto set = [&](const char* name, Value value) { variables.set(Text::native(name), std::move(value), budget); };
+  set("messages", list.take());
+  set("add_generation_prompt", options.add_generation_prompt);
+  set("tools", options.tools.empty() ? Value() : jinja::value_of_json(options.tools, budget));
+  set("documents", Value());
+  if (!bos_.empty()) set("bos_token", Text::native(bos_));
+  if (!eos_.empty()) set("eos_token", Text::native(eos_));
+  // Which templates without a clock are given by whoever knows one.
+  if (options.date.year != 0 && !asks_for_date()) set("date_string", Text::native(formatted(options.date, "%d %b %Y")));
+  if (!options.variables.empty()) {
+    const Value given = jinja::value_of_json(options.variables, budget);
+    if (given.dict() == nullptr) throw jinja::Problem("expected an object of variables");
+    for (const auto& [name, value] : given.dict()->items()) variables.set(name, value, budget);
   }
-  fail(ErrorKind::kUsage, "{}: the chat template ends an answer with no special token; it cannot go on in a session", name_);
+  return variables;
 }
 
-Text ChatProgram::generation_prompt() const {
+std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::string& variables) const {
+  std::vector<ChatMessage> messages = {{ChatRole::kUser, kQuestion}, {ChatRole::kAssistant, kAnswer}, {ChatRole::kUser, kQuestion}};
+  const auto answer_in = [&](const Text& text) {
+    const size_t at = text.view().find(kAnswer);
+    if (at == std::string_view::npos) {
+      fail(ErrorKind::kUsage, "{}: the template does not write earlier answers as they were; it cannot go on in a session",
+           name_);
+    }
+    return at;
+  };
+  const Text text = write(messages, {.date = kSomeDay, .variables = variables});
+  const size_t begin = answer_in(text), behind = begin + std::string_view(kAnswer).size();
+  const size_t next = text.view().find(kQuestion, behind);
+  std::string end;
+  for (const TextSegment& segment : tokenizer.split_special(text.view().substr(behind, next - behind))) {
+    if (segment.token >= 0 && end.empty()) end = segment.text;
+  }
+  if (next == std::string_view::npos || end.empty()) {
+    fail(ErrorKind::kUsage, "{}: the chat template ends an answer with no special token; it cannot go on in a session", name_);
+  }
+  // Where thoughts end with it too, it does not say that an answer has ended.
+  messages[1].reasoning = kThought;
+  const Text thoughtful = write(messages, {.date = kSomeDay, .variables = variables});
+  const auto n_ends = [&](const Text& of) {
+    const size_t first = of.view().find(kQuestion), n = answer_in(of);
+    int64_t count = 0;
+    for (size_t at = of.view().find(end, first); at < n; at = of.view().find(end, at + 1)) ++count;
+    return count;
+  };
+  if (n_ends(thoughtful) > n_ends(text)) {
+    fail(ErrorKind::kUsage, "{}: the chat template ends thoughts with {}, as it ends answers; it cannot go on in a session",
+         name_, end);
+  }
+  return end;
+}
+
+ChatProgram::NextTurn ChatProgram::next_turn(std::string_view user, const std::optional<std::string>& system,
+                                             const Tokenizer& tokenizer, const std::string& variables) const {
+  NextTurn next{.end_of_turn = end_of_turn(tokenizer, variables), .pieces = {}};
+  std::vector<ChatMessage> messages;
+  if (system) messages.push_back({ChatRole::kSystem, *system});
+  messages.push_back({ChatRole::kUser, kQuestion});
+  messages.push_back({ChatRole::kAssistant, kAnswer});
+  messages.push_back({ChatRole::kUser, std::string(user)});
+  const Text text = write(messages, {.date = kSomeDay, .variables = variables});
+  const size_t answer = text.view().find(kAnswer, text.view().find(kQuestion));
+  const size_t end = answer == std::string_view::npos ? answer : text.view().find(next.end_of_turn, answer);
+  if (end == std::string_view::npos) {
+    fail(ErrorKind::kUsage, "{}: the chat template does not go on as it began; it cannot go on in a session", name_);
+  }
+  jinja::Budget budget = jinja::budget_of_input();
+  next.pieces = pieces(jinja::part_of(text, end + next.end_of_turn.size(), text.size(), budget), tokenizer);
+  return next;
+}
+
+Text ChatProgram::generation_prompt(const std::string& variables) const {
   const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
-  const Text with = write(question, true, kSomeDay), without = write(question, false, kSomeDay);
+  const Text with = write(question, {.date = kSomeDay, .variables = variables});
+  const Text without = write(question, {.add_generation_prompt = false, .date = kSomeDay, .variables = variables});
   const bool goes_on = with.view().starts_with(without.view()) && with.size() > without.size();
   jinja::Budget budget = jinja::budget_of_input();
   return jinja::part_of(with, goes_on ? without.size() : end_of_words(with, kQuestion), with.size(), budget);

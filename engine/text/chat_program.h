@@ -1,11 +1,12 @@
-// A chat template that is run: of those that are not among the recognised ones (engine/text/chat_template_table.h),
-// most of which are variations of them.
+// A chat template that is run: one that is not among the recognised ones (engine/text/chat_template_table.h), most of which
+// are variations of them; or any, for what recognition knows nothing of: tools, and variables of a template's own.
 //
 // What it writes knows which of it are somebody's words (engine/text/jinja/text.h): only the template's own text may
 // become special tokens. What a conversation needs to go on (the end of an answer, the beginning of the next one) is
 // found by writing small conversations and looking where their words are.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,18 +24,23 @@ class ChatProgram {
   ChatProgram(std::string_view source, const std::string& bos, const std::string& eos, const std::string& name);
 
   // Errors: Error(kUsage): what the template raises, and what it does wrong.
-  jinja::Text write(std::span<const ChatMessage> messages, bool add_generation_prompt, const ChatDate& date) const;
+  jinja::Text write(std::span<const ChatMessage> messages, const ChatOptions& options) const;
 
-  // The special token that ends an answer, and what follows it when the user says something more, up to where the next
-  // answer begins. Errors: Error(kUsage): the template does not keep answers, or ends them with no special token.
+  // The special token that ends an answer. Errors: Error(kUsage): the template does not keep answers, or ends them with no
+  // token of their own. variables: as those of ChatOptions.
+  std::string end_of_turn(const Tokenizer& tokenizer, const std::string& variables) const;
+  // That, and what follows it when the user says something more, up to where the next answer begins. system: what the
+  // conversation began with, if that is known. Errors: as above.
   struct NextTurn {
     std::string end_of_turn;
     std::vector<ChatPiece> pieces;
   };
-  NextTurn next_turn(std::string_view user, const Tokenizer& tokenizer) const;
+  NextTurn next_turn(std::string_view user, const std::optional<std::string>& system, const Tokenizer& tokenizer,
+                     const std::string& variables) const;
   // What a conversation ends with when an answer is due.
-  jinja::Text generation_prompt() const;
+  jinja::Text generation_prompt(const std::string& variables) const;
 
+  bool mentions(const std::string& variable) const { return template_.mentions(variable); }
   bool asks_for_date() const { return template_.mentions("strftime_now"); }
   // It writes what is past differently once more is said, or not as it was said: see ChatTemplate::rewrites.
   bool rewrites() const { return rewrites_; }
@@ -44,6 +50,7 @@ class ChatProgram {
 
  private:
   bool finds_rewriting() const;
+  jinja::Dict variables_of(std::span<const ChatMessage> messages, const ChatOptions& options) const;
 
   jinja::Template template_;
   std::string bos_, eos_, name_;

@@ -185,54 +185,105 @@ std::optional<ChatTemplate> ChatTemplate::find(const std::string& directory) {
 
 ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
                                  const std::string& eos, const std::string& name) {
-  const std::string core =
-      jinja.size() <= kMaxTemplateBytes ? chat_template_core(jinja) : std::string();
+  ChatTemplate result;
+  result.file_ = name;
+  const bool is_short = jinja.size() <= kMaxTemplateBytes;
+  if (is_short) {
+    try {
+      result.program_ = std::make_shared<const ChatProgram>(jinja, bos, eos, name);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kUsage) throw;
+      result.why_not_run_ = error.what();
+    }
+  } else {
+    result.why_not_run_ = fmt::format("it has more than {} bytes", kMaxTemplateBytes);
+  }
+  if (is_short && result.find_style(jinja, bos, eos)) return result;
+  result.name_ = "Jinja";
+  if (result.program_ == nullptr) {
+    fail(ErrorKind::kUsage,
+         "{}: expected one of the supported chat templates ({}), or another one that can be run, found one that cannot "
+         "({}); {}",
+         name, kSupportedTemplates, result.why_not_run_, help_for(name));
+  }
+  return result;
+}
+
+bool ChatTemplate::find_style(std::string_view jinja, const std::string& bos, const std::string& eos) {
+  const std::string core = chat_template_core(jinja);
   for (size_t i = 0; i < known_cores().size(); ++i) {
     std::optional<std::vector<std::string>> system = match(core, known_cores()[i]);
     if (!system) continue;
     const KnownTemplate& known = known_templates()[i];
-    ChatTemplate result;
-    result.file_ = name;
-    result.name_ = known.name;
-    result.style_ = known.style;
-    result.settings_ = {.bos = bos, .eos = eos, .default_system = *std::move(system), .date = {}};
+    is_known_ = true;
+    name_ = known.name;
+    style_ = known.style;
+    settings_ = {.bos = bos, .eos = eos, .default_system = *std::move(system), .date = {}};
     const auto need = [&](bool needed, const std::string& token, const char* key) {
       if (needed && token.empty()) {
         fail(ErrorKind::kUsage,
              "{}: the chat template ({}) writes {}, expected its name in tokenizer_config.json, "
              "found none",
-             name, known.name, key);
+             file_, known.name, key);
       }
     };
     const ChatStyle::Family family = known.style.family;
     need(family == ChatStyle::kLlama3 || family == ChatStyle::kInst || known.style.writes_bos, bos,
          "bos_token");
     need(family == ChatStyle::kInst || known.style.writes_eos, eos, "eos_token");
-    return result;
+    return true;
   }
-  ChatTemplate result;
-  result.file_ = name;
-  result.name_ = "Jinja";
-  try {
-    if (jinja.size() > kMaxTemplateBytes) fail(ErrorKind::kUsage, "it has more than {} bytes", kMaxTemplateBytes);
-    result.program_ = std::make_shared<const ChatProgram>(jinja, bos, eos, name);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kUsage) throw;
-    fail(ErrorKind::kUsage,
-         "{}: expected one of the supported chat templates ({}), or another one that can be run, found one that cannot "
-         "({}); {}",
-         name, kSupportedTemplates, error.what(), help_for(name));
+  return false;
+}
+
+const ChatProgram& ChatTemplate::program() const {
+  if (program_ == nullptr) {
+    fail(ErrorKind::kUsage, "{}: the chat template ({}) cannot be run, as tools and variables need it: {}", file_, name_,
+         why_not_run_);
   }
+  return *program_;
+}
+
+ChatTemplate ChatTemplate::with_variables(const std::string& variables) const {
+  const std::string what = "variables of the chat template";
+  const nlohmann::json json = parse_json(variables, what);
+  const JsonNode root(json, what);
+  root.expect_object();
+  for (const auto& [key, value] : json.items()) {
+    for (const char* taken : {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}) {
+      if (key == taken) fail(ErrorKind::kUsage, "{}: {} is none to be given", what, key);
+    }
+    if (!program().mentions(key)) {
+      fail(ErrorKind::kUsage, "{}: {}: the chat template does not ask for {}", file_, what, printable(key, 40));
+    }
+  }
+  ChatTemplate result = *this;
+  if (json.empty()) return result;
+  nlohmann::ordered_json all = variables_.empty() ? nlohmann::ordered_json::object() : nlohmann::ordered_json::parse(variables_);
+  all.update(nlohmann::ordered_json::parse(variables));
+  result.variables_ = all.dump();
   return result;
 }
 
+bool ChatTemplate::must_run(std::span<const ChatMessage> messages, const ChatOptions& options) const {
+  return !is_known_ || !variables_.empty() || !options.tools.empty() || std::ranges::any_of(messages, [](const ChatMessage& m) {
+    return m.role == ChatRole::kTool || !m.calls.empty() || !m.reasoning.empty();
+  });
+}
+
+jinja::Text ChatTemplate::written(std::span<const ChatMessage> messages, const ChatOptions& options) const {
+  ChatOptions with = options;
+  with.variables = variables_;
+  return program().write(messages, with);
+}
+
 bool ChatTemplate::asks_for_date() const {
-  if (program_ != nullptr) return program_->asks_for_date();
+  if (!is_known_) return program_->asks_for_date();
   return style_.date == ChatStyle::kToday || settings_.default_system.size() > 1;
 }
 
 std::string_view ChatTemplate::rewrites() const {
-  if (program_ != nullptr) {
+  if (!is_known_) {
     if (!program_->rewrites()) return {};
     return "the template writes differently later what was said or thought before; here it stays as it was";
   }
@@ -257,9 +308,7 @@ ChatSettings ChatTemplate::settings_for(const ChatOptions& options) const {
 
 std::string ChatTemplate::text(std::span<const ChatMessage> messages,
                                const ChatOptions& options) const {
-  if (program_ != nullptr) {
-    return std::string(program_->write(messages, options.add_generation_prompt, options.date).view());
-  }
+  if (must_run(messages, options)) return std::string(written(messages, options).view());
   std::string text;
   for (const ChatPiece& piece :
        write_chat(style_, settings_for(options), messages, options.add_generation_prompt)) {
@@ -271,9 +320,8 @@ std::string ChatTemplate::text(std::span<const ChatMessage> messages,
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
                                           const ChatOptions& options) const {
-  if (program_ != nullptr) {
-    const jinja::Text text = program_->write(messages, options.add_generation_prompt, options.date);
-    return encode_pieces(tokenizer, ChatProgram::pieces(text, tokenizer), Follows::kNothing);
+  if (must_run(messages, options)) {
+    return encode_pieces(tokenizer, ChatProgram::pieces(written(messages, options), tokenizer), Follows::kNothing);
   }
   return encode_pieces(
       tokenizer, write_chat(style_, settings_for(options), messages, options.add_generation_prompt),
@@ -281,14 +329,15 @@ std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
 }
 
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
-  if (program_ != nullptr) return special_id(tokenizer, program_->next_turn("x", tokenizer).end_of_turn);
+  if (must_run({}, {})) return special_id(tokenizer, program_->end_of_turn(tokenizer, variables_));
   return special_id(tokenizer, tiercel::end_of_turn(style_, settings_));
 }
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
-                                                    std::string_view user) const {
-  if (program_ != nullptr) {
-    const ChatProgram::NextTurn next = program_->next_turn(user, tokenizer);
+                                                    std::string_view user,
+                                                    const std::optional<std::string>& system) const {
+  if (must_run({}, {})) {
+    const ChatProgram::NextTurn next = program_->next_turn(user, system, tokenizer, variables_);
     return encode_pieces(tokenizer, next.pieces, Follows::kToken, special_id(tokenizer, next.end_of_turn));
   }
   return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken,
@@ -296,8 +345,8 @@ std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
-  const std::vector<ChatPiece> prompt = program_ != nullptr
-                                            ? ChatProgram::pieces(program_->generation_prompt(), tokenizer)
+  const std::vector<ChatPiece> prompt = must_run({}, {})
+                                            ? ChatProgram::pieces(program_->generation_prompt(variables_), tokenizer)
                                             : write_generation_prompt(style_);
   if (prompt.empty()) return false;
   const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt, Follows::kText);

@@ -25,13 +25,6 @@
 
 namespace tiercel {
 
-struct ChatOptions {
-  bool add_generation_prompt = true;
-  // Of templates that write a date (as their date_string); none (year 0): what they write where
-  // nothing is given and there is no clock.
-  ChatDate date;
-};
-
 // Immutable and safe to share between threads.
 class ChatTemplate {
  public:
@@ -65,15 +58,26 @@ class ChatTemplate {
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                               const ChatOptions& options) const;
 
+  // The same with variables of its own given ("enable_thinking"), beside those that are: a JSON object. Throws
+  // Error(kUsage): it is none, a name means something else already, or the template does not ask for it.
+  ChatTemplate with_variables(const std::string& variables) const;
+  // The template as a program, which tools and variables need. Throws Error(kUsage): why it cannot be run.
+  const ChatProgram& program() const;
+
   // For a conversation that goes on in a session: the token that ends an answer, and what follows
-  // it when the user says something more, up to where the next answer begins.
+  // it when the user says something more, up to where the next answer begins. system: the message that it began with,
+  // if that is known; some templates look back at it.
   int32_t end_of_turn(const Tokenizer& tokenizer) const;
-  std::vector<int32_t> encode_next_turn(const Tokenizer& tokenizer, std::string_view user) const;
+  std::vector<int32_t> encode_next_turn(const Tokenizer& tokenizer, std::string_view user,
+                                        const std::optional<std::string>& system = {}) const;
   // Whether tokens end where an answer is due.
   bool awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const;
 
  private:
   ChatTemplate() = default;
+  bool must_run(std::span<const ChatMessage> messages, const ChatOptions& options) const;
+  jinja::Text written(std::span<const ChatMessage> messages, const ChatOptions& options) const;
+  bool find_style(std::string_view jinja, const std::string& bos, const std::string& eos);
   ChatSettings settings_for(const ChatOptions& options) const;
   std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
                                      Follows follows,
@@ -81,7 +85,9 @@ class ChatTemplate {
   int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
   std::string file_, name_;
-  std::shared_ptr<const ChatProgram> program_;  // null: of a known style
+  std::shared_ptr<const ChatProgram> program_;  // null: it cannot be run
+  std::string why_not_run_, variables_;
+  bool is_known_ = false;  // of a style, which does the same without tools and variables
   ChatStyle style_{};
   ChatSettings settings_;
 };

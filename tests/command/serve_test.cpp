@@ -165,6 +165,73 @@ TEST_F(ServeCommand, Chats) {
   EXPECT_EQ(server.complete(renamed, "/v1/chat/completions")["choices"], whole["choices"]);
 }
 
+// A template that shows tools, and writes calls as NAME{..}; biases make the model call one.
+TEST_F(ServeCommand, CallsTools) {
+  const Scratch scratch;
+  make_chat_model(scratch / "model");
+  write_file(scratch / "model/chat_template.jinja",
+             "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+             "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% else %}{{ m.content }}{% endfor %}"
+             "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if quick %}!{% endif %}{% endif %}");
+  const Server server({}, scratch / "model");
+  const char* path = "/v1/chat/completions";
+  const Json tool = {{"type", "function"}, {"function", {{"name", "f"}, {"description", "Does it."}}}};
+  const Json user = {{"role", "user"}, {"content", "Do it"}};
+  // f, {, } and the end of the answer, each once.
+  const Json body = {{"messages", {user}},
+                     {"tools", {tool}},
+                     {"presence_penalty", 90},
+                     {"logit_bias", {{"102", 100}, {"123", 80}, {"125", 60}, {"2047", 40}}}};
+  const Json answer = server.complete(body, path)["choices"][0];
+  EXPECT_EQ(answer["finish_reason"], "tool_calls");
+  EXPECT_TRUE(answer["message"]["content"].is_null());
+  ASSERT_EQ(answer["message"]["tool_calls"].size(), 1u) << answer;
+  const Json call = answer["message"]["tool_calls"][0];
+  EXPECT_EQ(call["function"], (Json{{"name", "f"}, {"arguments", "{}"}}));
+  EXPECT_EQ(call["id"].get<std::string>().size(), 9u);
+  Json streamed = body;
+  streamed["stream"] = true;
+  const std::vector<std::string> events = server.ask(path, streamed).events();
+  ASSERT_EQ(events.size(), 4u);  // its beginning, the call, its end
+  const Json delta = Json::parse(events[1])["choices"][0]["delta"];
+  EXPECT_EQ(delta["tool_calls"][0]["function"], call["function"]);
+  EXPECT_EQ(delta["tool_calls"][0]["index"], 0);
+  EXPECT_EQ(Json::parse(events[2])["choices"][0]["finish_reason"], "tool_calls");
+  // Not where tools are not to be called, or what is written is no call of one.
+  Json silent = body;
+  silent["tool_choice"] = "none";
+  EXPECT_EQ(server.complete(silent, path)["choices"][0]["message"]["content"], "f{}");
+  Json others = body;
+  others["tools"][0]["function"]["name"] = "g";
+  EXPECT_EQ(server.complete(others, path)["choices"][0]["message"]["content"], "f{}");
+  EXPECT_EQ(server.complete(others, path)["choices"][0]["finish_reason"], "stop");
+  // What was called, and what came of it, comes back as it was given.
+  Json next = body;
+  next["messages"] = {user, answer["message"], {{"role", "tool"}, {"tool_call_id", call["id"]}, {"content", "42"}}};
+  next["messages"][1]["refusal"] = nullptr;
+  const int first = server.complete(body, path)["usage"]["prompt_tokens"];
+  EXPECT_GT(server.complete(next, path)["usage"]["prompt_tokens"].get<int>(), first);
+  // Variables of the template.
+  Json quick = body;
+  quick["chat_template_kwargs"] = {{"quick", true}};
+  EXPECT_EQ(server.complete(quick, path)["usage"]["prompt_tokens"], first + 1);
+  const auto refused = [&](const char* member, const Json& value, const std::string& word) {
+    Json asked = body;
+    asked[member] = value;
+    const HttpResponse response = server.ask(path, asked);
+    EXPECT_EQ(response.status, 400) << response.body;
+    EXPECT_TRUE(contains(response.body, word)) << response.body;
+  };
+  refused("tool_choice", "required", "cannot be made to call");
+  refused("tools", {{{"type", "web"}}}, "function");
+  refused("tools", {{{"type", "function"}, {"function", {{"name", "f"}, {"parameters", 3}}}}}, "parameters");
+  refused("chat_template_kwargs", {{"slow", true}}, "does not ask for slow");
+  refused("chat_template_kwargs", {{"messages", true}}, "messages");
+  refused("messages", {user, {{"role", "assistant"}, {"content", nullptr}}}, "content");
+  refused("messages", {user, {{"role", "assistant"}, {"tool_calls", {{{"function", {{"name", "f"}, {"arguments", "[1"}}}}}}}}, "arguments");
+  refused("messages", {user, {{"role", "user"}, {"content", "x"}, {"tool_calls", Json::array()}}}, "nothing else is supported");
+}
+
 // A second question on a text, and the next turn of a conversation, prefill what is new; and many ask at once.
 TEST_F(ServeCommand, PromptsThatBeginAlike) {
   const std::string text = book(sanitized() ? 60 : 150);

@@ -385,7 +385,7 @@ TEST(GgufModel, OtherFactsAreRead) {
   w.array_of<int32_t>("tokenizer.ggml.token_type", GgufType::kI32, {1, 3, 1, 3});
   w.u32("tokenizer.ggml.bos_token_id", 0).u32("tokenizer.ggml.eos_token_id", 1);
   w.u32("tokenizer.ggml.eot_token_id", ~0u);  // none
-  w.text("tokenizer.chat_template", "{{ messages }}").f32("general.sampling.temp", 0.6f);
+  w.text("tokenizer.chat_template", "{{ messages | length }}").f32("general.sampling.temp", 0.6f);
   w.add("general.sampling.top_k", GgufType::kI32, GgufWriter::bytes(int32_t{20}));
   w.text("qwen3.rope.scaling.type", "yarn").f32("qwen3.rope.scaling.factor", 4);
   w.u32("qwen3.rope.scaling.original_context_length", 32).f32("qwen3.rope.freq_base", 1e6f);

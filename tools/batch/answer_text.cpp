@@ -5,7 +5,7 @@
 namespace tiercel {
 
 AnswerText::AnswerText(const Tokenizer& tokenizer, const BatchRequest& request, std::span<const int32_t> ends)
-    : decoder_(tokenizer, /*skip_special=*/true), stop_(request.stops) {
+    : decoder_(tokenizer, /*skip_special=*/true), stop_(request.stops), tokenizer_(tokenizer), tools_(request.tools) {
   if (!request.ignore_eos) ends_.assign(ends.begin(), ends.end());
 }
 
@@ -14,11 +14,32 @@ bool AnswerText::push(int32_t token) {
     ended_ = true;
     return true;
   }
-  if (!stop_.push(decoder_.push(token), &text_)) return true;
-  ended_ = true;
-  return false;
+  std::string said;
+  if (tools_ != nullptr && std::ranges::find(tools_->visible, token) != tools_->visible.end()) {
+    said = decoder_.finish() + std::string(tokenizer_.token(token));
+  } else {
+    said = decoder_.push(token);
+  }
+  ended_ = stop_.push(said, tools_ != nullptr ? &all_ : &text_);
+  if (tools_ != nullptr && ended_) take_calls();
+  if (tools_ != nullptr && !ended_) {
+    const size_t n = tools_->format->n_before_calls(all_, text_.size(), tools_->tools);
+    text_.append(all_, text_.size(), n - text_.size());
+  }
+  return !ended_;
 }
 
-void AnswerText::finish() { stop_.finish(decoder_.finish(), &text_); }
+void AnswerText::finish() {
+  if (tools_ == nullptr) return stop_.finish(decoder_.finish(), &text_);
+  stop_.finish(decoder_.finish(), &all_);
+  take_calls();
+}
+
+void AnswerText::take_calls() {
+  ToolFormat::Answer answer = tools_->format->read(all_, tools_->tools);
+  text_ = std::move(answer.content);
+  calls_ = std::move(answer.calls);
+  if (!tools_->several && calls_.size() > 1) calls_.resize(1);
+}
 
 }  // namespace tiercel

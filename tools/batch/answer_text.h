@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,16 +23,24 @@ class AnswerText {
   // No token follows: adds what was held back.
   void finish();
 
-  const std::string& text() const { return text_; }  // valid UTF-8
-  // "stop": it said all that it wanted to; "length": the tokens ended first.
-  const char* finish_reason() const { return ended_ ? "stop" : "length"; }
+  // Valid UTF-8, without calls of tools, and what may be the beginning of one.
+  const std::string& text() const { return text_; }
+  // Behind finish; ids are none.
+  const std::vector<ToolCall>& calls() const { return calls_; }
+  // "stop": it said all that it wanted to; "tool_calls": and calls tools; "length": the tokens ended first.
+  const char* finish_reason() const { return !ended_ ? "length" : calls_.empty() ? "stop" : "tool_calls"; }
   bool ended() const { return ended_; }
 
  private:
+  void take_calls();
+
   StreamDecoder decoder_;
   StopText stop_;
   std::vector<int32_t> ends_;
-  std::string text_;
+  const Tokenizer& tokenizer_;
+  std::shared_ptr<const ToolUse> tools_;  // or null
+  std::string text_, all_;                // all_: with calls
+  std::vector<ToolCall> calls_;
   bool ended_ = false;
 };
 

@@ -17,8 +17,9 @@ namespace tiercel {
 
 struct BatchAnswer {
   std::string text;  // valid UTF-8
-  const char* finish_reason;  // "stop": end of text; "length": all tokens; "error": see report.error
+  const char* finish_reason;  // AnswerText's; or "error": see report.error
   RequestReport report;
+  std::vector<ToolCall> calls = {};
 };
 
 // One line, with its line break. settings: of the job, as far as an answer depends on them.

@@ -1,6 +1,7 @@
 #include "tools/batch/openai.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <ctime>
@@ -31,7 +32,6 @@ constexpr Member kMembers[] = {
     {"safety_identifier", nullptr},
     {"prompt_cache_key", nullptr},
     {"prompt_cache_retention", nullptr},
-    {"parallel_tool_calls", nullptr},
     {"stream_options", nullptr},
     // other values would give other answers
     {"stream", "false"},
@@ -41,8 +41,6 @@ constexpr Member kMembers[] = {
     {"suffix", "\"\""},
     {"response_format", R"({"type": "text"})"},
     {"modalities", R"(["text"])"},
-    {"tools", "[]"},
-    {"tool_choice", "\"none\""},
     {"min_tokens", "0"},
     {"skip_special_tokens", "true"},
     {"add_generation_prompt", "true"},
@@ -98,8 +96,10 @@ std::string plain_name(const std::string& member, RequestForm form) {
   return member;
 }
 
-bool accept_openai_member(const std::string& name, const JsonNode& value) {
+bool accept_openai_member(const std::string& name, RequestForm form, const JsonNode& value) {
   if (name == "model") return true;  // given back
+  constexpr std::string_view kOfChat[] = {"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"};
+  if (std::ranges::find(kOfChat, name) != std::end(kOfChat)) return form == RequestForm::kChatCompletion;  // read elsewhere
   const auto member =
       std::ranges::find_if(kMembers, [&](const Member& known) { return name == known.name; });
   if (member == std::end(kMembers)) return false;
@@ -172,6 +172,26 @@ Json completion_logprobs(const RequestReport& report, const Tokenizer& tokenizer
 
 }  // namespace
 
+Json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, bool in_stream) {
+  // Nine letters and digits: Mistral's templates take no others.
+  const auto id_of = [&](size_t i) {
+    constexpr std::string_view kSigns = "0123456789abcdefghijklmnopqrstuvwxyz";
+    uint64_t hash = XXH64(id.data(), id.size(), i);
+    std::string text;
+    for (; text.size() < 9; hash /= kSigns.size()) text += kSigns[hash % kSigns.size()];
+    return text;
+  };
+  Json list = Json::array();
+  for (size_t i = 0; i < calls.size(); ++i) {
+    Json call = {{"id", id_of(i)},
+                 {"type", "function"},
+                 {"function", {{"name", calls[i].name}, {"arguments", calls[i].arguments}}}};
+    if (in_stream) call["index"] = i;
+    list.push_back(std::move(call));
+  }
+  return list;
+}
+
 Json usage_of(const RequestReport& r) {
   const int64_t n_generated = std::ssize(r.tokens);
   return {{"prompt_tokens", r.prompt_tokens},
@@ -187,6 +207,10 @@ Json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, cons
   Json choice = {{"index", 0}};
   if (is_chat) {
     choice["message"] = {{"role", "assistant"}, {"content", answer.text}};
+    if (!answer.calls.empty()) {
+      if (answer.text.empty()) choice["message"]["content"] = nullptr;
+      choice["message"]["tool_calls"] = to_openai_calls(answer.calls, id, false);
+    }
   } else {
     choice["text"] = answer.text;
   }

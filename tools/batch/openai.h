@@ -35,8 +35,10 @@ std::string plain_name(const std::string& member, RequestForm form);
 
 // A member of a body that changes no answer here, or that may have only one value. False: neither.
 // Throws Error(kUsage) for another value, as what it asks for would not be done.
-bool accept_openai_member(const std::string& name, const JsonNode& value);
+bool accept_openai_member(const std::string& name, RequestForm form, const JsonNode& value);
 
+// "tool_calls" of an answer, or of a stream's delta, which says at which place each is. id: of the answer.
+nlohmann::ordered_json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, bool in_stream);
 // "usage" of an answer.
 nlohmann::ordered_json usage_of(const RequestReport& report);
 // What the endpoint would return. id: of the answer, without what says of which endpoint.

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -117,28 +118,72 @@ std::string content_of(const JsonNode& node) {
   return text;
 }
 
+// What an answer called: as OpenAI's endpoint gave it, with arguments as a text that is JSON.
+std::vector<ToolCall> calls_of(const JsonNode& node) {
+  node.expect_array();
+  std::vector<ToolCall> calls;
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode call = node[i], function = call.at("function"), arguments = function.at("arguments");
+    if (const auto type = call.find("type"); type && type->text() != "function") type->unexpected("\"function\"");
+    const auto id = call.find("id");
+    // An empty text is what some models give a tool that takes nothing.
+    const std::string& given = arguments.text();
+    calls.push_back({id ? id->text() : "", function.at("name").text(), given.empty() ? "{}" : given});
+    const std::string place = arguments.place();
+    const nlohmann::json parsed = parse_json(calls.back().arguments, place);
+    if (!parsed.is_object()) arguments.unexpected("a JSON object, as text");
+  }
+  return calls;
+}
+
+ChatMessage message_of(const JsonNode& message) {
+  message.expect_object();
+  const JsonNode role = message.at("role");
+  std::optional<ChatRole> found;
+  for (const ChatRole known : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant, ChatRole::kTool}) {
+    if (role.text() == name_of(known)) found = known;
+  }
+  if (role.text() == "developer") found = ChatRole::kSystem;  // OpenAI's newer name of it
+  if (!found) role.unexpected("\"system\", \"user\", \"assistant\" or \"tool\"");
+  ChatMessage result{.role = *found, .content = {}};
+  for (const auto& [key, value] : message.raw().items()) {
+    // What an endpoint returns comes back as it was, with members that say nothing.
+    if (key == "role" || value.is_null() || (key == "annotations" && value.empty())) continue;
+    const JsonNode member = message.at(key.c_str());
+    const bool is_answer = *found == ChatRole::kAssistant, is_result = *found == ChatRole::kTool;
+    if (key == "content") {
+      result.content = content_of(member);
+    } else if (key == "tool_calls" && is_answer) {
+      result.calls = calls_of(member);
+    } else if ((key == "reasoning_content" || key == "reasoning") && is_answer) {
+      result.reasoning = member.text();
+    } else if (key == "tool_call_id" && is_result) {
+      result.call_id = member.text();
+    } else if (key == "name" && is_result) {
+      result.name = member.text();
+    } else {
+      message.unexpected(is_answer   ? R"("role", "content", "tool_calls" and "reasoning_content")"
+                         : is_result ? R"("role", "content", "tool_call_id" and "name")"
+                                     : "\"role\" and \"content\"",
+                         "nothing else is supported");
+    }
+  }
+  if (result.calls.empty()) message.at("content");  // which says that there is none
+  return result;
+}
+
 std::vector<ChatMessage> messages_of(const JsonNode& node) {
   node.expect_array();
   std::vector<ChatMessage> messages;
-  for (size_t i = 0; i < node.size(); ++i) {
-    const JsonNode message = node[i];
-    message.expect_object();
-    for (const auto& [key, value] : message.raw().items()) {
-      if (key != "role" && key != "content") {
-        message.unexpected("\"role\" and \"content\"", "nothing else is supported");
-      }
-    }
-    const JsonNode role = message.at("role");
-    std::optional<ChatRole> found;
-    for (const ChatRole known : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant}) {
-      if (role.text() == name_of(known)) found = known;
-    }
-    if (role.text() == "developer") found = ChatRole::kSystem;  // OpenAI's newer name of it
-    if (!found) role.unexpected("\"system\", \"user\" or \"assistant\"");
-    messages.push_back({*found, content_of(message.at("content"))});
-  }
+  for (size_t i = 0; i < node.size(); ++i) messages.push_back(message_of(node[i]));
   if (messages.empty()) node.unexpected("a message or more");
   return messages;
+}
+
+// A member of a request, or of its body: templates show tools in the order in which they are declared.
+std::string member_of(std::string_view text, std::string_view name) {
+  const std::string member = ordered_member(text, std::array{name});
+  return !member.empty() ? member : ordered_member(text, std::array{std::string_view("body"), name});
 }
 
 std::vector<std::string> stops_of(const JsonNode& node) {
@@ -188,7 +233,15 @@ BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenize
       tokenizer_(tokenizer),
       chat_(chat),
       no_chat_(std::move(no_chat)),
-      defaults_(std::move(defaults)) {}
+      defaults_(std::move(defaults)) {
+  if (chat_ == nullptr) return;
+  try {
+    tool_format_ = std::make_shared<const ToolFormat>(chat_->program());
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    no_tools_ = error.what();
+  }
+}
 
 std::vector<int32_t> BatchRequestReader::encode_text(const std::string& prompt) const {
   const EncodeOptions options{.add_special = defaults_.bos, .parse_special = defaults_.special};
@@ -208,10 +261,11 @@ std::vector<int32_t> BatchRequestReader::encode_prompt(const JsonNode& prompt) c
   }
   if (!defaults_.chat) return encode_text(prompt.text());
   if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", prompt.place(), no_chat_);
-  return encode_chat({{ChatRole::kUser, prompt.text()}});
+  return encode_chat(*chat_, {{ChatRole::kUser, prompt.text()}}, {});
 }
 
-std::vector<int32_t> BatchRequestReader::encode_chat(std::vector<ChatMessage> messages) const {
+std::vector<int32_t> BatchRequestReader::encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
+                                                     std::string tools) const {
   if (!defaults_.prefix.empty()) {
     const auto user = std::ranges::find(messages, ChatRole::kUser, &ChatMessage::role);
     if (user == messages.end()) {
@@ -219,9 +273,37 @@ std::vector<int32_t> BatchRequestReader::encode_chat(std::vector<ChatMessage> me
     }
     user->content.insert(0, defaults_.prefix);
   }
-  return chat_->encode(tokenizer_, messages,
-                       {.add_generation_prompt = true,
-                        .date = defaults_.is_dated ? chat_date_today() : defaults_.date});
+  return chat.encode(tokenizer_, messages,
+                     {.add_generation_prompt = true,
+                      .date = defaults_.is_dated ? chat_date_today() : defaults_.date,
+                      .tools = std::move(tools)});
+}
+
+// The messages of a conversation, and what is said beside them: tools, and variables of the template.
+std::vector<int32_t> BatchRequestReader::read_chat(const JsonNode& asked, std::string_view text,
+                                                   BatchRequest& request) const {
+  const JsonNode messages = asked.at("messages");
+  if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", messages.place(), no_chat_);
+  const bool is_openai = request.form == RequestForm::kChatCompletion;
+  const auto variables = is_openai ? asked.find("chat_template_kwargs") : std::nullopt;
+  const auto tools = is_openai ? asked.find("tools") : std::nullopt;
+  const auto choice = is_openai ? asked.find("tool_choice") : std::nullopt;
+  if (choice && (!choice->raw().is_string() || (choice->text() != "auto" && choice->text() != "none"))) {
+    choice->unexpected("\"auto\" or \"none\"", "a model cannot be made to call");
+  }
+  const bool may_call = tools && !(tools->raw().is_array() && tools->raw().empty()) && !(choice && choice->text() == "none");
+  std::string declared;
+  if (may_call) {
+    if (tool_format_ == nullptr) tools->unexpected("none", no_tools_);
+    declared = member_of(text, "tools");
+    const auto several = asked.find("parallel_tool_calls");
+    request.tools = std::make_shared<const ToolUse>(ToolUse{.format = tool_format_,
+                                                            .tools = Tools(declared),
+                                                            .several = !several || several->boolean(),
+                                                            .visible = tool_format_->special_tokens(tokenizer_)});
+  }
+  const auto encode = [&](const ChatTemplate& chat) { return encode_chat(chat, messages_of(messages), declared); };
+  return variables ? encode(chat_->with_variables(member_of(text, "chat_template_kwargs"))) : encode(*chat_);
 }
 
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,
@@ -231,24 +313,25 @@ BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number
   root.expect_object();
   BatchRequest request;
   request.line = number;
-  read_members(is_openai_request(json) ? read_openai_envelope(root, request) : root, request, place);
+  read_members(is_openai_request(json) ? read_openai_envelope(root, request) : root, line, request, place);
   return request;
 }
 
-BatchRequest BatchRequestReader::read_body(const nlohmann::json& body, RequestForm form, int64_t number,
-                                           const std::string& place) const {
+BatchRequest BatchRequestReader::read_body(const nlohmann::json& body, std::string_view text,
+                                           RequestForm form, int64_t number, const std::string& place) const {
   const JsonNode root(body, place);
   root.expect_object();
   BatchRequest request;
   request.line = number;
   request.form = form;
   check_openai_body(root, request);
-  read_members(root, request, place);
+  read_members(root, text, request, place);
   return request;
 }
 
 // `asked`: what is asked of a request whose line and form are known.
-void BatchRequestReader::read_members(const JsonNode& asked, BatchRequest& request, const std::string& place) const {
+void BatchRequestReader::read_members(const JsonNode& asked, std::string_view text, BatchRequest& request,
+                                      const std::string& place) const {
   request.n_new = defaults_.n_new;
   request.ignore_eos = defaults_.ignore_eos;
   request.stops = defaults_.stops;
@@ -272,7 +355,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, BatchRequest& reque
     } else if (request.form == RequestForm::kChatCompletion && key == "logprobs") {
       wants_logprobs = node.boolean();
     } else if (!members.set(is_openai ? plain_name(key, request.form) : key, key, node) &&
-               !(is_openai && accept_openai_member(key, node))) {
+               !(is_openai && accept_openai_member(key, request.form, node))) {
       std::vector<std::string> known = members.names();
       for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
       fail(ErrorKind::kUsage, "{}: {}expected prompt or messages, {}options of sampling, found \"{}\"{}",
@@ -297,9 +380,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, BatchRequest& reque
   if (has_prompt) {
     request.prompt = encode_prompt(asked.at("prompt"));
   } else {
-    const JsonNode messages = asked.at("messages");
-    if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", messages.place(), no_chat_);
-    request.prompt = encode_chat(messages_of(messages));
+    request.prompt = read_chat(asked, text, request);
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
   check_biases(sampling.logit_bias, config_.vocab_size);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,12 +23,21 @@
 #include "engine/sampling_request.h"
 #include "engine/scheduler.h"
 #include "engine/text/chat_template.h"
+#include "engine/text/tool_format.h"
 #include "engine/text/tokenizer.h"
 
 namespace tiercel {
 
 // How a line asks, and so how it is answered.
 enum class RequestForm : uint8_t { kPlain, kCompletion, kChatCompletion };
+
+// Tools that an answer may call.
+struct ToolUse {
+  std::shared_ptr<const ToolFormat> format;
+  Tools tools;
+  bool several = true;           // calls in one answer
+  std::vector<int32_t> visible;  // special tokens that belong to calls
+};
 
 struct BatchRequest {
   int64_t line = 0;  // of the file, from 1
@@ -41,6 +51,7 @@ struct BatchRequest {
   std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
   int64_t n_logprobs = -1;  // as Request has it
+  std::shared_ptr<const ToolUse> tools;  // or null
   uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
   std::string refused;  // why it is not answered; empty: it is
 
@@ -73,22 +84,27 @@ class BatchRequestReader {
   // also for a text without any. n_saved: tokens that prefixes save, or would save if shared.
   std::vector<BatchRequest> read(std::string_view text, const std::string& name,
                                  int64_t* n_saved = nullptr) const;
-  // The body that one of OpenAI's endpoints was sent, as request `number`: its line, from 1. Throws
-  // Error(kUsage) "PLACE: expected ..". Safe from any thread.
-  BatchRequest read_body(const nlohmann::json& body, RequestForm form, int64_t number,
-                         const std::string& place) const;
+  // The body that one of OpenAI's endpoints was sent, as request `number`: its line, from 1; `text` is
+  // what it was read from. Throws Error(kUsage) "PLACE: expected ..". Safe from any thread.
+  BatchRequest read_body(const nlohmann::json& body, std::string_view text, RequestForm form,
+                         int64_t number, const std::string& place) const;
 
  private:
   BatchRequest read_line(std::string_view line, int64_t number, const std::string& place) const;
-  void read_members(const JsonNode& asked, BatchRequest& request, const std::string& place) const;
+  void read_members(const JsonNode& asked, std::string_view text, BatchRequest& request,
+                    const std::string& place) const;
+  std::vector<int32_t> read_chat(const JsonNode& asked, std::string_view text, BatchRequest& request) const;
   std::vector<int32_t> encode_prompt(const JsonNode& prompt) const;
   std::vector<int32_t> encode_text(const std::string& prompt) const;
-  std::vector<int32_t> encode_chat(std::vector<ChatMessage> messages) const;
+  std::vector<int32_t> encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
+                                   std::string tools) const;
 
   const ModelConfig& config_;
   const Tokenizer& tokenizer_;
   const ChatTemplate* chat_;
   const std::string no_chat_;
+  std::shared_ptr<const ToolFormat> tool_format_;
+  std::string no_tools_;  // why there is none
   const BatchRequestDefaults defaults_;
 };
 

@@ -140,6 +140,9 @@ struct Service::Live {
   // Events of the stream with one choice: what it begins with, goes on with, ends with.
   void say_first() const { event(choices(is_chat() ? Json{{"role", "assistant"}, {"content", ""}} : Json("")), {}); }
   void say(std::string_view more) const { event(choices(is_chat() ? Json{{"content", more}} : Json(more)), {}); }
+  void say_calls() const {
+    if (!text.calls().empty()) event(choices({{"tool_calls", to_openai_calls(text.calls(), id, true)}}), {});
+  }
   void say_last(const char* finish_reason) const {
     event(choices(is_chat() ? Json::object() : Json(""), finish_reason), {});
   }
@@ -274,7 +277,7 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
   try {
     nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size()});
     delivery = take_delivery(body);
-    request = reader_.read_body(body, form, number, kPlace);
+    request = reader_.read_body(body, http.body, form, number, kPlace);
     if (delivery.streams && request.n_logprobs >= 0) {
       fail("{}: logprobs: expected none with \"stream\"; they come with whole answers only", kPlace);
     }
@@ -386,12 +389,13 @@ void Service::end(Live& live, const RequestReport& ended) {
   report.prefix_tokens = report.cached_tokens;  // what clients are told of
   if (live.delivery.streams) {
     live.stream_text();
+    live.say_calls();
     live.say_last(live.text.finish_reason());
     if (live.delivery.with_usage) live.event(Json::array(), usage_of(report));
     live.reply->event("[DONE]");
     live.reply->end_events();
   } else {
-    const BatchAnswer answer{.text = live.text.text(), .finish_reason = live.text.finish_reason(), .report = report};
+    const BatchAnswer answer{.text = live.text.text(), .finish_reason = live.text.finish_reason(), .report = report, .calls = live.text.calls()};
     live.reply->respond(200, dump(to_openai_body(live.request, answer, tokenizer_, live.id)));
   }
   const auto n_generated = static_cast<double>(report.tokens.size());

@@ -63,7 +63,7 @@ struct Expression {
 };
 
 struct Statement;
-using Block = std::vector<std::unique_ptr<const Statement>>;
+using Block = std::vector<std::unique_ptr<Statement>>;
 
 // A variable that a statement gives a value.
 struct Target {
@@ -71,20 +71,24 @@ struct Target {
   int id = -1;
 };
 
+// Variables that a block sets before it reads them, and that no block around it has: to jinja2 they are undefined from its
+// beginning on, whatever the caller gave under these names; blocks within it see that.
+using Unset = std::vector<Target>;
+
 struct Statement {
-  enum class Kind { kText, kOutput, kIf, kFor, kSet, kSetBlock, kMacro, kBreak, kContinue, kBlock, kFilterBlock };
+  enum class Kind { kText, kOutput, kIf, kFor, kSet, kSetBlock, kMacro, kBreak, kContinue, kWith, kFilterBlock };
   Kind kind;
   int line = 0;
   Text text;                              // kText
-  std::vector<Target> targets;            // of kFor and kSet; parameters of kMacro
+  std::vector<Target> targets;            // of kFor, kSet and kWith; parameters of kMacro
   Target macro;                           // kMacro: its name
   std::string attribute;                  // kSet, kSetBlock: of a namespace
   ExpressionPtr expression;               // kOutput, kFor, kSet; kSetBlock and kFilterBlock: filters of kBody, or null
   ExpressionPtr condition;                // kFor
   std::vector<std::pair<ExpressionPtr, Block>> branches;  // kIf; a null condition: else
-  Block body, otherwise;                  // kFor, kSetBlock, kMacro, kBlock, kFilterBlock
-  std::vector<ExpressionPtr> defaults;    // kMacro: of parameters, null where there is none
-  bool has_scope = false;                 // kBlock: {% with %}
+  Block body, otherwise;                  // kFor, kSetBlock, kMacro, kWith, kFilterBlock
+  Unset unset, unset_otherwise;           // of body and otherwise
+  std::vector<ExpressionPtr> values;      // kWith; kMacro: defaults of parameters, null where there is none
 };
 
 // How the text of a {% set %} or {% filter %} block is named in its filters; no template can name it so.
@@ -93,7 +97,11 @@ inline constexpr const char* kBody = "{body}";
 struct Program {
   Names names;
   Block block;
+  Unset unset;  // of block
 };
+
+// Finds Unset of all blocks.
+void find_unset(Program& program);
 
 // Errors: Error(kUsage) "NAME: line N: expected ..., found ...".
 Program parse(std::string_view source, const std::string& name);

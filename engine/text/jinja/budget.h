@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace tiercel::jinja {
 
@@ -15,25 +17,48 @@ class Problem : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Bytes that something holds, which are given back when it is gone.
+class Held {
+ public:
+  Held() = default;
+  explicit Held(std::shared_ptr<int64_t> left) : left_(std::move(left)) {}
+  Held(Held&& other) noexcept : left_(std::move(other.left_)), n_(std::exchange(other.n_, 0)) {}
+  Held& operator=(Held&& other) noexcept {
+    std::swap(left_, other.left_);
+    std::swap(n_, other.n_);
+    return *this;
+  }
+  ~Held() {
+    if (left_ != nullptr) *left_ += n_;
+  }
+  void grow(size_t n_bytes) {
+    if (left_ == nullptr) return;
+    if (*left_ < 0 || n_bytes > static_cast<size_t>(*left_)) throw Problem("the template takes too much memory");
+    *left_ -= static_cast<int64_t>(n_bytes);
+    n_ += static_cast<int64_t>(n_bytes);
+  }
+
+ private:
+  std::shared_ptr<int64_t> left_;
+  int64_t n_ = 0;
+};
+
 class Budget {
  public:
-  // Of memory nothing is given back: what is made is counted, not what is held.
-  Budget(int64_t n_steps, int64_t n_bytes) : steps_(n_steps), bytes_(n_bytes) {}
+  Budget(int64_t n_steps, int64_t n_bytes) : steps_(n_steps), bytes_(std::make_shared<int64_t>(n_bytes)) {}
 
-  // A step is what one name, operator or element takes: up to 100 ns or so.
+  // A step is what one name, operator or element takes: 10 to 50 ns.
   void step(size_t n = 1) {
     if (n > static_cast<size_t>(steps_)) throw Problem("the template takes too many steps");
     steps_ -= static_cast<int64_t>(n);
   }
-  void read(size_t n_bytes) { step(n_bytes / 256); }
-  void make(size_t n_bytes) {
-    if (n_bytes > static_cast<size_t>(bytes_)) throw Problem("the template takes too much memory");
-    bytes_ -= static_cast<int64_t>(n_bytes);
-    read(n_bytes);
-  }
+  void read(size_t n_bytes) { step(n_bytes / 64); }             // as memcpy and memchr do
+  void read_characters(size_t n_bytes) { step(n_bytes / 2); }  // one by one
+  Held held() const { return Held(bytes_); }
 
  private:
-  int64_t steps_, bytes_;
+  int64_t steps_;
+  std::shared_ptr<int64_t> bytes_;
 };
 
 }  // namespace tiercel::jinja

@@ -5,8 +5,8 @@
 #include <charconv>
 #include <cmath>
 #include <optional>
+#include <set>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "engine/text/jinja/interpreter.h"
 #include "engine/text/jinja/operations.h"
@@ -20,7 +20,13 @@ namespace {
 std::optional<std::string> digits_of(const Text& text, Budget& budget) {
   const Text bare = stripped(text, nullptr, true, true, budget);
   std::string digits(bare.view());
-  if (digits.starts_with('_') || digits.ends_with('_') || digits.find("__") != digits.npos) return std::nullopt;
+  for (size_t at = digits.find('_'); at != digits.npos; at = digits.find('_', at + 1)) {
+    const auto is_digit = [&](size_t i) { return i < digits.size() && digits[i] >= '0' && digits[i] <= '9'; };
+    if (at == 0 || !is_digit(at - 1) || !is_digit(at + 1)) return std::nullopt;
+  }
+  for (size_t at = 0; at < digits.size();) {
+    if (const char32_t c = read_code_point(digits, &at); c >= 0x80 && is_decimal(c)) throw Problem("expected ASCII's digits");
+  }
   std::erase(digits, '_');
   if (digits.starts_with('+') && digits.size() > 1 && digits[1] != '-' && digits[1] != '+') digits.erase(0, 1);
   return digits;
@@ -43,9 +49,9 @@ int64_t cut(double value) {
 }
 
 // A key that is the same for elements that count as one.
-std::string unique_key(const Value& value) {
+std::string unique_key(const Value& value, Budget& budget) {
   if (value.is_undefined()) return "u";
-  auto key = hash_key(value);
+  auto key = key_of(value, budget);
   if (!key) throw Problem(fmt::format("unique: values of type {} cannot be told apart", value.type()));
   return *key;
 }
@@ -53,8 +59,11 @@ std::string unique_key(const Value& value) {
 }  // namespace
 
 // A path of names and indices, as in map(attribute="a.b.0").
-Value Interpreter::by_path(const Value& value, const Value& path) {
-  if (path.text() == nullptr) return item(value, path);
+// otherwise: what stands for what is missing; or null.
+Value Interpreter::by_path(const Value& value, const Value& path, const Value* otherwise) {
+  if (path.is_none()) return value;
+  const auto or_other = [&](Value found) { return found.is_undefined() && otherwise != nullptr ? *otherwise : found; };
+  if (path.text() == nullptr) return or_other(item(value, path));
   const std::string_view view = path.text()->view();
   Value at = value;
   for (size_t begin = 0; begin <= view.size();) {
@@ -62,8 +71,8 @@ Value Interpreter::by_path(const Value& value, const Value& path) {
     const std::string_view part = view.substr(begin, dot - begin);
     const bool is_index = !part.empty() && part.size() < 10 && std::ranges::all_of(part, [](char c) { return c >= '0' && c <= '9'; });
     budget_.step();
-    at = is_index ? item(at, Value(static_cast<int64_t>(std::stoll(std::string(part)))))
-                  : item(at, Value(Text::native(std::string(part))));
+    at = or_other(is_index ? item(at, Value(static_cast<int64_t>(std::stoll(std::string(part)))))
+                           : item(at, Value(Text::native(std::string(part)))));
     begin = dot + 1;
   }
   return at;
@@ -108,8 +117,7 @@ Value Interpreter::filter_map(const Arguments& a) {
   if (a.positional[0].truthy()) {
     for (const Value& value : Iteration(a.positional[0], budget_)) {
       if (by_attribute) {
-        Value found = by_path(value, *path);
-        results.push(found.is_undefined() && otherwise != nullptr && !otherwise->is_none() ? *otherwise : std::move(found));
+        results.push(by_path(value, *path, otherwise != nullptr && !otherwise->is_none() ? otherwise : nullptr));
         continue;
       }
       Arguments of_filter;
@@ -141,7 +149,8 @@ Value Interpreter::sort_key(const Value& value, const Value* path, bool case_sen
 
 Value Interpreter::sorted_by(ListMaker items, bool reverse, const std::function<Value(const Value&)>& key) {
   std::vector<std::pair<Value, Value>> keyed;
-  budget_.make(items.items().size() * 2 * sizeof(Value));
+  Held held = budget_.held();
+  held.grow(items.items().size() * 2 * sizeof(Value));
   for (const Value& item : items.items()) keyed.emplace_back(key(item), item);
   // Equal keys need no order: jinja2 compares lists of them.
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
@@ -173,11 +182,12 @@ Value Interpreter::filter_dictsort(const Arguments& a) {
 
 Value Interpreter::filter_unique(const Arguments& a) {
   const Parameters p("unique", a, {"value", "case_sensitive", "attribute"}, 1);
-  std::unordered_set<std::string> seen;
+  std::set<std::string> seen;
+  Held held = budget_.held();
   ListMaker kept(budget_);
   for (const Value& value : Iteration(p.at(0), budget_)) {
-    std::string key = unique_key(sort_key(value, p[2], p.flag(1)));
-    budget_.make(key.size() + 64);
+    std::string key = unique_key(sort_key(value, p[2], p.flag(1)), budget_);
+    held.grow(key.size() + 64);
     if (seen.insert(std::move(key)).second) kept.push(value);
   }
   return kept.take(Sequence::Kind::kIterator);
@@ -224,9 +234,9 @@ Value Interpreter::filter_tojson(const Arguments& a) {
     style.has_lines = true;
     style.item_separator = Text::native(",");
     if (const Text* indent = p[2]->text()) {
-      style.indent = std::string(indent->view());
+      style.indent = *indent;
     } else {
-      style.indent = std::string(static_cast<size_t>(std::clamp<int64_t>(p.integer(2, 0), 0, 1000)), ' ');
+      style.indent = repeated(Text::native(" "), p.integer(2, 0), budget_);
     }
   }
   if (p[3] != nullptr && !p[3]->is_none()) {
@@ -277,7 +287,9 @@ Value Interpreter::filter_forceescape(const Arguments& a) {
 
 template <Case kCase>
 Value Interpreter::filter_case(const Arguments& a) {
-  return in_case(str(Parameters("case", a, {"value"}, 1).at(0), budget_), kCase, budget_);
+  const Text text = str(Parameters("case", a, {"value"}, 1).at(0), budget_);
+  // Of this one jinja2 joins the words anew.
+  return in_case(kCase == Case::kTitleOfWords ? text.as_markup(false) : text, kCase, budget_);
 }
 
 Value Interpreter::filter_replace(const Arguments& a) {
@@ -293,7 +305,7 @@ Value Interpreter::filter_first(const Arguments& a) {
   }
   if (const Text* text = p.at(0).text()) {
     return text->empty() ? Value(Undefined{Undefined::Kind::kEmpty})
-                         : Value(part_of(*text, 0, character_size(text->view(), 0), budget_));
+                         : Value(part_of(*text, 0, character_size(text->view(), 0), budget_).as_markup(false));
   }
   const Iteration items(p.at(0), budget_);
   return items.size() > 0 ? items[0] : Value(Undefined{Undefined::Kind::kEmpty});
@@ -304,7 +316,9 @@ Value Interpreter::filter_last(const Arguments& a) {
   if (const Sequence* sequence = p.at(0).sequence(); sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
     throw Problem("last: a generator has none");
   }
-  if (const Text* text = p.at(0).text(); text != nullptr && !text->empty()) return item(p.at(0), Value(int64_t{-1}));
+  if (const Text* text = p.at(0).text(); text != nullptr && !text->empty()) {
+    return item(p.at(0), Value(int64_t{-1}));
+  }
   const Iteration items(p.at(0), budget_);
   return items.size() > 0 ? items[items.size() - 1] : Value(Undefined{Undefined::Kind::kEmpty});
 }
@@ -316,9 +330,12 @@ Value Interpreter::filter_list(const Arguments& a) {
 Value Interpreter::filter_reverse(const Arguments& a) {
   const Parameters p("reverse", a, {"value"}, 1);
   if (const Text* text = p.at(0).text()) return reversed(*text, budget_);
+  const Sequence* sequence = p.at(0).sequence();
   ListMaker list = listed(p.at(0), budget_);
   std::ranges::reverse(list.items());
-  return list.take(Sequence::Kind::kIterator);
+  // Python goes through a generator first.
+  const bool is_generator = sequence != nullptr && sequence->kind == Sequence::Kind::kIterator;
+  return list.take(is_generator ? Sequence::Kind::kList : Sequence::Kind::kIterator);
 }
 
 Value Interpreter::filter_items(const Arguments& a) {
@@ -338,8 +355,7 @@ Value Interpreter::filter_int(const Arguments& a) {
   const Value& value = p.at(0);
   need_defined(value);
   const Value otherwise = p[1] != nullptr ? *p[1] : Value(int64_t{0});
-  const int64_t base = p.integer(2, 10);
-  if (base < 2 || base > 36) throw Problem("int: expected a base of 2 to 36");
+  if (p.integer(2, 10) != 10) throw Problem("int: other bases than 10 are not supported");
   if (const auto whole = value.whole()) return *whole;
   if (value.real() != nullptr) return std::isfinite(*value.real()) ? Value(cut(*value.real())) : otherwise;
   if (value.text() == nullptr) return otherwise;
@@ -347,7 +363,7 @@ Value Interpreter::filter_int(const Arguments& a) {
   if (!digits) return otherwise;
   int64_t result = 0;
   const char* const end = digits->data() + digits->size();
-  const auto [last, error] = std::from_chars(digits->data(), end, result, static_cast<int>(base));
+  const auto [last, error] = std::from_chars(digits->data(), end, result);
   if (last == end && error == std::errc::result_out_of_range) throw Problem("int: expected an integer of 64 bits");
   if (last == end && error == std::errc()) return result;
   const auto real = real_of(*value.text(), budget_);
@@ -387,12 +403,13 @@ Value Interpreter::filter_indent(const Arguments& a) {
   closed.add(p.text(0));
   closed.add("\n");  // so that an empty text has a line
   const Value lines = split_lines(closed.take(), false, budget_);
+  const bool is_foreign = p.text(0).has_foreign();  // line breaks are then, too
   const bool is_markup = p.text(0).is_markup();
   TextWriter result(budget_);
   if (p.flag(2)) result.add(pad);
   size_t n = 0;
   for (const Value& line : lines.sequence()->items) {
-    if (n > 0) result.add("\n");
+    if (n > 0) result.add("\n", is_foreign);
     if (n++ > 0 && (p.flag(3) || !line.text()->empty())) result.add(pad);
     result.add(*line.text());
   }
@@ -401,7 +418,7 @@ Value Interpreter::filter_indent(const Arguments& a) {
 
 Value Interpreter::filter_wordcount(const Arguments& a) {
   const Text text = str(Parameters("wordcount", a, {"s"}, 1).at(0), budget_);
-  budget_.step(text.size() / 16);
+  budget_.read_characters(text.size());
   int64_t n = 0;
   bool inside = false;
   for (size_t at = 0; at < text.size();) {
@@ -512,7 +529,7 @@ bool Interpreter::test(std::string_view name, const Arguments& a) {
   }
   if (name == "upper" || name == "lower") {
     const Text text = str(value, budget_);
-    budget_.step(text.size() / 16);
+    budget_.read_characters(text.size());
     bool has_case = false;
     for (size_t at = 0; at < text.size();) {
       const char32_t c = read_code_point(text.view(), &at);

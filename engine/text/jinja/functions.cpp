@@ -51,6 +51,17 @@ std::string_view method_name(const Value& object, std::string_view name) {
   return {};
 }
 
+// What Python's values have beside their methods, and nobody asks for.
+bool is_other_attribute(const Value& value, std::string_view name) {
+  constexpr std::string_view kOfNumber[] = {"real",        "imag",       "numerator", "denominator", "conjugate",       "bit_length",
+                                            "bit_count",   "to_bytes",   "from_bytes", "is_integer", "as_integer_ratio", "hex", "fromhex"};
+  constexpr std::string_view kOfMacro[] = {"name", "arguments", "catch_kwargs", "catch_varargs", "caller"};
+  constexpr std::string_view kOfRange[] = {"start", "stop", "step"};
+  if (value.is_number()) return !found_in(kOfNumber, name).empty();
+  if (value.function() != nullptr) return !found_in(kOfMacro, name).empty();
+  return value.sequence() != nullptr && value.sequence()->kind == Sequence::Kind::kRange && !found_in(kOfRange, name).empty();
+}
+
 Value attribute_of_loop(const Loop& loop, std::string_view name) {
   const size_t i = loop.index, n = loop.items.size();
   const auto number = [](size_t x) { return Value(static_cast<int64_t>(x)); };
@@ -75,8 +86,8 @@ bool all_characters(std::string_view text, bool (*is)(char32_t)) {
 }
 
 // Where `what` is, as a character's index; -1: nowhere.
-int64_t place_of(std::string_view text, std::string_view what, bool last) {
-  const size_t found = last ? text.rfind(what) : text.find(what);
+int64_t index_of(std::string_view text, std::string_view what, bool last, Budget& budget) {
+  const size_t found = last ? last_place_of(text, what, budget) : place_of(text, what, 0, budget);
   return found != text.npos ? static_cast<int64_t>(n_characters(text.substr(0, found))) : -1;
 }
 
@@ -90,10 +101,12 @@ bool has_end(const Text& text, const Value& end, bool at_start) {
 }
 
 // A text filled up to a number of characters.
-Text padded(const Text& text, int64_t width, std::string_view fill, bool left, bool right, Budget& budget) {
-  const int64_t missing = std::max<int64_t>(0, width - static_cast<int64_t>(n_characters(text.view())));
+Text padded(const Text& text, int64_t width, const Text& fill, bool left, bool right, Budget& budget) {
+  const auto length = static_cast<int64_t>(n_characters(text.view()));
+  const int64_t missing = width > length ? width - length : 0;
   const int64_t before = left && right ? missing / 2 + (missing & width & 1) : left ? missing : 0;
   TextWriter result(budget);
+  budget.step(static_cast<size_t>(missing));
   for (int64_t i = 0; i < before; ++i) result.add(fill);
   result.add(text);
   for (int64_t i = before; i < missing && right; ++i) result.add(fill);
@@ -105,22 +118,25 @@ Text padded(const Text& text, int64_t width, std::string_view fill, bool left, b
 // ---- attributes and items ----
 
 Value Interpreter::method_value(const Value& object, std::string_view method) {
-  budget_.make(sizeof(Function));
-  return std::make_shared<const Function>(Function{.kind = Function::Kind::kMethod, .object = object, .name = method});
+  auto function = std::make_shared<Function>(
+      Function{.kind = Function::Kind::kMethod, .object = object, .name = method, .held = budget_.held()});
+  function->held.grow(sizeof(Function));
+  return std::shared_ptr<const Function>(std::move(function));
 }
 
 // As jinja2's sandbox has it: Python's attribute first, then the item of that name.
 Value Interpreter::attribute(const Value& value, std::string_view name, const std::string* kept_name) {
   need_defined(value);
   if (const Namespace* space = value.name_space()) {
-    const Value* found = space->values.find(name);
+    const Value* found = space->values.find(name, budget_);
     return found != nullptr ? *found : Value(Undefined{Undefined::Kind::kMember, kept_name});
   }
   if (const std::string_view method = method_name(value, name); !method.empty()) return method_value(value, method);
+  if (is_other_attribute(value, name)) throw Problem(fmt::format("the attribute {} of values of type {} is not supported", name, value.type()));
   if (name.starts_with("__") || changes(value, name)) return Undefined{Undefined::Kind::kUnsafe, kept_name};
   if (const Loop* loop = value.loop()) return attribute_of_loop(*loop, name);
   if (const Dict* dict = value.dict()) {
-    if (const Value* found = dict->find(name)) return *found;
+    if (const Value* found = dict->find(name, budget_)) return *found;
   }
   return Undefined{Undefined::Kind::kMember, kept_name};
 }
@@ -128,8 +144,8 @@ Value Interpreter::attribute(const Value& value, std::string_view name, const st
 // The item first, then Python's attribute.
 Value Interpreter::item(const Value& value, const Value& key) {
   need_defined(value);
-  if (const Dict* dict = value.dict(); dict != nullptr && hash_key(key)) {
-    if (const Value* found = dict->find(key)) return *found;
+  if (const Dict* dict = value.dict(); dict != nullptr && (key.text() != nullptr || key_of(key, budget_))) {
+    if (const Value* found = dict->find(key, budget_)) return *found;
   }
   if (const Text* name = key.text()) {
     if (name->view().starts_with("__")) return Undefined{};
@@ -138,7 +154,7 @@ Value Interpreter::item(const Value& value, const Value& key) {
   const auto whole = key.whole();
   const Sequence* sequence = value.sequence();
   if (!whole || (value.text() == nullptr && (sequence == nullptr || !sequence->is_indexed()))) return Undefined{};
-  if (value.text() != nullptr) budget_.read(value.text()->size());
+  if (value.text() != nullptr) budget_.read_characters(value.text()->size());
   const size_t n = value.text() != nullptr ? n_characters(value.text()->view()) : sequence->items.size();
   const int64_t index = *whole < 0 ? *whole + static_cast<int64_t>(n) : *whole;
   if (index < 0 || index >= static_cast<int64_t>(n)) return Undefined{};
@@ -172,7 +188,7 @@ void Interpreter::define_globals(Scope& scope) {
                                                                                       {"range", Kind::kRange}}) {
     const int id = program_.names.find(name);
     if (id < 0 || (kind == Kind::kClock && !clock_)) continue;
-    scope.set(id, Value(std::make_shared<const Function>(Function{.kind = kind})));
+    set(scope, id, Value(std::make_shared<const Function>(Function{.kind = kind})));
   }
 }
 
@@ -187,7 +203,7 @@ Value Interpreter::call(const Value& function, const Arguments& arguments) {
     }
     case Function::Kind::kClock: return clock(arguments);
     case Function::Kind::kNamespace: return name_space(arguments);
-    case Function::Kind::kDict: return dict(arguments);
+    case Function::Kind::kDict: return dict_of(dict(arguments));
     case Function::Kind::kRange: return range(arguments);
     case Function::Kind::kMethod: return call_method(f->object, f->name, arguments);
     case Function::Kind::kMacro: return call_macro(*f, arguments);
@@ -198,13 +214,11 @@ Value Interpreter::call(const Value& function, const Arguments& arguments) {
 Value Interpreter::clock(const Arguments& arguments) {
   const Parameters p("strftime_now", arguments, {"format"}, 1);
   const std::string text = clock_(std::string(p.text(0).view()));
-  budget_.make(2 * text.size());
   return p.text(0).has_foreign() ? Text::foreign(text) : Text::native(text);
 }
 
-Value Interpreter::dict(const Arguments& arguments) {
+Dict Interpreter::dict(const Arguments& arguments) {
   Dict result;
-  budget_.make(sizeof(Dict));
   if (arguments.positional.size() > 1) throw Problem("dict: expected at most one argument without a name");
   for (const Value& values : arguments.positional) {
     if (values.dict() != nullptr) {
@@ -218,13 +232,13 @@ Value Interpreter::dict(const Arguments& arguments) {
     }
   }
   for (const auto& [key, value] : arguments.named) result.set(Text::native(std::string(key)), value, budget_);
-  return dict_of(std::move(result));
+  return result;
 }
 
 Value Interpreter::name_space(const Arguments& arguments) {
   auto space = std::make_shared<Namespace>();
-  budget_.make(sizeof(Namespace));
-  space->values = *dict(arguments).dict();
+  kept_.grow(sizeof(Namespace));
+  space->values = dict(arguments);
   spaces_.push_back(space);
   return space;
 }
@@ -267,7 +281,7 @@ Value Interpreter::method_of_dict(const Value& object, std::string_view name, co
   const Dict& dict = *object.dict();
   if (name == "get") {
     const Parameters p("get", arguments, {"key", "default"}, 1);
-    const Value* found = p.at(0).is_undefined() ? nullptr : dict.find(p.at(0));
+    const Value* found = p.at(0).is_undefined() ? nullptr : dict.find(p.at(0), budget_);
     return found != nullptr ? *found : p[1] != nullptr ? *p[1] : Value();
   }
   const Parameters none(name, arguments, {});
@@ -298,7 +312,6 @@ Value Interpreter::method_of_sequence(const Value& object, std::string_view name
 
 Value Interpreter::method_of_text(const Text& text, std::string_view name, const Arguments& a) {
   const std::string_view view = text.view();
-  budget_.read(view.size());
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     const Parameters p(name, a, {"chars"});
     return stripped(text, p.optional_text(0), name != "rstrip", name != "lstrip", budget_);
@@ -321,7 +334,7 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     return replaced(text, p.text(0), p.text(1), most < 0 ? -1 : most, budget_);
   }
   constexpr std::pair<std::string_view, Case> kCases[] = {{"upper", Case::kUpper},     {"lower", Case::kLower},
-                                                          {"casefold", Case::kLower},  {"swapcase", Case::kSwapped},
+                                                            {"swapcase", Case::kSwapped},
                                                           {"capitalize", Case::kCapital}, {"title", Case::kTitle}};
   for (const auto& [of, to] : kCases) {
     if (name != of) continue;
@@ -341,7 +354,7 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
   }
   if (name == "find" || name == "rfind" || name == "index" || name == "rindex") {
     const Parameters p(name, a, {"sub"}, 1);
-    const int64_t place = place_of(view, p.text(0).view(), name[0] == 'r');
+    const int64_t place = index_of(view, p.text(0).view(), name[0] == 'r', budget_);
     if (place < 0 && name.ends_with("index")) throw Problem("index: the string has no such part");
     return place;
   }
@@ -350,7 +363,7 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     const std::string_view what = p.text(0).view();
     if (what.empty()) return static_cast<int64_t>(n_characters(view) + 1);
     int64_t n = 0;
-    for (size_t at = view.find(what); at != view.npos; at = view.find(what, at + what.size())) ++n;
+    for (size_t at = place_of(view, what, 0, budget_); at != view.npos; at = place_of(view, what, at + what.size(), budget_)) ++n;
     return n;
   }
   if (name == "removeprefix" || name == "removesuffix") {
@@ -364,7 +377,7 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     const std::string_view separator = p.text(0).view();
     if (separator.empty()) throw Problem("partition: expected a separator, found an empty one");
     const bool first = name == "partition";
-    const size_t at = first ? view.find(separator) : view.rfind(separator);
+    const size_t at = first ? place_of(view, separator, 0, budget_) : last_place_of(view, separator, budget_);
     ListMaker parts(budget_);
     if (at == view.npos) {
       for (const Text& part : {first ? text : Text(), Text(), first ? Text() : text}) parts.push(part);
@@ -377,21 +390,25 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
   }
   if (name == "ljust" || name == "rjust" || name == "center") {
     const Parameters p(name, a, {"width", "fillchar"}, 1);
-    const std::string_view fill = p[1] != nullptr ? p.text(1).view() : " ";
-    if (n_characters(fill) != 1) throw Problem(fmt::format("{}: expected one character to fill with", name));
+    const Text fill = p[1] != nullptr ? p.text(1) : Text::native(" ");
+    if (n_characters(fill.view()) != 1) throw Problem(fmt::format("{}: expected one character to fill with", name));
     return padded(text, p.integer(0, 0), fill, name != "ljust", name != "rjust", budget_);
   }
   if (name == "format") return formatted(text, a);
   constexpr std::pair<std::string_view, bool (*)(char32_t)> kKinds[] = {
       {"isalpha", is_letter},
-      {"isdigit", [](char32_t c) { return c >= '0' && c <= '9'; }},
-      {"isdecimal", [](char32_t c) { return c >= '0' && c <= '9'; }},
-      {"isnumeric", [](char32_t c) { return c >= '0' && c <= '9'; }},
-      {"isalnum", [](char32_t c) { return is_letter(c) || (c >= '0' && c <= '9'); }},
+      {"isdecimal", is_decimal},
+      {"isdigit", [](char32_t c) { return is_decimal(c) || is_numeral(c); }},
+      {"isnumeric", [](char32_t c) { return is_decimal(c) || is_numeral(c); }},
+      {"isalnum", [](char32_t c) { return is_letter(c) || is_decimal(c) || is_numeral(c); }},
       {"isascii", [](char32_t c) { return c < 0x80; }}};
   for (const auto& [of, is] : kKinds) {
     if (name != of) continue;
     const Parameters none(name, a, {});
+    budget_.read_characters(view.size());
+    // Of letters some are numbers, and of other numbers not all are digits: which ones is not known here.
+    const bool is_plain = all_characters(view, [](char32_t c) { return c < 0x80 || is_decimal(c); }) || view.empty();
+    if ((name == "isdigit" || name == "isnumeric") && !is_plain) throw Problem(fmt::format("{}: is not supported of such characters", name));
     return all_characters(view, is) || (name == "isascii" && view.empty());
   }
   if (name == "isspace") return !view.empty() && leading_space(view) == view.size();
@@ -417,6 +434,7 @@ Value Interpreter::formatted(const Text& format, const Arguments& arguments) {
       at = brace + 2;
       continue;
     }
+    budget_.step(1 + arguments.named.size() / 8);
     const size_t end = view.find('}', brace);
     if (view[brace] == '}' || end == view.npos) throw Problem("format: expected { and } in pairs");
     const std::string_view place = view.substr(brace + 1, end - brace - 1);

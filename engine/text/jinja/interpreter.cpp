@@ -22,24 +22,6 @@ void need_defined(const Value& value) {
   if (const Undefined* undefined = value.undefined()) throw Problem(undefined->message());
 }
 
-const Value* Scope::find(int id) const {
-  for (const Scope* scope = this; scope != nullptr; scope = scope->outer.get()) {
-    for (const auto& [variable, value] : scope->variables) {
-      if (variable == id) return &value;
-    }
-  }
-  return nullptr;
-}
-
-void Scope::set(int id, Value value) {
-  for (auto& [variable, old] : variables) {
-    if (variable != id) continue;
-    old = std::move(value);
-    return;
-  }
-  variables.emplace_back(id, std::move(value));
-}
-
 Parameters::Parameters(std::string_view function, const Arguments& arguments,
                        std::initializer_list<std::string_view> names, size_t n_required)
     : function_(function), names_(names), values_(names.size()) {
@@ -91,19 +73,46 @@ Interpreter::Deeper::Deeper(Interpreter& of) : of_(of) {
 
 Interpreter::~Interpreter() {
   for (const auto& space : spaces_) space->values = Dict();
-  for (const ScopePtr& scope : kept_scopes_) scope->variables.clear();
+  for (const ScopePtr& scope : kept_scopes_) {
+    scope->variables.clear();
+    scope->outer.reset();
+  }
 }
 
-Interpreter::ScopePtr Interpreter::inner(const ScopePtr& scope) const { return std::make_shared<Scope>(Scope{scope, {}}); }
+Interpreter::ScopePtr Interpreter::inner(const ScopePtr& scope, const Unset& unset) {
+  const auto result = std::make_shared<Scope>(Scope{scope, {}});
+  for (const Target& target : unset) set(*result, target.id, Value(Undefined{Undefined::Kind::kName, &target.name}));
+  return result;
+}
+
+const Value* Interpreter::find(const Scope& scope, int id) {
+  for (const Scope* at = &scope; at != nullptr; at = at->outer.get()) {
+    budget_.step(at->variables.size() / 16);
+    for (const auto& [variable, value] : at->variables) {
+      if (variable == id) return &value;
+    }
+  }
+  return nullptr;
+}
+
+void Interpreter::set(Scope& scope, int id, Value value) {
+  budget_.step(scope.variables.size() / 16);
+  for (auto& [variable, old] : scope.variables) {
+    if (variable != id) continue;
+    old = std::move(value);
+    return;
+  }
+  scope.variables.emplace_back(id, std::move(value));
+}
 
 Text Interpreter::run(const Dict& variables) {
   const auto globals = std::make_shared<Scope>();
   define_globals(*globals);
-  const ScopePtr scope = inner(globals);
   for (const auto& [name, value] : variables.items()) {
     const int id = program_.names.find(std::string(name.text()->view()));
-    if (id >= 0) scope->set(id, value);
+    if (id >= 0) set(*globals, id, value);
   }
+  const ScopePtr scope = inner(globals, program_.unset);
   TextWriter out(budget_);
   run(program_.block, scope, out);
   return out.take();
@@ -136,7 +145,13 @@ Interpreter::Flow Interpreter::run(const Statement& s, const ScopePtr& scope, Te
     case S::kSetBlock: assign(s, body_of(s, scope), *scope); break;
     case S::kFilterBlock: out.add(str(body_of(s, scope), budget_)); break;
     case S::kMacro: define_macro(s, scope); break;
-    case S::kBlock: return run(s.body, s.has_scope ? inner(scope) : scope, out);
+    case S::kWith: {
+      List values;
+      for (const ExpressionPtr& value : s.values) values.push_back(value_of(*value, scope));
+      const ScopePtr within = inner(scope, s.unset);
+      for (size_t i = 0; i < values.size(); ++i) set(*within, s.targets[i].id, std::move(values[i]));
+      return run(s.body, within, out);
+    }
     case S::kBreak: return Flow::kBreak;
     case S::kContinue: return Flow::kContinue;
   }
@@ -146,17 +161,17 @@ Interpreter::Flow Interpreter::run(const Statement& s, const ScopePtr& scope, Te
 // What is within {% set %} or {% filter %}, through the filters of that.
 Value Interpreter::body_of(const Statement& s, const ScopePtr& scope) {
   TextWriter text(budget_);
-  run(s.body, inner(scope), text);
+  run(s.body, inner(scope, s.unset), text);
   if (s.expression == nullptr) return text.take();
-  const ScopePtr of_filters = inner(scope);
-  of_filters->set(program_.names.find(kBody), text.take());
+  const ScopePtr of_filters = inner(scope, {});
+  set(*of_filters, program_.names.find(kBody), text.take());
   return value_of(*s.expression, of_filters);
 }
 
 void Interpreter::assign(const Statement& s, Value value, Scope& scope) {
   line_ = s.line;
   if (s.attribute.empty()) return bind(s.targets, std::move(value), scope);
-  const Value* space = scope.find(s.targets[0].id);
+  const Value* space = find(scope, s.targets[0].id);
   if (space == nullptr || space->name_space() == nullptr) {
     throw Problem(fmt::format("expected a namespace, found something else as {}", s.targets[0].name));
   }
@@ -164,18 +179,18 @@ void Interpreter::assign(const Statement& s, Value value, Scope& scope) {
 }
 
 void Interpreter::bind(const std::vector<Target>& targets, Value value, Scope& scope) {
-  if (targets.size() == 1) return scope.set(targets[0].id, std::move(value));
+  if (targets.size() == 1) return set(scope, targets[0].id, std::move(value));
   const Iteration values(value, budget_);
   if (values.size() != targets.size()) {
     throw Problem(fmt::format("expected {} values, found {}", targets.size(), values.size()));
   }
-  for (size_t i = 0; i < targets.size(); ++i) scope.set(targets[i].id, values[i]);
+  for (size_t i = 0; i < targets.size(); ++i) set(scope, targets[i].id, values[i]);
 }
 
 Value Interpreter::filtered(const Statement& s, const Value& items, const ScopePtr& scope) {
   ListMaker kept(budget_);
   for (const Value& item : Iteration(items, budget_)) {
-    const ScopePtr of_item = inner(scope);
+    const ScopePtr of_item = inner(scope, {});
     bind(s.targets, item, *of_item);
     if (value_of(*s.condition, of_item).truthy()) kept.push(item);
   }
@@ -186,30 +201,41 @@ void Interpreter::run_for(const Statement& s, const ScopePtr& scope, TextWriter&
   Value items = value_of(*s.expression, scope);
   line_ = s.line;
   if (s.condition != nullptr) items = filtered(s, items, scope);
-  budget_.make(sizeof(Loop));
+  // Of a generator, what is taken here is gone for others, and what others take is gone here.
+  const Sequence* const generator =
+      items.sequence() != nullptr && items.sequence()->kind == Sequence::Kind::kIterator ? items.sequence() : nullptr;
+  const size_t taken = generator != nullptr ? generator->next : 0;
   const auto loop = std::make_shared<Loop>(items, loops_ + 1, budget_);
-  static const std::string kLoop = "loop";
-  const int id = program_.names.find(kLoop);
+  loop->held = budget_.held();
+  loop->held.grow(sizeof(Loop));
+  const int id = program_.names.find("loop");
   bool has_run = false;  // to its end, as jinja2 counts
   ++loops_;
-  for (; loop->index < loop->items.size(); ++loop->index) {
+  if (generator != nullptr) generator->next = taken;
+  for (size_t i = 0; i < loop->items.size(); ++i) {
+    if (generator != nullptr) {
+      i = generator->next - taken;
+      if (i >= loop->items.size()) break;
+      ++generator->next;
+    }
     budget_.step();
-    const ScopePtr of_item = inner(scope);
-    if (id >= 0) of_item->set(id, Value(std::shared_ptr<const Loop>(loop)));
-    bind(s.targets, loop->items[loop->index], *of_item);
+    loop->index = i;
+    const ScopePtr of_item = inner(scope, s.unset);
+    if (id >= 0) set(*of_item, id, Value(std::shared_ptr<const Loop>(loop)));
+    bind(s.targets, loop->items[i], *of_item);
     const Flow flow = run(s.body, of_item, out);
     has_run = has_run || flow == Flow::kNext;
     if (flow == Flow::kBreak) break;
   }
   --loops_;
-  if (!has_run) run(s.otherwise, inner(scope), out);
+  if (!has_run) run(s.otherwise, inner(scope, s.unset_otherwise), out);
 }
 
 void Interpreter::define_macro(const Statement& s, const ScopePtr& scope) {
-  budget_.make(sizeof(Function) + sizeof(Scope));
+  kept_.grow(sizeof(Function) + sizeof(Scope) + scope->variables.size() * sizeof(Value));
   kept_scopes_.push_back(scope);
-  scope->set(s.macro.id, Value(std::make_shared<const Function>(
-                             Function{.kind = Function::Kind::kMacro, .macro = &s, .scope = scope})));
+  set(*scope, s.macro.id,
+      Value(std::make_shared<const Function>(Function{.kind = Function::Kind::kMacro, .macro = &s, .scope = scope})));
 }
 
 Value Interpreter::call_macro(const Function& macro, const Arguments& arguments) {
@@ -225,19 +251,20 @@ Value Interpreter::call_macro(const Function& macro, const Arguments& arguments)
       throw Problem(fmt::format("{}: there is no argument {} to be given", s.macro.name, name));
     }
   }
-  const ScopePtr scope = inner(macro.scope);
+  budget_.step(s.targets.size() * (arguments.named.size() + 1) / 16);
+  const ScopePtr scope = inner(macro.scope, s.unset);
+  std::vector<const Expression*> defaults(s.targets.size());
   for (size_t i = 0; i < s.targets.size(); ++i) {
     const Target& target = s.targets[i];
     const auto named = std::ranges::find(arguments.named, target.name, [](const auto& pair) { return pair.first; });
-    if (i < arguments.positional.size()) {
-      scope->set(target.id, arguments.positional[i]);
-    } else if (named != arguments.named.end()) {
-      scope->set(target.id, named->second);
-    } else if (s.defaults[i] != nullptr) {
-      scope->set(target.id, value_of(*s.defaults[i], scope));
-    } else {
-      scope->set(target.id, Value(Undefined{Undefined::Kind::kArgument, &target.name}));
-    }
+    const bool is_named = named != arguments.named.end();
+    const Undefined missing{Undefined::Kind::kArgument, &target.name};
+    set(*scope, target.id, i < arguments.positional.size() ? arguments.positional[i] : is_named ? named->second : Value(missing));
+    if (i >= arguments.positional.size() && !is_named) defaults[i] = s.values[i].get();
+  }
+  // Which see what was given, all of it.
+  for (size_t i = 0; i < s.targets.size(); ++i) {
+    if (defaults[i] != nullptr) set(*scope, s.targets[i].id, value_of(*defaults[i], scope));
   }
   TextWriter text(budget_);
   const int line = line_;
@@ -262,8 +289,12 @@ Value Interpreter::value_of(const Expression& e, const ScopePtr& scope) {
   switch (e.kind) {
     case E::kLiteral: return e.value;
     case E::kName: {
-      const Value* value = scope->find(e.id);
-      return value != nullptr ? *value : Value(Undefined{Undefined::Kind::kName, &e.name});
+      const Value* value = find(*scope, e.id);
+      if (value != nullptr) return *value;
+      for (const char* known : {"cycler", "joiner", "lipsum", "self"}) {
+        if (e.name == known) throw Problem(fmt::format("{} is not supported", e.name));
+      }
+      return Undefined{Undefined::Kind::kName, &e.name};
     }
     case E::kList:
     case E::kTuple: {
@@ -273,7 +304,6 @@ Value Interpreter::value_of(const Expression& e, const ScopePtr& scope) {
     }
     case E::kDict: {
       Dict dict;
-      budget_.make(sizeof(Dict));
       for (size_t i = 0; i < e.operands.size(); i += 2) {
         const Value key = operand(e, i, scope);
         dict.set(key, operand(e, i + 1, scope), budget_);
@@ -350,7 +380,7 @@ Value Interpreter::slice(const Expression& e, const ScopePtr& scope) {
   const std::optional<int64_t> from = bound(1), to = bound(2);
   const int64_t stride = bound(3).value_or(1);
   if (stride == 0) throw Problem("a slice's step is 0");
-  if (text != nullptr) budget_.read(text->size());
+  if (text != nullptr) budget_.read_characters(text->size());
   const auto n = static_cast<int64_t>(text != nullptr ? n_characters(text->view()) : sequence->items.size());
   const auto clamp = [&](int64_t i, int64_t low, int64_t high) { return std::clamp(i < 0 ? i + n : i, low, high); };
   const int64_t begin = stride > 0 ? clamp(from.value_or(0), 0, n) : from ? clamp(*from, -1, n - 1) : n - 1;
@@ -372,7 +402,7 @@ Value Interpreter::slice(const Expression& e, const ScopePtr& scope) {
   if (text == nullptr) return part.take(sequence->kind);
   TextWriter joined(budget_);
   for (const Value& character : part.items()) joined.add(*character.text());
-  return joined.take();
+  return joined.take().as_markup(text->is_markup());
 }
 
 Value Interpreter::call(const Expression& e, const ScopePtr& scope) {

@@ -48,15 +48,12 @@ class Parameters {
 struct Scope {
   std::shared_ptr<Scope> outer;
   std::vector<std::pair<int, Value>> variables;
-
-  const Value* find(int id) const;
-  void set(int id, Value value);
 };
 
 class Interpreter {
  public:
   Interpreter(const Program& program, const Clock& clock, Budget& budget)
-      : program_(program), clock_(clock), budget_(budget) {}
+      : program_(program), clock_(clock), budget_(budget), kept_(budget.held()) {}
   ~Interpreter();
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
@@ -97,7 +94,9 @@ class Interpreter {
   Value call(const Expression& e, const ScopePtr& scope);
   Value compared(const Expression& e, const ScopePtr& scope);
   Arguments arguments_of(const Expression& e, size_t first, const ScopePtr& scope);
-  ScopePtr inner(const ScopePtr& scope) const;
+  ScopePtr inner(const ScopePtr& scope, const Unset& unset);
+  const Value* find(const Scope& scope, int id);  // null: it is not there
+  void set(Scope& scope, int id, Value value);
 
   // functions.cpp
   void define_globals(Scope& scope);
@@ -111,7 +110,7 @@ class Interpreter {
   Value method_of_sequence(const Value& object, std::string_view name, const Arguments& arguments);
   Value formatted(const Text& format, const Arguments& arguments);
   Value name_space(const Arguments& arguments);
-  Value dict(const Arguments& arguments);
+  Dict dict(const Arguments& arguments);
   Value range(const Arguments& arguments);
   Value clock(const Arguments& arguments);
   Value pairs_of(const Value& value, Sequence::Kind kind);
@@ -119,7 +118,7 @@ class Interpreter {
   // filters.cpp
   Value filter(std::string_view name, const Arguments& arguments);
   bool test(std::string_view name, const Arguments& arguments);
-  Value by_path(const Value& value, const Value& path);
+  Value by_path(const Value& value, const Value& path, const Value* otherwise = nullptr);
   Value selected(const Arguments& arguments, bool by_attribute, bool wanted);
   Value extreme(const Arguments& arguments, std::string_view name, std::string_view op);
   Value sort_key(const Value& value, const Value* path, bool case_sensitive);
@@ -163,6 +162,7 @@ class Interpreter {
   const Program& program_;
   const Clock& clock_;
   Budget& budget_;
+  Held kept_;  // of the following
   std::vector<std::shared_ptr<Namespace>> spaces_;  // which may hold each other: emptied at the end
   std::vector<ScopePtr> kept_scopes_;               // of macros, likewise
   int depth_ = 0, line_ = 1, loops_ = 0;

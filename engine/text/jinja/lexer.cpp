@@ -90,8 +90,8 @@ class Lexer {
   }
   bool at_end(std::string_view closing) const {
     const std::string_view text = rest();
-    return text.starts_with(closing) ||
-           ((text.starts_with('-') || text.starts_with('+')) && text.substr(1).starts_with(closing));
+    const bool has_sign = text.starts_with('-') || (text.starts_with('+') && closing != "}}");
+    return text.starts_with(closing) || (has_sign && text.substr(1).starts_with(closing));
   }
 
   void skip_comment() {
@@ -195,6 +195,8 @@ class Lexer {
         meant += c;
       } else if (const char escape = next(); escape == 'x' || escape == 'u' || escape == 'U') {
         n += read_code_point(text.substr(n), escape == 'x' ? 2 : escape == 'u' ? 4 : 8, meant);
+      } else if (escape == 'N') {
+        refuse("\\N in a string is not supported");
       } else if (escape >= '0' && escape <= '7') {
         int code = escape - '0';
         for (int i = 0; i < 2 && n < text.size() && text[n] >= '0' && text[n] <= '7'; ++i) code = code * 8 + (text[n++] - '0');

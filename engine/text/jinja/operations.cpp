@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <iterator>
+#include <limits>
 
 #include "engine/text/jinja/strings.h"
 #include "engine/text/utf8.h"
@@ -19,6 +20,13 @@ namespace {
 
 void need_defined(const Value& value) {
   if (const Undefined* undefined = value.undefined()) throw Problem(undefined->message());
+}
+
+// Which holds 64 bits as well as a double.
+long double exactly(const Value& number) {
+  static_assert(std::numeric_limits<long double>::digits >= 64);
+  const auto whole = number.whole();
+  return whole ? static_cast<long double>(*whole) : static_cast<long double>(*number.real());
 }
 
 bool is_list(const Value& v) { return v.sequence() != nullptr && v.sequence()->kind == Sequence::Kind::kList; }
@@ -44,7 +52,13 @@ Value real_arithmetic(std::string_view op, double x, double y) {
   if (op == "+") return x + y;
   if (op == "-") return x - y;
   if (op == "*") return x * y;
-  if (op == "//") return std::floor(x / y);
+  if (op == "//") {  // as CPython has it, which x / y rounded down is not always
+    const double rest = std::fmod(x, y);
+    const double quotient = (x - rest) / y - (rest != 0 && (rest < 0) != (y < 0) ? 1 : 0);
+    if (quotient == 0) return std::copysign(0.0, x / y);
+    const double whole = std::floor(quotient);
+    return quotient - whole > 0.5 ? whole + 1 : whole;
+  }
   if (op == "%") {
     const double rest = std::fmod(x, y);
     return rest != 0 && (rest < 0) != (y < 0) ? rest + y : rest == 0 ? std::copysign(0.0, y) : rest;
@@ -87,8 +101,7 @@ Value whole_arithmetic(std::string_view op, int64_t i, int64_t j) {
 bool equal(const Value& a, const Value& b, Budget& budget) {
   budget.step();
   if (a.is_number() && b.is_number()) {
-    const auto i = a.whole(), j = b.whole();
-    return i && j ? *i == *j : a.number() == b.number();
+    return exactly(a) == exactly(b);
   }
   if (a.text() != nullptr && b.text() != nullptr) {
     budget.read(std::min(a.text()->size(), b.text()->size()));
@@ -96,12 +109,13 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
   }
   if (const Sequence *x = a.sequence(), *y = b.sequence(); x != nullptr && y != nullptr) {
     if (x == y) return true;
+    if (!x->is_indexed() && !y->is_indexed() && x->kind != Sequence::Kind::kIterator) throw Problem("==: views of dicts are not supported");
     if (x->kind != y->kind || !x->is_indexed()) return false;
     return std::ranges::equal(x->items, y->items, [&](const Value& v, const Value& w) { return equal(v, w, budget); });
   }
   if (const Dict *x = a.dict(), *y = b.dict(); x != nullptr && y != nullptr) {
     return x->size() == y->size() && std::ranges::all_of(x->items(), [&](const Dict::Item& item) {
-             const Value* other = y->find(item.first);
+             const Value* other = y->find(item.first, budget);
              return other != nullptr && equal(item.second, *other, budget);
            });
   }
@@ -121,8 +135,7 @@ bool compare(std::string_view op, const Value& a, const Value& b, Budget& budget
   need_defined(a);
   need_defined(b);
   if (a.is_number() && b.is_number()) {
-    const auto i = a.whole(), j = b.whole();
-    return i && j ? decide(*i, *j) : decide(a.number(), b.number());
+    return decide(exactly(a), exactly(b));
   }
   if (a.text() != nullptr && b.text() != nullptr) {
     budget.read(std::min(a.text()->size(), b.text()->size()));
@@ -139,12 +152,19 @@ bool compare(std::string_view op, const Value& a, const Value& b, Budget& budget
 bool contains(const Value& container, const Value& value, Budget& budget) {
   if (const Text* text = container.text()) {
     if (value.text() == nullptr) refuse_types("in", value, container);
-    budget.read(text->size());
-    return text->view().find(value.text()->view()) != std::string_view::npos;
+    return place_of(text->view(), value.text()->view(), 0, budget) != std::string_view::npos;
   }
-  if (const Dict* dict = container.dict()) return !value.is_undefined() && dict->find(value) != nullptr;
+  if (const Dict* dict = container.dict()) return !value.is_undefined() && dict->find(value, budget) != nullptr;
+  const Sequence* sequence = container.sequence();
+  const size_t taken = sequence != nullptr ? sequence->next : 0;
   const Iteration items(container, budget);
-  return std::ranges::any_of(items, [&](const Value& item) { return equal(item, value, budget); });
+  const auto found = std::ranges::find_if(items, [&](const Value& item) { return equal(item, value, budget); });
+  // A generator is asked no further.
+  const bool is_there = found != items.end();
+  if (is_there && sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
+    sequence->next = taken + static_cast<size_t>(found - items.begin()) + 1;
+  }
+  return is_there;
 }
 
 Text joined(const Text& a, const Text& b, Budget& budget) {

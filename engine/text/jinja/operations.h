@@ -24,7 +24,7 @@ Text repr(const Value& value, Budget& budget);
 std::string python_float(double value);
 
 struct JsonStyle {
-  std::string indent;
+  Text indent;
   bool has_lines = false;  // with an indent, be it an empty one
   Text item_separator = Text::native(", "), key_separator = Text::native(": ");
   bool ensure_ascii = false, sort_keys = false;

@@ -15,6 +15,7 @@ namespace tiercel::jinja {
 namespace {
 
 constexpr int kMaxDepth = 100, kMaxHeight = 400;  // of what is nested: the stack is finite
+constexpr size_t kMaxTargets = 200;                // of one statement
 
 class Parser {
  public:
@@ -22,6 +23,7 @@ class Parser {
 
   Program run() {
     program_.block = parse_block({});
+    find_unset(program_);
     return std::move(program_);
   }
 
@@ -121,7 +123,7 @@ class Parser {
     }
   }
 
-  std::unique_ptr<const Statement> parse_statement() {
+  std::unique_ptr<Statement> parse_statement() {
     auto s = std::make_unique<Statement>();
     s->line = peek().line;
     const std::string word = expect_name();
@@ -138,8 +140,7 @@ class Parser {
       s->kind = word == "break" ? S::kBreak : S::kContinue;
       expect_end();
     } else if (word == "generation") {
-      s->kind = S::kBlock;
-      s->has_scope = true;
+      s->kind = S::kWith;
       parse_body(*s, "endgeneration");
     } else if (word == "with") {
       parse_with(*s);
@@ -156,7 +157,7 @@ class Parser {
 
   // From the end of the tag on that opens it.
   void parse_body(Statement& s, std::string_view end) {
-    const int loops = std::exchange(loops_, s.kind == S::kBlock ? loops_ : 0);
+    const int loops = std::exchange(loops_, s.kind == S::kWith ? loops_ : 0);
     expect_end();
     s.body = parse_block({end});
     next();
@@ -166,21 +167,19 @@ class Parser {
   }
 
   void parse_with(Statement& s) {
-    s.kind = S::kBlock;
-    s.has_scope = true;
+    s.kind = S::kWith;
     while (peek().kind == Kind::kName) {
-      auto set = std::make_unique<Statement>();
-      set->kind = S::kSet;
-      set->line = peek().line;
-      set->targets.push_back(expect_target());
+      s.targets.push_back(expect_target());
       expect_operator("=");
-      set->expression = parse_expression();
-      s.body.push_back(std::move(set));
+      s.values.push_back(parse_expression());
       if (!take_operator(",")) break;
     }
-    Block values = std::move(s.body);
+    check_targets(s.targets);
     parse_body(s, "endwith");
-    s.body.insert(s.body.begin(), std::make_move_iterator(values.begin()), std::make_move_iterator(values.end()));
+  }
+
+  void check_targets(const std::vector<Target>& targets) const {
+    if (targets.size() > kMaxTargets) refuse(fmt::format("at most {} names", kMaxTargets));
   }
 
   ExpressionPtr parse_filters_of_body() {
@@ -219,6 +218,7 @@ class Parser {
       targets.push_back(expect_target());
     } while (take_operator(","));
     if (paren) expect_operator(")");
+    check_targets(targets);
     return targets;
   }
 
@@ -227,7 +227,7 @@ class Parser {
     s.targets = parse_targets();
     if (!take_word("in")) refuse("'in'");
     s.expression = parse_or();  // without an if of its own
-    if (is_operator(",")) s.expression = finish_tuple(std::move(s.expression));
+    if (is_operator(",")) s.expression = finish_tuple(std::move(s.expression), /*with_if=*/false);
     if (take_word("if")) s.condition = parse_expression();
     if (is_word("recursive")) refuse("a loop that is not recursive (those are not supported)");
     expect_end();
@@ -262,14 +262,17 @@ class Parser {
     expect_operator("(");
     while (!is_operator(")")) {
       s.targets.push_back(expect_target());
-      s.defaults.push_back(take_operator("=") ? parse_expression() : nullptr);
-      if (s.defaults.back() == nullptr && s.defaults.size() > 1 && s.defaults[s.defaults.size() - 2] != nullptr) {
+      s.values.push_back(take_operator("=") ? parse_expression() : nullptr);
+      if (s.values.back() == nullptr && s.values.size() > 1 && s.values[s.values.size() - 2] != nullptr) {
         refuse("a default behind one that has a default");
       }
       if (!take_operator(",")) break;
     }
     expect_operator(")");
+    check_targets(s.targets);
+    macros_.push_back(&s);
     parse_body(s, "endmacro");
+    macros_.pop_back();
   }
 
   std::unique_ptr<Expression> make(E kind, std::string name = {}) const {
@@ -295,12 +298,12 @@ class Parser {
     return whole(std::move(e));
   }
 
-  ExpressionPtr finish_tuple(ExpressionPtr first) {
+  ExpressionPtr finish_tuple(ExpressionPtr first, bool with_if = true) {
     auto e = make(E::kTuple);
     e->operands.push_back(std::move(first));
     while (take_operator(",")) {
-      if (peek().kind == Kind::kEnd || peek().kind == Kind::kOutputEnd || is_operator(")") || is_operator("]")) break;
-      e->operands.push_back(parse_expression());
+      if (peek().kind == Kind::kEnd || peek().kind == Kind::kOutputEnd || is_operator(")") || is_operator("]") || is_word("if")) break;
+      e->operands.push_back(with_if ? parse_expression() : parse_or());
     }
     return whole(std::move(e));
   }
@@ -437,6 +440,15 @@ class Parser {
       if (token.text == "true" || token.text == "True") return literal(Value(true));
       if (token.text == "false" || token.text == "False") return literal(Value(false));
       if (token.text == "none" || token.text == "None") return literal(Value());
+      for (const char* given : {"varargs", "kwargs", "caller"}) {
+        const bool is_parameter = std::ranges::any_of(macros_, [&](const Statement* macro) {
+          return std::ranges::find(macro->targets, given, &Target::name) != macro->targets.end();
+        });
+        if (token.text == given && !macros_.empty() && !is_parameter) {
+          --at_;
+          refuse("parameters of the macro (others than those are not supported)");
+        }
+      }
       auto e = make(E::kName, token.text);
       e->id = program_.names.id(token.text);
       return e;
@@ -579,6 +591,7 @@ class Parser {
   std::vector<Token> tokens_;
   const std::string& name_;
   Program program_;
+  std::vector<const Statement*> macros_;  // around what is read
   size_t at_ = 0;
   int depth_ = 0, loops_ = 0;
 };

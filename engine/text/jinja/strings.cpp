@@ -3,6 +3,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "engine/text/utf8.h"
 
@@ -56,6 +57,25 @@ bool is_printable(char32_t c) {
   return c == ' ' || !(of == UTF8PROC_CATEGORY_CN || of >= UTF8PROC_CATEGORY_ZS);
 }
 
+bool is_decimal(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
+bool is_numeral(char32_t c) { return category(c) == UTF8PROC_CATEGORY_NL || category(c) == UTF8PROC_CATEGORY_NO; }
+
+size_t place_of(std::string_view text, std::string_view part, size_t from, Budget& budget) {
+  if (from > text.size()) return std::string_view::npos;
+  if (part.empty()) return from;
+  // Which takes no longer than both are, unlike std::string_view::find.
+  const void* found = ::memmem(text.data() + from, text.size() - from, part.data(), part.size());
+  const size_t place = found == nullptr ? std::string_view::npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
+  budget.step(1 + (std::min(place, text.size()) - from + part.size()) / 16);
+  return place;
+}
+
+size_t last_place_of(std::string_view text, std::string_view part, Budget& budget) {
+  const size_t place = text.rfind(part);
+  budget.step(1 + (text.size() - (place == text.npos ? 0 : place)) / 16 * std::max<size_t>(1, part.size() / 8));
+  return place;
+}
+
 size_t leading_space(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {
@@ -94,14 +114,14 @@ size_t offset_of(std::string_view text, size_t index) {
 
 Text stripped(const Text& text, const Text* characters, bool left, bool right, Budget& budget) {
   const std::string_view view = text.view();
-  budget.read(view.size());
   if (characters == nullptr) {
     const size_t begin = left ? leading_space(view) : 0;
     const size_t end = right && begin < view.size() ? view.size() - trailing_space(view) : view.size();
+    budget.read_characters(view.size() - (end - begin));
     return part_of(text, begin, end, budget);
   }
   const auto is_stripped = [&](size_t at, size_t end) {
-    budget.read(characters->size());
+    budget.step(1 + characters->size() / 16);
     return characters->view().find(view.substr(at, end - at)) != std::string_view::npos;
   };
   size_t begin = 0, end = view.size();
@@ -112,15 +132,15 @@ Text stripped(const Text& text, const Text* characters, bool left, bool right, B
 
 Value split(const Text& text, const Text* separator, int64_t most, bool from_right, Budget& budget) {
   const std::string_view view = text.view();
-  budget.read(view.size());
   ListMaker parts(budget);
   size_t begin = 0, end = view.size();  // of what is left
+  if (separator == nullptr) budget.read_characters(view.size());
   if (separator != nullptr) {
     for (int64_t n = 0; n != most; ++n) {
-      const std::string_view left = view.substr(begin, end - begin);
-      const size_t found = from_right ? left.rfind(separator->view()) : left.find(separator->view());
-      if (found == std::string_view::npos) break;
-      const size_t at = begin + found, behind = at + separator->size();
+      const size_t at = from_right ? last_place_of(view.substr(0, end), separator->view(), budget)
+                                   : place_of(view, separator->view(), begin, budget);
+      if (at == std::string_view::npos) break;
+      const size_t behind = at + separator->size();
       parts.push(from_right ? part_of(text, behind, end, budget) : part_of(text, begin, at, budget));
       (from_right ? end : begin) = from_right ? at : behind;
     }
@@ -150,7 +170,7 @@ Value split(const Text& text, const Text* separator, int64_t most, bool from_rig
 
 Value split_lines(const Text& text, bool keep_ends, Budget& budget) {
   const std::string_view view = text.view();
-  budget.read(view.size());
+  budget.read_characters(view.size());
   ListMaker lines(budget);
   size_t begin = 0;
   for (size_t at = 0; at < view.size();) {
@@ -168,13 +188,12 @@ Value split_lines(const Text& text, bool keep_ends, Budget& budget) {
 
 Text replaced(const Text& text, const Text& from, const Text& to, int64_t most, Budget& budget) {
   const std::string_view view = text.view();
-  budget.read(view.size());
   const Text by = text.is_markup() ? escaped(to, budget) : to;
   TextWriter result(budget);
   size_t begin = 0;
   for (int64_t n = 0; n != most; ++n) {
     // An empty string is before each character, and at the end.
-    const size_t found = !from.empty() ? view.find(from.view(), begin)
+    const size_t found = !from.empty() ? place_of(view, from.view(), begin, budget)
                          : n == 0      ? 0
                          : begin < view.size() ? begin + character_size(view, begin)
                                                : std::string_view::npos;
@@ -209,13 +228,14 @@ Text repeated(const Text& text, int64_t n, Budget& budget) {
 
 Text in_case(const Text& text, Case to, Budget& budget) {
   const std::string_view view = text.view();
-  budget.step(view.size() / 16);
+  budget.step(view.size());
   TextWriter result(budget);
   bool starts = true, inside = false;  // at the first character; behind one that has a case, or is in a word
   for (size_t at = 0; at < view.size();) {
     const size_t begin = at;
     const char32_t c = read_code_point(view, &at);
     char32_t changed = c;
+    const bool was_inside = inside;
     switch (to) {
       case Case::kUpper: changed = upper(c); break;
       case Case::kLower: changed = lower(c); break;
@@ -230,15 +250,19 @@ Text in_case(const Text& text, Case to, Budget& budget) {
         inside = space_at(view, begin) == 0 && std::u32string_view(U"-({[<").find(c) == std::u32string_view::npos;
         break;
     }
+    const char* sharp = nullptr;
+    if (c == 0xdf) {  // ss, in the case at hand
+      if (to == Case::kUpper || to == Case::kSwapped || (to == Case::kTitleOfWords && !was_inside)) sharp = "SS";
+      if ((to == Case::kCapital && starts) || (to == Case::kTitle && !was_inside)) sharp = "Ss";
+    }
     starts = false;
-    const bool is_sharp = c == 0xdf && (to == Case::kUpper || to == Case::kSwapped);
-    if (changed == c && !is_sharp) {
+    if (changed == c && sharp == nullptr) {
       result.add(text, begin, at);
       continue;
     }
     std::string bytes;
-    if (is_sharp) {
-      bytes = "SS";
+    if (sharp != nullptr) {
+      bytes = sharp;
     } else {
       append_code_point(changed, &bytes);
     }

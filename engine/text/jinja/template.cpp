@@ -1,5 +1,6 @@
 #include "engine/text/jinja/template.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <new>
@@ -9,10 +10,21 @@
 namespace tiercel::jinja {
 namespace {
 
-// A conversation of five thousand messages takes a million steps, of 100 ns or so; a million tokens are 5 MB, which
-// templates copy some ten times.
-constexpr int64_t kMostSteps = 20'000'000;
-constexpr int64_t kMostBytes = int64_t{256} << 20, kMostCopies = 64;  // of what comes in
+// What a template holds at a time. A million tokens are 5 MB.
+constexpr int64_t kMostBytes = int64_t{256} << 20, kMostCopies = 8;  // of what comes in
+
+constexpr size_t kMostWords = 1000;  // of a message, which may be somebody's words
+
+// Without what a terminal would take for its own.
+std::string readable(std::string_view text) {
+  size_t n = std::min(text.size(), kMostWords);
+  while (n < text.size() && (static_cast<unsigned char>(text[n]) & 0xc0) == 0x80) --n;
+  std::string result(text.substr(0, n));
+  for (char& c : result) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  }
+  return n < text.size() ? result + "..." : result;
+}
 
 int64_t bytes_of(const Value& value) {
   int64_t n = sizeof(Value);
@@ -40,15 +52,15 @@ Template Template::parse(std::string_view source, const std::string& name) {
   return result;
 }
 
-Text Template::render(const Dict& variables, const Clock& clock) const {
+Text Template::render(const Dict& variables, const Clock& clock, int64_t most_steps) const {
   int64_t input = 0;
   for (const auto& [key, value] : variables.items()) input += bytes_of(value);
-  Budget budget(kMostSteps, kMostBytes + kMostCopies * input);
+  Budget budget(most_steps, kMostBytes + kMostCopies * input);
   Interpreter interpreter(*program_, clock, budget);
   try {
     return interpreter.run(variables);
   } catch (const Problem& problem) {
-    fail(ErrorKind::kUsage, "{}: line {}: {}", name_, interpreter.line(), problem.what());
+    fail(ErrorKind::kUsage, "{}: line {}: {}", name_, interpreter.line(), readable(problem.what()));
   } catch (const std::bad_alloc&) {
     fail(ErrorKind::kUsage, "{}: line {}: there is no memory for what the template writes", name_, interpreter.line());
   }

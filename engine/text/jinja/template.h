@@ -5,6 +5,7 @@
 // not loop or grow without end. Strings know what is foreign (text.h). Knows nothing of models or tokens.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -13,6 +14,10 @@
 #include "engine/text/jinja/interpreter.h"
 
 namespace tiercel::jinja {
+
+// Some seconds. A conversation of five thousand messages takes a million steps, in templates that look at all earlier ones
+// a hundred million.
+inline constexpr int64_t kMostSteps = 200'000'000;
 
 class Template {
  public:
@@ -23,7 +28,7 @@ class Template {
 
   // clock: strftime_now of a template's format; empty: templates find no such function. Errors: Error(kUsage), what the
   // template raises, and what it does wrong.
-  Text render(const Dict& variables, const Clock& clock) const;
+  Text render(const Dict& variables, const Clock& clock, int64_t most_steps = kMostSteps) const;
 
  private:
   std::shared_ptr<const Program> program_;

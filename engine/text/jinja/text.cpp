@@ -7,7 +7,7 @@ namespace tiercel::jinja {
 
 Text Text::native(std::string bytes) {
   Text text;
-  if (!bytes.empty()) text.data_ = std::make_shared<const Data>(Data{std::move(bytes), {}});
+  if (!bytes.empty()) text.data_ = std::make_shared<const Data>(Data{std::move(bytes), {}, {}});
   return text;
 }
 
@@ -15,7 +15,7 @@ Text Text::foreign(std::string bytes) {
   Text text;
   if (bytes.empty()) return text;
   std::string origin(bytes.size(), kForeign);
-  text.data_ = std::make_shared<const Data>(Data{std::move(bytes), std::move(origin)});
+  text.data_ = std::make_shared<const Data>(Data{std::move(bytes), std::move(origin), {}});
   return text;
 }
 
@@ -39,20 +39,25 @@ std::vector<Text::Range> Text::foreign_ranges() const {
   return ranges;
 }
 
+void TextWriter::count(size_t n_bytes) {
+  budget_.read(n_bytes);
+  data_.held.grow(n_bytes);
+}
+
 void TextWriter::know_origins() {
   if (!data_.origin.empty() || data_.bytes.empty()) return;
-  budget_.make(data_.bytes.size());
+  count(data_.bytes.size());
   data_.origin.assign(data_.bytes.size(), Text::kNative);
 }
 
 void TextWriter::add(std::string_view bytes, bool foreign) {
   if (bytes.empty()) return;
-  budget_.make(bytes.size());
+  count(bytes.size());
   if (foreign) know_origins();
   const bool knows = foreign || !data_.origin.empty();
   data_.bytes += bytes;
   if (knows) {
-    budget_.make(bytes.size());
+    count(bytes.size());
     data_.origin.append(bytes.size(), foreign ? Text::kForeign : Text::kNative);
   }
 }
@@ -62,7 +67,7 @@ void TextWriter::add(const Text& text, size_t begin, size_t end) {
   if (begin >= end) return;
   const std::string& origin = text.data_->origin;
   if (origin.empty()) return add(text.view().substr(begin, end - begin));
-  budget_.make(2 * (end - begin));
+  count(2 * (end - begin));
   know_origins();
   data_.bytes.append(text.data_->bytes, begin, end - begin);
   data_.origin.append(origin, begin, end - begin);
@@ -71,8 +76,8 @@ void TextWriter::add(const Text& text, size_t begin, size_t end) {
 Text TextWriter::take() {
   Text text;
   if (data_.bytes.empty()) return text;
-  budget_.make(sizeof(Text::Data));
-  text.data_ = std::make_shared<const Text::Data>(std::exchange(data_, {}));
+  text.data_ = std::make_shared<const Text::Data>(std::move(data_));
+  data_ = {{}, {}, budget_.held()};
   return text;
 }
 

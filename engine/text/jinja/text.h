@@ -43,6 +43,7 @@ class Text {
   static constexpr char kNative = 0, kForeign = 1;
   struct Data {
     std::string bytes, origin;  // origin: of each byte; empty: all are native
+    Held held;
   };
   std::shared_ptr<const Data> data_;  // null: empty
   bool is_markup_ = false;
@@ -51,7 +52,7 @@ class Text {
 // Puts texts together, each byte counted before it is there.
 class TextWriter {
  public:
-  explicit TextWriter(Budget& budget) : budget_(budget) {}
+  explicit TextWriter(Budget& budget) : budget_(budget), data_{{}, {}, budget.held()} { data_.held.grow(sizeof(Text::Data)); }
 
   void add(std::string_view bytes, bool foreign = false);
   void add(const Text& text, size_t begin = 0, size_t end = std::string_view::npos);
@@ -60,6 +61,7 @@ class TextWriter {
 
  private:
   void know_origins();
+  void count(size_t n_bytes);
 
   Budget& budget_;
   Text::Data data_;

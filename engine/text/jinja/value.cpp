@@ -70,28 +70,30 @@ int Value::depth() const {
 }
 
 Value ListMaker::take(Sequence::Kind kind) {
-  budget_.make(sizeof(Sequence));
   auto sequence = std::make_shared<Sequence>();
   sequence->kind = kind;
   for (const Value& item : items_) sequence->depth = std::max(sequence->depth, item.depth());
   sequence->depth = nested_depth(sequence->depth);
   sequence->items = std::move(items_);
+  sequence->held = std::move(held_);
+  items_ = {};
+  held_ = budget_.held();
   return Value(std::shared_ptr<const Sequence>(std::move(sequence)));
 }
 
-Iteration::Iteration(const Value& value, Budget& budget) : value_(value) {
+Iteration::Iteration(const Value& value, Budget& budget) : value_(value), held_(budget.held()) {
   if (const Sequence* sequence = value_.sequence()) {
     items_ = &sequence->items;
     if (sequence->kind == Sequence::Kind::kIterator) {
       first_ = std::exchange(sequence->next, items_->size());
     }
   } else if (const Dict* dict = value_.dict()) {
-    budget.make(dict->size() * sizeof(Value));
+    held_.grow(dict->size() * sizeof(Value));
     for (const auto& [key, ignored] : dict->items()) made_.push_back(key);
   } else if (const Text* text = value_.text()) {
     for (size_t at = 0; at < text->size();) {
       const size_t end = at + character_size(text->view(), at);
-      budget.make(sizeof(Value));
+      held_.grow(sizeof(Value));
       made_.emplace_back(part_of(*text, at, end, budget).as_markup(false));
       at = end;
     }
@@ -107,11 +109,14 @@ ListMaker listed(const Value& value, Budget& budget) {
   return list;
 }
 
-std::optional<std::string> hash_key(const Value& value) {
-  if (const Text* t = value.text()) return "s" + std::string(t->view());
+std::optional<std::string> key_of(const Value& value, Budget& budget) {
+  if (const Text* t = value.text()) {
+    budget.read_characters(t->size());
+    return "s" + std::string(t->view());
+  }
   if (const auto whole = value.whole()) return fmt::format("i{}", *whole);
   if (const double* d = value.real()) {
-    if (std::abs(*d) < 9e15 && std::trunc(*d) == *d) return fmt::format("i{}", static_cast<int64_t>(*d));
+    if (std::abs(*d) < 9.2e18 && std::trunc(*d) == *d) return fmt::format("i{}", static_cast<int64_t>(*d));
     return fmt::format("f{}", *d);
   }
   if (value.is_none()) return "n";
@@ -119,50 +124,49 @@ std::optional<std::string> hash_key(const Value& value) {
   if (sequence == nullptr || sequence->kind != Sequence::Kind::kTuple) return std::nullopt;
   std::string key = "t";
   for (const Value& item : sequence->items) {
-    const auto inner = item.sequence() == nullptr ? hash_key(item) : std::nullopt;  // of tuples in tuples there may be too many
+    budget.step();
+    const auto inner = item.sequence() == nullptr ? key_of(item, budget) : std::nullopt;  // of tuples in tuples there may be too many
     if (!inner) return std::nullopt;
     key += fmt::format("{}:{}", inner->size(), *inner);
   }
   return key;
 }
 
-const Dict::Item* Dict::item_of(const std::string& hashed) const {
-  const auto found = index_.find(hashed);
-  return found != index_.end() ? &items_[found->second] : nullptr;
+const Value* Dict::find(std::string_view key, Budget& budget) const {
+  budget.read_characters(key.size());  // compared some times
+  const auto found = texts_.find(key);
+  return found != texts_.end() ? &items_[found->second].second : nullptr;
 }
 
-const Value* Dict::find(std::string_view key) const {
-  constexpr size_t kFew = 8;  // to look at one by one
-  if (items_.size() <= kFew) {
-    for (const auto& [name, value] : items_) {
-      if (name.text() != nullptr && name.text()->view() == key) return &value;
-    }
-    return nullptr;
-  }
-  const Item* item = item_of("s" + std::string(key));
-  return item != nullptr ? &item->second : nullptr;
-}
-
-const Value* Dict::find(const Value& key) const {
-  if (const Text* text = key.text()) return find(text->view());
-  const auto hashed = hash_key(key);
-  if (!hashed) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
-  const Item* item = item_of(*hashed);
-  return item != nullptr ? &item->second : nullptr;
+const Value* Dict::find(const Value& key, Budget& budget) const {
+  if (const Text* text = key.text()) return find(text->view(), budget);
+  const auto other = key_of(key, budget);
+  if (!other) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
+  const auto found = others_.find(*other);
+  return found != others_.end() ? &items_[found->second].second : nullptr;
 }
 
 void Dict::set(const Value& key, Value value, Budget& budget) {
-  if (key.text() != nullptr) budget.make(key.text()->size());
-  auto hashed = hash_key(key);
-  if (!hashed) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
+  constexpr size_t kPerItem = 2 * sizeof(Value) + 64;
+  if (items_.empty()) held_ = budget.held();
   depth_ = std::max(depth_, nested_depth(value.depth()));
-  const auto [place, is_new] = index_.try_emplace(std::move(*hashed), items_.size());
-  if (!is_new) {
-    items_[place->second].second = std::move(value);
+  size_t place = items_.size();
+  if (const Text* text = key.text()) {
+    budget.read_characters(text->size());
+    if (const auto found = texts_.find(text->view()); found != texts_.end()) place = found->second;
+  } else {
+    auto other = key_of(key, budget);
+    if (!other) throw Problem(fmt::format("a value of type {} is no key of a dict", key.type()));
+    held_.grow(other->size());
+    place = others_.try_emplace(std::move(*other), place).first->second;
+  }
+  if (place < items_.size()) {
+    items_[place].second = std::move(value);
     return;
   }
-  budget.make(4 * sizeof(Value));
+  held_.grow(kPerItem);
   items_.emplace_back(key, std::move(value));
+  if (const Text* text = items_.back().first.text()) texts_.emplace(text->view(), place);
 }
 
 Value dict_of(Dict dict) {

@@ -5,11 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -92,6 +92,7 @@ struct Sequence {
   List items;
   int depth = 0;
   mutable size_t next = 0;  // kIterator: what has not been taken yet
+  Held held = {};
 
   bool is_indexed() const { return kind <= Kind::kRange; }
 };
@@ -99,9 +100,10 @@ struct Sequence {
 // Collects elements, each counted before it is there.
 class ListMaker {
  public:
-  explicit ListMaker(Budget& budget) : budget_(budget) {}
+  explicit ListMaker(Budget& budget) : budget_(budget), held_(budget.held()) { held_.grow(sizeof(Sequence)); }
   void push(Value value) {
-    budget_.make(sizeof(Value));
+    budget_.step();
+    held_.grow(sizeof(Value));
     items_.push_back(std::move(value));
   }
   List& items() { return items_; }
@@ -110,6 +112,7 @@ class ListMaker {
 
  private:
   Budget& budget_;
+  Held held_;
   List items_;
 };
 
@@ -117,8 +120,9 @@ class ListMaker {
 class Dict {
  public:
   using Item = std::pair<Value, Value>;
-  const Value* find(std::string_view key) const;
-  const Value* find(const Value& key) const;
+  const Value* find(std::string_view key, Budget& budget) const;
+  // Throws Problem for what cannot be a key.
+  const Value* find(const Value& key, Budget& budget) const;
   // Throws Problem for a key that cannot be one.
   void set(const Value& key, Value value, Budget& budget);
   const std::vector<Item>& items() const { return items_; }
@@ -126,16 +130,16 @@ class Dict {
   int depth() const { return depth_; }
 
  private:
-  const Item* item_of(const std::string& hashed) const;
-
   std::vector<Item> items_;
-  std::unordered_map<std::string, size_t> index_;  // of items_, by hash_key
+  std::map<std::string_view, size_t> texts_;  // places in items_, whose texts these are
+  std::map<std::string, size_t> others_;      // by key_of
   int depth_ = 0;
+  Held held_;
 };
 Value dict_of(Dict dict);
 
 // The same for equal values (1, 1.0 and True are); none: it cannot be a key.
-std::optional<std::string> hash_key(const Value& value);
+std::optional<std::string> key_of(const Value& value, Budget& budget);
 
 struct Namespace {
   Dict values;
@@ -155,6 +159,7 @@ class Iteration {
  private:
   Value value_;  // keeps what is looked at
   List made_;
+  Held held_;  // made_
   const List* items_ = &made_;
   size_t first_ = 0;
 };
@@ -168,6 +173,7 @@ struct Loop {
   Iteration items;
   size_t index = 0;
   int nesting, depth;
+  Held held = {};
 };
 
 struct Statement;
@@ -180,6 +186,7 @@ struct Function {
   std::string_view name = {};       // kMethod
   const Statement* macro = nullptr;  // kMacro
   std::shared_ptr<Scope> scope = {};  // kMacro: where it was defined
+  Held held = {};
 };
 
 }  // namespace tiercel::jinja

@@ -167,6 +167,7 @@ class JsonWriter {
 
   void write_key(const Value& key) {
     if (key.text() != nullptr) return write_string(*key.text());
+    if (key.sequence() != nullptr) throw Problem("expected keys that JSON has, found a tuple");
     out_.add("\"");
     write(key, 0);  // numbers and None, as they are as values
     out_.add("\"");

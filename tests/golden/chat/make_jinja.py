@@ -91,10 +91,31 @@ TEMPLATES = [
     "{{ 7 is divisibleby(-1) }} {{ 1 is sameas 1 }} {{ true is sameas 1 }} {{ [1] is in [[1]] }} {{ 2.0 is even }} {{ x is sequence }} {{ d.keys() is sequence }}",
     "{{ '\\101\\n\\q' }} {{ 0.1e1 }} {{ 1_000 }} {{ x.0 }} {{ d.b.1.c }} {{ ('a'.b.c is defined) if false else 1 }}",
     "{{ ['a\\u200bb', 'é\\x7f', '\\U0001f600'] }} {{ [1e16, 1e-5, 123456789.125, 1e100] }}",
+    # Names that are set later, in blocks within each other.
+    "{% for i in x %}{{ e2 }}{{ s }}{% endfor %}{% set s = '' %}", "{% macro f() %}[{{ s }}]{% endmacro %}{{ f() }}{% set s = 1 %}{{ f() }}{{ s }}",
+    "{% for i in x %}{% for j in x %}{{ s }}{% endfor %}{% set s = i %}{% endfor %}", "{% set x = x[1:] %}{{ x }}", "{% if n %}{% set s = 1 %}{% endif %}{{ s }}",
+    "{% if t %}{% set s = 1 %}{% endif %}{% for i in x %}{{ s }}{% endfor %}", "{% for i in x %}{% if s %}{{ s }}{% endif %}{% set s = '' %}{% endfor %}",
+    "{% filter upper %}{{ s }}{% endfilter %}{% set s = 'q' %}{{ s }}", "{% set q %}{{ q }}{% endset %}[{{ q }}]", "{% set s %}{{ s }}{% endset %}[{{ s }}]",
+    "{% set a = 1 %}{% macro f() %}{{ a }}{% endmacro %}{% set a = 2 %}{{ f() }}", "{% set a = 1 %}{% with a = 2, b = a %}{{ b }}{% endwith %}",
+    "{% macro m(s=s) %}[{{ s }}]{% endmacro %}{{ m() }}", "{% macro m(a=b, b=2) %}[{{ a }}{{ b }}]{% endmacro %}{{ m(b=1) }}{{ m() }}",
+    "{% for i in x %}{% set y = loop.index %}{% endfor %}{{ y }}", "{% generation %}{{ s }}{% set s = 1 %}{% endgeneration %}{{ s }}",
+    # Generators are gone through once, and as far as somebody asks.
+    "{% set g = x | select %}{% for a in g %}{{ a }}{% break %}{% endfor %}{{ g | list }}", "{% set g = x | select %}{{ 2 in g }}{{ g | list }}",
+    "{% set g = x | select %}{% for a in g %}{{ a }}{% for c in g %}[{{ c }}]{% endfor %}{% endfor %}", "{% if x | select('none') | reverse %}T{% else %}F{% endif %}",
+    "{% for q in x, [1] if n %}{{ q }}{% else %}E{% endfor %}", "{% set ns = namespace() %}{% for i in x %}{% set ns.l = loop %}{% endfor %}{{ ns.l.index }}{{ ns.l.last }}{{ ns.l.revindex0 }}",
+    # Numbers.
+    "{{ 1.0 // 0.1 }} {{ 7.5 // 0.1 }} {{ -7.5 // 0.1 }} {{ -1.0 // 3 }} {{ 0.0 // -2 }} {{ 7 // -2.0 }} {{ 7.5 % -2 }}",
+    "{{ 9007199254740993 == 9007199254740992.0 }} {{ 9007199254740993 > 9007199254740992.0 }} {{ {10 ** 17: 'a'}[1e17] }}",
+    "{{ '1_.5' | float }} {{ '1_0' | int }} {{ '_1' | int }} {{ 'a'.rjust(-9223372036854775807) }}",
+    # Markup, and the German sharp s.
+    "{% set m = 'a' | safe %}{{ (m | title) + '<' }}{{ (m | first) + '<' }}{{ m[::2] + '<' }}{{ (m | upper) + '<' }}{{ (m | last) + '<' }}",
+    "{{ 'ß' | capitalize }}{{ 'aß'.upper() }}{{ 'ß ß'.title() }}{{ 'ßa' | title }}{{ '١٢'.isdecimal() }}{{ 'a²'.isalnum() }}",
+    "{{ x | map(attribute=none) | list }}{{ [{'a': {}}] | map(attribute='a.b', default='q') | list }}{{ [{}] | map(attribute='a.b', default='q') | list }}",
+    "{{ 'abcabc'.rsplit('c') }}{{ 'aXbXc'.rsplit('X', 1) }}{{ 'aaa'.rfind('aa') }}{{ 'aaaa'.split('aa') }}{{ [[], {}] | tojson(indent=1) }}{{ x | tojson(indent=0) }}",
     # What jinja2 refuses.
     "{{ raise_exception('no') }}", "{{ missing.a }}", "{{ missing() }}", "{{ x.a.b }}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ 'a' < 1 }}",
     "{% for i in n %}{% endfor %}", "{{ s | nofilter }}", "{% if %}{% endif %}", "{{ }}", "{% for %}", "{{ 'a }}", "{% endfor %}", "{{ [1, }}", "{{ missing | tojson }}",
-    "{{ x.append(1) }}", "{{ 1 | tojson(colour=2) }}", "{% macro m(a) %}{% endmacro %}{{ m(1, 2) }}", "{% macro m(a) %}{% endmacro %}{{ m(b=2) }}", "{{ {[1]: 2} }}", "{{ 'a'.index('b') }}",
+    "{{ {(1, 2): 3} | tojson }}", "{{ 1 +}}", "{{ x.append(1) }}", "{{ 1 | tojson(colour=2) }}", "{% macro m(a) %}{% endmacro %}{{ m(1, 2) }}", "{% macro m(a) %}{% endmacro %}{{ m(b=2) }}", "{{ {[1]: 2} }}", "{{ 'a'.index('b') }}",
     "{{ range(100001) | length }}", "{{ x | map('string') | length }}", "{{ x | map('string') | tojson }}", "{{ '%d' % 'a' }}", "{{ '' .split('') }}", "{{ {} | first | upper + 1 }}", "{{ n.a.b }}",
     "{% break %}", "{% set a, b = [1] %}", "{{ s.nothing() }}", "{{ '\\x4' }}",
 ]

@@ -1,0 +1,87 @@
+// How a model's answers call tools. No list of models says it: its chat template is made to write such answers, with names
+// and values that nobody uses, and where those are in what it writes is the form that answers are read by.
+//
+//   kObject      <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>    Hermes, Qwen 2.5 and 3
+//                [TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]            Mistral
+//                {"name": "f", "parameters": {"a": 1}}                          Llama 3: the answer is nothing else
+//   kArguments   [TOOL_CALLS]f[ARGS]{"a": 1}                                    Mistral since 2025, DeepSeek, GLM-4
+//   kParameters  <function=f><parameter=a>1</parameter></function>              Qwen3-Coder, GLM-4.5
+//
+// White space between these parts is not looked at.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/text/chat_format.h"
+#include "engine/text/chat_program.h"
+#include "engine/text/tokenizer.h"
+
+namespace tiercel {
+
+// What may be called: as a body says it, {"type": "function", "function": {"name": .., "parameters": ..}}.
+class Tools {
+ public:
+  // Throws Error(kUsage) naming the place in the array.
+  explicit Tools(std::string json);
+
+  const std::string& json() const { return json_; }
+  bool has(const std::string& name) const { return is_text_.contains(name); }
+  // The longest name that a text begins with; empty: none.
+  std::string_view name_at(std::string_view text) const;
+  // Whether a text begins with a name, or may once it goes on.
+  bool may_begin(std::string_view text) const;
+  // Whether a value that is written without quotes is a text.
+  bool is_text(const std::string& tool, const std::string& parameter) const;
+
+ private:
+  std::string json_;
+  std::map<std::string, std::map<std::string, bool>> is_text_;  // by name and parameter
+};
+
+class ToolFormat {
+ public:
+  // Throws Error(kUsage): the template writes no calls, or in a form that is none of these.
+  explicit ToolFormat(const ChatProgram& program);
+
+  // What comes before calls, and the calls; all of an answer, and none.
+  struct Answer {
+    std::string content;
+    std::vector<ToolCall> calls;  // without ids
+  };
+  Answer read(std::string_view answer, const Tools& tools) const;
+  // As much of the beginning of an answer that goes on as certainly comes before calls; n_known of it are known to.
+  size_t n_before_calls(std::string_view answer, size_t n_known, const Tools& tools) const;
+
+  // Special tokens that it is written with, which a reader must see.
+  std::vector<int32_t> special_tokens(const Tokenizer& tokenizer) const;
+
+ private:
+  enum class Shape { kObject, kArguments, kParameters };
+  bool find_shape(std::string_view one, std::string_view two);
+  bool find_object(std::string_view one, std::string_view two);
+  bool find_arguments(std::string_view one, std::string_view two);
+  bool find_parameters(std::string_view one, std::string_view two);
+  void set_beginning(std::string_view before, std::string_view between);
+  bool read_calls(std::string_view text, const Tools& tools, Answer& answer) const;
+  bool read_call(std::string_view& text, const Tools& tools, ToolCall& call) const;
+  bool read_object(std::string_view& text, const Tools& tools, ToolCall& call) const;
+  bool read_arguments(std::string_view& text, const Tools& tools, ToolCall& call) const;
+  bool read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const;
+  std::string_view without_openings(std::string_view text) const;
+  bool may_begin_with_call(std::string_view text, const Tools& tools) const;
+
+  Shape shape_ = Shape::kObject;
+  std::vector<std::string> openings_;  // what may stand before the first marker, in this order
+  std::string marker_;                 // before each call; empty: they are at the beginning of an answer
+  std::string closing_;  // behind the last one
+  bool is_list_ = false;  // between calls there is a comma
+  std::string name_path_, arguments_path_;      // kObject: JSON pointers
+  std::string middle_, behind_id_;  // kArguments: between the name and what it is given, where there may be an id
+  std::string behind_name_, before_key_, behind_key_, behind_value_;  // kParameters
+  std::string written_;  // what was looked at
+};
+
+}  // namespace tiercel

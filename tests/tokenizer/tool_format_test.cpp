@@ -1,0 +1,200 @@
+// Calls of tools: that what a template writes is read as what was called, whatever the form; and what is no call.
+#include "engine/text/tool_format.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "engine/base/check.h"
+#include "engine/text/chat_template.h"
+#include "tests/tokenizer/corpus.h"
+
+namespace tiercel::test {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+const std::string kTools = R"([{"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object",
+  "properties": {"what": {"type": "string", "description": "Words."}, "n": {"type": "integer", "description": "How many."}}}}},
+ {"type": "function", "function": {"name": "find_all", "description": "Finds all.", "parameters": {"type": "object",
+  "properties": {"what": {"type": "string", "description": "Words."}, "n": {"type": "number", "description": "How many."}}}}}])";
+const std::vector<ToolCall> kCalls = {{"abcdefgh1", "find", R"({"what":"it's {\"a\"}, ]}\n <b> 12 é","n":-3})"},
+                                      {"abcdefgh2", "find_all", R"({"what":"12","n":0.5})"},
+                                      {"abcdefgh3", "find_all", R"({"what":"true"})"}};
+
+// ChatML whose answers write calls so.
+std::string template_with(const std::string& calls) {
+  return "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}" + calls +
+         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+}
+const std::string kHermes =
+    "{% for c in m.tool_calls %}{% if not loop.first %}\n{% endif %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}";
+const std::string kMistral =
+    "[TOOL_CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]";
+const std::string kBare = "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}{\"name\": \"{{ m.tool_calls[0].function.name }}\", "
+                          "\"parameters\": {{ m.tool_calls[0].function.arguments | tojson }}}";
+const std::string kTagged = "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}";
+const std::string kNested = "<calls>{% for c in m.tool_calls %}<call>function<sep>{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```</call>\n"
+                            "{% endfor %}</calls>";
+const std::string kLines = "{{ m.tool_calls[0].function.name }}\n{{ m.tool_calls[0].function.arguments | tojson }}";
+const std::string kParameters =
+    "{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n"
+    "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>{% endfor %}";
+
+std::string message_of(const auto& function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// What the program writes for an answer with calls.
+std::string written(const ChatProgram& program, std::vector<ToolCall> calls) {
+  ChatOptions options{.add_generation_prompt = true, .date = {2024, 7, 26}, .tools = kTools};
+  std::vector<ChatMessage> messages = {{ChatRole::kUser, "q"}};
+  const std::string prompt(program.write(messages, options).view());
+  messages.push_back({.role = ChatRole::kAssistant, .content = "", .calls = std::move(calls)});
+  options.add_generation_prompt = false;
+  const std::string all(program.write(messages, options).view());
+  return all.starts_with(prompt) ? all.substr(prompt.size()) : all.substr(all.rfind("q") + 1);
+}
+
+void expect_calls(const ToolFormat::Answer& answer, size_t n, const std::string& text) {
+  ASSERT_EQ(answer.calls.size(), n) << text;
+  for (size_t i = 0; i < n; ++i) {
+    EXPECT_EQ(answer.calls[i].name, kCalls[i].name) << text;
+    EXPECT_EQ(answer.calls[i].arguments, kCalls[i].arguments) << text;
+  }
+}
+
+// Every beginning of an answer: what is said of it comes before the calls.
+void expect_streams(const ToolFormat& format, const Tools& tools, const std::string& text) {
+  const std::string content = format.read(text, tools).content;
+  size_t n_known = 0;
+  for (size_t n = 0; n <= text.size(); ++n) {
+    n_known = format.n_before_calls(std::string_view(text).substr(0, n), n_known, tools);
+    ASSERT_TRUE(content.starts_with(text.substr(0, n_known))) << n << " of " << text;
+  }
+}
+
+TEST(ToolFormat, ReadsWhatTemplatesWrite) {
+  const Tools tools(kTools);
+  const struct {
+    std::string calls;
+    size_t most;
+  } forms[] = {{kHermes, 3}, {kMistral, 3}, {kBare, 1}, {kTagged, 3}, {kNested, 3}, {kLines, 1}, {kParameters, 3}};
+  for (const auto& form : forms) {
+    const ChatProgram program(template_with(form.calls), "", "", "FILE");
+    const ToolFormat format(program);
+    for (size_t n = 1; n <= form.most; ++n) {
+      std::string text = written(program, {kCalls.begin(), kCalls.begin() + static_cast<std::ptrdiff_t>(n)});
+      text = text.substr(0, text.find("<|im_end|>"));
+      expect_calls(format.read(text, tools), n, text);
+      expect_streams(format, tools, text);
+      // Other blanks than the template's.
+      expect_calls(format.read("\n" + text + "\n\n", tools), n, text);
+      if (form.calls == kBare || form.calls == kLines) continue;
+      const std::string said = "Let me look [at] <it>.\n\n" + text;
+      EXPECT_EQ(format.read(said, tools).content, "Let me look [at] <it>.");
+      expect_calls(format.read(said, tools), n, said);
+      expect_streams(format, tools, said);
+    }
+  }
+}
+
+TEST(ToolFormat, TakesNothingElseForACall) {
+  const Tools tools(kTools);
+  const std::string json = R"({"name": "find", "arguments": {"what": "x"}})";
+  const ToolFormat hermes(ChatProgram(template_with(kHermes), "", "", "FILE")), bare(ChatProgram(template_with(kBare), "", "", "FILE")),
+      lines(ChatProgram(template_with(kLines), "", "", "FILE")), parameters(ChatProgram(template_with(kParameters), "", "", "FILE"));
+  for (const auto& [format, text] : std::initializer_list<std::pair<const ToolFormat*, std::string>>{
+           {&hermes, "It is <tool_call> that begins one."},
+           {&hermes, "<tool_call>\n{\"name\": \"find\", \"arguments\": {\"what\": "},
+           {&hermes, "<tool_call>\n{\"name\": 1, \"arguments\": {}}\n</tool_call>"},
+           {&hermes, "<tool_call>\n[1, 2]\n</tool_call>"},
+           {&hermes, "<tool_call>" + std::string(100, '{')},
+           {&hermes, "<tool_call>" + std::string(100'000, '[') + "{}" + std::string(100'000, ']')},
+           {&hermes, json},
+           {&bare, "The answer is " + json},
+           {&bare, "{\"a\": 1}"},
+           {&bare, ""},
+           {&lines, "findings are {\"what\": 1}"},
+           {&lines, "find nothing"},
+           {&parameters, "<tool_call>\n<function=nothing>\n</function>\n</tool_call>"},
+           {&parameters, "<tool_call>\n<function=find>\n<parameter=what>\nx"}}) {
+    const ToolFormat::Answer answer = format->read(text, tools);
+    EXPECT_TRUE(answer.calls.empty()) << text.substr(0, 80);
+    EXPECT_EQ(answer.content, text);
+    expect_streams(*format, tools, text.substr(0, 300));
+  }
+  // One that fails is not in the way of one that does not.
+  const ToolFormat::Answer second = hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools);
+  EXPECT_EQ(second.content, "<think>a <tool_call>?</think>");
+  ASSERT_EQ(second.calls.size(), 1u);
+  // No arguments are none; the other name of them is known.
+  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\"}</tool_call>", tools).calls.at(0).arguments, "{}");
+  EXPECT_EQ(bare.read(json, tools).calls.at(0).arguments, R"({"what":"x"})");
+  EXPECT_EQ(parameters.read("<function=find>\n</function>\n</tool_call>", tools).calls.at(0).arguments, "{}");
+  // What has quotes already, of a text; and what is no text.
+  EXPECT_EQ(parameters.read("<function=find>\n<parameter=what>\n\"a\"\n</parameter>\n<parameter=n>\nmany\n</parameter>\n</function>", tools).calls.at(0).arguments,
+            R"({"what":"\"a\"","n":"many"})");
+}
+
+TEST(ToolFormat, SaysWhatItCannotRead) {
+  const auto refused = [](const std::string& calls) {
+    return message_of([&] { ToolFormat(ChatProgram(template_with(calls), "", "", "FILE")); });
+  };
+  for (const char* calls : {"", "{{ m.tool_calls | length }}", "{{ m.tool_calls[0].function.name }}(word='a')",
+                            "{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.tiercel_word }}{% endfor %}"}) {
+    EXPECT_NE(refused(calls).find("not supported"), std::string::npos) << calls;
+  }
+  EXPECT_NE(refused("{{ raise_exception('no tools') }}").find("no tools"), std::string::npos);
+}
+
+TEST(Tools, AreChecked) {
+  for (const auto& [json, what] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"{}", "array"}, {"[]", "a tool or more"}, {"[1]", "tools: [0]"}, {R"([{"type": "web"}])", "\"function\""},
+           {R"([{"type": "function"}])", "function"}, {R"([{"type": "function", "function": {"name": ""}}])", "a name"},
+           {R"([{"type": "function", "function": {"name": "a", "parameters": 1}}])", "parameters"},
+           {R"([{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}])", "another name"}}) {
+    const std::string message = message_of([&] { Tools tools{std::string(json)}; });
+    EXPECT_NE(message.find(what), std::string::npos) << json << ": " << message;
+  }
+  const Tools tools(kTools);
+  EXPECT_EQ(tools.name_at("find_all{"), "find_all");
+  EXPECT_EQ(tools.name_at("find{"), "find");
+  EXPECT_EQ(tools.name_at("fin"), "");
+  EXPECT_TRUE(tools.may_begin("fin"));
+  EXPECT_FALSE(tools.may_begin("fins"));
+}
+
+// What a template asks for beside messages and tools.
+TEST(ChatTemplate, TakesVariables) {
+  const ChatTemplate chat = ChatTemplate::parse(
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+      "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{{ mood }}{% endif %}",
+      "", "", "FILE");
+  const std::vector<ChatMessage> messages = {{ChatRole::kUser, "x"}};
+  const auto text = [&](const ChatTemplate& of) { return of.text(messages, {}); };
+  EXPECT_EQ(text(chat.with_variables("{}")), text(chat));
+  EXPECT_TRUE(text(chat.with_variables(R"({"enable_thinking": false})")).ends_with("</think>\n\n"));
+  const ChatTemplate both = chat.with_variables(R"({"enable_thinking": false, "mood": "sad"})").with_variables(R"({"mood": "gay"})");
+  EXPECT_TRUE(text(both).ends_with("</think>\n\ngay"));
+  for (const auto& [json, what] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"[]", "object"}, {"{", "variables"}, {R"({"messages": []})", "messages"}, {R"({"thinking": 1})", "does not ask for thinking"}}) {
+    const std::string message = message_of([&] { chat.with_variables(json); });
+    EXPECT_NE(message.find(what), std::string::npos) << json << ": " << message;
+  }
+  // A conversation goes on with them.
+  const Tokenizer tokenizer = Tokenizer::load(golden_path("qwen2"));
+  const ChatTemplate quick = chat.with_variables(R"({"enable_thinking": false})");
+  EXPECT_TRUE(tokenizer.decode(quick.encode_next_turn(tokenizer, "y")).ends_with("</think>\n\n"));
+  EXPECT_FALSE(tokenizer.decode(chat.encode_next_turn(tokenizer, "y")).ends_with("</think>\n\n"));
+}
+
+}  // namespace
+}  // namespace tiercel::test
