@@ -52,7 +52,7 @@ class Budget {
     if (n > static_cast<size_t>(steps_)) throw Problem("the template takes too many steps");
     steps_ -= static_cast<int64_t>(n);
   }
-  void read(size_t n_bytes) { step(n_bytes / 64); }             // as memcpy and memchr do
+  void read(size_t n_bytes) { step(n_bytes / 256); }           // as memcpy and memchr do
   void read_characters(size_t n_bytes) { step(n_bytes / 2); }  // one by one
   Held held() const { return Held(bytes_); }
 
