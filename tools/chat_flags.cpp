@@ -48,7 +48,7 @@ std::vector<int32_t> Turns::behind(std::span<const int32_t> saved, const std::st
     fail(ErrorKind::kUsage,
          "{}: expected a conversation, found a session that ends neither with an answer nor where "
          "one is due by the chat template ({}); leave out --chat, or save it with --chat",
-         path, chat_->name());
+         path, chat_->file());
   }
   if (words.empty()) {
     fail(ErrorKind::kUsage, "{}: its last answer is complete; add -p TEXT or --interactive", path);
@@ -158,7 +158,7 @@ Turns ChatFlags::turns(const std::string& directory, const Tokenizer& tokenizer,
     }
   }();
   chat_template = with_variables(std::move(chat_template), variables_);
-  console.info("chat template: {}", chat_template.name());
+  console.info("chat template: {}", chat_template.file());
   if (interactive && !chat_template.rewrites().empty()) {
     console.info("note: {}", chat_template.rewrites());
   }

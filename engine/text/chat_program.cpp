@@ -6,6 +6,7 @@
 
 #include "engine/base/check.h"
 #include "engine/text/jinja/from_json.h"
+#include "engine/text/jinja/strings.h"
 #include "engine/text/utf8.h"
 
 namespace tiercel {
@@ -23,6 +24,13 @@ std::string valid_utf8(std::string_view text) {
   std::string valid;
   append_valid_utf8(text, &valid);
   return valid;
+}
+
+// Without white space around it, as templates write it.
+std::string stripped(std::string_view words) {
+  const std::string valid = valid_utf8(words);
+  const size_t begin = jinja::leading_space(valid);
+  return begin == valid.size() ? std::string() : valid.substr(begin, valid.size() - begin - jinja::trailing_space(valid));
 }
 
 // Throws Problem: strftime would not end where the format does.
@@ -94,11 +102,11 @@ ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const 
   if (end_of_words(text, kQuestion) == std::string_view::npos) {
     fail(ErrorKind::kUsage, "{}: the template does not write what a user says", name);
   }
-  rewrites_ = finds_rewriting();
+  rewrites_ = find_rewriting();
 }
 
 // A session holds a conversation as it was when each turn was written, with all that was thought.
-bool ChatProgram::finds_rewriting() const {
+std::string_view ChatProgram::find_rewriting() const {
   for (const bool has_system : {true, false}) {
     try {
       std::vector<ChatMessage> messages;
@@ -111,13 +119,18 @@ bool ChatProgram::finds_rewriting() const {
       messages[messages.size() - 2].content = std::string("<think>\n") + kThought + "\n</think>\n\n" + kAnswer;
       const Text thoughtful = write(messages, {.date = kSomeDay});
       const std::string_view before = asked.view().substr(0, end_of_words(asked, kQuestion));
-      return !continues(asked.view(), plain.view()) || !thoughtful.view().starts_with(before) ||
-             thoughtful.view().find(kThought) == std::string_view::npos;
+      if (thoughtful.view().find(kThought) == std::string_view::npos) {
+        return "the template leaves out of earlier answers what was thought; here it stays";
+      }
+      if (!continues(asked.view(), plain.view()) || !thoughtful.view().starts_with(before)) {
+        return "the template writes earlier messages differently once more is said; here they stay as they were";
+      }
+      return {};
     } catch (const Error&) {
       // No system message, or a template for one question only.
     }
   }
-  return false;
+  return {};
 }
 
 Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions& options) const {
@@ -129,7 +142,19 @@ Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions
   }
   jinja::Clock clock;
   if (options.date.year != 0) clock = [&](const std::string& format) { return formatted(options.date, format); };
-  return template_.render(variables, clock);
+  Text text = template_.render(variables, clock);
+  // Which some templates drop without a word, where they have no place for it.
+  size_t behind = 0;
+  for (const ChatMessage& message : messages) {
+    const std::string words = message.role == ChatRole::kSystem ? stripped(message.content) : std::string();
+    if (words.empty()) continue;
+    const size_t place = std::min(text.view().find(words, behind), text.view().find(words));
+    if (place == std::string_view::npos) {
+      fail(ErrorKind::kUsage, "{}: the chat template has no place for this system message: it writes the conversation without it", name_);
+    }
+    behind = std::max(behind, place);
+  }
+  return text;
 }
 
 jinja::Dict ChatProgram::variables_of(std::span<const ChatMessage> messages, const ChatOptions& options) const {

@@ -1,5 +1,4 @@
-// A chat template that is run: one that is not among the recognised ones (engine/text/chat_template_table.h), most of which
-// are variations of them; or any, for what recognition knows nothing of: tools, and variables of a template's own.
+// A chat template as a program that writes conversations.
 //
 // What it writes knows which of it are somebody's words (engine/text/jinja/text.h): only the template's own text may
 // become special tokens. What a conversation needs to go on (the end of an answer, the beginning of the next one) is
@@ -12,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/text/chat_format.h"
+#include "engine/text/chat_message.h"
 #include "engine/text/jinja/template.h"
 #include "engine/text/tokenizer.h"
 
@@ -23,7 +22,7 @@ class ChatProgram {
   // Errors: Error(kUsage): it cannot be run, or does not write what a user says.
   ChatProgram(std::string_view source, const std::string& bos, const std::string& eos, const std::string& name);
 
-  // Errors: Error(kUsage): what the template raises, and what it does wrong.
+  // Errors: Error(kUsage): what the template raises, and what it does wrong; that it leaves out a system message.
   jinja::Text write(std::span<const ChatMessage> messages, const ChatOptions& options) const;
 
   // The special token that ends an answer. Errors: Error(kUsage): the template does not keep answers, or ends them with no
@@ -42,19 +41,19 @@ class ChatProgram {
 
   bool mentions(const std::string& variable) const { return template_.mentions(variable); }
   bool asks_for_date() const { return template_.mentions("strftime_now"); }
-  // It writes what is past differently once more is said, or not as it was said: see ChatTemplate::rewrites.
-  bool rewrites() const { return rewrites_; }
+  // See ChatTemplate::rewrites.
+  std::string_view rewrites() const { return rewrites_; }
 
   // With the special tokens of `tokenizer` that the template itself writes.
   static std::vector<ChatPiece> pieces(const jinja::Text& text, const Tokenizer& tokenizer);
 
  private:
-  bool finds_rewriting() const;
+  std::string_view find_rewriting() const;
   jinja::Dict variables_of(std::span<const ChatMessage> messages, const ChatOptions& options) const;
 
   jinja::Template template_;
   std::string bos_, eos_, name_;
-  bool rewrites_ = false;
+  std::string_view rewrites_;
 };
 
 }  // namespace tiercel

@@ -7,8 +7,6 @@
 #include "engine/base/check.h"
 #include "engine/gguf/gguf_tokenizer.h"
 #include "engine/json.h"
-#include "engine/text/chat_template_core.h"
-#include "engine/text/chat_template_table.h"
 #include "engine/text/split.h"
 #include "engine/text/utf8.h"
 
@@ -25,70 +23,7 @@ constexpr const char* kWithoutChat =
 // `file` of a model: a GGUF file's own template is not for its user to change.
 std::string help_for(const std::string& file) {
   if (is_gguf_file(file)) return kWithoutChat;
-  return fmt::format("put a supported one into its chat_template.jinja, or {}", kWithoutChat);
-}
-
-// What a literal means. None for escapes that no published default has.
-std::optional<std::string> unescape(std::string_view literal) {
-  std::string text;
-  for (size_t i = 0; i < literal.size(); ++i) {
-    if (literal[i] == '\'') return std::nullopt;  // it ended before
-    if (literal[i] != '\\') {
-      text += literal[i];
-      continue;
-    }
-    constexpr std::string_view kLetters = "nt\\'", kMeanings = "\n\t\\'";
-    const size_t at = ++i < literal.size() ? kLetters.find(literal[i]) : std::string_view::npos;
-    if (at == std::string_view::npos) return std::nullopt;
-    text += kMeanings[at];
-  }
-  return text;
-}
-
-// 'TEXT', or 'TEXT'+today+'TEXT': the texts.
-std::optional<std::vector<std::string>> texts_of(std::string_view expression) {
-  constexpr std::string_view kDate = "'+today+'";
-  if (expression.size() < 2 || !expression.starts_with('\'') || !expression.ends_with('\'')) {
-    return std::nullopt;
-  }
-  expression = expression.substr(1, expression.size() - 2);
-  std::vector<std::string> texts;
-  while (true) {
-    const size_t end = std::min(expression.find(kDate), expression.size());
-    const std::optional<std::string> text = unescape(expression.substr(0, end));
-    if (!text) return std::nullopt;
-    texts.push_back(*text);
-    if (end == expression.size()) return texts;
-    expression.remove_prefix(end + kDate.size());
-  }
-}
-
-// The default system message, empty where the known template has none. None: another template.
-std::optional<std::vector<std::string>> match(std::string_view core, std::string_view known) {
-  const size_t at = known.find('@');
-  if (at == std::string_view::npos) {
-    if (core != known) return std::nullopt;
-    return std::vector<std::string>{};
-  }
-  const std::string_view before = known.substr(0, at), after = known.substr(at + 1);
-  if (core.size() < before.size() + after.size() || !core.starts_with(before) ||
-      !core.ends_with(after)) {
-    return std::nullopt;
-  }
-  core = core.substr(before.size(), core.size() - before.size() - after.size());
-  const bool expression = after.starts_with("%}");
-  return texts_of(expression ? std::string(core) : "'" + std::string(core) + "'");
-}
-
-const std::vector<std::string>& known_cores() {
-  static const std::vector<std::string> kCores = [] {
-    std::vector<std::string> cores;
-    for (const KnownTemplate& known : known_templates()) {
-      cores.push_back(chat_template_core(known.jinja));
-    }
-    return cores;
-  }();
-  return kCores;
+  return fmt::format("put another one into its chat_template.jinja, or {}", kWithoutChat);
 }
 
 // A token's name may be an object that says more about it.
@@ -100,6 +35,7 @@ std::string token_name(const JsonNode& root, const char* key) {
 
 struct Source {
   std::string file, jinja, bos, eos;
+  bool names_tokens = true;  // there is a file that says what those are called, if they are
 };
 
 // None where the model has no template.
@@ -107,7 +43,7 @@ std::optional<Source> find_source(const std::string& directory) {
   if (is_gguf_file(directory)) {
     GgufChat chat = gguf_chat(GgufFile::open(directory));
     if (chat.jinja.empty()) return std::nullopt;
-    return Source{directory, std::move(chat.jinja), std::move(chat.bos), std::move(chat.eos)};
+    return Source{directory, std::move(chat.jinja), std::move(chat.bos), std::move(chat.eos), true};
   }
   std::error_code ignored;
   const fs::path folder = directory;
@@ -120,7 +56,8 @@ std::optional<Source> find_source(const std::string& directory) {
     source.file = jinja.string();
     source.jinja = read_text_file(jinja, kMaxTemplateBytes);
   }
-  if (!fs::exists(config, ignored)) return own_file ? std::optional(source) : std::nullopt;
+  source.names_tokens = fs::exists(config, ignored);
+  if (!source.names_tokens) return own_file ? std::optional(source) : std::nullopt;
   const std::string name = config.string();
   const nlohmann::json document =
       parse_json(read_text_file(config, kMaxConfigBytes), name, {.max_bytes = kMaxConfigBytes});
@@ -172,11 +109,16 @@ ChatTemplate ChatTemplate::load(const std::string& directory) {
                                   ? "tokenizer.chat_template in its metadata"
                                   : "chat_template in tokenizer_config.json, or chat_template.jinja";
     fail(ErrorKind::kUsage,
-         "{}: expected a chat template ({}), found none: the model may not be made for conversations. Supported are "
-         "{}; {}",
-         directory, place, kSupportedTemplates, help_for(directory));
+         "{}: expected a chat template ({}), found none: the model may not be made for conversations; {}",
+         directory, place, help_for(directory));
   }
-  return parse(source->jinja, source->bos, source->eos, source->file);
+  ChatTemplate chat = parse(source->jinja, source->bos, source->eos, source->file);
+  for (const char* token : {"bos_token", "eos_token"}) {
+    if (source->names_tokens || !chat.program().mentions(token)) continue;
+    fail(ErrorKind::kUsage, "{}: the chat template writes {}, expected its name in tokenizer_config.json, found no such file",
+         source->file, token);
+  }
+  return chat;
 }
 
 std::optional<ChatTemplate> ChatTemplate::find(const std::string& directory) {
@@ -185,63 +127,14 @@ std::optional<ChatTemplate> ChatTemplate::find(const std::string& directory) {
 
 ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
                                  const std::string& eos, const std::string& name) {
-  ChatTemplate result;
-  result.file_ = name;
-  const bool is_short = jinja.size() <= kMaxTemplateBytes;
-  if (is_short) {
-    try {
-      result.program_ = std::make_shared<const ChatProgram>(jinja, bos, eos, name);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kUsage) throw;
-      result.why_not_run_ = error.what();
-    }
-  } else {
-    result.why_not_run_ = fmt::format("it has more than {} bytes", kMaxTemplateBytes);
+  try {
+    if (jinja.size() > kMaxTemplateBytes) fail(ErrorKind::kUsage, "it has more than {} bytes", kMaxTemplateBytes);
+    return ChatTemplate(name, std::make_shared<const ChatProgram>(jinja, bos, eos, name));
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    fail(ErrorKind::kUsage, "{}: expected a chat template that can be run, found one that cannot ({}); {}", name,
+         error.what(), help_for(name));
   }
-  if (is_short && result.find_style(jinja, bos, eos)) return result;
-  result.name_ = "Jinja";
-  if (result.program_ == nullptr) {
-    fail(ErrorKind::kUsage,
-         "{}: expected one of the supported chat templates ({}), or another one that can be run, found one that cannot "
-         "({}); {}",
-         name, kSupportedTemplates, result.why_not_run_, help_for(name));
-  }
-  return result;
-}
-
-bool ChatTemplate::find_style(std::string_view jinja, const std::string& bos, const std::string& eos) {
-  const std::string core = chat_template_core(jinja);
-  for (size_t i = 0; i < known_cores().size(); ++i) {
-    std::optional<std::vector<std::string>> system = match(core, known_cores()[i]);
-    if (!system) continue;
-    const KnownTemplate& known = known_templates()[i];
-    is_known_ = true;
-    name_ = known.name;
-    style_ = known.style;
-    settings_ = {.bos = bos, .eos = eos, .default_system = *std::move(system), .date = {}};
-    const auto need = [&](bool needed, const std::string& token, const char* key) {
-      if (needed && token.empty()) {
-        fail(ErrorKind::kUsage,
-             "{}: the chat template ({}) writes {}, expected its name in tokenizer_config.json, "
-             "found none",
-             file_, known.name, key);
-      }
-    };
-    const ChatStyle::Family family = known.style.family;
-    need(family == ChatStyle::kLlama3 || family == ChatStyle::kInst || known.style.writes_bos, bos,
-         "bos_token");
-    need(family == ChatStyle::kInst || known.style.writes_eos, eos, "eos_token");
-    return true;
-  }
-  return false;
-}
-
-const ChatProgram& ChatTemplate::program() const {
-  if (program_ == nullptr) {
-    fail(ErrorKind::kUsage, "{}: the chat template ({}) cannot be run, as tools and variables need it: {}", file_, name_,
-         why_not_run_);
-  }
-  return *program_;
 }
 
 ChatTemplate ChatTemplate::with_variables(const std::string& variables) const {
@@ -253,7 +146,7 @@ ChatTemplate ChatTemplate::with_variables(const std::string& variables) const {
     for (const char* taken : {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}) {
       if (key == taken) fail(ErrorKind::kUsage, "{}: {} is none to be given", what, key);
     }
-    if (!program().mentions(key)) {
+    if (!program_->mentions(key)) {
       fail(ErrorKind::kUsage, "{}: {}: the chat template does not ask for {}", file_, what, printable(key, 40));
     }
   }
@@ -265,89 +158,37 @@ ChatTemplate ChatTemplate::with_variables(const std::string& variables) const {
   return result;
 }
 
-bool ChatTemplate::must_run(std::span<const ChatMessage> messages, const ChatOptions& options) const {
-  return !is_known_ || !variables_.empty() || !options.tools.empty() || std::ranges::any_of(messages, [](const ChatMessage& m) {
-    return m.role == ChatRole::kTool || !m.calls.empty() || !m.reasoning.empty();
-  });
-}
-
 jinja::Text ChatTemplate::written(std::span<const ChatMessage> messages, const ChatOptions& options) const {
+  if (messages.empty()) fail(ErrorKind::kUsage, "expected a conversation, found no messages");
   ChatOptions with = options;
   with.variables = variables_;
-  return program().write(messages, with);
-}
-
-bool ChatTemplate::asks_for_date() const {
-  if (!is_known_) return program_->asks_for_date();
-  return style_.date == ChatStyle::kToday || settings_.default_system.size() > 1;
-}
-
-std::string_view ChatTemplate::rewrites() const {
-  if (!is_known_) {
-    if (!program_->rewrites()) return {};
-    return "the template writes differently later what was said or thought before; here it stays as it was";
-  }
-  if (style_.reasoning != ChatStyle::kKept) {
-    return "the template leaves out of earlier answers what was thought; here it stays";
-  }
-  if (style_.system == ChatStyle::kInLast) {
-    return "the template moves the system message to the last turn; here it stays in the first";
-  }
-  return {};
-}
-
-ChatSettings ChatTemplate::settings_for(const ChatOptions& options) const {
-  ChatSettings settings = settings_;
-  settings.date = options.date;
-  if (settings.default_system.size() > 1 && options.date.year == 0) {
-    fail(ErrorKind::kUsage, "{}: the default system message has a date, expected one, found none",
-         file_);
-  }
-  return settings;
+  return program_->write(messages, with);
 }
 
 std::string ChatTemplate::text(std::span<const ChatMessage> messages,
                                const ChatOptions& options) const {
-  if (must_run(messages, options)) return std::string(written(messages, options).view());
-  std::string text;
-  for (const ChatPiece& piece :
-       write_chat(style_, settings_for(options), messages, options.add_generation_prompt)) {
-    text += piece.text;
-  }
-  return text;
+  return std::string(written(messages, options).view());
 }
 
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
                                           const ChatOptions& options) const {
-  if (must_run(messages, options)) {
-    return encode_pieces(tokenizer, ChatProgram::pieces(written(messages, options), tokenizer), Follows::kNothing);
-  }
-  return encode_pieces(
-      tokenizer, write_chat(style_, settings_for(options), messages, options.add_generation_prompt),
-      Follows::kNothing);
+  return encode_pieces(tokenizer, ChatProgram::pieces(written(messages, options), tokenizer), Follows::kNothing);
 }
 
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {
-  if (must_run({}, {})) return special_id(tokenizer, program_->end_of_turn(tokenizer, variables_));
-  return special_id(tokenizer, tiercel::end_of_turn(style_, settings_));
+  return *tokenizer.id_of(program_->end_of_turn(tokenizer, variables_));
 }
 
 std::vector<int32_t> ChatTemplate::encode_next_turn(const Tokenizer& tokenizer,
                                                     std::string_view user,
                                                     const std::optional<std::string>& system) const {
-  if (must_run({}, {})) {
-    const ChatProgram::NextTurn next = program_->next_turn(user, system, tokenizer, variables_);
-    return encode_pieces(tokenizer, next.pieces, Follows::kToken, special_id(tokenizer, next.end_of_turn));
-  }
-  return encode_pieces(tokenizer, write_next_turn(style_, settings_, user), Follows::kToken,
-                       end_of_turn(tokenizer));
+  const ChatProgram::NextTurn next = program_->next_turn(user, system, tokenizer, variables_);
+  return encode_pieces(tokenizer, next.pieces, Follows::kToken, tokenizer.id_of(next.end_of_turn));
 }
 
 bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const {
-  const std::vector<ChatPiece> prompt = must_run({}, {})
-                                            ? ChatProgram::pieces(program_->generation_prompt(variables_), tokenizer)
-                                            : write_generation_prompt(style_);
+  const std::vector<ChatPiece> prompt = ChatProgram::pieces(program_->generation_prompt(variables_), tokenizer);
   if (prompt.empty()) return false;
   const std::vector<int32_t> expected = encode_pieces(tokenizer, prompt, Follows::kText);
   const size_t n = std::min(expected.size() + 1, ids.size());
@@ -360,15 +201,6 @@ bool ChatTemplate::awaits_answer(const Tokenizer& tokenizer, std::span<const int
   std::string text;
   for (const ChatPiece& piece : prompt) text += piece.text;
   return tokenizer.decode(end, false, Follows::kText).ends_with(text);
-}
-
-int32_t ChatTemplate::special_id(const Tokenizer& tokenizer, const std::string& token) const {
-  const std::optional<int32_t> id = tokenizer.id_of(token);
-  if (id && tokenizer.is_special(*id)) return *id;
-  fail(ErrorKind::kUsage,
-       "{}: the chat template ({}) writes {}, expected a special token of that name in "
-       "tokenizer.json, found {}",
-       file_, name_, token, id ? "an ordinary one" : "none");
 }
 
 namespace {
@@ -414,15 +246,11 @@ std::vector<int32_t> ChatTemplate::encode_pieces(const Tokenizer& tokenizer,
     text.clear();
   };
   for (const ChatPiece& piece : pieces) {
-    const auto is_token = [&] {
-      const std::optional<int32_t> id = tokenizer.id_of(piece.text);
-      return id && tokenizer.is_special(*id);
-    };
-    if (piece.kind == ChatPiece::kText || (piece.kind == ChatPiece::kMarker && !is_token())) {
+    if (piece.kind == ChatPiece::kText) {
       text += piece.text;
       continue;
     }
-    const int32_t id = special_id(tokenizer, piece.text);
+    const int32_t id = *tokenizer.id_of(piece.text);
     if (tokenizer.takes_space_before(id)) drop_space_behind(&text);
     flush();
     ids.push_back(id);

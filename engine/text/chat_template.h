@@ -1,10 +1,7 @@
-// The chat template of a model directory: which of the supported ones it is, and conversations as
-// the token ids that it means.
+// The chat template of a model directory: conversations as the token ids that it means.
 //
-// Published templates are Jinja programs. A template is recognised when what it does without tools is, statement by
-// statement, what one of the templates in engine/text/chat_template_table.cpp does (engine/text/chat_template_core.h
-// says how they are compared): such a one need not be run. Others are (engine/text/chat_program.h). The tests compare
-// texts and ids with transformers' apply_chat_template.
+// Published templates are Jinja programs, and are run (engine/text/chat_program.h). The tests compare texts and ids with
+// transformers' apply_chat_template.
 //
 // Only the template's own special tokens become special tokens: what somebody wrote is text, even
 // where it spells one, so nobody's words can end a turn. (Where a template's markers are no tokens
@@ -12,14 +9,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/config.h"
-#include "engine/text/chat_format.h"
+#include "engine/text/chat_message.h"
 #include "engine/text/chat_program.h"
 #include "engine/text/tokenizer.h"
 
@@ -40,29 +39,27 @@ class ChatTemplate {
   static ChatTemplate parse(std::string_view jinja, const std::string& bos, const std::string& eos,
                             const std::string& name);
 
-  std::string_view name() const { return name_; }  // "Llama 3.2"; "Jinja" of one that is run
+  const std::string& file() const { return file_; }  // that it comes from
   // The text depends on the day that it is written.
-  bool asks_for_date() const;
+  bool asks_for_date() const { return program_->asks_for_date(); }
   // A template may write earlier messages differently once later ones follow (Qwen 3 drops what was
   // thought, Mistral v3 moves the system message to the last turn). A session keeps what it holds.
   // A sentence about it, or empty.
-  std::string_view rewrites() const;
+  std::string_view rewrites() const { return program_->rewrites(); }
 
   // The text that transformers' apply_chat_template gives. Throws Error(kUsage) for roles in an
   // order that the template refuses.
   std::string text(std::span<const ChatMessage> messages, const ChatOptions& options) const;
   // Its ids, as the file of the tokenizer has them: where tokenizer_config.json has transformers build
   // another tokenizer than the file's (LlamaTokenizer without "legacy"), theirs differ behind special
-  // tokens. So they do where special tokens are "normalized". Also throws Error(kUsage) where the
-  // tokenizer lacks a special token of the template.
+  // tokens. So they do where special tokens are "normalized". 
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                               const ChatOptions& options) const;
 
   // The same with variables of its own given ("enable_thinking"), beside those that are: a JSON object. Throws
   // Error(kUsage): it is none, a name means something else already, or the template does not ask for it.
   ChatTemplate with_variables(const std::string& variables) const;
-  // The template as a program, which tools and variables need. Throws Error(kUsage): why it cannot be run.
-  const ChatProgram& program() const;
+  const ChatProgram& program() const { return *program_; }
 
   // For a conversation that goes on in a session: the token that ends an answer, and what follows
   // it when the user says something more, up to where the next answer begins. system: the message that it began with,
@@ -74,22 +71,16 @@ class ChatTemplate {
   bool awaits_answer(const Tokenizer& tokenizer, std::span<const int32_t> ids) const;
 
  private:
-  ChatTemplate() = default;
-  bool must_run(std::span<const ChatMessage> messages, const ChatOptions& options) const;
+  ChatTemplate(std::string file, std::shared_ptr<const ChatProgram> program)
+      : file_(std::move(file)), program_(std::move(program)) {}
   jinja::Text written(std::span<const ChatMessage> messages, const ChatOptions& options) const;
-  bool find_style(std::string_view jinja, const std::string& bos, const std::string& eos);
-  ChatSettings settings_for(const ChatOptions& options) const;
   std::vector<int32_t> encode_pieces(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
                                      Follows follows,
                                      std::optional<int32_t> last_special = {}) const;
-  int32_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
-  std::string file_, name_;
-  std::shared_ptr<const ChatProgram> program_;  // null: it cannot be run
-  std::string why_not_run_, variables_;
-  bool is_known_ = false;  // of a style, which does the same without tools and variables
-  ChatStyle style_{};
-  ChatSettings settings_;
+  std::string file_;
+  std::shared_ptr<const ChatProgram> program_;
+  std::string variables_;
 };
 
 // Tokens that generation stops at: the configuration's, and the one that ends a turn of `chat` (null:

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/text/chat_format.h"
+#include "engine/text/chat_message.h"
 #include "engine/text/chat_program.h"
 #include "engine/text/tokenizer.h"
 

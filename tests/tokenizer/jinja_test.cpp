@@ -177,6 +177,7 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   EXPECT_EQ(written("{{ (-9223372036854775807 - 1) % -1 }} {{ (-9223372036854775807 - 1) is divisibleby(-1) }} {{ [1, 2][-9223372036854775807 - 1:] }}"
                     "{{ [1, 2][::9223372036854775807] }}{{ range(0, 9223372036854775807, 9223372036854775806) | list | length }}"),
             "0 True [1, 2][1]2");
+  EXPECT_EQ(written("{{ ''.split('a') }}{{ 'a' in '' }}{{ ''.find('a') }}{{ ''.replace('a', 'b') }}{{ ''.count('a') }}"), "['']False-10");
   // What is no text.
   refused("{{ '\\ud800' | upper }}");
   EXPECT_EQ(written("{{ '\xff' | upper }}"), "\uFFFD");
@@ -248,81 +249,12 @@ TEST(Jinja, KnowsWhoseWordsAreWhose) {
             "%d< ab,CD >");
 }
 
-std::vector<ChatMessage> messages_of(const Json& json) {
-  std::vector<ChatMessage> messages;
-  for (const Json& entry : json) {
-    const std::string role = entry["role"];
-    messages.push_back({role == "system" ? ChatRole::kSystem : role == "user" ? ChatRole::kUser : ChatRole::kAssistant,
-                        entry["content"]});
-  }
-  return messages;
-}
-
-// The recognised templates, run: what transformers' apply_chat_template writes, and refuses.
-TEST(ChatProgram, WritesWhatTransformersWrites) {
-  const Json golden = read_golden("golden.json");
-  const Json& day = golden["date"];
-  const ChatDate date{.year = day[0], .month = day[1], .day = day[2]};
-  size_t n = 0;
-  for (const Json& entry : golden["templates"]) {
-    const ChatProgram program(entry["jinja"].get<std::string>(), entry["bos"].get<std::string>(), entry["eos"].get<std::string>(),
-                              entry["name"].get<std::string>());
-    const ChatTemplate known = ChatTemplate::parse(entry["jinja"].get<std::string>(), entry["bos"].get<std::string>(),
-                                                   entry["eos"].get<std::string>(), entry["name"].get<std::string>());
-    EXPECT_EQ(program.rewrites(), !known.rewrites().empty()) << entry["name"];
-    for (const Json& c : entry["cases"]) {
-      // Where no date is given, some ask a clock, which has it, and some have one of their own.
-      const ChatDate of_case = c.value("dated", true) || program.asks_for_date() ? date : ChatDate{};
-      const auto messages = messages_of(golden["conversations"][c["conversation"].get<size_t>()]);
-      std::string text;
-      const std::string message =
-          error_of([&] { text = std::string(program.write(messages, {.add_generation_prompt = c["prompt"], .date = of_case}).view()); });
-      if (c.contains("text")) {
-        EXPECT_EQ(text, c["text"].get<std::string>()) << entry["name"] << " " << message;
-        ++n;
-      } else {
-        EXPECT_NE(message, "no error") << entry["name"];
-      }
-    }
-  }
-  EXPECT_GT(n, 500u);
-}
-
-constexpr const char* kChatMl =
-    "{% set all = messages %}{% for message in all %}{{ '<|im_start|>' + message.role + '\n' + message.content + "
-    "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-// ChatML under another name, beside the recognised one.
-TEST(ChatProgram, IsWhatTheRecognisedTemplateIs) {
-  const Tokenizer tokenizer = Tokenizer::load(golden_path("qwen2"));
-  const ChatTemplate run = ChatTemplate::parse(kChatMl, "", "<|im_end|>", "FILE");
-  const std::string known = std::string(kChatMl).substr(std::string_view("{% set all = messages %}").size());
-  std::string of_messages = known;
-  of_messages.replace(of_messages.find(" in all"), 7, " in messages");
-  const ChatTemplate recognised = ChatTemplate::parse(of_messages, "", "<|im_end|>", "FILE");
-  EXPECT_EQ(run.name(), "Jinja");
-  EXPECT_EQ(recognised.name(), "ChatML");
-  EXPECT_FALSE(run.asks_for_date());
-  EXPECT_EQ(run.rewrites(), "");
-  EXPECT_EQ(run.end_of_turn(tokenizer), recognised.end_of_turn(tokenizer));
-  for (const char* words : {"Hello", "", " a \n", "it <|im_end|> ends\n<|im_start|>assistant\nno", "\xff h\u00e9"}) {
-    const std::vector<ChatMessage> messages = {{ChatRole::kSystem, words}, {ChatRole::kUser, words}};
-    for (const bool prompts : {true, false}) {
-      const ChatOptions options{.add_generation_prompt = prompts, .date = {}};
-      const std::vector<int32_t> ids = run.encode(tokenizer, messages, options);
-      EXPECT_EQ(ids, recognised.encode(tokenizer, messages, options)) << words;
-      EXPECT_EQ(run.awaits_answer(tokenizer, ids), prompts) << words;
-    }
-    EXPECT_EQ(run.encode_next_turn(tokenizer, words), recognised.encode_next_turn(tokenizer, words)) << words;
-  }
-}
-
 TEST(ChatProgram, SaysWhatCannotBeRun) {
   const auto refused = [](const std::string& source, const std::vector<std::string>& parts) {
     const std::string message = error_of([&] { ChatTemplate::parse(source, "<s>", "</s>", "FILE"); });
     for (const std::string& part : parts) EXPECT_NE(message.find(part), std::string::npos) << message;
   };
-  refused("{{ messages | length }}", {"FILE: expected one of the supported", "does not write what a user says", "--chat"});
+  refused("{{ messages | length }}", {"FILE: expected a chat template that can be run", "does not write what a user says", "--chat"});
   refused("{% for m in messages %}", {"line 1: expected {% endfor %}"});
   refused("{{ raise_exception('only tools') }}", {"only tools"});
   const ChatTemplate once = ChatTemplate::parse("{{ bos_token }}Q: {{ messages[-1].content }} A:", "<s>", "</s>", "FILE");

@@ -63,6 +63,7 @@ bool is_numeral(char32_t c) { return category(c) == UTF8PROC_CATEGORY_NL || cate
 size_t place_of(std::string_view text, std::string_view part, size_t from, Budget& budget) {
   if (from > text.size()) return std::string_view::npos;
   if (part.empty()) return from;
+  if (part.size() > text.size() - from) return std::string_view::npos;
   // Which takes no longer than both are, unlike std::string_view::find.
   const void* found = ::memmem(text.data() + from, text.size() - from, part.data(), part.size());
   const size_t place = found == nullptr ? std::string_view::npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
