@@ -13,6 +13,7 @@ namespace {
 // What a template holds at a time. A million tokens are 5 MB.
 constexpr int64_t kMostBytes = int64_t{256} << 20, kMostCopies = 8;  // of what comes in
 
+constexpr int64_t kFewSteps = 5'000'000, kStepsPerByte = 40;
 constexpr size_t kMostWords = 1000;  // of a message, which may be somebody's words
 
 // Without what a terminal would take for its own.
@@ -55,7 +56,7 @@ Template Template::parse(std::string_view source, const std::string& name) {
 Text Template::render(const Dict& variables, const Clock& clock, int64_t most_steps) const {
   int64_t input = 0;
   for (const auto& [key, value] : variables.items()) input += bytes_of(value);
-  Budget budget(most_steps, kMostBytes + kMostCopies * input);
+  Budget budget(std::min(most_steps, kFewSteps + kStepsPerByte * input), kMostBytes + kMostCopies * input);
   Interpreter interpreter(*program_, clock, budget);
   try {
     return interpreter.run(variables);

@@ -15,8 +15,8 @@
 
 namespace tiercel::jinja {
 
-// Some seconds. A conversation of five thousand messages takes a million steps, in templates that look at all earlier ones
-// a hundred million.
+// Some seconds, of a long conversation: five thousand messages take a million steps, in templates that look at all earlier
+// ones a hundred million. A short one may take a tenth of a second.
 inline constexpr int64_t kMostSteps = 200'000'000;
 
 class Template {
