@@ -172,8 +172,19 @@ std::string ChatTemplate::text(std::span<const ChatMessage> messages,
 
 std::vector<int32_t> ChatTemplate::encode(const Tokenizer& tokenizer,
                                           std::span<const ChatMessage> messages,
-                                          const ChatOptions& options) const {
-  return encode_pieces(tokenizer, ChatProgram::pieces(written(messages, options), tokenizer), Follows::kNothing);
+                                          const ChatOptions& options,
+                                          const jinja::Text& answer) const {
+  jinja::Text text = written(messages, options);
+  if (!answer.empty()) {
+    jinja::Budget budget = jinja::budget_of_input();
+    jinja::TextWriter begun(budget);
+    begun.add(text);
+    const std::string_view prompt = text.view();
+    if (prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with("<think>")) begun.add("\n\n</think>\n\n");
+    begun.add(answer);
+    text = begun.take();
+  }
+  return encode_pieces(tokenizer, ChatProgram::pieces(text, tokenizer), Follows::kNothing);
 }
 
 int32_t ChatTemplate::end_of_turn(const Tokenizer& tokenizer) const {

@@ -52,9 +52,10 @@ class ChatTemplate {
   std::string text(std::span<const ChatMessage> messages, const ChatOptions& options) const;
   // Its ids, as the file of the tokenizer has them: where tokenizer_config.json has transformers build
   // another tokenizer than the file's (LlamaTokenizer without "legacy"), theirs differ behind special
-  // tokens. So they do where special tokens are "normalized". 
+  // tokens. So they do where special tokens are "normalized". answer: what the answer begins with, where that is decided;
+  // thoughts that the template has begun are ended before it.
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
-                              const ChatOptions& options) const;
+                              const ChatOptions& options, const jinja::Text& answer = {}) const;
 
   // The same with variables of its own given ("enable_thinking"), beside those that are: a JSON object. Throws
   // Error(kUsage): it is none, a name means something else already, or the template does not ask for it.

@@ -201,13 +201,21 @@ ToolFormat::ToolFormat(const ChatProgram& program) {
     return std::ranges::none_of(std::initializer_list<std::string_view>{marker_, middle_, behind_id_, behind_name_, before_key_, behind_key_},
                                 [](std::string_view part) { return part.find("tiercel") != part.npos; });
   };
-  if (one.find(kTool) == std::string::npos || !find_shape(one, two) || !is_general()) {
+  const bool is_found = find_object(one, two) || find_arguments(one, two) || find_parameters(one, two);
+  if (!is_found || !is_general()) {
     fail(ErrorKind::kUsage, "the chat template writes calls of tools in a form that is not supported, or not at all");
   }
 }
 
-bool ToolFormat::find_shape(std::string_view one, std::string_view two) {
-  return find_object(one, two) || find_arguments(one, two) || find_parameters(one, two);
+// arguments: where what is given begins.
+void ToolFormat::set_call(std::string_view one, size_t arguments) {
+  const size_t name = one.find(kTool), name_end = name + std::string_view(kTool).size();
+  if (name == one.npos || arguments < name_end) return;  // the name comes last: nothing to begin with
+  const size_t thought = one.substr(0, name).rfind("</think>");
+  const size_t begin = thought == one.npos ? 0 : thought + 8;
+  before_name_ = without_blanks_before(one.substr(begin, name - begin));
+  from_name_ = one.substr(name_end, arguments - name_end);
+  if (from_name_.find("tiercel") != std::string::npos) from_name_.clear();  // an id, which the model may give
 }
 
 // before: the first call, in an answer that says nothing else. between: from the end of a call to the beginning of the next
@@ -260,7 +268,7 @@ bool ToolFormat::find_object(std::string_view one, std::string_view two) {
   find_call(one, kTool, 0);  // whose paths count
   shape_ = Shape::kObject;
   set_beginning(one.substr(0, begin), between);
-  closing_ = trimmed(one.substr(end));
+  set_call(one, one.rfind('{', one.find(kTextKey)));
   return true;
 }
 
@@ -293,7 +301,7 @@ bool ToolFormat::find_arguments(std::string_view one, std::string_view two) {
     middle_.resize(id);
     if (behind_id_.empty()) return false;
   }
-  closing_ = trimmed(one.substr(call->end));
+  set_call(one, call->object);
   return true;
 }
 
@@ -315,7 +323,6 @@ bool ToolFormat::find_parameters(std::string_view one, std::string_view two) {
   before_key_ = trimmed(to_next.substr(to_next.size() - n_before_key));
   behind_name_ = trimmed(to_key.substr(0, to_key.size() - n_before_key));
   behind_key_ = trimmed(to_text);
-  closing_ = trimmed(end.substr(behind_value_.size()));
   behind_value_ = trimmed(behind_value_);
   if (before_key_.empty() || behind_key_.empty()) return false;
   std::string_view between;
@@ -325,6 +332,7 @@ bool ToolFormat::find_parameters(std::string_view one, std::string_view two) {
     between = left.substr(std::min(left.size(), behind_value_.size()));
   }
   shape_ = Shape::kParameters;
+  set_call(one, before.size() + std::string_view(kTool).size());
   set_beginning(before, between);
   return !marker_.empty();
 }
@@ -477,6 +485,18 @@ size_t ToolFormat::n_before_calls(std::string_view answer, size_t n_known, const
     }
   }
   return n_known + without_blanks_behind(text.substr(0, n)).size();
+}
+
+jinja::Text ToolFormat::beginning(const std::string& name) const {
+  jinja::Budget budget = jinja::budget_of_input();
+  jinja::TextWriter text(budget);
+  text.add(before_name_);
+  if (name.empty()) return text.take();
+  // Within a JSON text, without its quotes.
+  const std::string quoted = dump(Json(name));
+  text.add(shape_ == Shape::kObject ? quoted.substr(1, quoted.size() - 2) : name, /*foreign=*/true);
+  text.add(from_name_);
+  return text.take();
 }
 
 std::vector<int32_t> ToolFormat::special_tokens(const Tokenizer& tokenizer) const {

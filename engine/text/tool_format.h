@@ -55,15 +55,19 @@ class ToolFormat {
   // As much of the beginning of an answer that goes on as certainly comes before calls; n_known of it are known to.
   size_t n_before_calls(std::string_view answer, size_t n_known, const Tools& tools) const;
 
+  // What an answer that must call begins with: up to the name, or with a name up to what it is given. Empty: this form has
+  // no such beginning. The name is somebody's word.
+  jinja::Text beginning(const std::string& name) const;
+
   // Special tokens that it is written with, which a reader must see.
   std::vector<int32_t> special_tokens(const Tokenizer& tokenizer) const;
 
  private:
   enum class Shape { kObject, kArguments, kParameters };
-  bool find_shape(std::string_view one, std::string_view two);
   bool find_object(std::string_view one, std::string_view two);
   bool find_arguments(std::string_view one, std::string_view two);
   bool find_parameters(std::string_view one, std::string_view two);
+  void set_call(std::string_view one, size_t arguments);
   void set_beginning(std::string_view before, std::string_view between);
   bool read_calls(std::string_view text, const Tools& tools, Answer& answer) const;
   bool read_call(std::string_view& text, const Tools& tools, ToolCall& call) const;
@@ -76,12 +80,12 @@ class ToolFormat {
   Shape shape_ = Shape::kObject;
   std::vector<std::string> openings_;  // what may stand before the first marker, in this order
   std::string marker_;                 // before each call; empty: they are at the beginning of an answer
-  std::string closing_;  // behind the last one
   bool is_list_ = false;  // between calls there is a comma
   std::string name_path_, arguments_path_;      // kObject: JSON pointers
   std::string middle_, behind_id_;  // kArguments: between the name and what it is given, where there may be an id
   std::string behind_name_, before_key_, behind_key_, behind_value_;  // kParameters
-  std::string written_;  // what was looked at
+  std::string before_name_, from_name_;  // as it is written: up to a name, and from there to what is given; of a call alone
+  std::string written_;                  // what was looked at
 };
 
 }  // namespace tiercel

@@ -205,6 +205,13 @@ TEST_F(ServeCommand, CallsTools) {
   others["tools"][0]["function"]["name"] = "g";
   EXPECT_EQ(server.complete(others, path)["choices"][0]["message"]["content"], "f{}");
   EXPECT_EQ(server.complete(others, path)["choices"][0]["finish_reason"], "stop");
+  // One that must be called: the answer begins with its name.
+  Json must = body;
+  must["tool_choice"] = {{"type", "function"}, {"function", {{"name", "f"}}}};
+  must["logit_bias"].erase("102");
+  const Json made = server.complete(must, path);
+  EXPECT_EQ(made["choices"][0]["message"]["tool_calls"][0]["function"], call["function"]) << made;
+  EXPECT_EQ(made["usage"]["completion_tokens"], 3);  // {, } and the end
   // What was called, and what came of it, comes back as it was given.
   Json next = body;
   next["messages"] = {user, answer["message"], {{"role", "tool"}, {"tool_call_id", call["id"]}, {"content", "42"}}};
@@ -222,7 +229,9 @@ TEST_F(ServeCommand, CallsTools) {
     EXPECT_EQ(response.status, 400) << response.body;
     EXPECT_TRUE(contains(response.body, word)) << response.body;
   };
-  refused("tool_choice", "required", "cannot be made to call");
+  refused("tool_choice", "never", "tool_choice");
+  refused("tool_choice", "required", "no beginning of their own");  // NAME{..} says nothing before the name
+  refused("tool_choice", {{"type", "function"}, {"function", {{"name", "g"}}}}, "one of");
   refused("tools", {{{"type", "web"}}}, "function");
   refused("tools", {{{"type", "function"}, {"function", {{"name", "f"}, {"parameters", 3}}}}}, "parameters");
   refused("chat_template_kwargs", {{"slow", true}}, "does not ask for slow");

@@ -106,6 +106,35 @@ TEST(ToolFormat, ReadsWhatTemplatesWrite) {
   }
 }
 
+// An answer that begins as it must is read as one that began so by itself.
+TEST(ToolFormat, BeginsAnswersThatMustCall) {
+  const Tools tools(kTools);
+  const struct {
+    std::string calls, required, named, rest;
+  } forms[] = {{kHermes, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}\n</tool_call>"},
+               {kMistral, "[TOOL_CALLS] [{\"name\": \"", "[TOOL_CALLS] [{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}]"},
+               {kBare, "{\"name\": \"", "{\"name\": \"find\", \"parameters\": ", "{\"n\": 1}}"},
+               {kTagged, "[TOOL_CALLS]", "[TOOL_CALLS]find", "[CALL_ID]x[ARGS]{\"n\": 1}"},
+               {kNested, "<calls><call>function<sep>", "<calls><call>function<sep>find\n```json\n", "{\"n\": 1}\n```</call>\n</calls>"},
+               {kLines, "", "find\n", "{\"n\": 1}"},
+               {kParameters, "<tool_call>\n<function=", "<tool_call>\n<function=find", ">\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>"}};
+  for (const auto& form : forms) {
+    const ToolFormat format(ChatProgram(template_with(form.calls), "", "", "FILE"));
+    EXPECT_EQ(format.beginning("").view(), form.required);
+    const jinja::Text named = format.beginning("find");
+    EXPECT_EQ(named.view(), form.named);
+    // The name is a client's word.
+    ASSERT_EQ(named.foreign_ranges().size(), 1u);
+    EXPECT_EQ(named.view().substr(named.foreign_ranges()[0].begin, 4), "find");
+    const ToolFormat::Answer answer = format.read(std::string(named.view()) + form.rest, tools);
+    ASSERT_EQ(answer.calls.size(), 1u) << form.named;
+    EXPECT_EQ(answer.calls[0].name, "find");
+    EXPECT_EQ(answer.calls[0].arguments, "{\"n\":1}");
+    EXPECT_EQ(answer.content, "");
+    EXPECT_EQ(format.n_before_calls(named.view(), 0, tools), 0u);
+  }
+}
+
 TEST(ToolFormat, TakesNothingElseForACall) {
   const Tools tools(kTools);
   const std::string json = R"({"name": "find", "arguments": {"what": "x"}})";

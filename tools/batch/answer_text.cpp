@@ -6,6 +6,7 @@ namespace tiercel {
 
 AnswerText::AnswerText(const Tokenizer& tokenizer, const BatchRequest& request, std::span<const int32_t> ends)
     : decoder_(tokenizer, /*skip_special=*/true), stop_(request.stops), tokenizer_(tokenizer), tools_(request.tools) {
+  if (tools_ != nullptr) all_ = tools_->begun.view();
   if (!request.ignore_eos) ends_.assign(ends.begin(), ends.end());
 }
 

@@ -261,11 +261,11 @@ std::vector<int32_t> BatchRequestReader::encode_prompt(const JsonNode& prompt) c
   }
   if (!defaults_.chat) return encode_text(prompt.text());
   if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", prompt.place(), no_chat_);
-  return encode_chat(*chat_, {{ChatRole::kUser, prompt.text()}}, {});
+  return encode_chat(*chat_, {{ChatRole::kUser, prompt.text()}});
 }
 
 std::vector<int32_t> BatchRequestReader::encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
-                                                     std::string tools) const {
+                                                     const ToolUse* tools) const {
   if (!defaults_.prefix.empty()) {
     const auto user = std::ranges::find(messages, ChatRole::kUser, &ChatMessage::role);
     if (user == messages.end()) {
@@ -276,7 +276,39 @@ std::vector<int32_t> BatchRequestReader::encode_chat(const ChatTemplate& chat, s
   return chat.encode(tokenizer_, messages,
                      {.add_generation_prompt = true,
                       .date = defaults_.is_dated ? chat_date_today() : defaults_.date,
-                      .tools = std::move(tools)});
+                      .tools = tools != nullptr ? tools->tools.json() : ""},
+                     tools != nullptr ? tools->begun : jinja::Text());
+}
+
+// What may be called, and must be. Null: nothing.
+std::shared_ptr<const ToolUse> BatchRequestReader::read_tools(const JsonNode& asked, std::string_view text) const {
+  const auto tools = asked.find("tools"), choice = asked.find("tool_choice");
+  const bool is_word = choice && choice->raw().is_string();
+  const std::string word = is_word ? choice->text() : choice ? "" : "auto";
+  if (is_word && word != "auto" && word != "none" && word != "required") {
+    choice->unexpected(R"("auto", "none", "required", or a function to call)");
+  }
+  const bool declares = tools && !(tools->raw().is_array() && tools->raw().empty());
+  if (!declares && word != "auto" && word != "none") choice->unexpected("\"tools\" beside it", "there is none to call");
+  if (!declares || word == "none") return nullptr;
+  if (tool_format_ == nullptr) tools->unexpected("none", no_tools_);
+  auto use = std::make_shared<ToolUse>(ToolUse{.format = tool_format_,
+                                               .tools = Tools(member_of(text, "tools")),
+                                               .several = true,
+                                               .begun = {},
+                                               .visible = tool_format_->special_tokens(tokenizer_)});
+  if (const auto several = asked.find("parallel_tool_calls")) use->several = several->boolean();
+  if (word == "auto") return use;
+  std::string name;
+  if (!is_word) {
+    if (choice->at("type").text() != "function") choice->at("type").unexpected("\"function\"");
+    const JsonNode function = choice->at("function").at("name");
+    name = function.text();
+    if (!use->tools.has(name)) function.unexpected("one of \"tools\"");
+  }
+  use->begun = tool_format_->beginning(name);
+  if (use->begun.empty()) choice->unexpected("\"auto\" or \"none\"", "calls of this model have no beginning of their own");
+  return use;
 }
 
 // The messages of a conversation, and what is said beside them: tools, and variables of the template.
@@ -285,25 +317,10 @@ std::vector<int32_t> BatchRequestReader::read_chat(const JsonNode& asked, std::s
   const JsonNode messages = asked.at("messages");
   if (chat_ == nullptr) fail(ErrorKind::kUsage, "{}: {}", messages.place(), no_chat_);
   const bool is_openai = request.form == RequestForm::kChatCompletion;
-  const auto variables = is_openai ? asked.find("chat_template_kwargs") : std::nullopt;
-  const auto tools = is_openai ? asked.find("tools") : std::nullopt;
-  const auto choice = is_openai ? asked.find("tool_choice") : std::nullopt;
-  if (choice && (!choice->raw().is_string() || (choice->text() != "auto" && choice->text() != "none"))) {
-    choice->unexpected("\"auto\" or \"none\"", "a model cannot be made to call");
-  }
-  const bool may_call = tools && !(tools->raw().is_array() && tools->raw().empty()) && !(choice && choice->text() == "none");
-  std::string declared;
-  if (may_call) {
-    if (tool_format_ == nullptr) tools->unexpected("none", no_tools_);
-    declared = member_of(text, "tools");
-    const auto several = asked.find("parallel_tool_calls");
-    request.tools = std::make_shared<const ToolUse>(ToolUse{.format = tool_format_,
-                                                            .tools = Tools(declared),
-                                                            .several = !several || several->boolean(),
-                                                            .visible = tool_format_->special_tokens(tokenizer_)});
-  }
-  const auto encode = [&](const ChatTemplate& chat) { return encode_chat(chat, messages_of(messages), declared); };
-  return variables ? encode(chat_->with_variables(member_of(text, "chat_template_kwargs"))) : encode(*chat_);
+  if (is_openai) request.tools = read_tools(asked, text);
+  const bool has_variables = is_openai && asked.find("chat_template_kwargs");
+  return encode_chat(has_variables ? chat_->with_variables(member_of(text, "chat_template_kwargs")) : *chat_,
+                     messages_of(messages), request.tools.get());
 }
 
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,

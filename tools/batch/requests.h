@@ -36,6 +36,7 @@ struct ToolUse {
   std::shared_ptr<const ToolFormat> format;
   Tools tools;
   bool several = true;           // calls in one answer
+  jinja::Text begun;             // what an answer begins with that must call; or empty
   std::vector<int32_t> visible;  // special tokens that belong to calls
 };
 
@@ -97,7 +98,8 @@ class BatchRequestReader {
   std::vector<int32_t> encode_prompt(const JsonNode& prompt) const;
   std::vector<int32_t> encode_text(const std::string& prompt) const;
   std::vector<int32_t> encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
-                                   std::string tools) const;
+                                   const ToolUse* tools = nullptr) const;
+  std::shared_ptr<const ToolUse> read_tools(const JsonNode& asked, std::string_view text) const;
 
   const ModelConfig& config_;
   const Tokenizer& tokenizer_;
