@@ -28,7 +28,7 @@ class Guard {
       case json::parse_event_t::object_start:
       case json::parse_event_t::array_start:
         if (event_depth >= max_depth_) {
-          fail("{}: expected at most {} nested levels, found more; this is not a model's file",
+          fail("{}: expected at most {} nested levels, found more",
                file_, max_depth_);
         }
         keys_.emplace_back();

@@ -20,6 +20,7 @@ struct JsonLimits {
   size_t max_bytes = size_t{64} << 20;
   int max_depth = 32;
 };
+inline constexpr int kMostJsonDepth = 90;  // of what clients send, which chat templates write
 
 // The whole document. `file` only serves the messages.
 // Errors: longer or deeper than the limits, not JSON, not UTF-8, a duplicate key.

@@ -139,7 +139,7 @@ ChatTemplate ChatTemplate::parse(std::string_view jinja, const std::string& bos,
 
 ChatTemplate ChatTemplate::with_variables(const std::string& variables) const {
   const std::string what = "variables of the chat template";
-  const nlohmann::json json = parse_json(variables, what);
+  const nlohmann::json json = parse_json(variables, what, {.max_bytes = size_t{64} << 10, .max_depth = kMostJsonDepth});
   const JsonNode root(json, what);
   root.expect_object();
   for (const auto& [key, value] : json.items()) {

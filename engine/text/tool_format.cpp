@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,7 +15,7 @@
 namespace tiercel {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
 
 // Names and values that no template has.
 constexpr const char *kQuestion = "a question for tiercel", *kAnswer = "=an answer of tiercel=";
@@ -47,8 +48,30 @@ size_t common_suffix(std::string_view a, std::string_view b) {
   return n;
 }
 
-// The length of the JSON object that a text begins with; 0: it does not end, or there is none.
+// A tag like <a> ends before white space does, and begins behind it: how much of a text a part takes that may have other white
+// space around its tags; npos: it is not there.
+size_t match(std::string_view text, std::string_view part) {
+  size_t at = 0;
+  const auto skip_blanks = [&] { at = std::min(text.find_first_not_of(kBlanks, at), text.size()); };
+  for (size_t i = 0; i < part.size(); ++i) {
+    const bool is_blank = kBlanks.find(part[i]) != kBlanks.npos;
+    if (is_blank || part[i] == '<' || (i > 0 && part[i - 1] == '>')) skip_blanks();
+    if (is_blank) continue;
+    if (at >= text.size() || text[at] != part[i]) return text.npos;
+    ++at;
+  }
+  return at;
+}
+bool take(std::string_view& text, std::string_view part) {
+  const size_t n = match(text, part);
+  if (n != text.npos) text.remove_prefix(n);
+  return n != text.npos;
+}
+
+// The length of the JSON object that a text begins with; 0: it does not end, or there is none, or it is in itself too deep: the
+// stack is finite, and so are those of others that read it.
 size_t object_size(std::string_view text) {
+  constexpr int kMostDepth = 64;
   int depth = 0;
   bool quoted = false;
   for (size_t at = 0; at < text.size(); ++at) {
@@ -59,7 +82,7 @@ size_t object_size(std::string_view text) {
     } else if (c == '"') {
       quoted = true;
     } else if (c == '{' || c == '[') {
-      ++depth;
+      if (++depth > kMostDepth) return 0;
     } else if (c == '}' || c == ']') {
       if (--depth == 0) return c == '}' ? at + 1 : 0;
     }
@@ -68,34 +91,56 @@ size_t object_size(std::string_view text) {
   return 0;
 }
 
-// Of what a model has written: anything. Deep nesting would take the stack.
-std::optional<Json> object_in(std::string_view text) {
-  constexpr int kMostDepth = 64;
-  int depth = 0, deepest = 0;
-  for (const char c : text) {
-    if (c == '{' || c == '[') deepest = std::max(deepest, ++depth);
-    if (c == '}' || c == ']') --depth;
+// Small models write line breaks in strings as they are.
+std::string with_escapes(std::string_view text) {
+  std::string result;
+  bool quoted = false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == '"') quoted = !quoted;
+    if (quoted && static_cast<unsigned char>(c) < 0x20) {
+      result += c == '\n' ? "\\n" : c == '\t' ? "\\t" : c == '\r' ? "\\r" : " ";
+      continue;
+    }
+    result += c;
+    if (quoted && c == '\\' && at + 1 < text.size()) result += text[++at];
   }
-  if (deepest > kMostDepth) return std::nullopt;
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return std::nullopt;
-  return json;
+  return result;
+}
+
+// The object that a text begins with, as JSON without white space, in its order and with its digits. Empty: there is none.
+std::string object_in(std::string_view text) {
+  const std::string object = with_escapes(text.substr(0, object_size(text)));
+  if (object.empty() || !Json::accept(object)) return {};
+  return ordered_member("{\"a\":" + object + "}", std::array{std::string_view("a")});
 }
 
 std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-// The arguments of a call: an object, or a text that is one.
-std::optional<std::string> arguments_of(const Json& value) {
-  if (value.is_object()) return dump(value);
-  if (!value.is_string()) return std::nullopt;
-  const std::optional<Json> json = object_in(value.get_ref<const std::string&>());
-  if (!json) return std::nullopt;
-  return dump(*json);
+// A member by its path, "/a/b", as JSON; empty: it is not there.
+std::string member_of(const std::string& object, std::string_view path) {
+  std::vector<std::string_view> names;
+  while (!path.empty()) {
+    const size_t end = std::min(path.find('/', 1), path.size());
+    names.push_back(path.substr(1, end - 1));
+    path.remove_prefix(end);
+  }
+  return ordered_member(object, names);
+}
+
+// The arguments of a call: an object, or a text that is one; or nothing. None: something else.
+std::optional<std::string> arguments_of(const std::string& json) {
+  if (json.empty() || json == "null" || json == "\"\"") return "{}";
+  if (json[0] == '{') return json;
+  if (json[0] != '"') return std::nullopt;
+  const std::string object = object_in(trimmed(Json::parse(json).get<std::string>()));
+  if (object.empty()) return std::nullopt;
+  return object;
 }
 
 bool is_wanted_arguments(const Json& value) {
-  const auto json = arguments_of(value);
-  return json && nlohmann::json::parse(*json) == nlohmann::json::parse(arguments_json());
+  const auto json = value.is_object() || value.is_string() ? arguments_of(dump(value)) : std::nullopt;
+  return json && Json::parse(*json) == Json::parse(arguments_json());
 }
 
 // Where in an object something is, as a JSON pointer; empty: nowhere.
@@ -134,11 +179,28 @@ std::string body_of(const ChatProgram& program, const std::vector<ToolCall>& cal
   return begin + n_end < called.size() ? called.substr(begin, called.size() - n_end - begin) : std::string();
 }
 
+// Whether what a schema allows is text, or nothing.
+bool is_text_schema(const nlohmann::json& schema) {
+  if (!schema.is_object()) return false;
+  const auto all = [](const nlohmann::json& list, const auto& is) {
+    return list.is_array() && std::ranges::any_of(list, is) && std::ranges::all_of(list, [&](const nlohmann::json& one) {
+             return is(one) || one == "null" || one.is_null() || (one.is_object() && one.value("type", nlohmann::json()) == "null");
+           });
+  };
+  if (schema.contains("type")) {
+    return schema["type"] == "string" || all(schema["type"], [](const nlohmann::json& one) { return one == "string"; });
+  }
+  for (const char* several : {"anyOf", "oneOf"}) {
+    if (schema.contains(several)) return all(schema[several], is_text_schema);
+  }
+  return schema.contains("enum") && all(schema["enum"], [](const nlohmann::json& one) { return one.is_string(); });
+}
+
 }  // namespace
 
 Tools::Tools(std::string json) : json_(std::move(json)) {
   const std::string place = "tools";
-  const nlohmann::json parsed = parse_json(json_, place);
+  const nlohmann::json parsed = parse_json(json_, place, {.max_depth = kMostJsonDepth});
   const JsonNode root(parsed, place);
   root.expect_array();
   for (size_t i = 0; i < root.size(); ++i) {
@@ -156,9 +218,7 @@ Tools::Tools(std::string json) : json_(std::move(json)) {
     const auto properties = parameters->find("properties");
     if (!properties) continue;
     properties->expect_object();
-    for (const auto& [key, schema] : properties->raw().items()) {
-      entry->second[key] = schema.is_object() && schema.contains("type") && schema["type"] == "string";
-    }
+    for (const auto& [key, schema] : properties->raw().items()) entry->second[key] = is_text_schema(schema);
   }
   if (is_text_.empty()) root.unexpected("a tool or more");
 }
@@ -201,10 +261,18 @@ ToolFormat::ToolFormat(const ChatProgram& program) {
     return std::ranges::none_of(std::initializer_list<std::string_view>{marker_, middle_, behind_id_, behind_name_, before_key_, behind_key_},
                                 [](std::string_view part) { return part.find("tiercel") != part.npos; });
   };
+  thinks_ = without_blanks_behind(program.generation_prompt("").view()).ends_with("<think>");
   const bool is_found = find_object(one, two) || find_arguments(one, two) || find_parameters(one, two);
-  if (!is_found || !is_general()) {
+  if (!is_found || !is_general() || !is_sound(two)) {
     fail(ErrorKind::kUsage, "the chat template writes calls of tools in a form that is not supported, or not at all");
   }
+}
+
+// Whether what the template writes is read as what it is: where several calls are in a form of their own, some would be lost.
+bool ToolFormat::is_sound(std::string_view two) const {
+  const Tools tools{std::string(kToolsJson)};
+  const size_t n = two.find(kOther) == two.npos ? 0 : 2;
+  return n == 0 || read(two, tools).calls.size() == n;
 }
 
 // arguments: where what is given begins.
@@ -238,7 +306,9 @@ void ToolFormat::set_beginning(std::string_view before, std::string_view between
   marker_ = trimmed(before.substr(begin));
   for (size_t at = 0; at < begin;) {
     const size_t line = std::min(before.find('\n', at), begin);
-    if (const std::string_view part = trimmed(before.substr(at, line - at)); !part.empty()) openings_.emplace_back(part);
+    std::string_view part = trimmed(before.substr(at, line - at));
+    part = part.substr(0, part.find("tiercel"));  // up to an id
+    if (!part.empty()) openings_.emplace_back(part);
     at = line + 1;
   }
 }
@@ -246,10 +316,10 @@ void ToolFormat::set_beginning(std::string_view before, std::string_view between
 bool ToolFormat::find_object(std::string_view one, std::string_view two) {
   const auto is_name = [](const char* name) { return [name](const Json& value) { return value == name; }; };
   const auto is_call = [&](std::string_view text, const char* name) {
-    const std::optional<Json> json = object_in(text);
-    if (!json) return false;
-    name_path_ = place_in(*json, is_name(name));
-    arguments_path_ = place_in(*json, is_wanted_arguments);
+    const Json json = Json::parse(object_in(text), nullptr, false);
+    if (!json.is_object()) return false;
+    name_path_ = place_in(json, is_name(name));
+    arguments_path_ = place_in(json, is_wanted_arguments);
     return !name_path_.empty() && !arguments_path_.empty();
   };
   const auto find_call = [&](std::string_view text, const char* name, size_t from) -> std::pair<size_t, size_t> {
@@ -268,6 +338,7 @@ bool ToolFormat::find_object(std::string_view one, std::string_view two) {
   find_call(one, kTool, 0);  // whose paths count
   shape_ = Shape::kObject;
   set_beginning(one.substr(0, begin), between);
+  closing_ = trimmed(one.substr(end));
   set_call(one, one.rfind('{', one.find(kTextKey)));
   return true;
 }
@@ -281,26 +352,36 @@ bool ToolFormat::find_arguments(std::string_view one, std::string_view two) {
     if (place == text.npos) return std::nullopt;
     const size_t object = text.find('{', place + name.size());
     if (object == text.npos) return std::nullopt;
-    const size_t n = object_size(text.substr(object));
-    const std::optional<Json> json = object_in(text.substr(object, n));
-    if (!json || !is_wanted_arguments(*json)) return std::nullopt;
-    return Found{place, object, object + n};
+    const Json json = Json::parse(object_in(text.substr(object)), nullptr, false);
+    if (!is_wanted_arguments(json)) return std::nullopt;
+    return Found{place, object, object + object_size(text.substr(object))};
   };
   const auto call = find_call(one, kTool, 0);
   if (!call) return false;
-  std::string_view between;
+  const auto middle_of = [](std::string_view text, const Found& found, std::string_view name) {
+    return trimmed(text.substr(found.name + name.size(), found.object - found.name - name.size()));
+  };
+  std::string_view between, middle = middle_of(one, *call, kTool), other = middle;
   if (const auto first = find_call(two, kTool, 0)) {
-    if (const auto next = find_call(two, kOther, first->end)) between = two.substr(first->end, next->name - first->end);
+    if (const auto next = find_call(two, kOther, first->end)) {
+      between = two.substr(first->end, next->name - first->end);
+      other = middle_of(two, *next, kOther);
+    }
   }
   shape_ = Shape::kArguments;
   set_beginning(one.substr(0, call->name), between);
-  const size_t name_end = call->name + std::string_view(kTool).size();
-  middle_ = trimmed(one.substr(name_end, call->object - name_end));
-  if (const size_t id = middle_.find(kId); id != middle_.npos) {
-    behind_id_ = middle_.substr(id + std::string_view(kId).size());
-    middle_.resize(id);
-    if (behind_id_.empty()) return false;
+  middle_ = middle;
+  // An id may be in it, or a number that counts calls.
+  const size_t id = middle.find(kId), n_same = common_prefix(middle, other);
+  if (id != middle.npos) {
+    middle_ = middle.substr(0, id);
+    behind_id_ = middle.substr(id + std::string_view(kId).size());
+  } else if (middle != other) {
+    middle_ = middle.substr(0, n_same);
+    behind_id_ = middle.substr(middle.size() - std::min(middle.size() - n_same, common_suffix(middle, other)));
   }
+  if ((id != middle.npos || middle != other) && behind_id_.empty()) return false;
+  closing_ = trimmed(one.substr(call->end));
   set_call(one, call->object);
   return true;
 }
@@ -316,20 +397,23 @@ bool ToolFormat::find_parameters(std::string_view one, std::string_view two) {
   const std::string_view before = behind(kTool), to_key = behind(kTextKey), to_text = behind(kText), to_next = behind(kNumberKey),
                          to_number = behind(kNumber);
   if (at == one.npos || to_text != to_number) return false;
-  const std::string_view end = one.substr(at);
-  const size_t n_before_key = common_suffix(to_key, to_next);
-  behind_value_ = to_next.substr(0, to_next.size() - n_before_key);
-  if (n_before_key == 0 || trimmed(behind_value_).empty() || !end.starts_with(behind_value_)) return false;
-  before_key_ = trimmed(to_next.substr(to_next.size() - n_before_key));
-  behind_name_ = trimmed(to_key.substr(0, to_key.size() - n_before_key));
+  // From where a tag begins: what is common may begin within one.
+  const std::string_view end = one.substr(at), common = to_next.substr(to_next.size() - common_suffix(to_key, to_next));
+  const std::string_view before_key = common.substr(std::min(common.find_first_of("<["), common.size()));
+  before_key_ = trimmed(before_key.empty() ? common : before_key);
+  const auto without_key = [&](std::string_view text) { return trimmed(text.substr(0, text.size() - (before_key.empty() ? common : before_key).size())); };
+  behind_name_ = without_key(to_key);
+  behind_value_ = without_key(to_next);
   behind_key_ = trimmed(to_text);
-  behind_value_ = trimmed(behind_value_);
-  if (before_key_.empty() || behind_key_.empty()) return false;
+  std::string_view rest = end;
+  if (before_key_.empty() || behind_key_.empty() || behind_value_.empty() || !take(rest, behind_value_)) return false;
+  closing_ = trimmed(rest);
+  if (closing_.empty()) return false;  // nothing says that a call has ended
   std::string_view between;
   const size_t first = two.find(kNumber), next = two.find(kOther);
   if (first != two.npos && next != two.npos && first < next) {
-    const std::string_view left = two.substr(first + std::string_view(kNumber).size(), next - first - std::string_view(kNumber).size());
-    between = left.substr(std::min(left.size(), behind_value_.size()));
+    between = two.substr(first + std::string_view(kNumber).size(), next - first - std::string_view(kNumber).size());
+    take(between, behind_value_);
   }
   shape_ = Shape::kParameters;
   set_call(one, before.size() + std::string_view(kTool).size());
@@ -339,24 +423,22 @@ bool ToolFormat::find_parameters(std::string_view one, std::string_view two) {
 
 // ---- reading ----
 
-bool ToolFormat::read_object(std::string_view& text, const Tools&, ToolCall& call) const {
-  const size_t n = object_size(text);
-  const std::optional<Json> json = object_in(text.substr(0, n));
-  if (!json) return false;
-  const Json::json_pointer name(name_path_), arguments(arguments_path_);
-  if (!json->contains(name) || !json->at(name).is_string()) return false;
-  call.name = json->at(name).get<std::string>();
-  call.arguments = "{}";
+bool ToolFormat::read_object(std::string_view& text, const Tools& tools, ToolCall& call) const {
+  const std::string object = object_in(text);
+  if (object.empty()) return false;
+  const std::string name = member_of(object, name_path_);
+  if (!name.starts_with('"')) return false;
+  call.name = Json::parse(name).get<std::string>();
   // Some models say the one for the other.
-  for (const char* other : {arguments_path_.c_str(), "/arguments", "/parameters"}) {
-    const Json::json_pointer place(other);
-    if (!json->contains(place)) continue;
-    const auto given = arguments_of(json->at(place));
-    if (!given) return false;
-    call.arguments = *given;
-    break;
+  std::string given;
+  for (const std::string_view path : {std::string_view(arguments_path_), std::string_view("/arguments"), std::string_view("/parameters")}) {
+    if (given.empty()) given = member_of(object, path);
   }
-  text.remove_prefix(n);
+  const auto arguments = arguments_of(given);
+  // An answer that is nothing but an object may be one that is wanted.
+  if (!tools.has(call.name) || !arguments || (given.empty() && marker_.empty())) return false;
+  call.arguments = *arguments;
+  text.remove_prefix(object_size(text));
   return true;
 }
 
@@ -364,45 +446,63 @@ bool ToolFormat::read_arguments(std::string_view& text, const Tools& tools, Tool
   call.name = std::string(tools.name_at(text));
   if (call.name.empty()) return false;
   std::string_view rest = without_blanks_before(text.substr(call.name.size()));
-  if (!rest.starts_with(middle_)) return false;
-  rest = without_blanks_before(rest.substr(middle_.size()));
+  if (!take(rest, middle_)) return false;
   if (!behind_id_.empty()) {
     const size_t id_end = rest.find(behind_id_);
     if (id_end == rest.npos) return false;
-    rest = without_blanks_before(rest.substr(id_end + behind_id_.size()));
+    rest = rest.substr(id_end + behind_id_.size());
   }
-  const size_t n = object_size(rest);
-  const std::optional<Json> json = object_in(rest.substr(0, n));
-  if (!json) return false;
-  call.arguments = dump(*json);
-  text = rest.substr(n);
+  rest = without_blanks_before(rest);
+  call.arguments = object_in(rest);
+  if (call.arguments.empty()) return false;
+  text = rest.substr(object_size(rest));
   return true;
+}
+
+// What a value without quotes means, as JSON.
+std::string json_of(std::string_view value, bool is_text) {
+  if (!is_text) {
+    for (const auto& [python, json] : {std::pair("True", "true"), std::pair("False", "false"), std::pair("None", "null")}) {
+      if (trimmed(value) == python) return json;
+    }
+    const std::string_view bare = trimmed(value);
+    const bool is_list = bare.starts_with('[');
+    const size_t n = bare.starts_with('{') ? object_size(bare) : is_list ? 0 : bare.size();
+    if (is_list) {  // as what an object holds
+      const std::string object = object_in("{\"a\":" + std::string(bare) + "}");
+      if (!object.empty()) return ordered_member(object, std::array{std::string_view("a")});
+    } else if (n == bare.size() && n > 0 && Json::accept(bare)) {
+      return ordered_member("{\"a\":" + std::string(bare) + "}", std::array{std::string_view("a")});
+    }
+  }
+  return dump(Json(std::string(value)));
 }
 
 bool ToolFormat::read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const {
   call.name = std::string(tools.name_at(text));
   if (call.name.empty()) return false;
   std::string_view rest = without_blanks_before(text.substr(call.name.size()));
-  if (!rest.starts_with(behind_name_)) return false;
-  rest.remove_prefix(behind_name_.size());
-  Json arguments = Json::object();
-  for (;;) {
-    const std::string_view next = without_blanks_before(rest);
-    if (!next.starts_with(before_key_)) break;
-    const size_t key_begin = before_key_.size(), key_end = next.find(behind_key_, key_begin);
-    if (key_end == next.npos) return false;
-    const size_t value_begin = key_end + behind_key_.size(), value_end = next.find(behind_value_, value_begin);
-    if (value_end == next.npos) return false;
-    const std::string key(trimmed(next.substr(key_begin, key_end - key_begin)));
+  if (!take(rest, behind_name_)) return false;
+  std::string arguments;
+  for (rest = without_blanks_before(rest); take(rest, before_key_); rest = without_blanks_before(rest)) {
+    // Up to the value, and its end, whatever white space there is.
+    const size_t key_end = rest.find(behind_key_.substr(0, behind_key_.find_first_of(kBlanks)));
+    if (key_end == rest.npos) return false;
+    const std::string key(trimmed(rest.substr(0, key_end)));
+    rest.remove_prefix(key_end);
+    const size_t n_behind_key = match(rest, behind_key_);
+    const size_t value_end = n_behind_key == rest.npos ? rest.npos : rest.find(behind_value_, n_behind_key);
+    if (value_end == rest.npos) return false;
     // A line break each is the form's, the rest the value's.
-    std::string_view value = next.substr(value_begin, value_end - value_begin);
+    std::string_view value = rest.substr(n_behind_key, value_end - n_behind_key);
     if (value.starts_with('\n')) value.remove_prefix(1);
     if (value.ends_with('\n')) value.remove_suffix(1);
-    Json parsed = tools.is_text(call.name, key) ? Json(Json::value_t::discarded) : Json::parse(value, nullptr, false);
-    arguments[key] = parsed.is_discarded() ? Json(std::string(value)) : std::move(parsed);
-    rest = next.substr(value_end + behind_value_.size());
+    arguments += fmt::format("{}{}:{}", arguments.empty() ? "" : ",", dump(Json(key)), json_of(value, tools.is_text(call.name, key)));
+    rest.remove_prefix(value_end + behind_value_.size());
   }
-  call.arguments = dump(arguments);
+  // What has no end was cut off.
+  if (match(rest, closing_.substr(0, closing_.find('>', 1) + 1)) == rest.npos) return false;
+  call.arguments = "{" + arguments + "}";
   text = rest;
   return true;
 }
@@ -416,42 +516,63 @@ bool ToolFormat::read_call(std::string_view& text, const Tools& tools, ToolCall&
   return false;
 }
 
-// From the first call's marker on, which has been taken.
-bool ToolFormat::read_calls(std::string_view text, const Tools& tools, Answer& answer) const {
-  text = without_blanks_before(text);
-  if (is_list_ && text.starts_with('[')) text = without_blanks_before(text.substr(1));
-  for (;;) {
-    ToolCall call;
-    if (!read_call(text, tools, call)) break;
+// From the first call's marker on, which has been taken; up to what is behind the last call.
+bool ToolFormat::read_calls(std::string_view& text, const Tools& tools, Answer& answer) const {
+  std::string_view next = without_blanks_before(text);
+  if (is_list_ && next.starts_with('[')) next = without_blanks_before(next.substr(1));
+  ToolCall call;
+  while (read_call(next, tools, call)) {
     answer.calls.push_back(std::move(call));
-    std::string_view next = without_blanks_before(text);
-    if (is_list_ && next.starts_with(',')) {
-      text = without_blanks_before(next.substr(1));
-      continue;
-    }
-    if (shape_ == Shape::kObject && next.starts_with('{')) {
-      text = next;
-      continue;
-    }
-    const size_t marker = marker_.empty() ? next.npos : next.find(marker_);
+    text = next;
+    next = without_blanks_before(next);
+    if (shape_ == Shape::kObject && (next.starts_with(',') || next.starts_with(';'))) next = without_blanks_before(next.substr(1));
+    if (marker_.empty() || (shape_ == Shape::kObject && next.starts_with('{'))) continue;
+    const size_t marker = next.find(marker_);
     if (marker == next.npos) break;
-    text = without_blanks_before(next.substr(marker + marker_.size()));
+    next = without_blanks_before(next.substr(marker + marker_.size()));
   }
   return !answer.calls.empty();
 }
 
+// Where an answer may begin to call.
+size_t ToolFormat::end_of_thoughts(std::string_view text) const {
+  constexpr std::string_view kBegin = "<think>", kEnd = "</think>";
+  const bool begins = without_blanks_before(text).starts_with(kBegin);
+  const size_t end = text.find(kEnd);
+  if (!begins && !thinks_) return 0;
+  return end != text.npos ? end + kEnd.size() : begins ? text.size() : 0;
+}
+
 ToolFormat::Answer ToolFormat::read(std::string_view text, const Tools& tools) const {
+  constexpr int kMostFailures = 16;  // each may look at all that follows
   Answer answer;
+  const size_t begin = end_of_thoughts(text);
+  std::string_view rest;
   if (marker_.empty()) {
-    if (read_calls(text, tools, answer)) return answer;
+    rest = text.substr(begin);
+    if (!read_calls(rest, tools, answer)) return {.content = std::string(text), .calls = {}};
+    answer.content = std::string(without_blanks_behind(text.substr(0, begin)));
   } else {
-    for (size_t at = text.find(marker_); at != text.npos; at = text.find(marker_, at + marker_.size())) {
-      if (!read_calls(text.substr(at + marker_.size()), tools, answer)) continue;
-      answer.content = std::string(without_openings(text.substr(0, at)));
-      return answer;
+    int n_failures = 0;
+    size_t at = text.find(marker_, begin);
+    for (; at != text.npos && n_failures < kMostFailures; at = text.find(marker_, at + marker_.size()), ++n_failures) {
+      rest = text.substr(at + marker_.size());
+      if (read_calls(rest, tools, answer)) break;
     }
+    if (answer.calls.empty()) return {.content = std::string(text), .calls = {}};
+    answer.content = std::string(without_openings(text.substr(0, at)));
   }
-  return {.content = std::string(text), .calls = {}};
+  // What closes calls, tag by tag; the rest was said.
+  for (std::string_view closing = closing_; !closing.empty();) {
+    const size_t n = std::min(closing.find('>', 1), closing.size() - 1) + 1;
+    rest = without_blanks_before(rest);
+    take(rest, closing.substr(0, n));
+    closing = without_blanks_before(closing.substr(n));
+  }
+  if (const std::string_view behind = trimmed(rest); !behind.empty()) {
+    answer.content += (answer.content.empty() ? "" : "\n\n") + std::string(behind);
+  }
+  return answer;
 }
 
 std::string_view ToolFormat::without_openings(std::string_view text) const {
@@ -469,22 +590,46 @@ bool ToolFormat::may_begin_with_call(std::string_view text, const Tools& tools) 
   return tools.may_begin(begin);
 }
 
-size_t ToolFormat::n_before_calls(std::string_view answer, size_t n_known, const Tools& tools) const {
-  if (marker_.empty()) return n_known == 0 && may_begin_with_call(answer, tools) ? 0 : answer.size();
-  const std::string_view text = answer.substr(n_known);
+void ToolFormat::follow(std::string_view answer, const Tools& tools, Progress& progress) const {
+  if (progress.calls) return;
+  const size_t solid = answer.substr(progress.n_searched).find_last_not_of(kBlanks);
+  if (solid != answer.npos) progress.n_solid = progress.n_searched + solid + 1;
+  const size_t from = progress.n_searched;
+  progress.n_searched = answer.size();
+  // Thoughts call nothing, as long as they last; where a template begins them, that is not known before they end.
+  const std::string_view begin = without_blanks_before(answer.substr(0, std::min<size_t>(answer.size(), 64)));
+  const bool thinks = begin.starts_with("<think>") && end_of_thoughts(answer) == answer.size();
+  if (std::string_view("<think>").starts_with(begin.substr(0, 7)) && begin.size() < 7) return;  // or may be about to
+  if (thinks) {
+    progress.n_before = progress.n_solid;
+    return;
+  }
+  if (marker_.empty()) {
+    const size_t thought = end_of_thoughts(answer);
+    progress.calls = progress.n_before <= thought && may_begin_with_call(answer.substr(thought), tools);
+    if (!progress.calls) progress.n_before = answer.size();
+    // A blank may be followed by one, and a name by another one.
+    progress.calls = progress.calls && !without_blanks_before(answer.substr(thought)).empty() && shape_ == Shape::kObject;
+    return;
+  }
   std::vector<std::string_view> beginnings(openings_.begin(), openings_.end());
   beginnings.push_back(marker_);
-  size_t n = text.size();
-  for (const std::string_view begin : beginnings) {
-    n = std::min(n, text.find(begin));
-    // Its end may be the beginning of one.
-    for (size_t length = std::min(begin.size() - 1, text.size()); length > 0; --length) {
-      if (!text.ends_with(begin.substr(0, length))) continue;
-      n = std::min(n, text.size() - length);
+  size_t n = progress.n_solid;
+  for (const std::string_view begin_of_call : beginnings) {
+    // From where one may have begun before.
+    const size_t since = std::max(progress.n_before, from - std::min(from, begin_of_call.size() - 1));
+    if (const size_t found = answer.find(begin_of_call, since); found != answer.npos) {
+      n = std::min(n, found);
+      progress.calls = true;
+    }
+    // The end may be the beginning of one.
+    for (size_t length = std::min(begin_of_call.size() - 1, answer.size() - progress.n_before); length > 0; --length) {
+      if (!answer.ends_with(begin_of_call.substr(0, length))) continue;
+      n = std::min(n, answer.size() - length);
       break;
     }
   }
-  return n_known + without_blanks_behind(text.substr(0, n)).size();
+  progress.n_before = without_blanks_behind(answer.substr(progress.n_before, n - progress.n_before)).size() + progress.n_before;
 }
 
 jinja::Text ToolFormat::beginning(const std::string& name) const {

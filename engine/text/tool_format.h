@@ -7,7 +7,7 @@
 //   kArguments   [TOOL_CALLS]f[ARGS]{"a": 1}                                    Mistral since 2025, DeepSeek, GLM-4
 //   kParameters  <function=f><parameter=a>1</parameter></function>              Qwen3-Coder, GLM-4.5
 //
-// White space between these parts is not looked at.
+// White space around these parts is not looked at. What is thought (<think> .. </think>) calls nothing.
 #pragma once
 
 #include <map>
@@ -46,14 +46,20 @@ class ToolFormat {
   // Throws Error(kUsage): the template writes no calls, or in a form that is none of these.
   explicit ToolFormat(const ChatProgram& program);
 
-  // What comes before calls, and the calls; all of an answer, and none.
+  // What is said before calls and behind them, and the calls, of tools that there are; or all of an answer, and none.
   struct Answer {
     std::string content;
-    std::vector<ToolCall> calls;  // without ids
+    std::vector<ToolCall> calls;  // without ids; arguments as the model wrote them, without white space
   };
   Answer read(std::string_view answer, const Tools& tools) const;
-  // As much of the beginning of an answer that goes on as certainly comes before calls; n_known of it are known to.
-  size_t n_before_calls(std::string_view answer, size_t n_known, const Tools& tools) const;
+
+  // How much of an answer that goes on is known to come before calls.
+  struct Progress {
+    size_t n_before = 0;                    // bytes
+    size_t n_searched = 0, n_solid = 0;     // without what follows; up to the last that is no white space
+    bool calls = false;                     // what follows may be a call, or is one
+  };
+  void follow(std::string_view answer, const Tools& tools, Progress& progress) const;
 
   // What an answer that must call begins with: up to the name, or with a name up to what it is given. Empty: this form has
   // no such beginning. The name is somebody's word.
@@ -67,20 +73,24 @@ class ToolFormat {
   bool find_object(std::string_view one, std::string_view two);
   bool find_arguments(std::string_view one, std::string_view two);
   bool find_parameters(std::string_view one, std::string_view two);
+  bool is_sound(std::string_view two) const;
   void set_call(std::string_view one, size_t arguments);
   void set_beginning(std::string_view before, std::string_view between);
-  bool read_calls(std::string_view text, const Tools& tools, Answer& answer) const;
+  bool read_calls(std::string_view& text, const Tools& tools, Answer& answer) const;
   bool read_call(std::string_view& text, const Tools& tools, ToolCall& call) const;
   bool read_object(std::string_view& text, const Tools& tools, ToolCall& call) const;
   bool read_arguments(std::string_view& text, const Tools& tools, ToolCall& call) const;
   bool read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const;
   std::string_view without_openings(std::string_view text) const;
+  size_t end_of_thoughts(std::string_view text) const;
   bool may_begin_with_call(std::string_view text, const Tools& tools) const;
 
   Shape shape_ = Shape::kObject;
   std::vector<std::string> openings_;  // what may stand before the first marker, in this order
   std::string marker_;                 // before each call; empty: they are at the beginning of an answer
+  std::string closing_;   // behind the last one
   bool is_list_ = false;  // between calls there is a comma
+  bool thinks_ = false;   // an answer begins within thoughts
   std::string name_path_, arguments_path_;      // kObject: JSON pointers
   std::string middle_, behind_id_;  // kArguments: between the name and what it is given, where there may be an id
   std::string behind_name_, before_key_, behind_key_, behind_value_;  // kParameters

@@ -46,10 +46,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const ToolFormat::Answer read = format.read(answer, kTools);
   for (const ToolCall& call : read.calls) CHECK(nlohmann::json::parse(call.arguments).is_object(), "{}", call.arguments);
   CHECK(!read.calls.empty() || read.content == answer, "{}", read.content);
-  size_t n_known = 0;
+  ToolFormat::Progress progress;
   for (size_t n = 0; n <= answer.size(); n += 1 + n / 16) {
-    n_known = format.n_before_calls(std::string_view(answer).substr(0, n), n_known, kTools);
-    CHECK(read.content.starts_with(answer.substr(0, n_known)), "{} of {}", n_known, n);
+    format.follow(std::string_view(answer).substr(0, n), kTools, progress);
+    CHECK(read.content.starts_with(answer.substr(0, progress.n_before)), "{} of {}", progress.n_before, n);
   }
   return 0;
 }

@@ -74,10 +74,14 @@ void expect_calls(const ToolFormat::Answer& answer, size_t n, const std::string&
 // Every beginning of an answer: what is said of it comes before the calls.
 void expect_streams(const ToolFormat& format, const Tools& tools, const std::string& text) {
   const std::string content = format.read(text, tools).content;
-  size_t n_known = 0;
-  for (size_t n = 0; n <= text.size(); ++n) {
-    n_known = format.n_before_calls(std::string_view(text).substr(0, n), n_known, tools);
-    ASSERT_TRUE(content.starts_with(text.substr(0, n_known))) << n << " of " << text;
+  for (const size_t stride : {size_t{1}, size_t{7}}) {
+    ToolFormat::Progress progress;
+    for (size_t n = 0; n <= text.size(); n += stride) {
+      const size_t before = progress.n_before;
+      format.follow(std::string_view(text).substr(0, n), tools, progress);
+      ASSERT_GE(progress.n_before, before);
+      ASSERT_TRUE(content.starts_with(text.substr(0, progress.n_before))) << n << " of " << text;
+    }
   }
 }
 
@@ -131,7 +135,9 @@ TEST(ToolFormat, BeginsAnswersThatMustCall) {
     EXPECT_EQ(answer.calls[0].name, "find");
     EXPECT_EQ(answer.calls[0].arguments, "{\"n\":1}");
     EXPECT_EQ(answer.content, "");
-    EXPECT_EQ(format.n_before_calls(named.view(), 0, tools), 0u);
+    ToolFormat::Progress progress;
+    format.follow(named.view(), tools, progress);
+    EXPECT_EQ(progress.n_before, 0u);
   }
 }
 
@@ -160,14 +166,51 @@ TEST(ToolFormat, TakesNothingElseForACall) {
     EXPECT_EQ(answer.content, text);
     expect_streams(*format, tools, text.substr(0, 300));
   }
+  // What is thought calls nothing.
+  const std::string thought = "<think>Should I <tool_call>" + json + "</tool_call>? No.</think>\nThe answer is 4.";
+  EXPECT_EQ(hermes.read(thought, tools).content, thought);
+  expect_streams(hermes, tools, thought);
+  EXPECT_EQ(hermes.read("<think>no</think>\n<tool_call>" + json + "</tool_call>", tools).content, "<think>no</think>");
+  EXPECT_EQ(bare.read("<think>no</think>\n" + json, tools).calls.size(), 1u);
+  expect_streams(bare, tools, "<think>no</think>\n" + json);
+  // Nor does what is no tool's name, or no call yet.
+  for (const char* other : {"<tool_call>\n<function=finder>\n<parameter=what>\nx\n</parameter>\n</function>", "Use <function=find> in html.",
+                            "<tool_call>\n<function=find", "<tool_call>\n<function=find>\n<para",
+                            "<tool_call>\n<function=find>\n<parameter=what>\nx\n</parameter>\n<param"}) {
+    EXPECT_TRUE(parameters.read(other, tools).calls.empty()) << other;
+  }
+  for (const char* other : {R"({"name": "Bob", "age": 3})", R"({"name": "find", "age": 3})", R"({"name": "", "parameters": {}})"}) {
+    EXPECT_TRUE(bare.read(other, tools).calls.empty()) << other;
+  }
+  EXPECT_TRUE(hermes.read("<tool_call>{\"name\": \"finder\", \"arguments\": {}}</tool_call>", tools).calls.empty());
   // One that fails is not in the way of one that does not.
   const ToolFormat::Answer second = hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools);
   EXPECT_EQ(second.content, "<think>a <tool_call>?</think>");
   ASSERT_EQ(second.calls.size(), 1u);
+  // What is said behind calls stays.
+  EXPECT_EQ(hermes.read("<tool_call>" + json + "</tool_call> and so on", tools).content, "and so on");
+  EXPECT_EQ(bare.read(json + "; " + json, tools).calls.size(), 2u);
+  // Numbers and order are the model's; line breaks in strings are taken as what they mean.
+  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\", \"arguments\": {\"z\": 123456789012345678901234567890, \"a\": 1.50, \"t\": \"a\nb\"}}</tool_call>", tools)
+                .calls.at(0).arguments,
+            R"({"z":123456789012345678901234567890,"a":1.50,"t":"a\nb"})");
+  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\", \"arguments\": {\"w\": \"" + std::string(100, '{') + "\"}}</tool_call>", tools).calls.size(), 1u);
+  for (const char* nothing : {"null", "\"\"", "{}"}) {
+    EXPECT_EQ(hermes.read(std::string("<tool_call>{\"name\": \"find\", \"arguments\": ") + nothing + "}</tool_call>", tools).calls.at(0).arguments, "{}");
+  }
+  EXPECT_EQ(hermes.read(R"(<tool_call>{"name": "find", "arguments": "{\"a\": 1}"}</tool_call>)", tools).calls.at(0).arguments, "{\"a\":1}");
   // No arguments are none; the other name of them is known.
   EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\"}</tool_call>", tools).calls.at(0).arguments, "{}");
   EXPECT_EQ(bare.read(json, tools).calls.at(0).arguments, R"({"what":"x"})");
   EXPECT_EQ(parameters.read("<function=find>\n</function>\n</tool_call>", tools).calls.at(0).arguments, "{}");
+  // Other white space, and none; Python's words.
+  EXPECT_EQ(parameters.read("<function=find><parameter=what>x</parameter><parameter=n>3</parameter></function>", tools).calls.at(0).arguments,
+            R"({"what":"x","n":3})");
+  EXPECT_EQ(parameters.read("<function=find>\n\n  <parameter=n>\nTrue\n</parameter>\n\n <parameter=m>\n[1, {\"a\": null}]\n</parameter>\n</function>", tools)
+                .calls.at(0).arguments,
+            R"({"n":true,"m":[1,{"a":null}]})");
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  EXPECT_EQ(parameters.read("<function=find>\n<parameter=n>\n" + deep + "\n</parameter>\n</function>", tools).calls.at(0).arguments, "{\"n\":\"" + deep + "\"}");
   // What has quotes already, of a text; and what is no text.
   EXPECT_EQ(parameters.read("<function=find>\n<parameter=what>\n\"a\"\n</parameter>\n<parameter=n>\nmany\n</parameter>\n</function>", tools).calls.at(0).arguments,
             R"({"what":"\"a\"","n":"many"})");
@@ -193,6 +236,12 @@ TEST(Tools, AreChecked) {
     const std::string message = message_of([&] { Tools tools{std::string(json)}; });
     EXPECT_NE(message.find(what), std::string::npos) << json << ": " << message;
   }
+  // What a schema allows but text.
+  const Tools types(R"([{"type": "function", "function": {"name": "f", "parameters": {"properties": {
+      "a": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "b": {"type": ["string", "null"]}, "c": {"enum": ["x", "y"]},
+      "d": {"anyOf": [{"type": "string"}, {"type": "integer"}]}, "e": {"type": "boolean"}, "g": {"enum": [1]}, "h": {"anyOf": []}}}}}])");
+  for (const char* text : {"a", "b", "c"}) EXPECT_TRUE(types.is_text("f", text)) << text;
+  for (const char* other : {"d", "e", "g", "h", "missing"}) EXPECT_FALSE(types.is_text("f", other)) << other;
   const Tools tools(kTools);
   EXPECT_EQ(tools.name_at("find_all{"), "find_all");
   EXPECT_EQ(tools.name_at("find{"), "find");

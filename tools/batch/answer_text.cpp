@@ -24,8 +24,8 @@ bool AnswerText::push(int32_t token) {
   ended_ = stop_.push(said, tools_ != nullptr ? &all_ : &text_);
   if (tools_ != nullptr && ended_) take_calls();
   if (tools_ != nullptr && !ended_) {
-    const size_t n = tools_->format->n_before_calls(all_, text_.size(), tools_->tools);
-    text_.append(all_, text_.size(), n - text_.size());
+    tools_->format->follow(all_, tools_->tools, progress_);
+    text_.append(all_, text_.size(), progress_.n_before - text_.size());
   }
   return !ended_;
 }

@@ -41,6 +41,7 @@ class AnswerText {
   std::shared_ptr<const ToolUse> tools_;  // or null
   std::string text_, all_;                // all_: with calls
   std::vector<ToolCall> calls_;
+  ToolFormat::Progress progress_;
   bool ended_ = false;
 };
 

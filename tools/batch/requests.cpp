@@ -22,7 +22,7 @@ namespace tiercel {
 namespace {
 
 // A line with ids of a prompt of many millions of tokens.
-constexpr JsonLimits kLineLimits{.max_bytes = size_t{1} << 30};
+constexpr JsonLimits kLineLimits{.max_bytes = size_t{1} << 30, .max_depth = kMostJsonDepth + 6};  // with what is around tools
 
 // The options of a request, by the names that members of a line have: those of the flags, with _
 // for -.
@@ -107,7 +107,6 @@ class Members : public OptionSink {
 // Text, or a list of parts that are: lines of one text, as other servers read them.
 std::string content_of(const JsonNode& node) {
   if (!node.raw().is_array()) return node.text();
-  if (node.size() == 0) node.unexpected("text, or a part or more");
   std::string text;
   for (size_t i = 0; i < node.size(); ++i) {
     const JsonNode part = node[i];
@@ -130,7 +129,7 @@ std::vector<ToolCall> calls_of(const JsonNode& node) {
     const std::string& given = arguments.text();
     calls.push_back({id ? id->text() : "", function.at("name").text(), given.empty() ? "{}" : given});
     const std::string place = arguments.place();
-    const nlohmann::json parsed = parse_json(calls.back().arguments, place);
+    const nlohmann::json parsed = parse_json(calls.back().arguments, place, {.max_depth = kMostJsonDepth});
     if (!parsed.is_object()) arguments.unexpected("a JSON object, as text");
   }
   return calls;
@@ -148,7 +147,8 @@ ChatMessage message_of(const JsonNode& message) {
   ChatMessage result{.role = *found, .content = {}};
   for (const auto& [key, value] : message.raw().items()) {
     // What an endpoint returns comes back as it was, with members that say nothing.
-    if (key == "role" || value.is_null() || (key == "annotations" && value.empty())) continue;
+    const bool says_nothing = value.is_null() || key == "annotations" || key == "refusal" || key == "audio";
+    if (key == "role" || says_nothing) continue;
     const JsonNode member = message.at(key.c_str());
     const bool is_answer = *found == ChatRole::kAssistant, is_result = *found == ChatRole::kTool;
     if (key == "content") {
@@ -159,16 +159,16 @@ ChatMessage message_of(const JsonNode& message) {
       result.reasoning = member.text();
     } else if (key == "tool_call_id" && is_result) {
       result.call_id = member.text();
-    } else if (key == "name" && is_result) {
+    } else if (key == "name") {
       result.name = member.text();
     } else {
-      message.unexpected(is_answer   ? R"("role", "content", "tool_calls" and "reasoning_content")"
-                         : is_result ? R"("role", "content", "tool_call_id" and "name")"
-                                     : "\"role\" and \"content\"",
+      message.unexpected(is_answer   ? R"("role", "content", "name", "tool_calls" and "reasoning_content")"
+                         : is_result ? R"("role", "content", "name" and "tool_call_id")"
+                                     : R"("role", "content" and "name")",
                          "nothing else is supported");
     }
   }
-  if (result.calls.empty()) message.at("content");  // which says that there is none
+  if (result.calls.empty() && *found != ChatRole::kTool) message.at("content");  // which says that there is none
   return result;
 }
 
@@ -218,6 +218,7 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed) {
   }
   if (request.n_logprobs >= 0) text += fmt::format(" logprobs {}", request.n_logprobs);
   for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
+  if (request.tools != nullptr) text += fmt::format(" tools {} {}", request.tools->several, request.tools->tools.json());
   for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
   const uint64_t of_prompt =
       XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
@@ -288,16 +289,17 @@ std::shared_ptr<const ToolUse> BatchRequestReader::read_tools(const JsonNode& as
   if (is_word && word != "auto" && word != "none" && word != "required") {
     choice->unexpected(R"("auto", "none", "required", or a function to call)");
   }
+  const auto several = asked.find("parallel_tool_calls");
+  const bool may_call_several = !several || several->boolean();
   const bool declares = tools && !(tools->raw().is_array() && tools->raw().empty());
   if (!declares && word != "auto" && word != "none") choice->unexpected("\"tools\" beside it", "there is none to call");
   if (!declares || word == "none") return nullptr;
   if (tool_format_ == nullptr) tools->unexpected("none", no_tools_);
   auto use = std::make_shared<ToolUse>(ToolUse{.format = tool_format_,
                                                .tools = Tools(member_of(text, "tools")),
-                                               .several = true,
+                                               .several = may_call_several,
                                                .begun = {},
                                                .visible = tool_format_->special_tokens(tokenizer_)});
-  if (const auto several = asked.find("parallel_tool_calls")) use->several = several->boolean();
   if (word == "auto") return use;
   std::string name;
   if (!is_word) {

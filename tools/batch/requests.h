@@ -8,7 +8,7 @@
 // "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n",
 // "presence_penalty", "frequency_penalty", "logit_bias" (an object: {"15043": 1, "13": -100}),
 // "logprobs" and "ignore_eos".
-// A line may also be in OpenAI's batch format (tools/batch/openai.h).
+// A line may also be in OpenAI's batch format (tools/batch/openai.h), which alone can declare tools.
 #pragma once
 
 #include <cstdint>

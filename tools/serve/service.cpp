@@ -275,7 +275,7 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
   Delivery delivery;
   BatchRequest request;
   try {
-    nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size()});
+    nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size(), .max_depth = kMostJsonDepth + 6});
     delivery = take_delivery(body);
     request = reader_.read_body(body, http.body, form, number, kPlace);
     if (delivery.streams && request.n_logprobs >= 0) {

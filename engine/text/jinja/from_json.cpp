@@ -20,8 +20,7 @@ class Builder : public nlohmann::json_sax<Json> {
   bool boolean(bool value) override { return add(value); }
   bool number_integer(number_integer_t value) override { return add(int64_t{value}); }
   bool number_unsigned(number_unsigned_t value) override {
-    if (value > uint64_t{INT64_MAX}) throw Problem("expected integers of 64 bits");
-    return add(static_cast<int64_t>(value));
+    return value > uint64_t{INT64_MAX} ? add(static_cast<double>(value)) : add(static_cast<int64_t>(value));
   }
   bool number_float(number_float_t value, const string_t&) override { return add(value); }
   bool string(string_t& value) override { return add(Text::foreign(std::move(value))); }
