@@ -17,8 +17,8 @@ using jinja::Text;
 using jinja::Value;
 
 // Words that nobody's template has.
-constexpr const char *kSystem = "a rule of tiercel", *kQuestion = "a question for tiercel", *kThought = "a thought of tiercel",
-                     *kAnswer = "an answer of tiercel";
+constexpr const char *kSystem = "a rule of tiercel", *kQuestion = "a question for tiercel",
+                     *kThought = "a thought of tiercel", *kAnswer = "an answer of tiercel";
 constexpr ChatDate kSomeDay{.year = 2024, .month = 7, .day = 26};
 
 std::string valid_utf8(std::string_view text) {
@@ -31,7 +31,8 @@ std::string valid_utf8(std::string_view text) {
 std::string stripped(std::string_view words) {
   const std::string valid = valid_utf8(words);
   const size_t begin = jinja::leading_space(valid);
-  return begin == valid.size() ? std::string() : valid.substr(begin, valid.size() - begin - jinja::trailing_space(valid));
+  return begin == valid.size() ? std::string()
+                               : valid.substr(begin, valid.size() - begin - jinja::trailing_space(valid));
 }
 
 // Throws Problem: strftime would not end where the format does.
@@ -102,7 +103,8 @@ Value message_value(const ChatMessage& message, jinja::Budget& budget) {
 
 }  // namespace
 
-ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const std::string& eos, const std::string& name)
+ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const std::string& eos,
+                         const std::string& name)
     : template_(jinja::Template::parse(source, name)), bos_(valid_utf8(bos)), eos_(valid_utf8(eos)), name_(name) {
   const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
   const Text text = write(question, {.date = kSomeDay});
@@ -160,7 +162,8 @@ Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions
     // A few are written in another place.
     if (place == std::string_view::npos && behind > 0 && n_moved++ < 16) place = place_in(text.view(), words, 0);
     if (place == std::string_view::npos) {
-      fail(ErrorKind::kUsage, "{}: the chat template has no place for this system message: it writes the conversation without it", name_);
+      fail(ErrorKind::kUsage,
+           "{}: the chat template has no place for this system message: it writes the conversation without it", name_);
     }
     behind = std::max(behind, place);
   }
@@ -190,12 +193,13 @@ jinja::Dict ChatProgram::variables_of(std::span<const ChatMessage> messages, con
 }
 
 std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::string& variables) const {
-  std::vector<ChatMessage> messages = {{ChatRole::kUser, kQuestion}, {ChatRole::kAssistant, kAnswer}, {ChatRole::kUser, kQuestion}};
+  std::vector<ChatMessage> messages = {
+      {ChatRole::kUser, kQuestion}, {ChatRole::kAssistant, kAnswer}, {ChatRole::kUser, kQuestion}};
   const auto answer_in = [&](const Text& text) {
     const size_t at = text.view().find(kAnswer);
     if (at == std::string_view::npos) {
-      fail(ErrorKind::kUsage, "{}: the template does not write earlier answers as they were; it cannot go on in a session",
-           name_);
+      fail(ErrorKind::kUsage,
+           "{}: the template does not write earlier answers as they were; it cannot go on in a session", name_);
     }
     return at;
   };
@@ -207,7 +211,8 @@ std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::stri
     if (segment.token >= 0 && end.empty()) end = segment.text;
   }
   if (next == std::string_view::npos || end.empty()) {
-    fail(ErrorKind::kUsage, "{}: the chat template ends an answer with no special token; it cannot go on in a session", name_);
+    fail(ErrorKind::kUsage, "{}: the chat template ends an answer with no special token; it cannot go on in a session",
+         name_);
   }
   // Where thoughts end with it too, it does not say that an answer has ended.
   messages[1].reasoning = kThought;
@@ -219,8 +224,8 @@ std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::stri
     return count;
   };
   if (n_ends(thoughtful) > n_ends(text)) {
-    fail(ErrorKind::kUsage, "{}: the chat template ends thoughts with {}, as it ends answers; it cannot go on in a session",
-         name_, end);
+    fail(ErrorKind::kUsage,
+         "{}: the chat template ends thoughts with {}, as it ends answers; it cannot go on in a session", name_, end);
   }
   return end;
 }

@@ -25,8 +25,8 @@ class ChatProgram {
   // Errors: Error(kUsage): what the template raises, and what it does wrong; that it leaves out a system message.
   jinja::Text write(std::span<const ChatMessage> messages, const ChatOptions& options) const;
 
-  // The special token that ends an answer. Errors: Error(kUsage): the template does not keep answers, or ends them with no
-  // token of their own. variables: as those of ChatOptions.
+  // The special token that ends an answer. Errors: Error(kUsage): the template does not keep answers, or ends them with
+  // no token of their own. variables: as those of ChatOptions.
   std::string end_of_turn(const Tokenizer& tokenizer, const std::string& variables) const;
   // That, and what follows it when the user says something more, up to where the next answer begins. system: what the
   // conversation began with, if that is known. Errors: as above.

@@ -1,5 +1,5 @@
-// Arbitrary text as a template that is run. Only Error may come out, what is written is valid UTF-8, and words stay words:
-// no byte of them becomes the template's own.
+// Arbitrary text as a template that is run. Only Error may come out, what is written is valid UTF-8, and words stay
+// words: no byte of them becomes the template's own.
 #include <cstdint>
 #include <string>
 
@@ -48,7 +48,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     Budget budget = budget_of_input();
     const Template program = Template::parse(source, "fuzz");
-    const Text text = program.render(variables(budget), [](const std::string& format) { return format; }, 20'000);
+    const Text text = program.render(
+        variables(budget), [](const std::string& format) { return format; }, 20'000);
     CHECK(valid_utf8_prefix(text.view()) == text.size(), "");
     for (const std::string_view word : {kWord, std::string_view("\u0436")}) {
       for (size_t at = text.view().find(word); at != std::string_view::npos; at = text.view().find(word, at + 1)) {

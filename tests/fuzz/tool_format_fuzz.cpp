@@ -1,5 +1,5 @@
-// Arbitrary text as an answer that may call tools, in each form; only answers and calls come out, and what is said of an
-// answer that goes on is what it says in the end.
+// Arbitrary text as an answer that may call tools, in each form; only answers and calls come out, and what is said of
+// an answer that goes on is what it says in the end.
 //
 // Input: byte 0: which form; the rest is the answer.
 #include <cstdint>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/text/tool_format.h"
+#include "engine/text/tool_calls/tool_format.h"
 
 namespace {
 
@@ -25,12 +25,15 @@ ToolFormat format_of(const std::string& calls) {
 const std::vector<ToolFormat>& formats() {
   static const std::vector<ToolFormat> kFormats = {
       format_of("{% for c in m.tool_calls %}<call>\n{{ c.function | tojson }}\n</call>{% endfor %}"),
-      format_of("[CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]"),
+      format_of("[CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% "
+                "endfor %}]"),
       format_of("{{ m.tool_calls[0].function | tojson }}"),
-      format_of("<calls>{% for c in m.tool_calls %}<call>{{ c.function.name }}[ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}"
+      format_of("<calls>{% for c in m.tool_calls %}<call>{{ c.function.name }}[ID]{{ c.id }}[ARGS]{{ "
+                "c.function.arguments | tojson }}"
                 "</call>{% endfor %}</calls>"),
       format_of("{{ m.tool_calls[0].function.name }}\n{{ m.tool_calls[0].function.arguments | tojson }}"),
-      format_of("{% for c in m.tool_calls %}<call>\n<f={{ c.function.name }}>\n{% for k, v in c.function.arguments | items %}<p={{ k }}>\n{{ v }}\n"
+      format_of("{% for c in m.tool_calls %}<call>\n<f={{ c.function.name }}>\n{% for k, v in c.function.arguments | "
+                "items %}<p={{ k }}>\n{{ v }}\n"
                 "</p>\n{% endfor %}</f>\n</call>{% endfor %}")};
   return kFormats;
 }
@@ -39,12 +42,14 @@ const std::vector<ToolFormat>& formats() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
-  static const Tools kTools(R"([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
+  static const Tools kTools(
+      R"([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
                                 {"type": "function", "function": {"name": "fg"}}])");
   const ToolFormat& format = formats()[data[0] % formats().size()];
   const std::string answer(reinterpret_cast<const char*>(data + 1), size - 1);
   const ToolFormat::Answer read = format.read(answer, kTools);
-  for (const ToolCall& call : read.calls) CHECK(nlohmann::json::parse(call.arguments).is_object(), "{}", call.arguments);
+  for (const ToolCall& call : read.calls)
+    CHECK(nlohmann::json::parse(call.arguments).is_object(), "{}", call.arguments);
   CHECK(!read.calls.empty() || read.content == answer, "{}", read.content);
   ToolFormat::Progress progress;
   for (size_t n = 0; n <= answer.size(); n += 1 + n / 16) {

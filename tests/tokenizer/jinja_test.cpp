@@ -1,7 +1,5 @@
 // Chat templates that are run: identity with jinja2 (tests/golden/chat/jinja.json) and with transformers, what is
 // refused, and whose words are whose.
-#include "engine/text/jinja/template.h"
-
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -11,6 +9,7 @@
 #include "engine/base/check.h"
 #include "engine/text/chat_program.h"
 #include "engine/text/chat_template.h"
+#include "engine/text/jinja/template.h"
 #include "tests/tokenizer/corpus.h"
 
 namespace tiercel::test {
@@ -61,7 +60,8 @@ std::string error_of(const auto& function) {
   return "no error";
 }
 
-// Of the templates that were drawn at random, a few are refused: what jinja2 would compute later or never is computed at once.
+// Of the templates that were drawn at random, a few are refused: what jinja2 would compute later or never is computed
+// at once.
 TEST(Jinja, WritesWhatJinja2Writes) {
   const Json golden = read_golden("jinja.json");
   const Json& variables = golden["variables"];
@@ -86,12 +86,15 @@ TEST(Jinja, WritesWhatJinja2Writes) {
 }
 
 TEST(Jinja, ErrorsNameTheLine) {
-  EXPECT_NE(error_of([] { rendered("a\nb {{ 1 + }}"); }).find("line 2: expected an expression, found }}"), std::string::npos);
+  EXPECT_NE(error_of([] { rendered("a\nb {{ 1 + }}"); }).find("line 2: expected an expression, found }}"),
+            std::string::npos);
   EXPECT_NE(error_of([] { rendered("\n\n{{ q.a }}"); }).find("line 3: 'q' is undefined"), std::string::npos);
   EXPECT_NE(error_of([] { rendered("{% include 'x' %}"); }).find("no other statement"), std::string::npos);
-  EXPECT_NE(error_of([] { rendered("{{ 1 | centre }}"); }).find("the filter centre is not supported"), std::string::npos);
-  EXPECT_NE(error_of([] { rendered("{% macro m() %}\n{{ 1 / 0 }}\n{% endmacro %}\n{{ m() }}"); }).find("line 2: division"),
+  EXPECT_NE(error_of([] { rendered("{{ 1 | centre }}"); }).find("the filter centre is not supported"),
             std::string::npos);
+  EXPECT_NE(
+      error_of([] { rendered("{% macro m() %}\n{{ 1 / 0 }}\n{% endmacro %}\n{{ m() }}"); }).find("line 2: division"),
+      std::string::npos);
 }
 
 // What a hostile file may ask for ends with a message, soon and within some memory.
@@ -100,11 +103,13 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   const auto refused = [](const std::string& source, const Json& variables = Json::object()) {
     EXPECT_NE(error_of([&] { rendered(source, variables); }), "no error") << source.substr(0, 80);
   };
-  const std::string grow = "{% set ns = namespace(x='aaaaaaaa', y=[1, 2], z={}) %}{% for i in range(200) %}", end = "{% endfor %}";
+  const std::string grow = "{% set ns = namespace(x='aaaaaaaa', y=[1, 2], z={}) %}{% for i in range(200) %}",
+                    end = "{% endfor %}";
   // Steps, and bytes.
   refused("{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}");
-  for (const char* twice : {"x = ns.x ~ ns.x", "x = ns.x + ns.x", "x = ns.x * 2", "x = ns.x | replace('a', 'aa')", "x = ns.x.join(['a', ns.x])",
-                            "x = [ns.x, ns.x] | join", "x = '%s%s' % (ns.x, ns.x)", "x = '{}{}'.format(ns.x, ns.x)", "x = ns.x.replace('', ns.x)",
+  for (const char* twice : {"x = ns.x ~ ns.x", "x = ns.x + ns.x", "x = ns.x * 2", "x = ns.x | replace('a', 'aa')",
+                            "x = ns.x.join(['a', ns.x])", "x = [ns.x, ns.x] | join", "x = '%s%s' % (ns.x, ns.x)",
+                            "x = '{}{}'.format(ns.x, ns.x)", "x = ns.x.replace('', ns.x)",
                             "x = ns.x.center(ns.x | length * 2)", "y = ns.y + ns.y", "y = ns.y * 2"}) {
     refused(grow + "{% set ns." + twice + " %}" + end);
   }
@@ -113,15 +118,23 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   refused("{{ 'a\na' | indent(100000000000) }}");
   refused("{{ {'a': {'b': 1}} | tojson(indent='" + std::string(100'000, ' ') + "') * 100000 }}");
   // Little that stands for a great deal: 2^80 numbers.
-  const std::string pairs = "{% set ns = namespace(y=[1]) %}{% for i in range(80) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
-  for (const char* use : {"{{ ns.y }}", "{{ ns.y | tojson }}", "{% set ms = namespace(y=[1]) %}{% for i in range(80) %}{% set ms.y = [ms.y, ms.y] %}{% endfor %}{{ ns.y == ms.y }}", "{{ ns.y | string }}", "{{ ns.y ~ '' }}"}) {
+  const std::string pairs =
+      "{% set ns = namespace(y=[1]) %}{% for i in range(80) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
+  for (const char* use : {"{{ ns.y }}", "{{ ns.y | tojson }}",
+                          "{% set ms = namespace(y=[1]) %}{% for i in range(80) %}{% set ms.y = [ms.y, ms.y] %}{% "
+                          "endfor %}{{ ns.y == ms.y }}",
+                          "{{ ns.y | string }}", "{{ ns.y ~ '' }}"}) {
     refused(pairs + use);
   }
-  refused("{% set ns = namespace(y=(1, 2)) %}{% for i in range(80) %}{% set ns.y = (ns.y, ns.y) %}{% endfor %}{{ {ns.y: 1} }}");
+  refused(
+      "{% set ns = namespace(y=(1, 2)) %}{% for i in range(80) %}{% set ns.y = (ns.y, ns.y) %}{% endfor %}{{ {ns.y: 1} "
+      "}}");
   // Much of what is quadratic.
-  const std::string strings = "{% set ns = namespace(y=[]) %}{% for i in range(100000) %}{% set ns.y = ns.y + [i | string] %}{% endfor %}";
+  const std::string strings =
+      "{% set ns = namespace(y=[]) %}{% for i in range(100000) %}{% set ns.y = ns.y + [i | string] %}{% endfor %}";
   refused(strings);
-  EXPECT_EQ(written("{{ range(100000) | map('string') | unique | list | length }}{{ range(100000) | map('string') | sort | length }}"),
+  EXPECT_EQ(written("{{ range(100000) | map('string') | unique | list | length }}{{ range(100000) | map('string') | "
+                    "sort | length }}"),
             "100000100000");
   // What each step takes longer for than it looks.
   const Json words = {{"m", std::string(100'000, 'w')}};
@@ -131,17 +144,19 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   for (int i = 0; i < 5000; ++i) members += "{(c,): 1},";
   for (int i = 0; i < 5000; ++i) named += fmt::format("b{}=1,", i);
   const std::string often = "{% for i in range(100000) %}{% for j in range(1000) %}";
-  for (const std::string& source : std::initializer_list<std::string>
-       {"{% macro q(" + parameters + ") %}{% endmacro %}" + often + "{{ q() }}{% endfor %}{% endfor %}",
-        sets + often + "{{ z ~ z ~ z }}{% endfor %}{% endfor %}",
-        "{% set c = 'x' * 1000000 %}{% set d = {} %}" + often + "{{ d[c] }}{{ d.get((c,)) }}{% endfor %}{% endfor %}",
-        "{% set c = 'x' * 10000000 %}{{ [" + members + "] | length }}",
-        "{% set f = '{a}' * 1000000 %}" + often + "{{ f.format(a=1, " + named + ") | length }}{% endfor %}{% endfor %}",
-        "{% set b = 'b' ~ 'a' * 500000 %}{{ ('a' * 10000000).rfind(b) }}"}) {
+  for (const std::string& source : std::initializer_list<std::string>{
+           "{% macro q(" + parameters + ") %}{% endmacro %}" + often + "{{ q() }}{% endfor %}{% endfor %}",
+           sets + often + "{{ z ~ z ~ z }}{% endfor %}{% endfor %}",
+           "{% set c = 'x' * 1000000 %}{% set d = {} %}" + often +
+               "{{ d[c] }}{{ d.get((c,)) }}{% endfor %}{% endfor %}",
+           "{% set c = 'x' * 10000000 %}{{ [" + members + "] | length }}",
+           "{% set f = '{a}' * 1000000 %}" + often + "{{ f.format(a=1, " + named +
+               ") | length }}{% endfor %}{% endfor %}",
+           "{% set b = 'b' ~ 'a' * 500000 %}{{ ('a' * 10000000).rfind(b) }}"}) {
     refused(source);
   }
-  for (const char* use : {"m.isalpha()", "m.strip('abcdefghijklmnopqrstuvw')", "m.count('b')", "m[3]", "m | upper | length", "m.split('b') | length",
-                          "m | wordcount", "m.splitlines() | length"}) {
+  for (const char* use : {"m.isalpha()", "m.strip('abcdefghijklmnopqrstuvw')", "m.count('b')", "m[3]",
+                          "m | upper | length", "m.split('b') | length", "m | wordcount", "m.splitlines() | length"}) {
     refused(often + "{{ " + use + " }}{% endfor %}{% endfor %}", words);
   }
   refused("{% set ns = namespace(a=m) %}{% for i in range(20) %}{% set ns.a = ns.a + ns.a %}{% endfor %}", words);
@@ -149,8 +164,11 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   refused("{% macro m(" + parameters + parameters + ") %}{% endmacro %}");
   // What is in each other.
   refused("{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}");
-  refused("{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}");
-  refused("{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% for j in [ns.x] %}{% set ns.x = loop %}{% endfor %}{% endfor %}");
+  refused(
+      "{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}");
+  refused(
+      "{% set ns = namespace(x=1) %}{% for i in range(100000) %}{% for j in [ns.x] %}{% set ns.x = loop %}{% endfor "
+      "%}{% endfor %}");
   refused("{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x.index] %}{% endfor %}");
   refused("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
   refused("{{ [[1]] | map('map', 'map', 'map') | list | map('sum') | list }}");
@@ -169,21 +187,31 @@ TEST(Jinja, EndsWhatHasNoEnd) {
   refused(nested);
   refused(calls + " }}");
   // Numbers that are none.
-  for (const char* number : {"9223372036854775807 + 1", "(-9223372036854775807 - 1) // -1", "-(-9223372036854775807 - 1)", "1e300 | int", "1e999",
-                             "('9' * 30) | int", "2 ** 64", "99999999999999999999"}) {
+  for (const char* number :
+       {"9223372036854775807 + 1", "(-9223372036854775807 - 1) // -1", "-(-9223372036854775807 - 1)", "1e300 | int",
+        "1e999", "('9' * 30) | int", "2 ** 64", "99999999999999999999"}) {
     refused(std::string("{{ ") + number + " }}");
   }
-  EXPECT_EQ(written("{{ (-9223372036854775807 - 1) % -1 }} {{ (-9223372036854775807 - 1) is divisibleby(-1) }} {{ [1, 2][-9223372036854775807 - 1:] }}"
-                    "{{ [1, 2][::9223372036854775807] }}{{ range(0, 9223372036854775807, 9223372036854775806) | list | length }}"),
+  EXPECT_EQ(written("{{ (-9223372036854775807 - 1) % -1 }} {{ (-9223372036854775807 - 1) is divisibleby(-1) }} {{ [1, "
+                    "2][-9223372036854775807 - 1:] }}"
+                    "{{ [1, 2][::9223372036854775807] }}{{ range(0, 9223372036854775807, 9223372036854775806) | list | "
+                    "length }}"),
             "0 True [1, 2][1]2");
-  EXPECT_EQ(written("{{ ''.split('a') }}{{ 'a' in '' }}{{ ''.find('a') }}{{ ''.replace('a', 'b') }}{{ ''.count('a') }}"), "['']False-10");
+  EXPECT_EQ(
+      written("{{ ''.split('a') }}{{ 'a' in '' }}{{ ''.find('a') }}{{ ''.replace('a', 'b') }}{{ ''.count('a') }}"),
+      "['']False-10");
   // What is no text.
   refused("{{ '\\ud800' | upper }}");
   EXPECT_EQ(written("{{ '\xff' | upper }}"), "\uFFFD");
   // Namespaces and macros that hold each other go all the same (leaks are the sanitizer's to find).
-  EXPECT_EQ(written("{% set ns = namespace() %}{% for i in [1] %}{% macro g() %}{% endmacro %}{% set ns.f = g %}{% endfor %}{% set h = ns.f %}x"), "x");
-  EXPECT_EQ(written("{% set a = namespace() %}{% set b = namespace(a=a) %}{% set a.b = b %}{% macro m() %}x{% endmacro %}{% set a.m = m %}x"), "x");
-  EXPECT_EQ(written("{% set ns = namespace() %}{% for i in [1] %}{% macro m() %}{{ i }}{{ m is defined }}{% endmacro %}{% set ns.m = m %}"
+  EXPECT_EQ(written("{% set ns = namespace() %}{% for i in [1] %}{% macro g() %}{% endmacro %}{% set ns.f = g %}{% "
+                    "endfor %}{% set h = ns.f %}x"),
+            "x");
+  EXPECT_EQ(written("{% set a = namespace() %}{% set b = namespace(a=a) %}{% set a.b = b %}{% macro m() %}x{% endmacro "
+                    "%}{% set a.m = m %}x"),
+            "x");
+  EXPECT_EQ(written("{% set ns = namespace() %}{% for i in [1] %}{% macro m() %}{{ i }}{{ m is defined }}{% endmacro "
+                    "%}{% set ns.m = m %}"
                     "{% endfor %}{{ ns.m() }}"),
             "1True");
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
@@ -193,19 +221,23 @@ TEST(Jinja, EndsWhatHasNoEnd) {
 // A prompt of a million tokens is some megabytes, a conversation has thousands of messages.
 TEST(Jinja, TakesLongWords) {
   const Json words = {{"u", std::string(6'000'000, 'a') + "\" "}};
-  const Text text = rendered("{% if u | length > 3 and u[0] == 'a' and 'x' not in u %}<{{ u | trim }}>{{ u[-2:] }}{{ u[:1] }}"
-                             "{{ u.split('b')[0] | upper | length }}{{ (u | tojson | length) }}{% endif %}",
-                             words);
+  const Text text = rendered(
+      "{% if u | length > 3 and u[0] == 'a' and 'x' not in u %}<{{ u | trim }}>{{ u[-2:] }}{{ u[:1] }}"
+      "{{ u.split('b')[0] | upper | length }}{{ (u | tojson | length) }}{% endif %}",
+      words);
   EXPECT_EQ(text.size(), 6'000'001u + 2 + 2 + 1 + 7 + 7);
   EXPECT_EQ(text.foreign_ranges().size(), 2u);
   // As many runs of words as there are quotes.
   const Text json = rendered("{{ u | tojson | upper }}", {{"u", Json::array({std::string(150'000, '"')})}});
   EXPECT_EQ(json.size(), 300'004u);
   Json messages = Json::array();
-  for (int i = 0; i < 10'000; ++i) messages.push_back({{"role", i % 2 == 0 ? "user" : "assistant"}, {"content", fmt::format("words {}", i)}});
-  const Text all = rendered("{% for m in messages %}{% if loop.index0 < messages | length and m.role in ['user', 'assistant'] %}"
-                            "{{ m['content'] | trim ~ (',' if not loop.last) }}{% set q = messages[loop.index0 - 1].role %}{% endif %}{% endfor %}",
-                            {{"messages", messages}});
+  for (int i = 0; i < 10'000; ++i)
+    messages.push_back({{"role", i % 2 == 0 ? "user" : "assistant"}, {"content", fmt::format("words {}", i)}});
+  const Text all = rendered(
+      "{% for m in messages %}{% if loop.index0 < messages | length and m.role in ['user', 'assistant'] %}"
+      "{{ m['content'] | trim ~ (',' if not loop.last) }}{% set q = messages[loop.index0 - 1].role %}{% endif %}{% "
+      "endfor %}",
+      {{"messages", messages}});
   EXPECT_EQ(all.foreign_ranges().size(), 10'000u);
 }
 
@@ -214,7 +246,8 @@ std::string marked(const Text& text) {
   std::string result;
   size_t at = 0;
   for (const Text::Range& range : text.foreign_ranges()) {
-    result += std::string(text.view().substr(at, range.begin - at)) + "<" + std::string(text.view().substr(range.begin, range.end - range.begin)) + ">";
+    result += std::string(text.view().substr(at, range.begin - at)) + "<" +
+              std::string(text.view().substr(range.begin, range.end - range.begin)) + ">";
     at = range.end;
   }
   return result + std::string(text.view().substr(at));
@@ -226,25 +259,32 @@ TEST(Jinja, KnowsWhoseWordsAreWhose) {
   EXPECT_EQ(said("[{{ u }}]"), "[< ab,CD >]");
   EXPECT_EQ(said("{{ 'a' + u + 'b' ~ u }}"), "a< ab,CD >b< ab,CD >");
   EXPECT_EQ(said("{{ u | trim }}{{ u.strip() | upper }}{{ u | lower }}"), "<ab,CDAB,CD ab,cd >");
-  EXPECT_EQ(said("{{ u.split(',')[0] }}|{{ u[1:3] }}|{{ u | trim | reverse }}|{{ u[1] }}|{{ u | list | join }}"), "< ab>|<ab>|<DC,ba>|<a>|< ab,CD >");
+  EXPECT_EQ(said("{{ u.split(',')[0] }}|{{ u[1:3] }}|{{ u | trim | reverse }}|{{ u[1] }}|{{ u | list | join }}"),
+            "< ab>|<ab>|<DC,ba>|<a>|< ab,CD >");
   EXPECT_EQ(said("{{ u | replace(',', '--') }}"), "< ab>--<CD >");
   EXPECT_EQ(said("{{ 'a-b' | replace('-', u) }}{{ 'ab'.replace('', m[0]) }}"), "a< ab,CD >b<x>a<x>b<x>");
   EXPECT_EQ(said("{{ m | join('+') }} {{ m }}"), "<x>+<y> ['<x>', '<y>']");
   EXPECT_EQ(said("{{ {'k': u} | tojson }}{{ q | tojson }}{{ q | e }}"), "{\"k\": \"< ab,CD >\"}\"<a\\\"b>\"<a&#34;b>");
-  EXPECT_EQ(said("{% set v %}({{ u }}){% endset %}{{ v }}{% macro q(a) %}[{{ a }}]{% endmacro %}{{ q(u) }}"), "(< ab,CD >)[< ab,CD >]");
+  EXPECT_EQ(said("{% set v %}({{ u }}){% endset %}{{ v }}{% macro q(a) %}[{{ a }}]{% endmacro %}{{ q(u) }}"),
+            "(< ab,CD >)[< ab,CD >]");
   EXPECT_EQ(said("{{ 'yes' if 'ab' in u else 'no' }}"), "yes");
   // Keys of dicts are words as well.
-  EXPECT_EQ(said("{% for k in {u: 1} %}{{ k }}{% endfor %}{% for k, v in d.items() %}{{ k }}={{ v }}{% endfor %}{{ d | list | join }}{{ d | tojson }}"),
+  EXPECT_EQ(said("{% for k in {u: 1} %}{{ k }}{% endfor %}{% for k, v in d.items() %}{{ k }}={{ v }}{% endfor %}{{ d | "
+                 "list | join }}{{ d | tojson }}"),
             "< ab,CD k>=<vk>{\"<k>\": \"<v>\"}");
-  EXPECT_EQ(said("{{ '%s!' % m[0] }}{{ '{}!'.format(m[1]) }}{{ u.partition(',')[1] }}{{ 'a\nb' | indent(m[0]) }}"), "<x>!<y>!<,>a\n<x>b");
-  EXPECT_EQ(said("{{ [1] | tojson(indent=m[0]) }}{{ 'a'.ljust(3, m[1]) }}{{ 'a\nb' ~ u.split(',')[0] | indent(1) }}"), "[\n<x>1\n]a<yy>a\nb< ab>");
+  EXPECT_EQ(said("{{ '%s!' % m[0] }}{{ '{}!'.format(m[1]) }}{{ u.partition(',')[1] }}{{ 'a\nb' | indent(m[0]) }}"),
+            "<x>!<y>!<,>a\n<x>b");
+  EXPECT_EQ(said("{{ [1] | tojson(indent=m[0]) }}{{ 'a'.ljust(3, m[1]) }}{{ 'a\nb' ~ u.split(',')[0] | indent(1) }}"),
+            "[\n<x>1\n]a<yy>a\nb< ab>");
   EXPECT_EQ(said("{{ n | indent(1) }}"), "<a\n> <b>");
-  EXPECT_EQ(said("{% filter upper %}a{{ m[0] }}{% endfilter %}{{ dict(a=u).a }}{{ namespace(a=u).a }}{{ u.center(9, '-') }}"),
-            "A<X ab,CD  ab,CD >-< ab,CD >-");
+  EXPECT_EQ(
+      said("{% filter upper %}a{{ m[0] }}{% endfilter %}{{ dict(a=u).a }}{{ namespace(a=u).a }}{{ u.center(9, '-') }}"),
+      "A<X ab,CD  ab,CD >-< ab,CD >-");
   // A clock writes what it is asked to.
   Budget budget = jinja::budget_of_input();
   const auto clock = [](const std::string& format) { return format; };
-  EXPECT_EQ(marked(jinja::Template::parse("{{ strftime_now('%d') }}{{ strftime_now(u) }}", "FILE").render(*value_of(variables, budget).dict(), clock)),
+  EXPECT_EQ(marked(jinja::Template::parse("{{ strftime_now('%d') }}{{ strftime_now(u) }}", "FILE")
+                       .render(*value_of(variables, budget).dict(), clock)),
             "%d< ab,CD >");
 }
 
@@ -253,10 +293,12 @@ TEST(ChatProgram, SaysWhatCannotBeRun) {
     const std::string message = error_of([&] { ChatTemplate::parse(source, "<s>", "</s>", "FILE"); });
     for (const std::string& part : parts) EXPECT_NE(message.find(part), std::string::npos) << message;
   };
-  refused("{{ messages | length }}", {"FILE: expected a chat template that can be run", "does not write what a user says", "--chat"});
+  refused("{{ messages | length }}",
+          {"FILE: expected a chat template that can be run", "does not write what a user says", "--chat"});
   refused("{% for m in messages %}", {"line 1: expected {% endfor %}"});
   refused("{{ raise_exception('only tools') }}", {"only tools"});
-  const ChatTemplate once = ChatTemplate::parse("{{ bos_token }}Q: {{ messages[-1].content }} A:", "<s>", "</s>", "FILE");
+  const ChatTemplate once =
+      ChatTemplate::parse("{{ bos_token }}Q: {{ messages[-1].content }} A:", "<s>", "</s>", "FILE");
   const Tokenizer tokenizer = Tokenizer::load(golden_path("qwen2"));
   EXPECT_NE(error_of([&] { once.end_of_turn(tokenizer); }).find("cannot go on in a session"), std::string::npos);
   const ChatTemplate dated = ChatTemplate::parse(

@@ -1,5 +1,5 @@
 // Calls of tools: that what a template writes is read as what was called, whatever the form; and what is no call.
-#include "engine/text/tool_format.h"
+#include "engine/text/tool_calls/tool_format.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -16,7 +16,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const std::string kTools = R"([{"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object",
+const std::string kTools =
+    R"([{"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object",
   "properties": {"what": {"type": "string", "description": "Words."}, "n": {"type": "integer", "description": "How many."}}}}},
  {"type": "function", "function": {"name": "find_all", "description": "Finds all.", "parameters": {"type": "object",
   "properties": {"what": {"type": "string", "description": "Words."}, "n": {"type": "number", "description": "How many."}}}}}])";
@@ -27,20 +28,30 @@ const std::vector<ToolCall> kCalls = {{"abcdefgh1", "find", R"({"what":"it's {\"
 // ChatML whose answers write calls so.
 std::string template_with(const std::string& calls) {
   return "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}" + calls +
-         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+         "%}<|im_start|>assistant\n{% endif %}";
 }
 const std::string kHermes =
-    "{% for c in m.tool_calls %}{% if not loop.first %}\n{% endif %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}";
+    "{% for c in m.tool_calls %}{% if not loop.first %}\n{% endif %}<tool_call>\n{{ c.function | tojson "
+    "}}\n</tool_call>{% endfor %}";
 const std::string kMistral =
-    "[TOOL_CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]";
-const std::string kBare = "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}{\"name\": \"{{ m.tool_calls[0].function.name }}\", "
-                          "\"parameters\": {{ m.tool_calls[0].function.arguments | tojson }}}";
-const std::string kTagged = "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}";
-const std::string kNested = "<calls>{% for c in m.tool_calls %}<call>function<sep>{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```</call>\n"
-                            "{% endfor %}</calls>";
+    "[TOOL_CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor "
+    "%}]";
+const std::string kBare =
+    "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}{\"name\": \"{{ "
+    "m.tool_calls[0].function.name }}\", "
+    "\"parameters\": {{ m.tool_calls[0].function.arguments | tojson }}}";
+const std::string kTagged =
+    "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | "
+    "tojson }}{% endfor %}";
+const std::string kNested =
+    "<calls>{% for c in m.tool_calls %}<call>function<sep>{{ c.function.name }}\n```json\n{{ c.function.arguments | "
+    "tojson }}\n```</call>\n"
+    "{% endfor %}</calls>";
 const std::string kLines = "{{ m.tool_calls[0].function.name }}\n{{ m.tool_calls[0].function.arguments | tojson }}";
 const std::string kParameters =
-    "{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n"
+    "{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments | "
+    "items %}<parameter={{ k }}>\n"
     "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>{% endfor %}";
 
 std::string message_of(const auto& function) {
@@ -115,13 +126,17 @@ TEST(ToolFormat, BeginsAnswersThatMustCall) {
   const Tools tools(kTools);
   const struct {
     std::string calls, required, named, rest;
-  } forms[] = {{kHermes, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}\n</tool_call>"},
-               {kMistral, "[TOOL_CALLS] [{\"name\": \"", "[TOOL_CALLS] [{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}]"},
-               {kBare, "{\"name\": \"", "{\"name\": \"find\", \"parameters\": ", "{\"n\": 1}}"},
-               {kTagged, "[TOOL_CALLS]", "[TOOL_CALLS]find", "[CALL_ID]x[ARGS]{\"n\": 1}"},
-               {kNested, "<calls><call>function<sep>", "<calls><call>function<sep>find\n```json\n", "{\"n\": 1}\n```</call>\n</calls>"},
-               {kLines, "", "find\n", "{\"n\": 1}"},
-               {kParameters, "<tool_call>\n<function=", "<tool_call>\n<function=find", ">\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>"}};
+  } forms[] = {
+      {kHermes, "<tool_call>\n{\"name\": \"",
+       "<tool_call>\n{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}\n</tool_call>"},
+      {kMistral, "[TOOL_CALLS] [{\"name\": \"", "[TOOL_CALLS] [{\"name\": \"find\", \"arguments\": ", "{\"n\": 1}}]"},
+      {kBare, "{\"name\": \"", "{\"name\": \"find\", \"parameters\": ", "{\"n\": 1}}"},
+      {kTagged, "[TOOL_CALLS]", "[TOOL_CALLS]find", "[CALL_ID]x[ARGS]{\"n\": 1}"},
+      {kNested, "<calls><call>function<sep>", "<calls><call>function<sep>find\n```json\n",
+       "{\"n\": 1}\n```</call>\n</calls>"},
+      {kLines, "", "find\n", "{\"n\": 1}"},
+      {kParameters, "<tool_call>\n<function=", "<tool_call>\n<function=find",
+       ">\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>"}};
   for (const auto& form : forms) {
     const ToolFormat format(ChatProgram(template_with(form.calls), "", "", "FILE"));
     EXPECT_EQ(format.beginning("").view(), form.required);
@@ -144,8 +159,10 @@ TEST(ToolFormat, BeginsAnswersThatMustCall) {
 TEST(ToolFormat, TakesNothingElseForACall) {
   const Tools tools(kTools);
   const std::string json = R"({"name": "find", "arguments": {"what": "x"}})";
-  const ToolFormat hermes(ChatProgram(template_with(kHermes), "", "", "FILE")), bare(ChatProgram(template_with(kBare), "", "", "FILE")),
-      lines(ChatProgram(template_with(kLines), "", "", "FILE")), parameters(ChatProgram(template_with(kParameters), "", "", "FILE"));
+  const ToolFormat hermes(ChatProgram(template_with(kHermes), "", "", "FILE")),
+      bare(ChatProgram(template_with(kBare), "", "", "FILE")),
+      lines(ChatProgram(template_with(kLines), "", "", "FILE")),
+      parameters(ChatProgram(template_with(kParameters), "", "", "FILE"));
   for (const auto& [format, text] : std::initializer_list<std::pair<const ToolFormat*, std::string>>{
            {&hermes, "It is <tool_call> that begins one."},
            {&hermes, "<tool_call>\n{\"name\": \"find\", \"arguments\": {\"what\": "},
@@ -174,54 +191,88 @@ TEST(ToolFormat, TakesNothingElseForACall) {
   EXPECT_EQ(bare.read("<think>no</think>\n" + json, tools).calls.size(), 1u);
   expect_streams(bare, tools, "<think>no</think>\n" + json);
   // Nor does what is no tool's name, or no call yet.
-  for (const char* other : {"<tool_call>\n<function=finder>\n<parameter=what>\nx\n</parameter>\n</function>", "Use <function=find> in html.",
-                            "<tool_call>\n<function=find", "<tool_call>\n<function=find>\n<para",
-                            "<tool_call>\n<function=find>\n<parameter=what>\nx\n</parameter>\n<param"}) {
+  for (const char* other :
+       {"<tool_call>\n<function=finder>\n<parameter=what>\nx\n</parameter>\n</function>",
+        "Use <function=find> in html.", "<tool_call>\n<function=find", "<tool_call>\n<function=find>\n<para",
+        "<tool_call>\n<function=find>\n<parameter=what>\nx\n</parameter>\n<param"}) {
     EXPECT_TRUE(parameters.read(other, tools).calls.empty()) << other;
   }
-  for (const char* other : {R"({"name": "Bob", "age": 3})", R"({"name": "find", "age": 3})", R"({"name": "", "parameters": {}})"}) {
+  for (const char* other :
+       {R"({"name": "Bob", "age": 3})", R"({"name": "find", "age": 3})", R"({"name": "", "parameters": {}})"}) {
     EXPECT_TRUE(bare.read(other, tools).calls.empty()) << other;
   }
   EXPECT_TRUE(hermes.read("<tool_call>{\"name\": \"finder\", \"arguments\": {}}</tool_call>", tools).calls.empty());
   // One that fails is not in the way of one that does not.
-  const ToolFormat::Answer second = hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools);
+  const ToolFormat::Answer second =
+      hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools);
   EXPECT_EQ(second.content, "<think>a <tool_call>?</think>");
   ASSERT_EQ(second.calls.size(), 1u);
   // What is said behind calls stays.
   EXPECT_EQ(hermes.read("<tool_call>" + json + "</tool_call> and so on", tools).content, "and so on");
   EXPECT_EQ(bare.read(json + "; " + json, tools).calls.size(), 2u);
   // Numbers and order are the model's; line breaks in strings are taken as what they mean.
-  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\", \"arguments\": {\"z\": 123456789012345678901234567890, \"a\": 1.50, \"t\": \"a\nb\"}}</tool_call>", tools)
-                .calls.at(0).arguments,
+  EXPECT_EQ(hermes
+                .read("<tool_call>{\"name\": \"find\", \"arguments\": {\"z\": 123456789012345678901234567890, \"a\": "
+                      "1.50, \"t\": \"a\nb\"}}</tool_call>",
+                      tools)
+                .calls.at(0)
+                .arguments,
             R"({"z":123456789012345678901234567890,"a":1.50,"t":"a\nb"})");
-  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\", \"arguments\": {\"w\": \"" + std::string(100, '{') + "\"}}</tool_call>", tools).calls.size(), 1u);
+  EXPECT_EQ(hermes
+                .read("<tool_call>{\"name\": \"find\", \"arguments\": {\"w\": \"" + std::string(100, '{') +
+                          "\"}}</tool_call>",
+                      tools)
+                .calls.size(),
+            1u);
   for (const char* nothing : {"null", "\"\"", "{}"}) {
-    EXPECT_EQ(hermes.read(std::string("<tool_call>{\"name\": \"find\", \"arguments\": ") + nothing + "}</tool_call>", tools).calls.at(0).arguments, "{}");
+    EXPECT_EQ(
+        hermes.read(std::string("<tool_call>{\"name\": \"find\", \"arguments\": ") + nothing + "}</tool_call>", tools)
+            .calls.at(0)
+            .arguments,
+        "{}");
   }
-  EXPECT_EQ(hermes.read(R"(<tool_call>{"name": "find", "arguments": "{\"a\": 1}"}</tool_call>)", tools).calls.at(0).arguments, "{\"a\":1}");
+  EXPECT_EQ(
+      hermes.read(R"(<tool_call>{"name": "find", "arguments": "{\"a\": 1}"}</tool_call>)", tools).calls.at(0).arguments,
+      "{\"a\":1}");
   // No arguments are none; the other name of them is known.
   EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\"}</tool_call>", tools).calls.at(0).arguments, "{}");
   EXPECT_EQ(bare.read(json, tools).calls.at(0).arguments, R"({"what":"x"})");
   EXPECT_EQ(parameters.read("<function=find>\n</function>\n</tool_call>", tools).calls.at(0).arguments, "{}");
   // Other white space, and none; Python's words.
-  EXPECT_EQ(parameters.read("<function=find><parameter=what>x</parameter><parameter=n>3</parameter></function>", tools).calls.at(0).arguments,
+  EXPECT_EQ(parameters.read("<function=find><parameter=what>x</parameter><parameter=n>3</parameter></function>", tools)
+                .calls.at(0)
+                .arguments,
             R"({"what":"x","n":3})");
-  EXPECT_EQ(parameters.read("<function=find>\n\n  <parameter=n>\nTrue\n</parameter>\n\n <parameter=m>\n[1, {\"a\": null}]\n</parameter>\n</function>", tools)
-                .calls.at(0).arguments,
+  EXPECT_EQ(parameters
+                .read("<function=find>\n\n  <parameter=n>\nTrue\n</parameter>\n\n <parameter=m>\n[1, {\"a\": "
+                      "null}]\n</parameter>\n</function>",
+                      tools)
+                .calls.at(0)
+                .arguments,
             R"({"n":true,"m":[1,{"a":null}]})");
   const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
-  EXPECT_EQ(parameters.read("<function=find>\n<parameter=n>\n" + deep + "\n</parameter>\n</function>", tools).calls.at(0).arguments, "{\"n\":\"" + deep + "\"}");
+  EXPECT_EQ(parameters.read("<function=find>\n<parameter=n>\n" + deep + "\n</parameter>\n</function>", tools)
+                .calls.at(0)
+                .arguments,
+            "{\"n\":\"" + deep + "\"}");
   // What has quotes already, of a text; and what is no text.
-  EXPECT_EQ(parameters.read("<function=find>\n<parameter=what>\n\"a\"\n</parameter>\n<parameter=n>\nmany\n</parameter>\n</function>", tools).calls.at(0).arguments,
-            R"({"what":"\"a\"","n":"many"})");
+  EXPECT_EQ(
+      parameters
+          .read(
+              "<function=find>\n<parameter=what>\n\"a\"\n</parameter>\n<parameter=n>\nmany\n</parameter>\n</function>",
+              tools)
+          .calls.at(0)
+          .arguments,
+      R"({"what":"\"a\"","n":"many"})");
 }
 
 TEST(ToolFormat, SaysWhatItCannotRead) {
   const auto refused = [](const std::string& calls) {
     return message_of([&] { ToolFormat(ChatProgram(template_with(calls), "", "", "FILE")); });
   };
-  for (const char* calls : {"", "{{ m.tool_calls | length }}", "{{ m.tool_calls[0].function.name }}(word='a')",
-                            "{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.tiercel_word }}{% endfor %}"}) {
+  for (const char* calls :
+       {"", "{{ m.tool_calls | length }}", "{{ m.tool_calls[0].function.name }}(word='a')",
+        "{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.tiercel_word }}{% endfor %}"}) {
     EXPECT_NE(refused(calls).find("not supported"), std::string::npos) << calls;
   }
   EXPECT_NE(refused("{{ raise_exception('no tools') }}").find("no tools"), std::string::npos);
@@ -229,10 +280,15 @@ TEST(ToolFormat, SaysWhatItCannotRead) {
 
 TEST(Tools, AreChecked) {
   for (const auto& [json, what] : std::initializer_list<std::pair<const char*, const char*>>{
-           {"{}", "array"}, {"[]", "a tool or more"}, {"[1]", "tools: [0]"}, {R"([{"type": "web"}])", "\"function\""},
-           {R"([{"type": "function"}])", "function"}, {R"([{"type": "function", "function": {"name": ""}}])", "a name"},
+           {"{}", "array"},
+           {"[]", "a tool or more"},
+           {"[1]", "tools: [0]"},
+           {R"([{"type": "web"}])", "\"function\""},
+           {R"([{"type": "function"}])", "function"},
+           {R"([{"type": "function", "function": {"name": ""}}])", "a name"},
            {R"([{"type": "function", "function": {"name": "a", "parameters": 1}}])", "parameters"},
-           {R"([{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}])", "another name"}}) {
+           {R"([{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}])",
+            "another name"}}) {
     const std::string message = message_of([&] { Tools tools{std::string(json)}; });
     EXPECT_NE(message.find(what), std::string::npos) << json << ": " << message;
   }
@@ -253,17 +309,23 @@ TEST(Tools, AreChecked) {
 // What a template asks for beside messages and tools.
 TEST(ChatTemplate, TakesVariables) {
   const ChatTemplate chat = ChatTemplate::parse(
-      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-      "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{{ mood }}{% endif %}",
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if "
+      "add_generation_prompt %}<|im_start|>assistant\n"
+      "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{{ mood }}{% endif "
+      "%}",
       "", "", "FILE");
   const std::vector<ChatMessage> messages = {{ChatRole::kUser, "x"}};
   const auto text = [&](const ChatTemplate& of) { return of.text(messages, {}); };
   EXPECT_EQ(text(chat.with_variables("{}")), text(chat));
   EXPECT_TRUE(text(chat.with_variables(R"({"enable_thinking": false})")).ends_with("</think>\n\n"));
-  const ChatTemplate both = chat.with_variables(R"({"enable_thinking": false, "mood": "sad"})").with_variables(R"({"mood": "gay"})");
+  const ChatTemplate both =
+      chat.with_variables(R"({"enable_thinking": false, "mood": "sad"})").with_variables(R"({"mood": "gay"})");
   EXPECT_TRUE(text(both).ends_with("</think>\n\ngay"));
   for (const auto& [json, what] : std::initializer_list<std::pair<const char*, const char*>>{
-           {"[]", "object"}, {"{", "variables"}, {R"({"messages": []})", "messages"}, {R"({"thinking": 1})", "does not ask for thinking"}}) {
+           {"[]", "object"},
+           {"{", "variables"},
+           {R"({"messages": []})", "messages"},
+           {R"({"thinking": 1})", "does not ask for thinking"}}) {
     const std::string message = message_of([&] { chat.with_variables(json); });
     EXPECT_NE(message.find(what), std::string::npos) << json << ": " << message;
   }

@@ -23,7 +23,7 @@
 #include "engine/sampling_request.h"
 #include "engine/scheduler.h"
 #include "engine/text/chat_template.h"
-#include "engine/text/tool_format.h"
+#include "engine/text/tool_calls/tool_format.h"
 #include "engine/text/tokenizer.h"
 
 namespace tiercel {

@@ -47,8 +47,8 @@ struct Expression {
     kBinary,     // name: + - * / // % ** ~
     kAnd,
     kOr,
-    kCompare,    // operands[0] names[0] operands[1] names[1] ..: == != < <= > >= in, not in
-    kIf          // operands[0] if operands[1] else operands[2], which may be null
+    kCompare,  // operands[0] names[0] operands[1] names[1] ..: == != < <= > >= in, not in
+    kIf        // operands[0] if operands[1] else operands[2], which may be null
   };
   Kind kind;
   int line = 0;
@@ -71,24 +71,24 @@ struct Target {
   int id = -1;
 };
 
-// Variables that a block sets before it reads them, and that no block around it has: to jinja2 they are undefined from its
-// beginning on, whatever the caller gave under these names; blocks within it see that.
+// Variables that a block sets before it reads them, and that no block around it has: to jinja2 they are undefined from
+// its beginning on, whatever the caller gave under these names; blocks within it see that.
 using Unset = std::vector<Target>;
 
 struct Statement {
   enum class Kind { kText, kOutput, kIf, kFor, kSet, kSetBlock, kMacro, kBreak, kContinue, kWith, kFilterBlock };
   Kind kind;
   int line = 0;
-  Text text;                              // kText
-  std::vector<Target> targets;            // of kFor, kSet and kWith; parameters of kMacro
-  Target macro;                           // kMacro: its name
-  std::string attribute;                  // kSet, kSetBlock: of a namespace
-  ExpressionPtr expression;               // kOutput, kFor, kSet; kSetBlock and kFilterBlock: filters of kBody, or null
-  ExpressionPtr condition;                // kFor
+  Text text;                    // kText
+  std::vector<Target> targets;  // of kFor, kSet and kWith; parameters of kMacro
+  Target macro;                 // kMacro: its name
+  std::string attribute;        // kSet, kSetBlock: of a namespace
+  ExpressionPtr expression;     // kOutput, kFor, kSet; kSetBlock and kFilterBlock: filters of kBody, or null
+  ExpressionPtr condition;      // kFor
   std::vector<std::pair<ExpressionPtr, Block>> branches;  // kIf; a null condition: else
-  Block body, otherwise;                  // kFor, kSetBlock, kMacro, kWith, kFilterBlock
-  Unset unset, unset_otherwise;           // of body and otherwise
-  std::vector<ExpressionPtr> values;      // kWith; kMacro: defaults of parameters, null where there is none
+  Block body, otherwise;                                  // kFor, kSetBlock, kMacro, kWith, kFilterBlock
+  Unset unset, unset_otherwise;                           // of body and otherwise
+  std::vector<ExpressionPtr> values;  // kWith; kMacro: defaults of parameters, null where there is none
 };
 
 // How the text of a {% set %} or {% filter %} block is named in its filters; no template can name it so.

@@ -25,7 +25,8 @@ std::optional<std::string> digits_of(const Text& text, Budget& budget) {
     if (at == 0 || !is_digit(at - 1) || !is_digit(at + 1)) return std::nullopt;
   }
   for (size_t at = 0; at < digits.size();) {
-    if (const char32_t c = read_code_point(digits, &at); c >= 0x80 && is_decimal(c)) throw Problem("expected ASCII's digits");
+    if (const char32_t c = read_code_point(digits, &at); c >= 0x80 && is_decimal(c))
+      throw Problem("expected ASCII's digits");
   }
   std::erase(digits, '_');
   if (digits.starts_with('+') && digits.size() > 1 && digits[1] != '-' && digits[1] != '+') digits.erase(0, 1);
@@ -69,7 +70,8 @@ Value Interpreter::by_path(const Value& value, const Value& path, const Value* o
   for (size_t begin = 0; begin <= view.size();) {
     const size_t dot = std::min(view.find('.', begin), view.size());
     const std::string_view part = view.substr(begin, dot - begin);
-    const bool is_index = !part.empty() && part.size() < 10 && std::ranges::all_of(part, [](char c) { return c >= '0' && c <= '9'; });
+    const bool is_index =
+        !part.empty() && part.size() < 10 && std::ranges::all_of(part, [](char c) { return c >= '0' && c <= '9'; });
     budget_.step();
     at = or_other(is_index ? item(at, Value(static_cast<int64_t>(std::stoll(std::string(part)))))
                            : item(at, Value(Text::native(std::string(part)))));
@@ -91,8 +93,8 @@ Value Interpreter::selected(const Arguments& a, bool by_attribute, bool wanted) 
       if (a.positional.size() > first) {
         const Text* name = a.positional[first].text();
         if (name == nullptr) throw Problem("expected the name of a test");
-        of_test.positional.insert(of_test.positional.end(), a.positional.begin() + static_cast<std::ptrdiff_t>(first) + 1,
-                                  a.positional.end());
+        of_test.positional.insert(of_test.positional.end(),
+                                  a.positional.begin() + static_cast<std::ptrdiff_t>(first) + 1, a.positional.end());
         of_test.named = a.named;
         is = test(name->view(), of_test);
       }
@@ -167,7 +169,8 @@ Value Interpreter::filter_sort(const Arguments& a) {
   if (p[3] != nullptr && p[3]->text() != nullptr && p[3]->text()->view().find(',') != std::string_view::npos) {
     throw Problem("sort: several attributes are not supported");
   }
-  return sorted_by(listed(p.at(0), budget_), p.flag(1), [&](const Value& value) { return sort_key(value, p[3], p.flag(2)); });
+  return sorted_by(listed(p.at(0), budget_), p.flag(1),
+                   [&](const Value& value) { return sort_key(value, p[3], p.flag(2)); });
 }
 
 Value Interpreter::filter_dictsort(const Arguments& a) {
@@ -271,7 +274,9 @@ Value Interpreter::filter_length(const Arguments& a) {
   return static_cast<int64_t>(sequence->items.size());
 }
 
-Value Interpreter::filter_string(const Arguments& a) { return str(Parameters("string", a, {"value"}, 1).at(0), budget_); }
+Value Interpreter::filter_string(const Arguments& a) {
+  return str(Parameters("string", a, {"value"}, 1).at(0), budget_);
+}
 
 Value Interpreter::filter_safe(const Arguments& a) {
   return str(Parameters("safe", a, {"value"}, 1).at(0), budget_).as_markup();
@@ -295,13 +300,16 @@ Value Interpreter::filter_case(const Arguments& a) {
 Value Interpreter::filter_replace(const Arguments& a) {
   const Parameters p("replace", a, {"value", "old", "new", "count"}, 3);
   const int64_t most = p[3] == nullptr || p[3]->is_none() ? -1 : p.integer(3, -1);
-  return replaced(str(p.at(0), budget_).as_markup(false), str(p.at(1), budget_), str(p.at(2), budget_), most < 0 ? -1 : most, budget_);
+  return replaced(str(p.at(0), budget_).as_markup(false), str(p.at(1), budget_), str(p.at(2), budget_),
+                  most < 0 ? -1 : most, budget_);
 }
 
 Value Interpreter::filter_first(const Arguments& a) {
   const Parameters p("first", a, {"value"}, 1);
-  if (const Sequence* sequence = p.at(0).sequence(); sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
-    return sequence->next < sequence->items.size() ? sequence->items[sequence->next++] : Value(Undefined{Undefined::Kind::kEmpty});
+  if (const Sequence* sequence = p.at(0).sequence();
+      sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
+    return sequence->next < sequence->items.size() ? sequence->items[sequence->next++]
+                                                   : Value(Undefined{Undefined::Kind::kEmpty});
   }
   if (const Text* text = p.at(0).text()) {
     return text->empty() ? Value(Undefined{Undefined::Kind::kEmpty})
@@ -313,7 +321,8 @@ Value Interpreter::filter_first(const Arguments& a) {
 
 Value Interpreter::filter_last(const Arguments& a) {
   const Parameters p("last", a, {"value"}, 1);
-  if (const Sequence* sequence = p.at(0).sequence(); sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
+  if (const Sequence* sequence = p.at(0).sequence();
+      sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
     throw Problem("last: a generator has none");
   }
   if (const Text* text = p.at(0).text(); text != nullptr && !text->empty()) {
@@ -340,7 +349,8 @@ Value Interpreter::filter_reverse(const Arguments& a) {
 
 Value Interpreter::filter_items(const Arguments& a) {
   const Parameters p("items", a, {"value"}, 1);
-  return p.at(0).is_undefined() ? ListMaker(budget_).take(Sequence::Kind::kIterator) : pairs_of(p.at(0), Sequence::Kind::kIterator);
+  return p.at(0).is_undefined() ? ListMaker(budget_).take(Sequence::Kind::kIterator)
+                                : pairs_of(p.at(0), Sequence::Kind::kIterator);
 }
 
 Value Interpreter::filter_attr(const Arguments& a) {
@@ -396,7 +406,7 @@ Value Interpreter::filter_format(const Arguments& a) {
 
 Value Interpreter::filter_indent(const Arguments& a) {
   const Parameters p("indent", a, {"s", "width", "first", "blank"}, 1);
-  const Text pad = p[1] == nullptr          ? Text::native("    ")
+  const Text pad = p[1] == nullptr           ? Text::native("    ")
                    : p[1]->text() != nullptr ? *p[1]->text()
                                              : repeated(Text::native(" "), p.integer(1, 4), budget_);
   TextWriter closed(budget_);
@@ -485,9 +495,12 @@ bool Interpreter::test(std::string_view name, const Arguments& a) {
   const Deeper deeper(*this);
   budget_.step();
   const Value& value = a.positional[0];
-  const auto is = [&](std::initializer_list<std::string_view> names) { return std::ranges::find(names, name) != names.end(); };
+  const auto is = [&](std::initializer_list<std::string_view> names) {
+    return std::ranges::find(names, name) != names.end();
+  };
   const auto other = [&]() -> const Value& {
-    if (a.positional.size() != 2 || !a.named.empty()) throw Problem(fmt::format("is {}: expected one value to compare with", name));
+    if (a.positional.size() != 2 || !a.named.empty())
+      throw Problem(fmt::format("is {}: expected one value to compare with", name));
     return a.positional[1];
   };
   if (is({"equalto", "eq", "=="})) return equal(value, other(), budget_);

@@ -1,5 +1,6 @@
 // Which variables are undefined from the beginning of a block on: jinja2 decides that before a template runs (its
-// idtracking.py). Bodies of loops, macros, {% with %}, {% set %} and {% filter %} are frames; those of {% if %} are not.
+// idtracking.py). Bodies of loops, macros, {% with %}, {% set %} and {% filter %} are frames; those of {% if %} are
+// not.
 #include <set>
 #include <utility>
 
@@ -52,9 +53,7 @@ class Frame {
         }
         return;
       case S::kFor: return load(*s.expression);
-      case S::kSet:
-        load(*s.expression);
-        [[fallthrough]];
+      case S::kSet: load(*s.expression); [[fallthrough]];
       case S::kSetBlock:
         for (const Target& target : s.targets) s.attribute.empty() ? stores(target) : hold(target);
         return;
@@ -71,9 +70,7 @@ class Frame {
       case S::kIf:
         for (auto& [condition, body] : s.branches) descend(body);
         return;
-      case S::kFor:
-        inner(s, s.body, s.unset, s.targets);
-        return inner(s, s.otherwise, s.unset_otherwise, {});
+      case S::kFor: inner(s, s.body, s.unset, s.targets); return inner(s, s.otherwise, s.unset_otherwise, {});
       case S::kSetBlock:
       case S::kFilterBlock: return inner(s, s.body, s.unset, {});
       case S::kMacro:

@@ -16,12 +16,12 @@ namespace {
 
 // Python's methods, those that are not known here included: that they are there can be asked.
 constexpr std::string_view kOfText[] = {
-    "capitalize", "casefold",  "center",      "count",   "encode",     "endswith",     "expandtabs",   "find",     "format",
-    "format_map", "index",     "isalnum",     "isalpha", "isascii",    "isdecimal",    "isdigit",      "isidentifier",
-    "islower",    "isnumeric", "isprintable", "isspace", "istitle",    "isupper",      "join",         "ljust",    "lower",
-    "lstrip",     "maketrans", "partition",   "removeprefix",          "removesuffix", "replace",      "rfind",    "rindex",
-    "rjust",      "rpartition", "rsplit",     "rstrip",  "split",      "splitlines",   "startswith",   "strip",    "swapcase",
-    "title",      "translate", "upper",       "zfill"};
+    "capitalize",   "casefold",   "center",    "count",       "encode",    "endswith",     "expandtabs",   "find",
+    "format",       "format_map", "index",     "isalnum",     "isalpha",   "isascii",      "isdecimal",    "isdigit",
+    "isidentifier", "islower",    "isnumeric", "isprintable", "isspace",   "istitle",      "isupper",      "join",
+    "ljust",        "lower",      "lstrip",    "maketrans",   "partition", "removeprefix", "removesuffix", "replace",
+    "rfind",        "rindex",     "rjust",     "rpartition",  "rsplit",    "rstrip",       "split",        "splitlines",
+    "startswith",   "strip",      "swapcase",  "title",       "translate", "upper",        "zfill"};
 constexpr std::string_view kOfDict[] = {"copy", "fromkeys", "get", "items", "keys", "values"};
 constexpr std::string_view kOfSequence[] = {"copy", "count", "index"};
 constexpr std::string_view kOfLoop[] = {"cycle", "changed"};
@@ -53,13 +53,15 @@ std::string_view method_name(const Value& object, std::string_view name) {
 
 // What Python's values have beside their methods, and nobody asks for.
 bool is_other_attribute(const Value& value, std::string_view name) {
-  constexpr std::string_view kOfNumber[] = {"real",        "imag",       "numerator", "denominator", "conjugate",       "bit_length",
-                                            "bit_count",   "to_bytes",   "from_bytes", "is_integer", "as_integer_ratio", "hex", "fromhex"};
+  constexpr std::string_view kOfNumber[] = {
+      "real",     "imag",       "numerator",  "denominator",      "conjugate", "bit_length", "bit_count",
+      "to_bytes", "from_bytes", "is_integer", "as_integer_ratio", "hex",       "fromhex"};
   constexpr std::string_view kOfMacro[] = {"name", "arguments", "catch_kwargs", "catch_varargs", "caller"};
   constexpr std::string_view kOfRange[] = {"start", "stop", "step"};
   if (value.is_number()) return !found_in(kOfNumber, name).empty();
   if (value.function() != nullptr) return !found_in(kOfMacro, name).empty();
-  return value.sequence() != nullptr && value.sequence()->kind == Sequence::Kind::kRange && !found_in(kOfRange, name).empty();
+  return value.sequence() != nullptr && value.sequence()->kind == Sequence::Kind::kRange &&
+         !found_in(kOfRange, name).empty();
 }
 
 Value attribute_of_loop(const Loop& loop, std::string_view name) {
@@ -94,9 +96,11 @@ int64_t index_of(std::string_view text, std::string_view what, bool last, Budget
 bool has_end(const Text& text, const Value& end, bool at_start) {
   const Sequence* ends = end.sequence();
   if (ends != nullptr && ends->kind == Sequence::Kind::kTuple) {
-    return std::ranges::any_of(ends->items, [&](const Value& one) { return one.text() != nullptr && has_end(text, one, at_start); });
+    return std::ranges::any_of(ends->items,
+                               [&](const Value& one) { return one.text() != nullptr && has_end(text, one, at_start); });
   }
-  if (end.text() == nullptr) throw Problem(fmt::format("expected a string or a tuple of them, found a value of type {}", end.type()));
+  if (end.text() == nullptr)
+    throw Problem(fmt::format("expected a string or a tuple of them, found a value of type {}", end.type()));
   return at_start ? text.view().starts_with(end.text()->view()) : text.view().ends_with(end.text()->view());
 }
 
@@ -132,7 +136,8 @@ Value Interpreter::attribute(const Value& value, std::string_view name, const st
     return found != nullptr ? *found : Value(Undefined{Undefined::Kind::kMember, kept_name});
   }
   if (const std::string_view method = method_name(value, name); !method.empty()) return method_value(value, method);
-  if (is_other_attribute(value, name)) throw Problem(fmt::format("the attribute {} of values of type {} is not supported", name, value.type()));
+  if (is_other_attribute(value, name))
+    throw Problem(fmt::format("the attribute {} of values of type {} is not supported", name, value.type()));
   if (name.starts_with("__") || changes(value, name)) return Undefined{Undefined::Kind::kUnsafe, kept_name};
   if (const Loop* loop = value.loop()) return attribute_of_loop(*loop, name);
   if (const Dict* dict = value.dict()) {
@@ -250,14 +255,16 @@ Value Interpreter::range(const Arguments& arguments) {
   if (n < 1 || n > 3 || !arguments.named.empty()) throw Problem("range: expected one to three integers");
   for (size_t i = 0; i < n; ++i) {
     const auto whole = arguments.positional[i].whole();
-    if (!whole) throw Problem(fmt::format("range: expected integers, found a value of type {}", arguments.positional[i].type()));
+    if (!whole)
+      throw Problem(fmt::format("range: expected integers, found a value of type {}", arguments.positional[i].type()));
     bounds[n == 1 ? 1 : i] = *whole;
   }
   const auto [first, end, stride] = bounds;
   if (stride == 0) throw Problem("range: the step is 0");
   ListMaker list(budget_);
   for (int64_t i = first; stride > 0 ? i < end : i > end;) {
-    if (static_cast<int64_t>(list.items().size()) == kMost) throw Problem(fmt::format("range: expected at most {} numbers", kMost));
+    if (static_cast<int64_t>(list.items().size()) == kMost)
+      throw Problem(fmt::format("range: expected at most {} numbers", kMost));
     list.push(i);
     if (__builtin_add_overflow(i, stride, &i)) break;
   }
@@ -333,9 +340,11 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     const int64_t most = p.integer(2, -1);
     return replaced(text, p.text(0), p.text(1), most < 0 ? -1 : most, budget_);
   }
-  constexpr std::pair<std::string_view, Case> kCases[] = {{"upper", Case::kUpper},     {"lower", Case::kLower},
-                                                            {"swapcase", Case::kSwapped},
-                                                          {"capitalize", Case::kCapital}, {"title", Case::kTitle}};
+  constexpr std::pair<std::string_view, Case> kCases[] = {{"upper", Case::kUpper},
+                                                          {"lower", Case::kLower},
+                                                          {"swapcase", Case::kSwapped},
+                                                          {"capitalize", Case::kCapital},
+                                                          {"title", Case::kTitle}};
   for (const auto& [of, to] : kCases) {
     if (name != of) continue;
     const Parameters none(name, a, {});
@@ -346,7 +355,8 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     TextWriter joined(budget_);
     size_t n = 0;
     for (const Value& part : Iteration(p.at(0), budget_)) {
-      if (part.text() == nullptr) throw Problem(fmt::format("join: expected strings, found a value of type {}", part.type()));
+      if (part.text() == nullptr)
+        throw Problem(fmt::format("join: expected strings, found a value of type {}", part.type()));
       if (n++ > 0) joined.add(text);
       joined.add(text.is_markup() ? escaped(*part.text(), budget_) : *part.text());
     }
@@ -363,7 +373,9 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     const std::string_view what = p.text(0).view();
     if (what.empty()) return static_cast<int64_t>(n_characters(view) + 1);
     int64_t n = 0;
-    for (size_t at = place_of(view, what, 0, budget_); at != view.npos; at = place_of(view, what, at + what.size(), budget_)) ++n;
+    for (size_t at = place_of(view, what, 0, budget_); at != view.npos;
+         at = place_of(view, what, at + what.size(), budget_))
+      ++n;
     return n;
   }
   if (name == "removeprefix" || name == "removesuffix") {
@@ -408,7 +420,8 @@ Value Interpreter::method_of_text(const Text& text, std::string_view name, const
     budget_.read_characters(view.size());
     // Of letters some are numbers, and of other numbers not all are digits: which ones is not known here.
     const bool is_plain = all_characters(view, [](char32_t c) { return c < 0x80 || is_decimal(c); }) || view.empty();
-    if ((name == "isdigit" || name == "isnumeric") && !is_plain) throw Problem(fmt::format("{}: is not supported of such characters", name));
+    if ((name == "isdigit" || name == "isnumeric") && !is_plain)
+      throw Problem(fmt::format("{}: is not supported of such characters", name));
     return all_characters(view, is) || (name == "isascii" && view.empty());
   }
   if (name == "isspace") return !view.empty() && leading_space(view) == view.size();
@@ -447,7 +460,8 @@ Value Interpreter::formatted(const Text& format, const Arguments& arguments) {
       const auto named = std::ranges::find(arguments.named, place, [](const auto& pair) { return pair.first; });
       if (named != arguments.named.end()) value = &named->second;
     }
-    if (value == nullptr) throw Problem(fmt::format("format: there is no argument for {{{}}}, or its form is not supported", place));
+    if (value == nullptr)
+      throw Problem(fmt::format("format: there is no argument for {{{}}}, or its form is not supported", place));
     const Text written = str(*value, budget_);
     result.add(format.is_markup() ? escaped(written, budget_) : written);
     at = end + 1;

@@ -45,7 +45,8 @@ Parameters::Parameters(std::string_view function, const Arguments& arguments,
 const Text& Parameters::text(size_t i) const {
   need_defined(at(i));
   if (at(i).text() == nullptr) {
-    throw Problem(fmt::format("{}: expected a string as {}, found a value of type {}", function_, names_[i], at(i).type()));
+    throw Problem(
+        fmt::format("{}: expected a string as {}, found a value of type {}", function_, names_[i], at(i).type()));
   }
   return *at(i).text();
 }
@@ -59,12 +60,15 @@ int64_t Parameters::integer(size_t i, int64_t otherwise) const {
   need_defined(at(i));
   const auto whole = at(i).whole();
   if (!whole) {
-    throw Problem(fmt::format("{}: expected an integer as {}, found a value of type {}", function_, names_[i], at(i).type()));
+    throw Problem(
+        fmt::format("{}: expected an integer as {}, found a value of type {}", function_, names_[i], at(i).type()));
   }
   return *whole;
 }
 
-bool Parameters::flag(size_t i, bool otherwise) const { return values_[i] != nullptr ? values_[i]->truthy() : otherwise; }
+bool Parameters::flag(size_t i, bool otherwise) const {
+  return values_[i] != nullptr ? values_[i]->truthy() : otherwise;
+}
 
 Interpreter::Deeper::Deeper(Interpreter& of) : of_(of) {
   if (of.depth_ >= kMostDepth) throw Problem("blocks, expressions and macros are in each other too deeply");
@@ -259,7 +263,10 @@ Value Interpreter::call_macro(const Function& macro, const Arguments& arguments)
     const auto named = std::ranges::find(arguments.named, target.name, [](const auto& pair) { return pair.first; });
     const bool is_named = named != arguments.named.end();
     const Undefined missing{Undefined::Kind::kArgument, &target.name};
-    set(*scope, target.id, i < arguments.positional.size() ? arguments.positional[i] : is_named ? named->second : Value(missing));
+    set(*scope, target.id,
+        i < arguments.positional.size() ? arguments.positional[i]
+        : is_named                      ? named->second
+                                        : Value(missing));
     if (i >= arguments.positional.size() && !is_named) defaults[i] = s.values[i].get();
   }
   // Which see what was given, all of it.
@@ -345,7 +352,7 @@ Value Interpreter::compared(const Expression& e, const ScopePtr& scope) {
   for (size_t i = 0; i < e.names.size(); ++i) {
     Value right = operand(e, i + 1, scope);
     const std::string& op = e.names[i];
-    const bool holds = op == "==" || op == "!="      ? equal(left, right, budget_) == (op == "==")
+    const bool holds = op == "==" || op == "!="       ? equal(left, right, budget_) == (op == "==")
                        : op == "in" || op == "not in" ? contains(right, left, budget_) == (op == "in")
                                                       : compare(op, left, right, budget_);
     if (!holds) return false;

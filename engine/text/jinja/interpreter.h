@@ -1,5 +1,5 @@
-// Runs a template's tree once. Statements and expressions are in interpreter.cpp, what `|` and `is` name in filters.cpp,
-// what a value's attributes and global functions do in functions.cpp.
+// Runs a template's tree once. Statements and expressions are in interpreter.cpp, what `|` and `is` name in
+// filters.cpp, what a value's attributes and global functions do in functions.cpp.
 //
 // Throws Problem; line() is where.
 #pragma once
@@ -162,7 +162,7 @@ class Interpreter {
   const Program& program_;
   const Clock& clock_;
   Budget& budget_;
-  Held kept_;  // of the following
+  Held kept_;                                       // of the following
   std::vector<std::shared_ptr<Namespace>> spaces_;  // which may hold each other: emptied at the end
   std::vector<ScopePtr> kept_scopes_;               // of macros, likewise
   int depth_ = 0, line_ = 1, loops_ = 0;

@@ -68,7 +68,8 @@ class Lexer {
     if (!text.empty()) add(Kind::kText, std::string(text));
   }
 
-  // What of a text is left in front of a tag: lstrip_blocks takes what stands before a block at the beginning of a line.
+  // What of a text is left in front of a tag: lstrip_blocks takes what stands before a block at the beginning of a
+  // line.
   std::string_view before_tag(std::string_view text, bool is_block, char sign) const {
     if (sign == '-') return text.substr(0, text.size() - trailing_space(text));
     if (!is_block || sign == '+') return text;
@@ -157,7 +158,8 @@ class Lexer {
   void read_number(std::string_view text) {
     size_t n = 0;
     const auto digits = [&] {
-      while (n < text.size() && (is_digit(text[n]) || (text[n] == '_' && n + 1 < text.size() && is_digit(text[n + 1])))) ++n;
+      while (n < text.size() && (is_digit(text[n]) || (text[n] == '_' && n + 1 < text.size() && is_digit(text[n + 1]))))
+        ++n;
     };
     digits();
     bool is_float = false;
@@ -199,7 +201,8 @@ class Lexer {
         refuse("\\N in a string is not supported");
       } else if (escape >= '0' && escape <= '7') {
         int code = escape - '0';
-        for (int i = 0; i < 2 && n < text.size() && text[n] >= '0' && text[n] <= '7'; ++i) code = code * 8 + (text[n++] - '0');
+        for (int i = 0; i < 2 && n < text.size() && text[n] >= '0' && text[n] <= '7'; ++i)
+          code = code * 8 + (text[n++] - '0');
         append_code_point(static_cast<char32_t>(code), &meant);
       } else if (escape != '\n') {
         constexpr std::string_view kEscapes = "ntrbfav\\'\"", kMeanings = "\n\t\r\b\f\a\v\\'\"";
@@ -215,7 +218,8 @@ class Lexer {
     uint32_t code = 0;
     const char* const end = text.data() + std::min(n_digits, text.size());
     const auto [last, error] = std::from_chars(text.data(), end, code, 16);
-    if (error != std::errc() || last != text.data() + n_digits || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) {
+    if (error != std::errc() || last != text.data() + n_digits || code > 0x10ffff ||
+        (code >= 0xd800 && code < 0xe000)) {
       refuse(fmt::format("expected the {} hexadecimal digits of a character", n_digits));
     }
     append_code_point(code, &meant);

@@ -107,13 +107,14 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
     budget.read(std::min(a.text()->size(), b.text()->size()));
     return a.text()->view() == b.text()->view();
   }
-  if (const Sequence *x = a.sequence(), *y = b.sequence(); x != nullptr && y != nullptr) {
+  if (const Sequence* x = a.sequence(), *y = b.sequence(); x != nullptr && y != nullptr) {
     if (x == y) return true;
-    if (!x->is_indexed() && !y->is_indexed() && x->kind != Sequence::Kind::kIterator) throw Problem("==: views of dicts are not supported");
+    if (!x->is_indexed() && !y->is_indexed() && x->kind != Sequence::Kind::kIterator)
+      throw Problem("==: views of dicts are not supported");
     if (x->kind != y->kind || !x->is_indexed()) return false;
     return std::ranges::equal(x->items, y->items, [&](const Value& v, const Value& w) { return equal(v, w, budget); });
   }
-  if (const Dict *x = a.dict(), *y = b.dict(); x != nullptr && y != nullptr) {
+  if (const Dict* x = a.dict(), *y = b.dict(); x != nullptr && y != nullptr) {
     return x->size() == y->size() && std::ranges::all_of(x->items(), [&](const Dict::Item& item) {
              const Value* other = y->find(item.first, budget);
              return other != nullptr && equal(item.second, *other, budget);
@@ -143,7 +144,8 @@ bool compare(std::string_view op, const Value& a, const Value& b, Budget& budget
   }
   if ((is_list(a) && is_list(b)) || (is_tuple(a) && is_tuple(b))) {
     const List &x = a.sequence()->items, &y = b.sequence()->items;
-    const auto [p, q] = std::ranges::mismatch(x, y, [&](const Value& v, const Value& w) { return equal(v, w, budget); });
+    const auto [p, q] =
+        std::ranges::mismatch(x, y, [&](const Value& v, const Value& w) { return equal(v, w, budget); });
     return p != x.end() && q != y.end() ? compare(op, *p, *q, budget) : decide(x.size(), y.size());
   }
   refuse_types(op, a, b);

@@ -15,7 +15,7 @@ namespace tiercel::jinja {
 namespace {
 
 constexpr int kMaxDepth = 100, kMaxHeight = 400;  // of what is nested: the stack is finite
-constexpr size_t kMaxTargets = 200;                // of one statement
+constexpr size_t kMaxTargets = 200;               // of one statement
 
 class Parser {
  public:
@@ -302,7 +302,9 @@ class Parser {
     auto e = make(E::kTuple);
     e->operands.push_back(std::move(first));
     while (take_operator(",")) {
-      if (peek().kind == Kind::kEnd || peek().kind == Kind::kOutputEnd || is_operator(")") || is_operator("]") || is_word("if")) break;
+      if (peek().kind == Kind::kEnd || peek().kind == Kind::kOutputEnd || is_operator(")") || is_operator("]") ||
+          is_word("if"))
+        break;
       e->operands.push_back(with_if ? parse_expression() : parse_or());
     }
     return whole(std::move(e));
@@ -598,6 +600,8 @@ class Parser {
 
 }  // namespace
 
-Program parse(std::string_view source, const std::string& name) { return Parser(read_tokens(source, name), name).run(); }
+Program parse(std::string_view source, const std::string& name) {
+  return Parser(read_tokens(source, name), name).run();
+}
 
 }  // namespace tiercel::jinja

@@ -66,7 +66,8 @@ size_t place_of(std::string_view text, std::string_view part, size_t from, Budge
   if (part.size() > text.size() - from) return std::string_view::npos;
   // Which takes no longer than both are, unlike std::string_view::find.
   const void* found = ::memmem(text.data() + from, text.size() - from, part.data(), part.size());
-  const size_t place = found == nullptr ? std::string_view::npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
+  const size_t place =
+      found == nullptr ? std::string_view::npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
   budget.step(1 + (std::min(place, text.size()) - from + part.size()) / 16);
   return place;
 }
@@ -126,7 +127,8 @@ Text stripped(const Text& text, const Text* characters, bool left, bool right, B
     return characters->view().find(view.substr(at, end - at)) != std::string_view::npos;
   };
   size_t begin = 0, end = view.size();
-  while (left && begin < end && is_stripped(begin, begin + character_size(view, begin))) begin += character_size(view, begin);
+  while (left && begin < end && is_stripped(begin, begin + character_size(view, begin)))
+    begin += character_size(view, begin);
   while (right && end > begin && is_stripped(last_character(view, end), end)) end = last_character(view, end);
   return part_of(text, begin, end, budget);
 }
@@ -194,8 +196,8 @@ Text replaced(const Text& text, const Text& from, const Text& to, int64_t most, 
   size_t begin = 0;
   for (int64_t n = 0; n != most; ++n) {
     // An empty string is before each character, and at the end.
-    const size_t found = !from.empty() ? place_of(view, from.view(), begin, budget)
-                         : n == 0      ? 0
+    const size_t found = !from.empty()         ? place_of(view, from.view(), begin, budget)
+                         : n == 0              ? 0
                          : begin < view.size() ? begin + character_size(view, begin)
                                                : std::string_view::npos;
     if (found == std::string_view::npos) break;

@@ -15,8 +15,8 @@ namespace tiercel::jinja {
 size_t leading_space(std::string_view text);
 size_t trailing_space(std::string_view text);
 
-// Where a part is, the first one at `from` or behind, or the last one; npos: nowhere. In a time that both are counted in,
-// whatever they are.
+// Where a part is, the first one at `from` or behind, or the last one; npos: nowhere. In a time that both are counted
+// in, whatever they are.
 size_t place_of(std::string_view text, std::string_view part, size_t from, Budget& budget);
 size_t last_place_of(std::string_view text, std::string_view part, Budget& budget);
 
@@ -41,7 +41,7 @@ bool is_upper(char32_t c);
 bool is_lower(char32_t c);
 bool is_letter(char32_t c);
 bool is_printable(char32_t c);
-bool is_decimal(char32_t c);   // str.isdecimal
-bool is_numeral(char32_t c);   // another number that is no letter
+bool is_decimal(char32_t c);  // str.isdecimal
+bool is_numeral(char32_t c);  // another number that is no letter
 
 }  // namespace tiercel::jinja

@@ -1,8 +1,8 @@
-// Chat templates: the part of Jinja 2 that they are written in, run as transformers runs it (trim_blocks, lstrip_blocks,
-// loop controls, {% generation %}; tojson as json.dumps).
+// Chat templates: the part of Jinja 2 that they are written in, run as transformers runs it (trim_blocks,
+// lstrip_blocks, loop controls, {% generation %}; tojson as json.dumps).
 //
-// Promises: what a template writes is what jinja2 3.1 writes, or an Error that names the template's line; a template may
-// not loop or grow without end. Strings know what is foreign (text.h). Knows nothing of models or tokens.
+// Promises: what a template writes is what jinja2 3.1 writes, or an Error that names the template's line; a template
+// may not loop or grow without end. Strings know what is foreign (text.h). Knows nothing of models or tokens.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 
 namespace tiercel::jinja {
 
-// Some seconds, of a long conversation: five thousand messages take a million steps, in templates that look at all earlier
-// ones a hundred million. A short one may take a tenth of a second.
+// Some seconds, of a long conversation: five thousand messages take a million steps, in templates that look at all
+// earlier ones a hundred million. A short one may take a tenth of a second.
 inline constexpr int64_t kMostSteps = 200'000'000;
 
 class Template {

@@ -28,7 +28,8 @@ class Text {
   bool is_foreign(size_t at) const { return !data_->origin.empty() && data_->origin[at] != kNative; }
   bool has_foreign() const;
 
-  // Jinja's Markup: what `safe` and `escape` give, and what is joined with that. Anything else is escaped for HTML first.
+  // Jinja's Markup: what `safe` and `escape` give, and what is joined with that. Anything else is escaped for HTML
+  // first.
   bool is_markup() const { return is_markup_; }
   Text as_markup(bool is_markup = true) const;
 
@@ -52,7 +53,9 @@ class Text {
 // Puts texts together, each byte counted before it is there.
 class TextWriter {
  public:
-  explicit TextWriter(Budget& budget) : budget_(budget), data_{{}, {}, budget.held()} { data_.held.grow(sizeof(Text::Data)); }
+  explicit TextWriter(Budget& budget) : budget_(budget), data_{{}, {}, budget.held()} {
+    data_.held.grow(sizeof(Text::Data));
+  }
 
   void add(std::string_view bytes, bool foreign = false);
   void add(const Text& text, size_t begin = 0, size_t end = std::string_view::npos);

@@ -125,7 +125,8 @@ std::optional<std::string> key_of(const Value& value, Budget& budget) {
   std::string key = "t";
   for (const Value& item : sequence->items) {
     budget.step();
-    const auto inner = item.sequence() == nullptr ? key_of(item, budget) : std::nullopt;  // of tuples in tuples there may be too many
+    const auto inner =
+        item.sequence() == nullptr ? key_of(item, budget) : std::nullopt;  // of tuples in tuples there may be too many
     if (!inner) return std::nullopt;
     key += fmt::format("{}:{}", inner->size(), *inner);
   }
@@ -169,8 +170,6 @@ void Dict::set(const Value& key, Value value, Budget& budget) {
   if (const Text* text = items_.back().first.text()) texts_.emplace(text->view(), place);
 }
 
-Value dict_of(Dict dict) {
-  return Value(std::shared_ptr<const Dict>(std::make_shared<Dict>(std::move(dict))));
-}
+Value dict_of(Dict dict) { return Value(std::shared_ptr<const Dict>(std::make_shared<Dict>(std::move(dict)))); }
 
 }  // namespace tiercel::jinja

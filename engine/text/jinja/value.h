@@ -1,7 +1,8 @@
 // Values of chat templates: Python's, as far as templates use them.
 //
-// What lists and dicts hold is shared, never changed; only namespaces change. Values are in each other at most a hundred
-// deep, so that what goes through them may recurse; it counts what it visits, as few bytes can mean a great deal.
+// What lists and dicts hold is shared, never changed; only namespaces change. Values are in each other at most a
+// hundred deep, so that what goes through them may recurse; it counts what it visits, as few bytes can mean a great
+// deal.
 #pragma once
 
 #include <cstdint>
@@ -47,11 +48,11 @@ class Value {
                                std::shared_ptr<const Function>>;
   Value() : storage_(None{}) {}
   // Implicit: an operation's result, whatever it is, is a value.
-  Value(Undefined value) : storage_(value) {}           // NOLINT
-  Value(bool value) : storage_(value) {}                // NOLINT
-  Value(int64_t value) : storage_(value) {}             // NOLINT
-  Value(double value) : storage_(value) {}              // NOLINT
-  Value(Text value) : storage_(std::move(value)) {}     // NOLINT
+  Value(Undefined value) : storage_(value) {}        // NOLINT
+  Value(bool value) : storage_(value) {}             // NOLINT
+  Value(int64_t value) : storage_(value) {}          // NOLINT
+  Value(double value) : storage_(value) {}           // NOLINT
+  Value(Text value) : storage_(std::move(value)) {}  // NOLINT
   template <typename T>
   Value(std::shared_ptr<T> value) : storage_(std::move(value)) {}  // NOLINT
   template <typename T>
@@ -71,9 +72,9 @@ class Value {
   const Function* function() const { return shared<const Function>(); }
 
   bool is_number() const { return boolean() != nullptr || integer() != nullptr || real() != nullptr; }
-  double number() const;      // of is_number
+  double number() const;                 // of is_number
   std::optional<int64_t> whole() const;  // of an int or a bool
-  const char* type() const;   // Python's name, for messages
+  const char* type() const;              // Python's name, for messages
   bool truthy() const;
   int depth() const;  // of what is in it
 
@@ -182,9 +183,9 @@ struct Scope;
 struct Function {
   enum class Kind { kRaise, kClock, kNamespace, kDict, kRange, kMethod, kMacro };
   Kind kind;
-  Value object = {};                // kMethod
-  std::string_view name = {};       // kMethod
-  const Statement* macro = nullptr;  // kMacro
+  Value object = {};                  // kMethod
+  std::string_view name = {};         // kMethod
+  const Statement* macro = nullptr;   // kMacro
   std::shared_ptr<Scope> scope = {};  // kMacro: where it was defined
   Held held = {};
 };

@@ -149,9 +149,8 @@ class JsonWriter {
     std::vector<const Dict::Item*> items;
     for (const Dict::Item& item : dict.items()) items.push_back(&item);
     if (style_.sort_keys) {
-      std::ranges::stable_sort(items, [&](const Dict::Item* a, const Dict::Item* b) {
-        return compare("<", a->first, b->first, budget_);
-      });
+      std::ranges::stable_sort(
+          items, [&](const Dict::Item* a, const Dict::Item* b) { return compare("<", a->first, b->first, budget_); });
     }
     out_.add("{");
     for (size_t n = 0; n < items.size(); ++n) {

@@ -1,5 +1,5 @@
-// How a model's answers call tools. No list of models says it: its chat template is made to write such answers, with names
-// and values that nobody uses, and where those are in what it writes is the form that answers are read by.
+// How a model's answers call tools. No list of models says it: its chat template is made to write such answers, with
+// names and values that nobody uses, and where those are in what it writes is the form that answers are read by.
 //
 //   kObject      <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>    Hermes, Qwen 2.5 and 3
 //                [TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]            Mistral
@@ -10,7 +10,6 @@
 // White space around these parts is not looked at. What is thought (<think> .. </think>) calls nothing.
 #pragma once
 
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,28 +17,9 @@
 #include "engine/text/chat_message.h"
 #include "engine/text/chat_program.h"
 #include "engine/text/tokenizer.h"
+#include "engine/text/tool_calls/tools.h"
 
 namespace tiercel {
-
-// What may be called: as a body says it, {"type": "function", "function": {"name": .., "parameters": ..}}.
-class Tools {
- public:
-  // Throws Error(kUsage) naming the place in the array.
-  explicit Tools(std::string json);
-
-  const std::string& json() const { return json_; }
-  bool has(const std::string& name) const { return is_text_.contains(name); }
-  // The longest name that a text begins with; empty: none.
-  std::string_view name_at(std::string_view text) const;
-  // Whether a text begins with a name, or may once it goes on.
-  bool may_begin(std::string_view text) const;
-  // Whether a value that is written without quotes is a text.
-  bool is_text(const std::string& tool, const std::string& parameter) const;
-
- private:
-  std::string json_;
-  std::map<std::string, std::map<std::string, bool>> is_text_;  // by name and parameter
-};
 
 class ToolFormat {
  public:
@@ -55,14 +35,14 @@ class ToolFormat {
 
   // How much of an answer that goes on is known to come before calls.
   struct Progress {
-    size_t n_before = 0;                    // bytes
-    size_t n_searched = 0, n_solid = 0;     // without what follows; up to the last that is no white space
-    bool calls = false;                     // what follows may be a call, or is one
+    size_t n_before = 0;                 // bytes
+    size_t n_searched = 0, n_solid = 0;  // without what follows; up to the last that is no white space
+    bool calls = false;                  // what follows may be a call, or is one
   };
   void follow(std::string_view answer, const Tools& tools, Progress& progress) const;
 
-  // What an answer that must call begins with: up to the name, or with a name up to what it is given. Empty: this form has
-  // no such beginning. The name is somebody's word.
+  // What an answer that must call begins with: up to the name, or with a name up to what it is given. Empty: this form
+  // has no such beginning. The name is somebody's word.
   jinja::Text beginning(const std::string& name) const;
 
   // Special tokens that it is written with, which a reader must see.
@@ -86,16 +66,17 @@ class ToolFormat {
   bool may_begin_with_call(std::string_view text, const Tools& tools) const;
 
   Shape shape_ = Shape::kObject;
-  std::vector<std::string> openings_;  // what may stand before the first marker, in this order
-  std::string marker_;                 // before each call; empty: they are at the beginning of an answer
-  std::string closing_;   // behind the last one
-  bool is_list_ = false;  // between calls there is a comma
-  bool thinks_ = false;   // an answer begins within thoughts
-  std::string name_path_, arguments_path_;      // kObject: JSON pointers
+  std::vector<std::string> openings_;       // what may stand before the first marker, in this order
+  std::string marker_;                      // before each call; empty: they are at the beginning of an answer
+  std::string closing_;                     // behind the last one
+  bool is_list_ = false;                    // between calls there is a comma
+  bool thinks_ = false;                     // an answer begins within thoughts
+  std::string name_path_, arguments_path_;  // kObject: JSON pointers
   std::string middle_, behind_id_;  // kArguments: between the name and what it is given, where there may be an id
   std::string behind_name_, before_key_, behind_key_, behind_value_;  // kParameters
-  std::string before_name_, from_name_;  // as it is written: up to a name, and from there to what is given; of a call alone
-  std::string written_;                  // what was looked at
+  std::string before_name_,
+      from_name_;        // as it is written: up to a name, and from there to what is given; of a call alone
+  std::string written_;  // what was looked at
 };
 
 }  // namespace tiercel
