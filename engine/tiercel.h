@@ -204,7 +204,7 @@ struct ModelInfo {
   int64_t parameters = 0, weight_bytes = 0;
   int64_t bos_token = -1;           // -1: none
   // Generation stops at any of them: the configuration's, and the end of a turn of a chat template
-  // that is supported.
+  // that can be run.
   std::vector<int64_t> end_tokens;
 };
 
@@ -478,7 +478,7 @@ class TIERCEL_API Engine {
   std::string detokenize(std::span<const int32_t> tokens, bool skip_special = false) const;
   // A conversation as the model's chat template writes it, up to where the next answer begins. date:
   // "YYYY-MM-DD" for templates that write one; empty: today's. Throws kUsage for a model without a
-  // template, or with one that is not supported, saying which are; for roles in an order that the
+  // template, or with one that cannot be run, saying why; for roles in an order that the
   // template refuses.
   std::vector<int32_t> tokenize_chat(std::span<const ChatMessage> messages,
                                      const std::string& date = {}) const;

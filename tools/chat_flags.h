@@ -55,7 +55,7 @@ void add_template_variables_flag(Flags& flags, std::optional<std::string>& varia
 // Throws Error(kUsage): with the flag's name.
 ChatTemplate with_variables(ChatTemplate chat, const std::optional<std::string>& variables);
 
-// A model's template; none: why says why there is none, or none that is supported. Throws Error(kUsage) as with_variables,
+// A model's template; none: why says why there is none, or none that can be run. Throws Error(kUsage) as with_variables,
 // and where there is no template for variables.
 std::optional<ChatTemplate> find_chat_template(const std::string& directory, const std::optional<std::string>& variables,
                                                std::string& why);
@@ -72,7 +72,7 @@ struct ChatFlags {
 
   void add_to(Flags& flags);
   // Throws Error(kUsage) for flags that contradict each other or need --chat; for a template that
-  // is needed and missing, or not supported. restored: a saved session is.
+  // is needed and missing, or cannot be run. restored: a saved session is.
   Turns turns(const std::string& directory, const Tokenizer& tokenizer, Turns::Plain plain,
               bool restored, const Console& console) const;
 

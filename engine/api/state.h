@@ -55,7 +55,7 @@ struct EngineState {
   const v0::Options options;  // defaults of sessions
   const std::shared_ptr<Model> model;
   const Tokenizer tokenizer;
-  const std::optional<ChatTemplate> chat;  // none: the model has none that is supported
+  const std::optional<ChatTemplate> chat;  // none: the model has none that can be run
   const std::vector<int64_t> end_tokens;   // generation stops at any of them
   // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
   TurnLock turn;

@@ -29,10 +29,10 @@ class ChatTemplate {
  public:
   // A directory has a chat_template.jinja, or a tokenizer_config.json with a chat_template; a GGUF file has one.
   static bool exists(const std::string& directory);
-  // Throws Error(kUsage) naming the file, what is supported and what would help, where there is
+  // Throws Error(kUsage) naming the file, why and what would help, where there is
   // none or it cannot be run; Error(kRuntime) where a file cannot be read.
   static ChatTemplate load(const std::string& directory);
-  // None where there is none, or none that is supported. Throws Error(kRuntime) as load does.
+  // None where there is none, or none that can be run. Throws Error(kRuntime) as load does.
   static std::optional<ChatTemplate> find(const std::string& directory);
   // The same from memory; `name` stands for the file in messages. bos and eos are the tokenizer's
   // special tokens, empty where it has none.
