@@ -1,7 +1,6 @@
 #include "engine/text/chat_program.h"
 
 #include <algorithm>
-#include <cstring>
 #include <ctime>
 #include <utility>
 
@@ -48,12 +47,6 @@ std::string formatted(const ChatDate& date, const std::string& format) {
   const size_t n = std::strftime(text, sizeof text, (format + "|").c_str(), &day);  // never empty
   if (n == 0 || format.find('\0') != format.npos) throw jinja::Problem("strftime_now: expected a shorter format");
   return {text, n - 1};
-}
-
-// npos: nowhere. In a time that both are looked at in, unlike std::string_view::find.
-size_t place_in(std::string_view text, std::string_view words, size_t from) {
-  const void* found = ::memmem(text.data() + from, text.size() - from, words.data(), words.size());
-  return found == nullptr ? text.npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
 
 // Behind the last of these words; npos: they are not there.
@@ -155,12 +148,13 @@ Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions
   // Which some templates drop without a word, where they have no place for it.
   size_t behind = 0;
   int n_moved = 0;
+  jinja::Budget any = jinja::budget_of_input();
   for (const ChatMessage& message : messages) {
     const std::string words = message.role == ChatRole::kSystem ? stripped(message.content) : std::string();
     if (words.empty()) continue;
-    size_t place = place_in(text.view(), words, behind);
+    size_t place = jinja::place_of(text.view(), words, behind, any);
     // A few are written in another place.
-    if (place == std::string_view::npos && behind > 0 && n_moved++ < 16) place = place_in(text.view(), words, 0);
+    if (place == std::string_view::npos && behind > 0 && n_moved++ < 16) place = jinja::place_of(text.view(), words, 0, any);
     if (place == std::string_view::npos) {
       fail(ErrorKind::kUsage,
            "{}: the chat template has no place for this system message: it writes the conversation without it", name_);
