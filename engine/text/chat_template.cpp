@@ -23,7 +23,7 @@ constexpr const char* kWithoutChat =
 // `file` of a model: a GGUF file's own template is not for its user to change.
 std::string help_for(const std::string& file) {
   if (is_gguf_file(file)) return kWithoutChat;
-  return fmt::format("put another one into its chat_template.jinja, or {}", kWithoutChat);
+  return fmt::format("put one into its chat_template.jinja, or {}", kWithoutChat);
 }
 
 // A token's name may be an object that says more about it.
