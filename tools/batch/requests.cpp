@@ -238,6 +238,7 @@ BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenize
   if (chat_ == nullptr) return;
   try {
     tool_format_ = std::make_shared<const ToolFormat>(chat_->program());
+    tool_tokens_ = tool_format_->special_tokens(tokenizer_);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kUsage) throw;
     no_tools_ = error.what();
@@ -299,7 +300,7 @@ std::shared_ptr<const ToolUse> BatchRequestReader::read_tools(const JsonNode& as
                                                .tools = Tools(member_of(text, "tools")),
                                                .several = may_call_several,
                                                .begun = {},
-                                               .visible = tool_format_->special_tokens(tokenizer_)});
+                                               .visible = tool_tokens_});
   if (word == "auto") return use;
   std::string name;
   if (!is_word) {

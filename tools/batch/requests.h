@@ -106,6 +106,7 @@ class BatchRequestReader {
   const ChatTemplate* chat_;
   const std::string no_chat_;
   std::shared_ptr<const ToolFormat> tool_format_;
+  std::vector<int32_t> tool_tokens_;  // ToolUse::visible
   std::string no_tools_;  // why there is none
   const BatchRequestDefaults defaults_;
 };

@@ -59,7 +59,7 @@ std::string unique_key(const Value& value, Budget& budget) {
 
 }  // namespace
 
-// A path of names and indices, as in map(attribute="a.b.0").
+// A path of names and indices, as in map(attribute="a.b.0"); None: the value itself.
 // otherwise: what stands for what is missing; or null.
 Value Interpreter::by_path(const Value& value, const Value& path, const Value* otherwise) {
   if (path.is_none()) return value;
@@ -139,13 +139,13 @@ Value Interpreter::filter_join(const Arguments& a) {
   size_t n = 0;
   for (const Value& value : Iteration(p.at(0), budget_)) {
     if (n++ > 0) joined.add(separator);
-    joined.add(str(p[2] != nullptr && !p[2]->is_none() ? by_path(value, *p[2]) : value, budget_));
+    joined.add(str(p[2] != nullptr ? by_path(value, *p[2]) : value, budget_));
   }
   return joined.take();
 }
 
 Value Interpreter::sort_key(const Value& value, const Value* path, bool case_sensitive) {
-  Value key = path != nullptr && !path->is_none() ? by_path(value, *path) : value;
+  Value key = path != nullptr ? by_path(value, *path) : value;
   return case_sensitive || key.text() == nullptr ? key : Value(in_case(*key.text(), Case::kLower, budget_));
 }
 
@@ -216,7 +216,7 @@ Value Interpreter::filter_sum(const Arguments& a) {
   Value sum = p[2] != nullptr ? *p[2] : Value(int64_t{0});
   if (sum.text() != nullptr) throw Problem("sum: strings have none");
   for (const Value& term : Iteration(p.at(0), budget_)) {
-    sum = arithmetic("+", sum, p[1] != nullptr && !p[1]->is_none() ? by_path(term, *p[1]) : term, budget_);
+    sum = arithmetic("+", sum, p[1] != nullptr ? by_path(term, *p[1]) : term, budget_);
   }
   return sum;
 }
@@ -268,7 +268,7 @@ Value Interpreter::filter_length(const Arguments& a) {
   }
   if (const Dict* dict = value.dict()) return static_cast<int64_t>(dict->size());
   const Sequence* sequence = value.sequence();
-  if (sequence == nullptr || sequence->kind == Sequence::Kind::kIterator) {
+  if (sequence == nullptr || value.generator() != nullptr) {
     throw Problem(fmt::format("length: expected something that has one, found a value of type {}", value.type()));
   }
   return static_cast<int64_t>(sequence->items.size());
@@ -306,10 +306,9 @@ Value Interpreter::filter_replace(const Arguments& a) {
 
 Value Interpreter::filter_first(const Arguments& a) {
   const Parameters p("first", a, {"value"}, 1);
-  if (const Sequence* sequence = p.at(0).sequence();
-      sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
-    return sequence->next < sequence->items.size() ? sequence->items[sequence->next++]
-                                                   : Value(Undefined{Undefined::Kind::kEmpty});
+  if (const Sequence* generator = p.at(0).generator()) {
+    return generator->next < generator->items.size() ? generator->items[generator->next++]
+                                                     : Value(Undefined{Undefined::Kind::kEmpty});
   }
   if (const Text* text = p.at(0).text()) {
     return text->empty() ? Value(Undefined{Undefined::Kind::kEmpty})
@@ -321,10 +320,7 @@ Value Interpreter::filter_first(const Arguments& a) {
 
 Value Interpreter::filter_last(const Arguments& a) {
   const Parameters p("last", a, {"value"}, 1);
-  if (const Sequence* sequence = p.at(0).sequence();
-      sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
-    throw Problem("last: a generator has none");
-  }
+  if (p.at(0).generator() != nullptr) throw Problem("last: a generator has none");
   if (const Text* text = p.at(0).text(); text != nullptr && !text->empty()) {
     return item(p.at(0), Value(int64_t{-1}));
   }
@@ -339,12 +335,10 @@ Value Interpreter::filter_list(const Arguments& a) {
 Value Interpreter::filter_reverse(const Arguments& a) {
   const Parameters p("reverse", a, {"value"}, 1);
   if (const Text* text = p.at(0).text()) return reversed(*text, budget_);
-  const Sequence* sequence = p.at(0).sequence();
   ListMaker list = listed(p.at(0), budget_);
   std::ranges::reverse(list.items());
   // Python goes through a generator first.
-  const bool is_generator = sequence != nullptr && sequence->kind == Sequence::Kind::kIterator;
-  return list.take(is_generator ? Sequence::Kind::kList : Sequence::Kind::kIterator);
+  return list.take(p.at(0).generator() != nullptr ? Sequence::Kind::kList : Sequence::Kind::kIterator);
 }
 
 Value Interpreter::filter_items(const Arguments& a) {

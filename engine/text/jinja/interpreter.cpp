@@ -18,10 +18,6 @@ using S = Statement::Kind;
 
 }  // namespace
 
-void need_defined(const Value& value) {
-  if (const Undefined* undefined = value.undefined()) throw Problem(undefined->message());
-}
-
 Parameters::Parameters(std::string_view function, const Arguments& arguments,
                        std::initializer_list<std::string_view> names, size_t n_required)
     : function_(function), names_(names), values_(names.size()) {
@@ -206,15 +202,13 @@ void Interpreter::run_for(const Statement& s, const ScopePtr& scope, TextWriter&
   line_ = s.line;
   if (s.condition != nullptr) items = filtered(s, items, scope);
   // Of a generator, what is taken here is gone for others, and what others take is gone here.
-  const Sequence* const generator =
-      items.sequence() != nullptr && items.sequence()->kind == Sequence::Kind::kIterator ? items.sequence() : nullptr;
+  const Sequence* const generator = items.generator();
   const size_t taken = generator != nullptr ? generator->next : 0;
-  const auto loop = std::make_shared<Loop>(items, loops_ + 1, budget_);
+  const auto loop = std::make_shared<Loop>(items, budget_);
   loop->held = budget_.held();
   loop->held.grow(sizeof(Loop));
   const int id = program_.names.find("loop");
   bool has_run = false;  // to its end, as jinja2 counts
-  ++loops_;
   if (generator != nullptr) generator->next = taken;
   for (size_t i = 0; i < loop->items.size(); ++i) {
     if (generator != nullptr) {
@@ -231,7 +225,6 @@ void Interpreter::run_for(const Statement& s, const ScopePtr& scope, TextWriter&
     has_run = has_run || flow == Flow::kNext;
     if (flow == Flow::kBreak) break;
   }
-  --loops_;
   if (!has_run) run(s.otherwise, inner(scope, s.unset_otherwise), out);
 }
 

@@ -165,10 +165,7 @@ class Interpreter {
   Held kept_;                                       // of the following
   std::vector<std::shared_ptr<Namespace>> spaces_;  // which may hold each other: emptied at the end
   std::vector<ScopePtr> kept_scopes_;               // of macros, likewise
-  int depth_ = 0, line_ = 1, loops_ = 0;
+  int depth_ = 0, line_ = 1;
 };
-
-// What is missing may be written, asked for and gone through; else this throws Problem.
-void need_defined(const Value& value);
 
 }  // namespace tiercel::jinja

@@ -18,10 +18,6 @@ namespace {
   throw Problem(fmt::format("{}: expected values that go together, found {} and {}", op, a.type(), b.type()));
 }
 
-void need_defined(const Value& value) {
-  if (const Undefined* undefined = value.undefined()) throw Problem(undefined->message());
-}
-
 // Which holds 64 bits as well as a double.
 long double exactly(const Value& number) {
   static_assert(std::numeric_limits<long double>::digits >= 64);
@@ -157,15 +153,13 @@ bool contains(const Value& container, const Value& value, Budget& budget) {
     return place_of(text->view(), value.text()->view(), 0, budget) != std::string_view::npos;
   }
   if (const Dict* dict = container.dict()) return !value.is_undefined() && dict->find(value, budget) != nullptr;
-  const Sequence* sequence = container.sequence();
-  const size_t taken = sequence != nullptr ? sequence->next : 0;
+  const Sequence* const generator = container.generator();
+  const size_t taken = generator != nullptr ? generator->next : 0;
   const Iteration items(container, budget);
   const auto found = std::ranges::find_if(items, [&](const Value& item) { return equal(item, value, budget); });
   // A generator is asked no further.
   const bool is_there = found != items.end();
-  if (is_there && sequence != nullptr && sequence->kind == Sequence::Kind::kIterator) {
-    sequence->next = taken + static_cast<size_t>(found - items.begin()) + 1;
-  }
+  if (is_there && generator != nullptr) generator->next = taken + static_cast<size_t>(found - items.begin()) + 1;
   return is_there;
 }
 

@@ -59,7 +59,6 @@ class TextWriter {
 
   void add(std::string_view bytes, bool foreign = false);
   void add(const Text& text, size_t begin = 0, size_t end = std::string_view::npos);
-  size_t size() const { return data_.bytes.size(); }
   Text take();
 
  private:

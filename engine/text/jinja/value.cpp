@@ -30,6 +30,15 @@ std::string Undefined::message() const {
   return quoted;
 }
 
+void need_defined(const Value& value) {
+  if (const Undefined* undefined = value.undefined()) throw Problem(undefined->message());
+}
+
+const Sequence* Value::generator() const {
+  const Sequence* s = sequence();
+  return s != nullptr && s->kind == Sequence::Kind::kIterator ? s : nullptr;
+}
+
 double Value::number() const {
   if (const bool* b = boolean()) return *b ? 1 : 0;
   if (const int64_t* i = integer()) return static_cast<double>(*i);
@@ -56,7 +65,7 @@ bool Value::truthy() const {
   if (is_undefined() || is_none()) return false;
   if (is_number()) return number() != 0;
   if (const Text* t = text()) return !t->empty();
-  if (const Sequence* s = sequence()) return s->kind == Sequence::Kind::kIterator || !s->items.empty();
+  if (const Sequence* s = sequence()) return generator() != nullptr || !s->items.empty();
   if (const Dict* d = dict()) return d->size() > 0;
   return true;
 }
@@ -84,9 +93,7 @@ Value ListMaker::take(Sequence::Kind kind) {
 Iteration::Iteration(const Value& value, Budget& budget) : value_(value), held_(budget.held()) {
   if (const Sequence* sequence = value_.sequence()) {
     items_ = &sequence->items;
-    if (sequence->kind == Sequence::Kind::kIterator) {
-      first_ = std::exchange(sequence->next, items_->size());
-    }
+    if (value_.generator() != nullptr) first_ = std::exchange(sequence->next, items_->size());
   } else if (const Dict* dict = value_.dict()) {
     held_.grow(dict->size() * sizeof(Value));
     for (const auto& [key, ignored] : dict->items()) made_.push_back(key);

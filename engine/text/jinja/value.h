@@ -66,6 +66,7 @@ class Value {
   const double* real() const { return std::get_if<double>(&storage_); }
   const Text* text() const { return std::get_if<Text>(&storage_); }
   const Sequence* sequence() const { return shared<const Sequence>(); }
+  const Sequence* generator() const;  // a sequence that is gone through once
   const Dict* dict() const { return shared<const Dict>(); }
   Namespace* name_space() const { return shared<Namespace>(); }
   const Loop* loop() const { return shared<const Loop>(); }
@@ -86,6 +87,9 @@ class Value {
   }
   Storage storage_;
 };
+
+// What is missing may be written, asked for and gone through; else this throws Problem.
+void need_defined(const Value& value);
 
 struct Sequence {
   enum class Kind { kList, kTuple, kRange, kKeys, kValues, kItems, kIterator };
@@ -169,11 +173,10 @@ ListMaker listed(const Value& value, Budget& budget);
 
 // The loop of a {% for %}; it changes as that goes on.
 struct Loop {
-  Loop(const Value& value, int loop_nesting, Budget& budget)
-      : items(value, budget), nesting(loop_nesting), depth(nested_depth(value.depth())) {}
+  Loop(const Value& value, Budget& budget) : items(value, budget), depth(nested_depth(value.depth())) {}
   Iteration items;
   size_t index = 0;
-  int nesting, depth;
+  int depth;
   Held held = {};
 };
 

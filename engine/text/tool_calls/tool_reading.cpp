@@ -12,7 +12,6 @@ namespace tiercel {
 
 using Json = nlohmann::json;
 
-// ---- reading ----
 bool ToolFormat::read_object(std::string_view& text, const Tools& tools, ToolCall& call) const {
   const std::string object = object_in(text);
   if (object.empty()) return false;
@@ -180,11 +179,10 @@ void ToolFormat::follow(std::string_view answer, const Tools& tools, Progress& p
   }
   if (marker_.empty()) {
     const size_t thought = end_of_thoughts(answer);
-    progress.calls = progress.n_before <= thought && may_begin_with_call(answer.substr(thought), tools);
-    if (!progress.calls) progress.n_before = answer.size();
-    // A blank may be followed by one, and a name by another one.
-    progress.calls =
-        progress.calls && !without_blanks_before(answer.substr(thought)).empty() && shape_ == Shape::kObject;
+    const bool may_call = progress.n_before <= thought && may_begin_with_call(answer.substr(thought), tools);
+    if (!may_call) progress.n_before = answer.size();
+    // A blank may be followed by anything, and the beginning of a name by another one.
+    progress.calls = may_call && shape_ == Shape::kObject && !without_blanks_before(answer.substr(thought)).empty();
     return;
   }
   std::vector<std::string_view> beginnings(openings_.begin(), openings_.end());
