@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <set>
+#include <utility>
 #include <vector>
 
 #include "engine/base/check.h"
@@ -16,42 +16,74 @@ namespace {
 
 using nlohmann::json;
 
-// Watches the parser's events: refuses depth and duplicate keys while they are read, so a hostile
-// document never costs more than its own bytes.
-class Guard {
+// Builds a document from the parser's events: refuses depth and duplicate keys while they are read, so a hostile
+// document never costs more than its own bytes. (nlohmann's own parser with a callback looks through the elements of a
+// container behind each of those that are containers themselves.)
+class Builder : public nlohmann::json_sax<json> {
  public:
-  Guard(const std::string& file, int max_depth) : file_(file), max_depth_(max_depth) {}
+  Builder(const std::string& file, int max_depth) : file_(file), max_depth_(static_cast<size_t>(max_depth)) {}
+  json take() { return std::move(root_); }
 
-  // `event_depth` is nlohmann's: the number of containers around the event.
-  bool operator()(int event_depth, json::parse_event_t event, json& parsed) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-      case json::parse_event_t::array_start:
-        if (event_depth >= max_depth_) {
-          fail("{}: expected at most {} nested levels, found more",
-               file_, max_depth_);
-        }
-        keys_.emplace_back();
-        break;
-      case json::parse_event_t::object_end:
-      case json::parse_event_t::array_end: keys_.pop_back(); break;
-      case json::parse_event_t::key: {
-        const std::string& key = parsed.get_ref<const std::string&>();
-        if (!keys_.back().insert(key).second) {
-          fail("{}: key \"{}\": expected once, found twice in the same object", file_,
-               printable(key));
-        }
-        break;
-      }
-      case json::parse_event_t::value: break;
+  bool null() override { return put(nullptr); }
+  bool boolean(bool is) override { return put(is); }
+  bool number_integer(number_integer_t number) override { return put(number); }
+  bool number_unsigned(number_unsigned_t number) override { return put(number); }
+  bool number_float(number_float_t number, const string_t&) override { return put(number); }
+  bool string(string_t& text) override { return put(std::move(text)); }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open(json::object()); }
+  bool start_array(std::size_t) override { return open(json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& name) override {
+    const auto [member, is_new] = open_.back()->emplace(std::move(name), nullptr);
+    if (!is_new) {
+      fail("{}: key \"{}\": expected once, found twice in the same object", file_, printable(member.key()));
     }
+    member_ = &*member;
     return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
+    fail("{}: expected JSON, found something else: {}; the file may be damaged or incomplete", file_,
+         plain_reason(error.what()));
   }
 
  private:
+  // "[json.exception.parse_error.101] parse error at ..." without its prefix.
+  static std::string plain_reason(const char* what) {
+    const std::string_view text = what;
+    const size_t end = text.find("] ");
+    return printable(end == std::string_view::npos ? text : text.substr(end + 2), 200);
+  }
+
+  bool put(json value) {
+    place() = std::move(value);
+    return true;
+  }
+  bool open(json container) {
+    if (open_.size() >= max_depth_) {
+      fail("{}: expected at most {} nested levels, found more", file_, max_depth_);
+    }
+    json& its = place();
+    its = std::move(container);
+    open_.push_back(&its);
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+  // Of the next value. What is open stays where it is: only the innermost container grows.
+  json& place() {
+    if (open_.empty()) return root_;
+    return open_.back()->is_array() ? open_.back()->emplace_back() : *member_;
+  }
+
   const std::string& file_;
-  int max_depth_;
-  std::vector<std::set<std::string>> keys_;  // one set per open container
+  size_t max_depth_;
+  json root_;
+  std::vector<json*> open_;
+  json* member_ = nullptr;  // of the innermost object, that has a name and no value yet
 };
 
 // Copies the events of one member. nlohmann's own ordered documents look for every name among all others.
@@ -121,13 +153,6 @@ class MemberCopier : public nlohmann::json_sax<json> {
   bool copies_ = false, is_next_ = false;
 };
 
-// "[json.exception.parse_error.101] parse error at ..." without its prefix.
-std::string plain_reason(const char* what) {
-  const std::string_view text = what;
-  const size_t end = text.find("] ");
-  return printable(end == std::string_view::npos ? text : text.substr(end + 2), 200);
-}
-
 std::string describe(const json& value) {
   switch (value.type()) {
     case json::value_t::object: return fmt::format("an object with {} keys", value.size());
@@ -160,13 +185,9 @@ json parse_json(std::string_view text, const std::string& file, const JsonLimits
   if (text.size() > limits.max_bytes) {
     fail("{}: expected at most {} bytes of JSON, found {}", file, limits.max_bytes, text.size());
   }
-  Guard guard(file, limits.max_depth);
-  try {
-    return json::parse(text.begin(), text.end(), std::ref(guard));
-  } catch (const json::exception& error) {
-    fail("{}: expected JSON, found something else: {}; the file may be damaged or incomplete", file,
-         plain_reason(error.what()));
-  }
+  Builder builder(file, limits.max_depth);
+  json::sax_parse(text, &builder);
+  return builder.take();
 }
 
 std::string read_text_file(const std::filesystem::path& path, size_t max_bytes) {

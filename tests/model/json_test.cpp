@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 namespace tiercel::test {
 namespace {
@@ -28,6 +32,22 @@ TEST(OrderedMember, IsWhatWasWritten) {
     EXPECT_EQ(ordered_member(text, path), "");
   }
   EXPECT_EQ(member("[{\"tools\": 1}]", {"tools"}), "");
+}
+
+TEST(ParseJson, IsWhatWasWritten) {
+  const std::string text = R"({"a": [1, -2, 18446744073709551615, 1e5, [], {}, null, true], "b": {"c": {"a": "\u00e9"}}, "": ""})";
+  EXPECT_EQ(parse_json(text, "f"), nlohmann::json::parse(text));
+  for (const char* alone : {"7", "\"x\"", "[]", "{}", " null "}) EXPECT_EQ(parse_json(alone, "f"), nlohmann::json::parse(alone));
+}
+
+// Half a gigabyte of small containers would take weeks with a cost that grows by the square.
+TEST(ParseJson, CostsWhatATextIsLong) {
+  std::string text = "[";
+  for (int i = 0; i < 300'000; ++i) text += R"({"a":[]},)";
+  text.back() = ']';
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_json(text, "f").size(), 300'000u);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
 }
 
 }  // namespace
