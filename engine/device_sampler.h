@@ -12,6 +12,7 @@
 
 #include "engine/backend.h"
 #include "engine/sampler.h"
+#include "engine/token_constraint.h"
 #include "offload/arena.h"
 
 namespace tiercel {
@@ -23,6 +24,7 @@ struct DeviceSamplerLayout {
   int64_t device_bytes() const { return places * sample_workspace_bytes(vocab); }
   int64_t host_bytes() const {
     return places * (kMaxLogitAdjustments * static_cast<int64_t>(sizeof(LogitAdjustment)) +
+                     token_set_words(vocab) * static_cast<int64_t>(sizeof(uint32_t)) +
                      static_cast<int64_t>(sizeof(uint64_t) + sizeof(int32_t)));
   }
 };
@@ -35,6 +37,7 @@ struct DevicePick {
   // -1, and the sampler is as before: none can be named, or more logits are adjusted than the device does.
   int32_t token = -1;
   std::span<const LogitAdjustment> adjustments = {};  // of a draw in hand
+  const TokenSet* allowed = nullptr;                  // likewise
 };
 
 template <Backend Device, HostTier Host>
@@ -47,6 +50,7 @@ class DeviceSampler {
     const int64_t n = layout.places;
     adjustments_ =
         host_arena.template take<LogitAdjustment>(Purpose::kActivations, n * kMaxLogitAdjustments);
+    allowed_ = host_arena.template take<uint32_t>(Purpose::kActivations, n * token_set_words(layout.vocab));
     generators_ = host_arena.template take<uint64_t>(Purpose::kActivations, n);
     tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, n);
   }
@@ -68,7 +72,13 @@ class DeviceSampler {
         pick.token = *pick.best;
         continue;
       }
+      pick.allowed = pick.sampler->allowed();
       pick.adjustments = pick.sampler->adjustments(pick.history);
+      if (takes_best(pick)) {
+        pick.token = *pick.best;
+        pick.sampler->picked(pick.token, pick.sampler->generator());
+        continue;
+      }
       if (std::ssize(pick.adjustments) <= kMaxLogitAdjustments) drawn_.push_back(&pick);
     }
     std::span<DevicePick* const> left = drawn_;
@@ -80,6 +90,11 @@ class DeviceSampler {
   }
 
  private:
+  // Whether the most likely token of all, which is known, is the most likely of those that are allowed.
+  static bool takes_best(const DevicePick& pick) {
+    return pick.allowed != nullptr && pick.sampler->options().temperature == 0 && pick.adjustments.empty() &&
+           *pick.best >= 0 && contains(*pick.allowed, *pick.best);
+  }
   std::byte* workspace_of(int64_t place) const {
     return workspace_ + place % layout_.places * sample_workspace_bytes(layout_.vocab);
   }
@@ -90,12 +105,15 @@ class DeviceSampler {
       LogitAdjustment* adjustments = adjustments_ + place * kMaxLogitAdjustments;
       std::copy(pick.adjustments.begin(), pick.adjustments.end(), adjustments);
       generators_[place] = pick.sampler->generator();
+      uint32_t* const allowed = allowed_ + place * token_set_words(layout_.vocab);
+      if (pick.allowed != nullptr) std::copy(pick.allowed->begin(), pick.allowed->end(), allowed);
       const SamplingOptions& o = pick.sampler->options();
       SampleParams p;
       p.logits = pick.logits;
       p.vocab = layout_.vocab;
       p.adjustments = adjustments;
       p.n_adjustments = std::ssize(pick.adjustments);
+      p.allowed = pick.allowed != nullptr ? allowed : nullptr;
       p.temperature = o.temperature;
       p.top_k = o.top_k;
       p.top_p = o.top_p;
@@ -117,6 +135,7 @@ class DeviceSampler {
   DeviceSamplerLayout layout_;
   std::byte* workspace_ = nullptr;  // [places][sample_workspace_bytes]
   LogitAdjustment* adjustments_ = nullptr;  // [places][kMaxLogitAdjustments]
+  uint32_t* allowed_ = nullptr;     // [places][token_set_words]
   uint64_t* generators_ = nullptr;  // [places]
   int32_t* tokens_ = nullptr;       // [places]
   std::vector<DevicePick*> drawn_;  // of the picks in hand, those that are no argmax

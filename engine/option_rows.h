@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/queue.h"
+#include "engine/answer_form.h"
 #include "engine/base/check.h"
 #include "engine/json.h"
 #include "engine/logprobs.h"
@@ -225,6 +226,32 @@ template <typename Rows>
 void add_logprobs_option(Rows& rows, int64_t& n_logprobs) {
   rows.integer("--logprobs", n_logprobs, -1, kMaxTopLogprobs,
                "Log probabilities of what is generated, and of so many of the most likely; -1: none");
+}
+
+template <typename Rows>
+void add_form_option(Rows& rows, const char* name, const char* type, AnswerForm& form, AnswerForm::Kind kind,
+                     const char* help, bool (*is_itself)(const std::string&)) {
+  rows.value(name, type, "", help, [&form, kind, is_itself](const std::string& text) {
+    if (form.kind != AnswerForm::Kind::kFree && form.kind != kind) {
+      fail(ErrorKind::kUsage, "expected one of json-schema, regex and grammar, found a second one");
+    }
+    constexpr size_t kMostBytes = size_t{1} << 20;
+    form = {kind, is_itself(text) ? text : read_text_file(text, kMostBytes)};
+  });
+}
+
+// What holds answers to a form: given itself, or a file that has it.
+template <typename Rows>
+void add_form_options(Rows& rows, AnswerForm& form) {
+  rows.section("Structured output");
+  add_form_option(rows, "-j,--json-schema", "FILE|JSON", form, AnswerForm::Kind::kJsonSchema,
+                  "Hold answers to JSON that satisfies this schema; {}: any JSON",
+                  [](const std::string& text) { return text.find_first_of('{') == text.find_first_not_of(" \n\t"); });
+  add_form_option(rows, "--regex", "PATTERN", form, AnswerForm::Kind::kRegex,
+                  "Hold answers to what this pattern matches from end to end", [](const std::string&) { return true; });
+  add_form_option(rows, "--grammar", "FILE|GBNF", form, AnswerForm::Kind::kGrammar,
+                  "Hold answers to a grammar, in llama.cpp's notation",
+                  [](const std::string& text) { return text.find("::=") != std::string::npos; });
 }
 
 template <typename Rows>

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/base/ops.h"
+#include "engine/token_constraint.h"
 
 namespace tiercel {
 
@@ -174,6 +176,7 @@ struct SamplingOptions {
   double presence_penalty = 0, frequency_penalty = 0;
   std::vector<LogitBias> logit_bias = {};  // each of another token
   uint64_t seed = 0;
+  std::shared_ptr<TokenConstraint> constraint = {};  // which tokens may come at all; null: any
 };
 
 // Bytes per tier and purpose. The plan announces them before anything is allocated.

@@ -114,6 +114,7 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   demand(std::isfinite(o.frequency_penalty), "frequency-penalty", "a number", o.frequency_penalty);
   const auto n = static_cast<size_t>(vocab_size);
   candidates_.reserve(n);
+  begin_answer();
   const bool is_counting = o.presence_penalty != 0 || o.frequency_penalty != 0;
   if (is_counting) {
     counts_.resize(n);
@@ -163,7 +164,23 @@ std::span<const LogitAdjustment> Sampler::adjustments(std::span<const int32_t> h
   return adjustments_;
 }
 
+const TokenSet* Sampler::allowed() {
+  if (options_.constraint == nullptr) return nullptr;
+  if (allowed_ == nullptr) allowed_ = options_.constraint->allowed(place_in_answer_);
+  return allowed_.get();
+}
+
+void Sampler::begin_answer() {
+  if (options_.constraint == nullptr) return;
+  place_in_answer_ = options_.constraint->start();
+  allowed_.reset();
+}
+
 void Sampler::count(int32_t token) {
+  if (options_.constraint != nullptr) {
+    place_in_answer_ = options_.constraint->behind(place_in_answer_, token);
+    allowed_.reset();
+  }
   if (counts() && counts_[static_cast<size_t>(token)]++ == 0) picked_.push_back(token);
 }
 
@@ -195,6 +212,7 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
 
 Sampler::Candidate Sampler::collect(std::span<const float> logits) {
   candidates_.clear();
+  const TokenSet* const allowed = this->allowed();
   const bool adjusting = !adjustments_.empty();
   bool any_nan = false;
   Candidate best{-std::numeric_limits<float>::infinity(), -1};
@@ -204,13 +222,15 @@ Sampler::Candidate Sampler::collect(std::span<const float> logits) {
       any_nan = true;
       continue;
     }
+    if (allowed != nullptr && !contains(*allowed, static_cast<int32_t>(i))) continue;
     if (adjusting && place_[i] != 0) logit = adjusted(logit, adjustments_[static_cast<size_t>(place_[i] - 1)]);
     candidates_.push_back({logit, static_cast<int32_t>(i)});
     if (logit > best.logit) best = candidates_.back();
   }
   if (any_nan) check_logits(logits);
   if (best.id < 0)
-    fail("logits: expected a finite one, found minus infinity in all {}", logits.size());
+    fail("logits: expected a finite one, found minus infinity in all {}{}", logits.size(),
+         allowed != nullptr ? " that may come next" : "");
   return best;
 }
 

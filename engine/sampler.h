@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,28 +16,34 @@ void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size);
 // Throws Error(kRuntime) when any is NaN, saying how many are.
 void check_logits(std::span<const float> logits);
 
-// Order of the filters: repeat penalty, then presence and frequency penalties and biases (one sum), then
+// Order of the filters: what the constraint does not allow goes first; repeat penalty, then presence and frequency penalties and biases (one sum), then
 // temperature, top-k, top-p, min-p. Greedy when temperature is 0 (ties: lowest id). The repeat penalty is
 // on the last tokens of the history; the other two are on what this sampler has picked. The same seed
-// gives the same tokens on every machine. Allocates in the constructor only; one call costs
-// O(vocab_size), nothing is sorted.
+// gives the same tokens on every machine. Allocates in the constructor only, but for a constraint, where an
+// answer comes to a place for the first time; one call costs O(vocab_size), nothing is sorted.
 class Sampler {
  public:
   // Throws Error(kUsage) for an option out of range.
   Sampler(const SamplingOptions& options, int64_t vocab_size);
 
   // Whether the most likely token is what sample gives, whatever came before.
-  bool is_argmax() const { return options_.temperature == 0 && !adjusts(); }
+  bool is_argmax() const { return options_.temperature == 0 && !adjusts() && options_.constraint == nullptr; }
   // What else sample depends on, for others who give the same tokens: what becomes of some logits first,
   // valid until the next call, and the state of the generator (splitmix64), which a draw moves on. The
   // token that they drew is picked() then, with the state behind it.
   const SamplingOptions& options() const { return options_; }
   std::span<const LogitAdjustment> adjustments(std::span<const int32_t> history);
   uint64_t generator() const { return state_; }
+  // Tokens that the constraint allows now, valid until one is picked; null where there is none. Throws as
+  // TokenConstraint.
+  const TokenSet* allowed();
   void picked(int32_t token, uint64_t generator);
 
+  // What is picked next begins an answer, as far as a constraint is concerned.
+  void begin_answer();
+
   // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
-  // is.
+  // is, and as allowed().
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:
@@ -63,6 +70,8 @@ class Sampler {
   std::vector<int32_t> counts_;  // [vocab_size] how often it was picked; empty where nothing asks
   std::vector<int32_t> picked_;  // each once
   uint64_t state_;               // of the generator (splitmix64)
+  int32_t place_in_answer_ = 0;  // of the constraint
+  std::shared_ptr<const TokenSet> allowed_;  // there, once it was asked for
 };
 
 }  // namespace tiercel

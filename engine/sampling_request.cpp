@@ -5,8 +5,8 @@
 
 namespace tiercel {
 
-SamplingOptions resolve_sampling(const SamplingRequest& wish,
-                                 const ModelConfig::Sampling& advised) {
+SamplingOptions resolve_sampling(const SamplingRequest& wish, const ModelConfig::Sampling& advised, AnswerForms& forms,
+                                 bool ignores_ends) {
   const bool sample = advised.do_sample.value_or(false);
   SamplingOptions options;
   options.temperature = wish.temperature.value_or(sample ? advised.temperature.value_or(1.0) : 0.0);
@@ -22,6 +22,7 @@ SamplingOptions resolve_sampling(const SamplingRequest& wish,
   options.presence_penalty = wish.presence_penalty;
   options.frequency_penalty = wish.frequency_penalty;
   options.logit_bias = wish.logit_bias;
+  options.constraint = forms.constraint(wish.form, ignores_ends);
   if (options.temperature > 0) {
     options.seed = wish.seed >= 0 ? static_cast<uint64_t>(wish.seed) : std::random_device{}();
   }

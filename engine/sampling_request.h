@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/answer_form.h"
 #include "engine/config.h"
 #include "engine/options.h"
 
@@ -16,10 +17,12 @@ struct SamplingRequest {
   double presence_penalty = 0, frequency_penalty = 0;
   std::vector<LogitBias> logit_bias;
   int64_t seed = -1;  // -1: drawn
+  AnswerForm form;
 };
 
 // What was asked for, over generation_config.json, over greedy. Draws a seed where one is needed
-// and none is given.
-SamplingOptions resolve_sampling(const SamplingRequest& wish, const ModelConfig::Sampling& advised);
+// and none is given. Throws as AnswerForms::constraint.
+SamplingOptions resolve_sampling(const SamplingRequest& wish, const ModelConfig::Sampling& advised, AnswerForms& forms,
+                                 bool ignores_ends);
 
 }  // namespace tiercel

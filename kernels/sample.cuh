@@ -108,9 +108,13 @@ struct AdjustLogits : JointKernel<SampleKernelParams, kSampleThreads, 1> {
   GPU static void run(const SampleKernelParams& p, const JointGrid&) { adjust_logits(p); }
 };
 
+GPU bool is_allowed(const SampleKernelParams& p, int64_t token) {
+  return p.op.allowed == nullptr || (p.op.allowed[token / 32] >> (token % 32) & 1) != 0;
+}
+
 // ---- the best -----------------------------------------------------------------------------------
 
-// The highest key of all; the last block to arrive knows it. A NaN is the highest.
+// The highest key of all that may come; the last block to arrive knows it. A NaN is the highest, allowed or not.
 GPU void find_best(const SampleKernelParams& p, const JointGrid& grid) {
   using namespace gpu;
   SHARED(smem);
@@ -120,7 +124,9 @@ GPU void find_best(const SampleKernelParams& p, const JointGrid& grid) {
   const int64_t stride = int64_t{grid.n_x} * kSampleThreads;
   uint64_t best = 0;
   for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + tid; i < p.op.vocab; i += stride) {
-    const uint64_t key = key_of(p.logits[i], i);
+    const float logit = p.logits[i];
+    if (logit == logit && !is_allowed(p, i)) continue;
+    const uint64_t key = key_of(logit, i);
     best = key > best ? key : best;
   }
   keys[tid] = best;
@@ -172,7 +178,7 @@ GPU void collect_candidates(const SampleKernelParams& p) {
   if (token_of(best_key) < 0) return;
   const float best = logit_of(best_key);
   const int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
-  const float logit = i < p.op.vocab ? p.logits[i] : -kInf;
+  const float logit = i < p.op.vocab && is_allowed(p, i) ? p.logits[i] : -kInf;
   const uint64_t weight = logit == -kInf ? 0 : weight_of(logit, best, p.op.temperature);
   const uint32_t at = append(&p.state->n_candidates, weight != 0);
   const uint64_t sum = warp_sum(weight);

@@ -365,7 +365,11 @@ class BatchJob {
     report_.count(report);
     line_.clear();
     answers_->add(to_json_line(
-        request, {.text = said.text(), .finish_reason = failed ? "error" : said.finish_reason(), .report = report, .calls = said.calls()},
+        request, {.text = std::string(said.said()),
+                  .finish_reason = failed ? "error" : said.finish_reason(),
+                  .report = report,
+                  .calls = said.calls(),
+                  .thoughts = std::string(said.thoughts())},
         settings_, tokenizer_));
   }
 

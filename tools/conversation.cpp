@@ -61,6 +61,7 @@ class Conversation {
     const bool limited = request_.n_predict >= 0 && request_.n_predict <= room;
     request_.first.max_new_tokens = limited ? request_.n_predict : room;
     Generation answer;
+    sampler_.begin_answer();
     try {
       answer.finish_reason =
           decode(session_, sampler_, tokenizer_, request_.first, Stopwatch(), console_, answer);

@@ -219,6 +219,8 @@ class Run {
                               .stops = {},
                               .ignore_eos = flags_.ignore_eos,
                               .n_logprobs = flags_.n_logprobs};
+    AnswerForms forms(tokenizer, config_.vocab_size, request.eos_token_ids);
+    forms.constraint(flags_.sampling.wish().form, flags_.ignore_eos);  // what cannot be is said before anything is read
     for (const std::string& stop : flags_.stops) {
       request.stops.push_back(flags_.prompt.unescaped(stop));
     }
@@ -240,7 +242,7 @@ class Run {
       } while (first->empty());
       request.prompt = encode(turns, *first);
     }
-    return generate_with(model, tokenizer, turns, std::move(request));
+    return generate_with(model, tokenizer, turns, forms, std::move(request));
   }
 
  private:
@@ -257,7 +259,7 @@ class Run {
   }
 
   int generate_with(const std::shared_ptr<Model>& model, const Tokenizer& tokenizer,
-                    const Turns& turns, GenerationRequest request) {
+                    const Turns& turns, AnswerForms& forms, GenerationRequest request) {
     Stopwatch watch;
     report_.plan = plan_session(*model, flags_, static_cast<int64_t>(request.prompt.size()));
     if (!flags_.chat.interactive) {
@@ -266,7 +268,7 @@ class Run {
     }
     print_plan(report_.plan, report_.prompt_tokens, console_);
     announce_file(*model, flags_, report_.plan, report_.prompt_tokens, console_);
-    report_.sampling = flags_.sampling.resolve(config_, flags_.session.strict, console_);
+    report_.sampling = flags_.sampling.resolve(config_, forms, flags_.ignore_eos, flags_.session.strict, console_);
     Sampler sampler(report_.sampling, config_.vocab_size);
     const auto session = Session::open(model, report_.plan);
     report_.load_seconds += watch.seconds();

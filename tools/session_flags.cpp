@@ -90,11 +90,15 @@ void refuse_audit(const SessionOptions& options) {
   }
 }
 
-void SamplingFlags::add_to(Flags& flags) { add_sampling_options(flags, wish_); }
+void SamplingFlags::add_to(Flags& flags) {
+  add_sampling_options(flags, wish_);
+  add_form_options(flags, wish_.form);
+}
 
-SamplingOptions SamplingFlags::resolve(const ModelConfig& config, bool strict, const Console& console) const {
+SamplingOptions SamplingFlags::resolve(const ModelConfig& config, AnswerForms& forms, bool ignores_ends, bool strict,
+                                       const Console& console) const {
   check_biases(wish_.logit_bias, config.vocab_size);
-  const SamplingOptions options = resolve_sampling(wish_, config.sampling);
+  const SamplingOptions options = resolve_sampling(wish_, config.sampling, forms, ignores_ends);
   if (options.temperature == 0) {
     if (wish_.top_k || wish_.top_p || wish_.min_p) {
       console.warn_or_refuse(strict, "--top-k, --top-p and --min-p change nothing at temperature 0; add --temp 1");

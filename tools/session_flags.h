@@ -53,7 +53,9 @@ struct SamplingFlags {
   void add_to(Flags& flags);
   // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.
   // strict: what would be a warning is an Error(kUsage).
-  SamplingOptions resolve(const ModelConfig& config, bool strict, const Console& console) const;
+  // Throws as AnswerForms::constraint.
+  SamplingOptions resolve(const ModelConfig& config, AnswerForms& forms, bool ignores_ends, bool strict,
+                          const Console& console) const;
   const SamplingRequest& wish() const { return wish_; }
 
  private:

@@ -104,7 +104,7 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(const HeldPrefix* prefix,
                              .n_logprobs = s.n_logprobs};
     const ModelConfig& config = engine_->model->config();
     check_biases(s.sampling.logit_bias, config.vocab_size);
-    request.sampling = resolve_sampling(s.sampling, config.sampling);
+    request.sampling = resolve_sampling(s.sampling, config.sampling, engine_->forms, s.ignore_eos);
     if (!s.ignore_eos) {
       for (const int64_t id : engine_->end_tokens) {
         request.end_tokens.push_back(static_cast<int32_t>(id));

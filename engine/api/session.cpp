@@ -85,7 +85,7 @@ void SessionState::clear() {
 void SessionState::restart_sampling() {
   const ModelConfig& config = engine->model->config();
   if (!sampler) {
-    const SamplingOptions options = resolve_sampling(settings.sampling, config.sampling);
+    const SamplingOptions options = resolve_sampling(settings.sampling, config.sampling, engine->forms, settings.ignore_eos);
     sampler.emplace(options, config.vocab_size);
     initial_sampler = sampler;
     seed = options.seed;
@@ -207,6 +207,7 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
     return finished;
   });
   s.decoder->finish();
+  s.sampler->begin_answer();
   if (thrown) std::rethrow_exception(thrown);
   return done;
 }

@@ -42,6 +42,7 @@ OptionTable::OptionTable(Settings& s) {
   flag("--no-bos", s.no_bos, "Do not put the begin-of-text token in front");
   flag("--special", s.special, "Read <|special|> tokens in texts as such");
   add_sampling_options(*this, s.sampling);
+  add_form_options(*this, s.sampling.form);
   add_logprobs_option(*this, s.n_logprobs);
 }
 

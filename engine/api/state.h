@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/answer_form.h"
 #include "engine/api/settings.h"
 #include "engine/base/check.h"
 #include "engine/sampler.h"
@@ -48,7 +49,8 @@ struct EngineState {
         model(std::move(opened)),
         tokenizer(std::move(loaded)),
         chat(ChatTemplate::find(directory)),
-        end_tokens(tiercel::end_tokens(model->config(), tokenizer, chat ? &*chat : nullptr)) {}
+        end_tokens(tiercel::end_tokens(model->config(), tokenizer, chat ? &*chat : nullptr)),
+        forms(tokenizer, model->config().vocab_size, end_tokens) {}
 
   const std::string directory;
 
@@ -57,6 +59,7 @@ struct EngineState {
   const Tokenizer tokenizer;
   const std::optional<ChatTemplate> chat;  // none: the model has none that can be run
   const std::vector<int64_t> end_tokens;   // generation stops at any of them
+  AnswerForms forms;
   // One set of worker threads and their scratch memory, or one device: whoever computes holds it.
   TurnLock turn;
 

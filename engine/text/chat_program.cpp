@@ -98,7 +98,8 @@ Value message_value(const ChatMessage& message, jinja::Budget& budget) {
 
 ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const std::string& eos,
                          const std::string& name)
-    : template_(jinja::Template::parse(source, name)), bos_(valid_utf8(bos)), eos_(valid_utf8(eos)), name_(name) {
+    : template_(jinja::Template::parse(source, name)), bos_(valid_utf8(bos)), eos_(valid_utf8(eos)), name_(name),
+      writes_thoughts_(source.find("</think>") != source.npos) {
   const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
   const Text text = write(question, {.date = kSomeDay});
   if (end_of_words(text, kQuestion) == std::string_view::npos) {

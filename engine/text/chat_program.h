@@ -40,6 +40,8 @@ class ChatProgram {
   jinja::Text generation_prompt(const std::string& variables) const;
 
   bool mentions(const std::string& variable) const { return template_.mentions(variable); }
+  // Whether it knows of thoughts in answers.
+  bool writes_thoughts() const { return writes_thoughts_; }
   bool asks_for_date() const { return template_.mentions("strftime_now"); }
   // See ChatTemplate::rewrites.
   std::string_view rewrites() const { return rewrites_; }
@@ -54,6 +56,7 @@ class ChatProgram {
   jinja::Template template_;
   std::string bos_, eos_, name_;
   std::string_view rewrites_;
+  bool writes_thoughts_;
 };
 
 }  // namespace tiercel

@@ -467,7 +467,7 @@ TEST(BatchCommand, RefusesWhatOpenAisFormatAsksInVain) {
       {body(R"(, "logit_bias": {"77": 5000})"), ":1: body.logit_bias: expected a token's id and what to add"},
       {body(R"(, "logit_bias": {"99999": 1})"), "expected a token from 0 to 2047, found 99999"},
       {body(R"(, "presence_penalty": "high")"), ":1: body.presence_penalty: expected a number"},
-      {body(R"(, "response_format": {"type": "json_object"})"), ":1: body.response_format: expected"},
+      {body(R"(, "response_format": {"type": "xml"})"), ":1: body.response_format.type: expected"},
       {body(R"(, "temprature": 1)"),
        ":1: body: expected prompt or messages, options of sampling, found \"temprature\"; did you mean temperature?"},
       {body(R"(, "max_tokens": 1, "max_completion_tokens": 1)"),

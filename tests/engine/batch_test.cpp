@@ -19,6 +19,7 @@
 #include "tests/engine/add_prefilled.h"
 #include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
+#include "tests/random_constraint.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
 
@@ -66,12 +67,17 @@ std::vector<int32_t> alone(const std::shared_ptr<Model>& m, const Case& c,
   return tokens;
 }
 
+std::shared_ptr<TokenConstraint> some_constraint(uint64_t seed) {
+  return std::make_shared<test::RandomConstraint>(seed, model()->config().vocab_size);
+}
+
 std::vector<Case> some_cases(int64_t longest) {
   std::vector<Case> cases;
   for (int64_t i = 0; i < 9; ++i) {
     Case c{.prompt = prompt(40 + longest * i / 9, 10000 + 7 * i)};
     c.n_new = 3 + i * 5 % 14;
     if (i % 3 == 1) c.sampling = {.temperature = 0.8, .seed = static_cast<uint64_t>(i)};
+    if (i % 2 == 0) c.sampling.constraint = some_constraint(static_cast<uint64_t>(i));
     cases.push_back(std::move(c));
   }
   cases.push_back({.prompt = {42}, .n_new = 5});
@@ -360,6 +366,7 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
     Case c{.prompt = prompt(pick(1, i % 8 == 0 && !test::kSanitized ? 1500 : 300), pick(10000, 99999))};
     c.n_new = pick(1, 24);
     if (i % 2 == 1) c.sampling = {.temperature = 1, .seed = static_cast<uint64_t>(i)};
+    if (i % 3 == 0) c.sampling.constraint = some_constraint(static_cast<uint64_t>(i));
     expected.push_back(alone(m, c, options));
     cases.push_back(std::move(c));
   }

@@ -20,6 +20,8 @@
 #include "tests/engine/backend.h"
 #include "tests/engine/rms.h"
 #include "tests/engine/two_tiers.h"
+#include "tests/random_constraint.h"
+#include "tests/seed.h"
 
 namespace tiercel {
 namespace {
@@ -91,10 +93,17 @@ void compare(const fs::path& directory, const SessionOptions& options, const fs:
   EXPECT_LT(test::rms_difference(ours, golden.logprobs), 2 * allowed);
 
   Sampler greedy({}, model->config().vocab_size);
+  const auto constraint = std::make_shared<test::RandomConstraint>(test::seed(), model->config().vocab_size);
+  Sampler held({.constraint = constraint}, model->config().vocab_size);
+  Sampler held_draws({.temperature = 1, .seed = 7, .constraint = constraint}, model->config().vocab_size);
   for (size_t step = 0; step < golden.greedy.size(); ++step) {
     const auto logits = session->logits();
     const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
     EXPECT_EQ(session->sample(greedy, {}), best);
+    for (Sampler* sampler : {&held, &held_draws}) {  // by the backend, and from its logits
+      Sampler twin = *sampler;
+      EXPECT_EQ(session->sample(*sampler, {}), twin.sample(session->logits(), {}));
+    }
     if (golden.margins[step] > 6 * allowed) {
       EXPECT_EQ(best, golden.greedy[step]) << "step " << step;
     }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "tests/random_constraint.h"
 #include "tests/sanitized.h"
 #include "tests/seed.h"
 
@@ -213,6 +214,42 @@ TEST(Sampler, SameSeedSameTokensOnEveryMachine) {
   }
   // Integer weights and own arithmetic: these ids hold for any compiler and C library.
   EXPECT_EQ(drawn, (std::vector<int32_t>{741, 173, 284, 335, 39, 877, 224, 804}));
+}
+
+// As if the others had no probability at all, whatever else is asked for.
+TEST(Sampler, TakesOnlyWhatIsAllowed) {
+  constexpr int64_t kVocab = 301;
+  const SamplingOptions kOptions[] = {{.temperature = 0},
+                                      {.temperature = 1},
+                                      {.temperature = 2, .top_k = 20, .top_p = 0.8, .min_p = 0.01},
+                                      {.temperature = 1, .top_k = 250},
+                                      {.temperature = 0, .repeat_penalty = 2, .presence_penalty = 1}};
+  for (SamplingOptions options : kOptions) {
+    options.seed = test::seed();
+    Sampler free(options, kVocab);
+    const auto constraint = std::make_shared<test::RandomConstraint>(test::seed(), kVocab);
+    options.constraint = constraint;
+    Sampler held(options, kVocab);
+    EXPECT_FALSE(held.is_argmax());
+    std::vector<int32_t> history;
+    for (int32_t place = 0; place < 40; ++place) {
+      const auto logits = random_logits(kVocab, test::seed() + static_cast<uint64_t>(place));
+      const int32_t token = held.sample(logits, history);
+      ASSERT_TRUE(contains(*constraint->allowed(place), token));
+      ASSERT_EQ(token, free.sample(constraint->masked(logits, place), history)) << "place " << place;
+      history.push_back(token);
+    }
+    Sampler copy = held;  // goes on by itself
+    const auto logits = random_logits(kVocab, test::seed());
+    EXPECT_EQ(copy.sample(logits, history), held.sample(logits, history));
+    copy.begin_answer();
+    EXPECT_EQ(*copy.allowed(), *constraint->allowed(0));
+    EXPECT_EQ(*held.allowed(), *constraint->allowed(41));
+    std::vector<float> broken(kVocab, 1.0f);
+    broken[0] = broken[kVocab - 1] = kNan;  // whether they are allowed or not
+    EXPECT_THROW(held.sample(broken, history), Error);
+    EXPECT_THROW(held.sample(std::vector<float>(kVocab, -kInfinity), history), Error);
+  }
 }
 
 TEST(Sampler, RefusesNanAndNothingToChoose) {

@@ -9,6 +9,7 @@
 
 #include "engine/sampler.h"
 #include "tests/kernels/device_vector.h"
+#include "tests/random_constraint.h"
 #include "tests/seed.h"
 
 namespace tiercel {
@@ -36,7 +37,8 @@ class KernelSample : public ::testing::Test {
   }
   // One draw; state goes on.
   int32_t sample(DeviceVector<float>& logits, const SamplingOptions& options,
-                 DeviceVector<uint64_t>& state, const DeviceVector<LogitAdjustment>& adjustments = {}) {
+                 DeviceVector<uint64_t>& state, const DeviceVector<LogitAdjustment>& adjustments = {},
+                 const DeviceVector<uint32_t>& allowed = {}) {
     const auto vocab = static_cast<int64_t>(logits.size());
     const DeviceVector<float> before = logits;
     workspace_.resize(static_cast<size_t>(sample_workspace_bytes(vocab)));
@@ -45,6 +47,7 @@ class KernelSample : public ::testing::Test {
                            .vocab = vocab,
                            .adjustments = adjustments.data(),
                            .n_adjustments = static_cast<int64_t>(adjustments.size()),
+                           .allowed = allowed.empty() ? nullptr : allowed.data(),
                            .temperature = options.temperature,
                            .top_k = options.top_k,
                            .top_p = options.top_p,
@@ -130,6 +133,42 @@ TEST_F(KernelSample, DrawsAreThoseOfTheSampler) {
             << "vocabulary " << vocab << " temperature " << options.temperature << " top-k "
             << options.top_k << " top-p " << options.top_p << " min-p " << options.min_p << " step "
             << step;
+        twin.picked(want, state[0]);
+        history.push_back(want);
+      }
+    }
+  }
+}
+
+TEST_F(KernelSample, TakesOnlyWhatIsAllowed) {
+  const SamplingOptions kOptions[] = {
+      {.temperature = 0},
+      {.temperature = 1},
+      {.temperature = 0.7, .top_k = 40, .top_p = 0.95, .min_p = 0.05},
+      {.temperature = 2, .top_k = 2000},
+      {.temperature = 0, .repeat_penalty = 3, .repeat_last_n = 8},
+      {.temperature = 1, .presence_penalty = 2, .frequency_penalty = 1},
+  };
+  for (int64_t vocab : {1, 31, 32, 33, 3001}) {
+    for (SamplingOptions options : kOptions) {
+      options.seed = random_();
+      options.constraint = std::make_shared<test::RandomConstraint>(random_(), vocab);
+      Sampler sampler(options, vocab), twin(options, vocab);
+      DeviceVector<uint64_t> state = {options.seed};
+      std::vector<int32_t> history;
+      for (int step = 0; step < 8; ++step) {
+        DeviceVector<float> logits = random_logits(vocab, 3);
+        if (step == 5) std::fill(logits.begin(), logits.end(), 1.0f);
+        const auto list = twin.adjustments(history);
+        const DeviceVector<LogitAdjustment> adjustments(list.begin(), list.end());
+        const TokenSet& set = *twin.allowed();
+        const DeviceVector<uint32_t> allowed(set.begin(), set.end());
+        const int32_t want = sampler.sample(logits, history);
+        ASSERT_EQ(sample(logits, options, state, adjustments, allowed), want)
+            << "vocabulary " << vocab << " temperature " << options.temperature << " step " << step;
+        logits[static_cast<size_t>(vocab - 1)] = kNan;  // allowed or not
+        DeviceVector<uint64_t> other = state;
+        ASSERT_EQ(sample(logits, options, other, {}, allowed), -1);
         twin.picked(want, state[0]);
         history.push_back(want);
       }

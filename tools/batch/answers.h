@@ -20,6 +20,7 @@ struct BatchAnswer {
   const char* finish_reason;  // AnswerText's; or "error": see report.error
   RequestReport report;
   std::vector<ToolCall> calls = {};
+  std::string thoughts = {};
 };
 
 // One line, with its line break. settings: of the job, as far as an answer depends on them.

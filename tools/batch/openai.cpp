@@ -39,7 +39,6 @@ constexpr Member kMembers[] = {
     {"best_of", "1"},
     {"echo", "false"},
     {"suffix", "\"\""},
-    {"response_format", R"({"type": "text"})"},
     {"modalities", R"(["text"])"},
     {"min_tokens", "0"},
     {"skip_special_tokens", "true"},
@@ -98,7 +97,8 @@ std::string plain_name(const std::string& member, RequestForm form) {
 
 bool accept_openai_member(const std::string& name, RequestForm form, const JsonNode& value) {
   if (name == "model") return true;  // given back
-  constexpr std::string_view kOfChat[] = {"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"};
+  constexpr std::string_view kOfChat[] = {"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs",
+                                           "reasoning_format"};
   if (std::ranges::find(kOfChat, name) != std::end(kOfChat)) return form == RequestForm::kChatCompletion;  // read elsewhere
   const auto member =
       std::ranges::find_if(kMembers, [&](const Member& known) { return name == known.name; });
@@ -207,6 +207,7 @@ Json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, cons
   Json choice = {{"index", 0}};
   if (is_chat) {
     choice["message"] = {{"role", "assistant"}, {"content", answer.text}};
+    if (!answer.thoughts.empty()) choice["message"]["reasoning_content"] = answer.thoughts;
     if (!answer.calls.empty()) {
       if (answer.text.empty()) choice["message"]["content"] = nullptr;
       choice["message"]["tool_calls"] = to_openai_calls(answer.calls, id, false);

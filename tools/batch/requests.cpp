@@ -14,8 +14,10 @@
 #include "engine/json.h"
 #include "engine/option_rows.h"
 #include "engine/sampler.h"
+#include "engine/text/thoughts.h"
 #include "tools/batch/openai.h"
 #include "tools/batch/prefixes.h"
+#include "tools/batch/structured_output.h"
 #include "tools/flags.h"
 
 namespace tiercel {
@@ -208,7 +210,7 @@ std::vector<int32_t> ids_of(const JsonNode& node, int64_t vocab_size) {
   return ids;
 }
 
-uint64_t hash_of(const BatchRequest& request, bool has_seed) {
+uint64_t hash_of(const BatchRequest& request, bool has_seed, const AnswerForm& form) {
   const SamplingOptions& s = request.sampling;
   std::string text = fmt::format("{} {} {} {} {} {} {} {} {} {}", request.id, request.n_new,
                                  request.ignore_eos, s.temperature, s.top_k, s.top_p, s.min_p,
@@ -219,6 +221,7 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed) {
   if (request.n_logprobs >= 0) text += fmt::format(" logprobs {}", request.n_logprobs);
   for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
   if (request.tools != nullptr) text += fmt::format(" tools {} {}", request.tools->several, request.tools->tools.json());
+  if (form.kind != AnswerForm::Kind::kFree) text += fmt::format(" form {} {}", static_cast<int>(form.kind), form.text);
   for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
   const uint64_t of_prompt =
       XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
@@ -234,6 +237,7 @@ BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenize
       tokenizer_(tokenizer),
       chat_(chat),
       no_chat_(std::move(no_chat)),
+      forms_(std::make_unique<AnswerForms>(tokenizer, config.vocab_size, end_tokens(config, tokenizer, chat))),
       defaults_(std::move(defaults)) {
   if (chat_ == nullptr) return;
   try {
@@ -326,6 +330,22 @@ std::vector<int32_t> BatchRequestReader::read_chat(const JsonNode& asked, std::s
                      messages_of(messages), request.tools.get());
 }
 
+// What of an answer are thoughts, and whether a form comes behind them.
+void BatchRequestReader::set_thoughts(const JsonNode& asked, BatchRequest& request, AnswerForm& form) const {
+  request.has_thoughts = defaults_.has_thoughts;
+  if (const auto format = asked.find("reasoning_format")) {  // llama.cpp's
+    const std::string& name = format->text();
+    if (name != "none" && name != "auto" && name != "deepseek") format->unexpected(R"("none", "auto" or "deepseek")");
+    request.has_thoughts = name != "none";
+  }
+  const PromptThoughts at_end = thoughts_at_end(tokenizer_, request.prompt);
+  request.thinks_at_once = request.has_thoughts && at_end == PromptThoughts::kBegun;
+  const bool may_think = request.has_thoughts && at_end == PromptThoughts::kNone && chat_->program().writes_thoughts();
+  form.thoughts = at_end == PromptThoughts::kBegun ? AnswerForm::Thoughts::kBegun
+                  : may_think                      ? AnswerForm::Thoughts::kMayBegin
+                                                   : AnswerForm::Thoughts::kNone;
+}
+
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,
                                            const std::string& place) const {
   const nlohmann::json json = parse_json(line, place, kLineLimits);
@@ -365,7 +385,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
   Members members(request, sampling);
   std::optional<bool> wants_logprobs;  // of a chat completion, which says apart how many
   for (const auto& [key, value] : asked.raw().items()) {
-    if (key == "prompt" || key == "messages" || value.is_null()) continue;
+    if (key == "prompt" || key == "messages" || value.is_null() || is_answer_form(key)) continue;
     const JsonNode node = asked.at(key.c_str());
     if (key == "id" && !is_openai) {
       if (!value.is_string() && !value.is_number_integer()) node.unexpected("text or an integer");
@@ -377,7 +397,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
     } else if (!members.set(is_openai ? plain_name(key, request.form) : key, key, node) &&
                !(is_openai && accept_openai_member(key, request.form, node))) {
       std::vector<std::string> known = members.names();
-      for (const char* name : {"prompt", "messages", "id", "stop"}) known.emplace_back(name);
+      for (const char* name : {"prompt", "messages", "id", "stop", "response_format", "json_schema"}) known.emplace_back(name);
       fail(ErrorKind::kUsage, "{}: {}expected prompt or messages, {}options of sampling, found \"{}\"{}",
            place, is_openai ? "body: " : "", is_openai ? "" : "id, ", printable(key, 40),
            did_you_mean(key, known));
@@ -404,8 +424,10 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
   }
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
   check_biases(sampling.logit_bias, config_.vocab_size);
-  request.sampling = resolve_sampling(sampling, config_.sampling);
-  request.hash = hash_of(request, sampling.seed >= 0);
+  sampling.form = read_answer_form(asked, text, sampling.form);
+  if (request.form == RequestForm::kChatCompletion) set_thoughts(asked, request, sampling.form);
+  request.sampling = resolve_sampling(sampling, config_.sampling, *forms_, request.ignore_eos);
+  request.hash = hash_of(request, sampling.seed >= 0, sampling.form);
 }
 
 std::vector<BatchRequest> BatchRequestReader::read(std::string_view text, const std::string& name,

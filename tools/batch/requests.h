@@ -7,7 +7,7 @@
 // at, or several), and what the flags of the same names mean, for this request alone: "max_tokens",
 // "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n",
 // "presence_penalty", "frequency_penalty", "logit_bias" (an object: {"15043": 1, "13": -100}),
-// "logprobs" and "ignore_eos".
+// "logprobs" and "ignore_eos"; and the form of the answer (tools/batch/structured_output.h).
 // A line may also be in OpenAI's batch format (tools/batch/openai.h), which alone can declare tools.
 #pragma once
 
@@ -18,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/answer_form.h"
 #include "engine/config.h"
 #include "engine/json.h"
 #include "engine/sampling_request.h"
@@ -53,6 +54,8 @@ struct BatchRequest {
   SamplingOptions sampling;
   int64_t n_logprobs = -1;  // as Request has it
   std::shared_ptr<const ToolUse> tools;  // or null
+  // Of an answer to a chat: what it thinks is apart from what it says; and begins with the answer.
+  bool has_thoughts = false, thinks_at_once = false;
   uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
   std::string refused;  // why it is not answered; empty: it is
 
@@ -73,6 +76,7 @@ struct BatchRequestDefaults {
   bool share_prefixes = false;       // BatchRequest::prefix is set where requests begin alike
   ChatDate date;                     // for templates that ask for one
   bool is_dated = false;             // with that of the day on which a request comes
+  bool has_thoughts = true;          // BatchRequest's
 };
 
 class BatchRequestReader {
@@ -99,6 +103,7 @@ class BatchRequestReader {
   std::vector<int32_t> encode_text(const std::string& prompt) const;
   std::vector<int32_t> encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
                                    const ToolUse* tools = nullptr) const;
+  void set_thoughts(const JsonNode& asked, BatchRequest& request, AnswerForm& form) const;
   std::shared_ptr<const ToolUse> read_tools(const JsonNode& asked, std::string_view text) const;
 
   const ModelConfig& config_;
@@ -108,6 +113,7 @@ class BatchRequestReader {
   std::shared_ptr<const ToolFormat> tool_format_;
   std::vector<int32_t> tool_tokens_;  // ToolUse::visible
   std::string no_tools_;  // why there is none
+  const std::unique_ptr<AnswerForms> forms_;
   const BatchRequestDefaults defaults_;
 };
 

@@ -140,6 +140,7 @@ struct Service::Live {
   // Events of the stream with one choice: what it begins with, goes on with, ends with.
   void say_first() const { event(choices(is_chat() ? Json{{"role", "assistant"}, {"content", ""}} : Json("")), {}); }
   void say(std::string_view more) const { event(choices(is_chat() ? Json{{"content", more}} : Json(more)), {}); }
+  void say_thought(std::string_view more) const { event(choices(Json{{"reasoning_content", more}}), {}); }
   void say_calls() const {
     if (!text.calls().empty()) event(choices({{"tool_calls", to_openai_calls(text.calls(), id, true)}}), {});
   }
@@ -170,9 +171,11 @@ struct Service::Live {
   }
   // What was said since it was called last.
   void stream_text() {
-    if (!delivery.streams || text.text().size() == n_sent) return;
-    say(std::string_view(text.text()).substr(n_sent));
-    n_sent = text.text().size();
+    if (!delivery.streams) return;
+    if (text.thoughts().size() > n_thoughts_sent) say_thought(text.thoughts().substr(n_thoughts_sent));
+    if (text.said().size() > n_sent) say(text.said().substr(n_sent));
+    n_thoughts_sent = text.thoughts().size();
+    n_sent = text.said().size();
   }
 
   BatchRequest request;  // submit takes its prompt
@@ -187,7 +190,7 @@ struct Service::Live {
   std::mutex mutex;  // over what follows: tokens may come before it is known under which name
   Scheduler::RequestId name = -1;
   AnswerText text;
-  size_t n_sent = 0;
+  size_t n_sent = 0, n_thoughts_sent = 0;  // bytes
 };
 
 Service::Service(const Model& model, const BatchRequestReader& reader, const Tokenizer& tokenizer,
@@ -395,7 +398,11 @@ void Service::end(Live& live, const RequestReport& ended) {
     live.reply->event("[DONE]");
     live.reply->end_events();
   } else {
-    const BatchAnswer answer{.text = live.text.text(), .finish_reason = live.text.finish_reason(), .report = report, .calls = live.text.calls()};
+    const BatchAnswer answer{.text = std::string(live.text.said()),
+                             .finish_reason = live.text.finish_reason(),
+                             .report = report,
+                             .calls = live.text.calls(),
+                             .thoughts = std::string(live.text.thoughts())};
     live.reply->respond(200, dump(to_openai_body(live.request, answer, tokenizer_, live.id)));
   }
   const auto n_generated = static_cast<double>(report.tokens.size());

@@ -25,18 +25,20 @@ struct LogitAdjustment {
   float addend = 0;
 };
 
-// The token of engine/sampler.h, draw by draw: adjustments, temperature, top-k, top-p, min-p. A NaN
+// The token of engine/sampler.h, draw by draw: what is not allowed goes, then adjustments, temperature, top-k, top-p, min-p. A NaN
 // among the logits, or nothing above minus infinity, makes it -1; then nothing has been drawn.
 struct SampleParams {
   float* logits = nullptr;  // [vocab]; adjusted in place, and in the end as they were
   int64_t vocab = 0;        // below 2^23
   const LogitAdjustment* adjustments = nullptr;  // [n_adjustments], each of another token
   int64_t n_adjustments = 0;                     // at most kMaxLogitAdjustments
+  const uint32_t* allowed = nullptr;  // [(vocab + 31) / 32] a bit for each token that may come; null: all may
   double temperature = 0;  // 0: argmax
   int64_t top_k = 0;       // 0: off
   double top_p = 1, min_p = 0;
   uint64_t* generator = nullptr;  // splitmix64's state; advanced by a draw
-  int32_t* token = nullptr;       // [1]; may be in host memory that the device maps, as adjustments and generator
+  // [1]; may be in host memory that the device maps, as may adjustments, allowed and generator.
+  int32_t* token = nullptr;
   void* workspace = nullptr;      // sample_workspace_bytes(vocab)
 };
 

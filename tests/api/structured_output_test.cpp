@@ -1,0 +1,63 @@
+// Options that hold answers to a form.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "tests/api/model.h"
+
+namespace tiercel {
+namespace {
+
+bool is_five_digits(const std::string& text) {
+  return text.size() == 5 && text.find_first_not_of("0123456789") == std::string::npos;
+}
+
+TEST(ApiStructured, EachAnswerOfASession) {
+  const Engine engine = test::open_demo();
+  Session session = engine.open_session({{"regex", "[0-9]{5}"}, {"temperature", "1"}, {"seed", "4"}});
+  session.prefill(test::prompt_text(20));
+  const Generation whole = session.generate(20);
+  EXPECT_TRUE(is_five_digits(whole.text)) << whole.text;
+  EXPECT_EQ(whole.reason, FinishReason::kEndOfText);
+  // In parts, by a copy, and again: the same.
+  session.rewind();
+  std::string text = session.generate(1).text;
+  Session copy = session.fork();
+  EXPECT_EQ(text + copy.generate(20).text, whole.text);
+  EXPECT_EQ(text + session.generate(20).text, whole.text);
+  // Behind its end, and behind what is appended, another one begins.
+  EXPECT_TRUE(is_five_digits(session.generate(20).text));
+  copy.rewind();
+  copy.generate(1);
+  copy.append("\nAnd again:");
+  EXPECT_TRUE(is_five_digits(copy.generate(20).text));
+}
+
+TEST(ApiStructured, RequestsHaveFormsOfTheirOwn) {
+  const Engine engine = test::open_demo();
+  Batch batch = engine.open_batch({{"max-prompt", "500"}, {"n-predict", "60"}, {"regex", "[0-9]{5}"}});
+  std::vector<Request> requests;
+  for (int i = 0; i < 6; ++i) {
+    Options options = {{"temperature", "1"}, {"seed", std::to_string(i)}};
+    if (i == 5) options.set("regex", "(yes|no)");
+    requests.push_back(batch.submit(test::prompt_text(4 + i), -1, options));
+  }
+  for (int i = 0; i < 6; ++i) {
+    const std::string text = requests[static_cast<size_t>(i)].wait().text;
+    EXPECT_TRUE(i == 5 ? text == "yes" || text == "no" : is_five_digits(text)) << text;
+  }
+}
+
+TEST(ApiStructured, RefusesFormsAtOnce) {
+  const Engine engine = test::open_demo();
+  EXPECT_KIND(engine.open_session({{"json-schema", R"({"not": {}})"}}), ErrorKind::kUsage);
+  EXPECT_KIND(engine.open_session({{"regex", "("}}), ErrorKind::kUsage);
+  EXPECT_KIND(engine.open_session({{"regex", "a"}, {"grammar", "root ::= \"a\""}}), ErrorKind::kUsage);
+  EXPECT_KIND(engine.open_session({{"regex", "a"}, {"ignore-eos", "on"}}), ErrorKind::kUsage);
+  Batch batch = engine.open_batch({{"max-prompt", "50"}});
+  EXPECT_KIND(batch.submit("a", 5, {{"grammar", "root ::= b"}}), ErrorKind::kUsage);
+}
+
+}  // namespace
+}  // namespace tiercel

@@ -1,0 +1,117 @@
+#include "engine/text/grammar/grammar_constraint.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+
+#include "engine/base/check.h"
+#include "engine/text/grammar/gbnf.h"
+#include "tests/grammar/random_grammar.h"
+#include "tests/seed.h"
+
+namespace tiercel::grammar {
+namespace {
+
+const std::string kGolden = std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/";
+
+constexpr const char* kJson = R"(
+root ::= "{" ws ( member ("," ws member)* )? ws "}"
+member ::= string ":" ws value
+value ::= root | "[" ws ( value ("," ws value)* )? ws "]" | string | number | "true" | "false" | "null"
+string ::= "\"" ([^"\\\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4}))* "\""
+number ::= "-"? ("0" | [1-9] [0-9]*) ("." [0-9]+)? ([eE] [-+]? [0-9]+)?
+ws ::= (" " | "\n" [ \t]{0,20})?
+)";
+
+// Every token of a vocabulary, asked one by one.
+void expect_by_definition(const Grammar& grammar, const Tokenizer& tokenizer,
+                          const std::shared_ptr<const GrammarConstraint::Vocabulary>& vocabulary, int n_steps,
+                          std::mt19937_64& random) {
+  GrammarConstraint constraint(grammar, vocabulary);
+  Recognizer recognizer(grammar);
+  int32_t place = constraint.start();
+  Recognizer::State state = recognizer.start();
+  for (int step = 0; step < n_steps; ++step) {
+    const auto set = constraint.allowed(place);
+    std::vector<int32_t> allowed;
+    for (int32_t token = 0; token < static_cast<int32_t>(vocabulary->size); ++token) {
+      const bool is_end = std::ranges::count(vocabulary->end_tokens, token) > 0;
+      bool expected = is_end && recognizer.is_match(state);
+      if (!is_end && token < tokenizer.vocab_size()) {
+        const std::string bytes = bytes_of_token(tokenizer, token);
+        expected = !bytes.empty() && recognizer.step(state, bytes) != Recognizer::kDead;
+      }
+      ASSERT_EQ(contains(*set, token), expected) << "token " << token << " at step " << step;
+      if (expected && !is_end) allowed.push_back(token);
+    }
+    if (allowed.empty()) {
+      EXPECT_TRUE(recognizer.is_match(state));
+      EXPECT_EQ(constraint.behind(place, vocabulary->end_tokens[0]), constraint.start());
+      return;
+    }
+    const int32_t token = allowed[random() % allowed.size()];
+    place = constraint.behind(place, token);
+    state = recognizer.step(state, bytes_of_token(tokenizer, token));
+  }
+}
+
+TEST(GrammarConstraint, AllowsTokensAfterWhichAMatchedTextMayCome) {
+  std::mt19937_64 random(test::seed());
+  for (const char* name : {"gpt2", "llama2", "llama3", "qwen2"}) {
+    const Tokenizer tokenizer = Tokenizer::load(kGolden + name + "/tokenizer.json");
+    const int64_t n = tokenizer.vocab_size() + 7;  // a model's may be padded
+    const auto vocabulary =
+        std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, n, std::vector<int32_t>{40, 300});  // of which one is text
+    for (int round = 0; round < 6; ++round) {
+      expect_by_definition(parse_gbnf(kJson, "json"), tokenizer, vocabulary, 12, random);
+    }
+    for (int round = 0; round < 20; ++round) {
+      const test::RandomGrammar some(random);
+      try {
+        expect_by_definition(some.grammar(), tokenizer, vocabulary, 8, random);
+      } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("no finite text"), std::string::npos) << error.what();
+      }
+    }
+  }
+}
+
+TEST(GrammarConstraint, SaysWhatTheVocabularyLacks) {
+  const Tokenizer tokenizer = Tokenizer::parse(
+      R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2}, "merges": []},
+          "added_tokens": [{"id": 2, "content": "</s>", "special": true}], "decoder": {"type": "ByteLevel"},
+          "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})",
+      "tokenizer.json");
+  const auto vocabulary = std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, 3, std::vector<int32_t>{2});
+  GrammarConstraint constraint(grammar_of(choice({text("ac"), text("b")})), vocabulary);
+  EXPECT_EQ(*constraint.allowed(constraint.start()), TokenSet{0b011});
+  EXPECT_EQ(*constraint.allowed(constraint.behind(constraint.start(), 1)), TokenSet{0b100});
+  try {
+    constraint.allowed(constraint.behind(constraint.start(), 0));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("no token of this model's vocabulary"), std::string::npos);
+  }
+}
+
+// What a schema of strings costs, is paid once for each of its strings.
+TEST(GrammarConstraint, GivesTheSameSetAgain) {
+  const Tokenizer tokenizer = Tokenizer::load(kGolden + "llama3/tokenizer.json");
+  const auto vocabulary =
+      std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, tokenizer.vocab_size(), std::vector<int32_t>{0});
+  GrammarConstraint constraint(parse_gbnf(kJson, "json"), vocabulary);
+  Recognizer bytes(parse_gbnf(kJson, "json"));
+  const auto at = [&](std::string_view text) {
+    int32_t place = constraint.start();
+    for (const int32_t token : tokenizer.encode(text, {.add_special = false})) place = constraint.behind(place, token);
+    return constraint.allowed(place);
+  };
+  EXPECT_EQ(at(R"({"a": "x)"), at(R"({"a": "some longer text)"));
+  EXPECT_EQ(at(R"({"a": 1)"), at(R"({"other": [1, 2], "b": 234567)"));
+  EXPECT_NE(at(R"({"a": 1)"), at(R"({"a": [1)"));
+}
+
+}  // namespace
+}  // namespace tiercel::grammar
