@@ -14,7 +14,9 @@ namespace {
 
 constexpr size_t kMostKept = 16;
 
-grammar::Grammar parsed(const AnswerForm& form) {
+}  // namespace
+
+grammar::Grammar grammar_of(const AnswerForm& form) {
   switch (form.kind) {
     case AnswerForm::Kind::kJsonSchema:
       return grammar::parse_json_schema(form.text, "schema");
@@ -28,8 +30,6 @@ grammar::Grammar parsed(const AnswerForm& form) {
   CHECK(false, "a free answer has no grammar");
   return {};
 }
-
-}  // namespace
 
 grammar::Grammar behind_thoughts(grammar::Grammar grammar, AnswerForm::Thoughts thoughts, const Tokenizer& tokenizer) {
   using namespace grammar;
@@ -55,7 +55,7 @@ std::shared_ptr<TokenConstraint> AnswerForms::constraint(const AnswerForm& form,
   if (form.kind == AnswerForm::Kind::kFree) return nullptr;
   const std::string name =
       fmt::format("{} {} {}", static_cast<int>(form.kind), static_cast<int>(form.thoughts), form.text);
-  return constraint(name, ignores_ends, [&] { return behind_thoughts(parsed(form), form.thoughts, tokenizer_); });
+  return constraint(name, ignores_ends, [&] { return behind_thoughts(grammar_of(form), form.thoughts, tokenizer_); });
 }
 
 std::shared_ptr<TokenConstraint> AnswerForms::constraint(const std::string& name, bool ignores_ends,

@@ -29,6 +29,8 @@ struct AnswerForm {
   Thoughts thoughts = Thoughts::kNone;
 };
 
+// Of a form that is not free. Throws Error(kUsage) as its parser.
+grammar::Grammar grammar_of(const AnswerForm& form);
 // An answer that a grammar matches, behind thoughts. The grammar goes in there.
 grammar::Grammar behind_thoughts(grammar::Grammar grammar, AnswerForm::Thoughts thoughts, const Tokenizer& tokenizer);
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -183,38 +184,112 @@ class ServeStructured : public testing::Test {
  protected:
   void SetUp() override {
     if (contains(version_of_program(), "built without Boost")) GTEST_SKIP() << "this build has no server";
+    make_chat_model(scratch_ / "model");
   }
+  void serve(const std::string& jinja = kChatMl) {
+    write_file(scratch_ / "model/chat_template.jinja", jinja);
+    server_ = std::make_unique<Process>(Launch{.arguments = {"serve", "-m", scratch_ / "model", "--port", "0", "-c", "4K"}});
+    const std::string before = "listening: http://127.0.0.1:";
+    ASSERT_TRUE(server_->wait_until([&] { return contains(server_->err(), before); }));
+    port_ = std::atoi(server_->err().substr(server_->err().find(before) + before.size()).c_str());
+  }
+  // more: members, as text: nlohmann's objects would lose the order of a schema's properties.
+  HttpResponse ask_server(const std::string& more) const {
+    return ask(port_, "POST", "/v1/chat/completions",
+               R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "temperature": 1, )" + more + "}");
+  }
+  // The choice of a whole answer; and that a stream says the same.
+  Json choice(const std::string& more) const {
+    const HttpResponse whole = ask_server(more);
+    EXPECT_EQ(whole.status, 200) << whole.body;
+    if (whole.status != 200) return {};
+    const Json choice = Json::parse(whole.body)["choices"][0], message = choice["message"];
+    std::string said, thought;
+    Json calls = Json::array();
+    for (const std::string& event : ask_server(more + R"(, "stream": true)").events()) {
+      if (event == "[DONE]") continue;
+      const Json delta = Json::parse(event)["choices"][0]["delta"];
+      said += delta.value("content", "");
+      thought += delta.value("reasoning_content", "");
+      for (const Json& call : delta.value("tool_calls", Json::array())) calls.push_back(call["function"]);
+    }
+    EXPECT_EQ(said, message["content"].is_null() ? "" : message["content"].get<std::string>());
+    EXPECT_EQ(thought, message.value("reasoning_content", ""));
+    EXPECT_EQ(calls.size(), message.value("tool_calls", Json::array()).size());
+    return choice;
+  }
+
+  const Scratch scratch_;
+  std::unique_ptr<Process> server_;
+  int port_ = 0;
 };
 
 TEST_F(ServeStructured, AnswersByResponseFormat) {
-  const Scratch scratch;
-  make_chat_model(scratch / "model");
-  Process server({.arguments = {"serve", "-m", scratch / "model", "--port", "0", "-c", "4K"}});
-  const std::string before = "listening: http://127.0.0.1:";
-  ASSERT_TRUE(server.wait_until([&] { return contains(server.err(), before); }));
-  const int port = std::atoi(server.err().substr(server.err().find(before) + before.size()).c_str());
-  // As text: the order of properties would be lost in nlohmann's objects.
-  const auto body = [](const std::string& form, const std::string& more = "") {
-    return R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 300, "temperature": 1, "seed": 5, "response_format": )" +
-           form + more + "}";
-  };
-  const std::string by_schema = R"({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": )" +
-                                std::string(kSchema) + "}}";
-  const auto ask_server = [&](const std::string& text) { return ask(port, "POST", "/v1/chat/completions", text); };
-  const HttpResponse whole = ask_server(body(by_schema));
-  ASSERT_EQ(whole.status, 200) << whole.body;
-  const Json choice = Json::parse(whole.body)["choices"][0];
-  expect_by_schema(choice["message"]["content"]);
-  EXPECT_EQ(choice["finish_reason"], "stop");
-  std::string streamed;
-  for (const std::string& event : ask_server(body(by_schema, R"(, "stream": true)")).events()) {
-    if (event != "[DONE]") streamed += Json::parse(event)["choices"][0]["delta"].value("content", "");
-  }
-  EXPECT_EQ(streamed, choice["message"]["content"]);
-  const HttpResponse refused = ask_server(body(R"({"type": "json_schema", "json_schema": {"schema": {"type": "objekt"}}})"));
+  serve();
+  const std::string by_schema =
+      R"("seed": 5, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": )" +
+      std::string(kSchema) + "}}";
+  const Json answered = choice(by_schema);
+  expect_by_schema(answered["message"]["content"]);
+  EXPECT_EQ(answered["finish_reason"], "stop");
+  const HttpResponse refused =
+      ask_server(R"("response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "objekt"}}})");
   EXPECT_EQ(refused.status, 400);
   EXPECT_TRUE(contains(refused.body, "#/type")) << refused.body;
-  EXPECT_EQ(ask_server(body(R"({"type": "text"})")).status, 200);
+  EXPECT_EQ(ask_server(R"("response_format": {"type": "text"})").status, 200);
+}
+
+// A model that cannot call at all calls, as it cannot do anything else.
+TEST_F(ServeStructured, CallsByTheSchemasOfTools) {
+  serve("{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  const std::string tools = R"("tools": [{"type": "function", "function": {"name": "find", "strict": true, "parameters": {"type": "object",
+      "properties": {"what": {"type": "string", "maxLength": 5}, "n": {"type": "integer", "minimum": 3, "maximum": 8}},
+      "required": ["what", "n"], "additionalProperties": false}}},
+    {"type": "function", "function": {"name": "other", "parameters": {"type": "object", "properties": {}}}}])";
+  for (const char* seed : {"1", "2", "3"}) {
+    const std::string drawn = std::string(R"("seed": )") + seed + ", ";
+    const Json named = choice(drawn + tools + R"(, "tool_choice": {"type": "function", "function": {"name": "find"}},
+                                                  "parallel_tool_calls": false)");
+    EXPECT_EQ(named["finish_reason"], "tool_calls") << named;
+    ASSERT_EQ(named["message"]["tool_calls"].size(), 1u);
+    const Json arguments = Json::parse(named["message"]["tool_calls"][0]["function"]["arguments"].get<std::string>());
+    EXPECT_EQ(arguments.size(), 2u);
+    EXPECT_GE(arguments["n"].get<int>(), 3);
+    EXPECT_LE(arguments["n"].get<int>(), 8);
+  }
+  const Json any = choice(R"("seed": 4, )" + tools + R"(, "tool_choice": "required", "parallel_tool_calls": false, "logit_bias": {"82": -2})");
+  ASSERT_EQ(any["message"]["tool_calls"].size(), 1u) << any;
+  // Or a form, where nothing must be called.
+  const Json either = choice(R"("seed": 4, )" + tools +
+                             R"(, "parallel_tool_calls": false, "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "no"}}})");
+  EXPECT_TRUE(either["message"]["content"] == "\"no\"" || either["finish_reason"] == "tool_calls") << either;
+  const HttpResponse refused = ask_server(R"("tools": [{"type": "function", "function": {"name": "f", "strict": true, "parameters": {"not": {}}}}])");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_TRUE(contains(refused.body, "#/not")) << refused.body;
+}
+
+TEST_F(ServeStructured, KeepsThoughtsApart) {
+  const std::string begun = std::string(kChatMl) + "{% if add_generation_prompt %}<think>\n{% endif %}";
+  serve(begun);
+  const std::string short_one = R"("seed": 3, "max_completion_tokens": 12)";
+  const auto thinks = [&](const std::string& more) {
+    const HttpResponse response = ask(port_, "POST", "/v1/chat/completions",
+                                      R"({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1, )" + short_one + more + "}");
+    EXPECT_EQ(response.status, 200) << response.body;
+    return Json::parse(response.body)["choices"][0]["message"];
+  };
+  const Json apart = thinks("");
+  EXPECT_EQ(apart["content"], "");
+  EXPECT_FALSE(apart["reasoning_content"].get<std::string>().empty());
+  const Json together = thinks(R"(, "reasoning_format": "none")");
+  EXPECT_FALSE(together.contains("reasoning_content"));
+  EXPECT_TRUE(contains(together["content"], apart["reasoning_content"].get<std::string>())) << together << apart;
+  // A form comes behind them: they have not ended.
+  const Json held = thinks(R"(, "response_format": {"type": "json_object"})");
+  EXPECT_EQ(held["content"], "");
+  EXPECT_FALSE(held["reasoning_content"].get<std::string>().starts_with("{"));
 }
 
 }  // namespace

@@ -304,9 +304,12 @@ std::shared_ptr<const ToolUse> BatchRequestReader::read_tools(const JsonNode& as
                                                .tools = Tools(member_of(text, "tools")),
                                                .several = may_call_several,
                                                .begun = {},
+                                               .from = ToolFormat::From::kAnswer,
+                                               .name = {},
                                                .visible = tool_tokens_});
   if (word == "auto") return use;
-  std::string name;
+  std::string& name = use->name;
+  use->from = is_word ? ToolFormat::From::kName : ToolFormat::From::kArguments;
   if (!is_word) {
     if (choice->at("type").text() != "function") choice->at("type").unexpected("\"function\"");
     const JsonNode function = choice->at("function").at("name");
@@ -328,6 +331,28 @@ std::vector<int32_t> BatchRequestReader::read_chat(const JsonNode& asked, std::s
   const bool has_variables = is_openai && asked.find("chat_template_kwargs");
   return encode_chat(has_variables ? chat_->with_variables(member_of(text, "chat_template_kwargs")) : *chat_,
                      messages_of(messages), request.tools.get());
+}
+
+// Calls that must come are of a tool that there is, and of a strict one by its schema.
+void BatchRequestReader::hold_calls(const JsonNode& asked, const AnswerForm& form, BatchRequest& request) const {
+  const ToolUse& use = *request.tools;
+  const bool must_call = use.from != ToolFormat::From::kAnswer, has_form = form.kind != AnswerForm::Kind::kFree;
+  if (!must_call && !has_form && !use.tools.any_strict()) return;
+  if (!use.format->has_grammar()) {
+    constexpr const char* kWhy = "answers are not held to the form in which this model calls";
+    if (use.tools.any_strict()) asked.at("tools").unexpected("none that is \"strict\"", kWhy);
+    if (has_form) asked.at("tools").unexpected("none beside a form of the answer", kWhy);
+    return;
+  }
+  const std::string name = fmt::format("calls {} {} {} {} {} {} {}", static_cast<int>(use.from), use.name, use.several,
+                                       static_cast<int>(form.kind), static_cast<int>(form.thoughts), form.text,
+                                       use.tools.json());
+  request.sampling.constraint = forms_->constraint(name, request.ignore_eos, [&] {
+    ToolFormat::Calls calls{.from = use.from, .name = use.name, .several = use.several, .otherwise = {}};
+    if (has_form) calls.otherwise = grammar_of(form);
+    grammar::Grammar grammar = use.format->grammar(use.tools, calls, tokenizer_);
+    return must_call ? grammar : behind_thoughts(std::move(grammar), form.thoughts, tokenizer_);
+  });
 }
 
 // What of an answer are thoughts, and whether a form comes behind them.
@@ -427,6 +452,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
   sampling.form = read_answer_form(asked, text, sampling.form);
   if (request.form == RequestForm::kChatCompletion) set_thoughts(asked, request, sampling.form);
   request.sampling = resolve_sampling(sampling, config_.sampling, *forms_, request.ignore_eos);
+  if (request.tools != nullptr) hold_calls(asked, sampling.form, request);
   request.hash = hash_of(request, sampling.seed >= 0, sampling.form);
 }
 

@@ -38,6 +38,8 @@ struct ToolUse {
   Tools tools;
   bool several = true;           // calls in one answer
   jinja::Text begun;             // what an answer begins with that must call; or empty
+  ToolFormat::From from;         // that
+  std::string name;              // of the tool, where it is decided
   std::vector<int32_t> visible;  // special tokens that belong to calls
 };
 
@@ -103,6 +105,7 @@ class BatchRequestReader {
   std::vector<int32_t> encode_text(const std::string& prompt) const;
   std::vector<int32_t> encode_chat(const ChatTemplate& chat, std::vector<ChatMessage> messages,
                                    const ToolUse* tools = nullptr) const;
+  void hold_calls(const JsonNode& asked, const AnswerForm& form, BatchRequest& request) const;
   void set_thoughts(const JsonNode& asked, BatchRequest& request, AnswerForm& form) const;
   std::shared_ptr<const ToolUse> read_tools(const JsonNode& asked, std::string_view text) const;
 

@@ -162,6 +162,26 @@ const SchemaNode* SchemaNode::find(std::string_view member) const {
   return found != by_name.end() && name_of(*found) == member ? parts[*found].get() : nullptr;
 }
 
+std::string to_json(const SchemaNode& node) {
+  const bool is_object = node.is(Kind::kObject);
+  switch (node.kind) {
+    case Kind::kNull: return "null";
+    case Kind::kFalse: return "false";
+    case Kind::kTrue: return "true";
+    case Kind::kNumber: return node.text;
+    case Kind::kString: return json(node.text).dump();
+    case Kind::kArray:
+    case Kind::kObject: break;
+  }
+  std::string text = is_object ? "{" : "[";
+  for (const auto& part : node.parts) {
+    if (part != node.parts.front()) text += ',';
+    if (is_object) text += json(part->name).dump() + ':';
+    text += to_json(*part);
+  }
+  return text + (is_object ? '}' : ']');
+}
+
 SchemaDocument::SchemaDocument(std::string_view schema, std::string name) : name_(std::move(name)) {
   if (schema.size() > kMostBytes) {
     fail(ErrorKind::kUsage, "{}: expected at most {} bytes of JSON, found {}", name_, kMostBytes, schema.size());

@@ -26,6 +26,9 @@ struct SchemaNode {
   const SchemaNode* find(std::string_view member) const;  // null: no such member, or no object
 };
 
+// Without white space.
+std::string to_json(const SchemaNode& node);
+
 class SchemaDocument {
  public:
   // Errors, all kUsage: above kMostBytes, deeper than clients may send, not JSON, a key twice.

@@ -11,18 +11,14 @@
 
 #include "engine/base/check.h"
 #include "engine/text/tool_calls/model_text.h"
+#include "engine/text/tool_calls/probe_call.h"
 
 namespace tiercel {
 namespace {
 
 using Json = nlohmann::json;
+using namespace probe_call;
 
-// Names and values that no template has.
-constexpr const char *kQuestion = "a question for tiercel", *kAnswer = "=an answer of tiercel=";
-constexpr const char *kTool = "tiercel_looks_up", *kOther = "tiercel_counts";
-constexpr const char* kId = "tiercel01";
-constexpr const char *kTextKey = "tiercel_word", *kText = "a value of tiercel", *kNumberKey = "tiercel_number",
-                     *kNumber = "7351846";
 constexpr const char* kToolsJson = R"([
   {"type": "function", "function": {"name": "tiercel_looks_up", "description": "Looks up.", "parameters": {"type": "object",
     "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
@@ -30,10 +26,6 @@ constexpr const char* kToolsJson = R"([
   {"type": "function", "function": {"name": "tiercel_counts", "description": "Counts.", "parameters": {"type": "object",
     "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
     "required": ["tiercel_word"]}}}])";
-
-std::string arguments_json() {
-  return fmt::format(R"({{"{}": "{}", "{}": {}}})", kTextKey, kText, kNumberKey, kNumber);
-}
 
 bool is_wanted_arguments(const Json& value) {
   const auto json = value.is_object() || value.is_string() ? arguments_of(dump(value)) : std::nullopt;
@@ -101,6 +93,7 @@ ToolFormat::ToolFormat(const ChatProgram& program) {
   if (!is_found || !is_general() || !is_sound(two)) {
     fail(ErrorKind::kUsage, "the chat template writes calls of tools in a form that is not supported, or not at all");
   }
+  find_writing(one, two);
 }
 
 // Whether what the template writes is read as what it is: where several calls are in a form of their own, some would be

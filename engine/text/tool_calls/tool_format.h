@@ -10,12 +10,14 @@
 // White space around these parts is not looked at. What is thought (<think> .. </think>) calls nothing.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/text/chat_message.h"
 #include "engine/text/chat_program.h"
+#include "engine/text/grammar/expression.h"
 #include "engine/text/tokenizer.h"
 #include "engine/text/tool_calls/tools.h"
 
@@ -45,6 +47,19 @@ class ToolFormat {
   // has no such beginning. The name is somebody's word.
   jinja::Text beginning(const std::string& name) const;
 
+  // Answers that call as the template writes it, in a grammar: its root is what they are. None: this form has no such
+  // grammar. Throws as add_json_schema, and Error(kUsage) for a tool that asks for more than this form can hold.
+  enum class From { kAnswer, kName, kArguments };  // where they begin: with beginning(""), or with beginning(name)
+  struct Calls {
+    From from = From::kAnswer;
+    std::string name;     // kArguments: of the tool
+    bool several = true;  // calls in one answer
+    // kAnswer: what an answer is that calls nothing, as a grammar; none: anything.
+    std::optional<grammar::Grammar> otherwise;
+  };
+  bool has_grammar() const { return writing_.has_value(); }
+  grammar::Grammar grammar(const Tools& tools, const Calls& calls, const Tokenizer& tokenizer) const;
+
   // Special tokens that it is written with, which a reader must see.
   std::vector<int32_t> special_tokens(const Tokenizer& tokenizer) const;
 
@@ -63,6 +78,7 @@ class ToolFormat {
   bool read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const;
   std::string_view without_openings(std::string_view text) const;
   size_t end_of_thoughts(std::string_view text) const;
+  void find_writing(std::string_view one, std::string_view two);
   bool may_begin_with_call(std::string_view text, const Tools& tools) const;
 
   Shape shape_ = Shape::kObject;
@@ -77,6 +93,13 @@ class ToolFormat {
   std::string before_name_,
       from_name_;        // as it is written: up to a name, and from there to what is given; of a call alone
   std::string written_;  // what was looked at
+  // Calls to the letter, beside the above.
+  struct Writing {
+    std::string behind;                 // the last call's arguments
+    std::optional<std::string> between;  // two calls: from the arguments of one to the name of the next
+    std::string first_key, key, value, next_key;  // kParameters: before a key, behind one, and behind a value
+  };
+  std::optional<Writing> writing_;
 };
 
 }  // namespace tiercel

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/json.h"
+#include "engine/text/grammar/schema_document.h"
 
 namespace tiercel {
 namespace {
@@ -35,6 +36,11 @@ Tools::Tools(std::string json) : json_(std::move(json)) {
   const nlohmann::json parsed = parse_json(json_, place, {.max_depth = kMostJsonDepth});
   const JsonNode root(parsed, place);
   root.expect_array();
+  const grammar::SchemaDocument written(json_, place);  // with members in their order
+  const auto written_parameters = [&](size_t i) {
+    const grammar::SchemaNode* node = written.root()->parts[i]->find("function")->find("parameters");
+    return node != nullptr && !node->is(grammar::SchemaNode::Kind::kNull) ? to_json(*node) : std::string();
+  };
   for (size_t i = 0; i < root.size(); ++i) {
     const JsonNode tool = root[i];
     tool.expect_object();
@@ -44,6 +50,7 @@ Tools::Tools(std::string json) : json_(std::move(json)) {
     if (name.empty()) function.at("name").unexpected("a name");
     const auto [entry, is_new] = is_text_.try_emplace(name);
     if (!is_new) function.at("name").unexpected("another name for each tool");
+    tools_[name] = {written_parameters(i), function.boolean_or("strict", false)};
     const auto parameters = function.find("parameters");
     if (!parameters) continue;
     parameters->expect_object();
@@ -53,6 +60,10 @@ Tools::Tools(std::string json) : json_(std::move(json)) {
     for (const auto& [key, schema] : properties->raw().items()) entry->second[key] = is_text_schema(schema);
   }
   if (is_text_.empty()) root.unexpected("a tool or more");
+}
+
+bool Tools::any_strict() const {
+  return std::ranges::any_of(tools_, [](const auto& tool) { return tool.second.is_strict; });
 }
 
 std::string_view Tools::name_at(std::string_view text) const {

@@ -14,6 +14,12 @@ class Tools {
   explicit Tools(std::string json);
 
   const std::string& json() const { return json_; }
+  struct Tool {
+    std::string parameters;  // their schema, as it was written; empty: none is given
+    bool is_strict = false;  // arguments are held to it
+  };
+  const std::map<std::string, Tool>& tools() const { return tools_; }
+  bool any_strict() const;
   bool has(const std::string& name) const { return is_text_.contains(name); }
   // The longest name that a text begins with; empty: none.
   std::string_view name_at(std::string_view text) const;
@@ -24,6 +30,7 @@ class Tools {
 
  private:
   std::string json_;
+  std::map<std::string, Tool> tools_;
   std::map<std::string, std::map<std::string, bool>> is_text_;  // by name and parameter
 };
 

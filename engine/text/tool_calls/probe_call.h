@@ -1,0 +1,21 @@
+// The call that templates are made to write, to see how they do.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+
+namespace tiercel::probe_call {
+
+// Names and values that no template has.
+inline constexpr const char *kQuestion = "a question for tiercel", *kAnswer = "=an answer of tiercel=";
+inline constexpr const char *kTool = "tiercel_looks_up", *kOther = "tiercel_counts";
+inline constexpr const char* kId = "tiercel01";
+inline constexpr const char *kTextKey = "tiercel_word", *kText = "a value of tiercel", *kNumberKey = "tiercel_number",
+                            *kNumber = "7351846";
+
+inline std::string arguments_json() {
+  return fmt::format(R"({{"{}": "{}", "{}": {}}})", kTextKey, kText, kNumberKey, kNumber);
+}
+
+}  // namespace tiercel::probe_call
