@@ -25,6 +25,11 @@ number ::= "-"? ("0" | [1-9] [0-9]*) ("." [0-9]+)? ([eE] [-+]? [0-9]+)?
 ws ::= (" " | "\n" [ \t]{0,20})?
 )";
 
+// Text of less characters than a token may have, and of more.
+constexpr const char* kBounded[] = {
+    R"(root ::= "\"" [^"\\\x00-\x1F]{0,40} "\"")", R"(root ::= "\"" [^"\\\x00-\x1F]{2,15} "\"")",
+    R"(root ::= [^"\\\x00-\x1F\uFFFF]{20} | [a-z \u0100-\uFFFF]+)"};
+
 // Every token of a vocabulary, asked one by one.
 void expect_by_definition(const Grammar& grammar, const Tokenizer& tokenizer,
                           const std::shared_ptr<const GrammarConstraint::Vocabulary>& vocabulary, int n_steps,
@@ -66,6 +71,7 @@ TEST(GrammarConstraint, AllowsTokensAfterWhichAMatchedTextMayCome) {
         std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, n, std::vector<int32_t>{40, 300});  // of which one is text
     for (int round = 0; round < 6; ++round) {
       expect_by_definition(parse_gbnf(kJson, "json"), tokenizer, vocabulary, 12, random);
+      for (const char* bounded : kBounded) expect_by_definition(parse_gbnf(bounded, "text"), tokenizer, vocabulary, 12, random);
     }
     for (int round = 0; round < 20; ++round) {
       const test::RandomGrammar some(random);

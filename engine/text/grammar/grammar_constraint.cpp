@@ -13,8 +13,8 @@ constexpr int64_t kMostBytesOfSets = int64_t{128} << 20;
 
 GrammarConstraint::GrammarConstraint(const Grammar& grammar, std::shared_ptr<const Vocabulary> vocabulary)
     : vocabulary_(std::move(vocabulary)),
-      recognizer_(grammar, vocabulary_->trie.longest()),
-      path_(static_cast<size_t>(vocabulary_->trie.longest()) + 1) {}
+      recognizer_(grammar, vocabulary_->tries.longest()),
+      path_(static_cast<size_t>(vocabulary_->tries.longest()) + 1) {}
 
 int32_t GrammarConstraint::behind(int32_t place, int32_t token) {
   if (std::ranges::find(vocabulary_->end_tokens, token) != vocabulary_->end_tokens.end()) return start();
@@ -33,10 +33,40 @@ std::shared_ptr<const TokenSet> GrammarConstraint::allowed(int32_t place) {
   return allowed_[state] = find_allowed(state);
 }
 
+// Whether any plain text of kPlainCharacters may come next.
+bool GrammarConstraint::takes_plain_text(Recognizer::State state) {
+  constexpr size_t kMostStates = 256;
+  std::vector<Recognizer::State> between = {state};  // characters; those of one round come behind those of the last
+  size_t n_done = 0;
+  for (int i = 0; i < VocabularyTries::kPlainCharacters && n_done < between.size(); ++i) {
+    std::vector<std::pair<Recognizer::State, int>> within;
+    for (const size_t end = between.size(); n_done < end; ++n_done) within.emplace_back(between[n_done], 0);
+    for (size_t j = 0; j < within.size(); ++j) {
+      const auto [at, plain] = within[j];
+      for (int byte = 0; byte < 256; ++byte) {
+        const int next_plain = plain_step(plain, static_cast<uint8_t>(byte));
+        if (next_plain == kNotPlain) continue;
+        const Recognizer::State next = recognizer_.step(at, static_cast<uint8_t>(byte));
+        if (next == Recognizer::kDead) return false;
+        if (next_plain == 0) {
+          if (std::ranges::find(between, next) == between.end()) between.push_back(next);
+        } else if (std::ranges::find(within, std::pair{next, next_plain}) == within.end()) {
+          within.emplace_back(next, next_plain);
+        }
+      }
+      if (between.size() + within.size() > kMostStates) return false;
+    }
+  }
+  return true;
+}
+
 std::shared_ptr<const TokenSet> GrammarConstraint::find_allowed(Recognizer::State state) {
-  const TokenTrie& trie = vocabulary_->trie;
-  auto set = std::make_shared<TokenSet>(static_cast<size_t>(token_set_words(vocabulary_->size)));
-  bool is_empty = true;
+  const VocabularyTries& tries = vocabulary_->tries;
+  const bool takes_plain = takes_plain_text(state);
+  const TokenTrie& trie = takes_plain ? tries.others() : tries.all();
+  auto set = takes_plain ? std::make_shared<TokenSet>(tries.plain())
+                         : std::make_shared<TokenSet>(static_cast<size_t>(token_set_words(vocabulary_->size)));
+  bool is_empty = std::ranges::all_of(*set, [](uint32_t word) { return word == 0; });
   const auto allow = [&](int32_t token) {
     (*set)[static_cast<size_t>(token) / 32] |= uint32_t{1} << token % 32;
     is_empty = false;

@@ -22,12 +22,12 @@ class GrammarConstraint : public TokenConstraint {
     // The tokenizer must outlive it.
     Vocabulary(const Tokenizer& its_tokenizer, int64_t vocab_size, std::vector<int32_t> its_end_tokens)
         : tokenizer(its_tokenizer),
-          trie(its_tokenizer, vocab_size, its_end_tokens),
+          tries(its_tokenizer, vocab_size, its_end_tokens),
           size(vocab_size),
           end_tokens(std::move(its_end_tokens)) {}
 
     const Tokenizer& tokenizer;
-    TokenTrie trie;
+    VocabularyTries tries;
     int64_t size;
     std::vector<int32_t> end_tokens;
   };
@@ -40,6 +40,7 @@ class GrammarConstraint : public TokenConstraint {
 
  private:
   std::shared_ptr<const TokenSet> find_allowed(Recognizer::State state);
+  bool takes_plain_text(Recognizer::State state);
 
   std::shared_ptr<const Vocabulary> vocabulary_;
   std::mutex mutex_;  // over all below
