@@ -236,7 +236,11 @@ void add_form_option(Rows& rows, const char* name, const char* type, AnswerForm&
       fail(ErrorKind::kUsage, "expected one of json-schema, regex and grammar, found a second one");
     }
     constexpr size_t kMostBytes = size_t{1} << 20;
-    form = {kind, is_itself(text) ? text : read_text_file(text, kMostBytes)};
+    try {
+      form = {.kind = kind, .text = is_itself(text) ? text : read_text_file(text, kMostBytes)};
+    } catch (const Error& error) {
+      fail(ErrorKind::kUsage, "{}", error.what());
+    }
   });
 }
 
@@ -247,7 +251,7 @@ void add_form_options(Rows& rows, AnswerForm& form) {
   add_form_option(rows, "-j,--json-schema", "FILE|JSON", form, AnswerForm::Kind::kJsonSchema,
                   "Hold answers to JSON that satisfies this schema; {}: any JSON",
                   [](const std::string& text) { return text.find_first_of('{') == text.find_first_not_of(" \n\t"); });
-  add_form_option(rows, "--regex", "PATTERN", form, AnswerForm::Kind::kRegex,
+  add_form_option(rows, "--regex", "TEXT", form, AnswerForm::Kind::kRegex,
                   "Hold answers to what this pattern matches from end to end", [](const std::string&) { return true; });
   add_form_option(rows, "--grammar", "FILE|GBNF", form, AnswerForm::Kind::kGrammar,
                   "Hold answers to a grammar, in llama.cpp's notation",

@@ -31,7 +31,8 @@ constexpr const char* kDetails =
     "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
     "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
     "\"repeat_penalty\", \"repeat_last_n\", \"presence_penalty\", \"frequency_penalty\", \"logit_bias\"\n"
-    "({\"15043\": 1, \"13\": -100}), \"logprobs\" and \"ignore_eos\" hold for that line alone. A line may also be a\n"
+    "({\"15043\": 1, \"13\": -100}), \"logprobs\", \"ignore_eos\", and the form of the answer (\"response_format\",\n"
+    "\"json_schema\", \"regex\", \"grammar\") hold for that line alone. A line may also be a\n"
     "request of OpenAI's batch format (\"custom_id\", \"url\", \"body\"), and is answered in it.\n"
     "Lines are answered together, as many as memory has room for. What a line is answered depends on\n"
     "the line and on the settings that are shown, not on what shares its batch; where --key-codec is\n"
@@ -64,7 +65,7 @@ struct BatchFlags {
   double max_gap = 0;
   MicroBatches micro_batches = MicroBatches::kAuto;
   bool resume = false, chat = false, no_bos = false, special = false, ignore_eos = false;
-  bool share_prefix = false;
+  bool share_prefix = false, has_thoughts = true;
   bool quiet = false;
 
   bool parse(int argc, char** argv) {
@@ -85,6 +86,7 @@ struct BatchFlags {
         "--date", date,
         "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
     add_template_variables_flag(flags, variables);
+    add_thoughts_option(flags, has_thoughts);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front of a prompt");
     flags.flag("--special", special, "Read <|special|> tokens in prompts as such");
     flags.section("Generation");
@@ -177,7 +179,8 @@ class BatchJob {
         .chat = flags_.chat,
         .prefix = read_prefix(),
         .share_prefixes = flags_.share_prefix,
-        .date = chat_date_of(flags_.date, chat && chat->asks_for_date())};
+        .date = chat_date_of(flags_.date, chat && chat->asks_for_date()),
+        .has_thoughts = flags_.has_thoughts};
     return BatchRequestReader(config_, tokenizer_, chat ? &*chat : nullptr, no_chat, defaults);
   }
 

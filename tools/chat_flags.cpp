@@ -63,6 +63,11 @@ void add_template_variables_flag(Flags& flags, std::optional<std::string>& varia
              "JSON object of variables that the chat template asks for, such as {\"enable_thinking\": false}");
 }
 
+void add_thoughts_option(Flags& flags, bool& has_thoughts) {
+  flags.choice("--reasoning-format", has_thoughts, {{"auto", true}, {"none", false}},
+               "Chat completions: what a model thinks comes as reasoning_content, apart from its answer; none: within it");
+}
+
 ChatTemplate with_variables(ChatTemplate chat, const std::optional<std::string>& variables) {
   if (!variables) return chat;
   try {

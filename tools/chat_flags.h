@@ -52,6 +52,8 @@ class Turns {
 
 // --chat-template-kwargs: variables that a template asks for.
 void add_template_variables_flag(Flags& flags, std::optional<std::string>& variables);
+// --reasoning-format: BatchRequestDefaults::has_thoughts.
+void add_thoughts_option(Flags& flags, bool& has_thoughts);
 // Throws Error(kUsage): with the flag's name.
 ChatTemplate with_variables(ChatTemplate chat, const std::optional<std::string>& variables);
 

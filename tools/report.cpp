@@ -74,6 +74,17 @@ Json sampling_json(const SamplingOptions& o) {
           {"seed", o.seed}};
 }
 
+// By the names of the flags; null: none.
+Json form_json(const AnswerForm& form) {
+  switch (form.kind) {
+    case AnswerForm::Kind::kFree: return nullptr;
+    case AnswerForm::Kind::kJsonSchema: return {{"json_schema", form.text}};
+    case AnswerForm::Kind::kRegex: return {{"regex", form.text}};
+    case AnswerForm::Kind::kGrammar: return {{"grammar", form.text}};
+  }
+  return nullptr;
+}
+
 void row(const Console& console, const char* name, const std::string& device,
          const std::string& host) {
   console.info("  {:<14}{:>12}{:>12}", name, device, host);
@@ -185,6 +196,7 @@ std::string to_json(const RunReport& report) {
       {"logits_hash", g.logits_hash.empty() ? Json(nullptr) : Json(g.logits_hash)},
       {"attention", attention_json(report.plan)},
       {"sampling", sampling_json(report.sampling)},
+      {"form", form_json(report.form)},
       {"memory", memory_json(report)},
       {"selection",
        {{"steps", report.selection.steps},

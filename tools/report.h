@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "engine/answer_form.h"
 #include "engine/session.h"
 #include "tools/console.h"
 #include "tools/generation.h"
@@ -21,6 +22,7 @@ struct RunReport {
   int64_t prompt_tokens = 0;
   SessionPlan plan;
   SamplingOptions sampling;
+  AnswerForm form;  // that the answer was held to
   Generation generation;
   SelectionReport selection;
   AuditReport audit;

@@ -57,7 +57,7 @@ struct ServeFlags {
   int64_t port = 8080, n_predict = 2048, parallel = 4;
   double max_gap = 0.2;
   MicroBatches micro_batches = MicroBatches::kAuto;
-  bool no_share_prefix = false, no_bos = false, special = false, ignore_eos = false, quiet = false;
+  bool has_thoughts = true, no_share_prefix = false, no_bos = false, special = false, ignore_eos = false, quiet = false;
 
   bool parse(int argc, char** argv) {
     Flags flags("serve", "Answer HTTP requests, as OpenAI's endpoints do.", kDetails);
@@ -77,6 +77,7 @@ struct ServeFlags {
     flags.flag("--ignore-eos", ignore_eos, "Go on after an end-of-text token");
     flags.text("--date", date, "YYYY-MM-DD, for templates that write a date (default: today's, if they ask for it)");
     add_template_variables_flag(flags, variables);
+    add_thoughts_option(flags, has_thoughts);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front of a text to complete");
     flags.flag("--special", special, "Read <|special|> tokens in texts to complete as such");
     sampling.add_to(flags);
@@ -131,7 +132,8 @@ class Answering {
                  .special = flags.special,
                  .prefix = {},
                  .date = chat_date_of(flags.date, false),
-                 .is_dated = !flags.date && chat_ && chat_->asks_for_date()}) {}
+                 .is_dated = !flags.date && chat_ && chat_->asks_for_date(),
+                 .has_thoughts = flags.has_thoughts}) {}
 
   Service& open(const ServeFlags& flags) {
     const int64_t expected = flags.session.context > 0 ? flags.session.context : kLeastContext;

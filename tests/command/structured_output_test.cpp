@@ -57,6 +57,7 @@ TEST(RunStructured, AnswersBySchemas) {
   expect_by_schema(greedy.out);
   const Json report = Json::parse(read_file(scratch / "report"));
   EXPECT_EQ(report["finish_reason"], "stop");
+  EXPECT_EQ(report["form"], (Json{{"json_schema", kSchema}}));
   // Penalties, biases and filters come on top.
   expect_by_schema(answer({"-j", kSchema, "--temp", "2", "--top-k", "5", "--top-p", "0.9", "--min-p", "0.1",
                            "--repeat-penalty", "1.2", "--presence-penalty", "1", "--logit-bias", "123-100"})

@@ -239,6 +239,7 @@ BatchRequestReader::BatchRequestReader(const ModelConfig& config, const Tokenize
       no_chat_(std::move(no_chat)),
       forms_(std::make_unique<AnswerForms>(tokenizer, config.vocab_size, end_tokens(config, tokenizer, chat))),
       defaults_(std::move(defaults)) {
+  forms_->constraint(defaults_.sampling.form, defaults_.ignore_eos);  // what is wrong with it is said at once
   if (chat_ == nullptr) return;
   try {
     tool_format_ = std::make_shared<const ToolFormat>(chat_->program());
