@@ -51,15 +51,16 @@ AnswerForms::AnswerForms(const Tokenizer& tokenizer, int64_t vocab_size, const s
   }
 }
 
-std::shared_ptr<TokenConstraint> AnswerForms::constraint(const AnswerForm& form, bool ignores_ends) {
-  if (form.kind == AnswerForm::Kind::kFree) return nullptr;
+ConstraintSource AnswerForms::constraint(const AnswerForm& form, bool ignores_ends) {
+  if (form.kind == AnswerForm::Kind::kFree) return {};
   const std::string name =
       fmt::format("{} {} {}", static_cast<int>(form.kind), static_cast<int>(form.thoughts), form.text);
-  return constraint(name, ignores_ends, [&] { return behind_thoughts(grammar_of(form), form.thoughts, tokenizer_); });
+  return constraint(name, ignores_ends,
+                    [this, form] { return behind_thoughts(grammar_of(form), form.thoughts, tokenizer_); });
 }
 
-std::shared_ptr<TokenConstraint> AnswerForms::constraint(const std::string& name, bool ignores_ends,
-                                                         const std::function<grammar::Grammar()>& make) {
+ConstraintSource AnswerForms::constraint(const std::string& name, bool ignores_ends,
+                                         std::function<grammar::Grammar()> make) {
   if (ignores_ends) {
     fail(ErrorKind::kUsage, "ignore-eos: an answer that is held to a form ends where the form does; leave it out");
   }
@@ -67,19 +68,39 @@ std::shared_ptr<TokenConstraint> AnswerForms::constraint(const std::string& name
     fail(ErrorKind::kUsage, "this model names no token that ends a text (eos_token_id of its configuration), so that "
                             "its answers cannot be held to a form");
   }
-  const std::lock_guard lock(mutex_);
-  const auto it = std::ranges::find(kept_, name, &Kept::name);
-  if (it != kept_.end()) {
-    kept_.splice(kept_.begin(), kept_, it);
-    return it->constraint;
+  ConstraintSource source = [this, name, make = std::move(make)] { return kept_or_made(name, make); };
+  source();  // what is wrong with it is said now
+  return source;
+}
+
+std::shared_ptr<TokenConstraint> AnswerForms::kept_or_made(const std::string& name,
+                                                           const std::function<grammar::Grammar()>& make) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (auto kept = find_kept(name)) return kept;
   }
-  const grammar::Grammar grammar = make();
+  // Others need not wait for a large one.
+  auto made = std::make_shared<grammar::GrammarConstraint>(make(), vocabulary());
+  const std::lock_guard lock(mutex_);
+  if (auto kept = find_kept(name)) return kept;
+  kept_.push_front({name, made});
+  if (kept_.size() > kMostKept) kept_.pop_back();
+  return made;
+}
+
+std::shared_ptr<TokenConstraint> AnswerForms::find_kept(const std::string& name) {
+  const auto it = std::ranges::find(kept_, name, &Kept::name);
+  if (it == kept_.end()) return nullptr;
+  kept_.splice(kept_.begin(), kept_, it);
+  return it->constraint;
+}
+
+std::shared_ptr<const grammar::GrammarConstraint::Vocabulary> AnswerForms::vocabulary() {
+  const std::lock_guard lock(vocabulary_mutex_);
   if (vocabulary_ == nullptr) {
     vocabulary_ = std::make_shared<grammar::GrammarConstraint::Vocabulary>(tokenizer_, vocab_size_, end_tokens_);
   }
-  kept_.push_front({name, std::make_shared<grammar::GrammarConstraint>(grammar, vocabulary_)});
-  if (kept_.size() > kMostKept) kept_.pop_back();
-  return kept_.front().constraint;
+  return vocabulary_;
 }
 
 }  // namespace tiercel

@@ -43,14 +43,16 @@ class AnswerForms {
 
   // None for a free answer. Throws Error(kUsage) for a form that is malformed or asks for what is not supported,
   // naming the place; where answers would have no end, as ignores_ends or a model without end tokens have it.
-  std::shared_ptr<TokenConstraint> constraint(const AnswerForm& form, bool ignores_ends);
+  // This must outlive what it gives.
+  ConstraintSource constraint(const AnswerForm& form, bool ignores_ends);
   // Of a grammar that is made where none of this name is kept. Throws as above, and as `make`.
-  std::shared_ptr<TokenConstraint> constraint(const std::string& name, bool ignores_ends,
-                                              const std::function<grammar::Grammar()>& make);
-
-  const Tokenizer& tokenizer() const { return tokenizer_; }
+  ConstraintSource constraint(const std::string& name, bool ignores_ends, std::function<grammar::Grammar()> make);
 
  private:
+  std::shared_ptr<TokenConstraint> kept_or_made(const std::string& name, const std::function<grammar::Grammar()>& make);
+  std::shared_ptr<const grammar::GrammarConstraint::Vocabulary> vocabulary();
+  std::shared_ptr<TokenConstraint> find_kept(const std::string& name);  // under the lock
+
   struct Kept {
     std::string name;
     std::shared_ptr<TokenConstraint> constraint;
@@ -59,8 +61,9 @@ class AnswerForms {
   const Tokenizer& tokenizer_;
   int64_t vocab_size_;
   std::vector<int32_t> end_tokens_;
-  std::mutex mutex_;  // over both below
+  std::mutex vocabulary_mutex_;
   std::shared_ptr<const grammar::GrammarConstraint::Vocabulary> vocabulary_;  // once somebody asks
+  std::mutex mutex_;
   std::list<Kept> kept_;  // the last one asked for comes first
 };
 

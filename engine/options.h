@@ -176,7 +176,7 @@ struct SamplingOptions {
   double presence_penalty = 0, frequency_penalty = 0;
   std::vector<LogitBias> logit_bias = {};  // each of another token
   uint64_t seed = 0;
-  std::shared_ptr<TokenConstraint> constraint = {};  // which tokens may come at all; null: any
+  ConstraintSource constraint = {};  // which tokens may come at all
 };
 
 // Bytes per tier and purpose. The plan announces them before anything is allocated.

@@ -114,7 +114,6 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   demand(std::isfinite(o.frequency_penalty), "frequency-penalty", "a number", o.frequency_penalty);
   const auto n = static_cast<size_t>(vocab_size);
   candidates_.reserve(n);
-  begin_answer();
   const bool is_counting = o.presence_penalty != 0 || o.frequency_penalty != 0;
   if (is_counting) {
     counts_.resize(n);
@@ -164,21 +163,26 @@ std::span<const LogitAdjustment> Sampler::adjustments(std::span<const int32_t> h
   return adjustments_;
 }
 
+TokenConstraint& Sampler::constraint() {
+  if (constraint_ == nullptr) constraint_ = options_.constraint();
+  if (!place_in_answer_) place_in_answer_ = constraint_->start();
+  return *constraint_;
+}
+
 const TokenSet* Sampler::allowed() {
-  if (options_.constraint == nullptr) return nullptr;
-  if (allowed_ == nullptr) allowed_ = options_.constraint->allowed(place_in_answer_);
+  if (!options_.constraint) return nullptr;
+  if (allowed_ == nullptr) allowed_ = constraint().allowed(*place_in_answer_);
   return allowed_.get();
 }
 
 void Sampler::begin_answer() {
-  if (options_.constraint == nullptr) return;
-  place_in_answer_ = options_.constraint->start();
+  place_in_answer_.reset();
   allowed_.reset();
 }
 
 void Sampler::count(int32_t token) {
-  if (options_.constraint != nullptr) {
-    place_in_answer_ = options_.constraint->behind(place_in_answer_, token);
+  if (options_.constraint) {
+    place_in_answer_ = constraint().behind(*place_in_answer_, token);
     allowed_.reset();
   }
   if (counts() && counts_[static_cast<size_t>(token)]++ == 0) picked_.push_back(token);

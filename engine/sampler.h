@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,8 +17,8 @@ void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size);
 // Throws Error(kRuntime) when any is NaN, saying how many are.
 void check_logits(std::span<const float> logits);
 
-// Order of the filters: what the constraint does not allow goes first; repeat penalty, then presence and frequency penalties and biases (one sum), then
-// temperature, top-k, top-p, min-p. Greedy when temperature is 0 (ties: lowest id). The repeat penalty is
+// Order of the filters: what the constraint does not allow goes; repeat penalty, then presence and frequency penalties
+// and biases (one sum), then temperature, top-k, top-p, min-p. Greedy when temperature is 0 (ties: lowest id). The repeat penalty is
 // on the last tokens of the history; the other two are on what this sampler has picked. The same seed
 // gives the same tokens on every machine. Allocates in the constructor only, but for a constraint, where an
 // answer comes to a place for the first time; one call costs O(vocab_size), nothing is sorted.
@@ -27,7 +28,7 @@ class Sampler {
   Sampler(const SamplingOptions& options, int64_t vocab_size);
 
   // Whether the most likely token is what sample gives, whatever came before.
-  bool is_argmax() const { return options_.temperature == 0 && !adjusts() && options_.constraint == nullptr; }
+  bool is_argmax() const { return options_.temperature == 0 && !adjusts() && !options_.constraint; }
   // What else sample depends on, for others who give the same tokens: what becomes of some logits first,
   // valid until the next call, and the state of the generator (splitmix64), which a draw moves on. The
   // token that they drew is picked() then, with the state behind it.
@@ -54,6 +55,7 @@ class Sampler {
   bool adjusts() const { return !place_.empty(); }
   bool counts() const { return !counts_.empty(); }
   LogitAdjustment& adjustment_of(int32_t token);
+  TokenConstraint& constraint();
   // Fills candidates_ in the order of the ids and returns the most likely.
   Candidate collect(std::span<const float> logits);
   // Least likely candidate that top-k and top-p keep. Reorders candidates_.
@@ -70,7 +72,8 @@ class Sampler {
   std::vector<int32_t> counts_;  // [vocab_size] how often it was picked; empty where nothing asks
   std::vector<int32_t> picked_;  // each once
   uint64_t state_;               // of the generator (splitmix64)
-  int32_t place_in_answer_ = 0;  // of the constraint
+  std::shared_ptr<TokenConstraint> constraint_;  // once it was asked for
+  std::optional<int32_t> place_in_answer_;       // of it; none: at the beginning
   std::shared_ptr<const TokenSet> allowed_;  // there, once it was asked for
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,5 +27,9 @@ class TokenConstraint {
   // At least one token. Throws Error(kRuntime) where the vocabulary has none, or the form has too many places.
   virtual std::shared_ptr<const TokenSet> allowed(int32_t place) = 0;
 };
+
+// Gives one to an answer that begins, as it may take memory that a request which waits need not have. None: any token
+// may come.
+using ConstraintSource = std::function<std::shared_ptr<TokenConstraint>()>;
 
 }  // namespace tiercel

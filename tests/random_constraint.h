@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine/token_constraint.h"
@@ -43,5 +44,9 @@ class RandomConstraint : public TokenConstraint {
   uint64_t seed_;
   int64_t vocab_;
 };
+
+inline ConstraintSource source_of(std::shared_ptr<TokenConstraint> constraint) {
+  return [constraint = std::move(constraint)] { return constraint; };
+}
 
 }  // namespace tiercel::test

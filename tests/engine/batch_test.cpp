@@ -67,8 +67,8 @@ std::vector<int32_t> alone(const std::shared_ptr<Model>& m, const Case& c,
   return tokens;
 }
 
-std::shared_ptr<TokenConstraint> some_constraint(uint64_t seed) {
-  return std::make_shared<test::RandomConstraint>(seed, model()->config().vocab_size);
+ConstraintSource some_constraint(uint64_t seed) {
+  return test::source_of(std::make_shared<test::RandomConstraint>(seed, model()->config().vocab_size));
 }
 
 std::vector<Case> some_cases(int64_t longest) {

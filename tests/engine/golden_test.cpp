@@ -93,7 +93,8 @@ void compare(const fs::path& directory, const SessionOptions& options, const fs:
   EXPECT_LT(test::rms_difference(ours, golden.logprobs), 2 * allowed);
 
   Sampler greedy({}, model->config().vocab_size);
-  const auto constraint = std::make_shared<test::RandomConstraint>(test::seed(), model->config().vocab_size);
+  const ConstraintSource constraint =
+      test::source_of(std::make_shared<test::RandomConstraint>(test::seed(), model->config().vocab_size));
   Sampler held({.constraint = constraint}, model->config().vocab_size);
   Sampler held_draws({.temperature = 1, .seed = 7, .constraint = constraint}, model->config().vocab_size);
   for (size_t step = 0; step < golden.greedy.size(); ++step) {

@@ -228,7 +228,7 @@ TEST(Sampler, TakesOnlyWhatIsAllowed) {
     options.seed = test::seed();
     Sampler free(options, kVocab);
     const auto constraint = std::make_shared<test::RandomConstraint>(test::seed(), kVocab);
-    options.constraint = constraint;
+    options.constraint = test::source_of(constraint);
     Sampler held(options, kVocab);
     EXPECT_FALSE(held.is_argmax());
     std::vector<int32_t> history;

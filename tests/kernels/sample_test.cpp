@@ -152,7 +152,7 @@ TEST_F(KernelSample, TakesOnlyWhatIsAllowed) {
   for (int64_t vocab : {1, 31, 32, 33, 3001}) {
     for (SamplingOptions options : kOptions) {
       options.seed = random_();
-      options.constraint = std::make_shared<test::RandomConstraint>(random_(), vocab);
+      options.constraint = test::source_of(std::make_shared<test::RandomConstraint>(random_(), vocab));
       Sampler sampler(options, vocab), twin(options, vocab);
       DeviceVector<uint64_t> state = {options.seed};
       std::vector<int32_t> history;

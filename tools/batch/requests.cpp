@@ -348,12 +348,14 @@ void BatchRequestReader::hold_calls(const JsonNode& asked, const AnswerForm& for
   const std::string name = fmt::format("calls {} {} {} {} {} {} {}", static_cast<int>(use.from), use.name, use.several,
                                        static_cast<int>(form.kind), static_cast<int>(form.thoughts), form.text,
                                        use.tools.json());
-  request.sampling.constraint = forms_->constraint(name, request.ignore_eos, [&] {
-    ToolFormat::Calls calls{.from = use.from, .name = use.name, .several = use.several, .otherwise = {}};
-    if (has_form) calls.otherwise = grammar_of(form);
-    grammar::Grammar grammar = use.format->grammar(use.tools, calls, tokenizer_);
-    return must_call ? grammar : behind_thoughts(std::move(grammar), form.thoughts, tokenizer_);
-  });
+  const auto make = [tokenizer = &tokenizer_, form, tools = request.tools] {
+    ToolFormat::Calls calls{.from = tools->from, .name = tools->name, .several = tools->several, .otherwise = {}};
+    if (form.kind != AnswerForm::Kind::kFree) calls.otherwise = grammar_of(form);
+    grammar::Grammar grammar = tools->format->grammar(tools->tools, calls, *tokenizer);
+    const bool begins = tools->from == ToolFormat::From::kAnswer;
+    return begins ? behind_thoughts(std::move(grammar), form.thoughts, *tokenizer) : grammar;
+  };
+  request.sampling.constraint = forms_->constraint(name, request.ignore_eos, make);
 }
 
 // What of an answer are thoughts, and whether a form comes behind them.
