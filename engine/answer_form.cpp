@@ -13,6 +13,7 @@ namespace tiercel {
 namespace {
 
 constexpr size_t kMostKept = 16;
+constexpr int64_t kMostKeptBytes = int64_t{512} << 20;
 
 }  // namespace
 
@@ -69,7 +70,11 @@ ConstraintSource AnswerForms::constraint(const std::string& name, bool ignores_e
                             "its answers cannot be held to a form");
   }
   ConstraintSource source = [this, name, make = std::move(make)] { return kept_or_made(name, make); };
-  source();  // what is wrong with it is said now
+  try {
+    source();  // what is wrong with it is said now
+  } catch (const Error& error) {
+    fail(ErrorKind::kUsage, "{}", error.what());
+  }
   return source;
 }
 
@@ -80,17 +85,27 @@ std::shared_ptr<TokenConstraint> AnswerForms::kept_or_made(const std::string& na
     if (auto kept = find_kept(name)) return kept;
   }
   // Others need not wait for a large one.
+  const grammar::ExpressionBudget budget;
   auto made = std::make_shared<grammar::GrammarConstraint>(make(), vocabulary());
   const std::lock_guard lock(mutex_);
   if (auto kept = find_kept(name)) return kept;
   kept_.push_front({name, made});
-  if (kept_.size() > kMostKept) kept_.pop_back();
+  const auto bytes = [&] {
+    int64_t sum = 0;
+    for (const Kept& kept : kept_) sum += kept.constraint->bytes();
+    return sum;
+  };
+  while (kept_.size() > 1 && (kept_.size() > kMostKept || bytes() > kMostKeptBytes)) kept_.pop_back();
   return made;
 }
 
 std::shared_ptr<TokenConstraint> AnswerForms::find_kept(const std::string& name) {
   const auto it = std::ranges::find(kept_, name, &Kept::name);
   if (it == kept_.end()) return nullptr;
+  if (it->constraint->is_full()) {
+    kept_.erase(it);
+    return nullptr;
+  }
   kept_.splice(kept_.begin(), kept_, it);
   return it->constraint;
 }

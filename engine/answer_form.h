@@ -55,7 +55,7 @@ class AnswerForms {
 
   struct Kept {
     std::string name;
-    std::shared_ptr<TokenConstraint> constraint;
+    std::shared_ptr<grammar::GrammarConstraint> constraint;
   };
 
   const Tokenizer& tokenizer_;

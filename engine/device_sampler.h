@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -72,11 +73,16 @@ class DeviceSampler {
         pick.token = *pick.best;
         continue;
       }
-      pick.allowed = pick.sampler->allowed();
-      pick.adjustments = pick.sampler->adjustments(pick.history);
-      if (takes_best(pick)) {
-        pick.token = *pick.best;
-        pick.sampler->picked(pick.token, pick.sampler->generator());
+      // Why one's constraint has nothing to say is its caller's to hear, and no matter of the others'.
+      try {
+        pick.allowed = pick.sampler->allowed();
+        pick.adjustments = pick.sampler->adjustments(pick.history);
+        if (takes_best(pick)) {
+          pick.token = *pick.best;
+          pick.sampler->picked(pick.token, pick.sampler->generator());
+          continue;
+        }
+      } catch (const std::exception&) {
         continue;
       }
       if (std::ssize(pick.adjustments) <= kMaxLogitAdjustments) drawn_.push_back(&pick);

@@ -166,6 +166,8 @@ std::span<const LogitAdjustment> Sampler::adjustments(std::span<const int32_t> h
 TokenConstraint& Sampler::constraint() {
   if (constraint_ == nullptr) constraint_ = options_.constraint();
   if (!place_in_answer_) place_in_answer_ = constraint_->start();
+  if (newest_) place_in_answer_ = constraint_->behind(*place_in_answer_, *newest_);
+  newest_.reset();
   return *constraint_;
 }
 
@@ -175,14 +177,23 @@ const TokenSet* Sampler::allowed() {
   return allowed_.get();
 }
 
+void Sampler::followed(int32_t token) {
+  const TokenSet* const may_come = allowed();
+  if (may_come == nullptr) return;
+  if (!contains(*may_come, token)) return begin_answer();
+  newest_ = token;
+  allowed_.reset();
+}
+
 void Sampler::begin_answer() {
   place_in_answer_.reset();
+  newest_.reset();
   allowed_.reset();
 }
 
 void Sampler::count(int32_t token) {
   if (options_.constraint) {
-    place_in_answer_ = constraint().behind(*place_in_answer_, token);
+    newest_ = token;
     allowed_.reset();
   }
   if (counts() && counts_[static_cast<size_t>(token)]++ == 0) picked_.push_back(token);

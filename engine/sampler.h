@@ -40,6 +40,8 @@ class Sampler {
   const TokenSet* allowed();
   void picked(int32_t token, uint64_t generator);
 
+  // A token that somebody else put there: an answer goes on with it, where it may; else the next one begins one.
+  void followed(int32_t token);
   // What is picked next begins an answer, as far as a constraint is concerned.
   void begin_answer();
 
@@ -74,6 +76,7 @@ class Sampler {
   uint64_t state_;               // of the generator (splitmix64)
   std::shared_ptr<TokenConstraint> constraint_;  // once it was asked for
   std::optional<int32_t> place_in_answer_;       // of it; none: at the beginning
+  std::optional<int32_t> newest_;                // token behind that place, not looked at yet
   std::shared_ptr<const TokenSet> allowed_;  // there, once it was asked for
 };
 

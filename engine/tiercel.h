@@ -232,7 +232,7 @@ class TIERCEL_API Session {
   Generation generate(int64_t n, const PieceCallback& callback = {});
 
   // Appends one token. Throws kState without a prompt or when the context is full, kUsage for an id
-  // outside the vocabulary.
+  // outside the vocabulary. An answer that is held to a form goes on with it where it may, else ends.
   void step(int32_t token);
   // Appends tokens behind the prompt, a further turn of a conversation, say: as step with each of
   // them, but faster. 256 tokens and more (64 with dense attention) are prefilled as the prompt was, all of them, or

@@ -129,7 +129,8 @@ class BatchJob {
     std::string no_chat;
     const std::optional<ChatTemplate> chat = find_chat_template(flags_.model.directory, flags_.variables, no_chat);
     int64_t n_saved = 0;
-    requests_ = reader(chat, no_chat).read(text, requests_name(), &n_saved);
+    const BatchRequestReader reader = reader_of(chat, no_chat);  // what holds answers is its
+    requests_ = reader.read(text, requests_name(), &n_saved);
     limit_to_context();
     measure_requests();
     say_what_is_shared(n_saved);
@@ -167,7 +168,7 @@ class BatchJob {
   }
 
  private:
-  BatchRequestReader reader(const std::optional<ChatTemplate>& chat, const std::string& no_chat) {
+  BatchRequestReader reader_of(const std::optional<ChatTemplate>& chat, const std::string& no_chat) {
     const BatchRequestDefaults defaults{
         .n_new = flags_.n_predict,
         .ignore_eos = flags_.ignore_eos,

@@ -269,7 +269,8 @@ class Run {
     print_plan(report_.plan, report_.prompt_tokens, console_);
     announce_file(*model, flags_, report_.plan, report_.prompt_tokens, console_);
     report_.form = flags_.sampling.wish().form;
-    report_.sampling = flags_.sampling.resolve(config_, forms, flags_.ignore_eos, flags_.session.strict, console_);
+    report_.sampling = flags_.sampling.resolve(config_, forms, tokenizer, request.prompt, flags_.ignore_eos,
+                                                flags_.session.strict, console_);
     Sampler sampler(report_.sampling, config_.vocab_size);
     const auto session = Session::open(model, report_.plan);
     report_.load_seconds += watch.seconds();

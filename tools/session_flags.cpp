@@ -8,6 +8,7 @@
 #include "engine/model.h"
 #include "engine/option_rows.h"
 #include "engine/sampler.h"
+#include "engine/text/thoughts.h"
 #include "engine/weight_store.h"
 #include "tools/signals.h"
 
@@ -95,10 +96,13 @@ void SamplingFlags::add_to(Flags& flags) {
   add_form_options(flags, wish_.form);
 }
 
-SamplingOptions SamplingFlags::resolve(const ModelConfig& config, AnswerForms& forms, bool ignores_ends, bool strict,
+SamplingOptions SamplingFlags::resolve(const ModelConfig& config, AnswerForms& forms, const Tokenizer& tokenizer,
+                                       std::span<const int32_t> prompt, bool ignores_ends, bool strict,
                                        const Console& console) const {
   check_biases(wish_.logit_bias, config.vocab_size);
-  const SamplingOptions options = resolve_sampling(wish_, config.sampling, forms, ignores_ends);
+  SamplingRequest wish = wish_;
+  if (thoughts_at_end(tokenizer, prompt) == PromptThoughts::kBegun) wish.form.thoughts = AnswerForm::Thoughts::kBegun;
+  const SamplingOptions options = resolve_sampling(wish, config.sampling, forms, ignores_ends);
   if (options.temperature == 0) {
     if (wish_.top_k || wish_.top_p || wish_.min_p) {
       console.warn_or_refuse(strict, "--top-k, --top-p and --min-p change nothing at temperature 0; add --temp 1");

@@ -54,8 +54,9 @@ struct SamplingFlags {
   // Flags over generation_config.json over greedy. Draws (and announces) a seed when none is given.
   // strict: what would be a warning is an Error(kUsage).
   // Throws as AnswerForms::constraint.
-  SamplingOptions resolve(const ModelConfig& config, AnswerForms& forms, bool ignores_ends, bool strict,
-                          const Console& console) const;
+  // prompt: what is answered.
+  SamplingOptions resolve(const ModelConfig& config, AnswerForms& forms, const Tokenizer& tokenizer,
+                          std::span<const int32_t> prompt, bool ignores_ends, bool strict, const Console& console) const;
   const SamplingRequest& wish() const { return wish_; }
 
  private:

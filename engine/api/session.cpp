@@ -6,6 +6,7 @@
 
 #include "engine/api/session_call.h"
 #include "engine/logprobs.h"
+#include "engine/text/thoughts.h"
 
 namespace tiercel {
 namespace detail {
@@ -85,10 +86,19 @@ void SessionState::clear() {
 void SessionState::restart_sampling() {
   const ModelConfig& config = engine->model->config();
   if (!sampler) {
-    const SamplingOptions options = resolve_sampling(settings.sampling, config.sampling, engine->forms, settings.ignore_eos);
-    sampler.emplace(options, config.vocab_size);
-    initial_sampler = sampler;
+    const SamplingOptions options =
+        resolve_sampling(settings.sampling, config.sampling, engine->forms, settings.ignore_eos);
+    initial_sampler.emplace(options, config.vocab_size);
     seed = options.seed;
+  }
+  if (AnswerForm form = settings.sampling.form; form.kind != AnswerForm::Kind::kFree) {
+    // A prompt that has begun thoughts is answered behind them.
+    const auto prompt = std::span(sequence).first(std::min(sequence.size(), static_cast<size_t>(n_prompt)));
+    const bool thinks = thoughts_at_end(engine->tokenizer, prompt) == PromptThoughts::kBegun;
+    form.thoughts = thinks ? AnswerForm::Thoughts::kBegun : AnswerForm::Thoughts::kNone;
+    SamplingOptions options = initial_sampler->options();
+    options.constraint = engine->forms.constraint(form, settings.ignore_eos);
+    initial_sampler.emplace(options, config.vocab_size);
   }
   sampler = initial_sampler;
   decoder.emplace(engine->tokenizer, /*skip_special=*/true);
@@ -144,6 +154,7 @@ Generation Session::generate(int64_t n, const PieceCallback& callback) {
       result.reason = FinishReason::kContextFull;
       return result;
     }
+    detail::translated([&] { s.sampler->allowed(); });  // what it throws costs a form's answer, not the session
     const int32_t token = detail::decode(s, [&] {
       detail::flush(s);
       return s.inner->sample(*s.sampler, s.sequence);
@@ -170,11 +181,13 @@ void Session::step(int32_t token) {
   SessionState& s = call.with_prompt();
   detail::check_tokens(*s.engine, {&token, 1});
   detail::check_room(s, 1);
+  detail::translated([&] { s.sampler->allowed(); });
   detail::decode(s, [&] {
     detail::flush(s);
     detail::step_now(s, token);
     s.sequence.push_back(token);
   });
+  s.sampler->followed(token);
   s.decoder->finish();
 }
 

@@ -34,6 +34,28 @@ TEST(ApiStructured, EachAnswerOfASession) {
   EXPECT_TRUE(is_five_digits(copy.generate(20).text));
 }
 
+TEST(ApiStructured, StepsAreOfTheAnswer) {
+  const Engine engine = test::open_demo();
+  Session session = engine.open_session({{"regex", "[0-9]{5}"}});
+  session.prefill(test::prompt_text(20));
+  std::string text = session.generate(1).text;
+  session.step(engine.tokenize("7", {{"no-bos", "true"}}).at(0));
+  text += "7" + session.generate(20).text;
+  EXPECT_TRUE(is_five_digits(text)) << text;
+}
+
+TEST(ApiStructured, AFormThatFailsCostsItsAnswerOnly) {
+  const Engine engine = test::open_demo();
+  // Each of its letters doubles the ways to read what comes.
+  Session session = engine.open_session(
+      {{"grammar", "root ::= \"(\" root? root? root? \")\""}, {"logit-bias", "40+90"}});
+  session.prefill(test::prompt_text(20));
+  EXPECT_KIND(session.generate(400), ErrorKind::kRuntime);
+  EXPECT_GT(session.n_tokens(), 100);  // all of it is still there
+  session.append("\nAnd again:");
+  EXPECT_GT(session.generate(2).tokens.size(), 0u);
+}
+
 TEST(ApiStructured, RequestsHaveFormsOfTheirOwn) {
   const Engine engine = test::open_demo();
   Batch batch = engine.open_batch({{"max-prompt", "500"}, {"n-predict", "60"}, {"regex", "[0-9]{5}"}});
@@ -54,7 +76,7 @@ TEST(ApiStructured, RefusesFormsAtOnce) {
   EXPECT_KIND(engine.open_session({{"json-schema", R"({"not": {}})"}}), ErrorKind::kUsage);
   EXPECT_KIND(engine.open_session({{"regex", "("}}), ErrorKind::kUsage);
   EXPECT_KIND(engine.open_session({{"regex", "a"}, {"grammar", "root ::= \"a\""}}), ErrorKind::kUsage);
-  EXPECT_KIND(engine.open_session({{"regex", "a"}, {"ignore-eos", "on"}}), ErrorKind::kUsage);
+  EXPECT_KIND(engine.open_session({{"regex", "a"}, {"ignore-eos", "true"}}), ErrorKind::kUsage);
   Batch batch = engine.open_batch({{"max-prompt", "50"}});
   EXPECT_KIND(batch.submit("a", 5, {{"grammar", "root ::= b"}}), ErrorKind::kUsage);
 }

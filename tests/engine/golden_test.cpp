@@ -96,6 +96,8 @@ void compare(const fs::path& directory, const SessionOptions& options, const fs:
   const ConstraintSource constraint =
       test::source_of(std::make_shared<test::RandomConstraint>(test::seed(), model->config().vocab_size));
   Sampler held({.constraint = constraint}, model->config().vocab_size);
+  Sampler failing({.constraint = [] () -> std::shared_ptr<TokenConstraint> { fail("nothing may come"); }},
+                  model->config().vocab_size);
   Sampler held_draws({.temperature = 1, .seed = 7, .constraint = constraint}, model->config().vocab_size);
   for (size_t step = 0; step < golden.greedy.size(); ++step) {
     const auto logits = session->logits();
@@ -105,6 +107,7 @@ void compare(const fs::path& directory, const SessionOptions& options, const fs:
       Sampler twin = *sampler;
       EXPECT_EQ(session->sample(*sampler, {}), twin.sample(session->logits(), {}));
     }
+    EXPECT_THROW(session->sample(failing, {}), Error);
     if (golden.margins[step] > 6 * allowed) {
       EXPECT_EQ(best, golden.greedy[step]) << "step " << step;
     }

@@ -245,6 +245,15 @@ TEST(Sampler, TakesOnlyWhatIsAllowed) {
     copy.begin_answer();
     EXPECT_EQ(*copy.allowed(), *constraint->allowed(0));
     EXPECT_EQ(*held.allowed(), *constraint->allowed(41));
+    // What somebody else puts there.
+    Sampler stepped = copy;
+    const auto first = constraint->allowed(0);
+    int32_t inside = 0, outside = 0;
+    while (!contains(*first, inside)) ++inside;
+    while (outside < kVocab && contains(*first, outside)) ++outside;
+    stepped.followed(inside);
+    EXPECT_EQ(*stepped.allowed(), *constraint->allowed(1));
+    if (outside < kVocab) stepped.followed(outside);
     std::vector<float> broken(kVocab, 1.0f);
     broken[0] = broken[kVocab - 1] = kNan;  // whether they are allowed or not
     EXPECT_THROW(held.sample(broken, history), Error);

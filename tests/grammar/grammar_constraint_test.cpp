@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <string>
 
@@ -100,6 +101,29 @@ TEST(GrammarConstraint, SaysWhatTheVocabularyLacks) {
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("no token of this model's vocabulary"), std::string::npos);
   }
+}
+
+// Many ways to read one text cost time for each token that may come: that ends, and costs that answer only.
+TEST(GrammarConstraint, TimeHasAnEnd) {
+  const Tokenizer tokenizer = Tokenizer::load(kGolden + "gpt2/tokenizer.json");
+  const auto vocabulary =
+      std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, tokenizer.vocab_size(), std::vector<int32_t>{0});
+  std::vector<Expr> many;
+  for (int i = 0; i < 6'000; ++i) many.push_back(optional(choice({text(""), sequence({text("#"), text("#")})})));
+  many.push_back(characters_except({}));
+  std::vector<Expr> either = {sequence(many)};
+  const Expr any = repeat(characters_except({{U'#', U'#'}}), 0, kUnlimited);
+  for (char32_t c = U'a'; c <= U'z'; ++c) either.push_back(sequence({any, characters({{c, c}}), repeat(characters_except({}), 0, 12)}));
+  GrammarConstraint constraint(grammar_of(repeat(choice(either), 0, kUnlimited)), vocabulary);
+  const auto begin = std::chrono::steady_clock::now();
+  try {
+    constraint.allowed(constraint.start());
+    FAIL() << "it did all of it";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("too many ways to go on"), std::string::npos) << error.what();
+  }
+  EXPECT_TRUE(constraint.is_full());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
 }
 
 // What a schema of strings costs, is paid once for each of its strings.

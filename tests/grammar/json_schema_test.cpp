@@ -12,6 +12,7 @@
 
 #include "engine/base/check.h"
 #include "engine/text/grammar/recognizer.h"
+#include "tests/sanitized.h"
 
 namespace tiercel::grammar {
 namespace {
@@ -270,11 +271,12 @@ TEST(Schemas, LargeOnesTakeLittleTime) {
 }
 
 TEST(Schemas, WhatIsNotUnderstoodIsRefused) {
-  for (const char* keyword : {"not", "if", "then", "contains", "patternProperties", "propertyNames",
-                              "dependentRequired", "dependentSchemas", "$dynamicRef", "minContains", "made_up"}) {
+  for (const char* keyword : {"not", "if", "then", "contains", "patternProperties",
+                              "dependentRequired", "dependentSchemas", "$dynamicRef", "minContains"}) {
     expect_refused(R"({"properties": {"a": {")" + std::string(keyword) + R"(": {}}}})",
                    "#/properties/a/" + std::string(keyword), "not supported; remove it");
   }
+  expect_refused(R"({"properties": {"a": {"propertyNames": {"enum": ["x"]}}}})", "#/properties/a/propertyNames", "not supported");
   expect_refused(R"({"items": {"items": {}, "uniqueItems": true}})", "#/items/uniqueItems", "expected false");
   expect_refused(R"({"multipleOf": 0.5})", "#/multipleOf", "power of ten");
   expect_refused(R"({"pattern": "^a+$", "maxLength": 3})", "#/pattern", "write the lengths into it");
@@ -282,6 +284,51 @@ TEST(Schemas, WhatIsNotUnderstoodIsRefused) {
   expect_refused(R"({"properties": {"a": {}}, "minProperties": 1})", "#/minProperties", "list the required ones");
   expect_refused(R"({"enum": [[1]], "minItems": 1})", "#/enum/0", "not checked");
   expect_refused(R"({"unevaluatedProperties": {}})", "#/unevaluatedProperties", "true or false");
+}
+
+TEST(Schemas, WhatSaysNothingIsLeftOut) {
+  expect_texts(R"({"type": "integer", "unit": "cm", "made_up": {"x": 1}, "propertyOrdering": ["a"]})", {"7"}, {"7.5"});
+  expect_texts(R"({"additionalProperties": {"type": "null"}, "propertyNames": {"type": "string", "title": "t"}})", {R"({"a":null})"}, {R"({"a":1})"});
+  // What is required is there, whatever it is, where nobody says that there is nothing else.
+  expect_texts(R"({"properties": {"a": {"type": "null"}}, "required": ["b"]})", {R"({"b":1})", R"({"a":null,"b":[]})"}, {"{}", R"({"a":null})"});
+}
+
+TEST(Schemas, LengthsOfOneSetOfCharacters) {
+  expect_texts(R"({"type": "string", "pattern": "^[a-z0-9_\"]+$", "minLength": 3, "maxLength": 5})",
+               {R"("abc")", R"("a_c1e")", R"("\"\"\"")"}, {R"("ab")", R"("abcdef")", R"("aBc")"});
+  expect_texts(R"({"pattern": "^[a-z]{2,4}$", "maxLength": 3})", {R"("ab")", R"("abc")"}, {R"("a")", R"("abcd")"});
+}
+
+// A few words may ask for much: it is refused before it is done.
+TEST(Schemas, CostIsBounded) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto refused = [](const std::string& schema) {
+    const ExpressionBudget budget;
+    try {
+      (void)Reader(grammar(schema));
+      return std::string("none");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      return std::string(error.what());
+    }
+  };
+  Json twice = {{"$defs", {{"a60", false}}}, {"allOf", {{{"$ref", "#/$defs/a0"}}, {{"type", "string"}}}}};
+  for (int i = 0; i < 60; ++i) {
+    const Json next = {{"$ref", "#/$defs/a" + std::to_string(i + 1)}};
+    twice["$defs"]["a" + std::to_string(i)] = {{"allOf", {next, next}}};
+  }
+  EXPECT_NE(refused(twice.dump()).find("too many alternatives"), std::string::npos);
+  Json given = {{"pattern", "^(?:.{0,90000}|.{0,90000}|.{0,90000}|.{0,90000})$"}};
+  for (int i = 0; i < 1000; ++i) given["enum"].push_back("v" + std::to_string(i));
+  EXPECT_EQ(refused(given.dump()), "none");
+  Json many;
+  for (int i = 0; i < 100'000; ++i) many["enum"].push_back(i);
+  for (int i = 0; i < 500; ++i) many["anyOf"].push_back(Json::object());
+  EXPECT_NE(refused(many.dump()).find("too many alternatives"), std::string::npos);
+  Json letters;
+  for (int i = 0; i < 10'000; ++i) letters["properties"]["p" + std::to_string(i)] = {{"pattern", "^\\p{L}$"}};
+  EXPECT_NE(refused(letters.dump()).find("too large"), std::string::npos);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(test::kSanitized ? 120 : 20));
 }
 
 TEST(Schemas, BadOnesAreRefused) {
@@ -321,7 +368,7 @@ TEST(Schemas, BadOnesAreRefused) {
 TEST(Schemas, ThatNothingSatisfiesAreRefused) {
   for (const char* schema :
        {"false", R"({"type": "string", "enum": [1]})", R"({"allOf": [{"type": "string"}, {"type": "null"}]})",
-        R"({"required": ["a"], "properties": {"a": false}})", R"({"required": ["b"], "properties": {"a": true}})",
+        R"({"required": ["a"], "properties": {"a": false}})", R"({"required": ["b"], "properties": {"a": true}, "additionalProperties": false})",
         R"({"required": ["a"], "properties": {"a": {"$ref": "#"}}})", R"({"allOf": [{"minimum": 3}, {"maximum": 2}]})",
         R"({"type": "integer", "minimum": 0.2, "maximum": 0.8})", R"({"items": false, "minItems": 1})",
         R"({"anyOf": [false, {"const": 1, "enum": [2]}]})"}) {

@@ -222,6 +222,7 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed, const AnswerForm& f
   for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
   if (request.tools != nullptr) text += fmt::format(" tools {} {}", request.tools->several, request.tools->tools.json());
   if (form.kind != AnswerForm::Kind::kFree) text += fmt::format(" form {} {}", static_cast<int>(form.kind), form.text);
+  if (request.form == RequestForm::kChatCompletion && !request.has_thoughts) text += " thoughts within";
   for (const std::string& stop : request.stops) text += fmt::format(" {}:{}", stop.size(), stop);
   const uint64_t of_prompt =
       XXH64(request.prompt.data(), request.prompt.size() * sizeof(int32_t), 0);
@@ -360,13 +361,17 @@ void BatchRequestReader::hold_calls(const JsonNode& asked, const AnswerForm& for
 
 // What of an answer are thoughts, and whether a form comes behind them.
 void BatchRequestReader::set_thoughts(const JsonNode& asked, BatchRequest& request, AnswerForm& form) const {
+  const PromptThoughts at_end = thoughts_at_end(tokenizer_, request.prompt);
+  if (request.form != RequestForm::kChatCompletion) {
+    if (at_end == PromptThoughts::kBegun) form.thoughts = AnswerForm::Thoughts::kBegun;
+    return;
+  }
   request.has_thoughts = defaults_.has_thoughts;
   if (const auto format = asked.find("reasoning_format")) {  // llama.cpp's
     const std::string& name = format->text();
     if (name != "none" && name != "auto" && name != "deepseek") format->unexpected(R"("none", "auto" or "deepseek")");
     request.has_thoughts = name != "none";
   }
-  const PromptThoughts at_end = thoughts_at_end(tokenizer_, request.prompt);
   request.thinks_at_once = request.has_thoughts && at_end == PromptThoughts::kBegun;
   const bool may_think = request.has_thoughts && at_end == PromptThoughts::kNone && chat_->program().writes_thoughts();
   form.thoughts = at_end == PromptThoughts::kBegun ? AnswerForm::Thoughts::kBegun
@@ -394,6 +399,10 @@ BatchRequest BatchRequestReader::read_body(const nlohmann::json& body, std::stri
   request.form = form;
   check_openai_body(root, request);
   read_members(root, text, request, place);
+  // Made here, and not by the thread that takes turns.
+  if (const ConstraintSource& source = request.sampling.constraint) {
+    request.sampling.constraint = [made = source()] { return made; };
+  }
   return request;
 }
 
@@ -453,7 +462,7 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
   if (request.prompt.empty()) fail(ErrorKind::kUsage, "{}: the prompt has no tokens", place);
   check_biases(sampling.logit_bias, config_.vocab_size);
   sampling.form = read_answer_form(asked, text, sampling.form);
-  if (request.form == RequestForm::kChatCompletion) set_thoughts(asked, request, sampling.form);
+  set_thoughts(asked, request, sampling.form);
   request.sampling = resolve_sampling(sampling, config_.sampling, *forms_, request.ignore_eos);
   if (request.tools != nullptr) hold_calls(asked, sampling.form, request);
   request.hash = hash_of(request, sampling.seed >= 0, sampling.form);

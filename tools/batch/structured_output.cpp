@@ -60,9 +60,11 @@ AnswerForm response_format(const JsonNode& node, std::string_view text) {
   if (type.text() == "text") return {};
   if (type.text() == "json_object") {
     const auto schema = node.find("schema");  // llama.cpp's
-    return schema ? schema_of(*schema, text, {"response_format", "schema"}) : kAnyObject;
+    const bool says = schema && !(schema->raw().is_object() && schema->raw().empty()) && schema->raw() != true;
+    return says ? schema_of(*schema, text, {"response_format", "schema"}) : kAnyObject;
   }
   if (type.text() != "json_schema") type.unexpected(R"("text", "json_object" or "json_schema")");
+  if (node.find("schema")) return schema_of(node.at("schema"), text, {"response_format", "schema"});
   return schema_of(node.at("json_schema").at("schema"), text, {"response_format", "json_schema", "schema"});
 }
 
@@ -72,6 +74,10 @@ AnswerForm structured_outputs(const JsonNode& node, std::string_view text) {
   for (const auto& [key, value] : node.raw().items()) {
     if (value.is_null()) continue;
     const JsonNode member = node.at(key.c_str());
+    if (key == "disable_fallback" || key == "disable_any_whitespace" || key == "disable_additional_properties") {
+      member.boolean();  // of how vLLM does it
+      continue;
+    }
     if (form) node.unexpected("one form", "found \"" + printable(key, 40) + "\" beside another one");
     if (key == "json") {
       form = schema_of(member, text, {"structured_outputs", "json"});
@@ -93,7 +99,9 @@ AnswerForm structured_outputs(const JsonNode& node, std::string_view text) {
 AnswerForm form_of(std::string_view name, const JsonNode& node, std::string_view text) {
   if (name == "response_format") return response_format(node, text);
   if (name == "structured_outputs") return structured_outputs(node, text);
-  if (name == "grammar" || name == "guided_grammar") return {Kind::kGrammar, node.text()};
+  if (name == "grammar" || name == "guided_grammar") {
+    return node.text().empty() ? AnswerForm() : AnswerForm{Kind::kGrammar, node.text()};
+  }
   if (name == "regex" || name == "guided_regex") return {Kind::kRegex, node.text()};
   if (name == "guided_choice") return choice_of(node);
   return schema_of(node, text, {name});
@@ -106,14 +114,22 @@ bool is_answer_form(std::string_view name) { return std::ranges::find(kMembers, 
 AnswerForm read_answer_form(const JsonNode& asked, std::string_view text, const AnswerForm& otherwise) {
   std::optional<AnswerForm> form;
   std::string_view first;
+  bool says_free = false;  // "text", or an empty grammar
   for (const std::string_view name : kMembers) {
     const auto node = asked.find(std::string(name).c_str());
     if (!node) continue;
+    AnswerForm its = form_of(name, *node, text);
+    if (its.kind == AnswerForm::Kind::kFree) {
+      says_free = true;
+      continue;
+    }
     if (form) node->unexpected("one form of the answer", "\"" + std::string(first) + "\" has another one");
-    form = form_of(name, *node, text);
+    form = std::move(its);
     first = name;
   }
-  return form.value_or(otherwise);
+  return form         ? *form
+         : says_free ? AnswerForm()
+                     : otherwise;
 }
 
 }  // namespace tiercel

@@ -8,7 +8,13 @@
 namespace tiercel::grammar {
 namespace {
 
-Expr made(Expression expression) { return std::make_shared<const Expression>(std::move(expression)); }
+thread_local ExpressionBudget* innermost = nullptr;
+
+Expr made(Expression expression) {
+  ExpressionBudget::spend(1 + std::ssize(expression.parts) + std::ssize(expression.ranges) +
+                          std::ssize(expression.text) / 16);
+  return std::make_shared<const Expression>(std::move(expression));
+}
 
 bool is_empty_text(const Expr& part) { return part->kind == Expression::Kind::kText && part->text.empty(); }
 bool is_nothing(const Expr& part) { return part->kind == Expression::Kind::kChoice && part->parts.empty(); }
@@ -28,6 +34,16 @@ std::vector<CodeRange> in_order(std::vector<CodeRange> ranges) {
 }
 
 }  // namespace
+
+ExpressionBudget::ExpressionBudget(int64_t most) : outer_(innermost), left_(most) { innermost = this; }
+ExpressionBudget::~ExpressionBudget() { innermost = outer_; }
+
+void ExpressionBudget::spend(int64_t n) {
+  for (ExpressionBudget* budget = innermost; budget != nullptr; budget = budget->outer_) {
+    budget->left_ -= n;
+    if (budget->left_ < 0) fail(ErrorKind::kUsage, "the form asked for is too large; make it simpler");
+  }
+}
 
 Expr text(std::string bytes) { return made({.kind = Expression::Kind::kText, .text = std::move(bytes)}); }
 
@@ -64,7 +80,7 @@ Expr choice(std::vector<Expr> parts) {
 
 Expr repeat(Expr part, int64_t least, int64_t most) {
   CHECK(least >= 0 && (most == kUnlimited || most >= least), "{} to {} times", least, most);
-  if (most == 0) return text("");
+  if (most == 0 || is_empty_text(part)) return text("");
   if (is_nothing(part)) return least == 0 ? text("") : part;
   if (least == 1 && most == 1) return part;
   return made({.kind = Expression::Kind::kRepeat, .parts = {std::move(part)}, .least = least, .most = most});

@@ -41,6 +41,22 @@ struct Expression {
   int32_t rule = -1;            // its place in Grammar::rules
 };
 
+// While one is in scope, its thread makes expressions of so much at most: what is asked for in a few words may be much.
+// Then they throw Error(kUsage). One within another one counts for both.
+class ExpressionBudget {
+ public:
+  static constexpr int64_t kOfAForm = 3'000'000;  // expressions, their parts and ranges
+  explicit ExpressionBudget(int64_t most = kOfAForm);
+  ~ExpressionBudget();
+  ExpressionBudget(const ExpressionBudget&) = delete;
+  ExpressionBudget& operator=(const ExpressionBudget&) = delete;
+  static void spend(int64_t n);
+
+ private:
+  ExpressionBudget* outer_;
+  int64_t left_;
+};
+
 Expr text(std::string bytes);  // "": the empty text
 Expr nothing();                // no text at all
 Expr characters(std::vector<CodeRange> ranges);  // in any order

@@ -8,6 +8,7 @@ namespace tiercel::grammar {
 namespace {
 
 constexpr int64_t kMostBytesOfSets = int64_t{128} << 20;
+constexpr int64_t kMostVisits = 5'000'000;  // of places, for one set of tokens: half a second or so
 
 }  // namespace
 
@@ -16,26 +17,58 @@ GrammarConstraint::GrammarConstraint(const Grammar& grammar, std::shared_ptr<con
       recognizer_(grammar, vocabulary_->tries.longest()),
       path_(static_cast<size_t>(vocabulary_->tries.longest()) + 1) {}
 
+template <typename F>
+auto GrammarConstraint::guarded(F f) {
+  const std::lock_guard lock(mutex_);
+  try {
+    return f();
+  } catch (...) {
+    is_full_ = true;
+    throw;
+  }
+}
+
 int32_t GrammarConstraint::behind(int32_t place, int32_t token) {
   if (std::ranges::find(vocabulary_->end_tokens, token) != vocabulary_->end_tokens.end()) return start();
+  return guarded([&] {
+    const Recognizer::State state = recognizer_.step(place, bytes_of_token(vocabulary_->tokenizer, token));
+    if (state == Recognizer::kDead) fail("the form asked for: token {} may not come next", token);
+    return state;
+  });
+}
+
+bool GrammarConstraint::is_full() const {
   const std::lock_guard lock(mutex_);
-  const Recognizer::State state = recognizer_.step(place, bytes_of_token(vocabulary_->tokenizer, token));
-  CHECK(state != Recognizer::kDead, "token {} is not allowed there", token);
-  return state;
+  return is_full_;
+}
+
+int64_t GrammarConstraint::bytes_of_sets() const {
+  return std::ssize(allowed_) * token_set_words(vocabulary_->size) * static_cast<int64_t>(sizeof(uint32_t));
+}
+
+int64_t GrammarConstraint::bytes() const {
+  const std::lock_guard lock(mutex_);
+  return recognizer_.bytes() + bytes_of_sets();
+}
+
+void GrammarConstraint::check_time(int64_t n_before) const {
+  if (recognizer_.n_visited() - n_before < kMostVisits) return;
+  fail("the form asked for: there are too many ways to go on with this answer; make it simpler");
 }
 
 std::shared_ptr<const TokenSet> GrammarConstraint::allowed(int32_t place) {
-  const std::lock_guard lock(mutex_);
-  const Recognizer::State state = recognizer_.twin(place);
-  if (const auto it = allowed_.find(state); it != allowed_.end()) return it->second;
-  const int64_t bytes = token_set_words(vocabulary_->size) * static_cast<int64_t>(sizeof(uint32_t));
-  if (bytes * std::ssize(allowed_) > kMostBytesOfSets) allowed_.clear();
-  return allowed_[state] = find_allowed(state);
+  return guarded([&] {
+    const Recognizer::State state = recognizer_.twin(place);
+    if (const auto it = allowed_.find(state); it != allowed_.end()) return it->second;
+    if (bytes_of_sets() > kMostBytesOfSets) allowed_.clear();
+    return allowed_[state] = find_allowed(state);
+  });
 }
 
 // Whether any plain text of kPlainCharacters may come next.
 bool GrammarConstraint::takes_plain_text(Recognizer::State state) {
   constexpr size_t kMostStates = 256;
+  const int64_t n_before = recognizer_.n_visited();
   std::vector<Recognizer::State> between = {state};  // characters; those of one round come behind those of the last
   size_t n_done = 0;
   for (int i = 0; i < VocabularyTries::kPlainCharacters && n_done < between.size(); ++i) {
@@ -43,6 +76,7 @@ bool GrammarConstraint::takes_plain_text(Recognizer::State state) {
     for (const size_t end = between.size(); n_done < end; ++n_done) within.emplace_back(between[n_done], 0);
     for (size_t j = 0; j < within.size(); ++j) {
       const auto [at, plain] = within[j];
+      check_time(n_before);
       for (int byte = 0; byte < 256; ++byte) {
         const int next_plain = plain_step(plain, static_cast<uint8_t>(byte));
         if (next_plain == kNotPlain) continue;
@@ -71,6 +105,7 @@ std::shared_ptr<const TokenSet> GrammarConstraint::find_allowed(Recognizer::Stat
     (*set)[static_cast<size_t>(token) / 32] |= uint32_t{1} << token % 32;
     is_empty = false;
   };
+  const int64_t n_before = recognizer_.n_visited();
   path_[0] = state;
   const std::span<const TokenTrie::Node> nodes = trie.nodes();
   for (size_t i = 0; i < nodes.size();) {
@@ -81,6 +116,7 @@ std::shared_ptr<const TokenSet> GrammarConstraint::find_allowed(Recognizer::Stat
       continue;
     }
     path_[node.depth] = to;
+    check_time(n_before);
     for (int32_t t = 0; t < node.n_tokens; ++t) allow(trie.tokens()[static_cast<size_t>(node.first_token + t)]);
     ++i;
   }

@@ -38,12 +38,21 @@ class GrammarConstraint : public TokenConstraint {
   int32_t behind(int32_t place, int32_t token) override;
   std::shared_ptr<const TokenSet> allowed(int32_t place) override;
 
+  // It has thrown: another one of the same grammar may have more room.
+  bool is_full() const;
+  int64_t bytes() const;
+
  private:
+  template <typename F>
+  auto guarded(F f);
+  void check_time(int64_t n_before) const;
+  int64_t bytes_of_sets() const;
   std::shared_ptr<const TokenSet> find_allowed(Recognizer::State state);
   bool takes_plain_text(Recognizer::State state);
 
   std::shared_ptr<const Vocabulary> vocabulary_;
-  std::mutex mutex_;  // over all below
+  mutable std::mutex mutex_;  // over all below
+  bool is_full_ = false;
   Recognizer recognizer_;
   std::unordered_map<Recognizer::State, std::shared_ptr<const TokenSet>> allowed_;  // by twin
   std::vector<Recognizer::State> path_;  // of a walk in hand

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <utility>
@@ -122,8 +123,9 @@ class SchemaCompiler {
   Expr string(const Constraints& c) {
     const bool has_length = c.length.least > 0 || c.length.most != kUnlimited;
     if (c.pattern != nullptr) {
-      const Regex regex = pattern(c.pattern);
+      const Regex& regex = pattern(c.pattern);
       if (!keeps(regex, c.length)) {
+        if (const auto counted = counted_characters(c)) return *counted;
         const std::string longest = regex.longest == kUnlimited ? "any number of" : std::to_string(regex.longest);
         document_.refuse(c.pattern, "a pattern that keeps minLength and maxLength by itself",
                          fmt::format("it lets through {} to {} characters; write the lengths into it as {{m,n}}",
@@ -141,8 +143,22 @@ class SchemaCompiler {
     return json_.string_of(repeat(json_.character(), c.length.least, c.length.most));
   }
 
-  Regex pattern(const SchemaNode* keyword) const {
-    return parse_regex(keyword->text, {.anchored = false, .json_string = true}, document_.place(keyword));
+  // Of a pattern that repeats one set of characters, "^[a-z]+$", as often as the lengths have it.
+  std::optional<Expr> counted_characters(const Constraints& c) const {
+    const Expr e = parse_regex(c.pattern->text, {.anchored = false, .json_string = false}, document_.place(c.pattern)).expression;
+    if (e->kind != Expression::Kind::kRepeat || e->parts[0]->kind != Expression::Kind::kCharacters) return std::nullopt;
+    Counts counts = {std::max(e->least, c.length.least), c.length.most};
+    if (counts.most == kUnlimited || (e->most != kUnlimited && e->most < counts.most)) counts.most = e->most;
+    if (!counts.is_possible()) return nothing();
+    return json_.string_of(repeat(json_characters(e->parts[0]->ranges), counts.least, counts.most));
+  }
+
+  const Regex& pattern(const SchemaNode* keyword) {
+    const auto [it, is_new] = patterns_.try_emplace(keyword);
+    if (is_new) {
+      it->second = parse_regex(keyword->text, {.anchored = false, .json_string = true}, document_.place(keyword));
+    }
+    return it->second;
   }
 
   static bool keeps(const Regex& regex, const Counts& length) {
@@ -167,8 +183,8 @@ class SchemaCompiler {
     }
     for (const std::string& name : c.required) {
       if (known.contains(name)) continue;
-      if (other == nullptr) return nothing();
-      form.members.push_back({name, other, true});
+      if (other == nullptr && c.additional) return nothing();
+      form.members.push_back({name, other != nullptr ? other : json_.value(), true});
     }
     form.other_value = other;
     if (c.counts_properties != nullptr) count_properties(c, form);
@@ -236,14 +252,16 @@ class SchemaCompiler {
 
   Expr given_values(const Constraints& c) {
     std::vector<Expr> parts;
+    std::optional<Recognizer> by_pattern;
+    if (c.pattern != nullptr) by_pattern.emplace(grammar_of(json_.string_of(pattern(c.pattern).expression)));
     for (const SchemaNode* node : *c.values) {
-      if (is_allowed(*node, c)) parts.push_back(literal(*node));
+      if (is_allowed(*node, c, by_pattern)) parts.push_back(literal(*node));
     }
     return choice(std::move(parts));
   }
 
   // Whether a value that enum or const names satisfies the other keywords.
-  bool is_allowed(const SchemaNode& node, const Constraints& c) const {
+  bool is_allowed(const SchemaNode& node, const Constraints& c, std::optional<Recognizer>& by_pattern) const {
     switch (node.kind) {
       case Kind::kNull: return c.types & kNull;
       case Kind::kTrue:
@@ -260,8 +278,9 @@ class SchemaCompiler {
       case Kind::kString: {
         const auto n = std::ranges::count_if(node.text, [](char c) { return (c & 0xC0) != 0x80; });
         if (!(c.types & kString) || !c.length.contains(n)) return false;
-        return c.pattern == nullptr ||
-               matches(grammar_of(json_.string_of(pattern(c.pattern).expression)), nlohmann::json(node.text).dump());
+        if (!by_pattern) return true;
+        const auto end = by_pattern->step(by_pattern->start(), nlohmann::json(node.text).dump());
+        return end != Recognizer::kDead && by_pattern->is_match(end);
       }
       case Kind::kArray:
       case Kind::kObject: {
@@ -307,6 +326,7 @@ class SchemaCompiler {
   JsonValues json_;
   ConstraintReader reader_;
   std::map<SchemaSet, int32_t> rules_;
+  std::map<const SchemaNode*, Regex> patterns_;
   std::vector<std::pair<SchemaSet, int32_t>> waiting_;
   bool becomes_rules_ = false;  // whatever is within the value that is being read
   size_t n_counted_ = 0;

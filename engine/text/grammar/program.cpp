@@ -30,6 +30,7 @@ class Compiler {
       fail(ErrorKind::kUsage, "{}: no finite text fits", grammar_.rules[static_cast<size_t>(grammar_.root)].name);
     }
     program_.start = rules_[static_cast<size_t>(grammar_.root)].start;
+    pass_over_nodes();
     find_twins();
     find_classes();
     return std::move(program_);
@@ -354,6 +355,29 @@ class Compiler {
         }
       }
     }
+  }
+
+  // Nodes that only lead to another one are passed over.
+  void pass_over_nodes() {
+    std::vector<int32_t> leads(program_.nodes.size());
+    for (size_t i = 0; i < leads.size(); ++i) {
+      const Program::Node& node = program_.nodes[i];
+      const bool only_leads = node.bytes.empty() && node.calls.empty() && node.free.size() == 1;
+      leads[i] = only_leads ? node.free.front() : static_cast<int32_t>(i);
+    }
+    for (int32_t& to : leads) {
+      for (int n = 0; n < 64 && leads[static_cast<size_t>(to)] != to; ++n) to = leads[static_cast<size_t>(to)];
+    }
+    const auto pass = [&](int32_t& node) { node = leads[static_cast<size_t>(node)]; };
+    for (Program::Node& node : program_.nodes) {
+      for (ByteEdge& edge : node.bytes) pass(edge.target);
+      for (int32_t& to : node.free) pass(to);
+      for (RuleCall& call : node.calls) {
+        pass(call.start);
+        pass(call.behind);
+      }
+    }
+    pass(program_.start);
   }
 
   void find_twins() {

@@ -83,6 +83,7 @@ void Recognizer::reach_all() {
     for (const int32_t to : node.free) add({to, place.calls});
     for (const RuleCall& call : node.calls) add({call.start, push({call.behind, place.calls})});
   }
+  n_visited_ += std::ssize(reached_);
   std::erase_if(reached_, [&](Place place) { return program_.nodes[static_cast<size_t>(place.node)].bytes.empty(); });
   std::ranges::sort(reached_);
 }
@@ -146,7 +147,8 @@ int64_t Recognizer::bytes() const {
     return static_cast<int64_t>(vector.size() * sizeof(vector.front()));
   };
   constexpr int64_t kHashed = 48;  // of an entry of a hash table, about
-  return size(states_) + size(places_) + size(steps_) + size(calls_) +
+  constexpr int64_t kOfNode = sizeof(Program::Node) + 3 * sizeof(RuleCall);  // about
+  return std::ssize(program_.nodes) * kOfNode + size(states_) + size(places_) + size(steps_) + size(calls_) +
          kHashed * std::ssize(by_hash_) + kHashed * std::ssize(call_ids_);
 }
 

@@ -37,6 +37,8 @@ class Recognizer {
   State twin(State state);
 
   int64_t bytes() const;
+  // Places that were looked at so far: what the time that it took goes by.
+  int64_t n_visited() const { return n_visited_; }
   static constexpr int64_t kMostBytes = int64_t{256} << 20;
   static constexpr size_t kMostPlaces = 30'000;  // of one state: ways to read what was read
 
@@ -80,6 +82,7 @@ class Recognizer {
   std::vector<Place> reached_;  // in the order in which they were
   std::unordered_map<uint64_t, bool> is_reached_;
   bool is_match_ = false;
+  int64_t n_visited_ = 0;
 };
 
 // Whether the grammar matches this text from end to end. Throws as Recognizer.

@@ -91,6 +91,14 @@ void merge_arrays(Constraints& into, const Constraints& other) {
   if (into.unique == nullptr) into.unique = other.unique;
 }
 
+// What copying it costs.
+size_t size_of(const Constraints& c) {
+  size_t n = 1 + c.properties.size() + c.prefix.size() + c.required.size() + c.items.size();
+  if (c.values) n += c.values->size();
+  if (c.additional) n += c.additional->size() * (1 + c.properties.size());
+  return n;
+}
+
 bool refers(std::string_view keyword) {
   return keyword == "$ref" || keyword == "allOf" || keyword == "anyOf" || keyword == "oneOf";
 }
@@ -156,6 +164,10 @@ void ConstraintReader::refuse_depth(const SchemaNode* where) const {
                       "more than 200 schemas, one within the other, are about one value; write some of them out");
 }
 
+void ConstraintReader::refuse_work(const SchemaNode* where) const {
+  document_.refuse_as(where, "together with the keywords around it, it has too many alternatives");
+}
+
 void ConstraintReader::check(const SchemaNode* schema, int depth) {
   if (schema->is_boolean() || checked_.contains(schema)) return;
   if (!schema->is(Kind::kObject)) document_.refuse(schema, "a schema: an object, true or false");
@@ -190,6 +202,7 @@ std::vector<Constraints> ConstraintReader::alternatives(const SchemaNode* schema
   if (schema->is(Kind::kTrue)) return {Constraints{}};
   if (schema->is(Kind::kFalse)) return {};
   if (depth_ >= kMostDepth) refuse_depth(schema);
+  if (++work_ > kMostWork) refuse_work(schema);
   ++depth_;
   // Properties come in the order of the keywords that bring them.
   std::vector<Constraints> all = {Constraints{}};
@@ -258,11 +271,8 @@ std::vector<Constraints> ConstraintReader::product(const std::vector<Constraints
   std::vector<Constraints> all;
   for (const Constraints& one : a) {
     for (const Constraints& other : b) {
-      work_ += 1 + one.properties.size() + other.properties.size() + one.prefix.size() + other.prefix.size() +
-               one.required.size() + other.required.size();
-      if (all.size() == kMostAlternatives || work_ > kMostWork) {
-        document_.refuse_as(where, "together with the keywords around it, it has too many alternatives");
-      }
+      work_ += size_of(one) + size_of(other);
+      if (all.size() == kMostAlternatives || work_ > kMostWork) refuse_work(where);
       if (auto both = merged(one, other)) all.push_back(std::move(*both));
     }
   }

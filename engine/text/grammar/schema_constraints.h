@@ -95,6 +95,7 @@ class ConstraintReader {
                                    const SchemaNode* where);
   std::optional<Constraints> merged(const Constraints& a, const Constraints& b) const;
   void check(const SchemaNode* schema, int depth);
+  [[noreturn]] void refuse_work(const SchemaNode* where) const;
   [[noreturn]] void refuse_depth(const SchemaNode* where) const;
 
   const SchemaDocument& document_;

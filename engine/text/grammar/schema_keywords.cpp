@@ -230,6 +230,14 @@ void unique_items(Reading& reading, Node node) {
   reading.found.unique = &node;
 }
 
+// That names are strings goes without saying.
+void property_names(Reading& reading, Node node) {
+  const bool says_nothing = node.is(Kind::kTrue) || (node.is(Kind::kObject) && std::ranges::all_of(node.parts, [](const auto& part) {
+                              return is_annotation(part->name) || (part->name == "type" && part->text == "string");
+                            }));
+  if (!says_nothing) reading.document.refuse_as(&node, "this keyword is not supported; remove it, if it may be ignored");
+}
+
 void of_whole_schema(Reading&, Node) {}  // ConstraintReader's
 
 using ReadKeyword = void (*)(Reading&, Node);
@@ -251,6 +259,7 @@ const std::unordered_map<std::string_view, ReadKeyword> kKeywords = {
     {"additionalProperties", additional_properties},
     {"minProperties", property_count<&Constraints::n_properties, least_count<kObject, &Constraints::n_properties>>},
     {"maxProperties", property_count<&Constraints::n_properties, most_count<kObject, &Constraints::n_properties>>},
+    {"propertyNames", property_names},
     {"prefixItems", prefix_items},
     {"items", items},
     {"additionalItems", additional_items},
@@ -268,23 +277,26 @@ const std::unordered_map<std::string_view, ReadKeyword> kKeywords = {
 
 }  // namespace
 
-bool is_annotation(std::string_view keyword) {
-  static const std::unordered_set<std::string_view> kAnnotations = {
-      "title",       "description",   "default",         "examples",         "example",       "$schema",      "$id",
-      "id",          "$comment",      "$anchor",         "deprecated",       "readOnly",      "writeOnly",    "$defs",
-      "definitions", "discriminator", "contentEncoding", "contentMediaType", "contentSchema", "externalDocs", "xml"};
-  return kAnnotations.contains(keyword) || keyword.starts_with("x-");
+// Keywords that say something of values and are not taken into account; all others are annotations, as the
+// specification has it.
+bool is_refused(std::string_view keyword) {
+  static const std::unordered_set<std::string_view> kRefused = {
+      "not",          "if",           "then",          "else",         "contains",          "minContains",
+      "maxContains",  "dependencies", "$dynamicRef",  "patternProperties", "dependentSchemas",
+      "$recursiveRef", "disallow",    "extends",       "divisibleBy",  "dependentRequired"};
+  return kRefused.contains(keyword);
 }
+
+bool is_annotation(std::string_view keyword) { return !kKeywords.contains(keyword) && !is_refused(keyword); }
 
 Constraints own_constraints(const SchemaDocument& document, const SchemaNode* schema) {
   Reading reading{document, {}};
   for (const auto& part : schema->parts) {
     if (is_annotation(part->name)) continue;
-    const auto keyword = kKeywords.find(part->name);
-    if (keyword == kKeywords.end()) {
+    if (is_refused(part->name)) {
       document.refuse_as(part.get(), "this keyword is not supported; remove it, if it may be ignored");
     }
-    keyword->second(reading, *part);
+    kKeywords.at(part->name)(reading, *part);
   }
   return std::move(reading.found);
 }
