@@ -66,15 +66,12 @@ ConstraintSource AnswerForms::constraint(const std::string& name, bool ignores_e
     fail(ErrorKind::kUsage, "ignore-eos: an answer that is held to a form ends where the form does; leave it out");
   }
   if (end_tokens_.empty()) {
-    fail(ErrorKind::kUsage, "this model names no token that ends a text (eos_token_id of its configuration), so that "
-                            "its answers cannot be held to a form");
+    fail(ErrorKind::kUsage,
+         "this model names no token that ends a text (eos_token_id of its configuration), so that "
+         "its answers cannot be held to a form");
   }
   ConstraintSource source = [this, name, make = std::move(make)] { return kept_or_made(name, make); };
-  try {
-    source();  // what is wrong with it is said now
-  } catch (const Error& error) {
-    fail(ErrorKind::kUsage, "{}", error.what());
-  }
+  source();  // what is wrong with it is said now
   return source;
 }
 

@@ -185,6 +185,7 @@ json parse_json(std::string_view text, const std::string& file, const JsonLimits
   if (text.size() > limits.max_bytes) {
     fail("{}: expected at most {} bytes of JSON, found {}", file, limits.max_bytes, text.size());
   }
+  if (text.find('\0') != text.npos) fail("{}: expected JSON, found a byte of zero", file);
   Builder builder(file, limits.max_depth);
   json::sax_parse(text, &builder);
   return builder.take();

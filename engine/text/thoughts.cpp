@@ -56,7 +56,8 @@ ThoughtReader::Parts ThoughtReader::read(std::string_view answer, bool ended) {
     if (found == answer.npos) {
       // The end may be the beginning of the word.
       size_t n_held = 0;
-      for (size_t n = std::min(kThoughtsEnd.size() - 1, answer.size() - searched_); n > 0 && n_held == 0 && !ended; --n) {
+      for (size_t n = std::min(kThoughtsEnd.size() - 1, answer.size() - searched_); n > 0 && n_held == 0 && !ended;
+           --n) {
         if (answer.ends_with(kThoughtsEnd.substr(0, n))) n_held = n;
       }
       searched_ = answer.size() - n_held;

@@ -33,8 +33,8 @@ class ThoughtReader {
 
  private:
   bool decided_ = false, thinks_, said_ = false;
-  size_t begin_ = 0;     // of the thoughts
-  size_t searched_ = 0;  // without their end
+  size_t begin_ = 0;           // of the thoughts
+  size_t searched_ = 0;        // without their end
   size_t end_ = 0, rest_ = 0;  // of the thoughts, and where the rest begins
 };
 

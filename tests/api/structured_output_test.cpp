@@ -47,8 +47,8 @@ TEST(ApiStructured, StepsAreOfTheAnswer) {
 TEST(ApiStructured, AFormThatFailsCostsItsAnswerOnly) {
   const Engine engine = test::open_demo();
   // Each of its letters doubles the ways to read what comes.
-  Session session = engine.open_session(
-      {{"grammar", "root ::= \"(\" root? root? root? \")\""}, {"logit-bias", "40+90"}});
+  Session session =
+      engine.open_session({{"grammar", "root ::= \"(\" root? root? root? \")\""}, {"logit-bias", "40+90"}});
   session.prefill(test::prompt_text(20));
   EXPECT_KIND(session.generate(400), ErrorKind::kRuntime);
   EXPECT_GT(session.n_tokens(), 100);  // all of it is still there

@@ -83,7 +83,8 @@ TEST(RunStructured, AnswersByPatternsAndGrammars) {
 
 // A fact that the model finds, in the form that is asked for.
 TEST(RunStructured, AnswersAreStillTheModels) {
-  const char* prompt = "The magic number for otter is 4821.\nWhat is the magic number for otter? The magic number for otter is";
+  const char* prompt =
+      "The magic number for otter is 4821.\nWhat is the magic number for otter? The magic number for otter is";
   EXPECT_EQ(answer({"-p", prompt, "--regex", " [0-9]{4}"}).out, " 4821");
 }
 
@@ -125,8 +126,9 @@ TEST(RunStructured, SaysWhatIsWrong) {
 TEST(BatchStructured, EachLineHasAFormOfItsOwn) {
   const Scratch scratch;
   const Json schema = Json::parse(kSchema);
-  const std::string ordered = R"({"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": )" +
-                              std::string(kSchema) + "}}}";
+  const std::string ordered =
+      R"({"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": )" +
+      std::string(kSchema) + "}}}";
   std::string one_line;
   for (const char c : ordered) one_line += c == '\n' ? ' ' : c;
   const std::vector<std::string> lines = {
@@ -141,8 +143,8 @@ TEST(BatchStructured, EachLineHasAFormOfItsOwn) {
   std::string text;
   for (const std::string& line : lines) text += line + "\n";
   write_file(scratch / "requests", text);
-  const Launch launch{.arguments = {"batch", "-m", demo_model(), "-f", scratch / "requests", "-o", scratch / "answers", "-n", "200",
-                                    "--regex", "0{4}"}};
+  const Launch launch{.arguments = {"batch", "-m", demo_model(), "-f", scratch / "requests", "-o", scratch / "answers",
+                                    "-n", "200", "--regex", "0{4}"}};
   const Result result = run(launch);
   ASSERT_EQ(result.code, 0) << result.err;
   std::map<int, std::string> answers;
@@ -189,15 +191,17 @@ class ServeStructured : public testing::Test {
   }
   void serve(const std::string& jinja = kChatMl) {
     write_file(scratch_ / "model/chat_template.jinja", jinja);
-    server_ = std::make_unique<Process>(Launch{.arguments = {"serve", "-m", scratch_ / "model", "--port", "0", "-c", "4K"}});
+    server_ =
+        std::make_unique<Process>(Launch{.arguments = {"serve", "-m", scratch_ / "model", "--port", "0", "-c", "4K"}});
     const std::string before = "listening: http://127.0.0.1:";
     ASSERT_TRUE(server_->wait_until([&] { return contains(server_->err(), before); }));
     port_ = std::atoi(server_->err().substr(server_->err().find(before) + before.size()).c_str());
   }
   // more: members, as text: nlohmann's objects would lose the order of a schema's properties.
   HttpResponse ask_server(const std::string& more) const {
-    return ask(port_, "POST", "/v1/chat/completions",
-               R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "temperature": 1, )" + more + "}");
+    return ask(
+        port_, "POST", "/v1/chat/completions",
+        R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "temperature": 1, )" + more + "}");
   }
   // The choice of a whole answer; and that a stream says the same.
   Json choice(const std::string& more) const {
@@ -242,10 +246,13 @@ TEST_F(ServeStructured, AnswersByResponseFormat) {
 
 // A model that cannot call at all calls, as it cannot do anything else.
 TEST_F(ServeStructured, CallsByTheSchemasOfTools) {
-  serve("{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}"
-        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
-  const std::string tools = R"("tools": [{"type": "function", "function": {"name": "find", "strict": true, "parameters": {"type": "object",
+  serve(
+      "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+      "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}"
+      "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+      "%}<|im_start|>assistant\n{% endif %}");
+  const std::string tools =
+      R"("tools": [{"type": "function", "function": {"name": "find", "strict": true, "parameters": {"type": "object",
       "properties": {"what": {"type": "string", "maxLength": 5}, "n": {"type": "integer", "minimum": 3, "maximum": 8}},
       "required": ["what", "n"], "additionalProperties": false}}},
     {"type": "function", "function": {"name": "other", "parameters": {"type": "object", "properties": {}}}}])";
@@ -260,13 +267,16 @@ TEST_F(ServeStructured, CallsByTheSchemasOfTools) {
     EXPECT_GE(arguments["n"].get<int>(), 3);
     EXPECT_LE(arguments["n"].get<int>(), 8);
   }
-  const Json any = choice(R"("seed": 4, )" + tools + R"(, "tool_choice": "required", "parallel_tool_calls": false, "logit_bias": {"82": -2})");
+  const Json any = choice(R"("seed": 4, )" + tools +
+                          R"(, "tool_choice": "required", "parallel_tool_calls": false, "logit_bias": {"82": -2})");
   ASSERT_EQ(any["message"]["tool_calls"].size(), 1u) << any;
   // Or a form, where nothing must be called.
-  const Json either = choice(R"("seed": 4, )" + tools +
-                             R"(, "parallel_tool_calls": false, "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "no"}}})");
+  const Json either = choice(
+      R"("seed": 4, )" + tools +
+      R"(, "parallel_tool_calls": false, "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "no"}}})");
   EXPECT_TRUE(either["message"]["content"] == "\"no\"" || either["finish_reason"] == "tool_calls") << either;
-  const HttpResponse refused = ask_server(R"("tools": [{"type": "function", "function": {"name": "f", "strict": true, "parameters": {"not": {}}}}])");
+  const HttpResponse refused = ask_server(
+      R"("tools": [{"type": "function", "function": {"name": "f", "strict": true, "parameters": {"not": {}}}}])");
   EXPECT_EQ(refused.status, 400);
   EXPECT_TRUE(contains(refused.body, "#/not")) << refused.body;
 }
@@ -276,8 +286,9 @@ TEST_F(ServeStructured, KeepsThoughtsApart) {
   serve(begun);
   const std::string short_one = R"("seed": 3, "max_completion_tokens": 12)";
   const auto thinks = [&](const std::string& more) {
-    const HttpResponse response = ask(port_, "POST", "/v1/chat/completions",
-                                      R"({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1, )" + short_one + more + "}");
+    const HttpResponse response =
+        ask(port_, "POST", "/v1/chat/completions",
+            R"({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1, )" + short_one + more + "}");
     EXPECT_EQ(response.status, 200) << response.body;
     return Json::parse(response.body)["choices"][0]["message"];
   };

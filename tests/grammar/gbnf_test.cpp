@@ -1,4 +1,6 @@
 // GBNF: what grammars of every construct match, and what is refused where.
+#include "engine/text/grammar/gbnf.h"
+
 #include <gtest/gtest.h>
 
 #include <string>
@@ -6,7 +8,6 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/text/grammar/gbnf.h"
 #include "engine/text/grammar/recognizer.h"
 
 namespace tiercel::test {

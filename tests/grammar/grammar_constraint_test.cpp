@@ -27,9 +27,9 @@ ws ::= (" " | "\n" [ \t]{0,20})?
 )";
 
 // Text of less characters than a token may have, and of more.
-constexpr const char* kBounded[] = {
-    R"(root ::= "\"" [^"\\\x00-\x1F]{0,40} "\"")", R"(root ::= "\"" [^"\\\x00-\x1F]{2,15} "\"")",
-    R"(root ::= [^"\\\x00-\x1F\uFFFF]{20} | [a-z \u0100-\uFFFF]+)"};
+constexpr const char* kBounded[] = {R"(root ::= "\"" [^"\\\x00-\x1F]{0,40} "\"")",
+                                    R"(root ::= "\"" [^"\\\x00-\x1F]{2,15} "\"")",
+                                    R"(root ::= [^"\\\x00-\x1F\uFFFF]{20} | [a-z \u0100-\uFFFF]+)"};
 
 // Every token of a vocabulary, asked one by one.
 void expect_by_definition(const Grammar& grammar, const Tokenizer& tokenizer,
@@ -68,11 +68,12 @@ TEST(GrammarConstraint, AllowsTokensAfterWhichAMatchedTextMayCome) {
   for (const char* name : {"gpt2", "llama2", "llama3", "qwen2"}) {
     const Tokenizer tokenizer = Tokenizer::load(kGolden + name + "/tokenizer.json");
     const int64_t n = tokenizer.vocab_size() + 7;  // a model's may be padded
-    const auto vocabulary =
-        std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, n, std::vector<int32_t>{40, 300});  // of which one is text
+    const auto vocabulary = std::make_shared<const GrammarConstraint::Vocabulary>(
+        tokenizer, n, std::vector<int32_t>{40, 300});  // of which one is text
     for (int round = 0; round < 6; ++round) {
       expect_by_definition(parse_gbnf(kJson, "json"), tokenizer, vocabulary, 12, random);
-      for (const char* bounded : kBounded) expect_by_definition(parse_gbnf(bounded, "text"), tokenizer, vocabulary, 12, random);
+      for (const char* bounded : kBounded)
+        expect_by_definition(parse_gbnf(bounded, "text"), tokenizer, vocabulary, 12, random);
     }
     for (int round = 0; round < 20; ++round) {
       const test::RandomGrammar some(random);
@@ -113,7 +114,8 @@ TEST(GrammarConstraint, TimeHasAnEnd) {
   many.push_back(characters_except({}));
   std::vector<Expr> either = {sequence(many)};
   const Expr any = repeat(characters_except({{U'#', U'#'}}), 0, kUnlimited);
-  for (char32_t c = U'a'; c <= U'z'; ++c) either.push_back(sequence({any, characters({{c, c}}), repeat(characters_except({}), 0, 12)}));
+  for (char32_t c = U'a'; c <= U'z'; ++c)
+    either.push_back(sequence({any, characters({{c, c}}), repeat(characters_except({}), 0, 12)}));
   GrammarConstraint constraint(grammar_of(repeat(choice(either), 0, kUnlimited)), vocabulary);
   const auto begin = std::chrono::steady_clock::now();
   try {

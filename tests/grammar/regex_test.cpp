@@ -1,4 +1,6 @@
 // Regular expressions: tables, what is refused, and PCRE2's verdict on random ones.
+#include "engine/text/grammar/regex.h"
+
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -12,7 +14,6 @@
 #include "engine/base/check.h"
 #include "engine/text/grammar/json_text.h"
 #include "engine/text/grammar/recognizer.h"
-#include "engine/text/grammar/regex.h"
 #include "tests/seed.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/check.h"
+
 namespace tiercel::test {
 namespace {
 
@@ -39,6 +41,8 @@ TEST(ParseJson, IsWhatWasWritten) {
   EXPECT_EQ(parse_json(text, "f"), nlohmann::json::parse(text));
   for (const char* alone : {"7", "\"x\"", "[]", "{}", " null "}) EXPECT_EQ(parse_json(alone, "f"), nlohmann::json::parse(alone));
 }
+
+TEST(ParseJson, AZeroIsNoEnd) { EXPECT_THROW(parse_json(std::string_view("{}\0x", 4), "f"), Error); }
 
 // Half a gigabyte of small containers would take weeks with a cost that grows by the square.
 TEST(ParseJson, CostsWhatATextIsLong) {

@@ -25,7 +25,8 @@ std::string tools_json(bool is_strict) {
   "properties": {"what": {"type": "string"}, "n": {"$ref": "#/$defs/small"}, "kind": {"type": "string", "enum": ["a", "b"]}},
   "required": ["what"], "additionalProperties": false, "$defs": {"small": {"type": "integer", "minimum": -5, "maximum": 12}}}}},
  {"type": "function", "function": {"name": "find_all", )" +
-         strict + R"("parameters": {"type": "object", "properties": {"deep": {"type": "object", "properties": {"ok": {"type": "boolean"}},
+         strict +
+         R"("parameters": {"type": "object", "properties": {"deep": {"type": "object", "properties": {"ok": {"type": "boolean"}},
   "required": ["ok"]}}, "required": ["deep"]}}}])";
 }
 const std::vector<ToolCall> kCalls = {{"abcdefgh1", "find", R"({"what": "it's ]}\n <b> 12 é", "n": -3})"},
@@ -45,21 +46,29 @@ struct Form {
 };
 const Form kForms[] = {
     {"Hermes",
-     "{% for c in m.tool_calls %}{% if not loop.first %}\n{% endif %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>"
+     "{% for c in m.tool_calls %}{% if not loop.first %}\n{% endif %}<tool_call>\n{{ c.function | tojson "
+     "}}\n</tool_call>"
      "{% endfor %}",
      3},
     {"Mistral",
-     "[TOOL_CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]", 3},
+     "[TOOL_CALLS] [{% for c in m.tool_calls %}{{ c.function | tojson }}{% if not loop.last %}, {% endif %}{% endfor "
+     "%}]",
+     3},
     {"bare",
      "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}{\"name\": \"{{ "
      "m.tool_calls[0].function.name }}\", \"parameters\": {{ m.tool_calls[0].function.arguments | tojson }}}",
      1},
-    {"tagged", "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}", 3},
+    {"tagged",
+     "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}{% endfor "
+     "%}",
+     3},
     {"special",  // <|im_start|> is a token
-     "{% for c in m.tool_calls %}<|im_start|>{{ c.function.name }}\n{{ c.function.arguments | tojson }}\n{% endfor %}", 3},
+     "{% for c in m.tool_calls %}<|im_start|>{{ c.function.name }}\n{{ c.function.arguments | tojson }}\n{% endfor %}",
+     3},
     {"parameters",
      "{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments | "
-     "items %}<parameter={{ k }}>\n{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>"
+     "items %}<parameter={{ k }}>\n{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor "
+     "%}</function>\n</tool_call>"
      "{% endfor %}",
      3}};
 
@@ -69,7 +78,9 @@ class ToolGrammar : public testing::TestWithParam<Form> {
     ChatOptions options{.add_generation_prompt = true, .date = {2024, 7, 26}, .tools = tools_json(false)};
     std::vector<ChatMessage> messages = {{ChatRole::kUser, "q"}};
     const std::string prompt(program_.write(messages, options).view());
-    messages.push_back({.role = ChatRole::kAssistant, .content = "", .calls = {kCalls.begin(), kCalls.begin() + static_cast<std::ptrdiff_t>(n)}});
+    messages.push_back({.role = ChatRole::kAssistant,
+                        .content = "",
+                        .calls = {kCalls.begin(), kCalls.begin() + static_cast<std::ptrdiff_t>(n)}});
     options.add_generation_prompt = false;
     const std::string all(program_.write(messages, options).view());
     const std::string answer = all.substr(prompt.size());
@@ -82,12 +93,14 @@ class ToolGrammar : public testing::TestWithParam<Form> {
     return format_.grammar(Tools(tools_json(is_strict)), calls, tokenizer_);
   }
 
-  const Tokenizer tokenizer_ = Tokenizer::load(std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/qwen2/tokenizer.json");
+  const Tokenizer tokenizer_ =
+      Tokenizer::load(std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/qwen2/tokenizer.json");
   const ChatProgram program_ = ChatProgram(template_with(GetParam().calls), "", "", "FILE");
   const ToolFormat format_ = ToolFormat(program_);
 };
 
-INSTANTIATE_TEST_SUITE_P(Forms, ToolGrammar, testing::ValuesIn(kForms), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Forms, ToolGrammar, testing::ValuesIn(kForms),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(ToolGrammar, MatchesWhatTheTemplateWrites) {
   ASSERT_TRUE(format_.has_grammar());
@@ -98,8 +111,10 @@ TEST_P(ToolGrammar, MatchesWhatTheTemplateWrites) {
       // Behind what an answer that must call begins with.
       const std::string begun(format_.beginning("").view()), named(format_.beginning("find").view());
       ASSERT_TRUE(text.starts_with(named)) << named << " of " << text;
-      EXPECT_TRUE(matches(of(is_strict, {.from = ToolFormat::From::kName, .name = {}, .otherwise = {}}), text.substr(begun.size())));
-      EXPECT_TRUE(matches(of(is_strict, {.from = ToolFormat::From::kArguments, .name = "find", .otherwise = {}}), text.substr(named.size())));
+      EXPECT_TRUE(matches(of(is_strict, {.from = ToolFormat::From::kName, .name = {}, .otherwise = {}}),
+                          text.substr(begun.size())));
+      EXPECT_TRUE(matches(of(is_strict, {.from = ToolFormat::From::kArguments, .name = "find", .otherwise = {}}),
+                          text.substr(named.size())));
       EXPECT_EQ(matches(of(is_strict, {.name = {}, .several = false, .otherwise = {}}), text), n == 1) << text;
       // And nothing that is cut off, or of another name.
       EXPECT_FALSE(matches(of(is_strict), text.substr(0, text.size() - 2)));
@@ -171,7 +186,8 @@ TEST_P(ToolGrammar, WhatMatchesIsRead) {
       for (uint64_t n = random() % 60; n > 0; --n) {
         std::vector<uint8_t> bytes;
         for (int byte = 1; byte < 128; ++byte) {
-          if (recognizer.step(state, static_cast<uint8_t>(byte)) != Recognizer::kDead) bytes.push_back(static_cast<uint8_t>(byte));
+          if (recognizer.step(state, static_cast<uint8_t>(byte)) != Recognizer::kDead)
+            bytes.push_back(static_cast<uint8_t>(byte));
         }
         if (bytes.empty()) break;
         text += static_cast<char>(bytes[random() % bytes.size()]);
@@ -200,10 +216,12 @@ TEST_P(ToolGrammar, WhatMatchesIsRead) {
 }
 
 TEST(ToolGrammars, SayWhatTheyCannotHold) {
-  const Tokenizer tokenizer = Tokenizer::load(std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/qwen2/tokenizer.json");
+  const Tokenizer tokenizer =
+      Tokenizer::load(std::string(TIERCEL_SOURCE_DIR) + "/tests/golden/tokenizer/qwen2/tokenizer.json");
   const ToolFormat tags(ChatProgram(template_with(std::end(kForms)[-1].calls), "", "", "FILE"));
   const auto message = [&](const std::string& parameters) -> std::string {
-    const Tools tools(R"([{"type": "function", "function": {"name": "f", "strict": true, "parameters": )" + parameters + "}}]");
+    const Tools tools(R"([{"type": "function", "function": {"name": "f", "strict": true, "parameters": )" + parameters +
+                      "}}]");
     try {
       tags.grammar(tools, {.name = {}, .otherwise = {}}, tokenizer);
       return "none";
@@ -212,13 +230,14 @@ TEST(ToolGrammars, SayWhatTheyCannotHold) {
     }
   };
   EXPECT_EQ(message(R"({"properties": {"a": {"type": "string"}, "b": {"type": "integer", "minimum": 3}}})"), "none");
-  EXPECT_NE(message(R"({"properties": {"a": {"type": "string", "pattern": "x"}}})").find("#/properties/a/pattern"), std::string::npos);
+  EXPECT_NE(message(R"({"properties": {"a": {"type": "string", "pattern": "x"}}})").find("#/properties/a/pattern"),
+            std::string::npos);
   EXPECT_NE(message(R"({"anyOf": [{}]})").find("#/anyOf"), std::string::npos);
   EXPECT_NE(message(R"({"properties": {"a": {"type": "integer", "not": {}}}})").find("not"), std::string::npos);
   // Ids of calls are the model's.
-  const ToolFormat ids(ChatProgram(
-      template_with("{% for c in m.tool_calls %}[CALL]{{ c.function.name }}[ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}"),
-      "", "", "FILE"));
+  const ToolFormat ids(ChatProgram(template_with("{% for c in m.tool_calls %}[CALL]{{ c.function.name }}[ID]{{ c.id "
+                                                 "}}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}"),
+                                   "", "", "FILE"));
   EXPECT_FALSE(ids.has_grammar());
 }
 

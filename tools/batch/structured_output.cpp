@@ -14,8 +14,9 @@ using Path = std::vector<std::string_view>;
 
 const AnswerForm kAnyObject = {Kind::kJsonSchema, R"({"type": "object"})"};
 
-constexpr std::string_view kMembers[] = {"response_format", "structured_outputs", "json_schema",    "grammar", "regex",
-                                         "guided_json",     "guided_regex",       "guided_grammar", "guided_choice"};
+constexpr std::string_view kMembers[] = {"response_format", "structured_outputs", "json_schema",  "grammar",
+                                         "regex",           "guided_json",        "guided_regex", "guided_grammar",
+                                         "guided_choice"};
 
 // A member as it was written.
 std::string written(std::string_view text, const Path& path) {
@@ -127,9 +128,7 @@ AnswerForm read_answer_form(const JsonNode& asked, std::string_view text, const 
     form = std::move(its);
     first = name;
   }
-  return form         ? *form
-         : says_free ? AnswerForm()
-                     : otherwise;
+  return form ? *form : says_free ? AnswerForm() : otherwise;
 }
 
 }  // namespace tiercel

@@ -44,15 +44,19 @@ Ranges complement(Ranges ranges) { return characters_except(std::move(ranges))->
 
 std::optional<Ranges> escape_set(char32_t letter) {
   switch (letter) {
-    case 'd': return Ranges{{'0', '9'}};
-    case 'w': return Ranges{{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
+    case 'd':
+      return Ranges{{'0', '9'}};
+    case 'w':
+      return Ranges{{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
     case 's':
       return Ranges{{'\t', '\r'},     {' ', ' '},       {0xA0, 0xA0},     {0x1680, 0x1680}, {0x2000, 0x200A},
                     {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000}, {0xFEFF, 0xFEFF}};
     case 'D':
     case 'W':
-    case 'S': return complement(*escape_set(letter | 32));
-    default: return std::nullopt;
+    case 'S':
+      return complement(*escape_set(letter | 32));
+    default:
+      return std::nullopt;
   }
 }
 

@@ -57,8 +57,8 @@ class ExpressionBudget {
   int64_t left_;
 };
 
-Expr text(std::string bytes);  // "": the empty text
-Expr nothing();                // no text at all
+Expr text(std::string bytes);                    // "": the empty text
+Expr nothing();                                  // no text at all
 Expr characters(std::vector<CodeRange> ranges);  // in any order
 Expr characters_except(std::vector<CodeRange> ranges);
 Expr sequence(std::vector<Expr> parts);

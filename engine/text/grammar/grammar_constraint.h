@@ -55,7 +55,7 @@ class GrammarConstraint : public TokenConstraint {
   bool is_full_ = false;
   Recognizer recognizer_;
   std::unordered_map<Recognizer::State, std::shared_ptr<const TokenSet>> allowed_;  // by twin
-  std::vector<Recognizer::State> path_;  // of a walk in hand
+  std::vector<Recognizer::State> path_;                                             // of a walk in hand
 };
 
 }  // namespace tiercel::grammar

@@ -107,7 +107,7 @@ Expr whole_between(const std::string& least, const std::string& most) {
   const auto n = static_cast<int64_t>(least.size());
   std::vector<Expr> parts = {digits_between(least, std::string(least.size(), '9'))};
   if (most.empty()) {
-    parts.push_back(sequence({digit_from('1', '9'), repeat(digit(), n, kUnlimited)}));
+    parts.push_back(sequence({digit_from('1', '9'), repeat(digit(), n, std::max(n, kMostFreeDigits - 1))}));
   } else {
     const auto last = static_cast<int64_t>(most.size());
     if (n < last - 1) parts.push_back(sequence({digit_from('1', '9'), repeat(digit(), n, last - 2)}));
@@ -142,12 +142,13 @@ struct Tail {
   Expr all() const { return may_be_empty ? optional(some) : some; }
 };
 
-Tail any_tail() { return {true, repeat(digit(), 1, kUnlimited)}; }
-Expr any_digits() { return repeat(digit(), 0, kUnlimited); }
+Tail any_tail() { return {true, repeat(digit(), 1, kMostFreeDigits)}; }
+Expr any_digits() { return repeat(digit(), 0, kMostFreeDigits); }
 
 Tail tail_at_least(std::string_view least, bool exclusive) {
   if (least.empty() && !exclusive) return any_tail();
-  if (least.empty()) return {false, sequence({repeat(text("0"), 0, kUnlimited), digit_from('1', '9'), any_digits()})};
+  if (least.empty())
+    return {false, sequence({repeat(text("0"), 0, kMostFreeDigits), digit_from('1', '9'), any_digits()})};
   const char d = least.front();
   return {false, choice({sequence({digit_from(d, d), tail_at_least(least.substr(1), exclusive).all()}),
                          sequence({digit_from(after(d), '9'), any_digits()})})};
@@ -155,7 +156,7 @@ Tail tail_at_least(std::string_view least, bool exclusive) {
 
 Tail tail_at_most(std::string_view most, bool exclusive) {
   if (most.empty() && exclusive) return {false, nothing()};
-  if (most.empty()) return {true, repeat(text("0"), 1, kUnlimited)};
+  if (most.empty()) return {true, repeat(text("0"), 1, kMostFreeDigits)};
   const char d = most.front();
   return {true, choice({sequence({digit_from('0', before(d)), any_digits()}),
                         sequence({digit_from(d, d), tail_at_most(most.substr(1), exclusive).all()})})};
@@ -281,10 +282,10 @@ Expr json_integer(const NumberRange& range, int n_zeros) {
 
 Expr json_number(const NumberRange& range) {
   if (!range.lower && !range.upper) {
-    const Expr some_digits = repeat(digit(), 1, kUnlimited);
-    const Expr exponent =
-        sequence({characters({{'e', 'e'}, {'E', 'E'}}), optional(characters({{'+', '+'}, {'-', '-'}})), some_digits});
-    return sequence({json_integer({}), optional(sequence({text("."), some_digits})), optional(exponent)});
+    const Expr exponent = sequence(
+        {characters({{'e', 'e'}, {'E', 'E'}}), optional(characters({{'+', '+'}, {'-', '-'}})), repeat(digit(), 1, 3)});
+    const Expr fraction = sequence({text("."), repeat(digit(), 1, kMostFreeDigits)});
+    return sequence({json_integer({}), optional(fraction), optional(exponent)});
   }
   if (range.lower && range.upper && compare(range.lower->value, range.upper->value) > 0) return nothing();
   return signed_range(range, decimals_between);

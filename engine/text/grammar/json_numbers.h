@@ -1,6 +1,8 @@
 // Numbers of JSON between bounds, digit by digit: no rounding anywhere.
 //
-// With a bound, numbers are written without exponent. Zero has a minus only where negative numbers are allowed too.
+// Digits that no bound is about are kMostFreeDigits at most, and three in an exponent: a model that writes one after
+// the other comes to an end. With a bound, numbers are written without exponent. Zero has a minus only where negative
+// numbers are allowed too.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,7 @@ struct Decimal {
   std::string whole = "0", fraction;
 };
 inline constexpr size_t kMostDigits = 400;
+inline constexpr int64_t kMostFreeDigits = 20;
 
 // Of a number as JSON writes it. None: written out it has more digits than kMostDigits.
 std::optional<Decimal> parse_decimal(std::string_view number);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <map>
-#include <optional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_set>
 #include <utility>
 
@@ -145,7 +145,8 @@ class SchemaCompiler {
 
   // Of a pattern that repeats one set of characters, "^[a-z]+$", as often as the lengths have it.
   std::optional<Expr> counted_characters(const Constraints& c) const {
-    const Expr e = parse_regex(c.pattern->text, {.anchored = false, .json_string = false}, document_.place(c.pattern)).expression;
+    const Expr e =
+        parse_regex(c.pattern->text, {.anchored = false, .json_string = false}, document_.place(c.pattern)).expression;
     if (e->kind != Expression::Kind::kRepeat || e->parts[0]->kind != Expression::Kind::kCharacters) return std::nullopt;
     Counts counts = {std::max(e->least, c.length.least), c.length.most};
     if (counts.most == kUnlimited || (e->most != kUnlimited && e->most < counts.most)) counts.most = e->most;
@@ -263,9 +264,11 @@ class SchemaCompiler {
   // Whether a value that enum or const names satisfies the other keywords.
   bool is_allowed(const SchemaNode& node, const Constraints& c, std::optional<Recognizer>& by_pattern) const {
     switch (node.kind) {
-      case Kind::kNull: return c.types & kNull;
+      case Kind::kNull:
+        return c.types & kNull;
       case Kind::kTrue:
-      case Kind::kFalse: return c.types & kBoolean;
+      case Kind::kFalse:
+        return c.types & kBoolean;
       case Kind::kNumber: {
         const auto number = parse_decimal(node.text);
         if (!number) document_.refuse(&node, fmt::format("a number of at most {} digits", kMostDigits));
@@ -297,10 +300,14 @@ class SchemaCompiler {
   Expr literal(const SchemaNode& node) const {
     std::vector<Expr> parts;
     switch (node.kind) {
-      case Kind::kNull: return text("null");
-      case Kind::kTrue: return text("true");
-      case Kind::kFalse: return text("false");
-      case Kind::kString: return json_.string_of(json_string_text(node.text));
+      case Kind::kNull:
+        return text("null");
+      case Kind::kTrue:
+        return text("true");
+      case Kind::kFalse:
+        return text("false");
+      case Kind::kString:
+        return json_.string_of(json_string_text(node.text));
       case Kind::kNumber: {
         const auto number = parse_decimal(node.text);
         if (!number || to_text(*number) == node.text) return text(node.text);

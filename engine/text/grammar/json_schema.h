@@ -6,12 +6,13 @@
 //     nlohmann::json writes them; between tokens white space is that of json_values.h;
 //   - an object with `properties` has no others unless additionalProperties says so; without `type`, a value is of
 //     the types that the schema's keywords are about;
-//   - integers have neither fraction nor exponent, numbers with bounds no exponent.
-// Wider: oneOf is read as anyOf; unknown keywords are annotations, and unknown formats are passed over, and any format beside a pattern, lengths that
-// it does not keep by itself, or given values; a name among "others" may come twice.
-// Not supported: not, if, contains, uniqueItems, patternProperties, propertyNames (but of strings), dependent.., $dynamicRef, $ref
-// to anchors or other documents, multipleOf other than powers of ten, lengths beside a pattern that neither keeps them nor repeats one set
-// of characters.
+//   - integers have neither fraction nor exponent, numbers with bounds no exponent, and none more digits than 20 beyond
+//   what bounds ask for.
+// Wider: oneOf is read as anyOf; unknown keywords are annotations, unknown formats are passed over, and so is any
+// format beside a pattern, lengths that it does not keep by itself, or given values; a name among "others" may come
+// twice. Not supported: not, if, contains, uniqueItems, patternProperties, propertyNames (but of strings), dependent..,
+// $dynamicRef, $ref to anchors or other documents, multipleOf other than powers of ten, lengths beside a pattern that
+// neither keeps them nor repeats one set of characters.
 #pragma once
 
 #include <string>

@@ -49,8 +49,8 @@ class Compiler {
 
   int32_t new_node() {
     if (program_.nodes.size() >= kMostNodes) {
-      fail(ErrorKind::kUsage, "the form asked for has more than {} places; lower its counts (maxLength, maxItems, {{m,n}})",
-           kMostNodes);
+      fail(ErrorKind::kUsage,
+           "the form asked for has more than {} places; lower its counts (maxLength, maxItems, {{m,n}})", kMostNodes);
     }
     program_.nodes.emplace_back();
     return static_cast<int32_t>(program_.nodes.size() - 1);
@@ -411,7 +411,7 @@ class Compiler {
   const Grammar& grammar_;
   int64_t lookahead_;
   Program program_;
-  std::vector<Rule> rules_;                   // the grammar's first
+  std::vector<Rule> rules_;                     // the grammar's first
   std::map<const Expression*, int32_t> parts_;  // what is repeated: its rule
   std::vector<Chain> chains_;
   std::vector<bool> nullable_, alive_;

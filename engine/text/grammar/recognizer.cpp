@@ -62,7 +62,8 @@ void Recognizer::add(Place place) {
 void Recognizer::give_up(const std::string& why) {
   reached_.clear();
   is_reached_.clear();
-  fail("the form asked for: {}; make it simpler", why);
+  const bool has_begun = start_ != kDead;
+  fail(has_begun ? ErrorKind::kRuntime : ErrorKind::kUsage, "the form asked for: {}; make it simpler", why);
 }
 
 // All that is reached from there without reading.
@@ -133,23 +134,28 @@ Recognizer::State Recognizer::twin(State state) {
 }
 
 int32_t Recognizer::twin_of_calls(int32_t calls) {
-  std::vector<int32_t> behind;  // innermost first
-  for (int32_t at = calls; at != 0; at = calls_[static_cast<size_t>(at)].around) {
-    behind.push_back(program_.twins[static_cast<size_t>(calls_[static_cast<size_t>(at)].behind)]);
+  std::vector<int32_t> way;  // innermost first: those whose twins are not known
+  int32_t at = calls;
+  const auto is_known = [&](int32_t i) {
+    return static_cast<size_t>(i) < twins_of_calls_.size() && twins_of_calls_[static_cast<size_t>(i)] != kUnknown;
+  };
+  for (; at != 0 && !is_known(at); at = calls_[static_cast<size_t>(at)].around) way.push_back(at);
+  int32_t made = at == 0 ? 0 : twins_of_calls_[static_cast<size_t>(at)];
+  for (; !way.empty(); way.pop_back()) {
+    const auto i = static_cast<size_t>(way.back());
+    made = push({program_.twins[static_cast<size_t>(calls_[i].behind)], made});
+    if (twins_of_calls_.size() <= i) twins_of_calls_.resize(calls_.size(), kUnknown);
+    twins_of_calls_[i] = made;
   }
-  int32_t made = 0;
-  for (size_t i = behind.size(); i-- > 0;) made = push({behind[i], made});
   return made;
 }
 
 int64_t Recognizer::bytes() const {
-  const auto size = [](const auto& vector) {
-    return static_cast<int64_t>(vector.size() * sizeof(vector.front()));
-  };
-  constexpr int64_t kHashed = 48;  // of an entry of a hash table, about
+  const auto size = [](const auto& vector) { return static_cast<int64_t>(vector.size() * sizeof(vector.front())); };
+  constexpr int64_t kHashed = 48;                                            // of an entry of a hash table, about
   constexpr int64_t kOfNode = sizeof(Program::Node) + 3 * sizeof(RuleCall);  // about
   return std::ssize(program_.nodes) * kOfNode + size(states_) + size(places_) + size(steps_) + size(calls_) +
-         kHashed * std::ssize(by_hash_) + kHashed * std::ssize(call_ids_);
+         size(twins_of_calls_) + kHashed * std::ssize(by_hash_) + kHashed * std::ssize(call_ids_);
 }
 
 bool matches(const Grammar& grammar, std::string_view text) {

@@ -77,6 +77,7 @@ class Recognizer {
   std::vector<State> steps_;   // [states][classes]
   std::unordered_multimap<uint64_t, State> by_hash_;
   std::vector<Calls> calls_;
+  std::vector<int32_t> twins_of_calls_;  // of the first of them, where they are known
   std::unordered_map<uint64_t, int32_t> call_ids_;
   // Of the state that is being found.
   std::vector<Place> reached_;  // in the order in which they were

@@ -174,13 +174,20 @@ class Parser {
     if (read_quantifier()) expected(at, "something to repeat");
     char32_t c = pattern_[at_++];
     switch (c) {
-      case '^': return {Kind::kBegin, at, {}, {}};
-      case '$': return {Kind::kEnd, at, {}, {}};
-      case '(': return parse_group(at);
-      case '[': return {Kind::kDone, at, parse_class(at), {}};
-      case '.': return {Kind::kDone, at, one_character(dot_set()), {}};
-      case '\\': break;
-      default: return {Kind::kDone, at, literal(c), {}};
+      case '^':
+        return {Kind::kBegin, at, {}, {}};
+      case '$':
+        return {Kind::kEnd, at, {}, {}};
+      case '(':
+        return parse_group(at);
+      case '[':
+        return {Kind::kDone, at, parse_class(at), {}};
+      case '.':
+        return {Kind::kDone, at, one_character(dot_set()), {}};
+      case '\\':
+        break;
+      default:
+        return {Kind::kDone, at, literal(c), {}};
     }
     auto [ranges, is_set] = read_escape(false);
     if (is_set) return {Kind::kDone, at, one_character(std::move(ranges)), {}};
@@ -284,30 +291,44 @@ class Parser {
     const auto character = [](char32_t meant) { return Meant{{{meant, meant}}}; };
     if (std::optional<Ranges> set = escape_set(c)) return {*std::move(set), true};
     switch (c) {
-      case 'p': return {read_property(at), true};
-      case 'P': return {complement(read_property(at)), true};
-      case 't': return character('\t');
-      case 'n': return character('\n');
-      case 'v': return character('\v');
-      case 'f': return character('\f');
-      case 'r': return character('\r');
-      case 'x': return character(read_hex(2));
-      case 'u': return character(read_unicode());
+      case 'p':
+        return {read_property(at), true};
+      case 'P':
+        return {complement(read_property(at)), true};
+      case 't':
+        return character('\t');
+      case 'n':
+        return character('\n');
+      case 'v':
+        return character('\v');
+      case 'f':
+        return character('\f');
+      case 'r':
+        return character('\r');
+      case 'x':
+        return character(read_hex(2));
+      case 'u':
+        return character(read_unicode());
       case 'b':
         if (in_class) return character('\b');
         not_supported(at, "word boundary");
-      case 'B': not_supported(at, "word boundary");
-      case 'k': not_supported(at, "back reference");
-      case 'A': not_supported(at, "escape of this letter", "write ^");
+      case 'B':
+        not_supported(at, "word boundary");
+      case 'k':
+        not_supported(at, "back reference");
+      case 'A':
+        not_supported(at, "escape of this letter", "write ^");
       case 'z':
-      case 'Z': not_supported(at, "escape of this letter", "write $");
+      case 'Z':
+        not_supported(at, "escape of this letter", "write $");
       case 'c':
         if (at_end() || !is_letter(pattern_[at_])) expected(at_, "a letter behind '\\c'");
         return character(pattern_[at_++] & 31);
       case '0':
         if (at_end() || !is_digit(pattern_[at_])) return character(0);
         not_supported(at, "octal escape", "write \\xHH");
-      default: break;
+      default:
+        break;
     }
     if (is_digit(c)) not_supported(at, in_class ? "octal escape" : "back reference");
     if (is_letter(c)) not_supported(at, "escape of this letter");

@@ -110,10 +110,14 @@ void tighten_upper(std::optional<Bound>& bound, const std::optional<Bound>& othe
 
 std::string identity(const SchemaNode& value) {
   switch (value.kind) {
-    case Kind::kNull: return "null";
-    case Kind::kFalse: return "false";
-    case Kind::kTrue: return "true";
-    case Kind::kString: return nlohmann::json(value.text).dump();
+    case Kind::kNull:
+      return "null";
+    case Kind::kFalse:
+      return "false";
+    case Kind::kTrue:
+      return "true";
+    case Kind::kString:
+      return nlohmann::json(value.text).dump();
     case Kind::kNumber: {
       const auto number = parse_decimal(value.text);
       return number ? to_text(*number) : value.text;

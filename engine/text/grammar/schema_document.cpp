@@ -92,13 +92,20 @@ class TreeBuilder : public nlohmann::json_sax<json> {
 
 std::string description(const SchemaNode& node) {
   switch (node.kind) {
-    case Kind::kNull: return "null";
-    case Kind::kFalse: return "false";
-    case Kind::kTrue: return "true";
-    case Kind::kNumber: return printable(node.text, 40);
-    case Kind::kString: return fmt::format("\"{}\"", printable(node.text));
-    case Kind::kArray: return fmt::format("an array of {} elements", node.parts.size());
-    case Kind::kObject: return fmt::format("an object with {} keys", node.parts.size());
+    case Kind::kNull:
+      return "null";
+    case Kind::kFalse:
+      return "false";
+    case Kind::kTrue:
+      return "true";
+    case Kind::kNumber:
+      return printable(node.text, 40);
+    case Kind::kString:
+      return fmt::format("\"{}\"", printable(node.text));
+    case Kind::kArray:
+      return fmt::format("an array of {} elements", node.parts.size());
+    case Kind::kObject:
+      return fmt::format("an object with {} keys", node.parts.size());
   }
   return {};
 }
@@ -165,13 +172,19 @@ const SchemaNode* SchemaNode::find(std::string_view member) const {
 std::string to_json(const SchemaNode& node) {
   const bool is_object = node.is(Kind::kObject);
   switch (node.kind) {
-    case Kind::kNull: return "null";
-    case Kind::kFalse: return "false";
-    case Kind::kTrue: return "true";
-    case Kind::kNumber: return node.text;
-    case Kind::kString: return json(node.text).dump();
+    case Kind::kNull:
+      return "null";
+    case Kind::kFalse:
+      return "false";
+    case Kind::kTrue:
+      return "true";
+    case Kind::kNumber:
+      return node.text;
+    case Kind::kString:
+      return json(node.text).dump();
     case Kind::kArray:
-    case Kind::kObject: break;
+    case Kind::kObject:
+      break;
   }
   std::string text = is_object ? "{" : "[";
   for (const auto& part : node.parts) {
@@ -186,6 +199,8 @@ SchemaDocument::SchemaDocument(std::string_view schema, std::string name) : name
   if (schema.size() > kMostBytes) {
     fail(ErrorKind::kUsage, "{}: expected at most {} bytes of JSON, found {}", name_, kMostBytes, schema.size());
   }
+  // nlohmann takes it for the end.
+  if (schema.find('\0') != schema.npos) fail(ErrorKind::kUsage, "{}: expected JSON, found a byte of zero", name_);
   TreeBuilder builder(name_);
   json::sax_parse(schema, &builder);
   root_ = builder.take();

@@ -232,10 +232,12 @@ void unique_items(Reading& reading, Node node) {
 
 // That names are strings goes without saying.
 void property_names(Reading& reading, Node node) {
-  const bool says_nothing = node.is(Kind::kTrue) || (node.is(Kind::kObject) && std::ranges::all_of(node.parts, [](const auto& part) {
-                              return is_annotation(part->name) || (part->name == "type" && part->text == "string");
-                            }));
-  if (!says_nothing) reading.document.refuse_as(&node, "this keyword is not supported; remove it, if it may be ignored");
+  const bool says_nothing =
+      node.is(Kind::kTrue) || (node.is(Kind::kObject) && std::ranges::all_of(node.parts, [](const auto& part) {
+                                 return is_annotation(part->name) || (part->name == "type" && part->text == "string");
+                               }));
+  if (!says_nothing)
+    reading.document.refuse_as(&node, "this keyword is not supported; remove it, if it may be ignored");
 }
 
 void of_whole_schema(Reading&, Node) {}  // ConstraintReader's
@@ -280,10 +282,22 @@ const std::unordered_map<std::string_view, ReadKeyword> kKeywords = {
 // Keywords that say something of values and are not taken into account; all others are annotations, as the
 // specification has it.
 bool is_refused(std::string_view keyword) {
-  static const std::unordered_set<std::string_view> kRefused = {
-      "not",          "if",           "then",          "else",         "contains",          "minContains",
-      "maxContains",  "dependencies", "$dynamicRef",  "patternProperties", "dependentSchemas",
-      "$recursiveRef", "disallow",    "extends",       "divisibleBy",  "dependentRequired"};
+  static const std::unordered_set<std::string_view> kRefused = {"not",
+                                                                "if",
+                                                                "then",
+                                                                "else",
+                                                                "contains",
+                                                                "minContains",
+                                                                "maxContains",
+                                                                "dependencies",
+                                                                "$dynamicRef",
+                                                                "patternProperties",
+                                                                "dependentSchemas",
+                                                                "$recursiveRef",
+                                                                "disallow",
+                                                                "extends",
+                                                                "divisibleBy",
+                                                                "dependentRequired"};
   return kRefused.contains(keyword);
 }
 

@@ -25,17 +25,28 @@ std::string written_with_special(const Tokenizer& tokenizer, std::string_view te
 
 int plain_step(int state, uint8_t byte) {
   enum : int { kBetween, kOneLeft, kTwoLeft, kThreeLeft, kBehindE0, kBehindEd, kBehindF0, kBehindF4 };
-  const auto follows = [byte](uint8_t first, uint8_t last, int to) { return first <= byte && byte <= last ? to : kNotPlain; };
+  const auto follows = [byte](uint8_t first, uint8_t last, int to) {
+    return first <= byte && byte <= last ? to : kNotPlain;
+  };
   switch (state) {
-    case kBetween: break;
-    case kOneLeft: return follows(0x80, 0xBF, kBetween);
-    case kTwoLeft: return follows(0x80, 0xBF, kOneLeft);
-    case kThreeLeft: return follows(0x80, 0xBF, kTwoLeft);
-    case kBehindE0: return follows(0xA0, 0xBF, kOneLeft);
-    case kBehindEd: return follows(0x80, 0x9F, kOneLeft);
-    case kBehindF0: return follows(0x90, 0xBF, kTwoLeft);
-    case kBehindF4: return follows(0x80, 0x8F, kTwoLeft);
-    default: return kNotPlain;
+    case kBetween:
+      break;
+    case kOneLeft:
+      return follows(0x80, 0xBF, kBetween);
+    case kTwoLeft:
+      return follows(0x80, 0xBF, kOneLeft);
+    case kThreeLeft:
+      return follows(0x80, 0xBF, kTwoLeft);
+    case kBehindE0:
+      return follows(0xA0, 0xBF, kOneLeft);
+    case kBehindEd:
+      return follows(0x80, 0x9F, kOneLeft);
+    case kBehindF0:
+      return follows(0x90, 0xBF, kTwoLeft);
+    case kBehindF4:
+      return follows(0x80, 0x8F, kTwoLeft);
+    default:
+      return kNotPlain;
   }
   if (byte < 0x80) return byte < 0x20 || byte == '"' || byte == '\\' ? kNotPlain : kBetween;
   if (byte < 0xC2 || byte > 0xF4) return kNotPlain;

@@ -50,12 +50,15 @@ void ToolFormat::find_writing(std::string_view one, std::string_view two) {
   Writing writing;
   size_t first_end = 0;  // of the arguments, in `two`
   if (shape_ == Shape::kParameters) {
-    const size_t first = one.find(kTextKey), word = one.find(kText), second = one.find(kNumberKey), number = one.find(kNumber);
+    const size_t first = one.find(kTextKey), word = one.find(kText), second = one.find(kNumberKey),
+                 number = one.find(kNumber);
     if (number == one.npos || first < name_end) return;
     const std::string_view to_first = one.substr(name_end, first - name_end);
-    const size_t word_end = word + std::string_view(kText).size(), number_end = number + std::string_view(kNumber).size();
+    const size_t word_end = word + std::string_view(kText).size(),
+                 number_end = number + std::string_view(kNumber).size();
     const std::string_view to_second = one.substr(word_end, second - word_end);
-    writing.key = one.substr(first + std::string_view(kTextKey).size(), word - first - std::string_view(kTextKey).size());
+    writing.key =
+        one.substr(first + std::string_view(kTextKey).size(), word - first - std::string_view(kTextKey).size());
     size_t n_key = common_suffix(to_first, to_second);
     n_key -= std::min(to_first.substr(to_first.size() - n_key).find_first_of("<["), n_key);
     if (n_key == 0) return;
@@ -66,7 +69,8 @@ void ToolFormat::find_writing(std::string_view one, std::string_view two) {
     if (writing.value.empty() || !rest.starts_with(writing.value)) return;
     writing.behind = rest.substr(writing.value.size());
     const size_t in_two = behind_name(two, kNumber, 0);
-    first_end = in_two == two.npos || !two.substr(in_two).starts_with(writing.value) ? 0 : in_two + writing.value.size();
+    first_end =
+        in_two == two.npos || !two.substr(in_two).starts_with(writing.value) ? 0 : in_two + writing.value.size();
   } else {
     const auto [begin, end] = object_behind(one, name_end);
     if (end == 0 || one.substr(name_end, begin - name_end) != from_name_) return;
@@ -81,7 +85,8 @@ void ToolFormat::find_writing(std::string_view one, std::string_view two) {
   if (const size_t next = two.find(kOther, first_end); first_end > 0 && next != two.npos) {
     writing.between = std::string(two.substr(first_end, next - first_end));
     // Not where a number counts calls.
-    const bool is_same = shape_ == Shape::kParameters || two.substr(behind_name(two, kOther, next)).starts_with(from_name_);
+    const bool is_same =
+        shape_ == Shape::kParameters || two.substr(behind_name(two, kOther, next)).starts_with(from_name_);
     if (is_of_this_call(*writing.between) || !is_same) writing.between.reset();
   }
   for (const std::string* part : {&before_name_, &from_name_, &writing.behind, &writing.key, &writing.value}) {
@@ -115,7 +120,7 @@ class TaggedArguments {
     }
     if (keys.empty()) return tags_.first_key;
     const Expr one = as_rule(grammar_, name_ + " (a parameter)",
-                                      sequence({tags_.next_key, choice(keys), tags_.key, up_to(tags_.value_end)}));
+                             sequence({tags_.next_key, choice(keys), tags_.key, up_to(tags_.value_end)}));
     return sequence({tags_.first_key, repeat(one, 0, kUnlimited)});
   }
 
@@ -124,10 +129,12 @@ class TaggedArguments {
     const SchemaDocument document(tools_.tools().at(name_).parameters, name_ + ": parameters");
     const SchemaNode* root = document.root();
     for (const auto& keyword : root->parts) {
-      constexpr std::string_view kKnown[] = {"type",        "properties",  "required", "additionalProperties", "$defs",
-                                             "definitions", "description", "title",    "$schema"};
+      constexpr std::string_view kKnown[] = {"type",   "properties",  "required",    "additionalProperties",
+                                             "$defs",  "definitions", "description", "title",
+                                             "$schema"};
       if (std::ranges::find(kKnown, keyword->name) == std::end(kKnown)) {
-        document.refuse_as(keyword.get(), "this model writes a tag for each parameter, which is not held to this keyword");
+        document.refuse_as(keyword.get(),
+                           "this model writes a tag for each parameter, which is not held to this keyword");
       }
     }
     const SchemaNode *properties = root->find("properties"), *required = root->find("required");
@@ -180,7 +187,8 @@ Grammar ToolFormat::grammar(const Tools& tools, const Calls& calls, const Tokeni
   const auto arguments = [&](const std::string& name, const Tools::Tool& tool) {
     const bool by_schema = tool.is_strict && !tool.parameters.empty();
     if (shape_ != Shape::kParameters) {
-      return by_schema ? add_json_schema(grammar, tool.parameters, name + ": parameters") : JsonValues(grammar).object();
+      return by_schema ? add_json_schema(grammar, tool.parameters, name + ": parameters")
+                       : JsonValues(grammar).object();
     }
     TaggedArguments tagged(grammar, tools, name,
                            {written(writing_->first_key), written(writing_->key), written(writing_->value),
@@ -216,14 +224,16 @@ Grammar ToolFormat::grammar(const Tools& tools, const Calls& calls, const Tokeni
       root = choice({rule(grammar.root), sequence({written(before_name_), root})});
     } else if (!marker_.empty() && marker != std::string::npos) {
       const std::string begin = written_with_special(tokenizer, marker_);
-      root = choice({without(begin),
-                     sequence({up_to(begin), written(std::string_view(before_name_).substr(marker + marker_.size())), root})});
+      root = choice(
+          {without(begin),
+           sequence({up_to(begin), written(std::string_view(before_name_).substr(marker + marker_.size())), root})});
     } else {
       // A call is all that an answer is, or none begins like one.
-      const auto first = static_cast<char32_t>(static_cast<unsigned char>(before_name_.empty() ? '{' : before_name_[0]));
-      root = choice({sequence({written(before_name_), root}), text(""),
-                     sequence({choice({characters_except({{first, first}}), text(std::string(1, kSpecialMark))}),
-                               anything()})});
+      const auto first =
+          static_cast<char32_t>(static_cast<unsigned char>(before_name_.empty() ? '{' : before_name_[0]));
+      root = choice(
+          {sequence({written(before_name_), root}), text(""),
+           sequence({choice({characters_except({{first, first}}), text(std::string(1, kSpecialMark))}), anything()})});
     }
   }
   grammar.rules.push_back({"answer", root});
