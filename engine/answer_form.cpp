@@ -5,8 +5,8 @@
 
 #include "engine/base/check.h"
 #include "engine/text/grammar/gbnf.h"
-#include "engine/text/grammar/json_schema.h"
 #include "engine/text/grammar/regex.h"
+#include "engine/text/json_schema/json_schema.h"
 #include "engine/text/thoughts.h"
 
 namespace tiercel {

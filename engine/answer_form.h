@@ -17,7 +17,7 @@ namespace tiercel {
 struct AnswerForm {
   enum class Kind : uint8_t {
     kFree,
-    kJsonSchema,  // JSON that satisfies the schema `text` (engine/text/grammar/json_schema.h)
+    kJsonSchema,  // JSON that satisfies the schema `text` (engine/text/json_schema/json_schema.h)
     kRegex,       // what the pattern `text` matches from end to end (regex.h)
     kGrammar      // what the grammar `text` matches, in llama.cpp's notation (gbnf.h)
   };

@@ -178,9 +178,14 @@ const TokenSet* Sampler::allowed() {
 }
 
 void Sampler::followed(int32_t token) {
-  const TokenSet* const may_come = allowed();
-  if (may_come == nullptr) return;
-  if (!contains(*may_come, token)) return begin_answer();
+  if (!options_.constraint) return;
+  bool may_come = false;
+  try {
+    may_come = contains(*allowed(), token);
+  } catch (const Error&) {
+    // The answer has no further tokens.
+  }
+  if (!may_come) return begin_answer();
   newest_ = token;
   allowed_.reset();
 }

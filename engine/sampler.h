@@ -40,7 +40,8 @@ class Sampler {
   const TokenSet* allowed();
   void picked(int32_t token, uint64_t generator);
 
-  // A token that somebody else put there: an answer goes on with it, where it may; else the next one begins one.
+  // A token that somebody else put there: an answer goes on with it, where it may; else, or where that cannot be told,
+  // what is picked next begins one.
   void followed(int32_t token);
   // What is picked next begins an answer, as far as a constraint is concerned.
   void begin_answer();

@@ -181,7 +181,6 @@ void Session::step(int32_t token) {
   SessionState& s = call.with_prompt();
   detail::check_tokens(*s.engine, {&token, 1});
   detail::check_room(s, 1);
-  detail::translated([&] { s.sampler->allowed(); });
   detail::decode(s, [&] {
     detail::flush(s);
     detail::step_now(s, token);

@@ -21,7 +21,10 @@ size_t before_blanks(std::string_view text, size_t begin, size_t end) {
 
 PromptThoughts thoughts_at_end(const Tokenizer& tokenizer, std::span<const int32_t> prompt) {
   constexpr size_t kEnough = 16;  // tokens of the word and of the white space behind it
-  const std::string decoded = tokenizer.decode(prompt.last(std::min(prompt.size(), kEnough)), /*skip_special=*/false);
+  const std::span<const int32_t> last = prompt.last(std::min(prompt.size(), kEnough));
+  // A model may have tokens that its tokenizer has not.
+  if (std::ranges::any_of(last, [&](int32_t id) { return id >= tokenizer.vocab_size(); })) return PromptThoughts::kNone;
+  const std::string decoded = tokenizer.decode(last, /*skip_special=*/false);
   const std::string_view end = std::string_view(decoded).substr(0, before_blanks(decoded, 0, decoded.size()));
   return end.ends_with(kThoughtsBegin) ? PromptThoughts::kBegun
          : end.ends_with(kThoughtsEnd) ? PromptThoughts::kEnded

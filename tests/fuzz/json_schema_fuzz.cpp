@@ -7,7 +7,7 @@
 #include <string>
 
 #include "engine/base/check.h"
-#include "engine/text/grammar/json_schema.h"
+#include "engine/text/json_schema/json_schema.h"
 #include "tests/fuzz/grammar_walk.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

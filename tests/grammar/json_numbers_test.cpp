@@ -1,5 +1,5 @@
 // Bounded numbers: the grammar against exact arithmetic, for numbers around the bounds and digits added to them.
-#include "engine/text/grammar/json_numbers.h"
+#include "engine/text/json_schema/json_numbers.h"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // Schemas: the verdicts of the package jsonschema (tests/golden/grammar), where our reading is narrower, and what is
 // refused, with its place.
-#include "engine/text/grammar/json_schema.h"
+#include "engine/text/json_schema/json_schema.h"
 
 #include <gtest/gtest.h>
 

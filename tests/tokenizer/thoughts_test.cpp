@@ -59,6 +59,8 @@ TEST(Thoughts, AreSeenAtTheEndOfPrompts) {
   EXPECT_EQ(at_end("<|im_start|>assistant\n<think>\n\n</think>\n\n"), PromptThoughts::kEnded);
   EXPECT_EQ(at_end("<think> assistant"), PromptThoughts::kNone);
   EXPECT_EQ(at_end(""), PromptThoughts::kNone);
+  // A model's vocabulary may be padded.
+  EXPECT_EQ(thoughts_at_end(tokenizer, std::vector<int32_t>{1, tokenizer.vocab_size() + 3}), PromptThoughts::kNone);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // What a text may be: expressions over bytes, and rules that name them and refer to each other.
 //
-// Schemas (json_schema.h), patterns (regex.h) and grammars (gbnf.h) become these; recognizer.h reads texts by
+// Schemas (engine/text/json_schema), patterns (regex.h) and grammars (gbnf.h) become these; recognizer.h reads texts by
 // them. Knows nothing of tokens.
 #pragma once
 

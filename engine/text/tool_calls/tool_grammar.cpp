@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "engine/base/check.h"
-#include "engine/text/grammar/json_schema.h"
 #include "engine/text/grammar/json_text.h"
-#include "engine/text/grammar/json_values.h"
-#include "engine/text/grammar/schema_document.h"
 #include "engine/text/grammar/token_trie.h"
+#include "engine/text/json_schema/json_schema.h"
+#include "engine/text/json_schema/json_values.h"
+#include "engine/text/json_schema/schema_document.h"
 #include "engine/text/tool_calls/model_text.h"
 #include "engine/text/tool_calls/probe_call.h"
 #include "engine/text/tool_calls/tool_format.h"

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "engine/json.h"
-#include "engine/text/grammar/schema_document.h"
+#include "engine/text/json_schema/schema_document.h"
 
 namespace tiercel {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine/text/grammar/json_numbers.h"
+#include "engine/text/json_schema/json_numbers.h"
 
 #include <algorithm>
 #include <charconv>

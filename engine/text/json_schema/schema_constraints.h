@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "engine/text/grammar/expression.h"
-#include "engine/text/grammar/json_numbers.h"
-#include "engine/text/grammar/schema_document.h"
+#include "engine/text/json_schema/json_numbers.h"
+#include "engine/text/json_schema/schema_document.h"
 
 namespace tiercel::grammar {
 

@@ -1,4 +1,4 @@
-#include "engine/text/grammar/schema_constraints.h"
+#include "engine/text/json_schema/schema_constraints.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

@@ -1,4 +1,4 @@
-#include "engine/text/grammar/schema_document.h"
+#include "engine/text/json_schema/schema_document.h"
 
 #include <algorithm>
 #include <charconv>

@@ -1,9 +1,9 @@
-#include "engine/text/grammar/json_values.h"
+#include "engine/text/json_schema/json_values.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "engine/text/grammar/json_numbers.h"
+#include "engine/text/json_schema/json_numbers.h"
 
 namespace tiercel::grammar {
 namespace {

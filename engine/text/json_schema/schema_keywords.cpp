@@ -4,8 +4,8 @@
 #include <unordered_set>
 
 #include "engine/base/check.h"
-#include "engine/text/grammar/json_formats.h"
-#include "engine/text/grammar/schema_constraints.h"
+#include "engine/text/json_schema/json_formats.h"
+#include "engine/text/json_schema/schema_constraints.h"
 
 namespace tiercel::grammar {
 namespace {

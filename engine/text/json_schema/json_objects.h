@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/text/grammar/json_values.h"
+#include "engine/text/json_schema/json_values.h"
 
 namespace tiercel::grammar {
 

@@ -1,4 +1,4 @@
-#include "engine/text/grammar/json_schema.h"
+#include "engine/text/json_schema/json_schema.h"
 
 #include <algorithm>
 #include <map>
@@ -8,13 +8,13 @@
 #include <utility>
 
 #include "engine/base/check.h"
-#include "engine/text/grammar/json_formats.h"
-#include "engine/text/grammar/json_objects.h"
 #include "engine/text/grammar/json_text.h"
-#include "engine/text/grammar/json_values.h"
 #include "engine/text/grammar/recognizer.h"
 #include "engine/text/grammar/regex.h"
-#include "engine/text/grammar/schema_constraints.h"
+#include "engine/text/json_schema/json_formats.h"
+#include "engine/text/json_schema/json_objects.h"
+#include "engine/text/json_schema/json_values.h"
+#include "engine/text/json_schema/schema_constraints.h"
 
 namespace tiercel::grammar {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine/text/grammar/json_formats.h"
+#include "engine/text/json_schema/json_formats.h"
 
 #include <string>
 #include <unordered_map>

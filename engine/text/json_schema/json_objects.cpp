@@ -1,4 +1,4 @@
-#include "engine/text/grammar/json_objects.h"
+#include "engine/text/json_schema/json_objects.h"
 
 #include <algorithm>
 #include <map>
