@@ -302,7 +302,8 @@ TEST(Regex, ErrorsNameTheCharacter) {
 }
 
 TEST(Regex, TakesWhatIsDeepAndLong) {
-  const std::string deep = std::string(199, '(') + "a" + std::string(199, ')');
+  std::string deep(199, '(');
+  deep += "a" + std::string(199, ')');
   EXPECT_TRUE(matches_pattern(deep, "a"));
   EXPECT_TRUE(matches_pattern(deep, "xax", kAnywhere));
   std::string wide;
