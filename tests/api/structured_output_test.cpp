@@ -2,7 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "tests/api/model.h"
 
@@ -69,6 +72,29 @@ TEST(ApiStructured, RequestsHaveFormsOfTheirOwn) {
     const std::string text = requests[static_cast<size_t>(i)].wait().text;
     EXPECT_TRUE(i == 5 ? text == "yes" || text == "no" : is_five_digits(text)) << text;
   }
+}
+
+// What holds an answer is shared by those of the same form, and the last ones are kept for the next.
+TEST(ApiStructured, ThreadsShareForms) {
+  const Engine engine = test::open_demo();
+  std::vector<std::thread> threads;
+  std::atomic<int> n_right = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 6; ++i) {
+        const int n = 3 + (t + i) % 3;  // digits
+        Session session = engine.open_session({{"regex", "[0-9]{" + std::to_string(n) + "}"},
+                                               {"temperature", "1"},
+                                               {"seed", std::to_string(i)}});
+        session.prefill(test::prompt_text(3));
+        const std::string text = session.generate(20).text;
+        const bool is_right = text.size() == static_cast<size_t>(n) && text.find_first_not_of("0123456789") == text.npos;
+        n_right += is_right ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(n_right, 24);
 }
 
 TEST(ApiStructured, RefusesFormsAtOnce) {
