@@ -69,10 +69,10 @@ class Walk {
     State state = recognizer_.start();
     for (size_t i = 0;; ++i) {
       const bool is_match = recognizer_.is_match(state);
-      CHECK(is_match || recognizer_.goes_on(state), "behind '{}'", text);
+      CHECK(is_match || goes_on(state), "behind '{}'", text);
       if (i < kTwinSteps || i % 8 == 0) check_twin(state, text);
       if (is_match) matched = text;
-      if (i == kMostSteps || (i >= n_steps && is_match) || !recognizer_.goes_on(state)) break;
+      if (i == kMostSteps || (i >= n_steps && is_match) || !goes_on(state)) break;
       if (recognizer_.bytes() > kMostBytes) break;
       auto byte = static_cast<uint8_t>(i < steps_.size() ? static_cast<uint8_t>(steps_[i]) : random_());
       state = i < n_steps ? live_step(state, byte) : last_step(state, byte);
@@ -84,6 +84,10 @@ class Walk {
   }
 
  private:
+  bool goes_on(State state) {
+    uint8_t byte = 0;
+    return live_step(state, byte) != kDead;
+  }
   // With the first byte, from this one on, that leads anywhere.
   State live_step(State state, uint8_t& byte) {
     for (int i = 0; i < 256; ++i, ++byte) {
@@ -109,7 +113,7 @@ class Walk {
     CHECK(recognizer_.twin(twin) == twin && recognizer_.is_match(twin) == recognizer_.is_match(state), "'{}'", text);
     if (twin == state || ++n_twins_ > kMostTwins) return;
     std::string behind;
-    for (int64_t i = 0; i < kLookahead && state != twin && recognizer_.goes_on(state); ++i) {
+    for (int64_t i = 0; i < kLookahead && state != twin && goes_on(state); ++i) {
       for (int other = 0; other < 256; ++other) {
         const auto byte = static_cast<uint8_t>(other);
         CHECK((recognizer_.step(state, byte) == kDead) == (recognizer_.step(twin, byte) == kDead),

@@ -12,6 +12,7 @@
 #include "engine/text/grammar/regex.h"
 #include "engine/text/utf8.h"
 #include "tests/fuzz/grammar_walk.h"
+#include "tests/grammar/matches.h"
 
 namespace {
 

@@ -9,6 +9,7 @@
 
 #include "engine/base/check.h"
 #include "engine/text/grammar/recognizer.h"
+#include "tests/grammar/matches.h"
 
 namespace tiercel::test {
 namespace {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "engine/text/grammar/recognizer.h"
+#include "tests/grammar/matches.h"
 #include "tests/seed.h"
 
 namespace tiercel::grammar {

@@ -14,6 +14,7 @@
 #include "engine/base/check.h"
 #include "engine/text/grammar/json_text.h"
 #include "engine/text/grammar/recognizer.h"
+#include "tests/grammar/matches.h"
 #include "tests/seed.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8

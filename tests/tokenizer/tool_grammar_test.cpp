@@ -11,6 +11,7 @@
 #include "engine/text/grammar/recognizer.h"
 #include "engine/text/grammar/token_trie.h"
 #include "engine/text/tool_calls/tool_format.h"
+#include "tests/grammar/matches.h"
 #include "tests/seed.h"
 
 namespace tiercel::test {

@@ -158,10 +158,4 @@ int64_t Recognizer::bytes() const {
          size(twins_of_calls_) + kHashed * std::ssize(by_hash_) + kHashed * std::ssize(call_ids_);
 }
 
-bool matches(const Grammar& grammar, std::string_view text) {
-  Recognizer recognizer(grammar);
-  const Recognizer::State end = recognizer.step(recognizer.start(), text);
-  return end != Recognizer::kDead && recognizer.is_match(end);
-}
-
 }  // namespace tiercel::grammar

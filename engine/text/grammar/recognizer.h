@@ -30,9 +30,8 @@ class Recognizer {
     return steps_[at] != kUnknown ? steps_[at] : find_step(state, byte);
   }
   State step(State state, std::string_view bytes);
-  // Whether a text that is here is matched, and whether one that goes on from here may be.
+  // Whether a text that is here is matched.
   bool is_match(State state) const { return states_[static_cast<size_t>(state)].is_match; }
-  bool goes_on(State state) const { return states_[static_cast<size_t>(state)].n_places > 0; }
   // One state for all whose next bytes, as many as `lookahead`, are the same; it may be this one.
   State twin(State state);
 
@@ -85,8 +84,5 @@ class Recognizer {
   bool is_match_ = false;
   int64_t n_visited_ = 0;
 };
-
-// Whether the grammar matches this text from end to end. Throws as Recognizer.
-bool matches(const Grammar& grammar, std::string_view text);
 
 }  // namespace tiercel::grammar

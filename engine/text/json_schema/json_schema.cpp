@@ -352,10 +352,4 @@ Grammar parse_json_schema(std::string_view schema, const std::string& name) {
   return grammar;
 }
 
-Grammar json_object_grammar() {
-  Grammar grammar;
-  grammar.root = JsonValues(grammar).object()->rule;
-  return grammar;
-}
-
 }  // namespace tiercel::grammar

@@ -29,7 +29,4 @@ Grammar parse_json_schema(std::string_view schema, const std::string& name);
 // Adds the rules of a schema to a grammar; what it matches is the result.
 Expr add_json_schema(Grammar& grammar, std::string_view schema, const std::string& name);
 
-// Any JSON object.
-Grammar json_object_grammar();
-
 }  // namespace tiercel::grammar
