@@ -32,6 +32,11 @@ grammar::Grammar grammar_of(const AnswerForm& form) {
   return {};
 }
 
+AnswerForm::Thoughts begun_thoughts(const Tokenizer& tokenizer, std::span<const int32_t> prompt) {
+  return thoughts_at_end(tokenizer, prompt) == PromptThoughts::kBegun ? AnswerForm::Thoughts::kBegun
+                                                                      : AnswerForm::Thoughts::kNone;
+}
+
 grammar::Grammar behind_thoughts(grammar::Grammar grammar, AnswerForm::Thoughts thoughts, const Tokenizer& tokenizer) {
   using namespace grammar;
   if (thoughts == AnswerForm::Thoughts::kNone) return grammar;

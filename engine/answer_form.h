@@ -6,6 +6,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ struct AnswerForm {
 
 // Of a form that is not free. Throws Error(kUsage) as its parser.
 grammar::Grammar grammar_of(const AnswerForm& form);
+// Of an answer to a prompt that has begun thoughts: kBegun; else kNone.
+AnswerForm::Thoughts begun_thoughts(const Tokenizer& tokenizer, std::span<const int32_t> prompt);
 // An answer that a grammar matches, behind thoughts. The grammar goes in there.
 grammar::Grammar behind_thoughts(grammar::Grammar grammar, AnswerForm::Thoughts thoughts, const Tokenizer& tokenizer);
 

@@ -45,17 +45,10 @@ class Builder : public nlohmann::json_sax<json> {
   }
   bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
     fail("{}: expected JSON, found something else: {}; the file may be damaged or incomplete", file_,
-         plain_reason(error.what()));
+         plain_reason(error));
   }
 
  private:
-  // "[json.exception.parse_error.101] parse error at ..." without its prefix.
-  static std::string plain_reason(const char* what) {
-    const std::string_view text = what;
-    const size_t end = text.find("] ");
-    return printable(end == std::string_view::npos ? text : text.substr(end + 2), 200);
-  }
-
   bool put(json value) {
     place() = std::move(value);
     return true;
@@ -173,6 +166,12 @@ std::string printable(std::string_view text, size_t max_length) {
   }
   if (text.size() > max_length) result += "...";
   return result;
+}
+
+std::string plain_reason(const std::exception& error) {
+  const std::string_view text = error.what();
+  const size_t end = text.find("] ");
+  return printable(end == std::string_view::npos ? text : text.substr(end + 2), 200);
 }
 
 std::string ordered_member(std::string_view text, std::span<const std::string_view> path) {

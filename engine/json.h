@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -36,6 +37,9 @@ std::string read_text_file(const std::filesystem::path& path, size_t max_bytes);
 
 // A string from a file made fit for a message: control bytes become '?', long ones are cut.
 std::string printable(std::string_view text, size_t max_length = 120);
+
+// What an exception of nlohmann's says, "[json.exception.parse_error.101] parse error at ...", without its prefix.
+std::string plain_reason(const std::exception& error);
 
 // One value of a document together with its place ("rope_parameters.factor", "eos_token_id[1]").
 // Looks at `value` and `file`: both must outlive it.

@@ -14,6 +14,9 @@ constexpr int64_t token_set_words(int64_t vocab) { return (vocab + 31) / 32; }
 inline bool contains(const TokenSet& set, int32_t token) {
   return (set[static_cast<size_t>(token) / 32] >> (token % 32) & 1) != 0;
 }
+inline void insert(TokenSet& set, int32_t token) {
+  set[static_cast<size_t>(token) / 32] |= uint32_t{1} << token % 32;
+}
 
 // Threads: every call is safe from any thread.
 class TokenConstraint {

@@ -22,11 +22,10 @@ class RandomConstraint : public TokenConstraint {
     std::mt19937_64 random(seed_ + static_cast<uint64_t>(place));
     auto set = std::make_shared<TokenSet>(static_cast<size_t>(token_set_words(vocab_)));
     const uint64_t one_in = uint64_t{1} << place % 4;
-    for (uint64_t token = 0; token < static_cast<uint64_t>(vocab_); ++token) {
-      if (random() % one_in == 0) (*set)[token / 32] |= uint32_t{1} << token % 32;
+    for (int32_t token = 0; token < static_cast<int32_t>(vocab_); ++token) {
+      if (random() % one_in == 0) insert(*set, token);
     }
-    const uint64_t one = random() % static_cast<uint64_t>(vocab_);
-    (*set)[one / 32] |= uint32_t{1} << one % 32;
+    insert(*set, static_cast<int32_t>(random() % static_cast<uint64_t>(vocab_)));
     return set;
   }
 

@@ -8,7 +8,6 @@
 #include "engine/model.h"
 #include "engine/option_rows.h"
 #include "engine/sampler.h"
-#include "engine/text/thoughts.h"
 #include "engine/weight_store.h"
 #include "tools/signals.h"
 
@@ -101,7 +100,7 @@ SamplingOptions SamplingFlags::resolve(const ModelConfig& config, AnswerForms& f
                                        const Console& console) const {
   check_biases(wish_.logit_bias, config.vocab_size);
   SamplingRequest wish = wish_;
-  if (thoughts_at_end(tokenizer, prompt) == PromptThoughts::kBegun) wish.form.thoughts = AnswerForm::Thoughts::kBegun;
+  wish.form.thoughts = begun_thoughts(tokenizer, prompt);
   const SamplingOptions options = resolve_sampling(wish, config.sampling, forms, ignores_ends);
   if (options.temperature == 0) {
     if (wish_.top_k || wish_.top_p || wish_.min_p) {

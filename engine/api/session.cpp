@@ -6,7 +6,6 @@
 
 #include "engine/api/session_call.h"
 #include "engine/logprobs.h"
-#include "engine/text/thoughts.h"
 
 namespace tiercel {
 namespace detail {
@@ -94,8 +93,7 @@ void SessionState::restart_sampling() {
   if (AnswerForm form = settings.sampling.form; form.kind != AnswerForm::Kind::kFree) {
     // A prompt that has begun thoughts is answered behind them.
     const auto prompt = std::span(sequence).first(std::min(sequence.size(), static_cast<size_t>(n_prompt)));
-    const bool thinks = thoughts_at_end(engine->tokenizer, prompt) == PromptThoughts::kBegun;
-    form.thoughts = thinks ? AnswerForm::Thoughts::kBegun : AnswerForm::Thoughts::kNone;
+    form.thoughts = begun_thoughts(engine->tokenizer, prompt);
     SamplingOptions options = initial_sampler->options();
     options.constraint = engine->forms.constraint(form, settings.ignore_eos);
     initial_sampler.emplace(options, config.vocab_size);

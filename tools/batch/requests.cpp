@@ -361,22 +361,20 @@ void BatchRequestReader::hold_calls(const JsonNode& asked, const AnswerForm& for
 
 // What of an answer are thoughts, and whether a form comes behind them.
 void BatchRequestReader::set_thoughts(const JsonNode& asked, BatchRequest& request, AnswerForm& form) const {
-  const PromptThoughts at_end = thoughts_at_end(tokenizer_, request.prompt);
-  if (request.form != RequestForm::kChatCompletion) {
-    if (at_end == PromptThoughts::kBegun) form.thoughts = AnswerForm::Thoughts::kBegun;
-    return;
-  }
+  form.thoughts = begun_thoughts(tokenizer_, request.prompt);
+  if (request.form != RequestForm::kChatCompletion) return;
   request.has_thoughts = defaults_.has_thoughts;
   if (const auto format = asked.find("reasoning_format")) {  // llama.cpp's
     const std::string& name = format->text();
     if (name != "none" && name != "auto" && name != "deepseek") format->unexpected(R"("none", "auto" or "deepseek")");
     request.has_thoughts = name != "none";
   }
-  request.thinks_at_once = request.has_thoughts && at_end == PromptThoughts::kBegun;
-  const bool may_think = request.has_thoughts && at_end == PromptThoughts::kNone && chat_->program().writes_thoughts();
-  form.thoughts = at_end == PromptThoughts::kBegun ? AnswerForm::Thoughts::kBegun
-                  : may_think                      ? AnswerForm::Thoughts::kMayBegin
-                                                   : AnswerForm::Thoughts::kNone;
+  if (!request.has_thoughts) return;
+  request.thinks_at_once = form.thoughts == AnswerForm::Thoughts::kBegun;
+  if (!request.thinks_at_once && chat_->program().writes_thoughts() &&
+      thoughts_at_end(tokenizer_, request.prompt) == PromptThoughts::kNone) {
+    form.thoughts = AnswerForm::Thoughts::kMayBegin;
+  }
 }
 
 BatchRequest BatchRequestReader::read_line(std::string_view line, int64_t number,

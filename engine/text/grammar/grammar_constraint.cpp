@@ -102,7 +102,7 @@ std::shared_ptr<const TokenSet> GrammarConstraint::find_allowed(Recognizer::Stat
                          : std::make_shared<TokenSet>(static_cast<size_t>(token_set_words(vocabulary_->size)));
   bool is_empty = std::ranges::all_of(*set, [](uint32_t word) { return word == 0; });
   const auto allow = [&](int32_t token) {
-    (*set)[static_cast<size_t>(token) / 32] |= uint32_t{1} << token % 32;
+    insert(*set, token);
     is_empty = false;
   };
   const int64_t n_before = recognizer_.n_visited();

@@ -1,9 +1,8 @@
 #include "engine/text/grammar/json_text.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
 
 namespace tiercel::grammar {
@@ -52,17 +51,8 @@ Expr json_characters(std::vector<CodeRange> ranges) {
 }
 
 Expr json_string_text(std::string_view utf8) {
-  std::string bytes;
-  for (const char c : utf8) {
-    if (const size_t known = kShort.find(c); known != kShort.npos) {
-      bytes += {'\\', kLetters[known]};
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      fmt::format_to(std::back_inserter(bytes), "\\u{:04x}", static_cast<int>(c));
-    } else {
-      bytes += c;
-    }
-  }
-  return text(std::move(bytes));
+  const std::string quoted = nlohmann::json(utf8).dump();
+  return text(quoted.substr(1, quoted.size() - 2));
 }
 
 }  // namespace tiercel::grammar

@@ -94,7 +94,7 @@ struct VocabularyTries::Spelled {
       if (state == kNotPlain || n_characters > kPlainCharacters) {
         others.emplace_back(bytes, id);
       } else {
-        plain[static_cast<size_t>(id) / 32] |= uint32_t{1} << id % 32;
+        insert(plain, id);
       }
       all.emplace_back(std::move(bytes), id);
     }

@@ -1,7 +1,6 @@
 #include "engine/text/json_schema/schema_constraints.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -107,36 +106,6 @@ bool refers(std::string_view keyword) {
 
 void tighten_lower(std::optional<Bound>& bound, const std::optional<Bound>& other) { tighten(bound, other, 1); }
 void tighten_upper(std::optional<Bound>& bound, const std::optional<Bound>& other) { tighten(bound, other, -1); }
-
-std::string identity(const SchemaNode& value) {
-  switch (value.kind) {
-    case Kind::kNull:
-      return "null";
-    case Kind::kFalse:
-      return "false";
-    case Kind::kTrue:
-      return "true";
-    case Kind::kString:
-      return nlohmann::json(value.text).dump();
-    case Kind::kNumber: {
-      const auto number = parse_decimal(value.text);
-      return number ? to_text(*number) : value.text;
-    }
-    case Kind::kArray: {
-      std::string result = "[";
-      for (const auto& part : value.parts) result += identity(*part) + ",";
-      return result + "]";
-    }
-    case Kind::kObject: {
-      std::string result = "{";
-      for (const uint32_t i : value.by_name) {
-        result += nlohmann::json(value.parts[i]->name).dump() + ":" + identity(*value.parts[i]) + ",";
-      }
-      return result + "}";
-    }
-  }
-  return {};
-}
 
 // ---- looking at schemas ----
 

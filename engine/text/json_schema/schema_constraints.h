@@ -70,8 +70,8 @@ struct Constraints {
   bool is_from_reference = false;  // so it may be met again inside of itself
 };
 
-// The same for equal values of JSON, whatever their members' order and their numbers' digits.
-std::string identity(const SchemaNode& value);
+// What equal values of JSON have in common.
+inline std::string identity(const SchemaNode& value) { return to_json(value, /*in_one_form=*/true); }
 
 class ConstraintReader {
  public:

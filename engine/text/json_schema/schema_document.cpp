@@ -7,6 +7,7 @@
 
 #include "engine/base/check.h"
 #include "engine/json.h"
+#include "engine/text/json_schema/json_numbers.h"
 
 namespace tiercel::grammar {
 namespace {
@@ -51,9 +52,7 @@ class TreeBuilder : public nlohmann::json_sax<json> {
     return true;
   }
   bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
-    const std::string_view what = error.what();  // "[json.exception.parse_error.101] parse error at ..."
-    fail(ErrorKind::kUsage, "{}: expected JSON, found something else: {}", name_,
-         printable(what.substr(std::min(what.find("] ") + 2, what.size())), 200));
+    fail(ErrorKind::kUsage, "{}: expected JSON, found something else: {}", name_, plain_reason(error));
   }
 
  private:
@@ -93,11 +92,9 @@ class TreeBuilder : public nlohmann::json_sax<json> {
 std::string description(const SchemaNode& node) {
   switch (node.kind) {
     case Kind::kNull:
-      return "null";
     case Kind::kFalse:
-      return "false";
     case Kind::kTrue:
-      return "true";
+      return to_json(node);
     case Kind::kNumber:
       return printable(node.text, 40);
     case Kind::kString:
@@ -169,7 +166,7 @@ const SchemaNode* SchemaNode::find(std::string_view member) const {
   return found != by_name.end() && name_of(*found) == member ? parts[*found].get() : nullptr;
 }
 
-std::string to_json(const SchemaNode& node) {
+std::string to_json(const SchemaNode& node, bool in_one_form) {
   const bool is_object = node.is(Kind::kObject);
   switch (node.kind) {
     case Kind::kNull:
@@ -178,8 +175,10 @@ std::string to_json(const SchemaNode& node) {
       return "false";
     case Kind::kTrue:
       return "true";
-    case Kind::kNumber:
-      return node.text;
+    case Kind::kNumber: {
+      const auto number = in_one_form ? parse_decimal(node.text) : std::nullopt;
+      return number ? to_text(*number) : node.text;
+    }
     case Kind::kString:
       return json(node.text).dump();
     case Kind::kArray:
@@ -187,10 +186,11 @@ std::string to_json(const SchemaNode& node) {
       break;
   }
   std::string text = is_object ? "{" : "[";
-  for (const auto& part : node.parts) {
-    if (part != node.parts.front()) text += ',';
-    if (is_object) text += json(part->name).dump() + ':';
-    text += to_json(*part);
+  for (size_t i = 0; i < node.parts.size(); ++i) {
+    const SchemaNode& part = *node.parts[is_object && in_one_form ? node.by_name[i] : i];
+    if (i > 0) text += ',';
+    if (is_object) text += json(part.name).dump() + ':';
+    text += to_json(part, in_one_form);
   }
   return text + (is_object ? '}' : ']');
 }

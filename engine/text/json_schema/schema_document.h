@@ -26,8 +26,8 @@ struct SchemaNode {
   const SchemaNode* find(std::string_view member) const;  // null: no such member, or no object
 };
 
-// Without white space.
-std::string to_json(const SchemaNode& node);
+// Without white space. in_one_form: the same for equal values, whatever their members' order and their numbers' digits.
+std::string to_json(const SchemaNode& node, bool in_one_form = false);
 
 class SchemaDocument {
  public:

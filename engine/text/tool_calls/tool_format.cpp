@@ -252,14 +252,19 @@ bool ToolFormat::find_parameters(std::string_view one, std::string_view two) {
   return !marker_.empty();
 }
 
+// A tool's name in a call: within a JSON text, without its quotes, or as it is.
+std::string ToolFormat::spelled(const std::string& name) const {
+  if (shape_ != Shape::kObject) return name;
+  const std::string quoted = dump(Json(name));
+  return quoted.substr(1, quoted.size() - 2);
+}
+
 jinja::Text ToolFormat::beginning(const std::string& name) const {
   jinja::Budget budget = jinja::budget_of_input();
   jinja::TextWriter text(budget);
   text.add(before_name_);
   if (name.empty()) return text.take();
-  // Within a JSON text, without its quotes.
-  const std::string quoted = dump(Json(name));
-  text.add(shape_ == Shape::kObject ? quoted.substr(1, quoted.size() - 2) : name, /*foreign=*/true);
+  text.add(spelled(name), /*foreign=*/true);
   text.add(from_name_);
   return text.take();
 }

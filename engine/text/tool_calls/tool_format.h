@@ -78,6 +78,7 @@ class ToolFormat {
   bool read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const;
   std::string_view without_openings(std::string_view text) const;
   size_t end_of_thoughts(std::string_view text) const;
+  std::string spelled(const std::string& name) const;
   void find_writing(std::string_view one, std::string_view two);
   bool may_begin_with_call(std::string_view text, const Tools& tools) const;
 

@@ -207,9 +207,7 @@ Grammar ToolFormat::grammar(const Tools& tools, const Calls& calls, const Tokeni
   for (const auto& [name, tool] : tools.tools()) {
     const Expr given = arguments(name, tool);
     if (name == calls.name) only = given;
-    const std::string quoted = dump(Json(name));
-    const std::string spelled = shape_ == Shape::kObject ? quoted.substr(1, quoted.size() - 2) : name;
-    some.push_back(sequence({text(spelled), written(from_name_), given}));
+    some.push_back(sequence({text(spelled(name)), written(from_name_), given}));
   }
   const Expr next = as_rule(grammar, "behind a call", behind);
   grammar.rules[static_cast<size_t>(call)].body = sequence({choice(std::move(some)), next});
