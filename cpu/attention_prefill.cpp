@@ -14,10 +14,6 @@ namespace tiercel::cpu {
 namespace prefill {
 namespace {
 
-// Rows of one item share every staged superblock: with fewer than 512, staging would show; more
-// than 1024 would push q and out from the L2 cache.
-constexpr int64_t kItemRows = 1024;
-constexpr int64_t kItemTokens = 512;
 constexpr int64_t kFewestRows = 256;
 constexpr int64_t kManyItems = 32;
 // Staged keys and values of one superblock, which each row tile reads once from L2.
@@ -55,7 +51,10 @@ Plan make_plan(const PrefillAttendParams& p, const Kernel& kernel) {
   plan.group = p.n_heads / p.n_kv_heads;
   plan.padded_dim = padded_dim(p.head_dim);
   const bool blocks = p.block_tokens > 0;
-  const int64_t most = std::clamp<int64_t>(kItemRows / plan.group / 16 * 16, 16, kItemTokens);
+  // Rows of one item share every staged superblock: with fewer than 512, staging would show; too many
+  // would push q and out from the L2 cache.
+  const int64_t row_bytes = plan.padded_dim * (kernel.element_bytes + int64_t{sizeof(float)});
+  const int64_t most = std::max<int64_t>(kernel.item_bytes / row_bytes / plan.group / 16 * 16, 16);
   if (blocks) {
     plan.block_tokens = p.block_tokens;
     plan.items_per_block = ceil_div(p.block_tokens, most);
@@ -207,8 +206,10 @@ void list_rows(const PrefillAttendParams& p, const Item& item, int64_t first, in
   for (; n < n_keys; ++n) rows[n] = item.row_of_key(p, first + n) * p.head_dim;
 }
 
-void pack_queries(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
-                  const Item& item, const Buffers& b) {
+// Returns the largest |q| as a bf16 word, where the kernel says it.
+uint16_t pack_queries(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
+                      const Item& item, const Buffers& b) {
+  uint16_t largest = 0;
   const int64_t row_bytes = plan.padded_dim * kernel.element_bytes;
   PackRows pack;
   pack.source_stride = int64_t{p.n_heads} * p.head_dim;
@@ -216,6 +217,7 @@ void pack_queries(const PrefillAttendParams& p, const Plan& plan, const Kernel& 
   pack.head_dim = p.head_dim;
   pack.padded_dim = static_cast<int32_t>(plan.padded_dim);
   pack.scale = static_cast<float>(p.scale * kLog2e);
+  pack.largest = &largest;
   for (int64_t g = 0; g < plan.group; ++g) {
     const int64_t head = item.kv_head * plan.group + g;
     pack.source = bits(p.q) + (item.first_token * p.n_heads + head) * p.head_dim;
@@ -225,6 +227,15 @@ void pack_queries(const PrefillAttendParams& p, const Plan& plan, const Kernel& 
     const int64_t next = g + 1 < plan.group ? (g + 1) * plan.rows_per_head : plan.n_rows;
     std::memset(b.q + used * row_bytes, 0, static_cast<size_t>((next - used) * row_bytes));
   }
+  return largest;
+}
+
+// No sum of padded_dim products of them, in any order, is infinite or NaN.
+bool scores_are_finite(uint16_t largest_query, uint16_t largest_key) {
+  static_assert(kMaxHeadDim <= 256);
+  constexpr int kNotFinite = 255, kBias = 127, kLargest = 127;
+  const int query = largest_query >> 7, key = largest_key >> 7;
+  return query < kNotFinite && key < kNotFinite && (query - kBias + 1) + (key - kBias + 1) + 8 <= kLargest;
 }
 
 // What each row sees of the superblock [first, first + n_keys). Rows of padding see nothing.
@@ -364,7 +375,7 @@ void save_state(const PrefillAttendParams& p, const Plan& plan, const Item& item
 
 int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel& kernel,
                     const Item& item, const Buffers& b) {
-  pack_queries(p, plan, kernel, item, b);
+  const uint16_t largest_query = pack_queries(p, plan, kernel, item, b);
   std::memset(b.out, 0, static_cast<size_t>(plan.n_rows * plan.padded_dim) * 4);
   std::fill_n(b.sum, plan.n_rows, 0.0f);
   std::fill_n(b.reference, plan.n_rows, -std::numeric_limits<float>::infinity());
@@ -379,6 +390,7 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
       const int64_t row = b.rows[i] / p.head_dim;
       b.bias[i] = p.bias[item.kv_head * p.bias_head_stride + row] * kernel.units_per_octave;
     }
+    uint16_t largest_key = 0;
     kernel.stage({.keys = bits(p.keys) + item.kv_head * p.head_stride,
                   .values = bits(p.values) + item.kv_head * p.head_stride,
                   .rows = b.rows,
@@ -386,7 +398,8 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
                   .head_dim = p.head_dim,
                   .padded_dim = static_cast<int32_t>(plan.padded_dim),
                   .staged_keys = b.keys,
-                  .staged_values = b.values});
+                  .staged_values = b.values,
+                  .largest = &largest_key});
     kernel.attend({.q = b.q,
                    .keys = b.keys,
                    .values = b.values,
@@ -399,6 +412,7 @@ int64_t attend_item(const PrefillAttendParams& p, const Plan& plan, const Kernel
                    .n_keys = static_cast<int32_t>(n_staged),
                    .padded_dim = static_cast<int32_t>(plan.padded_dim),
                    .exact_exp = p.exact_exp,
+                   .finite_scores = scores_are_finite(largest_query, largest_key),
                    .bias = p.bias == nullptr ? nullptr : b.bias,
                    .buffer = b.kernel_buffer});
   }

@@ -47,6 +47,7 @@ struct PackRows {
   void* target = nullptr;  // [n_rows][padded_dim], the kernel's element type
   int32_t n_rows = 0, head_dim = 0, padded_dim = 0;
   float scale = 0;  // of scores in log2 units
+  uint16_t* largest = nullptr;  // becomes the largest of itself and of |target| as bf16 words, or not
 };
 
 struct StageRows {
@@ -57,6 +58,7 @@ struct StageRows {
   int32_t head_dim = 0, padded_dim = 0;
   void* staged_keys = nullptr;
   void* staged_values = nullptr;
+  uint16_t* largest = nullptr;  // becomes the largest of itself and of |keys| as bf16 words, or not
 };
 
 struct AttendRows {
@@ -71,6 +73,7 @@ struct AttendRows {
   int32_t n_rows = 0;              // a multiple of row_tile
   int32_t n_keys = 0, padded_dim = 0;
   bool exact_exp = false;
+  bool finite_scores = true;  // false: q and keys have such numbers that a score may be none
   const float* bias = nullptr;  // [n_keys], kernel units, added to every row's scores; or null
   void* buffer = nullptr;  // buffer_bytes, 64-byte aligned
 };
@@ -88,6 +91,7 @@ struct Kernel {
   int32_t row_tile = 1;       // n_rows is padded to a multiple of this
   int32_t head_tile = 1;      // rows_per_head is padded to a multiple of this
   int32_t element_bytes = 2;  // of packed q and staged keys and values
+  int32_t item_bytes = 384 << 10;  // of q and out, at most: beside what is staged in L2
   int32_t buffer_bytes = 0;
   float units_per_octave = 1;  // of scores
   void (*pack)(const PackRows&) = nullptr;
@@ -107,16 +111,13 @@ extern const Kernel kAmxEmulatedKernel;  // the same code on tiles in plain memo
 // The AMX kernel in parts and variants, for the benchmark, which has to explain what bounds it.
 // Head dims 64 and 128 only; where no exp2 is named the lookup is used, whatever exact_exp says.
 struct AmxBenchKernels {
-  Kernel long_blocks;   // 256 keys between loading and storing O instead of 128; P fills L1
-  Kernel one_row_tile;  // 16 rows per task instead of 32, O stays in tiles at d 64: twice the bytes
-                        // from L2
-  Kernel products;      // no weights: P is what the buffer holds
-  Kernel one_row_tile_products;
+  Kernel long_blocks;  // 256 keys between loading and storing O instead of 128; P fills L1
+  Kernel long_slices;  // with head dim 128, 64 keys per step instead of 32
+  Kernel products;     // no weights: P is what the buffer holds
   Kernel weights;  // no tile instruction: S is what the buffer holds
   Kernel exact_weights;
 };
 extern const AmxBenchKernels kAmxBenchKernels;
-extern const Kernel kAmxOneRowTileEmulatedKernel;
 #endif
 
 const Kernel& kernel_of(Isa isa);

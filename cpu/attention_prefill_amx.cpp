@@ -4,20 +4,23 @@
 namespace tiercel::cpu::prefill {
 namespace {
 
-// Two row tiles: K and V come half as often from L2. Blocks of 128 keys: P, S and O stay in L1.
-template <typename Tiles, typename Exp, int kHalves>
+// P of a block of 128 keys, S and, with a head dim of 64, also O stay in L1 beside K and V that pass
+// through it. Smaller slices make wider ones fit better.
+constexpr int kBlockKeys = 128;
+
+template <typename Tiles, typename Exp, int kHalves, int kSliceKeys>
 void attend_rows(const AttendRows& a) {
-  Pipeline<Tiles, Exp, 2, 4, kHalves>(a, *static_cast<Buffers*>(a.buffer)).run();
+  Pipeline<Tiles, Exp, kHalves, kSliceKeys, kBlockKeys>(a, *static_cast<Buffers<kBlockKeys>*>(a.buffer)).run();
 }
 
 template <typename Tiles, typename Exp>
 void attend_rows(const AttendRows& a) {
   switch (a.padded_dim / 32) {  // see padded_dim()
-    case 2: return attend_rows<Tiles, Exp, 2>(a);
-    case 3: return attend_rows<Tiles, Exp, 3>(a);
-    case 4: return attend_rows<Tiles, Exp, 4>(a);
-    case 6: return attend_rows<Tiles, Exp, 6>(a);
-    case 8: return attend_rows<Tiles, Exp, 8>(a);
+    case 2: return attend_rows<Tiles, Exp, 2, 64>(a);
+    case 3: return attend_rows<Tiles, Exp, 3, 64>(a);
+    case 4: return attend_rows<Tiles, Exp, 4, 32>(a);
+    case 6: return attend_rows<Tiles, Exp, 6, 32>(a);
+    case 8: return attend_rows<Tiles, Exp, 8, 32>(a);
   }
 }
 
@@ -35,7 +38,7 @@ void attend_rows(const AttendRows& a) {
 
 }  // namespace
 
-constinit const Kernel kAmxKernel = amx_kernel(2, attend_rows<HardwareTiles>);
-constinit const Kernel kAmxEmulatedKernel = amx_kernel(2, attend_rows<EmulatedTiles>);
+constinit const Kernel kAmxKernel = amx_kernel<kBlockKeys>(attend_rows<HardwareTiles>);
+constinit const Kernel kAmxEmulatedKernel = amx_kernel<kBlockKeys>(attend_rows<EmulatedTiles>);
 
 }  // namespace tiercel::cpu::prefill

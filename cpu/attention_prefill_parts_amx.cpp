@@ -1,15 +1,15 @@
-// Parts and variants of the AMX kernel, for the benchmark and a test.
+// Parts and variants of the AMX kernel, for the benchmark.
 #include "cpu/attention_prefill_tiles.h"
 
 namespace tiercel::cpu::prefill {
 namespace {
 
 // For benchmarks, with d 64 and 128 only: `Exp` whatever the params say.
-template <typename Tiles, typename Exp, int kTall, int kBlockSlices>
+template <typename Tiles, typename Exp, int kWideSliceKeys, int kBlockKeys>
 void attend_rows_for_bench(const AttendRows& a) {
-  Buffers& buffers = *static_cast<Buffers*>(a.buffer);
-  if (a.padded_dim == 64) Pipeline<Tiles, Exp, kTall, kBlockSlices, 2>(a, buffers).run();
-  if (a.padded_dim == 128) Pipeline<Tiles, Exp, kTall, kBlockSlices, 4>(a, buffers).run();
+  auto& buffers = *static_cast<Buffers<kBlockKeys>*>(a.buffer);
+  if (a.padded_dim == 64) Pipeline<Tiles, Exp, 2, 64, kBlockKeys>(a, buffers).run();
+  if (a.padded_dim == 128) Pipeline<Tiles, Exp, 4, kWideSliceKeys, kBlockKeys>(a, buffers).run();
 }
 
 // No tiles: what is left of a kernel are its weights.
@@ -37,14 +37,11 @@ struct NoWeights : Lookup {
 }  // namespace
 
 constinit const AmxBenchKernels kAmxBenchKernels = {
-    .long_blocks = amx_kernel(2, attend_rows_for_bench<HardwareTiles, Lookup, 2, 8>),
-    .one_row_tile = amx_kernel(1, attend_rows_for_bench<HardwareTiles, Lookup, 1, 8>),
-    .products = amx_kernel(2, attend_rows_for_bench<HardwareTiles, NoWeights, 2, 4>),
-    .one_row_tile_products = amx_kernel(1, attend_rows_for_bench<HardwareTiles, NoWeights, 1, 8>),
-    .weights = amx_kernel(2, attend_rows_for_bench<NoTiles, Lookup, 2, 4>),
-    .exact_weights = amx_kernel(2, attend_rows_for_bench<NoTiles, Polynomial, 2, 4>),
+    .long_blocks = amx_kernel<256>(attend_rows_for_bench<HardwareTiles, Lookup, 32, 256>),
+    .long_slices = amx_kernel<128>(attend_rows_for_bench<HardwareTiles, Lookup, 64, 128>),
+    .products = amx_kernel<128>(attend_rows_for_bench<HardwareTiles, NoWeights, 32, 128>),
+    .weights = amx_kernel<128>(attend_rows_for_bench<NoTiles, Lookup, 32, 128>),
+    .exact_weights = amx_kernel<128>(attend_rows_for_bench<NoTiles, Polynomial, 32, 128>),
 };
-constinit const Kernel kAmxOneRowTileEmulatedKernel =
-    amx_kernel(1, attend_rows_for_bench<EmulatedTiles, Lookup, 1, 8>);
 
 }  // namespace tiercel::cpu::prefill

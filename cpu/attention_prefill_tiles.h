@@ -2,64 +2,61 @@
 // attention_prefill_parts_amx.cpp; everything in it has internal linkage (cpu/isa.h).
 //
 // A task is two tiles of 16 rows (consecutive tokens of one query head each) against all keys that
-// they see; a slice is a task x 32 keys; a block is 4 slices. Three independent streams run
-// interleaved, slice by slice, one behind the other, through all tasks of the superblock without
-// draining:
+// they see; a slice is a task x 64 keys, a strip (what one tile of P or V holds) x 32; a block is 2
+// slices. Three independent streams run interleaved, slice by slice, one behind the other, through
+// all tasks of the superblock without draining:
 //
-//   step of slice u     tiles                              vector units
-//     scores(u + 1)     tmm4,5 = Q (tmm6) x K (tmm7)
-//     weights(u)                                           S[u] -> P[u], bf16, some rows after
-//     values            tmm0-3 += P (tmm6) x V (tmm7),     each product
-//                       one pass over the slices of the
-//                       block before per 2 x 2 tiles of O
+//   step of slice u     tiles                                    vector units
+//     scores(u + 1)     tmm4,5 = Q (tmm0-3) x K (tmm6,7)
+//     weights(u)                                                 S[u] -> P[u], bf16, some rows
+//     values            O (tmm0,1 or 2,3) += P (tmm4,5) x V      after each product
+//                       (tmm6,7): the block before, one
+//                       column of 16 channels after the other
 //
-//   L1   S 2 x 4 KiB | P 2 x 8 KiB | Q, O | sums            L2   K, V tiles, read once per task
+//   L1   S 2 x 8 KiB | P 2 x 8 KiB | Q, O | sums            L2   K, V tiles, read once per task
 //
-// What bounds it, per product of two tiles, which takes the multiplier 16 cycles:
+// Bound by the multiplier, 16 cycles per product of two tiles, if the order of instructions lets it:
+// cpu/tile_schedule.h. A step is one straight run of code: with a call per share of rows it was
+// three times the instructions, half of them constants set up again after vzeroupper. Scores come
+// first in it, so a run of value products lies between the last of them and their use.
 //
-//   lines loaded     1.5 tiles and 8 for two rows (d 64)                  16 cycles at 2 a cycle
-//   of them from L2  half a tile; with one row tile per task a whole one  11 cycles at 48 bytes
-//   vector units     two rows of 14 operations on two ports (d 64)        14 cycles; d 128: 7
-//   instructions     38; about 60 operations, as tile loads decode        10 cycles at 6 a cycle
-//
-// All are near 16, so none may grow. Hence a step is one straight run of code: with a call per
-// share of rows it was three times the instructions, half of them constants set up again after
-// vzeroupper. Scores come first in it, so a run of value products lies between the last of them and
-// their use. (tools/JOURNAL.md, AMX)
-//
-// No running maximum: a row's reference is the maximum over the first slice where it sees a key, as
-// a whole octave. bf16 and fp32 have the same exponents, so a stale reference costs no precision.
-// Once per block, before its weights are used, one compare asks whether a sum has reached 2^40 or
-// is not finite; then the reference is raised to the block's maximum and the weights are made
-// again.
+// No running maximum: a row's reference lies some octaves above the maximum over the first slice where
+// it sees a key. bf16 and fp32 have the same exponents, so weights far below 1 cost no precision. All
+// weights of a block are or-ed together: one of 2 or more, or one that is not finite, has a bit that
+// others have not. Then references are raised and the block's weights are made again, before their
+// use. A NaN that passes for a weight of 0 cannot come from finite scores; where the largest numbers
+// among Q and K leave that open, all slices go the way of those that some rows do not see.
 #pragma once
 
 #include "cpu/attention_prefill.h"
-#include "cpu/attention_prefill_blocks.h"
 #include "cpu/attention_prefill_weights.h"
 #include "cpu/stage.h"
 #include "cpu/tile.h"
+#include "cpu/tile_schedule.h"
 
 namespace tiercel::cpu::prefill {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kMaxRows = 32;
+constexpr int kRowTiles = 2;
+constexpr int kRows = kRowTiles * kTileRows;
 constexpr int kTileWords = 512;
 constexpr int kTileBytes = 1024;
 constexpr int kTileFloats = 256;
-constexpr float kSumLimit = 1099511627776.0f;  // 2^40: far from overflow, also times any value
+constexpr int kStripKeys = 32;
+constexpr int kMostSliceKeys = 64;
+// A reference lies so far above what it was taken from. More: values below 2^-86 would be lost, as 0
+// is all there is below 2^-126. Less: the block's weights are made again more often.
+constexpr float kHeadroom = 40 * kUnitsPerOctave;
 
-// Scores of a slice: [row tile][16 keys each][row][key].
-constexpr int kScores = kMaxRows * kSliceKeys;
-
+template <int kBlockKeys>
 struct Buffers {
-  alignas(64) float scores[2][kScores];                        // [parity]
-  alignas(64) float spare[kScores];                            // outside the pipeline
-  alignas(64) uint16_t weights[2][16][kTileRows][kSliceKeys];  // [parity][slice, row tile]
-  alignas(64) float sums[kMaxRows][16];
-  alignas(64) float sums_before[kMaxRows][16];  // at the block's start
-  alignas(64) float prepared[kMaxRows];         // references, as Exp wants them
+  alignas(64) float scores[2][kRows * kMostSliceKeys];  // [parity][row tile][16 keys each][row][key]
+  // [parity][strip, row tile][row][key]
+  alignas(64) uint16_t weights[2][kBlockKeys / kStripKeys * kRowTiles][kTileRows][kStripKeys];
+  alignas(64) float sums[2][kRows][16];
+  alignas(64) float prepared[kRows];                   // references, as Exp wants them
+  alignas(64) float spare[kRows * kMostSliceKeys];     // scores outside the pipeline
 };
 
 // Steps are straight code, except under sanitizers, where that would take minutes to compile.
@@ -69,143 +66,309 @@ struct Buffers {
 #define TIERCEL_INLINE __attribute__((always_inline))
 #endif
 
-// kTall: row tiles of a task, 2; or 1, with O in tmm0-3 for good where d is 64, for comparison.
-template <typename Tiles, typename Exp, int kTall, int kBlockSlices, int kHalves>
+// ---- the products of a step ----
+
+enum : int8_t { kOfQueries, kOfKeys, kOfScores, kOfWeights, kOfValues, kOfOut };
+
+// Those of the scores of n_groups x 16 keys, then those of n_columns columns of O, from n_strips of P
+// and V.
+template <int kHalves, int n_groups, int n_strips, int n_columns>
+constexpr auto step_schedule() {
+  constexpr int kProducts = kRowTiles * (n_groups * kHalves + n_columns * n_strips);
+  TileProducts<kProducts> products;
+  const auto tile = [](int8_t of, int i) { return TilePlace{of, static_cast<int16_t>(i)}; };
+  for (int group = 0; group < n_groups; ++group) {
+    for (int h = 0; h < kHalves; ++h) {
+      for (int8_t row_tile = 0; row_tile < kRowTiles; ++row_tile) {
+        TileProduct p;
+        p.sum = static_cast<int8_t>(4 + row_tile);
+        p.a = static_cast<int8_t>(h % 2 * kRowTiles + row_tile);
+        p.b = static_cast<int8_t>(6 + h % 2);
+        p.a_from = tile(kOfQueries, row_tile * kHalves + h);
+        p.b_from = tile(kOfKeys, group * kHalves + h);
+        p.sum_at = tile(kOfScores, row_tile * n_groups + group);
+        p.zero = h == 0;
+        p.store = h == kHalves - 1;
+        products.add(p);
+      }
+    }
+  }
+  for (int column = 0; column < n_columns; ++column) {
+    for (int strip = 0; strip < n_strips; ++strip) {
+      for (int8_t row_tile = 0; row_tile < kRowTiles; ++row_tile) {
+        TileProduct p;
+        p.sum = static_cast<int8_t>(column % 2 * kRowTiles + row_tile);
+        p.a = static_cast<int8_t>(4 + row_tile);
+        p.b = static_cast<int8_t>(6 + strip % 2);
+        p.a_from = tile(kOfWeights, strip * kRowTiles + row_tile);
+        p.b_from = tile(kOfValues, strip * 2 * kHalves + column);
+        p.sum_at = tile(kOfOut, row_tile * 2 * kHalves + column);
+        p.load = strip == 0;
+        p.store = strip == n_strips - 1;
+        products.add(p);
+      }
+    }
+  }
+  return TileSchedule<kProducts>(products);
+}
+
+// What out-of-line functions need of a task comes to them by value: whatever they had the address of,
+// g++ would load again behind every tile instruction, which may write anything.
+template <typename Tiles, typename Exp, int kHalves, int kSliceKeys, int kBlockKeys>
 class Pipeline {
  public:
+  using Buffers = prefill::Buffers<kBlockKeys>;
+
   Pipeline(const AttendRows& a, Buffers& buffers) : a_(a), b_(buffers) {}
 
   void run() {
-    Blocks<kRows> blocks(a_, kBlockSlices);
-    Block next = blocks.next();
-    if (next.row < 0) return;
+    Task task = task_from(0);
+    if (task.row < 0) return;
     tiles_.configure();
-    aim_scores(next, 0);
-    all_scores(b_.scores[score_parity_]);
-    while (next.row >= 0) {
-      current_ = next;
-      next = blocks.next();
-      if (current_.first_of_task) enter_task();
-      begin_block();
-      for (int slice = 0; slice < current_.n_slices; ++slice) {
-        const bool last = slice + 1 == current_.n_slices;
-        // After the last slice of all, some scores that nobody reads.
-        aim_scores(last && next.row >= 0 ? next : current_, last ? 0 : slice + 1);
-        step(slice);
+    Values values;
+    int parity = 0;        // of the scores in hand
+    int block_parity = 0;  // of the weights and sums in hand
+    bool loaded = false;   // the first tiles of the step in hand
+    all_scores(task.row, task.begin, b_.scores[parity]);
+    while (task.row >= 0) {
+      const Task next = task_from(task.row + kRows);
+      if (enter_task(task, b_.sums[block_parity ^ 1])) loaded = false;
+      __m512 watch = _mm512_setzero_ps();  // the sum of all masked scores: is it a number?
+      int key = task.begin;
+      while (key < task.end) {
+        const Block block = block_from(task, key, block_parity);
+        __m512i seen = _mm512_setzero_si512();  // all weights, or-ed
+        for (; key < block.end; key += kSliceKeys, parity ^= 1) {
+          const Scored one = scored(task, next, key + kSliceKeys);
+          const Scored two = scored(task, next, key + 2 * kSliceKeys);
+          const Step step{.target = b_.scores[parity ^ 1],
+                          .scores = b_.scores[parity],
+                          .weights = weights_of(block, key),
+                          .sums_from = key == block.first ? block.sums_before[0] : block.sums[0],
+                          .sums = block.sums[0],
+                          .prepared = b_.prepared,
+                          .q = queries_of(one.row),
+                          .keys = keys_from(one.key),
+                          .next_q = queries_of(two.row),
+                          .next_keys = keys_from(two.key),
+                          .value_weights = values.weights,
+                          .values = values.values,
+                          .out = values.out};
+          if (key < task.all_begin || key + kSliceKeys > task.all_end) {
+            all_scores(one.row, one.key, step.target);
+            const Masked m = masked_weights(task.row, key, step, {seen, watch});
+            seen = m.seen;
+            watch = m.watch;
+            loaded = false;
+          } else if (values.n_strips == kBlockStrips && values.n_columns >= kStepColumns) {
+            if (!loaded) run_first_loads<kScoresAndValues>(step);
+            run_steps<kScoresAndValues, true>(step, seen);
+            values.advance(kStepColumns);
+            // The step behind it scores `two`, where that is a slice at all.
+            loaded = key + 2 * kSliceKeys < task.end || next.end - next.begin > kSliceKeys;
+          } else {
+            run_first_loads<kScoresOnly>(step);
+            run_steps<kScoresOnly, true>(step, seen);
+            loaded = false;
+          }
+        }
+        if (values.n_columns > 0) {
+          finish_columns(values);
+          loaded = false;
+        }
+        if (!in_range(seen)) {
+          watch = repair(task, block, watch);
+          loaded = false;
+        }
+        values = {.weights = weights_of(block, block.first),
+                  .values = static_cast<const uint16_t*>(a_.values) + int64_t{block.first} * kDim,
+                  .out = a_.out + int64_t{task.row} * kDim,
+                  .n_strips = (block.end - block.first) / kStripKeys,
+                  .n_columns = kColumns};
+        block_parity ^= 1;
       }
-      while (units_left_ > 0) values_unit();
-      end_block();
+      if (leave_task(task, b_.sums[block_parity ^ 1], watch)) loaded = false;
+      task = next;
     }
-    begin_block();  // of nothing: what is left are the values of the last block
-    while (units_left_ > 0) values_unit();
+    finish_columns(values);
     tiles_.release();
   }
 
  private:
-  static constexpr int kRows = kTall * kTileRows;
-  static constexpr int kDim = 32 * kHalves;
-  static constexpr int kOutTiles = 2 * kHalves;  // of a row tile
-  // O tiles in a row per pass: with both row tiles at most four registers, and all passes alike.
-  static constexpr int kPassTiles = kTall == 2           ? 2
-                                    : kOutTiles % 4 == 0 ? 4
-                                    : kOutTiles % 3 == 0 ? 3
-                                                         : 2;
-  static constexpr int kPasses = kOutTiles / kPassTiles;
-  static constexpr int kUnitProducts = kTall * kPassTiles;
-  static constexpr int kStepProducts = kTall * kOutTiles;  // of scores, and of values
-  static constexpr int kRowStride = kDim * 4;              // of O, in bytes
+  using Sums = float[kRows][16];
 
+  static constexpr int kDim = 32 * kHalves;
+  static constexpr int kColumns = 2 * kHalves;  // of O, 16 channels each
+  static constexpr int kGroups = kSliceKeys / 16;  // of keys, a tile of scores each
+  static constexpr int kStrips = kSliceKeys / kStripKeys;
+  static constexpr int kBlockStrips = kBlockKeys / kStripKeys;
+  static constexpr int kStepColumns = kColumns * kSliceKeys / kBlockKeys;
+  static constexpr int kRowBytes = kDim * 4;  // of O
+  static_assert(kColumns * kSliceKeys % kBlockKeys == 0 && kSliceKeys <= kMostSliceKeys);
+  static constexpr auto kScoresOnly = step_schedule<kHalves, kGroups, kBlockStrips, 0>();
+  static constexpr auto kScoresAndValues = step_schedule<kHalves, kGroups, kBlockStrips, kStepColumns>();
+
+  // Rows row .. row + kRows. Some of them see the keys begin .. end, whole slices; all of them see
+  // those from all_begin to all_end.
+  struct Task {
+    int row = -1;
+    int begin = 0, end = 0;
+    int all_begin = 0, all_end = 0;
+  };
+  // Keys first .. end of a task, whole slices. Blocks begin at multiples of their size, so that a
+  // key's place in one does not depend on the task.
+  struct Block {
+    int first, end;
+    uint16_t* weights;
+    Sums& sums;         // once it is done
+    Sums& sums_before;  // at its start
+  };
+  // What is left to do of P x V of a block: n_columns columns, of which `values` and `out` are the first.
+  struct Values {
+    const uint16_t* weights = nullptr;
+    const uint16_t* values = nullptr;
+    float* out = nullptr;
+    int n_strips = 0;
+    int n_columns = 0;
+
+    void advance(int n) {
+      values += n * kTileWords;
+      out += n * 16;
+      n_columns -= n;
+    }
+  };
   // What the straight run of code of a step keeps in registers.
   struct Step {
     float* target;        // of the scores
     const float* scores;  // of this slice
     uint16_t* weights;
+    const float* sums_from;  // [kRows][16]
     float* sums;
     const float* prepared;
     const uint16_t* q;
     const uint16_t* keys;
+    const uint16_t* next_q;  // of the step after this one
+    const uint16_t* next_keys;
+    const uint16_t* value_weights;
+    const uint16_t* values;  // from the step's first column on, as out
+    float* out;
   };
 
-  // ---- scores: the slice that aim_scores chose, into S[score_parity_] ----
-
-  void aim_scores(const Block& block, int slice) {
-    score_parity_ ^= 1;
-    aim(block, slice);
+  // The slice that a step scores: of this task or, where that has none left, of the next one. After the
+  // last slice of all, some scores that nobody reads.
+  struct Scored {
+    int row, key;
+  };
+  static Scored scored(const Task& task, const Task& next, int key) {
+    if (key < task.end) return {task.row, key};
+    const int over = key - task.end;
+    if (next.row >= 0 && next.begin + over < next.end) return {next.row, next.begin + over};
+    return {task.row, task.begin};
   }
-  void aim(const Block& block, int slice) {
-    score_q_ = static_cast<const uint16_t*>(a_.q) + int64_t{block.row} * kDim;
-    score_keys_ =
-        static_cast<const uint16_t*>(a_.keys) + int64_t{block.first + slice * kSliceKeys} * kDim;
+  const uint16_t* queries_of(int row) const {
+    return static_cast<const uint16_t*>(a_.q) + int64_t{row} * kDim;
+  }
+  const uint16_t* keys_from(int key) const {
+    return static_cast<const uint16_t*>(a_.keys) + int64_t{key} * kDim;
+  }
+  static uint16_t* weights_of(const Block& block, int key) {
+    return block.weights + (key - block.first) / kStripKeys * kRowTiles * kTileWords;
+  }
+  Block block_from(const Task& task, int key, int parity) {
+    const int aligned = key / kBlockKeys * kBlockKeys + kBlockKeys;
+    return {key, aligned < task.end ? aligned : task.end, &b_.weights[parity][0][0][0], b_.sums[parity],
+            b_.sums[parity ^ 1]};
   }
 
-  // The i-th of the slice's products: 16 rows, 16 of its keys, 32 of the channels. One row tile
-  // shares a tile of Q between both halves of the slice, two share a tile of K.
-  template <int i>
-  TIERCEL_INLINE void score_product(const uint16_t* q, const uint16_t* keys, float* target) {
-    constexpr int kTile = kTall == 2 ? i % 2 : 0;
-    constexpr int kGroup = kTall == 2 ? i / 2 / kHalves : i % 2;
-    constexpr int kHalf = kTall == 2 ? i / 2 % kHalves : i / 2;
-    constexpr int kSum = 4 + i % 2;
-    if constexpr (kHalf == 0) tiles_.template zero<kSum>();
-    if constexpr (kTall == 2 || kGroup == 0) {
-      tiles_.template load<6, (kTile * kTileRows * kDim + 32 * kHalf) * 2>(q, kDim * 2);
+  // The first task from `row` on that sees anything.
+  Task task_from(int row) const {
+    for (; row < a_.n_rows; row += kRows) {
+      __m512i begin = _mm512_set1_epi32(a_.n_keys), end = _mm512_setzero_si512();
+      __m512i all_begin = end, all_end = begin;
+      for (int r = row; r < row + kRows; r += 16) {
+        const __m512i from = _mm512_loadu_si512(a_.begin + r), to = _mm512_loadu_si512(a_.end + r);
+        const __mmask16 sees = _mm512_cmplt_epi32_mask(from, to);
+        begin = _mm512_mask_min_epi32(begin, sees, begin, from);
+        end = _mm512_mask_max_epi32(end, sees, end, to);
+        all_begin = _mm512_max_epi32(all_begin, from);
+        all_end = _mm512_min_epi32(all_end, to);
+      }
+      Task task;
+      task.begin = _mm512_reduce_min_epi32(begin) / kSliceKeys * kSliceKeys;
+      task.end = (_mm512_reduce_max_epi32(end) + kSliceKeys - 1) / kSliceKeys * kSliceKeys;
+      if (task.begin >= task.end) continue;
+      task.row = row;
+      task.all_begin = _mm512_reduce_max_epi32(all_begin);
+      task.all_end = a_.bias != nullptr || !a_.finite_scores ? 0 : _mm512_reduce_min_epi32(all_end);
+      return task;
     }
-    if constexpr (kTall == 1 || kTile == 0) {
-      tiles_.template load_streaming<7, (kGroup * kHalves + kHalf) * kTileBytes>(keys, 64);
-    }
-    tiles_.template multiply<kSum, 6, 7>();
-    if constexpr (kHalf == kHalves - 1) {
-      tiles_.template store<kSum, (2 * kTile + kGroup) * kTileBytes>(target, 64);
-    }
-  }
-  template <int i = 0>
-  void all_scores(float* target) {
-    score_product<i>(score_q_, score_keys_, target);
-    if constexpr (i + 1 < kStepProducts) all_scores<i + 1>(target);
+    return {};
   }
 
-  // ---- weights: rows of the current slice ----
+  // ---- weights: rows of a slice ----
 
-  // Beside a stale reference a score may be too high for a word: then +inf.
-  static TIERCEL_INLINE void store_weights(__m512i p, uint16_t* weights, float* sum) {
-    p = _mm512_min_epu16(p, _mm512_set1_epi16(0x7f80));
+  static TIERCEL_INLINE __m512 store_weights(__m512i p, uint16_t* weights, __m512 sum) {
     _mm512_store_si512(weights, p);
-    _mm512_store_ps(sum, dot(_mm512_load_ps(sum), p, _mm512_set1_epi16(0x3f80)));
+    return dot(sum, p, _mm512_set1_epi16(0x3f80));
   }
   // The first 16 keys of row r; the others are kTileFloats on.
   static TIERCEL_INLINE const float* row_of(const float* scores, int r) {
-    return scores + r / kTileRows * 2 * kTileFloats + r % kTileRows * 16;
+    return scores + r / kTileRows * kGroups * kTileFloats + r % kTileRows * 16;
   }
+  // The weights of row r of the first strip; those of the next one are kRowTiles tiles on.
+  static TIERCEL_INLINE uint16_t* row_of(uint16_t* weights, int r) { return weights + r * kStripKeys; }
   // A row that sees all of the slice.
-  TIERCEL_INLINE void row_weights(const Step& s, int r, __m512i& watch) {
+  static TIERCEL_INLINE void row_weights(const Step& s, int r, __m512i& seen) {
     if constexpr (Exp::kNone) return;
     const float* scores = row_of(s.scores, r);
-    const __m512i p =
-        Exp(s.prepared[r])(_mm512_load_ps(scores), _mm512_load_ps(scores + kTileFloats), watch);
-    asm("" : "+v"(watch));  // now: g++ would gather these operations, and spill their operands
-    store_weights(p, s.weights + r * kSliceKeys, s.sums + r * 16);
-  }
-  // All rows of a slice of which some rows do not see all (few slices are), or whose keys have a bias.
-  __attribute__((noinline)) void masked_weights(const float* scores, int slice) {
-    if constexpr (Exp::kNone) return;
-    uint16_t* weights = weights_of(weight_parity_, slice);
-    for (int r = 0; r < kRows; ++r) {
-      const Visible v = visible(scores, r, slice);
-      masked_watch_ = _mm512_add_ps(masked_watch_, _mm512_add_ps(v.a, v.b));
-      store_weights(Exp(b_.prepared[r])(v.a, v.b), weights + r * kSliceKeys, b_.sums[r]);
+    uint16_t* weights = row_of(s.weights, r);
+    const Exp exp(s.prepared[r]);
+    __m512 sum = _mm512_load_ps(s.sums_from + r * 16);
+#pragma GCC unroll 2
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const float* keys = scores + strip * 2 * kTileFloats;
+      const __m512i p = exp(_mm512_load_ps(keys), _mm512_load_ps(keys + kTileFloats));
+      seen = _mm512_or_si512(seen, p);
+      asm("" : "+v"(seen));  // now: g++ would gather these operations, and spill their operands
+      sum = store_weights(p, weights + strip * kRowTiles * kTileWords, sum);
     }
+    _mm512_store_ps(s.sums + r * 16, sum);
   }
-  uint16_t* weights_of(int parity, int slice) { return &b_.weights[parity][slice * kTall][0][0]; }
+
+  struct Masked {
+    __m512i seen;
+    __m512 watch;
+  };
+  // All rows of a slice of which some rows do not see all (few slices are), or whose keys have a bias.
+  __attribute__((noinline)) Masked masked_weights(int row, int key, Step s, Masked m) {
+    if constexpr (Exp::kNone) return m;
+    for (int r = 0; r < kRows; ++r) {
+      uint16_t* weights = row_of(s.weights, r);
+      const Exp exp(s.prepared[r]);
+      __m512 sum = _mm512_load_ps(s.sums_from + r * 16);
+      for (int strip = 0; strip < kStrips; ++strip) {
+        const Visible v = visible(s.scores, row, r, key, strip);
+        m.watch = _mm512_add_ps(m.watch, _mm512_add_ps(v.a, v.b));
+        // Too high a score for a word: then +inf.
+        const __m512i p = _mm512_min_epu16(exp(v.a, v.b), _mm512_set1_epi16(0x7f80));
+        m.seen = _mm512_or_si512(m.seen, p);
+        sum = store_weights(p, weights + strip * kRowTiles * kTileWords, sum);
+      }
+      _mm512_store_ps(s.sums + r * 16, sum);
+    }
+    return m;
+  }
 
   struct Visible {
     __m512 a, b;
   };
-  // Row r of the scores of a slice of the current block, with their bias, -inf where it does not see.
-  Visible visible(const float* scores, int r, int slice) const {
-    const int first_key = current_.first + slice * kSliceKeys;
-    const int begin = a_.begin[current_.row + r] - first_key;
-    const int end = a_.end[current_.row + r] - first_key;
-    const float* s = row_of(scores, r);
+  // Row row + r of the scores of a strip of the slice from `key` on, with their bias, -inf where it
+  // does not see.
+  Visible visible(const float* scores, int row, int r, int key, int strip) const {
+    const int first_key = key + strip * kStripKeys;
+    const int begin = a_.begin[row + r] - first_key;
+    const int end = a_.end[row + r] - first_key;
+    const float* s = row_of(scores, r) + strip * 2 * kTileFloats;
     Visible v{load_scores(s, 0, begin, end, true),
               load_scores(s + kTileFloats - 16, 16, begin, end, true)};
     if (a_.bias != nullptr) {
@@ -215,289 +378,222 @@ class Pipeline {
     return v;
   }
 
-  // ---- values: P of the block before x V, in units of one slice x one pass ----
+  // ---- tiles: the interleaved step, and its parts alone ----
 
-  // The i-th product of the unit. Two row tiles share a tile of V and take turns in going first, so
-  // that every second tile of P is there already.
-  template <int i>
-  TIERCEL_INLINE void value_product() {
-    constexpr int kColumn = i / kTall;
-    constexpr int kTile = kTall == 1 ? 0 : (i + kColumn) % 2;
-    if constexpr (i == 0) {
-      if (!resident_) begin_pass();
-    }
-    if constexpr (i == 0 || (kTall == 2 && i % 2 == 1)) {
-      tiles_.template load<6, kTile * kTileBytes>(value_weights_, 64);
-    }
-    if constexpr (i % kTall == 0) {
-      tiles_.template load_streaming<7, kColumn * kTileBytes>(values_, 64);
-    }
-    tiles_.template multiply<kTile * kPassTiles + kColumn, 6, 7>();
-    if constexpr (i == kUnitProducts - 1) finish_unit();
-  }
-  TIERCEL_INLINE void finish_unit() {
-    --units_left_;
-    values_ += kSliceKeys * kDim;
-    value_weights_ += kTall * kTileWords;
-    if (--slices_left_ == 0) finish_pass();
-  }
-  // Out of line: once per block and pass.
-  __attribute__((noinline)) void begin_pass() {
-    load_out();
-    resident_ = true;
-  }
-  __attribute__((noinline)) void finish_pass() {
-    if (kPasses > 1 || previous_.last_of_task) {
-      store_out(previous_.row);
-      resident_ = false;
-    }
-    if (++pass_ == kPasses) pass_ = 0;
-    slices_left_ = previous_.n_slices;
-    values_ += kPassTiles * kTileWords - previous_.n_slices * kSliceKeys * kDim;
-    value_weights_ -= previous_.n_slices * kTall * kTileWords;
-  }
-  template <int i = 0>
-  void values_unit() {
-    value_product<i>();
-    if constexpr (i + 1 < kUnitProducts) values_unit<i + 1>();
-  }
-
-  template <int i>
-  float* out_tile(int row) const {
-    constexpr int kTile = i / kPassTiles, kColumn = i % kPassTiles;
-    return a_.out + int64_t{row + kTile * kTileRows} * kDim + (pass_ * kPassTiles + kColumn) * 16;
-  }
-  template <int i = 0>
-  void load_out() {
-    tiles_.template load<i>(out_tile<i>(previous_.row), kRowStride);
-    if constexpr (i + 1 < kUnitProducts) load_out<i + 1>();
-  }
-  template <int i = 0>
-  void store_out(int row) {
-    tiles_.template store<i>(out_tile<i>(row), kRowStride);
-    if constexpr (i + 1 < kUnitProducts) store_out<i + 1>(row);
-  }
-
-  // ---- the interleaved step ----
-
-  void step(int slice) {
-    const int first_key = current_.first + slice * kSliceKeys;
-    const bool masked = first_key < all_begin_ || first_key + kSliceKeys > all_end_ || a_.bias != nullptr;
-    if (masked) {
-      all_scores(b_.scores[score_parity_]);
-      masked_weights(b_.scores[score_parity_ ^ 1], slice);
-      for (int i = 0; i < kPasses && units_left_ > 0; ++i) values_unit();
-      return;
-    }
-    const Step s{.target = b_.scores[score_parity_],
-                 .scores = b_.scores[score_parity_ ^ 1],
-                 .weights = weights_of(weight_parity_, slice),
-                 .sums = b_.sums[0],
-                 .prepared = b_.prepared,
-                 .q = score_q_,
-                 .keys = score_keys_};
-    __m512i watch = watch_;
-    if (units_left_ >= kPasses) {
-      products<2 * kStepProducts>(s, watch);
-    } else {
-      products<kStepProducts>(s, watch);
-    }
-    watch_ = watch;
-  }
-  // The products of scores, then n - kStepProducts of values, and a share of the rows after each.
-  template <int n, int i = 0>
-  TIERCEL_INLINE void products(const Step& s, __m512i& watch) {
-    if constexpr (i < kStepProducts) {
-      score_product<i>(s.q, s.keys, s.target);
-    } else {
-      value_product<(i - kStepProducts) % kUnitProducts>();
-    }
+  // Follows a schedule; with weights, a share of the rows after each product.
+  template <const auto& kSchedule, bool kWeights, int i = 0, int n_products = 0>
+  TIERCEL_INLINE void run_steps(const Step& s, __m512i& seen) {
+    if constexpr (i < kSchedule.n_steps) {
+      constexpr TileStep kStep = kSchedule.steps[i];
+      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile, kStep.of_next_run>(s);
+      constexpr bool kProduct = kStep.action == TileAction::kMultiply;
+      if constexpr (kWeights && kProduct) {
+        constexpr int n = kSchedule.kProducts;
 #pragma GCC unroll 32
-    for (int r = kRows * i / n; r < kRows * (i + 1) / n; ++r) row_weights(s, r, watch);
-    if constexpr (i + 1 < n) products<n, i + 1>(s, watch);
+        for (int r = kRows * n_products / n; r < kRows * (n_products + 1) / n; ++r) {
+          row_weights(s, r, seen);
+        }
+      }
+      run_steps<kSchedule, kWeights, i + 1, n_products + kProduct>(s, seen);
+    }
+  }
+  template <const auto& kSchedule, int i = 0>
+  TIERCEL_INLINE void run_first_loads(const Step& s) {
+    if constexpr (i < kSchedule.n_first_loads) {
+      constexpr TileStep kStep = kSchedule.first_loads[i];
+      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile, false>(s);
+      run_first_loads<kSchedule, i + 1>(s);
+    }
+  }
+  template <TileAction kAction, int kTile, int kA, int kB, int kOf, int i, bool kNext>
+  TIERCEL_INLINE void tile_step(const Step& s) {
+    if constexpr (kAction == TileAction::kZero) {
+      tiles_.template zero<kTile>();
+    } else if constexpr (kAction == TileAction::kMultiply) {
+      tiles_.template multiply<kTile, kA, kB>();
+    } else if constexpr (kOf == kOfQueries) {
+      constexpr int kPlace = i / kHalves * kTileRows * kDim + i % kHalves * 32;
+      tiles_.template load<kTile, kPlace * 2>(kNext ? s.next_q : s.q, kDim * 2);
+    } else if constexpr (kOf == kOfKeys) {
+      tiles_.template load_streaming<kTile, i * kTileBytes>(kNext ? s.next_keys : s.keys, 64);
+    } else if constexpr (kOf == kOfScores) {
+      tiles_.template store<kTile, i * kTileBytes>(s.target, 64);
+    } else if constexpr (kOf == kOfWeights) {
+      tiles_.template load<kTile, i * kTileBytes>(s.value_weights, 64);
+    } else if constexpr (kOf == kOfValues) {
+      tiles_.template load_streaming<kTile, i * kTileBytes>(s.values, 64);
+    } else if constexpr (kOf == kOfOut) {
+      constexpr int kPlace = (i / kColumns * kTileRows * kDim + i % kColumns * 16) * 4;
+      if constexpr (kAction == TileAction::kLoadSum) {
+        tiles_.template load<kTile, kPlace>(s.out, kRowBytes);
+      } else {
+        tiles_.template store<kTile, kPlace>(s.out, kRowBytes);
+      }
+    }
+  }
+
+  __attribute__((noinline)) void all_scores(int row, int key, float* target) {
+    Step s{};
+    s.target = target;
+    s.q = queries_of(row);
+    s.keys = keys_from(key);
+    s.next_q = s.q;
+    s.next_keys = s.keys;
+    __m512i seen = _mm512_setzero_si512();
+    run_first_loads<kScoresOnly>(s);
+    run_steps<kScoresOnly, false>(s, seen);
+  }
+  // The columns that no step has taken: all of them where the block is not a whole one.
+  __attribute__((noinline)) void finish_columns(Values values) {
+    for (; values.n_columns > 0; values.advance(1)) {
+      const uint16_t* weights = values.weights;
+      const uint16_t* tiles = values.values;
+      tiles_.template load<0>(values.out, kRowBytes);
+      tiles_.template load<1, kTileRows * kRowBytes>(values.out, kRowBytes);
+      for (int strip = 0; strip < values.n_strips; ++strip) {
+        tiles_.template load_streaming<6>(tiles, 64);
+        tiles_.template load<4>(weights, 64);
+        tiles_.template multiply<0, 4, 6>();
+        tiles_.template load<5, kTileBytes>(weights, 64);
+        tiles_.template multiply<1, 5, 6>();
+        tiles += kStripKeys * kDim;
+        weights += kRowTiles * kTileWords;
+      }
+      tiles_.template store<0>(values.out, kRowBytes);
+      tiles_.template store<1, kTileRows * kRowBytes>(values.out, kRowBytes);
+    }
   }
 
   // ---- references ----
 
-  void prepare(int r) {
-    const float reference = a_.reference[current_.row + r];
+  void prepare(int row, int r) {
+    const float reference = a_.reference[row + r];
     b_.prepared[r] = Exp::prepared(reference == kNothing ? 0.0f : reference);
   }
 
-  // max[r] over what row r sees of a slice of the current block, whose scores are in `spare`.
-  void slice_max(int slice, float* max) {
+  // max[r] over what row r of a task sees of a slice, whose scores are in `spare`.
+  void slice_max(int row, int key, float* max) {
     for (int r = 0; r < kRows; ++r) {
-      const Visible v = visible(b_.spare, r, slice);
-      const float highest = _mm512_reduce_max_ps(_mm512_max_ps(v.a, v.b));
-      if (highest > max[r]) max[r] = highest;
-    }
-  }
-  void spare_scores(int slice) {
-    aim(current_, slice);
-    all_scores(b_.spare);
-  }
-
-  // A new task: what its rows see in common, and a reference for rows that have none. A masked key
-  // never sets it: too high a reference is the one way to underflow.
-  void enter_task() {
-    all_begin_ = 0;
-    all_end_ = a_.n_keys;
-    watch_ = _mm512_setzero_si512();
-    masked_watch_ = _mm512_setzero_ps();
-    for (int r = 0; r < kRows; ++r) {
-      const int row = current_.row + r;
-      all_begin_ = a_.begin[row] > all_begin_ ? a_.begin[row] : all_begin_;
-      all_end_ = a_.end[row] < all_end_ ? a_.end[row] : all_end_;
-      _mm512_store_ps(b_.sums[r], _mm512_setzero_ps());
-      b_.sums[r][0] = a_.sum[row];
-    }
-    // Rows of a window may begin in any slice. One left without would be summed against a reference
-    // of 0 that the next superblock knows nothing of.
-    const int n_slices = (current_.task_end - current_.task_begin) / kSliceKeys;
-    for (int slice = 0; slice < n_slices && !referenced(); ++slice) {
-      float max[kRows];
-      for (float& m : max) m = kNothing;
-      spare_scores(slice);
-      slice_max(slice, max);
-      for (int r = 0; r < kRows; ++r) {
-        float& reference = a_.reference[current_.row + r];
-        if (reference == kNothing && max[r] > kNothing) reference = octave_above(max[r]);
+      for (int strip = 0; strip < kStrips; ++strip) {
+        const Visible v = visible(b_.spare, row, r, key, strip);
+        const float highest = _mm512_reduce_max_ps(_mm512_max_ps(v.a, v.b));
+        if (highest > max[r]) max[r] = highest;
       }
     }
-    for (int r = 0; r < kRows; ++r) prepare(r);
+  }
+
+  // Sums as the superblock before left them, and a reference for every row. True if tiles were used.
+  bool enter_task(const Task& task, Sums& sums) {
+    for (int r = 0; r < kRows; ++r) {
+      _mm512_store_ps(sums[r], _mm512_zextps128_ps512(_mm_load_ss(a_.sum + task.row + r)));
+    }
+    const bool find = !referenced(task.row);
+    if (find) find_references(task);
+    for (int r = 0; r < kRows; ++r) prepare(task.row, r);
+    return find;
   }
   // Every row that sees a key has a reference.
-  bool referenced() const {
-    for (int row = current_.row; row < current_.row + kRows; ++row) {
-      if (a_.begin[row] < a_.end[row] && a_.reference[row] == kNothing) return false;
+  bool referenced(int row) const {
+    __mmask16 without = 0;
+    for (int r = row; r < row + kRows; r += 16) {
+      const __mmask16 sees = _mm512_cmplt_epi32_mask(_mm512_loadu_si512(a_.begin + r),
+                                                     _mm512_loadu_si512(a_.end + r));
+      without |= _mm512_mask_cmp_ps_mask(sees, _mm512_loadu_ps(a_.reference + r),
+                                         _mm512_set1_ps(kNothing), _CMP_EQ_OQ);
     }
-    return true;
+    return without == 0;
   }
-
-  // ---- blocks ----
-
-  // The block before has its weights; from here on its values are the third stream.
-  void begin_block() {
-    weight_parity_ ^= 1;
-    pass_ = 0;
-    slices_left_ = previous_.n_slices;
-    units_left_ = previous_.n_slices * kPasses;
-    value_weights_ = weights_of(weight_parity_ ^ 1, 0);
-    values_ = static_cast<const uint16_t*>(a_.values) + int64_t{previous_.first} * kDim;
-    for (int r = 0; r < kRows; ++r) {
-      _mm512_store_ps(b_.sums_before[r], _mm512_load_ps(b_.sums[r]));
-    }
-  }
-
-  void end_block() {
-    if (!sums_in_range()) repair();
-    previous_ = current_;
-    if (!current_.last_of_task) return;
-    for (int r = 0; r < kRows; ++r) {
-      a_.sum[current_.row + r] = _mm512_reduce_add_ps(_mm512_load_ps(b_.sums[r]));
-    }
-    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
-    const float watch = _mm512_reduce_add_ps(masked_watch_);
-    if (watch != watch ||
-        _mm512_cmpeq_epi32_mask(_mm512_and_si512(watch_, exponent), exponent) != 0) {
-      mark_nan_rows();
-    }
-  }
-  // Bits of floats that are not negative, infinities and NaN included, have the order of integers.
-  bool sums_in_range() const {
-    __m512i highest = _mm512_setzero_si512();
-    for (int r = 0; r < kRows; ++r) {
-      highest = _mm512_max_epu32(highest, _mm512_load_si512(b_.sums[r]));
-    }
-    const __m512i limit = _mm512_castps_si512(_mm512_set1_ps(kSumLimit));
-    return _mm512_cmplt_epu32_mask(highest, limit) == 0xffff;
-  }
-
-  // Perhaps some score of the task is NaN: the sums of rows with such a score become NaN.
-  void mark_nan_rows() {
-    current_.n_slices = (current_.task_end - current_.task_begin) / kSliceKeys;
-    current_.first = current_.task_begin;
-    for (int slice = 0; slice < current_.n_slices; ++slice) {
-      spare_scores(slice);
+  // Rows of a window may begin in any slice. One left without would be summed against a reference of
+  // 0 that the next superblock knows nothing of. A masked key never sets one: too high a reference
+  // is the one way to underflow.
+  __attribute__((noinline)) void find_references(Task task) {
+    for (int key = task.begin; key < task.end && !referenced(task.row); key += kSliceKeys) {
+      float max[kRows];
+      for (float& m : max) m = kNothing;
+      all_scores(task.row, key, b_.spare);
+      slice_max(task.row, key, max);
       for (int r = 0; r < kRows; ++r) {
-        const Visible v = visible(b_.spare, r, slice);
-        const float watch = _mm512_reduce_add_ps(_mm512_add_ps(v.a, v.b));
-        if (watch != watch) a_.sum[current_.row + r] = watch;
+        float& reference = a_.reference[task.row + r];
+        if (reference == kNothing && max[r] > kNothing) reference = octave_above(max[r]) + kHeadroom;
       }
     }
   }
 
-  // The block's maximum; or what brings the sum back to 1, where many weights made it large. That
-  // is less than log2(n_keys) octaves above the largest score, so nothing underflows.
-  static float repaired_reference(float reference, float max, const float* sums) {
-    float raised = octave_above(max);
-    const float sum = _mm512_reduce_add_ps(_mm512_load_ps(sums));
-    if (sum > 1.0f && sum < __builtin_inff()) {
-      const float octaves = _mm512_cvtss_f32(_mm512_getexp_ps(_mm512_set1_ps(sum)));
-      const float balanced = reference + kUnitsPerOctave * octaves;
-      raised = balanced > raised ? balanced : raised;
+  // True if tiles were used.
+  bool leave_task(const Task& task, const Sums& sums, __m512 watch) {
+    for (int r = 0; r < kRows; ++r) {
+      a_.sum[task.row + r] = _mm512_reduce_add_ps(_mm512_load_ps(sums[r]));
     }
-    return raised;
+    const float all = _mm512_reduce_add_ps(watch);
+    if (all != all) mark_nan_rows(task);
+    return all != all;
+  }
+  // Perhaps some score of the task is NaN: the sums of rows with such a score become NaN.
+  __attribute__((noinline)) void mark_nan_rows(Task task) {
+    for (int key = task.begin; key < task.end; key += kSliceKeys) {
+      all_scores(task.row, key, b_.spare);
+      for (int r = 0; r < kRows; ++r) {
+        for (int strip = 0; strip < kStrips; ++strip) {
+          const Visible v = visible(b_.spare, task.row, r, key, strip);
+          const float watch = _mm512_reduce_add_ps(_mm512_add_ps(v.a, v.b));
+          if (watch != watch) a_.sum[task.row + r] = watch;
+        }
+      }
+    }
   }
 
-  // Raises references out of the current block's reach, moves what was summed before the block, and
-  // makes the block's weights again. Done once: what is still not finite comes from the input.
-  void repair() {
-    if (resident_) store_out(current_.row);
-    resident_ = false;
+  // No weight is 2 or more, an infinity, a NaN, or a word that stands for too high a score.
+  static bool in_range(__m512i seen) {
+    return _mm512_test_epi16_mask(seen, _mm512_set1_epi16(static_cast<short>(0xc000))) == 0;
+  }
+  // Raises references out of the block's reach, moves what was summed before the block, and makes
+  // the block's weights again. Done once: what is still not finite comes from the input.
+  __attribute__((noinline)) __m512 repair(Task task, Block block, __m512 watch) {
     float max[kRows];
     for (float& m : max) m = kNothing;
-    for (int slice = 0; slice < current_.n_slices; ++slice) {
-      spare_scores(slice);
-      slice_max(slice, max);
+    for (int key = block.first; key < block.end; key += kSliceKeys) {
+      all_scores(task.row, key, b_.spare);
+      slice_max(task.row, key, max);
     }
     for (int r = 0; r < kRows; ++r) {
-      float& reference = a_.reference[current_.row + r];
-      _mm512_store_ps(b_.sums[r], _mm512_load_ps(b_.sums_before[r]));
-      const float raised = repaired_reference(reference, max[r], b_.sums[r]);
-      if (raised > reference) {
-        if (reference != kNothing) {
-          rescale(b_.sums[r], 16, reference, raised);
-          rescale(a_.out + int64_t{current_.row + r} * kDim, kDim, reference, raised);
-        }
-        reference = raised;
-        prepare(r);
+      float& reference = a_.reference[task.row + r];
+      const float raised = octave_above(max[r]) + kHeadroom;
+      if (!(raised > reference)) continue;
+      if (reference != kNothing) {
+        rescale(block.sums_before[r], 16, reference, raised);
+        rescale(a_.out + int64_t{task.row + r} * kDim, kDim, reference, raised);
       }
+      reference = raised;
+      prepare(task.row, r);
     }
-    for (int slice = 0; slice < current_.n_slices; ++slice) {
-      spare_scores(slice);
-      masked_weights(b_.spare, slice);
+    for (int key = block.first; key < block.end; key += kSliceKeys) {
+      all_scores(task.row, key, b_.spare);
+      Step s{};
+      s.scores = b_.spare;
+      s.weights = weights_of(block, key);
+      s.sums_from = key == block.first ? block.sums_before[0] : block.sums[0];
+      s.sums = block.sums[0];
+      s.prepared = b_.prepared;
+      watch = masked_weights(task.row, key, s, {_mm512_setzero_si512(), watch}).watch;
     }
+    return watch;
   }
 
   const AttendRows& a_;
   Buffers& b_;
   Tiles tiles_;
-  Block current_, previous_;
-  const uint16_t* score_q_ = nullptr;
-  const uint16_t* score_keys_ = nullptr;
-  // Of the next unit: its values and weights, and how many there are. Counters lie apart: g++ would
-  // count two neighbours in one vector.
-  int slices_left_ = 0;  // of the pass
-  const uint16_t* values_ = nullptr;
-  int units_left_ = 0;  // of the block
-  const uint16_t* value_weights_ = nullptr;
-  int pass_ = 0;
-  bool resident_ = false;  // O of previous_.row is in tmm0-3
-  int score_parity_ = 0, weight_parity_ = 0;
-  int all_begin_ = 0, all_end_ = 0;
-  __m512i watch_ = _mm512_setzero_si512();  // for NaN (attention_prefill_weights.h)
-  __m512 masked_watch_ = _mm512_setzero_ps();
 };
 
 #undef TIERCEL_INLINE
 
-constexpr Kernel amx_kernel(int tall, void (*attend)(const AttendRows&)) {
+template <int kBlockKeys>
+constexpr Kernel amx_kernel(void (*attend)(const AttendRows&)) {
   Kernel kernel;
-  kernel.row_tile = tall * kTileRows;
+  kernel.row_tile = kRows;
   kernel.head_tile = kTileRows;
   kernel.element_bytes = 2;
-  kernel.buffer_bytes = sizeof(Buffers);
+  kernel.item_bytes = 768 << 10;  // whatever has AMX has 2 MiB of L2
+  kernel.buffer_bytes = sizeof(Buffers<kBlockKeys>);
   kernel.units_per_octave = kUnitsPerOctave;
   kernel.pack = pack_tiles;
   kernel.stage = stage_tiles;

@@ -72,6 +72,17 @@ void interleave_tiles(const uint16_t* const* rows, uint16_t* tiles) {
   }
 }
 
+// The largest of 16 or 32 bf16 words without their sign; NaN are larger than infinities.
+__m512i larger(__m512i largest, __m512i words) {
+  return _mm512_max_epu16(largest, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
+}
+void tell_largest(__m512i words, uint16_t* largest) {
+  if (largest == nullptr) return;
+  alignas(64) uint16_t each[32];
+  _mm512_store_si512(each, words);
+  for (const uint16_t word : each) *largest = word > *largest ? word : *largest;
+}
+
 void prefetch_rows(const StageRows& s, int first, int n) {
   for (int i = first; i < first + n && i < s.n_keys; ++i) {
     const auto* k = reinterpret_cast<const char*>(s.keys + s.rows[i]);
@@ -91,23 +102,27 @@ void stage_tiles(const StageRows& s) {
   const int halves = s.padded_dim / 32;
   auto* keys = static_cast<uint16_t*>(s.staged_keys);
   auto* values = static_cast<uint16_t*>(s.staged_values);
+  __m512i largest = _mm512_setzero_si512();
   prefetch_rows(s, 0, kPrefetchKeys);
   for (int first = 0; first < s.n_keys; first += kSliceKeys) {
     prefetch_rows(s, first + kPrefetchKeys, kSliceKeys);
     const int64_t slice = int64_t{first} * s.padded_dim;
     for (int h = 0; h < halves; ++h) {
       half_rows(s.keys, s.rows + first, kSliceKeys, h, s.head_dim, padded, pieces);
+      for (int i = 0; i < kSliceKeys; ++i) largest = larger(largest, _mm512_loadu_si512(pieces[i]));
       transpose_tile(pieces, keys + slice + h * kTileWords);
       transpose_tile(pieces + 16, keys + slice + (halves + h) * kTileWords);
       half_rows(s.values, s.rows + first, kSliceKeys, h, s.head_dim, padded, pieces);
       interleave_tiles(pieces, values + slice + 2 * h * kTileWords);
     }
   }
+  tell_largest(largest, s.largest);
 }
 
 void pack_tiles(const PackRows& p) {
   const __m512 scale = _mm512_set1_ps(p.scale * kUnitsPerOctave);
   auto* target = static_cast<uint16_t*>(p.target);
+  __m512i largest = _mm512_setzero_si512();
   for (int row = 0; row < p.n_rows; ++row, target += p.padded_dim) {
     const uint16_t* source = p.source + row * p.source_stride;
     for (int i = 0; i < p.padded_dim; i += 16) {
@@ -116,10 +131,12 @@ void pack_tiles(const PackRows& p) {
       const __m256i words = _mm256_maskz_loadu_epi16(mask, source + i);
       const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
       const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(bits), scale);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(target + i),
-                         _mm512_cvtepi32_epi16(round_to_bf16(scaled)));
+      const __m256i rounded = _mm512_cvtepi32_epi16(round_to_bf16(scaled));
+      largest = larger(largest, _mm512_zextsi256_si512(rounded));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(target + i), rounded);
     }
   }
+  tell_largest(largest, p.largest);
 }
 
 void store_tiles(const StoreRows& s) {
