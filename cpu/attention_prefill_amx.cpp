@@ -4,13 +4,15 @@
 namespace tiercel::cpu::prefill {
 namespace {
 
-// P of a block of 128 keys, S and, with a head dim of 64, also O stay in L1 beside K and V that pass
-// through it. Smaller slices make wider ones fit better.
+// P of a block of 128 keys, S and, with a head dim of 64, also O stay in L1 beside K and V that
+// pass through it. Smaller slices make wider ones fit better.
 constexpr int kBlockKeys = 128;
 
 template <typename Tiles, typename Exp, int kHalves, int kSliceKeys>
 void attend_rows(const AttendRows& a) {
-  Pipeline<Tiles, Exp, kHalves, kSliceKeys, kBlockKeys>(a, *static_cast<Buffers<kBlockKeys>*>(a.buffer)).run();
+  Pipeline<Tiles, Exp, kHalves, kSliceKeys, kBlockKeys>(
+      a, *static_cast<Buffers<kBlockKeys>*>(a.buffer))
+      .run();
 }
 
 template <typename Tiles, typename Exp>

@@ -2,9 +2,9 @@
 // attention_prefill_parts_amx.cpp; everything in it has internal linkage (cpu/isa.h).
 //
 // A task is two tiles of 16 rows (consecutive tokens of one query head each) against all keys that
-// they see; a slice is a task x 64 keys, a strip (what one tile of P or V holds) x 32; a block is 2
-// slices. Three independent streams run interleaved, slice by slice, one behind the other, through
-// all tasks of the superblock without draining:
+// they see; a block is a task x 128 keys; a slice x 64, or 32 where heads are wide; a strip, what
+// one tile of P or V holds, x 32. Three independent streams run interleaved, slice by slice, one
+// behind the other, through all tasks of the superblock without draining:
 //
 //   step of slice u     tiles                                    vector units
 //     scores(u + 1)     tmm4,5 = Q (tmm0-3) x K (tmm6,7)
@@ -15,17 +15,18 @@
 //
 //   L1   S 2 x 8 KiB | P 2 x 8 KiB | Q, O | sums            L2   K, V tiles, read once per task
 //
-// Bound by the multiplier, 16 cycles per product of two tiles, if the order of instructions lets it:
-// cpu/tile_schedule.h. A step is one straight run of code: with a call per share of rows it was
+// Bound by the multiplier, 16 cycles per product of two tiles, if the order of instructions lets
+// it: cpu/tile_schedule.h. A step is one straight run of code: with a call per share of rows it was
 // three times the instructions, half of them constants set up again after vzeroupper. Scores come
 // first in it, so a run of value products lies between the last of them and their use.
 //
-// No running maximum: a row's reference lies some octaves above the maximum over the first slice where
-// it sees a key. bf16 and fp32 have the same exponents, so weights far below 1 cost no precision. All
-// weights of a block are or-ed together: one of 2 or more, or one that is not finite, has a bit that
-// others have not. Then references are raised and the block's weights are made again, before their
-// use. A NaN that passes for a weight of 0 cannot come from finite scores; where the largest numbers
-// among Q and K leave that open, all slices go the way of those that some rows do not see.
+// No running maximum: a row's reference lies some octaves above the maximum over the first slice
+// where it sees a key. bf16 and fp32 have the same exponents, so weights far below 1 cost no
+// precision. All weights of a block are or-ed together: one of 2 or more, or one that is not
+// finite, has a bit that others have not. Then references are raised and the block's weights are
+// made again, before their use. A NaN that passes for a weight of 0 cannot come from finite scores;
+// where the largest numbers among Q and K leave that open, all slices go the way of those that some
+// rows do not see.
 #pragma once
 
 #include "cpu/attention_prefill.h"
@@ -45,18 +46,19 @@ constexpr int kTileBytes = 1024;
 constexpr int kTileFloats = 256;
 constexpr int kStripKeys = 32;
 constexpr int kMostSliceKeys = 64;
-// A reference lies so far above what it was taken from. More: values below 2^-86 would be lost, as 0
-// is all there is below 2^-126. Less: the block's weights are made again more often.
+// A reference lies so far above what it was taken from. More: values below 2^-86 would be lost, as
+// 0 is all there is below 2^-126. Less: the block's weights are made again more often.
 constexpr float kHeadroom = 40 * kUnitsPerOctave;
 
 template <int kBlockKeys>
 struct Buffers {
-  alignas(64) float scores[2][kRows * kMostSliceKeys];  // [parity][row tile][16 keys each][row][key]
+  // [parity][row tile][16 keys each][row][key]
+  alignas(64) float scores[2][kRows * kMostSliceKeys];
   // [parity][strip, row tile][row][key]
   alignas(64) uint16_t weights[2][kBlockKeys / kStripKeys * kRowTiles][kTileRows][kStripKeys];
   alignas(64) float sums[2][kRows][16];
-  alignas(64) float prepared[kRows];                   // references, as Exp wants them
-  alignas(64) float spare[kRows * kMostSliceKeys];     // scores outside the pipeline
+  alignas(64) float prepared[kRows];                // references, as Exp wants them
+  alignas(64) float spare[kRows * kMostSliceKeys];  // scores outside the pipeline
 };
 
 // Steps are straight code, except under sanitizers, where that would take minutes to compile.
@@ -70,8 +72,8 @@ struct Buffers {
 
 enum : int8_t { kOfQueries, kOfKeys, kOfScores, kOfWeights, kOfValues, kOfOut };
 
-// Those of the scores of n_groups x 16 keys, then those of n_columns columns of O, from n_strips of P
-// and V.
+// Those of the scores of n_groups x 16 keys, then those of n_columns columns of O, from n_strips of
+// P and V.
 template <int kHalves, int n_groups, int n_strips, int n_columns>
 constexpr auto step_schedule() {
   constexpr int kProducts = kRowTiles * (n_groups * kHalves + n_columns * n_strips);
@@ -112,8 +114,8 @@ constexpr auto step_schedule() {
   return TileSchedule<kProducts>(products);
 }
 
-// What out-of-line functions need of a task comes to them by value: whatever they had the address of,
-// g++ would load again behind every tile instruction, which may write anything.
+// What out-of-line functions need of a task comes to them by value: whatever they had the address
+// of, g++ would load again behind every tile instruction, which may write anything.
 template <typename Tiles, typename Exp, int kHalves, int kSliceKeys, int kBlockKeys>
 class Pipeline {
  public:
@@ -198,7 +200,7 @@ class Pipeline {
   using Sums = float[kRows][16];
 
   static constexpr int kDim = 32 * kHalves;
-  static constexpr int kColumns = 2 * kHalves;  // of O, 16 channels each
+  static constexpr int kColumns = 2 * kHalves;     // of O, 16 channels each
   static constexpr int kGroups = kSliceKeys / 16;  // of keys, a tile of scores each
   static constexpr int kStrips = kSliceKeys / kStripKeys;
   static constexpr int kBlockStrips = kBlockKeys / kStripKeys;
@@ -206,7 +208,8 @@ class Pipeline {
   static constexpr int kRowBytes = kDim * 4;  // of O
   static_assert(kColumns * kSliceKeys % kBlockKeys == 0 && kSliceKeys <= kMostSliceKeys);
   static constexpr auto kScoresOnly = step_schedule<kHalves, kGroups, kBlockStrips, 0>();
-  static constexpr auto kScoresAndValues = step_schedule<kHalves, kGroups, kBlockStrips, kStepColumns>();
+  static constexpr auto kScoresAndValues =
+      step_schedule<kHalves, kGroups, kBlockStrips, kStepColumns>();
 
   // Rows row .. row + kRows. Some of them see the keys begin .. end, whole slices; all of them see
   // those from all_begin to all_end.
@@ -223,7 +226,8 @@ class Pipeline {
     Sums& sums;         // once it is done
     Sums& sums_before;  // at its start
   };
-  // What is left to do of P x V of a block: n_columns columns, of which `values` and `out` are the first.
+  // What is left to do of P x V of a block: n_columns columns, of which `values` and `out` are the
+  // first.
   struct Values {
     const uint16_t* weights = nullptr;
     const uint16_t* values = nullptr;
@@ -254,8 +258,8 @@ class Pipeline {
     float* out;
   };
 
-  // The slice that a step scores: of this task or, where that has none left, of the next one. After the
-  // last slice of all, some scores that nobody reads.
+  // The slice that a step scores: of this task or, where that has none left, of the next one. After
+  // the last slice of all, some scores that nobody reads.
   struct Scored {
     int row, key;
   };
@@ -276,8 +280,8 @@ class Pipeline {
   }
   Block block_from(const Task& task, int key, int parity) {
     const int aligned = key / kBlockKeys * kBlockKeys + kBlockKeys;
-    return {key, aligned < task.end ? aligned : task.end, &b_.weights[parity][0][0][0], b_.sums[parity],
-            b_.sums[parity ^ 1]};
+    return {key, aligned < task.end ? aligned : task.end, &b_.weights[parity][0][0][0],
+            b_.sums[parity], b_.sums[parity ^ 1]};
   }
 
   // The first task from `row` on that sees anything.
@@ -316,7 +320,9 @@ class Pipeline {
     return scores + r / kTileRows * kGroups * kTileFloats + r % kTileRows * 16;
   }
   // The weights of row r of the first strip; those of the next one are kRowTiles tiles on.
-  static TIERCEL_INLINE uint16_t* row_of(uint16_t* weights, int r) { return weights + r * kStripKeys; }
+  static TIERCEL_INLINE uint16_t* row_of(uint16_t* weights, int r) {
+    return weights + r * kStripKeys;
+  }
   // A row that sees all of the slice.
   static TIERCEL_INLINE void row_weights(const Step& s, int r, __m512i& seen) {
     if constexpr (Exp::kNone) return;
@@ -339,7 +345,8 @@ class Pipeline {
     __m512i seen;
     __m512 watch;
   };
-  // All rows of a slice of which some rows do not see all (few slices are), or whose keys have a bias.
+  // All rows of a slice of which some rows do not see all (few slices are), or whose keys have a
+  // bias.
   __attribute__((noinline)) Masked masked_weights(int row, int key, Step s, Masked m) {
     if constexpr (Exp::kNone) return m;
     for (int r = 0; r < kRows; ++r) {
@@ -385,7 +392,8 @@ class Pipeline {
   TIERCEL_INLINE void run_steps(const Step& s, __m512i& seen) {
     if constexpr (i < kSchedule.n_steps) {
       constexpr TileStep kStep = kSchedule.steps[i];
-      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile, kStep.of_next_run>(s);
+      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile,
+                kStep.of_next_run>(s);
       constexpr bool kProduct = kStep.action == TileAction::kMultiply;
       if constexpr (kWeights && kProduct) {
         constexpr int n = kSchedule.kProducts;
@@ -401,7 +409,8 @@ class Pipeline {
   TIERCEL_INLINE void run_first_loads(const Step& s) {
     if constexpr (i < kSchedule.n_first_loads) {
       constexpr TileStep kStep = kSchedule.first_loads[i];
-      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile, false>(s);
+      tile_step<kStep.action, kStep.tile, kStep.a, kStep.b, kStep.place.of, kStep.place.tile,
+                false>(s);
       run_first_loads<kSchedule, i + 1>(s);
     }
   }
@@ -482,7 +491,8 @@ class Pipeline {
     }
   }
 
-  // Sums as the superblock before left them, and a reference for every row. True if tiles were used.
+  // Sums as the superblock before left them, and a reference for every row. True if tiles were
+  // used.
   bool enter_task(const Task& task, Sums& sums) {
     for (int r = 0; r < kRows; ++r) {
       _mm512_store_ps(sums[r], _mm512_zextps128_ps512(_mm_load_ss(a_.sum + task.row + r)));
@@ -496,16 +506,16 @@ class Pipeline {
   bool referenced(int row) const {
     __mmask16 without = 0;
     for (int r = row; r < row + kRows; r += 16) {
-      const __mmask16 sees = _mm512_cmplt_epi32_mask(_mm512_loadu_si512(a_.begin + r),
-                                                     _mm512_loadu_si512(a_.end + r));
+      const __mmask16 sees =
+          _mm512_cmplt_epi32_mask(_mm512_loadu_si512(a_.begin + r), _mm512_loadu_si512(a_.end + r));
       without |= _mm512_mask_cmp_ps_mask(sees, _mm512_loadu_ps(a_.reference + r),
                                          _mm512_set1_ps(kNothing), _CMP_EQ_OQ);
     }
     return without == 0;
   }
-  // Rows of a window may begin in any slice. One left without would be summed against a reference of
-  // 0 that the next superblock knows nothing of. A masked key never sets one: too high a reference
-  // is the one way to underflow.
+  // Rows of a window may begin in any slice. One left without would be summed against a reference
+  // of 0 that the next superblock knows nothing of. A masked key never sets one: too high a
+  // reference is the one way to underflow.
   __attribute__((noinline)) void find_references(Task task) {
     for (int key = task.begin; key < task.end && !referenced(task.row); key += kSliceKeys) {
       float max[kRows];
@@ -514,7 +524,8 @@ class Pipeline {
       slice_max(task.row, key, max);
       for (int r = 0; r < kRows; ++r) {
         float& reference = a_.reference[task.row + r];
-        if (reference == kNothing && max[r] > kNothing) reference = octave_above(max[r]) + kHeadroom;
+        if (reference == kNothing && max[r] > kNothing)
+          reference = octave_above(max[r]) + kHeadroom;
       }
     }
   }

@@ -4,6 +4,7 @@
 // a shift, which keeps one panel format for every level; rows once per tile, in the first-level
 // cache, from where they are broadcast for nothing.
 #include "cpu/panel_avx512.h"
+#include "cpu/transpose_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -73,33 +74,6 @@ struct Avx512 {
     }
   }
 };
-
-// Transposes 16 x 16 dwords: row i of in becomes column i of out.
-void transpose(__m512i rows[16]) {
-  __m512i t[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {  // 4x4 blocks within each 128-bit lane of rows 4i .. 4i+3
-    const __m512i a = _mm512_unpacklo_epi32(rows[4 * i], rows[4 * i + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(rows[4 * i], rows[4 * i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(rows[4 * i + 2], rows[4 * i + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(rows[4 * i + 2], rows[4 * i + 3]);
-    t[4 * i] = _mm512_unpacklo_epi64(a, c);
-    t[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
-    t[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {  // t[4i+j] lane l = column 4l+j of rows 4i..4i+3
-    const __m512i a = _mm512_shuffle_i32x4(t[j], t[4 + j], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(t[j], t[4 + j], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0x44);
-    const __m512i d = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xee);
-    rows[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-    rows[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    rows[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
-    rows[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-}
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 // Smaller tiles are not cheaper, so 1 row costs what 16 cost: the time to read the weights.
 #include "cpu/skinny_finish.h"
 #include "cpu/tile.h"
+#include "cpu/transpose_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -16,12 +17,20 @@ constexpr int64_t kTileDepth = 32;
 
 // x [n_rows][k] -> [k / 32, rounded up][16 pairs][16][2]
 void pack_x(const SkinnyProduct& p, uint32_t* out) {
-  const int64_t n_pairs = (p.k + kTileDepth - 1) / kTileDepth * (kTileDepth / 2);
-  __builtin_memset(out, 0, static_cast<size_t>(n_pairs) * kTileRows * sizeof(uint32_t));
-  for (int64_t row = 0; row < p.n_rows; ++row) {
-    for (int64_t pair = 0; pair < p.k / 2; ++pair) {
-      __builtin_memcpy(out + pair * kTileRows + row, p.x + row * p.k + 2 * pair, sizeof(uint32_t));
+  constexpr int64_t kTilePairs = kTileDepth / 2;
+  for (int64_t pair = 0; pair < p.k / 2; pair += kTilePairs) {
+    const int64_t left = p.k / 2 - pair;
+    const auto mask = static_cast<__mmask16>(left >= kTilePairs ? 0xffffu : (1u << left) - 1u);
+    __m512i tile[kTileRows];
+#pragma GCC unroll 16
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      tile[row] = row < p.n_rows ? _mm512_maskz_loadu_epi32(mask, p.x + row * p.k + 2 * pair)
+                                 : _mm512_setzero_si512();
     }
+    transpose(tile);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kTilePairs; ++i)
+      _mm512_storeu_si512(out + (pair + i) * kTileRows, tile[i]);
   }
 }
 

@@ -8,9 +8,8 @@
 namespace tiercel::cpu {
 namespace {
 
-// A panel of 64 columns x 1024 elements is 128 KiB: beside the rows in use it stays in L2.
-constexpr int64_t kDepth = 1024;
 constexpr int64_t kBlockRows = 512;
+constexpr int64_t kMostPanels = 4;  // of an item
 // Weights of one skinny item; below it, splitting costs more than the second core brings.
 constexpr int64_t kSkinnyItemBytes = 256 << 10;
 
@@ -23,8 +22,13 @@ constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_a
                                multiply_skinny_avx512, decode_weights_avx512, true};
 constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
                                    multiply_skinny_avx512bf16, decode_weights_avx512bf16, true};
-constexpr GemmLevel kAmx = {pack_rows_avx512, pack_columns_avx512, multiply_amx,
-                            multiply_skinny_amx, decode_weights_avx512bf16};
+constexpr GemmLevel kAmx = {.pack_rows = pack_rows_avx512,
+                            .pack_columns = pack_columns_avx512,
+                            .multiply = multiply_amx,
+                            .multiply_skinny = multiply_skinny_amx,
+                            .decode_weights = decode_weights_avx512bf16,
+                            .depth = 1024,
+                            .most_panels = kMostPanels};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable, decode_weights_portable};
@@ -103,61 +107,104 @@ void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) 
   });
 }
 
-// Rows [row, row + n_rows) x 64 columns from `column` on, in slices of kDepth along k: all but the
-// last leave their fp32 sums in the scratch memory.
-void multiply_panel(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows,
-                    int64_t column, std::byte* scratch) {
-  auto* panel = reinterpret_cast<uint16_t*>(scratch);
-  auto* partial = reinterpret_cast<float*>(panel + kDepth * kPanelColumns);
-  auto* decoded = reinterpret_cast<uint16_t*>(partial + kBlockRows * kPanelColumns);
-  alignas(64) float bias[kPanelColumns];
-  const int64_t n_columns = std::min(kPanelColumns, p.n - column);
-  if (p.bias != nullptr) {
-    for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
+// The scratch memory of an item of many rows, cut up.
+struct BlockScratch {
+  static constexpr int64_t kMostDepth = 1024;
+
+  uint16_t *panel, *decoded, *rows;
+  float* partial;
+
+  explicit BlockScratch(std::byte* scratch)
+      : panel(reinterpret_cast<uint16_t*>(scratch)),
+        decoded(panel + kMostDepth * kPanelColumns),
+        rows(decoded + kMostDepth * kPanelColumns),
+        partial(reinterpret_cast<float*>(rows + kBlockRows * row_stride(kMostDepth))) {}
+
+  // A line more than a row has: rows a power of two apart would fall on few of a cache's sets.
+  static constexpr int64_t row_stride(int64_t depth) { return depth + 32; }
+  static constexpr int64_t bytes() {
+    return 2 * (2 * kMostDepth * kPanelColumns + kBlockRows * row_stride(kMostDepth)) +
+           4 * kBlockRows * kMostPanels * kPanelColumns;
   }
-  const bool out_f32 = p.out_type == DType::kF32;
-  for (int64_t first = 0; first < p.k; first += kDepth) {
-    const int64_t depth = std::min(kDepth, p.k - first);
-    const bool last = first + depth == p.k;
-    if (p.weight.codec.is_coded()) {
-      decode_rows(level, p.weight, p.k, column, n_columns, first, depth, decoded);
-      level.pack_rows(decoded, depth, n_columns, depth, panel);
-    } else {
-      level.pack_rows(bits(p.weight.values) + column * p.k + first, p.k, n_columns, depth, panel);
-    }
-    PanelProduct product{.a = bits(p.x) + row * p.k + first,
-                         .row_stride = p.k,
-                         .panel = panel,
-                         .n_rows = n_rows,
-                         .n_pairs = depth / 2,
-                         .n_columns = n_columns,
-                         .start = first > 0 ? partial : nullptr,
-                         .start_stride = kPanelColumns,
-                         .out = partial,
-                         .out_stride = kPanelColumns,
-                         .out_f32 = true};
-    if (last) {
-      const int64_t place = row * p.n + column;
-      product.bias = p.bias != nullptr ? bias : nullptr;
-      product.out =
-          static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
-      product.out_stride = p.n;
-      product.out_f32 = out_f32;
-      product.accumulate = p.accumulate;
-    }
-    level.multiply(product);
+};
+static_assert(BlockScratch::bytes() <= kScratchBytes);
+
+void copy_rows(const uint16_t* from, int64_t stride, int64_t n_rows, int64_t depth, uint16_t* to) {
+  for (int64_t r = 0; r < n_rows; ++r) {
+    std::copy_n(from + r * stride, depth, to + r * BlockScratch::row_stride(depth));
   }
 }
 
-int64_t panels_of(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
+// Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices of the
+// level's depth along k: all but the last leave their fp32 sums in the scratch memory.
+void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows, int64_t column,
+                    int64_t n_columns, std::byte* scratch) {
+  const BlockScratch s(scratch);
+  alignas(64) float bias[kPanelColumns * kMostPanels];
+  if (p.bias != nullptr) {
+    for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
+  }
+  for (int64_t first = 0; first < p.k; first += level.depth) {
+    const int64_t depth = std::min(level.depth, p.k - first);
+    const bool last = first + depth == p.k;
+    const uint16_t* rows = bits(p.x) + row * p.k + first;
+    int64_t row_stride = p.k;
+    if (n_columns > kPanelColumns && depth < p.k) {  // for several panels
+      copy_rows(rows, p.k, n_rows, depth, s.rows);
+      rows = s.rows;
+      row_stride = BlockScratch::row_stride(depth);
+    }
+    for (int64_t c = 0; c < n_columns; c += kPanelColumns) {
+      const int64_t width = std::min(kPanelColumns, n_columns - c);
+      if (p.weight.codec.is_coded()) {
+        decode_rows(level, p.weight, p.k, column + c, width, first, depth, s.decoded);
+        level.pack_rows(s.decoded, depth, width, depth, s.panel);
+      } else {
+        level.pack_rows(bits(p.weight.values) + (column + c) * p.k + first, p.k, width, depth, s.panel);
+      }
+      float* const partial = s.partial + c * kBlockRows;
+      PanelProduct product{.a = rows,
+                           .row_stride = row_stride,
+                           .panel = s.panel,
+                           .n_rows = n_rows,
+                           .n_pairs = depth / 2,
+                           .n_columns = width,
+                           .start = first > 0 ? partial : nullptr,
+                           .start_stride = kPanelColumns,
+                           .out = partial,
+                           .out_stride = kPanelColumns,
+                           .out_f32 = true};
+      if (last) {
+        const int64_t place = row * p.n + column + c;
+        product.bias = p.bias != nullptr ? bias + c : nullptr;
+        product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
+        product.out_stride = p.n;
+        product.out_f32 = p.out_type == DType::kF32;
+        product.accumulate = p.accumulate;
+      }
+      level.multiply(product);
+    }
+  }
+}
+
+int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// Columns of an item: many share the reading of their rows, but every core wants some items.
+int64_t block_columns(const Queue& queue, const LinearParams& p, const GemmLevel& level) {
+  constexpr int64_t kItemsPerThread = 4;
+  int64_t panels = level.most_panels;
+  const int64_t row_blocks = ceil_div(p.m, kBlockRows);
+  while (panels > 1 && row_blocks * ceil_div(p.n, panels * kPanelColumns) < kItemsPerThread * queue.n_workers()) {
+    panels /= 2;
+  }
+  return panels * kPanelColumns;
+}
 
 void linear_blocks(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  static_assert(2 * kDepth * kPanelColumns * 2 + kBlockRows * kPanelColumns * 4 <= kScratchBytes);
-  const int64_t n_panels = panels_of(p.n);
-  const int64_t n_blocks = (p.m + kBlockRows - 1) / kBlockRows;
-  queue.for_each(n_blocks * n_panels, [&](int64_t item, const Worker& worker) {
-    const int64_t row = item / n_panels * kBlockRows;
-    multiply_panel(p, level, row, std::min(kBlockRows, p.m - row), item % n_panels * kPanelColumns,
+  const int64_t columns = block_columns(queue, p, level), n_items = ceil_div(p.n, columns);
+  queue.for_each(ceil_div(p.m, kBlockRows) * n_items, [&](int64_t item, const Worker& worker) {
+    const int64_t row = item / n_items * kBlockRows, column = item % n_items * columns;
+    multiply_block(p, level, row, std::min(kBlockRows, p.m - row), column, std::min(columns, p.n - column),
                    worker.scratch);
   });
 }
@@ -206,7 +253,7 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
   if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec, level);
-  const int64_t items = p.few ? skinny_items(p.k, p.n) : panels_of(p.n);  // of a group
+  const int64_t items = p.few ? skinny_items(p.k, p.n) : ceil_div(p.n, kPanelColumns);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
     const int32_t group = p.groups[i / items];
     const int64_t first = p.starts[group], item = i % items;
@@ -218,7 +265,8 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
                             .n = p.n};
     if (p.few) return skinny_item(rows, level, item, worker);
     for (int64_t row = 0; row < rows.m; row += kBlockRows) {
-      multiply_panel(rows, level, row, std::min(kBlockRows, rows.m - row), item * kPanelColumns, worker.scratch);
+      multiply_block(rows, level, row, std::min(kBlockRows, rows.m - row), item * kPanelColumns,
+                     std::min(kPanelColumns, p.n - item * kPanelColumns), worker.scratch);
     }
   });
 }

@@ -2,7 +2,7 @@
 // compiler. Included by attention_prefill_tiles.h only; internal linkage (cpu/isa.h).
 //
 // The multiplier takes a product every 16 cycles and returns it after 52. What keeps it busy, as
-// measured (tools/JOURNAL.md, AMX on two cores):
+// measured (tools/JOURNAL.md, machine E):
 //
 //   some eight instructions that write a tile are in flight, products among them; zeroing is free.
 //   So: about one load per product.

@@ -94,6 +94,23 @@ TEST_P(Linear, BitsDependNeitherOnThreadsNorOnOtherRows) {
   }
 }
 
+// One thread takes more columns at a time than many do, and may have copies of its rows for them.
+TEST_P(Linear, ColumnsOfAnItemChangeNoBit) {
+  for (const Case& c : {Case{37, 1096, 1100, true}, {530, 1056, 520, false, true, true}}) {
+    Problem problem(c);
+    const std::vector<Expected> expected = problem.expected();
+    Queue one({.n_threads = 1, .isa = GetParam()}), many({.n_threads = 7, .isa = GetParam()});
+    linear(one, problem.params());
+    problem.expect_close(expected);
+    const std::vector<bf16> out = problem.out;
+    const std::vector<float> out_f32 = problem.out_f32;
+    problem.reset();
+    linear(many, problem.params());
+    EXPECT_EQ(std::memcmp(out.data(), problem.out.data(), out.size() * sizeof(bf16)), 0);
+    EXPECT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), out_f32.size() * sizeof(float)), 0);
+  }
+}
+
 TEST_P(Linear, RowsAloneHaveTheBitsOfOneRow) {
   Queue queue({.n_threads = 2, .isa = GetParam()});
   for (bool f32 : {false, true}) {
