@@ -51,10 +51,9 @@ Plan make_plan(const PrefillAttendParams& p, const Kernel& kernel) {
   plan.group = p.n_heads / p.n_kv_heads;
   plan.padded_dim = padded_dim(p.head_dim);
   const bool blocks = p.block_tokens > 0;
-  // Rows of one item share every staged superblock: with fewer than 512, staging would show; too many
-  // would push q and out from the L2 cache.
   const int64_t row_bytes = plan.padded_dim * (kernel.element_bytes + int64_t{sizeof(float)});
-  const int64_t most = std::max<int64_t>(kernel.item_bytes / row_bytes / plan.group / 16 * 16, 16);
+  const int64_t rows = std::min<int64_t>(kernel.item_rows, kernel.item_bytes / row_bytes);
+  const int64_t most = std::clamp<int64_t>(rows / plan.group / 16 * 16, 16, kernel.item_rows / 2);
   if (blocks) {
     plan.block_tokens = p.block_tokens;
     plan.items_per_block = ceil_div(p.block_tokens, most);

@@ -47,7 +47,8 @@ struct PackRows {
   void* target = nullptr;  // [n_rows][padded_dim], the kernel's element type
   int32_t n_rows = 0, head_dim = 0, padded_dim = 0;
   float scale = 0;  // of scores in log2 units
-  uint16_t* largest = nullptr;  // becomes the largest of itself and of |target| as bf16 words, or not
+  // Raised to the largest |target|, a bf16 word, by kernels that want to know of finite_scores.
+  uint16_t* largest = nullptr;
 };
 
 struct StageRows {
@@ -58,7 +59,7 @@ struct StageRows {
   int32_t head_dim = 0, padded_dim = 0;
   void* staged_keys = nullptr;
   void* staged_values = nullptr;
-  uint16_t* largest = nullptr;  // becomes the largest of itself and of |keys| as bf16 words, or not
+  uint16_t* largest = nullptr;  // likewise, |keys|
 };
 
 struct AttendRows {
@@ -73,7 +74,7 @@ struct AttendRows {
   int32_t n_rows = 0;              // a multiple of row_tile
   int32_t n_keys = 0, padded_dim = 0;
   bool exact_exp = false;
-  bool finite_scores = true;  // false: q and keys have such numbers that a score may be none
+  bool finite_scores = true;  // false: a product of such q and keys may be infinite or NaN
   const float* bias = nullptr;  // [n_keys], kernel units, added to every row's scores; or null
   void* buffer = nullptr;  // buffer_bytes, 64-byte aligned
 };
@@ -91,7 +92,10 @@ struct Kernel {
   int32_t row_tile = 1;       // n_rows is padded to a multiple of this
   int32_t head_tile = 1;      // rows_per_head is padded to a multiple of this
   int32_t element_bytes = 2;  // of packed q and staged keys and values
-  int32_t item_bytes = 384 << 10;  // of q and out, at most: beside what is staged in L2
+  // Rows of an item, which share every staged superblock, at most, and bytes of their q and out. With
+  // fewer than 512 staging would show; too many would push q and out from L2.
+  int32_t item_rows = 1024;
+  int32_t item_bytes = INT32_MAX;
   int32_t buffer_bytes = 0;
   float units_per_octave = 1;  // of scores
   void (*pack)(const PackRows&) = nullptr;
@@ -114,7 +118,7 @@ struct AmxBenchKernels {
   Kernel long_blocks;  // 256 keys between loading and storing O instead of 128; P fills L1
   Kernel long_slices;  // with head dim 128, 64 keys per step instead of 32
   Kernel products;     // no weights: P is what the buffer holds
-  Kernel weights;  // no tile instruction: S is what the buffer holds
+  Kernel weights;      // no tile instruction: S is what the buffer holds
   Kernel exact_weights;
 };
 extern const AmxBenchKernels kAmxBenchKernels;

@@ -87,7 +87,6 @@ struct GemmLevel {
   void (*multiply_skinny)(const SkinnyProduct& p);
   void (*decode_weights)(const DecodeWeights& p);
   bool skinny_takes_codes = false;
-  int64_t depth = 1024;     // of a panel, 128 KiB: beside the rows in use it stays in L2
   int64_t most_panels = 1;  // that are multiplied with the same rows, one after the other
 };
 

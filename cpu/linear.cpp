@@ -8,6 +8,8 @@
 namespace tiercel::cpu {
 namespace {
 
+// A panel of 64 columns x 1024 elements is 128 KiB: beside the rows in use it stays in L2.
+constexpr int64_t kDepth = 1024;
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kMostPanels = 4;  // of an item
 // Weights of one skinny item; below it, splitting costs more than the second core brings.
@@ -27,7 +29,6 @@ constexpr GemmLevel kAmx = {.pack_rows = pack_rows_avx512,
                             .multiply = multiply_amx,
                             .multiply_skinny = multiply_skinny_amx,
                             .decode_weights = decode_weights_avx512bf16,
-                            .depth = 1024,
                             .most_panels = kMostPanels};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
@@ -109,21 +110,19 @@ void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) 
 
 // The scratch memory of an item of many rows, cut up.
 struct BlockScratch {
-  static constexpr int64_t kMostDepth = 1024;
-
   uint16_t *panel, *decoded, *rows;
   float* partial;
 
   explicit BlockScratch(std::byte* scratch)
       : panel(reinterpret_cast<uint16_t*>(scratch)),
-        decoded(panel + kMostDepth * kPanelColumns),
-        rows(decoded + kMostDepth * kPanelColumns),
-        partial(reinterpret_cast<float*>(rows + kBlockRows * row_stride(kMostDepth))) {}
+        decoded(panel + kDepth * kPanelColumns),
+        rows(decoded + kDepth * kPanelColumns),
+        partial(reinterpret_cast<float*>(rows + kBlockRows * row_stride(kDepth))) {}
 
   // A line more than a row has: rows a power of two apart would fall on few of a cache's sets.
   static constexpr int64_t row_stride(int64_t depth) { return depth + 32; }
   static constexpr int64_t bytes() {
-    return 2 * (2 * kMostDepth * kPanelColumns + kBlockRows * row_stride(kMostDepth)) +
+    return 2 * (2 * kDepth * kPanelColumns + kBlockRows * row_stride(kDepth)) +
            4 * kBlockRows * kMostPanels * kPanelColumns;
   }
 };
@@ -135,8 +134,8 @@ void copy_rows(const uint16_t* from, int64_t stride, int64_t n_rows, int64_t dep
   }
 }
 
-// Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices of the
-// level's depth along k: all but the last leave their fp32 sums in the scratch memory.
+// Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices of kDepth
+// along k: all but the last leave their fp32 sums in the scratch memory.
 void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows, int64_t column,
                     int64_t n_columns, std::byte* scratch) {
   const BlockScratch s(scratch);
@@ -144,8 +143,8 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
   if (p.bias != nullptr) {
     for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
   }
-  for (int64_t first = 0; first < p.k; first += level.depth) {
-    const int64_t depth = std::min(level.depth, p.k - first);
+  for (int64_t first = 0; first < p.k; first += kDepth) {
+    const int64_t depth = std::min(kDepth, p.k - first);
     const bool last = first + depth == p.k;
     const uint16_t* rows = bits(p.x) + row * p.k + first;
     int64_t row_stride = p.k;
