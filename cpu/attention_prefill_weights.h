@@ -31,8 +31,7 @@ __m512 exp2_polynomial(__m512 x) {
 }
 
 // 32 weights, packed as packusdw does, from two vectors of scores. Made from what prepared() makes
-// of a row's reference. With a third argument scores also leave a trace in it: if no lane of it has
-// an exponent of all ones, then no NaN has passed for a weight of 0.
+// of a row's reference.
 struct Lookup {
   static constexpr bool kNone = false;  // true: makes no weights, to see what they cost
 
@@ -41,23 +40,12 @@ struct Lookup {
 
   static float prepared(float reference) { return kRoundMagic - reference; }
   explicit Lookup(float prepared) : shift(_mm512_set1_ps(prepared)) {}
+  // A weight that no word can hold becomes NaN or a word of 0x8000 and more, or, where its score is a
+  // negative NaN, 0: who calls has to know.
   __m512i operator()(__m512 a, __m512 b) const {
-    return words(_mm512_add_ps(a, shift), _mm512_add_ps(b, shift));
-  }
-  // x and y have the exponent of the magic number, or nearly so: all of it is or-ed together, which
-  // costs half of what adding them up costs.
-  __m512i operator()(__m512 a, __m512 b, __m512i& watch) const {
-    const __m512 x = _mm512_add_ps(a, shift), y = _mm512_add_ps(b, shift);
-    constexpr int kOr = 0xfe;
-    watch = _mm512_ternarylogic_epi32(watch, _mm512_castps_si512(x), _mm512_castps_si512(y), kOr);
-    return words(x, y);
-  }
-  // A weight that no word can hold (the score is not finite, or the sum wrapped) becomes NaN or 0;
-  // the row's sum or its watch tells.
-  __m512i words(__m512 a, __m512 b) const {
     const __m512i bias = _mm512_set1_epi32(kLookupBias);
-    const __m512i x = _mm512_sub_epi32(_mm512_castps_si512(a), bias);
-    const __m512i y = _mm512_sub_epi32(_mm512_castps_si512(b), bias);
+    const __m512i x = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(a, shift)), bias);
+    const __m512i y = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(b, shift)), bias);
     const __m512i word = _mm512_packus_epi32(x, y);
     const __m512i correction =
         _mm512_maskz_permutexvar_epi8(0x5555555555555555ull, _mm512_srli_epi16(word, 1), table);
@@ -80,8 +68,6 @@ struct Polynomial {
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     return _mm512_permutexvar_epi64(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(y, x)));
   }
-  // NaN makes NaN here.
-  __m512i operator()(__m512 a, __m512 b, __m512i&) const { return (*this)(a, b); }
 };
 
 __m512 load_scores(const float* s, int key, int begin, int end, bool masked) {

@@ -1,5 +1,5 @@
 // The order in which products of tiles are issued with their loads and stores, worked out by the
-// compiler. Included by attention_prefill_tiles.h only; internal linkage (cpu/isa.h).
+// compiler. Included by attention_prefill_steps.h only; internal linkage (cpu/isa.h).
 //
 // The multiplier takes a product every 16 cycles and returns it after 52. What keeps it busy, as
 // measured (tools/JOURNAL.md, machine E):
