@@ -16,8 +16,6 @@ namespace {
 
 constexpr int64_t kFewestRows = 256;
 constexpr int64_t kManyItems = 32;
-// Staged keys and values of one superblock, which each row tile reads once from L2.
-constexpr int64_t kStagedBytes = 576 << 10;
 constexpr double kLog2e = 1.4426950408889634;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -74,7 +72,7 @@ Plan make_plan(const PrefillAttendParams& p, const Kernel& kernel) {
   plan.rows_per_head = round_up(plan.item_tokens, kernel.head_tile);
   plan.n_rows = round_up(plan.rows_per_head * plan.group, kernel.row_tile);
   const int64_t key_bytes = 2 * plan.padded_dim * kernel.element_bytes;
-  plan.superblock_keys = kStagedBytes / key_bytes / kKeyBlock * kKeyBlock;
+  plan.superblock_keys = kernel.staged_bytes / key_bytes / kKeyBlock * kKeyBlock;
   return plan;
 }
 

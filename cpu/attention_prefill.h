@@ -96,6 +96,8 @@ struct Kernel {
   // fewer than 512 staging would show; too many would push q and out from L2.
   int32_t item_rows = 1024;
   int32_t item_bytes = INT32_MAX;
+  // Staged keys and values of one superblock, which each row tile reads once from L2.
+  int32_t staged_bytes = 576 << 10;
   int32_t buffer_bytes = 0;
   float units_per_octave = 1;  // of scores
   void (*pack)(const PackRows&) = nullptr;

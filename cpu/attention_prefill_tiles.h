@@ -555,7 +555,9 @@ constexpr Kernel amx_kernel(void (*attend)(const AttendRows&)) {
   kernel.head_tile = kTileRows;
   kernel.element_bytes = 2;
   kernel.item_rows = 2048;
-  kernel.item_bytes = 768 << 10;  // whatever has AMX has 2 MiB of L2
+  // Whatever has AMX has 2 MiB of L2.
+  kernel.item_bytes = 768 << 10;
+  kernel.staged_bytes = 768 << 10;
   kernel.buffer_bytes = sizeof(Buffers<kBlockKeys>);
   kernel.units_per_octave = kUnitsPerOctave;
   kernel.pack = pack_tiles;

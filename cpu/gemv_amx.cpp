@@ -50,7 +50,7 @@ void load_weights(Tiles& tiles, const SkinnyProduct& p, int64_t n, int64_t i) {
   if (n + kTileRows <= p.end && i + kTileDepth <= p.k) {
     // 2 KiB ahead: without software prefetch tile loads wait for memory one after the other.
     for (int64_t row = 0; row < kTileRows; ++row) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + row * p.k + 1024), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(w + row * p.k + 1024), _MM_HINT_T1);
     }
     tiles.template load<kTile>(w, 2 * p.k);
     return;

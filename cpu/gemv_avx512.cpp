@@ -39,7 +39,7 @@ struct Avx512 {
       for (int c = 0; c < kColumns; ++c) {
         const __m512i pairs = _mm512_loadu_si512(b.w + c * k + i);
         if constexpr (kPrefetches<kRows>) {
-          _mm_prefetch(reinterpret_cast<const char*>(b.w + c * k + i + jump), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(b.w + c * k + i + jump), _MM_HINT_T1);
         }
         const __m512 low = low_of(pairs), high = high_of(pairs);
 #pragma GCC unroll 6

@@ -30,7 +30,7 @@ struct Avx512Bf16 {
       for (int c = 0; c < kColumns; ++c) {
         weights[c] = load_pairs(b.w + c * k + i);
         if constexpr (kPrefetches<kRows>) {
-          _mm_prefetch(reinterpret_cast<const char*>(b.w + c * k + i + jump), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(b.w + c * k + i + jump), _MM_HINT_T1);
         }
       }
 #pragma GCC unroll 6

@@ -51,14 +51,16 @@ static_assert(kPrefillRows == 48);
 }  // namespace
 
 const SelectKernel kSelectAmx = {Avx512Bf16::kLanes,      Avx512Bf16::kBf16Query,
-                                 clamp_scores<Avx512>,    sum_scores<Avx512>,
+                                 clamp_scores<Avx512>,    finish_scores<Avx512>,
+                                 sum_scores<Avx512>,      sum_below<Avx512>,
                                  fold_max<Avx512>,        combine_scores<Avx512>,
                                  collect_above<Avx512>,   score_blocks_tiles<HardwareTiles>,
                                  scan_blocks<Avx512>,     Avx512Bf16::kByteQuery,
                                  score_codes<Avx512Bf16>, scale_scores<Avx512>};
 
 const SelectKernel kSelectAmxEmulated = {Avx512Bf16::kLanes,      Avx512Bf16::kBf16Query,
-                                         clamp_scores<Avx512>,    sum_scores<Avx512>,
+                                         clamp_scores<Avx512>,    finish_scores<Avx512>,
+                                         sum_scores<Avx512>,      sum_below<Avx512>,
                                          fold_max<Avx512>,        combine_scores<Avx512>,
                                          collect_above<Avx512>,   score_blocks_tiles<EmulatedTiles>,
                                          scan_blocks<Avx512>,     Avx512Bf16::kByteQuery,

@@ -15,6 +15,17 @@ inline constexpr float kScoreLimit = 0x1p126f;
 // Landmarks of one call of score_blocks and scan_blocks: a multiple of every tile's height.
 inline constexpr int32_t kPrefillRows = 48;
 
+// n scores of one head, as landmarks gave them, to what is kept of them. All is read and written in
+// whole groups of 16; out is -inf behind the n-th.
+struct FinishScores {
+  const float* scores;
+  int64_t n;
+  const float* scales;  // [n], of the landmarks, or null
+  bool clamped;         // scores are in range, or -inf: kept as they are, scales are null
+  float* out;
+  float* columns;  // [16], raised to the greatest of out[i], out[i + 16], ..; or null
+};
+
 // Scores of some heads over n candidates, to one score per candidate: the greatest log2 weight of
 // every max_of heads, and that is all, or share * the sum of their weights.
 struct CombineScores {
@@ -63,8 +74,12 @@ struct SelectKernel {
   bool bf16_query;  // of prefill queries
   // Clamps n scores in place. Reads and writes whole groups of 16.
   void (*clamp_scores)(float* scores, int64_t n);
+  // Returns the greatest.
+  float (*finish_scores)(const FinishScores&);
   // Adds n scores to (max, sum of exp2(score - max)). -inf adds nothing; max may be -inf before.
   void (*sum_scores)(const float* scores, int64_t n, float* max, float* sum);
+  // The same, their maximum known.
+  void (*sum_below)(float top, const float* scores, int64_t n, float* max, float* sum);
   // columns[i % 16] = max(columns[i % 16], scores[i]) for n (a multiple of 16) scores.
   void (*fold_max)(const float* scores, int64_t n, float* columns);
   void (*combine_scores)(const CombineScores&);
@@ -105,25 +120,57 @@ void scale_scores(const float* scales, int64_t n, float* scores) {
   }
 }
 
+template <class V, bool kScaled, bool kClamped>
+float finish_scores(const FinishScores& p) {
+  constexpr int L = V::kLanes, kVectors = 16 / L;
+  const typename V::F none = V::set1(-__builtin_inff());
+  typename V::F columns[kVectors], top = none;
+  for (int v = 0; v < kVectors; ++v)
+    columns[v] = p.columns != nullptr ? V::load(p.columns + v * L) : none;
+  const auto finish = [&](const float* scores, int64_t i, int v) {
+    typename V::F s = V::load(scores + v * L);
+    if constexpr (kScaled) s = V::mul(s, V::load(p.scales + i + v * L));
+    if constexpr (!kClamped) s = clamp_score<V>(s);
+    return s;
+  };
+  const auto keep = [&](typename V::F s, int64_t i, int v) {
+    V::store(p.out + i + v * L, s);
+    columns[v] = V::max(s, columns[v]);
+    top = V::max(s, top);
+  };
+  const int64_t n_whole = p.n / 16 * 16;
+  for (int64_t i = 0; i < n_whole; i += 16) {
+    for (int v = 0; v < kVectors; ++v) keep(finish(p.scores + i, i, v), i, v);
+  }
+  if (n_whole < p.n) {
+    alignas(64) float rest[16];
+    for (int v = 0; v < kVectors; ++v)
+      V::store(rest + v * L, finish(p.scores + n_whole, n_whole, v));
+    for (int64_t i = p.n - n_whole; i < 16; ++i) rest[i] = -__builtin_inff();
+    for (int v = 0; v < kVectors; ++v) keep(V::load(rest + v * L), n_whole, v);
+  }
+  for (int v = 0; p.columns != nullptr && v < kVectors; ++v)
+    V::store(p.columns + v * L, columns[v]);
+  return V::maximum(top);
+}
 template <class V>
-void sum_scores(const float* scores, int64_t n, float* max, float* sum) {
+float finish_scores(const FinishScores& p) {
+  if (p.scales != nullptr) return finish_scores<V, true, false>(p);
+  return p.clamped ? finish_scores<V, false, true>(p) : finish_scores<V, false, false>(p);
+}
+
+template <class V>
+void sum_below(float top, const float* scores, int64_t n, float* max, float* sum) {
   constexpr int L = V::kLanes;
   const int64_t n_whole = n / L * L;
   alignas(64) float rest[L];
   for (int i = 0; i < L; ++i) rest[i] = n_whole + i < n ? scores[n_whole + i] : -__builtin_inff();
-
-  typename V::F top0 = V::load(rest), top1 = V::set1(*max);
-  int64_t i = 0;
-  for (; i + 2 * L <= n_whole; i += 2 * L) {
-    top0 = V::max(V::load(scores + i), top0);
-    top1 = V::max(V::load(scores + i + L), top1);
-  }
-  if (i < n_whole) top0 = V::max(V::load(scores + i), top0);
-  const float top = V::maximum(V::max(top0, top1));
+  top = *max > top ? *max : top;
   const typename V::F reference = V::set1(top == -__builtin_inff() ? 0.0f : top);
 
   typename V::F total0 = V::exp2(V::sub(V::load(rest), reference)), total1 = V::zero();
-  for (i = 0; i + 2 * L <= n_whole; i += 2 * L) {
+  int64_t i = 0;
+  for (; i + 2 * L <= n_whole; i += 2 * L) {
     total0 = V::add(total0, V::exp2(V::sub(V::load(scores + i), reference)));
     total1 = V::add(total1, V::exp2(V::sub(V::load(scores + i + L), reference)));
   }
@@ -132,6 +179,20 @@ void sum_scores(const float* scores, int64_t n, float* max, float* sum) {
   V::store(factor, V::exp2(V::sub(V::set1(*max), reference)));
   *sum = *sum * factor[0] + V::sum(V::add(total0, total1));
   *max = top;
+}
+
+template <class V>
+void sum_scores(const float* scores, int64_t n, float* max, float* sum) {
+  constexpr int L = V::kLanes;
+  typename V::F top0 = V::set1(-__builtin_inff()), top1 = top0;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    top0 = V::max(V::load(scores + i), top0);
+    top1 = V::max(V::load(scores + i + L), top1);
+  }
+  float top = V::maximum(V::max(top0, top1));
+  for (; i < n; ++i) top = scores[i] > top ? scores[i] : top;
+  sum_below<V>(top, scores, n, max, sum);
 }
 
 template <class V>
@@ -282,10 +343,10 @@ int64_t scan_blocks(const PrefillScan& p) {
 }
 
 template <class V>
-constexpr SelectKernel kSelectKernel = {V::kLanes,        V::kBf16Query,   clamp_scores<V>,
-                                        sum_scores<V>,    fold_max<V>,     combine_scores<V>,
-                                        collect_above<V>, score_blocks<V>, scan_blocks<V>,
-                                        V::kByteQuery,    score_codes<V>,  scale_scores<V>};
+constexpr SelectKernel kSelectKernel = {
+    V::kLanes,      V::kBf16Query, clamp_scores<V>,   finish_scores<V>, sum_scores<V>,
+    sum_below<V>,   fold_max<V>,   combine_scores<V>, collect_above<V>, score_blocks<V>,
+    scan_blocks<V>, V::kByteQuery, score_codes<V>,    scale_scores<V>};
 
 }  // namespace
 }  // namespace tiercel::cpu

@@ -14,6 +14,18 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// Calls each(first score, scores, first column) for the segments that scores at .. at + n - 1 are
+// in.
+template <typename Each>
+void for_each_segment(const Columns& columns, int64_t at, int64_t n, Each&& each) {
+  for (int64_t i = 0; i < n;) {
+    const int64_t segment = (at + i) / columns.segment();
+    const int64_t end = std::min(n, (segment + 1) * columns.segment() - at);
+    each(i, end - i, segment * 16);
+    i = end;
+  }
+}
+
 // 64 bits of a bit map from any bit on.
 uint64_t bits_from(const uint64_t* map, int64_t bit, int64_t n_words) {
   const int64_t word = bit >> 6;
@@ -54,8 +66,8 @@ float quantise_query(const bf16* q, int32_t n, int16_t* codes) {
   return max / static_cast<float>(kMaxCode);
 }
 
-// The landmarks of one KV head against the queries of its group, of one sequence or of several that have
-// the same candidates.
+// The landmarks of one KV head against the queries of its group, of one sequence or of several that
+// have the same candidates.
 class LandmarkScan {
  public:
   LandmarkScan(std::span<const SelectParams> all, const Candidates& candidates, Isa isa,
@@ -74,7 +86,8 @@ class LandmarkScan {
     for (int64_t i = 0; i < 2 * kDecodeBlock; ++i) offsets_[i] = i * width_;
     strip_ = scratch_.take<float>(padded_heads(n_heads_) * kStripLandmarks);
     gathered_ = scratch_.take<bf16>(int64_t{n_heads_} * width_);
-    if (p_.views.n > 1) block_ = scratch_.take<float>(padded_heads(n_heads_) * int64_t{kDecodeBlock});
+    if (p_.views.n > 1)
+      block_ = scratch_.take<float>(padded_heads(n_heads_) * int64_t{kDecodeBlock});
     if (p_.codes != nullptr) {
       prepare_codes();
     } else {
@@ -88,8 +101,7 @@ class LandmarkScan {
     return strip_ + (i * group_ + head) * kStripLandmarks;
   }
 
-  // Scores of candidates at .. at + n - 1 into the strip, clamped; the excluded get -inf. Strips
-  // are scored in ascending order.
+  // Scores of candidates at .. at + n - 1 into the strip. Strips are scored in ascending order.
   void score_strip(int64_t at, int64_t n) {
     for (int64_t i = 0; i < n; i += kDecodeBlock) {
       const int32_t n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, n - i));
@@ -101,6 +113,8 @@ class LandmarkScan {
       }
     }
     if (p_.codes != nullptr) take_scales(at, n);
+    clamped_ = some_excluded(at, n);
+    if (!clamped_) return;
     for (int64_t h = 0; h < n_heads_; ++h) {
       float* scores = strip_ + h * kStripLandmarks;
       if (p_.codes != nullptr) {
@@ -110,6 +124,18 @@ class LandmarkScan {
       }
     }
     exclude(at, n);
+  }
+
+  // Scores i .. i + n - 1 of the strip of a head of the group of sequence s: clamped, -inf where
+  // excluded. Returns the greatest.
+  float finish(int64_t s, int64_t head, int64_t i, int64_t n, float* out, float* columns) const {
+    return kernel_.finish_scores(
+        {.scores = strip(s, head) + i,
+         .n = n,
+         .scales = p_.codes != nullptr && !clamped_ ? scales_ + i : nullptr,
+         .clamped = clamped_,
+         .out = out,
+         .columns = columns});
   }
 
  private:
@@ -130,8 +156,8 @@ class LandmarkScan {
     }
   }
 
-  // Of candidates at .. at + n_rows - 1, each by the view of its span. A block that spans meet in is
-  // scored by each of their views.
+  // Of candidates at .. at + n_rows - 1, each by the view of its span. A block that spans meet in
+  // is scored by each of their views.
   void score_by_view(int64_t at, int64_t base, int32_t n_rows, float* scores) {
     const int64_t last = view_of(at + n_rows - 1);
     for (int64_t view = view_of(at), first = 0; view <= last; ++view) {
@@ -160,7 +186,8 @@ class LandmarkScan {
     if (view == packed_) return;
     packed_ = view;
     for (size_t i = 0; i < all_.size(); ++i) {
-      const bf16* q = all_[i].q + view * all_[i].views.stride + kv_head_ * group_ * int64_t{p_.head_dim};
+      const bf16* q =
+          all_[i].q + view * all_[i].views.stride + kv_head_ * group_ * int64_t{p_.head_dim};
       bf16* to = gathered_ + static_cast<int64_t>(i) * group_ * width_;
       if (p_.index == IndexKind::kMinMax) {
         expand_query(q, group_, p_.head_dim, to);
@@ -181,8 +208,7 @@ class LandmarkScan {
   }
 
   void prepare_rows() {
-    packed_queries_ =
-        scratch_.take<char>(padded_heads(n_heads_) * packed_width(dot_, width_) * 4);
+    packed_queries_ = scratch_.take<char>(padded_heads(n_heads_) * packed_width(dot_, width_) * 4);
     rows_.offsets = offsets_;
     rows_.prefetch_rows = kDecodeBlock;
     rows_.head_dim = width_;
@@ -241,6 +267,18 @@ class LandmarkScan {
     }
   }
 
+  bool some_excluded(int64_t at, int64_t n) const {
+    for (const SelectParams& p : all_) {
+      if (p.excluded == nullptr) continue;
+      const uint64_t* map = p.excluded + kv_head_ * p.excluded_stride;
+      const int64_t first = candidates_.chunk(at) / 64, last = candidates_.chunk(at + n - 1) / 64;
+      for (int64_t word = first; word <= last; ++word) {
+        if (map[word] != 0) return true;
+      }
+    }
+    return false;
+  }
+
   void exclude(int64_t at, int64_t n) {
     for (size_t s = 0; s < all_.size(); ++s) {
       if (all_[s].excluded == nullptr) continue;
@@ -278,6 +316,7 @@ class LandmarkScan {
   int64_t* offsets_;         // [2 * kDecodeBlock]
   float* strip_;             // [padded heads][kStripLandmarks]
   float* scales_ = nullptr;  // [kStripLandmarks]
+  bool clamped_ = false;     // the strip, and the excluded are -inf
   float* block_ = nullptr;   // [padded heads][kDecodeBlock], with several views
   int64_t packed_ = -1;      // the view
   bf16* gathered_;           // [n_heads_][width_]
@@ -316,12 +355,9 @@ void fold_columns(const Columns& columns, const SelectKernel& kernel, int64_t at
                   float* scores, float* maxima) {
   if (!columns.usable()) return;
   for (int64_t i = n; i % 16 != 0; ++i) scores[i] = -kInfinity;
-  for (int64_t i = 0; i < n;) {
-    const int64_t segment = (at + i) / columns.segment();
-    const int64_t end = std::min(n, (segment + 1) * columns.segment() - at);
-    kernel.fold_max(scores + i, (end - i + 15) / 16 * 16, maxima + segment * 16);
-    i = end;
-  }
+  for_each_segment(columns, at, n, [&](int64_t i, int64_t length, int64_t first_column) {
+    kernel.fold_max(scores + i, (length + 15) / 16 * 16, maxima + first_column);
+  });
 }
 
 void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int64_t range,
@@ -333,7 +369,7 @@ void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int
   const int64_t group = first.n_heads / first.n_kv_heads, first_head = kv_head * group;
   const SelectKernel& kernel = select_kernel(isa);
   const Columns columns(candidates.size(), first.k);
-  const bool fold = !adds_weights(first);
+  const bool fold = !adds_weights(first) && columns.usable();
   for (const SelectParams& p : all) {
     const SelectWorkspace work(p);
     for (int64_t h = first_head; h < first_head + group; ++h) {
@@ -351,12 +387,22 @@ void scan_range(std::span<const SelectParams> all, Isa isa, int64_t kv_head, int
     for (size_t i = 0; i < all.size(); ++i) {
       const SelectWorkspace work(all[i]);
       for (int64_t h = 0; h < group; ++h) {
-        const float* strip = scan.strip(static_cast<int64_t>(i), h);
+        float* scores = work.scores(first_head + h) + at;
+        float top = -kInfinity;
+        const auto finish = [&](int64_t from, int64_t length, float* maxima) {
+          const float t =
+              scan.finish(static_cast<int64_t>(i), h, from, length, scores + from, maxima);
+          top = std::max(top, t);
+        };
+        if (fold) {
+          for_each_segment(columns, at, n, [&](int64_t from, int64_t length, int64_t first_column) {
+            finish(from, length, work.columns(first_head + h) + first_column);
+          });
+        } else {
+          finish(0, n, nullptr);
+        }
         float* sums = work.sums(first_head + h, range);
-        kernel.sum_scores(strip, n, sums, sums + 1);
-        float* target = work.scores(first_head + h) + at;
-        std::memcpy(target, strip, static_cast<size_t>(n) * sizeof(float));
-        if (fold) fold_columns(columns, kernel, at, n, target, work.columns(first_head + h));
+        kernel.sum_below(top, scores, n, sums, sums + 1);
       }
     }
   }

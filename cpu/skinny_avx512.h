@@ -64,7 +64,7 @@ struct CodedLevel {
       if (group == 0) {
         for (int c = 0; c < kColumns; ++c) {
           const auto* params = reinterpret_cast<const uint32_t*>(rows + c * row_bytes + b.code_bytes) + (i >> shift);
-          _mm_prefetch(reinterpret_cast<const char*>(params) + kColumns * row_bytes, _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(params) + kColumns * row_bytes, _MM_HINT_T1);
           scales[c].template load<kCode>(params);
         }
       }
@@ -73,8 +73,8 @@ struct CodedLevel {
         const uint8_t* codes = rows + c * row_bytes;
         // Rows of codes are too short for the hardware's prefetcher: the same place of the next block.
         const auto* next = reinterpret_cast<const char*>(codes + kColumns * row_bytes) + i * kBits / 8;
-        _mm_prefetch(next, _MM_HINT_T0);
-        if constexpr (kBits == 8) _mm_prefetch(next + 64, _MM_HINT_T0);
+        _mm_prefetch(next, _MM_HINT_T1);
+        if constexpr (kBits == 8) _mm_prefetch(next + 64, _MM_HINT_T1);
         __m512i runs[4];
         decode_128<typename Level::Round, kCode>(codes + i * kBits / 8, scales[c], group, shift, runs);
 #pragma GCC unroll 6

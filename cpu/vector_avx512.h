@@ -96,7 +96,8 @@ struct Avx512Lanes {
     __builtin_memcpy(&u, p, sizeof u);
     split(_mm512_set1_epi32(u), even, odd);
   }
-  static void prefetch(const void* p) { __builtin_prefetch(p); }
+  // Into L2: more lines may be on their way there than to L1.
+  static void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
   using I = __m512i;
   static I zero_sums() { return _mm512_setzero_si512(); }

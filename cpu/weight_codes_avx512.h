@@ -161,7 +161,7 @@ template <class Round, WeightCode kCode>
 // Rows of codes are too short for the hardware's prefetcher: the same place some rows on.
 inline void prefetch_row_ahead(const void* at, int64_t row_bytes) {
   constexpr int64_t kRows = 4;
-  _mm_prefetch(static_cast<const char*>(at) + kRows * row_bytes, _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(at) + kRows * row_bytes, _MM_HINT_T1);
 }
 
 template <class Round, WeightCode kCode>
