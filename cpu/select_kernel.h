@@ -40,6 +40,23 @@ struct CombineScores {
   float* out;  // may be the scores of the first head
 };
 
+// Scores of landmarks that lie one behind the other, not clamped. With tiles up to kMostTileHeads
+// heads cost as much as one.
+inline constexpr int32_t kMostTileHeads = 16;
+struct LandmarkScores {
+  const uint16_t* landmarks;  // [n][width]
+  int64_t n;
+  int32_t width;            // see has_landmark_tiles
+  const uint16_t* queries;  // [n_heads][width]
+  int32_t n_heads;          // at most kMostTileHeads
+  float scale;
+  float* scores;  // [n_heads][score_stride], written up to the next multiple of 16
+  int64_t score_stride;
+};
+constexpr bool has_landmark_tiles(int32_t width) {
+  return width == 64 || width == 96 || width == 128 || width == 256;
+}
+
 // scores[row][query] = (landmark_row . query) * scale, clamped. queries are packed by the level's
 // layout: fp32 [head_dim][n_queries], or bf16 [head_dim/2][n_queries][2].
 struct PrefillScores {
@@ -92,6 +109,7 @@ struct SelectKernel {
   // which clamps them too. Reads and writes whole groups of 16.
   void (*score_codes)(const CodeRows&);
   void (*scale_scores)(const float* scales, int64_t n, float* scores);
+  void (*score_landmarks)(const LandmarkScores&) = nullptr;  // where the level has tiles
 };
 extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Vnni,
     kSelectAvx512Bf16, kSelectAmx;

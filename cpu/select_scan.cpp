@@ -93,6 +93,9 @@ class LandmarkScan {
     } else {
       prepare_rows();
     }
+    // The same for sequences that are scanned together and for each alone: bits depend on it.
+    with_tiles_ = p_.landmarks != nullptr && kernel_.score_landmarks != nullptr &&
+                  has_landmark_tiles(width_) && p_.views.n == 1 && !candidates_.scattered();
     if (p_.views.n == 1) pack_view(0);
   }
 
@@ -103,14 +106,10 @@ class LandmarkScan {
 
   // Scores of candidates at .. at + n - 1 into the strip. Strips are scored in ascending order.
   void score_strip(int64_t at, int64_t n) {
-    for (int64_t i = 0; i < n; i += kDecodeBlock) {
-      const int32_t n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, n - i));
-      const int64_t base = place_rows(at + i, n_rows);
-      if (p_.views.n == 1) {
-        score_block(base, n_rows, strip_ + i, kStripLandmarks);
-      } else {
-        score_by_view(at + i, base, n_rows, strip_ + i);
-      }
+    if (with_tiles_) {
+      score_tiles(at, n);
+    } else {
+      score_blocks(at, n);
     }
     if (p_.codes != nullptr) take_scales(at, n);
     clamped_ = some_excluded(at, n);
@@ -139,6 +138,32 @@ class LandmarkScan {
   }
 
  private:
+  void score_tiles(int64_t at, int64_t n) const {
+    const int64_t first = kv_head_ * p_.landmark_head_stride + candidates_.chunk(at) * width_;
+    for (int32_t head = 0; head < n_heads_; head += kMostTileHeads) {
+      kernel_.score_landmarks({.landmarks = bits(p_.landmarks + first),
+                               .n = n,
+                               .width = width_,
+                               .queries = bits(gathered_ + int64_t{head} * width_),
+                               .n_heads = std::min(kMostTileHeads, n_heads_ - head),
+                               .scale = rows_.scale,
+                               .scores = strip_ + head * kStripLandmarks,
+                               .score_stride = kStripLandmarks});
+    }
+  }
+
+  void score_blocks(int64_t at, int64_t n) {
+    for (int64_t i = 0; i < n; i += kDecodeBlock) {
+      const int32_t n_rows = static_cast<int32_t>(std::min<int64_t>(kDecodeBlock, n - i));
+      const int64_t base = place_rows(at + i, n_rows);
+      if (p_.views.n == 1) {
+        score_block(base, n_rows, strip_ + i, kStripLandmarks);
+      } else {
+        score_by_view(at + i, base, n_rows, strip_ + i);
+      }
+    }
+  }
+
   // One block of landmarks from a base on, against the queries that are packed.
   void score_block(int64_t base, int32_t n_rows, float* scores, int64_t stride) {
     if (p_.codes != nullptr) {
@@ -316,10 +341,11 @@ class LandmarkScan {
   int64_t* offsets_;         // [2 * kDecodeBlock]
   float* strip_;             // [padded heads][kStripLandmarks]
   float* scales_ = nullptr;  // [kStripLandmarks]
-  bool clamped_ = false;     // the strip, and the excluded are -inf
-  float* block_ = nullptr;   // [padded heads][kDecodeBlock], with several views
-  int64_t packed_ = -1;      // the view
-  bf16* gathered_;           // [n_heads_][width_]
+  bool with_tiles_ = false;
+  bool clamped_ = false;    // the strip, and the excluded are -inf
+  float* block_ = nullptr;  // [padded heads][kDecodeBlock], with several views
+  int64_t packed_ = -1;     // the view
+  bf16* gathered_;          // [n_heads_][width_]
   char* packed_queries_ = nullptr;
   int32_t* excess_ = nullptr;     // [padded heads], of codes, as are
   float* factors_ = nullptr;      // [padded heads]

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -114,7 +115,8 @@ TEST_P(SelectTest, ViewsOfQueries) {
   }
 }
 TEST_P(SelectTest, MeanQueries) {
-  test::expect_mean_queries<Memory>([this](const MeanQueriesParams& p) { cpu::mean_queries(queue_, p); });
+  test::expect_mean_queries<Memory>(
+      [this](const MeanQueriesParams& p) { cpu::mean_queries(queue_, p); });
 }
 TEST_P(SelectTest, PrefillAgreesWithDecode) { op_.expect_prompt_agrees_with_decode(2000); }
 
@@ -181,6 +183,82 @@ TEST(SelectTiles, EmulatedScoresAreWithinTheDotProductsBound) {
       }
     }
   }
+}
+
+// Landmarks and queries of one KV head, with one landmark that is not a number.
+struct TileScores {
+  TileScores(int32_t width, int64_t n, int32_t n_heads, std::mt19937_64& rng)
+      : width(width), n(n), n_heads(n_heads), rows(n * width), queries(n_heads * width) {
+    std::normal_distribution<float> normal;
+    for (bf16& x : rows) x = bf16(normal(rng));
+    for (bf16& x : queries) x = bf16(normal(rng));
+    rows[n / 2 * width + 5] = bf16(std::numeric_limits<float>::quiet_NaN());
+  }
+  std::vector<float> scores_of(const cpu::SelectKernel& kernel) const {
+    std::vector<float> scores(n_heads * stride());
+    kernel.score_landmarks({.landmarks = reinterpret_cast<const uint16_t*>(rows.data()),
+                            .n = n,
+                            .width = width,
+                            .queries = reinterpret_cast<const uint16_t*>(queries.data()),
+                            .n_heads = n_heads,
+                            .scale = 0.5f,
+                            .scores = scores.data(),
+                            .score_stride = stride()});
+    return scores;
+  }
+  int64_t stride() const { return (n + 15) / 16 * 16; }
+
+  int32_t width;
+  int64_t n;
+  int32_t n_heads;
+  std::vector<bf16> rows, queries;
+};
+
+template <typename Each>
+void for_each_tile_case(Each&& each) {
+  std::mt19937_64 rng(test::seed());
+  for (const int32_t width : {64, 96, 128, 256}) {
+    ASSERT_TRUE(cpu::has_landmark_tiles(width));
+    for (const int64_t n : {1, 16, 17, 47, 160}) {
+      for (const int32_t n_heads : {1, 2, 4, 7, 8, 16}) each(TileScores(width, n, n_heads, rng));
+    }
+  }
+}
+
+TEST(SelectTiles, EmulatedLandmarkScoresAreWithinTheDotProductsBound) {
+  if (cpu::detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16";
+  for_each_tile_case([](const TileScores& c) {
+    const std::vector<float> scores = c.scores_of(cpu::kSelectAmxEmulated);
+    for (int32_t h = 0; h < c.n_heads; ++h) {
+      for (int64_t r = 0; r < c.n; ++r) {
+        const float score = scores[h * c.stride() + r];
+        if (r == c.n / 2) {
+          ASSERT_TRUE(std::isnan(score));
+          continue;
+        }
+        double dot = 0, magnitude = 0;
+        for (int32_t i = 0; i < c.width; ++i) {
+          const double x = double{static_cast<float>(c.rows[r * c.width + i])} *
+                           static_cast<float>(c.queries[h * c.width + i]);
+          dot += x;
+          magnitude += std::abs(x);
+        }
+        ASSERT_NEAR(score, dot / 2, (c.width + 4) * test::kUnit * magnitude / 2)
+            << "width " << c.width << ", head " << h << " of " << c.n_heads << ", row " << r
+            << " of " << c.n;
+      }
+    }
+  });
+}
+
+TEST(SelectTiles, SameLandmarkScoresAsEmulated) {
+  if (cpu::detected_isa() < Isa::kAmx) GTEST_SKIP() << "needs AMX";
+  for_each_tile_case([](const TileScores& c) {
+    const std::vector<float> scores = c.scores_of(cpu::kSelectAmx);
+    const std::vector<float> emulated = c.scores_of(cpu::kSelectAmxEmulated);
+    ASSERT_EQ(std::memcmp(scores.data(), emulated.data(), scores.size() * sizeof(float)), 0)
+        << "width " << c.width << ", " << c.n_heads << " heads, " << c.n << " rows";
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(test::selection_isas()),
