@@ -63,8 +63,17 @@ struct DecodeKernel {
   float (*weigh_scores)(float* scores, int32_t n, const float* bias, uint16_t* weights);
   // scaled[i] = weights[i] * factor, i < n, and their sum.
   float (*scale_weights)(const uint16_t* weights, int32_t n, float factor, float* scaled);
+  // attend_block for all rows of a range, row_stride elements apart, without offsets and bias; what
+  // has_plane_tiles. Null where the level has no tiles.
+  void (*attend_plane)(const DecodeBlock& range, int64_t row_stride) = nullptr;
 };
-extern const DecodeKernel kDecodePortable, kDecodeAvx2, kDecodeAvx512, kDecodeAvx512Bf16;
+constexpr bool has_plane_tiles(int32_t n_heads, int32_t head_dim) {
+  return n_heads > 4 && n_heads <= 16 &&
+         (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256);
+}
+extern const DecodeKernel kDecodePortable, kDecodeAvx2, kDecodeAvx512, kDecodeAvx512Bf16, kDecodeAmx;
+// kDecodeAmx with tiles in plain memory, for tests on machines without AMX.
+extern const DecodeKernel kDecodeAmxEmulated;
 
 namespace {
 

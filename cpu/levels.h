@@ -13,7 +13,8 @@ namespace tiercel::cpu {
 
 inline const DecodeKernel& decode_kernel(Isa isa) {
 #if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Bf16) return kDecodeAvx512Bf16;
+  if (isa == Isa::kAmx) return kDecodeAmx;
+  if (isa == Isa::kAvx512Bf16) return kDecodeAvx512Bf16;
   if (isa >= Isa::kAvx512) return kDecodeAvx512;
   if (isa == Isa::kAvx2) return kDecodeAvx2;
 #endif

@@ -1,8 +1,6 @@
 #if defined(__x86_64__)
+#include "cpu/row_tiles.h"
 #include "cpu/select_kernel.h"
-#include "cpu/tile.h"
-#include "cpu/transpose_avx512.h"
-#include "cpu/vector_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -49,115 +47,20 @@ void score_blocks_tiles(const PrefillScores& p) {
 }
 static_assert(kPrefillRows == 48);
 
-// Landmarks (A, straight from their rows) times 16 heads (B):
-//   C [16 landmarks][16 heads] += A [16 landmarks][32 elements] x B [16 pairs][16 heads][2]
-// B tiles of a width of up to 128 stay in registers. What 16 landmarks gave is put in order while
-// the next 16 are multiplied. Landmarks ahead are asked for row by row, with the loads of tiles
-// between: asked for in one burst, and copied to be loaded from L1, it was half as fast.
 template <class Tiles, int kPieces, int kHeads>
-class LandmarkTiles {
- public:
-  explicit LandmarkTiles(const LandmarkScores& p) : p_(p) {}
-
-  void run() {
-    pack_queries();
-    Tiles::configure();
-    load_queries();
-    const int64_t n_groups = (p_.n + kRows - 1) / kRows;
-    for (int64_t group = 0; group < n_groups; group += 2) {
-      multiply<0>(group);
-      if (group > 0) finish<1>(group - 1);
-      if (group + 1 < n_groups) multiply<1>(group + 1);
-      finish<0>(group);
-    }
-    if (n_groups % 2 == 0) finish<1>(n_groups - 1);
-    Tiles::release();
-  }
-
- private:
-  static constexpr int kRows = 16;
-  static constexpr int kPiece = 32;
-  static constexpr int kAheadRows = 64;
-  static constexpr int kHeldPieces = 4;
-
-  void pack_queries() {
-    for (int piece = 0; piece < kPieces; ++piece) {
-      __m512i rows[kRows];
-#pragma GCC unroll 16
-      for (int h = 0; h < kRows; ++h) {
-        rows[h] = h < p_.n_heads ? _mm512_loadu_si512(p_.queries + h * p_.width + piece * kPiece)
-                                 : _mm512_setzero_si512();
-      }
-      transpose(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) _mm512_store_si512(queries_[piece][i], rows[i]);
-    }
-  }
-  template <int piece = 0>
-  void load_queries() {
-    if constexpr (kPieces <= kHeldPieces && piece < kPieces) {
-      tiles_.template load<4 + piece>(queries_[piece], 64);
-      load_queries<piece + 1>();
-    }
-  }
-
-  template <int kParity>
-  void multiply(int64_t group) {
-    tiles_.template zero<kParity>();
-    const int64_t row_bytes = int64_t{2} * p_.width;
-    const char* rows = reinterpret_cast<const char*>(p_.landmarks) + group * kRows * row_bytes;
-    const int64_t left = p_.n - group * kRows;
-    if (left < kRows) rows = copy_last(rows, left, row_bytes);
-    multiply_pieces<kParity>(rows, row_bytes);
-    tiles_.template store<kParity>(products_[kParity], 64);
-  }
-  template <int kParity, int piece = 0>
-  void multiply_pieces(const char* rows, int64_t row_bytes) {
-    if constexpr (piece < kPieces) {
-      const char* ahead = rows + kAheadRows * row_bytes + piece * 64;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) Avx512::prefetch(ahead + r * row_bytes);
-      constexpr int kQueries = 4 + piece % kHeldPieces;
-      if constexpr (kPieces > kHeldPieces) tiles_.template load<kQueries>(queries_[piece], 64);
-      tiles_.template load<2 + piece % 2, piece * 64>(rows, row_bytes);
-      tiles_.template multiply<kParity, 2 + piece % 2, kQueries>();
-      multiply_pieces<kParity, piece + 1>(rows, row_bytes);
-    }
-  }
-  const char* copy_last(const char* rows, int64_t n, int64_t row_bytes) {
-    __builtin_memcpy(last_, rows, static_cast<size_t>(n * row_bytes));
-    return last_;
-  }
-
-  template <int kParity>
-  void finish(int64_t group) {
-    __m512i rows[kRows];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows[r] = _mm512_load_si512(products_[kParity][r]);
-    transpose(rows);
-    const __m512 scale = Avx512::set1(p_.scale);
-    float* scores = p_.scores + group * kRows;
-#pragma GCC unroll 16
-    for (int h = 0; h < kHeads; ++h) {
-      if (h < p_.n_heads) {
-        Avx512::store(scores + h * p_.score_stride,
-                      Avx512::mul(_mm512_castsi512_ps(rows[h]), scale));
-      }
-    }
-  }
-
-  const LandmarkScores& p_;
-  Tiles tiles_;
-  alignas(64) uint16_t queries_[kPieces][kRows][kPiece];
-  alignas(64) float products_[2][kRows][kRows];
-  alignas(64) char last_[kRows * kPieces * 64] = {};
-};
-
+void score_landmarks(const LandmarkScores& p) {
+  RowTiles<Tiles, kPieces, kHeads> rows;
+  rows.pack(p.queries, p.width, p.n_heads);
+  Tiles::configure();
+  Tiles tiles;
+  rows.score(tiles, {p.landmarks, p.width}, p.n, p.scale, p.scores, p.score_stride);
+  Tiles::release();
+}
 template <class Tiles, int kPieces>
 void score_landmarks(const LandmarkScores& p) {
-  if (p.n_heads <= 4) return LandmarkTiles<Tiles, kPieces, 4>(p).run();
-  if (p.n_heads <= 8) return LandmarkTiles<Tiles, kPieces, 8>(p).run();
-  LandmarkTiles<Tiles, kPieces, 16>(p).run();
+  if (p.n_heads <= 4) return score_landmarks<Tiles, kPieces, 4>(p);
+  if (p.n_heads <= 8) return score_landmarks<Tiles, kPieces, 8>(p);
+  score_landmarks<Tiles, kPieces, 16>(p);
 }
 template <class Tiles>
 void score_landmarks(const LandmarkScores& p) {

@@ -41,11 +41,16 @@ class SourceRows {
     bias_chunks_ = source.bias_chunks + kv_head * source.bias_chunks_stride;
   }
 
+  // All tokens are token_stride apart: a property of the source, not of what is in it.
+  bool is_plane() const {
+    return ids_ == nullptr && source_.chunk_stride == source_.chunk_tokens * source_.token_stride;
+  }
+
   // Tokens begin .. end - 1 into offsets[0 ..]; the last one again until n are filled.
   void fill(int64_t begin, int64_t end, int64_t n, int64_t* offsets) const {
     const int64_t n_live = std::min(end - begin, n);
     int64_t i = 0;
-    if (ids_ == nullptr && source_.chunk_stride == source_.chunk_tokens * source_.token_stride) {
+    if (is_plane()) {
       for (; i < n_live; ++i) offsets[i] = (begin + i) * source_.token_stride;
     }
     int64_t chunk = begin / source_.chunk_tokens;

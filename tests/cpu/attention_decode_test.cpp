@@ -3,11 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cpu/query.h"
+#include "engine/base/partial.h"
 #include "tests/cpu/tested_isas.h"
 #include "tests/oracle/decode_case.h"
 #include "tests/seed.h"
@@ -177,6 +180,109 @@ TEST_P(DecodeTest, BitsDoNotDependOnThreads) {
     EXPECT_EQ(first.sum, other.sum);
     EXPECT_EQ(first.out, other.out);
   }
+}
+
+// A plane of one KV head, rows `stride` apart, and the queries of its group, as a kernel sees them.
+struct PlaneCase {
+  PlaneCase(std::mt19937_64& rng, int32_t d, int32_t n_heads, int32_t n)
+      : d(d), n_heads(n_heads), n(n), stride(d + 32) {
+    q = random_rows(rng, int64_t{n_heads} * d, 2.0f);
+    keys = random_rows(rng, (n - 1) * stride + d);
+    values = random_rows(rng, (n - 1) * stride + d);
+  }
+
+  struct Result {
+    std::vector<float> max, sum, out;
+    bool operator==(const Result&) const = default;
+  };
+  Result attend(const cpu::DecodeKernel& kernel) const {
+    Result r{std::vector<float>(n_heads, kEmptyMax), std::vector<float>(n_heads),
+             std::vector<float>(n_heads * d)};
+    std::vector<float> alpha(n_heads), scores(n_heads * cpu::kDecodeBlock);
+    std::vector<char> queries(cpu::padded_heads(n_heads) * cpu::packed_width(kernel, d) * 4);
+    cpu::DecodeBlock b{};
+    b.score.row_base = cpu::bits(keys.data());
+    b.score.n_rows = n;
+    b.score.head_dim = d;
+    b.score.n_heads = n_heads;
+    b.score.query_bytes = cpu::pack_queries(kernel, q.data(), n_heads, d, queries.data());
+    b.score.queries = queries.data();
+    b.score.scale = 0.125f;
+    b.score.scores = scores.data();
+    b.score.score_stride = cpu::kDecodeBlock;
+    b.value_base = cpu::bits(values.data());
+    b.n_live_heads = n_heads;
+    b.max = r.max.data();
+    b.sum = r.sum.data();
+    b.out = r.out.data();
+    b.out_stride = d;
+    b.alpha = alpha.data();
+    kernel.attend_plane(b, stride);
+    return r;
+  }
+
+  int32_t d, n_heads, n;
+  int64_t stride;
+  std::vector<bf16> q, keys, values;
+};
+
+template <typename Each>
+void for_each_plane_case(Each&& each) {
+  std::mt19937_64 rng(test::seed());
+  for (const int32_t d : {64, 96, 128, 256}) {
+    for (const int32_t n_heads : {5, 8, 16}) {
+      ASSERT_TRUE(cpu::has_plane_tiles(n_heads, d));
+      for (const int32_t n : {1, 16, 33, 64, 95, 200}) {
+        SCOPED_TRACE(testing::Message()
+                     << "d " << d << ", " << n_heads << " heads, " << n << " rows");
+        each(PlaneCase(rng, d, n_heads, n));
+      }
+    }
+  }
+}
+
+// Tiles in plain memory: the AMX kernel on a machine that has its vector instructions only.
+TEST(DecodeTiles, EmulatedPlaneMatchesOracle) {
+  if (cpu::detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16";
+  for_each_plane_case([](const PlaneCase& c) {
+    const cpu::DecodeKernel& kernel = cpu::kDecodeAmxEmulated;
+    const PlaneCase::Result r = c.attend(kernel);
+    const auto product = [&](const bf16* a, const bf16* b) {
+      double sum = 0;
+      for (int32_t i = 0; i < c.d; ++i)
+        sum += double{static_cast<float>(a[i])} * static_cast<float>(b[i]);
+      return sum;
+    };
+    std::vector<float> out(c.d);
+    for (int32_t h = 0; h < c.n_heads; ++h) {
+      std::vector<double> scores, expected(c.d);
+      for (int32_t i = 0; i < c.n; ++i) {
+        scores.push_back(0.125 * product(c.q.data() + h * c.d, c.keys.data() + i * c.stride));
+      }
+      const double max = *std::max_element(scores.begin(), scores.end());
+      double sum = 0;
+      for (int32_t i = 0; i < c.n; ++i) {
+        const double weight = std::exp2(scores[i] - max);
+        sum += weight;
+        for (int32_t j = 0; j < c.d; ++j) {
+          expected[j] += weight * static_cast<float>(c.values[i * c.stride + j]);
+        }
+      }
+      ASSERT_NEAR(r.max[h], max, 1e-4);
+      ASSERT_NEAR(r.sum[h], sum, 1e-4 * sum);
+      cpu::unpack_row(kernel, r.out.data() + h * c.d, c.d, out.data());
+      for (int32_t j = 0; j < c.d; ++j) {
+        ASSERT_NEAR(out[j], expected[j], 1e-4 * sum) << "head " << h << ", element " << j;
+      }
+    }
+  });
+}
+
+TEST(DecodeTiles, SameBitsAsEmulated) {
+  if (cpu::detected_isa() < Isa::kAmx) GTEST_SKIP() << "needs AMX";
+  for_each_plane_case([](const PlaneCase& c) {
+    ASSERT_TRUE(c.attend(cpu::kDecodeAmx) == c.attend(cpu::kDecodeAmxEmulated));
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryLevel, DecodeTest, testing::ValuesIn(test::tested_isas()),
