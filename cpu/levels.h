@@ -1,6 +1,6 @@
 // The kernels of an instruction-set level: attention of a decode step, selection, landmarks, coded
-// rows. All but selection are bound by memory wherever a core has AVX-512: there kAmx takes the
-// kernels of the level below it.
+// rows. The last two are bound by memory wherever a core has AVX-512: there kAmx takes the kernels
+// of the level below it.
 #pragma once
 
 #include "cpu/decode_kernel.h"
