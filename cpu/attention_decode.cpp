@@ -119,7 +119,15 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
 
   const SourceRows rows(source, range.kv_head);
   block.bias = rows.has_bias() ? bias : nullptr;
-  const auto attend_blocks = [&] {
+  const bool as_plane = kernel.attend_plane != nullptr && has_plane_tiles(group, p.head_dim) &&
+                        rows.is_plane() && !rows.has_bias() && p.views.n == 1;
+  if (as_plane) {
+    pack_view(0);
+    block.score.row_base += range.begin * source.token_stride;
+    block.value_base += range.begin * source.token_stride;
+    block.score.n_rows = static_cast<int32_t>(range.end - range.begin);
+    kernel.attend_plane(block, source.token_stride);
+  } else {
     rows.fill(range.begin, range.end, step, offsets + step);
     for (int64_t token = range.begin; token < range.end; token += step) {
       // This block and the next one: what was next is this now.
@@ -136,18 +144,8 @@ void attend_range(const DecodeAttendParams& p, const DecodeKernel& kernel, const
         attend_by_view(kernel, block, rows, p.views, token, end, pack_view);
       }
     }
-  };
-  const bool as_plane = kernel.attend_plane != nullptr && has_plane_tiles(group, p.head_dim) &&
-                        rows.is_plane() && !rows.has_bias() && p.views.n == 1;
-  if (as_plane) {
-    pack_view(0);
-    block.score.row_base += range.begin * source.token_stride;
-    block.value_base += range.begin * source.token_stride;
-    block.score.n_rows = static_cast<int32_t>(range.end - range.begin);
-    kernel.attend_plane(block, source.token_stride);
-  } else {
-    attend_blocks();
   }
+
   for (int32_t h = 0; h < group; ++h) {
     float* partial = partial_at(p, int64_t{range.kv_head} * group + h, range.slot);
     // A bias on every score is one on their maximum: sum and out are relative to it.

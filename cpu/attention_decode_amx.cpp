@@ -1,5 +1,5 @@
-// Decode attention over the rows of a plane with AMX, for groups of more than four heads: with fewer
-// the vector kernel waits for memory too, with eight it has four times as many instructions.
+// Decode attention over the rows of a plane with AMX, for groups of more than four heads: with
+// fewer the vector kernel waits for memory too, with eight it has four times as many instructions.
 //
 //   scores   as row_tiles.h says, of a block of 64 rows
 //   softmax  as the vector kernel does it
@@ -22,16 +22,15 @@ class PlaneAttention {
   PlaneAttention(const DecodeBlock& range, int64_t row_stride)
       : b_(range),
         n_rows_(range.score.n_rows),
-        keys_{range.score.row_base, row_stride},
-        values_{range.value_base, row_stride} {}
+        keys_{reinterpret_cast<const char*>(range.score.row_base), 2 * row_stride},
+        values_{reinterpret_cast<const char*>(range.value_base), 2 * row_stride} {}
 
   void run() {
-    scores_.pack(reinterpret_cast<const uint16_t*>(b_.score.queries), b_.score.query_bytes / 2,
-                 b_.n_live_heads);
+    scores_.pack(b_.score.queries, b_.score.query_bytes, b_.n_live_heads);
     Tiles::configure();
     for (int32_t row = 0; row < n_rows_; row += kDecodeBlock) {
       b_.score.n_rows = n_rows_ - row < kDecodeBlock ? n_rows_ - row : kDecodeBlock;
-      scores_.score(tiles_, {keys_.at(row), keys_.stride}, b_.score.n_rows, b_.score.scale,
+      scores_.score(tiles_, {keys_.at(row), keys_.stride}, b_.score.n_rows, {b_.score.scale},
                     b_.score.scores, b_.score.score_stride);
       const SpacedRows values{values_.at(row), values_.stride};
       // Memory is not to wait for exponentials: the first half of the next values is asked for
@@ -54,7 +53,7 @@ class PlaneAttention {
   static void ask_for(const SpacedRows& rows, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
 #pragma GCC unroll 8
-      for (int piece = 0; piece < kPieces; ++piece) V::prefetch(rows.at(row) + piece * kPiece);
+      for (int piece = 0; piece < kPieces; ++piece) V::prefetch(rows.at(row) + piece * 64);
     }
   }
 
@@ -103,12 +102,12 @@ class PlaneAttention {
   // Rows row and row + 1 of the block; those behind its last are zero.
   void interleave(const SpacedRows& values, int row) {
     const int left = b_.score.n_rows - row;
-    const uint16_t* first = values.at(row);
+    const char* first = values.at(row);
 #pragma GCC unroll 8
     for (int piece = 0; piece < kPieces; ++piece) {
       __m512i a = _mm512_setzero_si512(), b = a;
-      if (left > 0) a = _mm512_loadu_si512(first + piece * kPiece);
-      if (left > 1) b = _mm512_loadu_si512(first + values.stride + piece * kPiece);
+      if (left > 0) a = _mm512_loadu_si512(first + piece * 64);
+      if (left > 1) b = _mm512_loadu_si512(first + values.stride + piece * 64);
       constexpr __mmask32 kOdd = 0xaaaaaaaa;
       auto& to = pairs_[row / kPiece][piece];
       const int pair = row % kPiece / 2;
@@ -155,7 +154,7 @@ class PlaneAttention {
   int32_t n_rows_;
   SpacedRows keys_, values_;
   Tiles tiles_;
-  RowTiles<Tiles, kPieces, kHeads> scores_;
+  RowTiles<Tiles, Bf16Products, kPieces, kHeads> scores_;
   alignas(64) uint16_t pairs_[kStrips][kPieces][2][kRows][kPiece];
   alignas(64) uint16_t weights_[kStrips][2][kRows][kPiece] = {};
   alignas(64) float sums_[2][2][kRows][kRows];

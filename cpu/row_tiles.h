@@ -1,7 +1,9 @@
-// Dot products of rows of bf16, keys or landmarks, with the queries of up to 16 heads, on AMX.
-// Included by *_amx.cpp files; everything in it has internal linkage (cpu/isa.h).
+// Dot products of rows, keys or landmarks, with the queries of some heads, on AMX. Included by
+// *_amx.cpp files; everything in it has internal linkage (cpu/isa.h).
 //
-//   C [16 rows][16 heads] += A [16 rows][32 elements]  x  B [16 pairs][16 heads][2]
+//   bf16   C [16 rows][16 heads]  += A [16 rows][32 elements]  x  B [16 pairs][16 heads][2]
+//   int8   C [16 rows][16]        += A [16 rows][64 elements]  x  B [16 fours][16][4]
+//          columns 2h and 2h + 1: the high and low bytes of the 16-bit query of head h
 //
 // Rows are the A operand as they lie in memory, so all heads cost as much as one. What 16 rows gave
 // is put in order while the next 16 are multiplied. Rows ahead are asked for one by one, with the
@@ -18,46 +20,74 @@
 namespace tiercel::cpu {
 namespace {
 
-// Rows `stride` elements apart.
+// Rows `stride` bytes apart.
 struct SpacedRows {
-  const uint16_t* first;
+  const char* first;
   int64_t stride;
 
-  const uint16_t* at(int64_t row) const { return first + row * stride; }
+  const char* at(int64_t row) const { return first + row * stride; }
 };
 
-// kPieces pieces of 32 elements; scores of no more than kHeads heads are written.
-template <class Tiles, int kPieces, int kHeads>
+// How products become scores: scores[head][row] = (row . query) * scale.
+struct Bf16Products {
+  float scale;
+
+  static constexpr int kColumnsPerHead = 1;
+  template <int kC, int kA, int kB, class Tiles>
+  static void multiply(Tiles& tiles) {
+    tiles.template multiply<kC, kA, kB>();
+  }
+  __m512 scores(const __m512i* columns, int head) const {
+    return _mm512_mul_ps(_mm512_castsi512_ps(columns[head]), _mm512_set1_ps(scale));
+  }
+};
+struct ByteProducts {
+  const float* scales;  // of the heads
+
+  static constexpr int kColumnsPerHead = 2;
+  template <int kC, int kA, int kB, class Tiles>
+  static void multiply(Tiles& tiles) {
+    tiles.template multiply_bytes<kC, kA, kB>();
+  }
+  __m512 scores(const __m512i* columns, int head) const {
+    const __m512i high = _mm512_slli_epi32(columns[2 * head], 8);
+    const __m512i sum = _mm512_add_epi32(high, columns[2 * head + 1]);
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scales[head]));
+  }
+};
+
+// kPieces pieces of 64 bytes; scores of no more than kHeads heads are written.
+template <class Tiles, class Products, int kPieces, int kHeads>
 class RowTiles {
  public:
   static constexpr int kRows = 16;
-  static constexpr int kPiece = 32;
   static constexpr int kAheadRows = 64;
 
-  // Of heads query_stride elements apart. Before configure.
-  void pack(const uint16_t* queries, int64_t query_stride, int n_heads) {
+  // Columns of queries, query_stride bytes apart. Before configure.
+  void pack(const void* queries, int64_t query_stride, int n_heads) {
     n_heads_ = n_heads;
+    const int n_columns = n_heads * Products::kColumnsPerHead;
     for (int piece = 0; piece < kPieces; ++piece) {
-      __m512i rows[kRows];
+      const char* from = static_cast<const char*>(queries) + piece * kPieceBytes;
+      __m512i columns[kRows];
 #pragma GCC unroll 16
-      for (int h = 0; h < kRows; ++h) {
-        rows[h] = h < n_heads ? _mm512_loadu_si512(queries + h * query_stride + piece * kPiece)
-                              : _mm512_setzero_si512();
+      for (int c = 0; c < kRows; ++c) {
+        columns[c] =
+            c < n_columns ? _mm512_loadu_si512(from + c * query_stride) : _mm512_setzero_si512();
       }
-      transpose(rows);
+      transpose(columns);
 #pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) _mm512_store_si512(queries_[piece][i], rows[i]);
+      for (int i = 0; i < kRows; ++i) _mm512_store_si512(queries_[piece][i], columns[i]);
     }
   }
 
-  // scores[head][row] = (row . query) * scale for n rows, up to the next multiple of 16. Takes all
-  // tiles.
-  void score(Tiles& tiles, const SpacedRows& rows, int64_t n, float scale, float* scores,
-             int64_t score_stride) {
+  // Scores of n rows, written up to the next multiple of 16. Takes all tiles.
+  void score(Tiles& tiles, const SpacedRows& rows, int64_t n, const Products& products,
+             float* scores, int64_t score_stride) {
     load_queries(tiles);
     const int64_t n_groups = (n + kRows - 1) / kRows;
     const auto finish = [&](int64_t group) {
-      write(products_[group % 2], scale, scores + group * kRows, score_stride);
+      write(products, products_[group % 2], scores + group * kRows, score_stride);
     };
     for (int64_t group = 0; group < n_groups; group += 2) {
       multiply<0>(tiles, rows, n, group);
@@ -69,6 +99,7 @@ class RowTiles {
   }
 
  private:
+  static constexpr int kPieceBytes = 64;
   static constexpr int kHeldPieces = 4;  // of queries, that stay in registers
 
   template <int piece = 0>
@@ -81,59 +112,54 @@ class RowTiles {
 
   template <int kParity>
   void multiply(Tiles& tiles, const SpacedRows& rows, int64_t n, int64_t group) {
-    const uint16_t* first = rows.at(group * kRows);
-    int64_t row_bytes = 2 * rows.stride;
-    const char* ahead = reinterpret_cast<const char*>(first) + kAheadRows * row_bytes;
-    const int64_t ahead_bytes = row_bytes;
+    const char* first = rows.at(group * kRows);
+    const SpacedRows ahead{first + kAheadRows * rows.stride, rows.stride};
     const int64_t left = n - group * kRows;
-    if (left < kRows) {
-      first = copy_last(first, rows.stride, left);
-      row_bytes = sizeof last_[0];
-    }
     tiles.template zero<kParity>();
-    multiply_pieces<kParity>(tiles, first, row_bytes, ahead, ahead_bytes);
+    multiply_pieces<kParity>(
+        tiles, left < kRows ? copy_last(first, rows.stride, left) : SpacedRows{first, rows.stride},
+        ahead);
     tiles.template store<kParity>(products_[kParity], 64);
   }
   template <int kParity, int piece = 0>
-  void multiply_pieces(Tiles& tiles, const uint16_t* rows, int64_t row_bytes, const char* ahead,
-                       int64_t ahead_bytes) {
+  void multiply_pieces(Tiles& tiles, const SpacedRows& rows, const SpacedRows& ahead) {
     if constexpr (piece < kPieces) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) Avx512::prefetch(ahead + r * ahead_bytes + piece * 64);
+      for (int r = 0; r < kRows; ++r) Avx512::prefetch(ahead.at(r) + piece * kPieceBytes);
       constexpr int kQueries = 4 + piece % kHeldPieces;
       if constexpr (kPieces > kHeldPieces) {
-        tiles.template load<kQueries>(queries_[piece], 64);
+        tiles.template load<kQueries>(queries_[piece], kPieceBytes);
       }
-      tiles.template load_streaming<2 + piece % 2, piece * 64>(rows, row_bytes);
-      tiles.template multiply<kParity, 2 + piece % 2, kQueries>();
-      multiply_pieces<kParity, piece + 1>(tiles, rows, row_bytes, ahead, ahead_bytes);
+      tiles.template load_streaming<2 + piece % 2, piece * kPieceBytes>(rows.first, rows.stride);
+      Products::template multiply<kParity, 2 + piece % 2, kQueries>(tiles);
+      multiply_pieces<kParity, piece + 1>(tiles, rows, ahead);
     }
   }
   // What is behind the last row may not be memory.
-  const uint16_t* copy_last(const uint16_t* rows, int64_t stride, int64_t n) {
+  SpacedRows copy_last(const char* rows, int64_t stride, int64_t n) {
     for (int64_t r = 0; r < n; ++r) {
       __builtin_memcpy(last_[r], rows + r * stride, sizeof last_[r]);
     }
-    return last_[0];
+    return {last_[0], sizeof last_[0]};
   }
 
-  void write(const float (&products)[kRows][kRows], float scale, float* scores, int64_t stride) {
-    __m512i rows[kRows];
+  void write(const Products& products, const int32_t (&sums)[kRows][kRows], float* scores,
+             int64_t stride) {
+    __m512i columns[kRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows[r] = _mm512_load_si512(products[r]);
-    transpose(rows);
-    const __m512 factor = _mm512_set1_ps(scale);
+    for (int r = 0; r < kRows; ++r) columns[r] = _mm512_load_si512(sums[r]);
+    transpose(columns);
 #pragma GCC unroll 16
     for (int h = 0; h < kHeads; ++h) {
       if (h >= n_heads_) break;
-      _mm512_storeu_ps(scores + h * stride, _mm512_mul_ps(_mm512_castsi512_ps(rows[h]), factor));
+      _mm512_storeu_ps(scores + h * stride, products.scores(columns, h));
     }
   }
 
   int n_heads_ = 0;
-  alignas(64) uint16_t queries_[kPieces][kRows][kPiece];
-  alignas(64) float products_[2][kRows][kRows];
-  alignas(64) uint16_t last_[kRows][kPieces * kPiece] = {};
+  alignas(64) char queries_[kPieces][kRows][kPieceBytes];
+  alignas(64) int32_t products_[2][kRows][kRows];
+  alignas(64) char last_[kRows][kPieces * kPieceBytes] = {};
 };
 
 }  // namespace

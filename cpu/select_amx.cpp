@@ -47,28 +47,41 @@ void score_blocks_tiles(const PrefillScores& p) {
 }
 static_assert(kPrefillRows == 48);
 
-template <class Tiles, int kPieces, int kHeads>
-void score_landmarks(const LandmarkScores& p) {
-  RowTiles<Tiles, kPieces, kHeads> rows;
-  rows.pack(p.queries, p.width, p.n_heads);
+template <class Tiles, class Products, int kPieces, int kHeads>
+void score_landmarks(const LandmarkScores& p, const Products& products) {
+  RowTiles<Tiles, Products, kPieces, kHeads> rows;
+  rows.pack(p.queries, kPieces * 64, p.n_heads);
   Tiles::configure();
   Tiles tiles;
-  rows.score(tiles, {p.landmarks, p.width}, p.n, p.scale, p.scores, p.score_stride);
+  rows.score(tiles, {static_cast<const char*>(p.landmarks), kPieces * 64}, p.n, products, p.scores,
+             p.score_stride);
   Tiles::release();
 }
-template <class Tiles, int kPieces>
-void score_landmarks(const LandmarkScores& p) {
-  if (p.n_heads <= 4) return score_landmarks<Tiles, kPieces, 4>(p);
-  if (p.n_heads <= 8) return score_landmarks<Tiles, kPieces, 8>(p);
-  score_landmarks<Tiles, kPieces, 16>(p);
+template <class Tiles, class Products, int kPieces>
+void score_landmarks(const LandmarkScores& p, const Products& products) {
+  if (p.n_heads <= 4) return score_landmarks<Tiles, Products, kPieces, 4>(p, products);
+  if (p.n_heads <= 8) return score_landmarks<Tiles, Products, kPieces, 8>(p, products);
+  if constexpr (Products::kColumnsPerHead == 1) {
+    score_landmarks<Tiles, Products, kPieces, 16>(p, products);
+  }
 }
 template <class Tiles>
 void score_landmarks(const LandmarkScores& p) {
+  const Bf16Products products{p.scale};
   switch (p.width) {
-    case 64: return score_landmarks<Tiles, 2>(p);
-    case 96: return score_landmarks<Tiles, 3>(p);
-    case 128: return score_landmarks<Tiles, 4>(p);
-    case 256: return score_landmarks<Tiles, 8>(p);
+    case 64: return score_landmarks<Tiles, Bf16Products, 2>(p, products);
+    case 96: return score_landmarks<Tiles, Bf16Products, 3>(p, products);
+    case 128: return score_landmarks<Tiles, Bf16Products, 4>(p, products);
+    case 256: return score_landmarks<Tiles, Bf16Products, 8>(p, products);
+  }
+}
+template <class Tiles>
+void score_coded_landmarks(const LandmarkScores& p) {
+  const ByteProducts products{p.scales};
+  switch (p.width) {
+    case 64: return score_landmarks<Tiles, ByteProducts, 1>(p, products);
+    case 128: return score_landmarks<Tiles, ByteProducts, 2>(p, products);
+    case 256: return score_landmarks<Tiles, ByteProducts, 4>(p, products);
   }
 }
 
@@ -88,7 +101,8 @@ const SelectKernel kSelectAmx = {Avx512Bf16::kLanes,
                                  Avx512Bf16::kByteQuery,
                                  score_codes<Avx512Bf16>,
                                  scale_scores<Avx512>,
-                                 score_landmarks<HardwareTiles>};
+                                 score_landmarks<HardwareTiles>,
+                                 score_coded_landmarks<HardwareTiles>};
 
 const SelectKernel kSelectAmxEmulated = {Avx512Bf16::kLanes,
                                          Avx512Bf16::kBf16Query,
@@ -104,7 +118,8 @@ const SelectKernel kSelectAmxEmulated = {Avx512Bf16::kLanes,
                                          Avx512Bf16::kByteQuery,
                                          score_codes<Avx512Bf16>,
                                          scale_scores<Avx512>,
-                                         score_landmarks<EmulatedTiles>};
+                                         score_landmarks<EmulatedTiles>,
+                                         score_coded_landmarks<EmulatedTiles>};
 
 }  // namespace tiercel::cpu
 #endif

@@ -40,21 +40,22 @@ struct CombineScores {
   float* out;  // may be the scores of the first head
 };
 
-// Scores of landmarks that lie one behind the other, not clamped. With tiles up to kMostTileHeads
-// heads cost as much as one.
-inline constexpr int32_t kMostTileHeads = 16;
+// Scores of landmarks that lie one behind the other, not clamped, on tiles, where all heads cost as
+// much as one: up to 16 of them, or 8 for int8 landmarks, whose queries are two rows of bytes.
 struct LandmarkScores {
-  const uint16_t* landmarks;  // [n][width]
+  const void* landmarks;  // [n][width], bf16 or int8
   int64_t n;
-  int32_t width;            // see has_landmark_tiles
-  const uint16_t* queries;  // [n_heads][width]
-  int32_t n_heads;          // at most kMostTileHeads
-  float scale;
-  float* scores;  // [n_heads][score_stride], written up to the next multiple of 16
+  int32_t width;        // see has_landmark_tiles
+  const void* queries;  // [n_heads][width] bf16, or [n_heads][high, low][width] int8
+  int32_t n_heads;      // at most landmark_tile_heads
+  float scale;          // of bf16
+  const float* scales;  // [n_heads], of int8
+  float* scores;        // [n_heads][score_stride], written up to the next multiple of 16
   int64_t score_stride;
 };
-constexpr bool has_landmark_tiles(int32_t width) {
-  return width == 64 || width == 96 || width == 128 || width == 256;
+constexpr int32_t landmark_tile_heads(bool coded) { return coded ? 8 : 16; }
+constexpr bool has_landmark_tiles(int32_t width, bool coded) {
+  return width == 64 || (width == 96 && !coded) || width == 128 || width == 256;
 }
 
 // scores[row][query] = (landmark_row . query) * scale, clamped. queries are packed by the level's
@@ -109,7 +110,9 @@ struct SelectKernel {
   // which clamps them too. Reads and writes whole groups of 16.
   void (*score_codes)(const CodeRows&);
   void (*scale_scores)(const float* scales, int64_t n, float* scores);
-  void (*score_landmarks)(const LandmarkScores&) = nullptr;  // where the level has tiles
+  // Where the level has tiles.
+  void (*score_landmarks)(const LandmarkScores&) = nullptr;
+  void (*score_coded_landmarks)(const LandmarkScores&) = nullptr;
 };
 extern const SelectKernel kSelectPortable, kSelectAvx2, kSelectAvx512, kSelectAvx512Vnni,
     kSelectAvx512Bf16, kSelectAmx;

@@ -66,6 +66,15 @@ float quantise_query(const bf16* q, int32_t n, int16_t* codes) {
   return max / static_cast<float>(kMaxCode);
 }
 
+// q[i] = 256 * high + low.
+void split_code_query(const int16_t* q, int32_t n, int8_t* bytes) {
+  for (int32_t i = 0; i < n; ++i) {
+    const auto low = static_cast<int8_t>(q[i]);
+    bytes[i] = static_cast<int8_t>((q[i] - low) / 256);
+    bytes[n + i] = low;
+  }
+}
+
 // The landmarks of one KV head against the queries of its group, of one sequence or of several that
 // have the same candidates.
 class LandmarkScan {
@@ -94,8 +103,10 @@ class LandmarkScan {
       prepare_rows();
     }
     // The same for sequences that are scanned together and for each alone: bits depend on it.
-    with_tiles_ = p_.landmarks != nullptr && kernel_.score_landmarks != nullptr &&
-                  has_landmark_tiles(width_) && p_.views.n == 1 && !candidates_.scattered();
+    const bool coded = p_.codes != nullptr;
+    with_tiles_ = kernel_.score_landmarks != nullptr && has_landmark_tiles(width_, coded) &&
+                  p_.views.n == 1 && !candidates_.scattered();
+    if (with_tiles_ && coded) query_bytes_ = scratch_.take<int8_t>(2 * int64_t{n_heads_} * width_);
     if (p_.views.n == 1) pack_view(0);
   }
 
@@ -139,16 +150,27 @@ class LandmarkScan {
 
  private:
   void score_tiles(int64_t at, int64_t n) const {
+    const bool coded = p_.codes != nullptr;
     const int64_t first = kv_head_ * p_.landmark_head_stride + candidates_.chunk(at) * width_;
-    for (int32_t head = 0; head < n_heads_; head += kMostTileHeads) {
-      kernel_.score_landmarks({.landmarks = bits(p_.landmarks + first),
-                               .n = n,
-                               .width = width_,
-                               .queries = bits(gathered_ + int64_t{head} * width_),
-                               .n_heads = std::min(kMostTileHeads, n_heads_ - head),
-                               .scale = rows_.scale,
-                               .scores = strip_ + head * kStripLandmarks,
-                               .score_stride = kStripLandmarks});
+    const int32_t most = landmark_tile_heads(coded);
+    for (int32_t head = 0; head < n_heads_; head += most) {
+      LandmarkScores scores{};
+      scores.n = n;
+      scores.width = width_;
+      scores.n_heads = std::min(most, n_heads_ - head);
+      scores.scores = strip_ + head * kStripLandmarks;
+      scores.score_stride = kStripLandmarks;
+      if (coded) {
+        scores.landmarks = p_.codes + first;
+        scores.queries = query_bytes_ + 2 * int64_t{head} * width_;
+        scores.scales = factors_ + head;
+        kernel_.score_coded_landmarks(scores);
+      } else {
+        scores.landmarks = p_.landmarks + first;
+        scores.queries = gathered_ + int64_t{head} * width_;
+        scores.scale = rows_.scale;
+        kernel_.score_landmarks(scores);
+      }
     }
   }
 
@@ -227,6 +249,10 @@ class LandmarkScan {
     for (int32_t h = 0; h < n_heads_; ++h) {
       factors_[h] = quantise_query(gathered_ + int64_t{h} * width_, width_, quantised_) *
                     (p_.scale * std::numbers::log2e_v<float>);
+      if (with_tiles_) {
+        split_code_query(quantised_, width_, query_bytes_ + 2 * int64_t{h} * width_);
+        continue;
+      }
       excess_[h] =
           pack_code_query(kernel_, quantised_, width_, packed_queries_ + h * codes_.query_bytes);
     }
@@ -347,9 +373,10 @@ class LandmarkScan {
   int64_t packed_ = -1;     // the view
   bf16* gathered_;          // [n_heads_][width_]
   char* packed_queries_ = nullptr;
-  int32_t* excess_ = nullptr;     // [padded heads], of codes, as are
-  float* factors_ = nullptr;      // [padded heads]
-  int16_t* quantised_ = nullptr;  // [width_]
+  int32_t* excess_ = nullptr;      // [padded heads], of codes, as are
+  float* factors_ = nullptr;       // [padded heads]
+  int16_t* quantised_ = nullptr;   // [width_]
+  int8_t* query_bytes_ = nullptr;  // [n_heads_][high, low][width_], for tiles
 };
 
 }  // namespace

@@ -3,7 +3,8 @@
 // Kernels are templates on one of the two, so that they run, bit for bit the same, on machines
 // without AMX and under sanitizers, which do not look into tile instructions.
 //
-//   multiply<C, A, B>:   C [rows][16] fp32 += A [rows][16 pairs] bf16  x  B [16 pairs][16][2] bf16
+//   multiply<C, A, B>:         C [rows][16] fp32 += A [rows][16 pairs] bf16  x  B [16 pairs][16][2] bf16
+//   multiply_bytes<C, A, B>:   C [rows][16] int32 += A [rows][16 fours] int8  x  B [16 fours][16][4] int8
 //
 // The arithmetic of tdpbf16ps, as found by comparing bits: per element of C one chain of fused
 // multiply-adds over the even k and one over the odd k, both starting from zero and rounded to
@@ -72,6 +73,10 @@ class HardwareTiles {
   void multiply() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
   }
+  template <int kC, int kA, int kB>
+  void multiply_bytes() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+  }
 };
 #endif
 
@@ -99,6 +104,10 @@ class EmulatedTiles {
   template <int kC, int kA, int kB>
   void multiply() {
     multiply_tiles(tiles_[kC], tiles_[kA], tiles_[kB]);
+  }
+  template <int kC, int kA, int kB>
+  void multiply_bytes() {
+    multiply_byte_tiles(tiles_[kC], tiles_[kA], tiles_[kB]);
   }
 
  private:
@@ -129,6 +138,22 @@ class EmulatedTiles {
       for (int n = 0; n < 16; ++n) {
         const float sum = flushed(even[n] + odd[n]);
         c_tile[row][n] = __builtin_bit_cast(uint32_t, flushed(value(c_tile[row][n]) + sum));
+      }
+    }
+  }
+
+  __attribute__((noinline, no_sanitize("address"))) static void multiply_byte_tiles(
+      Tile& c_tile, const Tile& a_tile, const Tile& b_tile) {
+    for (int row = 0; row < 16; ++row) {
+      for (int n = 0; n < 16; ++n) {
+        int32_t sum = 0;
+        for (int four = 0; four < 16; ++four) {
+          for (int shift = 0; shift < 32; shift += 8) {
+            sum += static_cast<int8_t>(a_tile[row][four] >> shift) *
+                   static_cast<int8_t>(b_tile[four][n] >> shift);
+          }
+        }
+        c_tile[row][n] += static_cast<uint32_t>(sum);
       }
     }
   }

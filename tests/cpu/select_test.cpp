@@ -196,12 +196,13 @@ struct TileScores {
   }
   std::vector<float> scores_of(const cpu::SelectKernel& kernel) const {
     std::vector<float> scores(n_heads * stride());
-    kernel.score_landmarks({.landmarks = reinterpret_cast<const uint16_t*>(rows.data()),
+    kernel.score_landmarks({.landmarks = rows.data(),
                             .n = n,
                             .width = width,
-                            .queries = reinterpret_cast<const uint16_t*>(queries.data()),
+                            .queries = queries.data(),
                             .n_heads = n_heads,
                             .scale = 0.5f,
+                            .scales = nullptr,
                             .scores = scores.data(),
                             .score_stride = stride()});
     return scores;
@@ -218,7 +219,7 @@ template <typename Each>
 void for_each_tile_case(Each&& each) {
   std::mt19937_64 rng(test::seed());
   for (const int32_t width : {64, 96, 128, 256}) {
-    ASSERT_TRUE(cpu::has_landmark_tiles(width));
+    ASSERT_TRUE(cpu::has_landmark_tiles(width, false));
     for (const int64_t n : {1, 16, 17, 47, 160}) {
       for (const int32_t n_heads : {1, 2, 4, 7, 8, 16}) each(TileScores(width, n, n_heads, rng));
     }
@@ -259,6 +260,55 @@ TEST(SelectTiles, SameLandmarkScoresAsEmulated) {
     ASSERT_EQ(std::memcmp(scores.data(), emulated.data(), scores.size() * sizeof(float)), 0)
         << "width " << c.width << ", " << c.n_heads << " heads, " << c.n << " rows";
   });
+}
+
+// Integers all the way: the same scores to the bit.
+TEST(SelectTiles, CodedLandmarkScoresAreExact) {
+  if (cpu::detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16";
+  std::mt19937_64 rng(test::seed());
+  const auto up_to = [&](int64_t n) {
+    return static_cast<int64_t>(rng() % static_cast<uint64_t>(n));
+  };
+  for (const int32_t width : {64, 128, 256}) {
+    ASSERT_TRUE(cpu::has_landmark_tiles(width, true));
+    for (const int64_t n : {1, 16, 17, 47, 160}) {
+      for (const int32_t n_heads : {1, 2, 4, 7, 8}) {
+        std::vector<int8_t> codes(n * width), queries(n_heads * 2 * width);
+        for (int8_t& code : codes) code = static_cast<int8_t>(up_to(255) - 127);
+        for (int8_t& byte : queries) byte = static_cast<int8_t>(up_to(256) - 128);
+        codes[0] = 127;
+        queries[0] = 127;
+        const int64_t stride = (n + 15) / 16 * 16;
+        std::vector<float> scales(n_heads), scores(n_heads * stride);
+        for (float& scale : scales) scale = 0x1p-20f * static_cast<float>(1 + up_to(1000));
+        for (const auto* kernel : {&cpu::kSelectAmxEmulated, &cpu::kSelectAmx}) {
+          if (kernel == &cpu::kSelectAmx && cpu::detected_isa() < Isa::kAmx) continue;
+          kernel->score_coded_landmarks({.landmarks = codes.data(),
+                                         .n = n,
+                                         .width = width,
+                                         .queries = queries.data(),
+                                         .n_heads = n_heads,
+                                         .scale = 0,
+                                         .scales = scales.data(),
+                                         .scores = scores.data(),
+                                         .score_stride = stride});
+          for (int32_t h = 0; h < n_heads; ++h) {
+            for (int64_t r = 0; r < n; ++r) {
+              int32_t dot = 0;
+              for (int32_t i = 0; i < width; ++i) {
+                const int32_t q =
+                    queries[2 * h * width + i] * 256 + queries[(2 * h + 1) * width + i];
+                dot += codes[r * width + i] * q;
+              }
+              ASSERT_EQ(scores[h * stride + r], static_cast<float>(dot) * scales[h])
+                  << "width " << width << ", head " << h << " of " << n_heads << ", row " << r
+                  << " of " << n;
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryLevel, SelectTest, testing::ValuesIn(test::selection_isas()),
