@@ -50,6 +50,7 @@ struct SkinnyProduct {
   int64_t first = 0, end = 0;
   bool out_f32 = false;
   bool accumulate = false;
+  bool again = false;        // the same weights as in the call before: they are in the cache
   float* scratch = nullptr;  // skinny_scratch_floats(n_rows, k), 64-byte aligned
   int64_t row_bytes = 0;     // of coded rows; these have params from byte code_bytes on
   int64_t code_bytes = 0;
@@ -57,9 +58,10 @@ struct SkinnyProduct {
   int32_t group = 0;
 };
 inline constexpr int64_t kMaxSkinnyRows = 16;
+inline constexpr int64_t kMostSkinnyRows = 32;  // of any level
 inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
 
-// Sums of a range, and x: in fp32, or in AMX order (16 rows of bf16, whatever n_rows is).
+// Sums of a range, and x: in fp32, or in AMX order (16 or 32 rows of bf16, whatever n_rows is).
 constexpr int64_t skinny_scratch_floats(int64_t n_rows, int64_t k) {
   return n_rows * kSkinnyRange + (n_rows > 8 ? n_rows : 8) * ((k + 31) / 32 * 32);
 }
@@ -88,6 +90,8 @@ struct GemmLevel {
   void (*decode_weights)(const DecodeWeights& p);
   bool skinny_takes_codes = false;
   int64_t most_panels = 1;  // that are multiplied with the same rows, one after the other
+  int64_t skinny_rows = kMaxSkinnyRows;  // of a call of multiply_skinny
+  int64_t few_rows = kMaxSkinnyRows;     // up to so many, weights are multiplied as they lie
 };
 
 // ---- the pieces that levels are made of ----

@@ -12,8 +12,10 @@ namespace {
 constexpr int64_t kDepth = 1024;
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kMostPanels = 4;  // of an item
-// Weights of one skinny item; below it, splitting costs more than the second core brings.
+// Weights of one skinny item; below it, splitting costs more than the second core brings. With more
+// rows than kMaxSkinnyRows each item also puts them in order, and goes through its weights again.
 constexpr int64_t kSkinnyItemBytes = 256 << 10;
+constexpr int64_t kManyRowsItemBytes = 1 << 20;
 
 const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
 
@@ -29,7 +31,9 @@ constexpr GemmLevel kAmx = {.pack_rows = pack_rows_avx512,
                             .multiply = multiply_amx,
                             .multiply_skinny = multiply_skinny_amx,
                             .decode_weights = decode_weights_avx512bf16,
-                            .most_panels = kMostPanels};
+                            .most_panels = kMostPanels,
+                            .skinny_rows = kMostSkinnyRows,
+                            .few_rows = 128};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable, decode_weights_portable};
@@ -38,37 +42,48 @@ void check_depth(int64_t k, const WeightCodec& codec) {
   CHECK(k > 0 && k % 2 == 0 && codec.is_for(k), "k is {}, {} in groups of {}", k, name_of(codec.code), codec.group);
 }
 
-// Weight rows of an item.
-int64_t skinny_range(int64_t k) {
-  return std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
-}
-int64_t skinny_items(int64_t k, int64_t n) { return (n + skinny_range(k) - 1) / skinny_range(k); }
-// Of `most_rows` rows of x: their sums and copy. Behind them there is room for coded weights that are decoded, some
-// rows of an item at a time.
-int64_t skinny_floats(int64_t most_rows, int64_t k) { return (skinny_scratch_floats(most_rows, k) + 15) / 16 * 16; }
-int64_t decoded_rows(int64_t most_rows, int64_t k) {
-  const int64_t left = static_cast<int64_t>(kScratchBytes) - skinny_floats(most_rows, k) * 4;
-  return std::min(skinny_range(k), left / (2 * k));
-}
-void check_skinny(int64_t most_rows, int64_t k, const WeightCodec& codec, const GemmLevel& level) {
-  const bool decodes = codec.is_coded() && !level.skinny_takes_codes;
-  CHECK(decodes ? decoded_rows(most_rows, k) > 0
-                : skinny_floats(most_rows, k) * 4 <= static_cast<int64_t>(kScratchBytes),
-        "{} rows of {} channels do not fit the scratch memory", most_rows, k);
-}
+// How a level goes through a matrix [n][k] with few rows of x, m of them.
+struct SkinnyCut {
+  int64_t rows;   // of x, at once
+  int64_t range;  // weight rows of an item
+  int64_t items;
+  // Floats of the sums and the copy of x. Behind them there is room for coded weights that are decoded, some rows of
+  // an item at a time: `decoded` of them.
+  int64_t floats, decoded;
+
+  SkinnyCut(const GemmLevel& level, int64_t m, int64_t k, int64_t n) {
+    constexpr auto kFloats = static_cast<int64_t>(kScratchBytes / sizeof(float));
+    const bool many = m > kMaxSkinnyRows && level.skinny_rows > kMaxSkinnyRows;
+    rows = many && skinny_scratch_floats(level.skinny_rows, k) <= kFloats / 2 ? level.skinny_rows : kMaxSkinnyRows;
+    rows = std::min(rows, m);
+    const int64_t item_bytes = many ? kManyRowsItemBytes : kSkinnyItemBytes;
+    range = std::min(kSkinnyRange, std::max<int64_t>(16, item_bytes / (2 * k) / 16 * 16));
+    items = (n + range - 1) / range;
+    floats = (skinny_scratch_floats(rows, k) + 15) / 16 * 16;
+    decoded = std::min(range, (kFloats - floats) * 2 / k);
+  }
+  void check(int64_t k, const WeightCodec& codec, const GemmLevel& level) const {
+    const bool decodes = codec.is_coded() && !level.skinny_takes_codes;
+    CHECK(decodes ? decoded > 0 : floats * 4 <= static_cast<int64_t>(kScratchBytes),
+          "{} rows of {} channels do not fit the scratch memory", rows, k);
+  }
+};
 
 // All rows of x, some at a time; the weights stay in the cache from these to the next. out: of the product's columns.
-void multiply_rows(const LinearParams& p, const GemmLevel& level, SkinnyProduct& product, std::byte* out) {
-  for (int64_t row = 0; row < p.m; row += kMaxSkinnyRows) {
+void multiply_rows(const LinearParams& p, const GemmLevel& level, int64_t at_once, SkinnyProduct& product,
+                   std::byte* out) {
+  for (int64_t row = 0; row < p.m; row += at_once) {
     product.x = bits(p.x) + row * p.k;
     product.out = out + static_cast<size_t>(row * p.n) * size_of(p.out_type);
-    product.n_rows = std::min(p.m - row, kMaxSkinnyRows);
+    product.n_rows = std::min(p.m - row, at_once);
+    product.again = row > 0;
     level.multiply_skinny(product);
   }
 }
 
-void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, const Worker& worker) {
-  const int64_t range = skinny_range(p.k), first = item * range, end = std::min(p.n, first + range);
+void skinny_item(const LinearParams& p, const GemmLevel& level, const SkinnyCut& cut, int64_t item,
+                 const Worker& worker) {
+  const int64_t first = item * cut.range, end = std::min(p.n, first + cut.range);
   const WeightCodec& codec = p.weight.codec;
   SkinnyProduct product{.weight = bits(p.weight.values),
                         .bias = bits(p.bias),
@@ -80,32 +95,30 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, int64_t item, co
                         .accumulate = p.accumulate,
                         .scratch = reinterpret_cast<float*>(worker.scratch)};
   auto* const out = static_cast<std::byte*>(p.out);
-  if (!codec.is_coded()) return multiply_rows(p, level, product, out);
+  if (!codec.is_coded()) return multiply_rows(p, level, cut.rows, product, out);
   if (level.skinny_takes_codes) {
     product.row_bytes = codec.row_bytes(p.k);
     product.code_bytes = codec.code_bytes(p.k);
     product.code = codec.code;
     product.group = codec.group;
-    return multiply_rows(p, level, product, out);
+    return multiply_rows(p, level, cut.rows, product, out);
   }
   // Products of their own: with rows, bias and results of these columns alone.
-  const int64_t most_rows = std::min(p.m, kMaxSkinnyRows), at_once = decoded_rows(most_rows, p.k);
-  auto* const decoded = reinterpret_cast<uint16_t*>(product.scratch + skinny_floats(most_rows, p.k));
+  auto* const decoded = reinterpret_cast<uint16_t*>(product.scratch + cut.floats);
   product.weight = decoded;
   product.first = 0;
-  for (int64_t column = first; column < end; column += at_once) {
-    product.end = std::min(at_once, end - column);
+  for (int64_t column = first; column < end; column += cut.decoded) {
+    product.end = std::min(cut.decoded, end - column);
     decode_rows(level, p.weight, p.k, column, product.end, 0, p.k, decoded);
     if (p.bias != nullptr) product.bias = bits(p.bias) + column;
-    multiply_rows(p, level, product, out + static_cast<size_t>(column) * size_of(p.out_type));
+    multiply_rows(p, level, cut.rows, product, out + static_cast<size_t>(column) * size_of(p.out_type));
   }
 }
 
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  check_skinny(std::min(p.m, kMaxSkinnyRows), p.k, p.weight.codec, level);
-  queue.for_each(skinny_items(p.k, p.n), [&](int64_t item, const Worker& worker) {
-    skinny_item(p, level, item, worker);
-  });
+  const SkinnyCut cut(level, p.m, p.k, p.n);
+  cut.check(p.k, p.weight.codec, level);
+  queue.for_each(cut.items, [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
 }
 
 // The scratch memory of an item of many rows, cut up.
@@ -241,18 +254,21 @@ void linear(Queue& queue, const LinearParams& p) {
   if (p.m == 0) return;
   check_depth(p.k, p.weight.codec);
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
-  if (p.m <= kMaxSkinnyRows || p.alone) {
-    linear_skinny(queue, p, gemm_level(queue.isa()));
+  const GemmLevel& level = gemm_level(queue.isa());
+  if (p.m <= level.few_rows || p.alone) {
+    linear_skinny(queue, p, level);
   } else {
-    linear_blocks(queue, p, gemm_level(queue.isa()));
+    linear_blocks(queue, p, level);
   }
 }
 
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
-  if (p.few) check_skinny(kMaxSkinnyRows, p.k, p.codec, level);
-  const int64_t items = p.few ? skinny_items(p.k, p.n) : ceil_div(p.n, kPanelColumns);  // of a group
+  // Few rows, or each of them alone: then some groups may have more.
+  const SkinnyCut cut(level, kMaxSkinnyRows, p.k, p.n);
+  if (p.few) cut.check(p.k, p.codec, level);
+  const int64_t items = p.few ? cut.items : ceil_div(p.n, kPanelColumns);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
     const int32_t group = p.groups[i / items];
     const int64_t first = p.starts[group], item = i % items;
@@ -262,7 +278,7 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
                             .m = p.starts[group + 1] - first,
                             .k = p.k,
                             .n = p.n};
-    if (p.few) return skinny_item(rows, level, item, worker);
+    if (p.few) return skinny_item(rows, level, cut, item, worker);
     for (int64_t row = 0; row < rows.m; row += kBlockRows) {
       multiply_block(rows, level, row, std::min(kBlockRows, rows.m - row), item * kPanelColumns,
                      std::min(kPanelColumns, p.n - item * kPanelColumns), worker.scratch);

@@ -42,8 +42,6 @@ TEST_P(Allocation, LinearAndElementwise) {
   const std::vector<int32_t> ids(m, 3);
   const auto step = [&] {
     for (int64_t rows : {int64_t{1}, int64_t{9}, m}) {
-      // oneDNN makes its argument lists on every call; decode has at most 16 rows and avoids it.
-      if (rows > kMaxSkinnyRows && queue_.isa() == Isa::kAmx) continue;
       linear(
           queue_,
           {.x = x.data(), .weight = weight.data(), .out = out.data(), .m = rows, .k = k, .n = n});
