@@ -8,6 +8,7 @@
 // Of 32 elements of two rows of values the even ones make a row of one B tile and the odd ones of
 // another, which is the order of DecodeBlock::out. Weights are sums of two bf16: 16 bits of them.
 #if defined(__x86_64__)
+#include "cpu/bf16_avx512.h"
 #include "cpu/decode_kernel.h"
 #include "cpu/row_tiles.h"
 
@@ -125,14 +126,11 @@ class PlaneAttention {
       const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live >> 16), weights + 16);
       const auto rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
       const auto rest = (__m512i)_mm512_cvtne2ps_pbh(
-          _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(rounded, 1))),
-          _mm512_sub_ps(low, widened(_mm512_castsi512_si256(rounded))));
+          _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64(rounded, 1))),
+          _mm512_sub_ps(low, widen(_mm512_castsi512_si256(rounded))));
       _mm512_store_si512(weights_[strip][0][h], rounded);
       _mm512_store_si512(weights_[strip][1][h], rest);
     }
-  }
-  static __m512 widened(__m256i words) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
   }
 
   void add_to_out(int piece) {

@@ -85,41 +85,20 @@ void score_coded_landmarks(const LandmarkScores& p) {
   }
 }
 
+template <class Tiles>
+constexpr SelectKernel kSelectTiles = {Avx512Bf16::kLanes,      Avx512Bf16::kBf16Query,
+                                       clamp_scores<Avx512>,    finish_scores<Avx512>,
+                                       sum_scores<Avx512>,      sum_below<Avx512>,
+                                       fold_max<Avx512>,        combine_scores<Avx512>,
+                                       collect_above<Avx512>,   score_blocks_tiles<Tiles>,
+                                       scan_blocks<Avx512>,     Avx512Bf16::kByteQuery,
+                                       score_codes<Avx512Bf16>, scale_scores<Avx512>,
+                                       score_landmarks<Tiles>,  score_coded_landmarks<Tiles>};
+
 }  // namespace
 
-const SelectKernel kSelectAmx = {Avx512Bf16::kLanes,
-                                 Avx512Bf16::kBf16Query,
-                                 clamp_scores<Avx512>,
-                                 finish_scores<Avx512>,
-                                 sum_scores<Avx512>,
-                                 sum_below<Avx512>,
-                                 fold_max<Avx512>,
-                                 combine_scores<Avx512>,
-                                 collect_above<Avx512>,
-                                 score_blocks_tiles<HardwareTiles>,
-                                 scan_blocks<Avx512>,
-                                 Avx512Bf16::kByteQuery,
-                                 score_codes<Avx512Bf16>,
-                                 scale_scores<Avx512>,
-                                 score_landmarks<HardwareTiles>,
-                                 score_coded_landmarks<HardwareTiles>};
-
-const SelectKernel kSelectAmxEmulated = {Avx512Bf16::kLanes,
-                                         Avx512Bf16::kBf16Query,
-                                         clamp_scores<Avx512>,
-                                         finish_scores<Avx512>,
-                                         sum_scores<Avx512>,
-                                         sum_below<Avx512>,
-                                         fold_max<Avx512>,
-                                         combine_scores<Avx512>,
-                                         collect_above<Avx512>,
-                                         score_blocks_tiles<EmulatedTiles>,
-                                         scan_blocks<Avx512>,
-                                         Avx512Bf16::kByteQuery,
-                                         score_codes<Avx512Bf16>,
-                                         scale_scores<Avx512>,
-                                         score_landmarks<EmulatedTiles>,
-                                         score_coded_landmarks<EmulatedTiles>};
+const SelectKernel kSelectAmx = kSelectTiles<HardwareTiles>;
+const SelectKernel kSelectAmxEmulated = kSelectTiles<EmulatedTiles>;
 
 }  // namespace tiercel::cpu
 #endif

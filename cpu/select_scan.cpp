@@ -243,6 +243,7 @@ class LandmarkScan {
       }
     }
     if (p_.codes == nullptr) {
+      if (with_tiles_) return;
       rows_.query_bytes = pack_queries(dot_, gathered_, n_heads_, width_, packed_queries_);
       return;
     }
