@@ -2,9 +2,11 @@
 // ISA level (gemm_*.cpp for many rows, gemv_*.cpp for few).
 //
 // A *pair* is two neighbouring elements of the summed dimension, four bytes: what vdpbf16ps and AMX
-// multiply at once. A *panel* holds 64 columns of the right-hand matrix:
+// multiply at once. A *panel* holds 64 columns of the right-hand matrix, zeros in columns beyond it:
 //
-//     panel [n_pairs][64 columns][2] bf16        columns beyond the matrix are zero
+//     panel [n_pairs][64 columns][2] bf16
+//
+// or, as AMX packs it, tiles (gemm_amx.cpp). Other levels' panels are plain.
 //
 // The left-hand matrix is read where it is, one pair at a time. Every output element is one chain
 // of additions over the pairs in ascending order, so its bits depend neither on the block that it
@@ -13,6 +15,7 @@
 // 16 pairs at a time (cpu/tile.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "engine/base/weight_code.h"
@@ -20,22 +23,35 @@
 namespace tiercel::cpu {
 
 inline constexpr int64_t kPanelColumns = 64;
+inline constexpr int64_t kMostDepth = 1024;  // of any level's panels in linear()
 
-// out = a panel (+ start) (+ bias) (+ out), rounded once when out is bf16.
+// Of a packed panel, whatever its level.
+constexpr int64_t panel_elements(int64_t k) { return (k + 31) / 32 * 32 * kPanelColumns; }
+
+// Memory to ask for into L2 meanwhile: what the next panel is packed from.
+struct Ahead {
+  const std::byte* rows = nullptr;  // n_rows of row_bytes each, stride bytes apart
+  int64_t n_rows = 0, row_bytes = 0, stride = 0;
+};
+
+// out = a panel (+ start) (+ bias) (+ out), rounded once when out is bf16. Where a level can write it transposed,
+// rows of weights may be a, and x the panel.
 struct PanelProduct {
   const uint16_t* a = nullptr;  // pair p of row i at a + i*row_stride + p*pair_stride
   int64_t row_stride = 0;       // in elements
-  int64_t pair_stride = 2;      // in elements; 2: rows are contiguous
+  int64_t pair_stride = 2;      // in elements; 2: rows are contiguous; else the panel is a plain one
   const uint16_t* panel = nullptr;
   int64_t n_rows = 0, n_pairs = 0;
   int64_t n_columns = 0;         // 1..64
   const float* start = nullptr;  // [n_rows][start_stride], or null: an earlier part of the sum
   int64_t start_stride = 0;
-  const float* bias = nullptr;  // [n_columns] or null
+  const float* bias = nullptr;  // [n_columns] or null; transposed: [n_rows]
   void* out = nullptr;          // [n_rows][out_stride] bf16 or fp32; may be start
   int64_t out_stride = 0;       // in elements
   bool out_f32 = false;
   bool accumulate = false;
+  bool transposed = false;  // out is [n_columns][out_stride]
+  Ahead ahead = {};  // levels may leave it unread
 };
 
 // Few rows: out[i][n] for rows i of x and n in [first, end) of the weight rows. Each element is the
@@ -50,7 +66,6 @@ struct SkinnyProduct {
   int64_t first = 0, end = 0;
   bool out_f32 = false;
   bool accumulate = false;
-  bool again = false;        // the same weights as in the call before: they are in the cache
   float* scratch = nullptr;  // skinny_scratch_floats(n_rows, k), 64-byte aligned
   int64_t row_bytes = 0;     // of coded rows; these have params from byte code_bytes on
   int64_t code_bytes = 0;
@@ -58,10 +73,9 @@ struct SkinnyProduct {
   int32_t group = 0;
 };
 inline constexpr int64_t kMaxSkinnyRows = 16;
-inline constexpr int64_t kMostSkinnyRows = 32;  // of any level
 inline constexpr int64_t kSkinnyRange = 512;  // at most this many weight rows per call
 
-// Sums of a range, and x: in fp32, or in AMX order (16 or 32 rows of bf16, whatever n_rows is).
+// Sums of a range, and x: in fp32, or in AMX order (16 rows of bf16, whatever n_rows is).
 constexpr int64_t skinny_scratch_floats(int64_t n_rows, int64_t k) {
   return n_rows * kSkinnyRange + (n_rows > 8 ? n_rows : 8) * ((k + 31) / 32 * 32);
 }
@@ -90,8 +104,9 @@ struct GemmLevel {
   void (*decode_weights)(const DecodeWeights& p);
   bool skinny_takes_codes = false;
   int64_t most_panels = 1;  // that are multiplied with the same rows, one after the other
-  int64_t skinny_rows = kMaxSkinnyRows;  // of a call of multiply_skinny
-  int64_t few_rows = kMaxSkinnyRows;     // up to so many, weights are multiplied as they lie
+  int64_t depth = kMostDepth;  // of a panel; a longer sum is taken in parts
+  int64_t few_rows = 0;        // more than kMaxSkinnyRows, up to so many: x is the panel, the result transposed
+  bool rows_alike = false;     // a row's bits are the same with whatever it is multiplied
 };
 
 // ---- the pieces that levels are made of ----
@@ -114,6 +129,8 @@ void decode_weights_avx512(const DecodeWeights& p);
 void multiply_avx512bf16(const PanelProduct& p);
 void multiply_skinny_avx512bf16(const SkinnyProduct& p);
 void decode_weights_avx512bf16(const DecodeWeights& p);
+void pack_rows_amx(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
+void pack_columns_amx(const uint16_t*, int64_t, int64_t, int64_t, uint16_t*);
 void multiply_amx(const PanelProduct& p);
 void multiply_skinny_amx(const SkinnyProduct& p);
 // The same on emulated tiles: for tests on machines with AVX-512 but without AMX.

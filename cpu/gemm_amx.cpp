@@ -4,15 +4,17 @@
 //   tmm0-3   C [2][2]          += A (tmm4,5: 16 rows x 32 of k, as they lie)
 //                               x B (tmm6,7: 16 pairs x 16 columns of the panel, as it lies)
 //
-// Half a panel is gone through with all rows before the other half: with k 256 it is 16 KiB and
-// stays in L1, and the rows stream from L2 at 2 KiB per four products. Tiles are loaded as soon as
-// their register is free (cpu/tile_schedule.h says why), and what is left to do with a block's sums
-// is done between the products of the next block.
+// A panel is made of tiles here: [2 halves][n_slices][2 tiles][16 pairs][16 columns][2], zeros behind
+// the last pair. Half a panel is gone through with all rows before the other half: with 512 of k it
+// is 32 KiB and stays in L1, and the rows stream from L2 at 2 KiB per four products. Tiles are loaded
+// as soon as their register is free (cpu/tile_schedule.h says why), and what is left to do with a
+// block's sums is done between the products of the next block.
 //
 // Per element the sum is a chain over slices of 32 of k, each added as tdpbf16ps does (cpu/tile.h).
+#include "cpu/bf16_avx512.h"
 #include "cpu/gemm.h"
-#include "cpu/intrinsics.h"
 #include "cpu/tile.h"
+#include "cpu/transpose_avx512.h"
 
 namespace tiercel::cpu {
 namespace {
@@ -20,21 +22,30 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTilePairs = 16;
 constexpr int64_t kBlock = 32;  // rows, and columns
-constexpr int64_t kPanelStride = 2 * kPanelColumns;
+constexpr int64_t kTileElements = 512;
 
-// A block whose sums are in a buffer, of which some are written already: first their left halves.
+int64_t n_slices_of(int64_t n_pairs) { return (n_pairs + kTilePairs - 1) / kTilePairs; }
+
+// Tile `slice` of 16 columns, `group` of four.
+uint16_t* panel_tile(uint16_t* panel, int64_t n_slices, int64_t group, int64_t slice) {
+  return panel + ((group / 2 * n_slices + slice) * 2 + group % 2) * kTileElements;
+}
+
+// Sums of a block, its left and its right half.
+struct Sums {
+  alignas(64) float halves[2][kBlock][kTileRows];
+};
+
+// The rows of a block that are not written yet: where their sums are, and where they belong.
 struct Pending {
-  int64_t row = 0, column = 0, n_rows = 0;
-  int64_t n_done = 0;  // of 2 n_rows vectors
-  float (*sums)[kBlock] = nullptr;
-
-  int64_t n_left() const { return 2 * n_rows - n_done; }
+  int64_t n_rows = 0;
+  const float* sums = nullptr;  // of the left half
+  int64_t row = 0, column = 0;
 };
 
 struct Buffers {
-  alignas(64) float c[2][kBlock][kBlock];
+  Sums sums[2];
   alignas(64) uint16_t a[kTileRows][2 * kTilePairs];
-  alignas(64) uint16_t b[kTilePairs][2 * kTileRows];
 };
 
 // A tile of rows row .. row + 15 and pairs pair .. pair + 15, with zeros where the matrix ends.
@@ -53,77 +64,173 @@ inline void load_rows(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t 
   tiles.template load<kTile>(b.a, sizeof b.a[0]);
 }
 
-// A tile of pairs pair .. pair + 15 and columns column .. column + 15.
-template <int kTile, typename Tiles>
-inline void load_panel(Tiles& tiles, const PanelProduct& p, int64_t pair, int64_t column,
-                       Buffers& b) {
-  const uint16_t* panel = p.panel + pair * kPanelStride + 2 * column;
-  if (pair + kTilePairs <= p.n_pairs) {
-    tiles.template load<kTile>(panel, 2 * kPanelStride);
-    return;
-  }
-  __builtin_memset(b.b, 0, sizeof b.b);
-  for (int64_t i = 0; pair + i < p.n_pairs; ++i) {
-    __builtin_memcpy(b.b[i], panel + i * kPanelStride, sizeof b.b[0]);
-  }
-  tiles.template load<kTile>(b.b, sizeof b.b[0]);
-}
-
-__mmask16 columns_from(const PanelProduct& p, int64_t column) {
-  const int64_t left = p.n_columns - column;
+// Of `left` columns the first 16.
+__mmask16 mask_of(int64_t left) {
   return static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
 }
 
-__m512 widen(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
 // The sums to begin with, zeros where the matrix ends.
-void copy_start(const PanelProduct& p, int64_t row, int64_t column, float (*sums)[kBlock]) {
+void copy_start(const PanelProduct& p, int64_t row, int64_t column, Sums& sums) {
   for (int64_t r = 0; r < kBlock; ++r) {
-    for (int64_t v = 0; v < kBlock; v += 16) {
-      const __mmask16 mask = row + r < p.n_rows ? columns_from(p, column + v) : 0;
-      const float* start = p.start + (row + r) * p.start_stride + column + v;
-      _mm512_store_ps(sums[r] + v, _mm512_maskz_loadu_ps(mask, start));
+    for (int64_t right = 0; right < 2; ++right) {
+      const int64_t first = column + right * kTileRows;
+      const __mmask16 mask = row + r < p.n_rows ? mask_of(p.n_columns - first) : 0;
+      const float* start = p.start + (row + r) * p.start_stride + first;
+      _mm512_store_ps(sums.halves[right][r], _mm512_maskz_loadu_ps(mask, start));
     }
   }
 }
 
-// Adds what is to be added to 16 sums, and writes them.
-inline void finish(const PanelProduct& p, int64_t row, int64_t column, __m512 value) {
-  const __mmask16 mask = columns_from(p, column);
+// Adds what is to be added to 32 sums of a row of the result, n of them, and writes them.
+inline void finish_row(const PanelProduct& p, int64_t row, int64_t column, int64_t n, __m512 left, __m512 right) {
+  const __mmask16 first = mask_of(n), second = mask_of(n - kTileRows);
   if (p.bias != nullptr) {
-    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
+    left = _mm512_add_ps(left, _mm512_maskz_loadu_ps(first, p.bias + column));
+    right = _mm512_add_ps(right, _mm512_maskz_loadu_ps(second, p.bias + column + kTileRows));
   }
   const int64_t place = row * p.out_stride + column;
   if (p.out_f32) {
     float* out = static_cast<float*>(p.out) + place;
-    if (p.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, out));
-    _mm512_mask_storeu_ps(out, mask, value);
-  } else {
-    uint16_t* out = static_cast<uint16_t*>(p.out) + place;
-    if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, out)));
-    const auto words = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
-    if (mask == 0xffff) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
-    } else {
-      _mm256_mask_storeu_epi16(out, mask, words);
+    if (p.accumulate) {
+      left = _mm512_add_ps(left, _mm512_maskz_loadu_ps(first, out));
+      right = _mm512_add_ps(right, _mm512_maskz_loadu_ps(second, out + kTileRows));
+    }
+    _mm512_mask_storeu_ps(out, first, left);
+    _mm512_mask_storeu_ps(out + kTileRows, second, right);
+    return;
+  }
+  uint16_t* out = static_cast<uint16_t*>(p.out) + place;
+  if (p.accumulate) {
+    left = _mm512_add_ps(left, widen(_mm256_maskz_loadu_epi16(first, out)));
+    right = _mm512_add_ps(right, widen(_mm256_maskz_loadu_epi16(second, out + kTileRows)));
+  }
+  const auto line = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left));
+  _mm512_mask_storeu_epi16(out, _mm512_kunpackw(second, first), line);
+}
+
+// Write a block by and by: up to n of what n_left() counts.
+class Writer {
+ public:
+  explicit Writer(const PanelProduct& p) : p_(p) {}
+  [[gnu::always_inline]] void begin(const Pending& block) { block_ = block; }
+  [[gnu::always_inline]] int64_t n_left() const { return block_.n_rows; }
+  [[gnu::always_inline]] void write(int64_t n) {
+    for (; n > 0 && block_.n_rows > 0; --n, --block_.n_rows, ++block_.row, block_.sums += kTileRows) {
+      finish_row(p_, block_.row, block_.column, p_.n_columns - block_.column, _mm512_load_ps(block_.sums),
+                 _mm512_load_ps(block_.sums + kBlock * kTileRows));
     }
   }
-}
 
-inline void finish_some(const PanelProduct& p, Pending& pending, int64_t n) {
-  for (; n > 0 && pending.n_left() > 0; --n, ++pending.n_done) {
-    const bool right = pending.n_done >= pending.n_rows;
-    const int64_t r = right ? pending.n_done - pending.n_rows : pending.n_done, v = right ? 16 : 0;
-    finish(p, pending.row + r, pending.column + v, _mm512_load_ps(pending.sums[r] + v));
+ private:
+  const PanelProduct& p_;
+  Pending block_;
+};
+
+// Whole lines of bf16, with its numbers in registers: behind a tile instruction g++ reads again what is
+// in memory.
+template <bool kAccumulate>
+class LineWriter {
+ public:
+  explicit LineWriter(const PanelProduct& p)
+      : first_(static_cast<uint16_t*>(p.out)), stride_(p.out_stride), all_bias_(p.bias) {}
+  static bool is_for(const PanelProduct& p) {
+    return !p.out_f32 && !p.transposed && p.accumulate == kAccumulate && p.n_columns == kPanelColumns;
   }
-}
+  [[gnu::always_inline]] void begin(const Pending& block) {
+    n_rows_ = block.n_rows;
+    sums_ = block.sums;
+    out_ = first_ + block.row * stride_ + block.column;
+    bias_ = all_bias_ != nullptr ? all_bias_ + block.column : nullptr;
+  }
+  [[gnu::always_inline]] int64_t n_left() const { return n_rows_; }
+  [[gnu::always_inline]] void write(int64_t n) {
+    for (; n > 0 && n_rows_ > 0; --n, --n_rows_, out_ += stride_, sums_ += kTileRows) {
+      __m512 left = _mm512_load_ps(sums_), right = _mm512_load_ps(sums_ + kBlock * kTileRows);
+      if (bias_ != nullptr) {
+        left = _mm512_add_ps(left, _mm512_loadu_ps(bias_));
+        right = _mm512_add_ps(right, _mm512_loadu_ps(bias_ + kTileRows));
+      }
+      if constexpr (kAccumulate) {
+        const auto* halves = reinterpret_cast<const __m256i*>(out_);
+        left = _mm512_add_ps(left, widen(_mm256_loadu_si256(halves)));
+        right = _mm512_add_ps(right, widen(_mm256_loadu_si256(halves + 1)));
+      }
+      _mm512_storeu_si512(out_, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
+    }
+  }
 
-// Where half a panel fits L1, many rows had better pass through it on their way from L2 (measured:
-// 1.07 TFLOP/s, 0.95 without). Few rows stay there for the other half, and beside wider ones
-// nothing would stay anyway.
-constexpr int64_t kRowsThatStay = 128, kPairsThatStay = 256;
+ private:
+  uint16_t* const first_;
+  const int64_t stride_;
+  const float* const all_bias_;
+  int64_t n_rows_ = 0;
+  const float *sums_ = nullptr, *bias_ = nullptr;
+  uint16_t* out_ = nullptr;
+};
+
+// Transposes: rows of the block are columns of the result. Counts halves of a block.
+class TransposingWriter {
+ public:
+  explicit TransposingWriter(const PanelProduct& p) : p_(p) {}
+  void begin(const Pending& block) {
+    block_ = block;
+    n_halves_ = 2;
+  }
+  int64_t n_left() const { return n_halves_; }
+  void write(int64_t n) {
+    for (; n > 0 && n_halves_ > 0; --n, --n_halves_, block_.column += kTileRows) write_half();
+  }
+
+ private:
+  __attribute__((noinline)) void write_half() {
+    const float* sums = block_.sums + (2 - n_halves_) * kBlock * kTileRows;
+    __m512i first[kTileRows], second[kTileRows];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kTileRows; ++i) first[i] = _mm512_load_si512(sums + i * kTileRows);
+    transpose(first);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kTileRows; ++i) second[i] = _mm512_load_si512(sums + (kTileRows + i) * kTileRows);
+    transpose(second);
+    const int64_t n_rows = p_.n_columns - block_.column < kTileRows ? p_.n_columns - block_.column : kTileRows;
+    for (int64_t i = 0; i < n_rows; ++i) {
+      finish_row(p_, block_.column + i, block_.row, block_.n_rows, _mm512_castsi512_ps(first[i]),
+                 _mm512_castsi512_ps(second[i]));
+    }
+  }
+
+  const PanelProduct& p_;
+  Pending block_;
+  int64_t n_halves_ = 0;
+};
+
+// Asks for the lines of p.ahead, some after each four products.
+class Asker {
+ public:
+  explicit Asker(const PanelProduct& p)
+      : row_(reinterpret_cast<const char*>(p.ahead.rows)), ahead_(p.ahead), rows_left_(p.ahead.n_rows) {
+    const int64_t n_steps = (p.n_rows + kBlock - 1) / kBlock * 2 * n_slices_of(p.n_pairs);
+    const int64_t n_lines = ahead_.n_rows * ((ahead_.row_bytes + 63) / 64);
+    per_step_ = (n_lines + n_steps - 1) / n_steps;
+  }
+  void ask() {
+    for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i) {
+      _mm_prefetch(row_ + byte_, _MM_HINT_T1);
+      byte_ += 64;
+      if (byte_ < ahead_.row_bytes) continue;
+      byte_ = 0;
+      row_ += ahead_.stride;
+      --rows_left_;
+    }
+  }
+
+ private:
+  const char* row_;
+  Ahead ahead_;
+  int64_t rows_left_, byte_ = 0, per_step_ = 0;
+};
+
+// Rows stream past L1, which half a panel has to itself; few of them stay there for the other half.
+constexpr int64_t kRowsThatStay = 32;
 
 template <int kTile, bool kStay, typename Tiles>
 inline void load_rows_whole(Tiles& tiles, const uint16_t* rows, int64_t stride) {
@@ -134,50 +241,51 @@ inline void load_rows_whole(Tiles& tiles, const uint16_t* rows, int64_t stride) 
   }
 }
 
-// 32 whole rows x 32 columns, over the pairs that make whole tiles, and the block before, some of
-// it after each four products; returns the first pair that does not.
-template <bool kStay, typename Tiles>
-inline int64_t sum_whole(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t column,
-                         Pending& pending) {
+// 32 whole rows x 32 columns, over the pairs that make whole tiles, and rows of the block before
+// after each four products; returns the first pair that does not.
+template <bool kStay, typename Tiles, typename Out>
+[[gnu::always_inline]] inline int64_t sum_whole(Tiles& tiles, const PanelProduct& p, int64_t row,
+                                                const uint16_t* panel, Out& out, Asker& asker) {
   const uint16_t* upper = p.a + row * p.row_stride;
   const uint16_t* lower = upper + kTileRows * p.row_stride;
-  const uint16_t* panel = p.panel + 2 * column;
   const int64_t stride = 2 * p.row_stride;
   const int64_t n_slices = p.n_pairs / kTilePairs;
   if (n_slices == 0) return 0;
-  const int64_t share = (pending.n_left() + n_slices - 1) / n_slices;
+  const int64_t share = (out.n_left() + n_slices - 1) / n_slices;
   load_rows_whole<4, kStay>(tiles, upper, stride);
-  tiles.template load<6>(panel, 2 * kPanelStride);
+  tiles.template load<6>(panel, 64);
   load_rows_whole<5, kStay>(tiles, lower, stride);
-  tiles.template load<7, 4 * kTileRows>(panel, 2 * kPanelStride);
+  tiles.template load<7, 2 * kTileElements>(panel, 64);
   for (int64_t slice = 0; slice < n_slices; ++slice) {
     // The last slice loads itself once more.
     const int64_t next = slice + 1 < n_slices ? 1 : 0;
     upper += next * 2 * kTilePairs;
     lower += next * 2 * kTilePairs;
-    panel += next * kTilePairs * kPanelStride;
+    panel += next * 2 * kTileElements;
     tiles.template multiply<0, 4, 6>();
     tiles.template multiply<1, 4, 7>();
     load_rows_whole<4, kStay>(tiles, upper, stride);
     tiles.template multiply<3, 5, 7>();
-    tiles.template load<7, 4 * kTileRows>(panel, 2 * kPanelStride);
+    tiles.template load<7, 2 * kTileElements>(panel, 64);
     tiles.template multiply<2, 5, 6>();
-    tiles.template load<6>(panel, 2 * kPanelStride);
+    tiles.template load<6>(panel, 64);
     load_rows_whole<5, kStay>(tiles, lower, stride);
-    finish_some(p, pending, share);
+    out.write(share);
+    asker.ask();
   }
   return n_slices * kTilePairs;
 }
 
 // Two tiles of rows (kTall) or one x 32 columns, over the pairs from `pair` on.
 template <bool kTall, typename Tiles>
-inline void sum_rest(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t column, int64_t pair,
-                     Buffers& b) {
-  for (; pair < p.n_pairs; pair += kTilePairs) {
+__attribute__((noinline)) void sum_rest(Tiles& tiles, const PanelProduct& p, int64_t row, const uint16_t* panel,
+                     int64_t pair, Buffers& b) {
+  panel += pair / kTilePairs * 2 * kTileElements;
+  for (; pair < p.n_pairs; pair += kTilePairs, panel += 2 * kTileElements) {
     load_rows<4>(tiles, p, row, pair, b);
-    load_panel<6>(tiles, p, pair, column, b);
+    tiles.template load<6>(panel, 64);
     tiles.template multiply<0, 4, 6>();
-    load_panel<7>(tiles, p, pair, column + kTileRows, b);
+    tiles.template load<7, 2 * kTileElements>(panel, 64);
     tiles.template multiply<1, 4, 7>();
     if constexpr (kTall) {
       load_rows<5>(tiles, p, row + kTileRows, pair, b);
@@ -187,38 +295,41 @@ inline void sum_rest(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t c
   }
 }
 
-// Where the four sums of a block lie: in a buffer, or where they come from or go to.
+// Where the four sums of a block lie, [2][2] tiles.
 struct SumTiles {
   float* at = nullptr;
   int64_t stride_bytes = 0;
+  int64_t right = 0, down = 0;  // in floats
 };
+SumTiles tiles_of(Sums& sums) {
+  return {sums.halves[0][0], 64, kBlock * kTileRows, kTileRows * kTileRows};
+}
+SumTiles tiles_of(float* rows, int64_t stride) { return {rows, 4 * stride, kTileRows, kTileRows * stride}; }
 
 template <typename Tiles>
 void load_sums(Tiles& tiles, const SumTiles& from) {
-  const float* lower = from.at + kTileRows * from.stride_bytes / 4;
   tiles.template load<0>(from.at, from.stride_bytes);
-  tiles.template load<1>(from.at + 16, from.stride_bytes);
-  tiles.template load<2>(lower, from.stride_bytes);
-  tiles.template load<3>(lower + 16, from.stride_bytes);
+  tiles.template load<1>(from.at + from.right, from.stride_bytes);
+  tiles.template load<2>(from.at + from.down, from.stride_bytes);
+  tiles.template load<3>(from.at + from.down + from.right, from.stride_bytes);
 }
 template <bool kTall, typename Tiles>
 void store_sums(Tiles& tiles, const SumTiles& to) {
-  float* lower = to.at + kTileRows * to.stride_bytes / 4;
   tiles.template store<0>(to.at, to.stride_bytes);
-  tiles.template store<1>(to.at + 16, to.stride_bytes);
+  tiles.template store<1>(to.at + to.right, to.stride_bytes);
   if constexpr (!kTall) return;
-  tiles.template store<2>(lower, to.stride_bytes);
-  tiles.template store<3>(lower + 16, to.stride_bytes);
+  tiles.template store<2>(to.at + to.down, to.stride_bytes);
+  tiles.template store<3>(to.at + to.down + to.right, to.stride_bytes);
 }
 
-// Finishes the block before, and leaves this one to be finished later, its sums in b.c[parity]; or
-// nothing, where sums are what is wanted of it.
-template <typename Tiles>
-Pending multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t column, Buffers& b,
-                       int parity, Pending& before) {
+// Writes the block before, and leaves this one to be written later, its sums in `sums`; or nothing,
+// where sums are what is wanted of it.
+template <typename Tiles, typename Out>
+[[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t column,
+                                                  Buffers& b, Sums& sums, Out& out, Asker& asker) {
   const int64_t rows = p.n_rows - row < kBlock ? p.n_rows - row : kBlock;
   const bool whole = rows == kBlock && column + kBlock <= p.n_columns;
-  const SumTiles buffer{&b.c[parity][0][0], sizeof b.c[0][0]};
+  const uint16_t* panel = p.panel + column * n_slices_of(p.n_pairs) * 2 * kTilePairs;
   if (p.start == nullptr) {
     tiles.template zero<0>();
     tiles.template zero<1>();
@@ -226,51 +337,97 @@ Pending multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t
     tiles.template zero<3>();
   } else if (whole) {
     float* start = const_cast<float*>(p.start) + row * p.start_stride + column;
-    load_sums(tiles, {start, p.start_stride * int64_t{sizeof(float)}});
+    load_sums(tiles, tiles_of(start, p.start_stride));
   } else {
-    copy_start(p, row, column, b.c[parity]);
-    load_sums(tiles, buffer);
+    copy_start(p, row, column, sums);
+    load_sums(tiles, tiles_of(sums));
   }
+  SumTiles to = tiles_of(sums);
+  bool is_written = false;
   if (rows <= kTileRows) {
-    sum_rest<false>(tiles, p, row, column, 0, b);
-    store_sums<false>(tiles, buffer);
+    sum_rest<false>(tiles, p, row, panel, 0, b);
+    store_sums<false>(tiles, to);
   } else {
-    const int64_t pair = rows < kBlock ? 0
-                         : p.n_rows <= kRowsThatStay || p.n_pairs > kPairsThatStay
-                             ? sum_whole<true>(tiles, p, row, column, before)
-                             : sum_whole<false>(tiles, p, row, column, before);
-    sum_rest<true>(tiles, p, row, column, pair, b);
-    if (whole && p.out_f32 && !p.accumulate && p.bias == nullptr) {
-      float* out = static_cast<float*>(p.out) + row * p.out_stride + column;
-      store_sums<true>(tiles, {out, p.out_stride * int64_t{sizeof(float)}});
-      finish_some(p, before, before.n_left());
-      return {};
-    }
-    store_sums<true>(tiles, buffer);
+    const int64_t pair = rows < kBlock               ? 0
+                         : p.n_rows <= kRowsThatStay ? sum_whole<true>(tiles, p, row, panel, out, asker)
+                                                     : sum_whole<false>(tiles, p, row, panel, out, asker);
+    if (pair < p.n_pairs) sum_rest<true>(tiles, p, row, panel, pair, b);
+    is_written = whole && p.out_f32 && !p.transposed && !p.accumulate && p.bias == nullptr;
+    if (is_written) to = tiles_of(static_cast<float*>(p.out) + row * p.out_stride + column, p.out_stride);
+    store_sums<true>(tiles, to);
   }
-  finish_some(p, before, before.n_left());
-  return {.row = row, .column = column, .n_rows = rows, .sums = b.c[parity]};
+  out.write(out.n_left());
+  if (!is_written) out.begin({.n_rows = rows, .sums = sums.halves[0][0], .row = row, .column = column});
+}
+
+template <typename Tiles, typename Out>
+void multiply_blocks(const PanelProduct& p) {
+  Buffers buffers;
+  Tiles tiles;
+  tiles.configure();
+  Out out(p);
+  Asker asker(p);
+  int parity = 0;
+  for (int64_t column = 0; column < p.n_columns; column += kBlock) {
+    for (int64_t row = 0; row < p.n_rows; row += kBlock, parity ^= 1) {
+      multiply_block(tiles, p, row, column, buffers, buffers.sums[parity], out, asker);
+    }
+  }
+  out.write(out.n_left());
+  tiles.release();
 }
 
 template <typename Tiles>
 void multiply(const PanelProduct& p) {
   // Pairs that are not neighbours in a row make no tile (the Gram matrix of low-rank keys).
   if (p.pair_stride != 2) return multiply_avx512bf16(p);
-  Buffers buffers;
-  Tiles tiles;
-  tiles.configure();
-  Pending pending;
-  int parity = 0;
-  for (int64_t column = 0; column < p.n_columns; column += kBlock) {
-    for (int64_t row = 0; row < p.n_rows; row += kBlock, parity ^= 1) {
-      pending = multiply_block(tiles, p, row, column, buffers, parity, pending);
-    }
-  }
-  finish_some(p, pending, pending.n_left());
-  tiles.release();
+  if (LineWriter<false>::is_for(p)) return multiply_blocks<Tiles, LineWriter<false>>(p);
+  if (LineWriter<true>::is_for(p)) return multiply_blocks<Tiles, LineWriter<true>>(p);
+  if (p.transposed) return multiply_blocks<Tiles, TransposingWriter>(p);
+  multiply_blocks<Tiles, Writer>(p);
 }
 
 }  // namespace
+
+void pack_rows_amx(const uint16_t* source, int64_t row_stride, int64_t n_columns, int64_t k,
+                   uint16_t* panel) {
+  const int64_t n_slices = n_slices_of(k / 2);
+  for (int64_t group = 0; group < kPanelColumns / 16; ++group) {
+    const int64_t n = n_columns - 16 * group < 16 ? n_columns - 16 * group : 16;
+    const uint16_t* rows = source + 16 * group * row_stride;
+    for (int64_t slice = 0; slice < n_slices; ++slice) {
+      const int64_t left = k / 2 - slice * kTilePairs;
+      const auto mask = static_cast<__mmask16>(left >= kTilePairs ? 0xffffu : (1u << left) - 1u);
+      __m512i tile[16];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        tile[i] = i < n ? _mm512_maskz_loadu_epi32(mask, rows + i * row_stride + 2 * slice * kTilePairs)
+                        : _mm512_setzero_si512();
+      }
+      transpose(tile);
+      uint16_t* target = panel_tile(panel, n_slices, group, slice);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) _mm512_storeu_si512(target + 32 * i, tile[i]);
+    }
+  }
+}
+
+void pack_columns_amx(const uint16_t* matrix, int64_t row_stride, int64_t n_columns, int64_t k,
+                      uint16_t* panel) {
+  const int64_t n_slices = n_slices_of(k / 2);
+  for (int64_t pair = 0; pair < n_slices * kTilePairs; ++pair) {
+    const uint16_t* even = matrix + 2 * pair * row_stride;
+    for (int64_t group = 0; group < kPanelColumns / 16; ++group) {
+      const int64_t left = pair < k / 2 ? n_columns - 16 * group : 0;
+      const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + 16 * group));
+      const __m512i high =
+          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + row_stride + 16 * group));
+      uint16_t* target = panel_tile(panel, n_slices, group, pair / kTilePairs) + pair % kTilePairs * 32;
+      _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+}
 
 void multiply_amx(const PanelProduct& p) { multiply<HardwareTiles>(p); }
 void multiply_amx_emulated(const PanelProduct& p) { multiply<EmulatedTiles>(p); }

@@ -15,8 +15,13 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
 
-// Rows first_row .. of x [n_rows][k], up to 16 -> [k / 32, rounded up][16 pairs][16][2]
-void pack_x(const SkinnyProduct& p, int64_t first_row, uint32_t* out) {
+// Rounds as panel products do, which flush denormals: so rows have the same bits among few and many.
+struct RoundAsPanels {
+  static __m256i narrow(__m512 value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
+};
+
+// x [n_rows][k] -> [k / 32, rounded up][16 pairs][16][2]
+void pack_x(const SkinnyProduct& p, uint32_t* out) {
   constexpr int64_t kTilePairs = kTileDepth / 2;
   for (int64_t pair = 0; pair < p.k / 2; pair += kTilePairs) {
     const int64_t left = p.k / 2 - pair;
@@ -24,9 +29,8 @@ void pack_x(const SkinnyProduct& p, int64_t first_row, uint32_t* out) {
     __m512i tile[kTileRows];
 #pragma GCC unroll 16
     for (int64_t row = 0; row < kTileRows; ++row) {
-      const uint16_t* from = p.x + (first_row + row) * p.k + 2 * pair;
-      tile[row] = first_row + row < p.n_rows ? _mm512_maskz_loadu_epi32(mask, from)
-                                             : _mm512_setzero_si512();
+      tile[row] = row < p.n_rows ? _mm512_maskz_loadu_epi32(mask, p.x + row * p.k + 2 * pair)
+                                 : _mm512_setzero_si512();
     }
     transpose(tile);
 #pragma GCC unroll 16
@@ -50,7 +54,7 @@ void load_weights(Tiles& tiles, const SkinnyProduct& p, int64_t n, int64_t i) {
   const uint16_t* w = p.weight + n * p.k + i;
   if (n + kTileRows <= p.end && i + kTileDepth <= p.k) {
     // 2 KiB ahead: without software prefetch tile loads wait for memory one after the other.
-    for (int64_t row = p.again ? kTileRows : 0; row < kTileRows; ++row) {
+    for (int64_t row = 0; row < kTileRows; ++row) {
       _mm_prefetch(reinterpret_cast<const char*>(w + row * p.k + 1024), _MM_HINT_T1);
     }
     tiles.template load<kTile>(w, 2 * p.k);
@@ -75,16 +79,12 @@ void store_sums(Tiles& tiles, int64_t n_rows, float* sums) {
     _mm512_storeu_si512(sums + row * kSkinnyRange, rows[row]);
 }
 
-// Two weight tiles share an x tile, two x tiles (kGroups of 16 rows) a weight tile; an odd weight
-// tile at the end runs alone.
-template <typename Tiles, int kGroups>
+// Two weight tiles share an x tile; an odd one at the end runs alone.
+template <typename Tiles>
 void multiply(const SkinnyProduct& p) {
   float* sums = p.scratch;
   auto* x = reinterpret_cast<uint32_t*>(sums + p.n_rows * kSkinnyRange);
-  const int64_t group_words = (p.k + kTileDepth - 1) / kTileDepth * kTileDepth / 2 * kTileRows;
-  for (int group = 0; group < kGroups; ++group) {
-    pack_x(p, group * kTileRows, x + group * group_words);
-  }
+  pack_x(p, x);
 
   Tiles tiles;
   Tiles::configure();
@@ -92,43 +92,21 @@ void multiply(const SkinnyProduct& p) {
     const bool two = n + kTileRows < p.end;
     tiles.template zero<0>();
     tiles.template zero<1>();
-    tiles.template zero<2>();
-    tiles.template zero<3>();
     for (int64_t i = 0; i < p.k; i += kTileDepth) {
-      const uint32_t* x_tile = x + i / 2 * kTileRows;
-      tiles.template load<4>(x_tile, kTileRows * sizeof(uint32_t));
+      tiles.template load<4>(x + i / 2 * kTileRows, kTileRows * sizeof(uint32_t));
       load_weights<6>(tiles, p, n, i);
       tiles.template multiply<0, 6, 4>();
-      if constexpr (kGroups > 1) {
-        tiles.template load<5>(x_tile + group_words, kTileRows * sizeof(uint32_t));
-        tiles.template multiply<2, 6, 5>();
-      }
       if (!two) continue;
       load_weights<7>(tiles, p, n + kTileRows, i);
       tiles.template multiply<1, 7, 4>();
-      if constexpr (kGroups > 1) tiles.template multiply<3, 7, 5>();
     }
     float* to = sums + (n - p.first);
-    const int64_t rows = p.n_rows < kTileRows ? p.n_rows : kTileRows;
-    store_sums<0>(tiles, rows, to);
-    if (two) store_sums<1>(tiles, rows, to + kTileRows);
-    if constexpr (kGroups > 1) {
-      float* second = to + kTileRows * kSkinnyRange;
-      store_sums<2>(tiles, p.n_rows - kTileRows, second);
-      if (two) store_sums<3>(tiles, p.n_rows - kTileRows, second + kTileRows);
-    }
+    store_sums<0>(tiles, p.n_rows, to);
+    if (two) store_sums<1>(tiles, p.n_rows, to + kTileRows);
   }
   Tiles::release();
 
-  for (int64_t row = 0; row < p.n_rows; ++row) finish(p, row, sums + row * kSkinnyRange);
-}
-template <typename Tiles>
-void multiply(const SkinnyProduct& p) {
-  if (p.n_rows > kTileRows) {
-    multiply<Tiles, 2>(p);
-  } else {
-    multiply<Tiles, 1>(p);
-  }
+  for (int64_t row = 0; row < p.n_rows; ++row) finish<RoundAsPanels>(p, row, sums + row * kSkinnyRange);
 }
 
 }  // namespace

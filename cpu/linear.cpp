@@ -8,14 +8,18 @@
 namespace tiercel::cpu {
 namespace {
 
-// A panel of 64 columns x 1024 elements is 128 KiB: beside the rows in use it stays in L2.
-constexpr int64_t kDepth = 1024;
+// A panel of 64 columns x 1024 elements is 128 KiB: beside the rows in use it stays in L2. On AMX half
+// a panel of 512 stays in L1.
+constexpr int64_t kAmxDepth = 512;
 constexpr int64_t kBlockRows = 512;
-constexpr int64_t kMostPanels = 4;  // of an item
-// Weights of one skinny item; below it, splitting costs more than the second core brings. With more
-// rows than kMaxSkinnyRows each item also puts them in order, and goes through its weights again.
+constexpr int64_t kMostPanels = 8;  // of an item
+// Weights of one skinny item; below it, splitting costs more than the second core brings.
 constexpr int64_t kSkinnyItemBytes = 256 << 10;
-constexpr int64_t kManyRowsItemBytes = 1 << 20;
+// Weight rows that are multiplied together, as they lie: 128 KiB of a depth of 512, in L2 although they may be a
+// power of two apart.
+constexpr int64_t kWeightRows = 128;
+// Weights of an item, which packs all of x for itself.
+constexpr int64_t kFewRowsItemBytes = 4 << 20;
 
 const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
 
@@ -26,14 +30,15 @@ constexpr GemmLevel kAvx512 = {pack_rows_avx512, pack_columns_avx512, multiply_a
                                multiply_skinny_avx512, decode_weights_avx512, true};
 constexpr GemmLevel kAvx512Bf16 = {pack_rows_avx512, pack_columns_avx512, multiply_avx512bf16,
                                    multiply_skinny_avx512bf16, decode_weights_avx512bf16, true};
-constexpr GemmLevel kAmx = {.pack_rows = pack_rows_avx512,
-                            .pack_columns = pack_columns_avx512,
+constexpr GemmLevel kAmx = {.pack_rows = pack_rows_amx,
+                            .pack_columns = pack_columns_amx,
                             .multiply = multiply_amx,
                             .multiply_skinny = multiply_skinny_amx,
                             .decode_weights = decode_weights_avx512bf16,
                             .most_panels = kMostPanels,
-                            .skinny_rows = kMostSkinnyRows,
-                            .few_rows = 128};
+                            .depth = kAmxDepth,
+                            .few_rows = 128,
+                            .rows_alike = true};
 #endif
 constexpr GemmLevel kPortable = {pack_rows_portable, pack_columns_portable, multiply_portable,
                                  multiply_skinny_portable, decode_weights_portable};
@@ -42,7 +47,7 @@ void check_depth(int64_t k, const WeightCodec& codec) {
   CHECK(k > 0 && k % 2 == 0 && codec.is_for(k), "k is {}, {} in groups of {}", k, name_of(codec.code), codec.group);
 }
 
-// How a level goes through a matrix [n][k] with few rows of x, m of them.
+// How a matrix [n][k] is gone through with m rows of x, at most kMaxSkinnyRows at a time.
 struct SkinnyCut {
   int64_t rows;   // of x, at once
   int64_t range;  // weight rows of an item
@@ -51,13 +56,10 @@ struct SkinnyCut {
   // an item at a time: `decoded` of them.
   int64_t floats, decoded;
 
-  SkinnyCut(const GemmLevel& level, int64_t m, int64_t k, int64_t n) {
+  SkinnyCut(int64_t m, int64_t k, int64_t n) {
     constexpr auto kFloats = static_cast<int64_t>(kScratchBytes / sizeof(float));
-    const bool many = m > kMaxSkinnyRows && level.skinny_rows > kMaxSkinnyRows;
-    rows = many && skinny_scratch_floats(level.skinny_rows, k) <= kFloats / 2 ? level.skinny_rows : kMaxSkinnyRows;
-    rows = std::min(rows, m);
-    const int64_t item_bytes = many ? kManyRowsItemBytes : kSkinnyItemBytes;
-    range = std::min(kSkinnyRange, std::max<int64_t>(16, item_bytes / (2 * k) / 16 * 16));
+    rows = std::min(kMaxSkinnyRows, m);
+    range = std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
     items = (n + range - 1) / range;
     floats = (skinny_scratch_floats(rows, k) + 15) / 16 * 16;
     decoded = std::min(range, (kFloats - floats) * 2 / k);
@@ -76,7 +78,6 @@ void multiply_rows(const LinearParams& p, const GemmLevel& level, int64_t at_onc
     product.x = bits(p.x) + row * p.k;
     product.out = out + static_cast<size_t>(row * p.n) * size_of(p.out_type);
     product.n_rows = std::min(p.m - row, at_once);
-    product.again = row > 0;
     level.multiply_skinny(product);
   }
 }
@@ -116,10 +117,113 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, const SkinnyCut&
 }
 
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  const SkinnyCut cut(level, p.m, p.k, p.n);
+  const SkinnyCut cut(p.m, p.k, p.n);
   cut.check(p.k, p.weight.codec, level);
   queue.for_each(cut.items, [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
 }
+
+// ---- few rows: x is the panel, and rows of weights are multiplied as they lie ----
+
+// The scratch memory of an item: x as panels, [panels][slices of depth]; coded weights of a slice, decoded; sums.
+struct FewRowsScratch {
+  uint16_t *x, *decoded;
+  float* partial;
+
+  FewRowsScratch(std::byte* scratch, int64_t n_panels, int64_t k)
+      : x(reinterpret_cast<uint16_t*>(scratch)),
+        decoded(x + n_panels * panel_elements(k)),
+        partial(reinterpret_cast<float*>(decoded + kWeightRows * kAmxDepth)) {}
+
+  static constexpr int64_t bytes(int64_t n_panels, int64_t k) {
+    return 2 * (n_panels * panel_elements(k) + kWeightRows * kAmxDepth) + 4 * n_panels * kWeightRows * kPanelColumns;
+  }
+  float* sums(int64_t panel) const { return partial + panel * kWeightRows * kPanelColumns; }
+};
+
+int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// Panels of x that fit the scratch memory; 0: none.
+int64_t panels_at_once(int64_t m, int64_t k) {
+  int64_t n_panels = ceil_div(m, kPanelColumns);
+  while (n_panels > 0 && FewRowsScratch::bytes(n_panels, k) > static_cast<int64_t>(kScratchBytes)) --n_panels;
+  return n_panels;
+}
+
+// Rows [row, row + n_rows) of x, which are packed, times weight rows [first, first + n), n up to kWeightRows.
+void few_rows_block(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows, int64_t first,
+                    int64_t n, int64_t end, const FewRowsScratch& s) {
+  alignas(64) float bias[kWeightRows];
+  if (p.bias != nullptr) {
+    for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(p.bias[first + i]);
+  }
+  const WeightCodec& codec = p.weight.codec;
+  const int64_t row_bytes = codec.row_bytes(p.k);
+  for (int64_t begin = 0; begin < p.k; begin += level.depth) {
+    const int64_t depth = std::min(level.depth, p.k - begin);
+    const bool last = begin + depth == p.k;
+    const uint16_t* weights = bits(p.weight.values) + first * p.k + begin;
+    int64_t stride = p.k;
+    if (codec.is_coded()) {
+      decode_rows(level, p.weight, p.k, first, n, begin, depth, s.decoded);
+      weights = s.decoded;
+      stride = depth;
+    }
+    // The next slice of these rows, or the first of the next.
+    const int64_t next_row = last ? first + n : first, next = last ? 0 : begin + depth;
+    Ahead ahead{reinterpret_cast<const std::byte*>(p.weight.values) + next_row * row_bytes + codec.code_bytes(next),
+                std::min(n, end - next_row), codec.code_bytes(std::min(level.depth, p.k - next)), row_bytes};
+    for (int64_t panel = 0; panel * kPanelColumns < n_rows; ++panel) {
+      const int64_t x_row = row + panel * kPanelColumns;
+      PanelProduct product{.a = weights,
+                           .row_stride = stride,
+                           .panel = s.x + panel * panel_elements(p.k) + begin * kPanelColumns,
+                           .n_rows = n,
+                           .n_pairs = depth / 2,
+                           .n_columns = std::min(kPanelColumns, row + n_rows - x_row),
+                           .start = begin > 0 ? s.sums(panel) : nullptr,
+                           .start_stride = kPanelColumns,
+                           .out = s.sums(panel),
+                           .out_stride = kPanelColumns,
+                           .out_f32 = true,
+                           .ahead = ahead};
+      if (last) {
+        product.bias = p.bias != nullptr ? bias : nullptr;
+        product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(x_row * p.n + first) * size_of(p.out_type);
+        product.out_stride = p.n;
+        product.out_f32 = p.out_type == DType::kF32;
+        product.accumulate = p.accumulate;
+        product.transposed = true;
+      }
+      level.multiply(product);
+      ahead = {};
+    }
+  }
+}
+
+void linear_few_rows(Queue& queue, const LinearParams& p, const GemmLevel& level, int64_t n_panels) {
+  const int64_t least_items = queue.n_workers() > 1 ? 2 * queue.n_workers() : 1;
+  int64_t range = std::clamp(kFewRowsItemBytes / (2 * p.k) / kWeightRows, int64_t{1}, int64_t{8}) * kWeightRows;
+  while (range > kWeightRows && ceil_div(p.n, range) < least_items) range -= kWeightRows;
+  queue.for_each(ceil_div(p.n, range), [&](int64_t item, const Worker& worker) {
+    const FewRowsScratch s(worker.scratch, n_panels, p.k);
+    const int64_t end = std::min(p.n, (item + 1) * range);
+    for (int64_t row = 0; row < p.m; row += n_panels * kPanelColumns) {
+      const int64_t n_rows = std::min(n_panels * kPanelColumns, p.m - row);
+      for (int64_t r = 0; r < n_rows; r += kPanelColumns) {
+        for (int64_t begin = 0; begin < p.k; begin += level.depth) {
+          level.pack_rows(bits(p.x) + (row + r) * p.k + begin, p.k, std::min(kPanelColumns, n_rows - r),
+                          std::min(level.depth, p.k - begin),
+                          s.x + r / kPanelColumns * panel_elements(p.k) + begin * kPanelColumns);
+        }
+      }
+      for (int64_t first = item * range; first < end; first += kWeightRows) {
+        few_rows_block(p, level, row, n_rows, first, std::min(kWeightRows, end - first), end, s);
+      }
+    }
+  });
+}
+
+// ---- many rows: weights are packed as panels ----
 
 // The scratch memory of an item of many rows, cut up.
 struct BlockScratch {
@@ -128,26 +232,47 @@ struct BlockScratch {
 
   explicit BlockScratch(std::byte* scratch)
       : panel(reinterpret_cast<uint16_t*>(scratch)),
-        decoded(panel + kDepth * kPanelColumns),
-        rows(decoded + kDepth * kPanelColumns),
-        partial(reinterpret_cast<float*>(rows + kBlockRows * row_stride(kDepth))) {}
+        decoded(panel + kMostDepth * kPanelColumns),
+        rows(decoded + kMostDepth * kPanelColumns),
+        partial(reinterpret_cast<float*>(rows + kBlockRows * row_stride(kMostDepth))) {}
 
   // A line more than a row has: rows a power of two apart would fall on few of a cache's sets.
   static constexpr int64_t row_stride(int64_t depth) { return depth + 32; }
   static constexpr int64_t bytes() {
-    return 2 * (2 * kDepth * kPanelColumns + kBlockRows * row_stride(kDepth)) +
+    return 2 * (2 * kMostDepth * kPanelColumns + kBlockRows * row_stride(kMostDepth)) +
            4 * kBlockRows * kMostPanels * kPanelColumns;
   }
 };
 static_assert(BlockScratch::bytes() <= kScratchBytes);
 
 void copy_rows(const uint16_t* from, int64_t stride, int64_t n_rows, int64_t depth, uint16_t* to) {
+  constexpr int64_t kRowsAhead = 8;  // rows are too short for the hardware's prefetcher
   for (int64_t r = 0; r < n_rows; ++r) {
-    std::copy_n(from + r * stride, depth, to + r * BlockScratch::row_stride(depth));
+    const uint16_t* row = from + r * stride;
+    if (r + kRowsAhead < n_rows) {
+      for (int64_t i = 0; i < depth; i += 32) __builtin_prefetch(row + kRowsAhead * stride + i);
+    }
+    std::copy_n(row, depth, to + r * BlockScratch::row_stride(depth));
   }
 }
 
-// Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices of kDepth
+// What is packed after the panel of `column` and channels from `first` on: the panel beside it, or that of the
+// range's first column, further along k.
+Ahead next_panel(const LinearParams& p, int64_t depth, int64_t first, int64_t column, int64_t first_column,
+                 int64_t end_column) {
+  int64_t next = column + kPanelColumns;
+  if (next >= end_column) {
+    next = first_column;
+    first += depth;
+  }
+  if (first >= p.k) return {};
+  const WeightCodec& codec = p.weight.codec;
+  const int64_t row_bytes = codec.row_bytes(p.k), begin = codec.code_bytes(first);
+  return {reinterpret_cast<const std::byte*>(p.weight.values) + next * row_bytes + begin,
+          std::min(kPanelColumns, end_column - next), codec.code_bytes(std::min(p.k, first + depth)) - begin, row_bytes};
+}
+
+// Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices
 // along k: all but the last leave their fp32 sums in the scratch memory.
 void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows, int64_t column,
                     int64_t n_columns, std::byte* scratch) {
@@ -156,8 +281,8 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
   if (p.bias != nullptr) {
     for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
   }
-  for (int64_t first = 0; first < p.k; first += kDepth) {
-    const int64_t depth = std::min(kDepth, p.k - first);
+  for (int64_t first = 0; first < p.k; first += level.depth) {
+    const int64_t depth = std::min(level.depth, p.k - first);
     const bool last = first + depth == p.k;
     const uint16_t* rows = bits(p.x) + row * p.k + first;
     int64_t row_stride = p.k;
@@ -185,7 +310,8 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
                            .start_stride = kPanelColumns,
                            .out = partial,
                            .out_stride = kPanelColumns,
-                           .out_f32 = true};
+                           .out_f32 = true,
+                           .ahead = next_panel(p, level.depth, first, column + c, column, column + n_columns)};
       if (last) {
         const int64_t place = row * p.n + column + c;
         product.bias = p.bias != nullptr ? bias + c : nullptr;
@@ -198,8 +324,6 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
     }
   }
 }
-
-int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 // Columns of an item: many share the reading of their rows, but every core wants some items.
 int64_t block_columns(const Queue& queue, const LinearParams& p, const GemmLevel& level) {
@@ -255,18 +379,17 @@ void linear(Queue& queue, const LinearParams& p) {
   check_depth(p.k, p.weight.codec);
   CHECK(p.out_type == DType::kBf16 || p.out_type == DType::kF32, "{}", name_of(p.out_type));
   const GemmLevel& level = gemm_level(queue.isa());
-  if (p.m <= level.few_rows || p.alone) {
-    linear_skinny(queue, p, level);
-  } else {
-    linear_blocks(queue, p, level);
-  }
+  if (p.m <= kMaxSkinnyRows || (p.alone && !level.rows_alike)) return linear_skinny(queue, p, level);
+  const int64_t n_panels = p.m <= level.few_rows ? panels_at_once(p.m, p.k) : 0;
+  if (n_panels > 0) return linear_few_rows(queue, p, level, n_panels);
+  linear_blocks(queue, p, level);
 }
 
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
   // Few rows, or each of them alone: then some groups may have more.
-  const SkinnyCut cut(level, kMaxSkinnyRows, p.k, p.n);
+  const SkinnyCut cut(kMaxSkinnyRows, p.k, p.n);
   if (p.few) cut.check(p.k, p.codec, level);
   const int64_t items = p.few ? cut.items : ceil_div(p.n, kPanelColumns);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {

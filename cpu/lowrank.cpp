@@ -231,7 +231,7 @@ void project_keys(Queue& queue, const ProjectParams& p) {
     Carver carver(worker.scratch);
     auto* row = carver.take<float>(w);
     auto* rows = carver.take<uint16_t>(n * w);
-    auto* panel = carver.take<uint16_t>(w * kPanelColumns);
+    auto* panel = carver.take<uint16_t>(panel_elements(w));
     for (int64_t t = 0; t < n; ++t) {
       reader.read(first + t - p.first_row, first + t, p.lowrank.mean, row);
       reader.level.round_row(row, w, rows + t * w);
@@ -295,7 +295,7 @@ void rebuild_range(const RebuildParams& p, const CoefficientRows& coefficients,
   const int64_t depth = (rank + 1) / 2 * 2;  // an odd rank is padded with a zero
   Carver carver(scratch);
   auto* basis = carver.take<uint16_t>(depth * d);
-  auto* panels = carver.take<uint16_t>(n_panels * depth * kPanelColumns);
+  auto* panels = carver.take<uint16_t>(n_panels * panel_elements(depth));
   auto* rows = carver.take<uint16_t>(kRebuildRows * depth);
   auto* keys = carver.take<float>(kRebuildRows * d);
   alignas(64) float cosines[kMaxRopeHalf];
@@ -317,7 +317,7 @@ void rebuild_range(const RebuildParams& p, const CoefficientRows& coefficients,
   for (int64_t panel = 0; panel < n_panels; ++panel) {
     const int64_t column = panel * kPanelColumns;
     gemm.pack_rows(head_basis + column * depth, depth, std::min(kPanelColumns, d - column), depth,
-                   panels + column * depth);
+                   panels + panel * panel_elements(depth));
   }
 
   const int64_t n_rows = (end - first) * tokens;
@@ -342,7 +342,7 @@ void rebuild_range(const RebuildParams& p, const CoefficientRows& coefficients,
       const int64_t column = panel * kPanelColumns;
       gemm.multiply({.a = rows,
                      .row_stride = depth,
-                     .panel = panels + column * depth,
+                     .panel = panels + panel * panel_elements(depth),
                      .n_rows = n,
                      .n_pairs = depth / 2,
                      .n_columns = std::min(kPanelColumns, d - column),

@@ -8,7 +8,12 @@
 namespace tiercel::cpu {
 namespace {
 
+struct KeepDenormals {
+  static __m256i narrow(__m512 value) { return cpu::narrow(value); }
+};
+
 // sums[0 .. end - first) of one row go to out[first .. end).
+template <class Round = KeepDenormals>
 void finish(const SkinnyProduct& p, int64_t row, const float* sums) {
   for (int64_t n = p.first; n < p.end; n += 16) {
     const __mmask16 mask =
@@ -24,7 +29,7 @@ void finish(const SkinnyProduct& p, int64_t row, const float* sums) {
     } else {
       uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.n + n;
       if (p.accumulate) value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, out)));
-      _mm256_mask_storeu_epi16(out, mask, narrow(value));
+      _mm256_mask_storeu_epi16(out, mask, Round::narrow(value));
     }
   }
 }

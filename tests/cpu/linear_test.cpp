@@ -177,7 +177,7 @@ TEST(LinearAmx, EmulatedPanelsMatchOracle) {
     const std::vector<Expected> expected = problem.expected();
     const LinearParams p = problem.params();
     const auto bits = [](const bf16* values) { return reinterpret_cast<const uint16_t*>(values); };
-    std::vector<uint16_t> panel(static_cast<size_t>(c.k * kPanelColumns), 0x7fff);
+    std::vector<uint16_t> panel(static_cast<size_t>(panel_elements(c.k)), 0x7fff);
     std::vector<float> partial(static_cast<size_t>(c.m * kPanelColumns));
     for (int64_t column = 0; column < c.n; column += kPanelColumns) {
       const int64_t n_columns = std::min(kPanelColumns, c.n - column);
@@ -188,8 +188,7 @@ TEST(LinearAmx, EmulatedPanelsMatchOracle) {
       for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, c.k}}) {
         const int64_t depth = end - first;
         if (depth == 0) continue;
-        gemm_level(Isa::kAvx512)
-            .pack_rows(bits(p.weight.values) + column * c.k + first, c.k, n_columns, depth, panel.data());
+        pack_rows_amx(bits(p.weight.values) + column * c.k + first, c.k, n_columns, depth, panel.data());
         PanelProduct product{.a = bits(p.x) + first,
                              .row_stride = c.k,
                              .panel = panel.data(),
@@ -220,7 +219,7 @@ TEST(LinearAmx, EmulatedTilesMatchOracle) {
   if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
   Queue queue({.n_threads = 1});
   for (const Case& c : kCases) {
-    if (c.m > kMostSkinnyRows) continue;
+    if (c.m > kMaxSkinnyRows) continue;
     Problem problem(c);
     const std::vector<Expected> expected = problem.expected();
     const LinearParams p = problem.params();
@@ -273,7 +272,7 @@ TEST_P(Linear, PanelsOfColumnsAndStrides) {
   const std::vector<bf16> matrix = test::random_rows<Memory>(random, k * n);
   const auto* bits = reinterpret_cast<const uint16_t*>(matrix.data());
   std::vector<uint16_t> panel(static_cast<size_t>(k * kPanelColumns), 0x7fff);
-  level.pack_columns(bits, n, n, k, panel.data());
+  pack_columns_portable(bits, n, n, k, panel.data());
   std::vector<float> gram(static_cast<size_t>(n * n), 1.0f);
   const PanelProduct product{.a = panel.data(),
                              .row_stride = 2,
