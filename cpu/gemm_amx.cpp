@@ -4,11 +4,11 @@
 //   tmm0-3   C [2][2]          += A (tmm4,5: 16 rows x 32 of k, as they lie)
 //                               x B (tmm6,7: 16 pairs x 16 columns of the panel, as it lies)
 //
-// A panel is made of tiles here: [2 halves][n_slices][2 tiles][16 pairs][16 columns][2], zeros behind
-// the last pair. Half a panel is gone through with all rows before the other half: with 512 of k it
-// is 32 KiB and stays in L1, and the rows stream from L2 at 2 KiB per four products. Tiles are loaded
-// as soon as their register is free (cpu/tile_schedule.h says why), and what is left to do with a
-// block's sums is done between the products of the next block.
+// A panel is made of tiles here: [2 halves][n_slices][2 tiles][16 pairs][16 columns][2], zeros
+// behind the last pair. Half a panel is gone through with all rows before the other half: with 512
+// of k it is 32 KiB and stays in L1, and the rows stream from L2 at 2 KiB per four products. Tiles
+// are loaded as soon as their register is free (cpu/tile_schedule.h says why), and what is left to
+// do with a block's sums is done between the products of the next block.
 //
 // Per element the sum is a chain over slices of 32 of k, each added as tdpbf16ps does (cpu/tile.h).
 #include "cpu/bf16_avx512.h"
@@ -82,7 +82,8 @@ void copy_start(const PanelProduct& p, int64_t row, int64_t column, Sums& sums) 
 }
 
 // Adds what is to be added to 32 sums of a row of the result, n of them, and writes them.
-inline void finish_row(const PanelProduct& p, int64_t row, int64_t column, int64_t n, __m512 left, __m512 right) {
+inline void finish_row(const PanelProduct& p, int64_t row, int64_t column, int64_t n, __m512 left,
+                       __m512 right) {
   const __mmask16 first = mask_of(n), second = mask_of(n - kTileRows);
   if (p.bias != nullptr) {
     left = _mm512_add_ps(left, _mm512_maskz_loadu_ps(first, p.bias + column));
@@ -115,9 +116,10 @@ class Writer {
   [[gnu::always_inline]] void begin(const Pending& block) { block_ = block; }
   [[gnu::always_inline]] int64_t n_left() const { return block_.n_rows; }
   [[gnu::always_inline]] void write(int64_t n) {
-    for (; n > 0 && block_.n_rows > 0; --n, --block_.n_rows, ++block_.row, block_.sums += kTileRows) {
-      finish_row(p_, block_.row, block_.column, p_.n_columns - block_.column, _mm512_load_ps(block_.sums),
-                 _mm512_load_ps(block_.sums + kBlock * kTileRows));
+    for (; n > 0 && block_.n_rows > 0;
+         --n, --block_.n_rows, ++block_.row, block_.sums += kTileRows) {
+      finish_row(p_, block_.row, block_.column, p_.n_columns - block_.column,
+                 _mm512_load_ps(block_.sums), _mm512_load_ps(block_.sums + kBlock * kTileRows));
     }
   }
 
@@ -126,15 +128,16 @@ class Writer {
   Pending block_;
 };
 
-// Whole lines of bf16, with its numbers in registers: behind a tile instruction g++ reads again what is
-// in memory.
+// Whole lines of bf16, with its numbers in registers: behind a tile instruction g++ reads again
+// what is in memory.
 template <bool kAccumulate>
 class LineWriter {
  public:
   explicit LineWriter(const PanelProduct& p)
       : first_(static_cast<uint16_t*>(p.out)), stride_(p.out_stride), all_bias_(p.bias) {}
   static bool is_for(const PanelProduct& p) {
-    return !p.out_f32 && !p.transposed && p.accumulate == kAccumulate && p.n_columns == kPanelColumns;
+    return !p.out_f32 && !p.transposed && p.accumulate == kAccumulate &&
+           p.n_columns == kPanelColumns;
   }
   [[gnu::always_inline]] void begin(const Pending& block) {
     n_rows_ = block.n_rows;
@@ -189,9 +192,11 @@ class TransposingWriter {
     for (int64_t i = 0; i < kTileRows; ++i) first[i] = _mm512_load_si512(sums + i * kTileRows);
     transpose(first);
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kTileRows; ++i) second[i] = _mm512_load_si512(sums + (kTileRows + i) * kTileRows);
+    for (int64_t i = 0; i < kTileRows; ++i)
+      second[i] = _mm512_load_si512(sums + (kTileRows + i) * kTileRows);
     transpose(second);
-    const int64_t n_rows = p_.n_columns - block_.column < kTileRows ? p_.n_columns - block_.column : kTileRows;
+    const int64_t n_rows =
+        p_.n_columns - block_.column < kTileRows ? p_.n_columns - block_.column : kTileRows;
     for (int64_t i = 0; i < n_rows; ++i) {
       finish_row(p_, block_.column + i, block_.row, block_.n_rows, _mm512_castsi512_ps(first[i]),
                  _mm512_castsi512_ps(second[i]));
@@ -207,7 +212,9 @@ class TransposingWriter {
 class Asker {
  public:
   explicit Asker(const PanelProduct& p)
-      : row_(reinterpret_cast<const char*>(p.ahead.rows)), ahead_(p.ahead), rows_left_(p.ahead.n_rows) {
+      : row_(reinterpret_cast<const char*>(p.ahead.rows)),
+        ahead_(p.ahead),
+        rows_left_(p.ahead.n_rows) {
     const int64_t n_steps = (p.n_rows + kBlock - 1) / kBlock * 2 * n_slices_of(p.n_pairs);
     const int64_t n_lines = ahead_.n_rows * ((ahead_.row_bytes + 63) / 64);
     per_step_ = (n_lines + n_steps - 1) / n_steps;
@@ -278,8 +285,8 @@ template <bool kStay, typename Tiles, typename Out>
 
 // Two tiles of rows (kTall) or one x 32 columns, over the pairs from `pair` on.
 template <bool kTall, typename Tiles>
-__attribute__((noinline)) void sum_rest(Tiles& tiles, const PanelProduct& p, int64_t row, const uint16_t* panel,
-                     int64_t pair, Buffers& b) {
+__attribute__((noinline)) void sum_rest(Tiles& tiles, const PanelProduct& p, int64_t row,
+                                        const uint16_t* panel, int64_t pair, Buffers& b) {
   panel += pair / kTilePairs * 2 * kTileElements;
   for (; pair < p.n_pairs; pair += kTilePairs, panel += 2 * kTileElements) {
     load_rows<4>(tiles, p, row, pair, b);
@@ -304,7 +311,9 @@ struct SumTiles {
 SumTiles tiles_of(Sums& sums) {
   return {sums.halves[0][0], 64, kBlock * kTileRows, kTileRows * kTileRows};
 }
-SumTiles tiles_of(float* rows, int64_t stride) { return {rows, 4 * stride, kTileRows, kTileRows * stride}; }
+SumTiles tiles_of(float* rows, int64_t stride) {
+  return {rows, 4 * stride, kTileRows, kTileRows * stride};
+}
 
 template <typename Tiles>
 void load_sums(Tiles& tiles, const SumTiles& from) {
@@ -325,8 +334,9 @@ void store_sums(Tiles& tiles, const SumTiles& to) {
 // Writes the block before, and leaves this one to be written later, its sums in `sums`; or nothing,
 // where sums are what is wanted of it.
 template <typename Tiles, typename Out>
-[[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t column,
-                                                  Buffers& b, Sums& sums, Out& out, Asker& asker) {
+[[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row,
+                                                  int64_t column, Buffers& b, Sums& sums, Out& out,
+                                                  Asker& asker) {
   const int64_t rows = p.n_rows - row < kBlock ? p.n_rows - row : kBlock;
   const bool whole = rows == kBlock && column + kBlock <= p.n_columns;
   const uint16_t* panel = p.panel + column * n_slices_of(p.n_pairs) * 2 * kTilePairs;
@@ -348,16 +358,19 @@ template <typename Tiles, typename Out>
     sum_rest<false>(tiles, p, row, panel, 0, b);
     store_sums<false>(tiles, to);
   } else {
-    const int64_t pair = rows < kBlock               ? 0
-                         : p.n_rows <= kRowsThatStay ? sum_whole<true>(tiles, p, row, panel, out, asker)
-                                                     : sum_whole<false>(tiles, p, row, panel, out, asker);
+    const int64_t pair = rows < kBlock ? 0
+                         : p.n_rows <= kRowsThatStay
+                             ? sum_whole<true>(tiles, p, row, panel, out, asker)
+                             : sum_whole<false>(tiles, p, row, panel, out, asker);
     if (pair < p.n_pairs) sum_rest<true>(tiles, p, row, panel, pair, b);
     is_written = whole && p.out_f32 && !p.transposed && !p.accumulate && p.bias == nullptr;
-    if (is_written) to = tiles_of(static_cast<float*>(p.out) + row * p.out_stride + column, p.out_stride);
+    if (is_written)
+      to = tiles_of(static_cast<float*>(p.out) + row * p.out_stride + column, p.out_stride);
     store_sums<true>(tiles, to);
   }
   out.write(out.n_left());
-  if (!is_written) out.begin({.n_rows = rows, .sums = sums.halves[0][0], .row = row, .column = column});
+  if (!is_written)
+    out.begin({.n_rows = rows, .sums = sums.halves[0][0], .row = row, .column = column});
 }
 
 template <typename Tiles, typename Out>
@@ -401,8 +414,9 @@ void pack_rows_amx(const uint16_t* source, int64_t row_stride, int64_t n_columns
       __m512i tile[16];
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i) {
-        tile[i] = i < n ? _mm512_maskz_loadu_epi32(mask, rows + i * row_stride + 2 * slice * kTilePairs)
-                        : _mm512_setzero_si512();
+        tile[i] =
+            i < n ? _mm512_maskz_loadu_epi32(mask, rows + i * row_stride + 2 * slice * kTilePairs)
+                  : _mm512_setzero_si512();
       }
       transpose(tile);
       uint16_t* target = panel_tile(panel, n_slices, group, slice);
@@ -419,11 +433,14 @@ void pack_columns_amx(const uint16_t* matrix, int64_t row_stride, int64_t n_colu
     const uint16_t* even = matrix + 2 * pair * row_stride;
     for (int64_t group = 0; group < kPanelColumns / 16; ++group) {
       const int64_t left = pair < k / 2 ? n_columns - 16 * group : 0;
-      const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+      const auto mask = static_cast<__mmask16>(left >= 16  ? 0xffffu
+                                               : left <= 0 ? 0u
+                                                           : (1u << left) - 1u);
       const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + 16 * group));
       const __m512i high =
           _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + row_stride + 16 * group));
-      uint16_t* target = panel_tile(panel, n_slices, group, pair / kTilePairs) + pair % kTilePairs * 32;
+      uint16_t* target =
+          panel_tile(panel, n_slices, group, pair / kTilePairs) + pair % kTilePairs * 32;
       _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
   }

@@ -15,9 +15,12 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
 
-// Rounds as panel products do, which flush denormals: so rows have the same bits among few and many.
+// Rounds as panel products do, which flush denormals: so rows have the same bits among few and
+// many.
 struct RoundAsPanels {
-  static __m256i narrow(__m512 value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
+  static __m256i narrow(__m512 value) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+  }
 };
 
 // x [n_rows][k] -> [k / 32, rounded up][16 pairs][16][2]
@@ -106,7 +109,8 @@ void multiply(const SkinnyProduct& p) {
   }
   Tiles::release();
 
-  for (int64_t row = 0; row < p.n_rows; ++row) finish<RoundAsPanels>(p, row, sums + row * kSkinnyRange);
+  for (int64_t row = 0; row < p.n_rows; ++row)
+    finish<RoundAsPanels>(p, row, sums + row * kSkinnyRange);
 }
 
 }  // namespace

@@ -269,7 +269,8 @@ Ahead next_panel(const LinearParams& p, int64_t depth, int64_t first, int64_t co
   const WeightCodec& codec = p.weight.codec;
   const int64_t row_bytes = codec.row_bytes(p.k), begin = codec.code_bytes(first);
   return {reinterpret_cast<const std::byte*>(p.weight.values) + next * row_bytes + begin,
-          std::min(kPanelColumns, end_column - next), codec.code_bytes(std::min(p.k, first + depth)) - begin, row_bytes};
+          std::min(kPanelColumns, end_column - next), codec.code_bytes(std::min(p.k, first + depth)) - begin,
+          row_bytes};
 }
 
 // Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices

@@ -1,15 +1,16 @@
 // Linear layers: out = x weight^T (+ bias) (+ out), bf16 in, fp32 sums, one rounding at the end.
 //
-// Up to 16 rows the weights are streamed as they lie (gemv_*.cpp): the op is as fast as memory.
-// More rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x,
-// which costs about a hundredth of multiplying them (on AMX three hundredths).
+// Up to 16 rows the weights are streamed as they lie (gemv_*.cpp): the op is as fast as memory. More
+// rows run on packed panels (gemm.h): each item packs 64 weight rows for a block of rows of x, which
+// costs about a hundredth of multiplying them (on AMX a tenth). On AMX up to 128 rows of x are the
+// panels, and weights are multiplied as they lie.
 //
 // Coded weights are decoded beside it: of few rows some weight rows before they are multiplied, of many rows
 // each panel before it is packed. The bits are those that the decoded matrix gives.
 //
 // Promises: nothing is allocated; the bits of a row depend on the level and on whether there are
-// more than 16 rows, and neither on the number of threads nor on the other rows. With accumulate,
-// and with bias, the sum is rounded once: round((x weight^T + bias) + out).
+// more than 16 rows (on AMX not even on that), and neither on the number of threads nor on the other
+// rows. With accumulate, and with bias, the sum is rounded once: round((x weight^T + bias) + out).
 #pragma once
 
 #include "cpu/gemm.h"

@@ -51,6 +51,9 @@ const Case kCases[] = {
     {100, 256, 48, true, true, true},
     {128, 64, 600},
     {40, 16400, 9},
+    {200, 64, 128, true, true},
+    {77, 1096, 300, true, true},
+    {128, 544, 161, true, false, true},
 };
 
 class Linear : public ::testing::TestWithParam<Isa> {};
@@ -136,6 +139,23 @@ TEST_P(Linear, RowsAloneHaveTheBitsOfOneRow) {
   }
 }
 
+// Where rows are alike, down to what only a bias can leave: results too small for a normal number.
+TEST_P(Linear, RowsAloneMayBeDenormal) {
+  Queue queue({.n_threads = 1, .isa = GetParam()});
+  constexpr int64_t kRows = 17, kDepth = 2;
+  const std::vector<bf16> x(kRows * kDepth, bf16(0x1p-63f)), bias(1, bf16(-0x1p-126f));
+  const std::vector<bf16> weight = {bf16(0x1.8p-63f), bf16(0.0f)};
+  std::vector<bf16> together(kRows, bf16(1.0f)), one(1, bf16(1.0f));
+  LinearParams p{.x = x.data(), .weight = weight.data(), .bias = bias.data(), .out = together.data(),
+                 .m = kRows, .k = kDepth, .n = 1};
+  p.alone = true;
+  linear(queue, p);
+  p.out = one.data();
+  p.m = 1;
+  linear(queue, p);
+  for (const bf16 result : together) ASSERT_EQ(std::memcmp(&result, one.data(), sizeof(bf16)), 0);
+}
+
 TEST_P(Linear, NanAndInfReachExactlyTheirOutputs) {
   Queue queue({.n_threads = 2, .isa = GetParam()});
   test::expect_nan_and_infinity_reach_their_outputs<Memory>(
@@ -168,49 +188,59 @@ TEST_P(Linear, CodedWeightsGiveTheBitsOfDecodedOnes) {
   }
 }
 
-// The AMX kernel of many rows on emulated tiles, panel by panel as linear() would run it, with k in
-// two parts.
+// Panels on emulated tiles, one by one as linear() would run them, with k in two parts. Transposed: of x, multiplied
+// with weights.
+void multiply_emulated(Problem& problem, bool transposed) {
+  const LinearParams p = problem.params();
+  const auto bits = [](const bf16* values) { return reinterpret_cast<const uint16_t*>(values); };
+  const auto* rows = bits(transposed ? p.weight.values : p.x);
+  const auto* columns = bits(transposed ? p.x : p.weight.values);
+  const int64_t n_rows = transposed ? p.n : p.m, n_columns = transposed ? p.m : p.n;
+  std::vector<float> bias(static_cast<size_t>(p.n));
+  for (int64_t i = 0; p.bias != nullptr && i < p.n; ++i) bias[static_cast<size_t>(i)] = static_cast<float>(p.bias[i]);
+  std::vector<uint16_t> panel(static_cast<size_t>(panel_elements(p.k)), 0x7fff);
+  std::vector<float> partial(static_cast<size_t>(n_rows * kPanelColumns));
+  for (int64_t column = 0; column < n_columns; column += kPanelColumns) {
+    const int64_t width = std::min(kPanelColumns, n_columns - column), half = p.k / 4 * 2;
+    for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, p.k}}) {
+      const int64_t depth = end - first;
+      if (depth == 0) continue;
+      pack_rows_amx(columns + column * p.k + first, p.k, width, depth, panel.data());
+      PanelProduct product{.a = rows + first,
+                           .row_stride = p.k,
+                           .panel = panel.data(),
+                           .n_rows = n_rows,
+                           .n_pairs = depth / 2,
+                           .n_columns = width,
+                           .start = first > 0 ? partial.data() : nullptr,
+                           .start_stride = kPanelColumns,
+                           .out = partial.data(),
+                           .out_stride = kPanelColumns,
+                           .out_f32 = true};
+      if (end == p.k) {
+        if (p.bias != nullptr) product.bias = bias.data() + (transposed ? 0 : column);
+        product.out_f32 = p.out_type == DType::kF32;
+        const int64_t place = transposed ? column * p.n : column;
+        product.out = static_cast<std::byte*>(p.out) + place * (product.out_f32 ? 4 : 2);
+        product.out_stride = p.n;
+        product.accumulate = p.accumulate;
+        product.transposed = transposed;
+      }
+      multiply_amx_emulated(product);
+    }
+  }
+}
+
 TEST(LinearAmx, EmulatedPanelsMatchOracle) {
   if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
   for (const Case& c : kCases) {
     Problem problem(c);
     const std::vector<Expected> expected = problem.expected();
-    const LinearParams p = problem.params();
-    const auto bits = [](const bf16* values) { return reinterpret_cast<const uint16_t*>(values); };
-    std::vector<uint16_t> panel(static_cast<size_t>(panel_elements(c.k)), 0x7fff);
-    std::vector<float> partial(static_cast<size_t>(c.m * kPanelColumns));
-    for (int64_t column = 0; column < c.n; column += kPanelColumns) {
-      const int64_t n_columns = std::min(kPanelColumns, c.n - column);
-      float bias[kPanelColumns];
-      for (int64_t i = 0; c.bias && i < n_columns; ++i)
-        bias[i] = static_cast<float>(p.bias[column + i]);
-      const int64_t half = c.k / 4 * 2;
-      for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, c.k}}) {
-        const int64_t depth = end - first;
-        if (depth == 0) continue;
-        pack_rows_amx(bits(p.weight.values) + column * c.k + first, c.k, n_columns, depth, panel.data());
-        PanelProduct product{.a = bits(p.x) + first,
-                             .row_stride = c.k,
-                             .panel = panel.data(),
-                             .n_rows = c.m,
-                             .n_pairs = depth / 2,
-                             .n_columns = n_columns,
-                             .start = first > 0 ? partial.data() : nullptr,
-                             .start_stride = kPanelColumns,
-                             .out = partial.data(),
-                             .out_stride = kPanelColumns,
-                             .out_f32 = true};
-        if (end == c.k) {
-          product.bias = c.bias ? bias : nullptr;
-          product.out = static_cast<std::byte*>(p.out) + column * (c.f32 ? 4 : 2);
-          product.out_stride = c.n;
-          product.out_f32 = c.f32;
-          product.accumulate = c.accumulate;
-        }
-        multiply_amx_emulated(product);
-      }
+    for (const bool transposed : {false, true}) {
+      problem.reset();
+      multiply_emulated(problem, transposed);
+      problem.expect_close(expected);
     }
-    problem.expect_close(expected);
   }
 }
 
