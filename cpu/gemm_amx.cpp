@@ -236,6 +236,34 @@ class Asker {
   int64_t rows_left_, byte_ = 0, per_step_ = 0;
 };
 
+// Asks for the sums that the next block begins with, some rows after each four products: from L2
+// they would be waited for, going in and coming out.
+class SumsAsker {
+ public:
+  SumsAsker(const PanelProduct& p, int64_t row, int64_t column) : stride_(p.start_stride) {
+    if (row + kBlock >= p.n_rows) {
+      row = -kBlock;
+      column += kBlock;
+    }
+    if (p.start == nullptr || column >= p.n_columns) return;
+    row_ = p.start + (row + kBlock) * p.start_stride + column;
+    rows_left_ = kBlock;
+    const int64_t n_slices = n_slices_of(p.n_pairs);
+    per_step_ = (kBlock + n_slices - 1) / n_slices;
+  }
+  [[gnu::always_inline]] void ask() {
+    for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i, --rows_left_, row_ += stride_) {
+      _mm_prefetch(reinterpret_cast<const char*>(row_), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(row_ + 16), _MM_HINT_T0);
+    }
+  }
+
+ private:
+  const float* row_ = nullptr;
+  const int64_t stride_;
+  int64_t rows_left_ = 0, per_step_ = 0;
+};
+
 // Rows stream past L1, which half a panel has to itself; few of them stay there for the other half.
 constexpr int64_t kRowsThatStay = 32;
 
@@ -252,12 +280,14 @@ inline void load_rows_whole(Tiles& tiles, const uint16_t* rows, int64_t stride) 
 // after each four products; returns the first pair that does not.
 template <bool kStay, typename Tiles, typename Out>
 [[gnu::always_inline]] inline int64_t sum_whole(Tiles& tiles, const PanelProduct& p, int64_t row,
-                                                const uint16_t* panel, Out& out, Asker& asker) {
+                                                int64_t column, const uint16_t* panel, Out& out,
+                                                Asker& asker) {
   const uint16_t* upper = p.a + row * p.row_stride;
   const uint16_t* lower = upper + kTileRows * p.row_stride;
   const int64_t stride = 2 * p.row_stride;
   const int64_t n_slices = p.n_pairs / kTilePairs;
   if (n_slices == 0) return 0;
+  SumsAsker sums(p, row, column);
   const int64_t share = (out.n_left() + n_slices - 1) / n_slices;
   load_rows_whole<4, kStay>(tiles, upper, stride);
   tiles.template load<6>(panel, 64);
@@ -279,6 +309,7 @@ template <bool kStay, typename Tiles, typename Out>
     load_rows_whole<5, kStay>(tiles, lower, stride);
     out.write(share);
     asker.ask();
+    sums.ask();
   }
   return n_slices * kTilePairs;
 }
@@ -360,8 +391,8 @@ template <typename Tiles, typename Out>
   } else {
     const int64_t pair = rows < kBlock ? 0
                          : p.n_rows <= kRowsThatStay
-                             ? sum_whole<true>(tiles, p, row, panel, out, asker)
-                             : sum_whole<false>(tiles, p, row, panel, out, asker);
+                             ? sum_whole<true>(tiles, p, row, column, panel, out, asker)
+                             : sum_whole<false>(tiles, p, row, column, panel, out, asker);
     if (pair < p.n_pairs) sum_rest<true>(tiles, p, row, panel, pair, b);
     is_written = whole && p.out_f32 && !p.transposed && !p.accumulate && p.bias == nullptr;
     if (is_written)
