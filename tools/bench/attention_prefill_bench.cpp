@@ -155,24 +155,24 @@ void stage_only(benchmark::State& state, const Kernel* kernel, int32_t d, int64_
   state.SetBytesProcessed(state.iterations() * kKeys * d * 4);
 }
 
-// The small model: 8 query heads over 4 KV heads of 64.
+// 8 query heads over 4 KV heads, with a head dim of 64 the small model's.
 struct Layer {
   int64_t n_keys;
   std::vector<bf16> q, keys, values, out;
   PrefillAttendParams p;
 
-  Layer(int64_t n_queries, int64_t n) : n_keys(n) {
+  Layer(int64_t n_queries, int64_t n, int32_t d) : n_keys(n) {
     Random random;
     p.n_heads = 8;
     p.n_kv_heads = 4;
-    p.head_dim = 64;
-    p.scale = 0.125f;
+    p.head_dim = d;
+    p.scale = 1 / std::sqrt(static_cast<float>(d));
     p.n_tokens = n_queries;
     p.first_position = n - n_queries;
-    p.head_stride = n * 64;
-    q = random.tensor(n_queries * 8 * 64);
-    keys = random.tensor(n * 4 * 64);
-    values = random.tensor(n * 4 * 64);
+    p.head_stride = n * d;
+    q = random.tensor(n_queries * 8 * d);
+    keys = random.tensor(n * 4 * d);
+    values = random.tensor(n * 4 * d);
     out.resize(q.size());
     p.q = q.data();
     p.keys = keys.data();
@@ -181,20 +181,20 @@ struct Layer {
   }
 };
 
-void dense(benchmark::State& state, cpu::Isa isa, int64_t n, int n_threads, bool exact) {
+void dense(benchmark::State& state, cpu::Isa isa, int64_t n, int32_t d, int n_threads, bool exact) {
   cpu::Queue queue({.n_threads = n_threads, .isa = isa});
-  Layer layer(n, n);
+  Layer layer(n, n, d);
   layer.p.exact_exp = exact;
   const double began = cpu_seconds();
   bench::Best best;
   for (auto _ : state) best.time([&] { cpu::attend_prefill(queue, layer.p); });
-  report(state, 4.0 * 64 * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n), began, best);
+  report(state, 4.0 * d * 8 * 0.5 * static_cast<double>(n) * static_cast<double>(n), began, best);
 }
 
 void select(benchmark::State& state, cpu::Isa isa, int64_t block_tokens, int n_threads) {
   constexpr int64_t kQueries = 4096, kKeys = 1 << 18, kChunk = 8, kChosen = 256, kLocal = 256;
   cpu::Queue queue({.n_threads = n_threads, .isa = isa});
-  Layer layer(kQueries, kKeys);
+  Layer layer(kQueries, kKeys, 64);
   PrefillAttendParams& p = layer.p;
   p.block_tokens = block_tokens;
   p.chunk_tokens = kChunk;
@@ -398,8 +398,10 @@ const bool kRegistered = [] {
     const int64_t n = isa < cpu::Isa::kAvx512Bf16 ? 4096 : 32768;
     for (int threads : {1, 2}) {
       const std::string tail = "/threads:" + std::to_string(threads);
-      add("dense/" + level + "/n:" + std::to_string(n) + tail,
-          [=](benchmark::State& s) { dense(s, isa, n, threads, false); });
+      for (int32_t d : {64, 128}) {
+        add("dense/" + level + "/d:" + std::to_string(d) + "/n:" + std::to_string(n) + tail,
+            [=](benchmark::State& s) { dense(s, isa, n, d, threads, false); });
+      }
       if (isa < cpu::Isa::kAvx512Bf16) continue;
       for (int64_t block : {256, 512}) {
         add("select/" + level + "/block:" + std::to_string(block) + tail,
