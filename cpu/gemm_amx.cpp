@@ -209,9 +209,9 @@ class TransposingWriter {
 };
 
 // Asks for the lines of p.ahead, some after each four products.
-class Asker {
+class AheadPrefetch {
  public:
-  explicit Asker(const PanelProduct& p)
+  explicit AheadPrefetch(const PanelProduct& p)
       : row_(reinterpret_cast<const char*>(p.ahead.rows)),
         ahead_(p.ahead),
         rows_left_(p.ahead.n_rows) {
@@ -219,7 +219,7 @@ class Asker {
     const int64_t n_lines = ahead_.n_rows * ((ahead_.row_bytes + 63) / 64);
     per_step_ = (n_lines + n_steps - 1) / n_steps;
   }
-  void ask() {
+  void some() {
     for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i) {
       _mm_prefetch(row_ + byte_, _MM_HINT_T1);
       byte_ += 64;
@@ -238,9 +238,9 @@ class Asker {
 
 // Asks for the sums that the next block begins with, some rows after each four products: from L2
 // they would be waited for, going in and coming out.
-class SumsAsker {
+class SumsPrefetch {
  public:
-  SumsAsker(const PanelProduct& p, int64_t row, int64_t column) : stride_(p.start_stride) {
+  SumsPrefetch(const PanelProduct& p, int64_t row, int64_t column) : stride_(p.start_stride) {
     if (row + kBlock >= p.n_rows) {
       row = -kBlock;
       column += kBlock;
@@ -251,7 +251,7 @@ class SumsAsker {
     const int64_t n_slices = n_slices_of(p.n_pairs);
     per_step_ = (kBlock + n_slices - 1) / n_slices;
   }
-  [[gnu::always_inline]] void ask() {
+  [[gnu::always_inline]] void some() {
     for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i, --rows_left_, row_ += stride_) {
       _mm_prefetch(reinterpret_cast<const char*>(row_), _MM_HINT_T0);
       _mm_prefetch(reinterpret_cast<const char*>(row_ + 16), _MM_HINT_T0);
@@ -281,13 +281,13 @@ inline void load_rows_whole(Tiles& tiles, const uint16_t* rows, int64_t stride) 
 template <bool kStay, typename Tiles, typename Out>
 [[gnu::always_inline]] inline int64_t sum_whole(Tiles& tiles, const PanelProduct& p, int64_t row,
                                                 int64_t column, const uint16_t* panel, Out& out,
-                                                Asker& asker) {
+                                                AheadPrefetch& ahead) {
   const uint16_t* upper = p.a + row * p.row_stride;
   const uint16_t* lower = upper + kTileRows * p.row_stride;
   const int64_t stride = 2 * p.row_stride;
   const int64_t n_slices = p.n_pairs / kTilePairs;
   if (n_slices == 0) return 0;
-  SumsAsker sums(p, row, column);
+  SumsPrefetch next_sums(p, row, column);
   const int64_t share = (out.n_left() + n_slices - 1) / n_slices;
   load_rows_whole<4, kStay>(tiles, upper, stride);
   tiles.template load<6>(panel, 64);
@@ -308,8 +308,8 @@ template <bool kStay, typename Tiles, typename Out>
     tiles.template load<6>(panel, 64);
     load_rows_whole<5, kStay>(tiles, lower, stride);
     out.write(share);
-    asker.ask();
-    sums.ask();
+    ahead.some();
+    next_sums.some();
   }
   return n_slices * kTilePairs;
 }
@@ -367,7 +367,7 @@ void store_sums(Tiles& tiles, const SumTiles& to) {
 template <typename Tiles, typename Out>
 [[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row,
                                                   int64_t column, Buffers& b, Sums& sums, Out& out,
-                                                  Asker& asker) {
+                                                  AheadPrefetch& ahead) {
   const int64_t rows = p.n_rows - row < kBlock ? p.n_rows - row : kBlock;
   const bool whole = rows == kBlock && column + kBlock <= p.n_columns;
   const uint16_t* panel = p.panel + column * n_slices_of(p.n_pairs) * 2 * kTilePairs;
@@ -391,8 +391,8 @@ template <typename Tiles, typename Out>
   } else {
     const int64_t pair = rows < kBlock ? 0
                          : p.n_rows <= kRowsThatStay
-                             ? sum_whole<true>(tiles, p, row, column, panel, out, asker)
-                             : sum_whole<false>(tiles, p, row, column, panel, out, asker);
+                             ? sum_whole<true>(tiles, p, row, column, panel, out, ahead)
+                             : sum_whole<false>(tiles, p, row, column, panel, out, ahead);
     if (pair < p.n_pairs) sum_rest<true>(tiles, p, row, panel, pair, b);
     is_written = whole && p.out_f32 && !p.transposed && !p.accumulate && p.bias == nullptr;
     if (is_written)
@@ -410,11 +410,11 @@ void multiply_blocks(const PanelProduct& p) {
   Tiles tiles;
   tiles.configure();
   Out out(p);
-  Asker asker(p);
+  AheadPrefetch ahead(p);
   int parity = 0;
   for (int64_t column = 0; column < p.n_columns; column += kBlock) {
     for (int64_t row = 0; row < p.n_rows; row += kBlock, parity ^= 1) {
-      multiply_block(tiles, p, row, column, buffers, buffers.sums[parity], out, asker);
+      multiply_block(tiles, p, row, column, buffers, buffers.sums[parity], out, ahead);
     }
   }
   out.write(out.n_left());
