@@ -130,26 +130,26 @@ class Writer {
 
 // Whole lines of bf16, with its numbers in registers: behind a tile instruction g++ reads again
 // what is in memory.
-template <bool kAccumulate>
+template <bool kBias, bool kAccumulate>
 class LineWriter {
  public:
   explicit LineWriter(const PanelProduct& p)
       : first_(static_cast<uint16_t*>(p.out)), stride_(p.out_stride), all_bias_(p.bias) {}
   static bool is_for(const PanelProduct& p) {
-    return !p.out_f32 && !p.transposed && p.accumulate == kAccumulate &&
-           p.n_columns == kPanelColumns;
+    return !p.out_f32 && !p.transposed && (p.bias != nullptr) == kBias &&
+           p.accumulate == kAccumulate && p.n_columns == kPanelColumns;
   }
   [[gnu::always_inline]] void begin(const Pending& block) {
     n_rows_ = block.n_rows;
     sums_ = block.sums;
     out_ = first_ + block.row * stride_ + block.column;
-    bias_ = all_bias_ != nullptr ? all_bias_ + block.column : nullptr;
+    if constexpr (kBias) bias_ = all_bias_ + block.column;
   }
   [[gnu::always_inline]] int64_t n_left() const { return n_rows_; }
   [[gnu::always_inline]] void write(int64_t n) {
     for (; n > 0 && n_rows_ > 0; --n, --n_rows_, out_ += stride_, sums_ += kTileRows) {
       __m512 left = _mm512_load_ps(sums_), right = _mm512_load_ps(sums_ + kBlock * kTileRows);
-      if (bias_ != nullptr) {
+      if constexpr (kBias) {
         left = _mm512_add_ps(left, _mm512_loadu_ps(bias_));
         right = _mm512_add_ps(right, _mm512_loadu_ps(bias_ + kTileRows));
       }
@@ -238,6 +238,7 @@ class AheadPrefetch {
 
 // Asks for the sums that the next block begins with, some rows after each four products: from L2
 // they would be waited for, going in and coming out.
+template <bool kStart>
 class SumsPrefetch {
  public:
   SumsPrefetch(const PanelProduct& p, int64_t row, int64_t column) : stride_(p.start_stride) {
@@ -245,7 +246,7 @@ class SumsPrefetch {
       row = -kBlock;
       column += kBlock;
     }
-    if (p.start == nullptr || column >= p.n_columns) return;
+    if (column >= p.n_columns) return;
     row_ = p.start + (row + kBlock) * p.start_stride + column;
     rows_left_ = kBlock;
     const int64_t n_slices = n_slices_of(p.n_pairs);
@@ -264,21 +265,17 @@ class SumsPrefetch {
   int64_t rows_left_ = 0, per_step_ = 0;
 };
 
-// Rows stream past L1, which half a panel has to itself; few of them stay there for the other half.
-constexpr int64_t kRowsThatStay = 32;
-
-template <int kTile, bool kStay, typename Tiles>
-inline void load_rows_whole(Tiles& tiles, const uint16_t* rows, int64_t stride) {
-  if constexpr (kStay) {
-    tiles.template load<kTile>(rows, stride);
-  } else {
-    tiles.template load_streaming<kTile>(rows, stride);
-  }
-}
+template <>
+class SumsPrefetch<false> {  // sums begin at zero
+ public:
+  SumsPrefetch(const PanelProduct&, int64_t, int64_t) {}
+  void some() {}
+};
 
 // 32 whole rows x 32 columns, over the pairs that make whole tiles, and rows of the block before
-// after each four products; returns the first pair that does not.
-template <bool kStay, typename Tiles, typename Out>
+// after each four products; returns the first pair that does not. Rows stream past L1, which half a
+// panel has to itself.
+template <bool kStart, typename Tiles, typename Out>
 [[gnu::always_inline]] inline int64_t sum_whole(Tiles& tiles, const PanelProduct& p, int64_t row,
                                                 int64_t column, const uint16_t* panel, Out& out,
                                                 AheadPrefetch& ahead) {
@@ -287,11 +284,11 @@ template <bool kStay, typename Tiles, typename Out>
   const int64_t stride = 2 * p.row_stride;
   const int64_t n_slices = p.n_pairs / kTilePairs;
   if (n_slices == 0) return 0;
-  SumsPrefetch next_sums(p, row, column);
+  SumsPrefetch<kStart> next_sums(p, row, column);
   const int64_t share = (out.n_left() + n_slices - 1) / n_slices;
-  load_rows_whole<4, kStay>(tiles, upper, stride);
+  tiles.template load_streaming<4>(upper, stride);
   tiles.template load<6>(panel, 64);
-  load_rows_whole<5, kStay>(tiles, lower, stride);
+  tiles.template load_streaming<5>(lower, stride);
   tiles.template load<7, 2 * kTileElements>(panel, 64);
   for (int64_t slice = 0; slice < n_slices; ++slice) {
     // The last slice loads itself once more.
@@ -301,12 +298,12 @@ template <bool kStay, typename Tiles, typename Out>
     panel += next * 2 * kTileElements;
     tiles.template multiply<0, 4, 6>();
     tiles.template multiply<1, 4, 7>();
-    load_rows_whole<4, kStay>(tiles, upper, stride);
+    tiles.template load_streaming<4>(upper, stride);
     tiles.template multiply<3, 5, 7>();
     tiles.template load<7, 2 * kTileElements>(panel, 64);
     tiles.template multiply<2, 5, 6>();
     tiles.template load<6>(panel, 64);
-    load_rows_whole<5, kStay>(tiles, lower, stride);
+    tiles.template load_streaming<5>(lower, stride);
     out.write(share);
     ahead.some();
     next_sums.some();
@@ -364,14 +361,14 @@ void store_sums(Tiles& tiles, const SumTiles& to) {
 
 // Writes the block before, and leaves this one to be written later, its sums in `sums`; or nothing,
 // where sums are what is wanted of it.
-template <typename Tiles, typename Out>
+template <bool kStart, typename Tiles, typename Out>
 [[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const PanelProduct& p, int64_t row,
                                                   int64_t column, Buffers& b, Sums& sums, Out& out,
                                                   AheadPrefetch& ahead) {
   const int64_t rows = p.n_rows - row < kBlock ? p.n_rows - row : kBlock;
   const bool whole = rows == kBlock && column + kBlock <= p.n_columns;
   const uint16_t* panel = p.panel + column * n_slices_of(p.n_pairs) * 2 * kTilePairs;
-  if (p.start == nullptr) {
+  if constexpr (!kStart) {
     tiles.template zero<0>();
     tiles.template zero<1>();
     tiles.template zero<2>();
@@ -389,10 +386,8 @@ template <typename Tiles, typename Out>
     sum_rest<false>(tiles, p, row, panel, 0, b);
     store_sums<false>(tiles, to);
   } else {
-    const int64_t pair = rows < kBlock ? 0
-                         : p.n_rows <= kRowsThatStay
-                             ? sum_whole<true>(tiles, p, row, column, panel, out, ahead)
-                             : sum_whole<false>(tiles, p, row, column, panel, out, ahead);
+    const int64_t pair =
+        rows < kBlock ? 0 : sum_whole<kStart>(tiles, p, row, column, panel, out, ahead);
     if (pair < p.n_pairs) sum_rest<true>(tiles, p, row, panel, pair, b);
     is_written = whole && p.out_f32 && !p.transposed && !p.accumulate && p.bias == nullptr;
     if (is_written)
@@ -404,7 +399,7 @@ template <typename Tiles, typename Out>
     out.begin({.n_rows = rows, .sums = sums.halves[0][0], .row = row, .column = column});
 }
 
-template <typename Tiles, typename Out>
+template <bool kStart, typename Tiles, typename Out>
 void multiply_blocks(const PanelProduct& p) {
   Buffers buffers;
   Tiles tiles;
@@ -414,19 +409,35 @@ void multiply_blocks(const PanelProduct& p) {
   int parity = 0;
   for (int64_t column = 0; column < p.n_columns; column += kBlock) {
     for (int64_t row = 0; row < p.n_rows; row += kBlock, parity ^= 1) {
-      multiply_block(tiles, p, row, column, buffers, buffers.sums[parity], out, ahead);
+      multiply_block<kStart>(tiles, p, row, column, buffers, buffers.sums[parity], out, ahead);
     }
   }
   out.write(out.n_left());
   tiles.release();
 }
 
+template <typename Tiles, typename Out>
+void multiply_blocks(const PanelProduct& p) {
+  p.start != nullptr ? multiply_blocks<true, Tiles, Out>(p) : multiply_blocks<false, Tiles, Out>(p);
+}
+
+// False: not of this kind.
+template <typename Tiles, bool kBias, bool kAccumulate>
+bool multiply_lines(const PanelProduct& p) {
+  using Out = LineWriter<kBias, kAccumulate>;
+  if (!Out::is_for(p)) return false;
+  multiply_blocks<Tiles, Out>(p);
+  return true;
+}
+
 template <typename Tiles>
 void multiply(const PanelProduct& p) {
   // Pairs that are not neighbours in a row make no tile (the Gram matrix of low-rank keys).
   if (p.pair_stride != 2) return multiply_avx512bf16(p);
-  if (LineWriter<false>::is_for(p)) return multiply_blocks<Tiles, LineWriter<false>>(p);
-  if (LineWriter<true>::is_for(p)) return multiply_blocks<Tiles, LineWriter<true>>(p);
+  if (multiply_lines<Tiles, false, false>(p) || multiply_lines<Tiles, false, true>(p) ||
+      multiply_lines<Tiles, true, false>(p) || multiply_lines<Tiles, true, true>(p)) {
+    return;
+  }
   if (p.transposed) return multiply_blocks<Tiles, TransposingWriter>(p);
   multiply_blocks<Tiles, Writer>(p);
 }
@@ -436,7 +447,8 @@ void multiply(const PanelProduct& p) {
 void pack_rows_amx(const uint16_t* source, int64_t row_stride, int64_t n_columns, int64_t k,
                    uint16_t* panel) {
   const int64_t n_slices = n_slices_of(k / 2);
-  for (int64_t group = 0; group < kPanelColumns / 16; ++group) {
+  const int64_t n_groups = (n_columns + kBlock - 1) / kBlock * 2;  // halves beyond it are not read
+  for (int64_t group = 0; group < n_groups; ++group) {
     const int64_t n = n_columns - 16 * group < 16 ? n_columns - 16 * group : 16;
     const uint16_t* rows = source + 16 * group * row_stride;
     for (int64_t slice = 0; slice < n_slices; ++slice) {
