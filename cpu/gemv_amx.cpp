@@ -8,12 +8,16 @@
 #include "cpu/skinny_finish.h"
 #include "cpu/tile.h"
 #include "cpu/transpose_avx512.h"
+#include "cpu/weight_codes_avx512bf16.h"
 
 namespace tiercel::cpu {
 namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
+// Of longer rows one tile at a time, so that blocks are short; shorter ones want two products at
+// once.
+constexpr int64_t kLongRow = 1024;
 
 // Rounds as panel products do, which flush denormals: so rows have the same bits among few and
 // many.
@@ -51,14 +55,34 @@ void copy_edge(const uint16_t* w, int64_t k, int64_t n_rows, int64_t depth, uint
   }
 }
 
-// Loads the A tile of weight rows n .. n+15 and elements i .. i+31 of k.
+// Asks for weight rows first .. end - 1 as one stream, in the order of memory and in equal shares:
+// as many streams as there are rows in a tile, a row apart, are a quarter slower.
+class Stream {
+ public:
+  Stream(const void* rows, int64_t row_bytes, int64_t first, int64_t end, int64_t n_shares)
+      : at_(static_cast<const char*>(rows) + first * row_bytes),
+        n_lines_(end > first ? (end - first) * row_bytes / 64 : 0),
+        share_((n_lines_ + n_shares - 1) / n_shares) {}
+  void ask() {
+    for (int64_t i = 0; i < share_ && n_lines_ > 0; ++i, --n_lines_, at_ += 64)
+      _mm_prefetch(at_, _MM_HINT_T1);
+  }
+
+ private:
+  const char* at_;
+  int64_t n_lines_, share_;
+};
+
+// Loads the A tile of weight rows n .. n+15 and elements i .. i+31 of k. first: of the first block,
+// which no stream has asked for.
 template <int kTile, typename Tiles>
-void load_weights(Tiles& tiles, const SkinnyProduct& p, int64_t n, int64_t i) {
+void load_weights(Tiles& tiles, const SkinnyProduct& p, int64_t n, int64_t i, bool first) {
   const uint16_t* w = p.weight + n * p.k + i;
   if (n + kTileRows <= p.end && i + kTileDepth <= p.k) {
-    // 2 KiB ahead: without software prefetch tile loads wait for memory one after the other.
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + row * p.k + 1024), _MM_HINT_T1);
+    if (first) {  // 2 KiB ahead
+      for (int64_t row = 0; row < kTileRows; ++row) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + row * p.k + 1024), _MM_HINT_T1);
+      }
     }
     tiles.template load<kTile>(w, 2 * p.k);
     return;
@@ -82,7 +106,7 @@ void store_sums(Tiles& tiles, int64_t n_rows, float* sums) {
     _mm512_storeu_si512(sums + row * kSkinnyRange, rows[row]);
 }
 
-// Two weight tiles share an x tile; an odd one at the end runs alone.
+// Two weight tiles share an x tile, if rows are not too long; an odd one at the end runs alone.
 template <typename Tiles>
 void multiply(const SkinnyProduct& p) {
   float* sums = p.scratch;
@@ -91,16 +115,20 @@ void multiply(const SkinnyProduct& p) {
 
   Tiles tiles;
   Tiles::configure();
-  for (int64_t n = p.first; n < p.end; n += 2 * kTileRows) {
-    const bool two = n + kTileRows < p.end;
+  const int64_t block = p.k <= kLongRow ? 2 * kTileRows : kTileRows;
+  for (int64_t n = p.first; n < p.end; n += block) {
+    const bool two = block > kTileRows && n + kTileRows < p.end;
     tiles.template zero<0>();
     tiles.template zero<1>();
+    Stream next(p.weight, 2 * p.k, n + block, p.end < n + 2 * block ? p.end : n + 2 * block,
+                (p.k + kTileDepth - 1) / kTileDepth);
     for (int64_t i = 0; i < p.k; i += kTileDepth) {
       tiles.template load<4>(x + i / 2 * kTileRows, kTileRows * sizeof(uint32_t));
-      load_weights<6>(tiles, p, n, i);
+      next.ask();
+      load_weights<6>(tiles, p, n, i, n == p.first);
       tiles.template multiply<0, 6, 4>();
       if (!two) continue;
-      load_weights<7>(tiles, p, n + kTileRows, i);
+      load_weights<7>(tiles, p, n + kTileRows, i, n == p.first);
       tiles.template multiply<1, 7, 4>();
     }
     float* to = sums + (n - p.first);
@@ -113,9 +141,117 @@ void multiply(const SkinnyProduct& p) {
     finish<RoundAsPanels>(p, row, sums + row * kSkinnyRange);
 }
 
+// ---- coded weights ----
+
+// Decoded weights of 16 rows, 128 elements of k at a time.
+constexpr int64_t kRunsAtOnce = 4;
+struct DecodedTiles {
+  alignas(64) uint16_t runs[kRunsAtOnce][kTileRows][kTileDepth];
+};
+
+// The codes of up to 16 rows, from their first element on.
+struct CodedBlock {
+  const uint8_t* codes;
+  int64_t n_rows;
+};
+
+// Elements i .. i + 127 of k of some rows of a block. Out of line: beside tile instructions g++
+// makes its constants anew.
+template <WeightCode kCode>
+__attribute__((noinline)) void decode(const SkinnyProduct& p, const CodedBlock& block,
+                                      int64_t first, int64_t end, int64_t i,
+                                      GroupScales (&scales)[kTileRows], Stream& next,
+                                      DecodedTiles& out) {
+  const int shift = __builtin_ctz(static_cast<unsigned>(p.group));
+  const int64_t group = (i >> shift) % kGroupsAtOnce, row_bytes = p.row_bytes;
+  if (end > block.n_rows) end = block.n_rows;
+  if (group == 0) {
+    const uint8_t* params = block.codes + p.code_bytes + (i >> shift) * 4;
+    for (int64_t row = first; row < end; ++row) {
+      scales[row].template load<kCode>(reinterpret_cast<const uint32_t*>(params + row * row_bytes));
+    }
+  }
+  const uint8_t* codes = block.codes + first * row_bytes + i * bits_of(kCode) / 8;
+  for (int64_t row = first; row < end; ++row, codes += row_bytes) {
+    next.ask();
+    __m512i runs[kRunsAtOnce];
+    decode_128<RoundAvx512Bf16, kCode>(codes, scales[row], group, shift, runs);
+#pragma GCC unroll 4
+    for (int64_t run = 0; run < kRunsAtOnce; ++run)
+      _mm512_store_si512(out.runs[run][row], runs[run]);
+  }
+}
+
+// The product of run kRun of 32 elements.
+template <int kRun, typename Tiles>
+[[gnu::always_inline]] inline void multiply_run(Tiles& tiles, const DecodedTiles& decoded,
+                                                const uint32_t* x_tile) {
+  constexpr int kX = 4 + kRun % 2, kWeights = 6 + kRun % 2;
+  tiles.template load<kX>(x_tile + kRun * kTileDepth / 2 * kTileRows, kTileRows * sizeof(uint32_t));
+  tiles.template load<kWeights>(decoded.runs[kRun], 2 * kTileDepth);
+  tiles.template multiply<0, kWeights, kX>();
+}
+
+// Weights are decoded one step ahead of the products, so that their stores are done when tiles read
+// them, and some rows between two products, which wait for each other.
+template <typename Tiles, WeightCode kCode>
+void multiply_coded(const SkinnyProduct& p) {
+  constexpr int64_t kStep = kRunsAtOnce * kTileDepth, kShare = kTileRows / kRunsAtOnce;
+  float* sums = p.scratch;
+  auto* x = reinterpret_cast<uint32_t*>(sums + p.n_rows * kSkinnyRange);
+  pack_x(p, x);
+  DecodedTiles decoded[2] = {};  // rows behind the last one stay zero
+  GroupScales scales[kTileRows];
+  const auto* rows = reinterpret_cast<const uint8_t*>(p.weight);
+
+  Tiles tiles;
+  Tiles::configure();
+  for (int64_t n = p.first; n < p.end; n += kTileRows) {
+    CodedBlock block{rows + n * p.row_bytes, p.end - n < kTileRows ? p.end - n : kTileRows};
+    Stream next(rows, p.row_bytes, n + kTileRows,
+                p.end < n + 2 * kTileRows ? p.end : n + 2 * kTileRows, p.k / kStep * kTileRows);
+    if (block.n_rows < kTileRows) __builtin_memset(decoded, 0, sizeof decoded);
+    tiles.template zero<0>();
+    decode<kCode>(p, block, 0, kTileRows, 0, scales, next, decoded[0]);
+    for (int64_t i = 0; i < p.k; i += kStep) {
+      const DecodedTiles& now = decoded[i / kStep % 2];
+      DecodedTiles& then = decoded[(i / kStep + 1) % 2];
+      const uint32_t* x_tile = x + i / 2 * kTileRows;
+      if (i + kStep == p.k) block.n_rows = 0;  // nothing left to decode
+      multiply_run<0>(tiles, now, x_tile);
+      decode<kCode>(p, block, 0, kShare, i + kStep, scales, next, then);
+      multiply_run<1>(tiles, now, x_tile);
+      decode<kCode>(p, block, kShare, 2 * kShare, i + kStep, scales, next, then);
+      multiply_run<2>(tiles, now, x_tile);
+      decode<kCode>(p, block, 2 * kShare, 3 * kShare, i + kStep, scales, next, then);
+      multiply_run<3>(tiles, now, x_tile);
+      decode<kCode>(p, block, 3 * kShare, 4 * kShare, i + kStep, scales, next, then);
+    }
+    store_sums<0>(tiles, p.n_rows, sums + (n - p.first));
+  }
+  Tiles::release();
+
+  for (int64_t row = 0; row < p.n_rows; ++row)
+    finish<RoundAsPanels>(p, row, sums + row * kSkinnyRange);
+}
+
+template <typename Tiles>
+void multiply_any(const SkinnyProduct& p) {
+  switch (p.code) {
+    case WeightCode::kInt4: return multiply_coded<Tiles, WeightCode::kInt4>(p);
+    case WeightCode::kInt8: return multiply_coded<Tiles, WeightCode::kInt8>(p);
+    case WeightCode::kE4M3: return multiply_coded<Tiles, WeightCode::kE4M3>(p);
+    case WeightCode::kInt4Min: return multiply_coded<Tiles, WeightCode::kInt4Min>(p);
+    case WeightCode::kInt8Min: return multiply_coded<Tiles, WeightCode::kInt8Min>(p);
+    case WeightCode::kInt8x16: return multiply_coded<Tiles, WeightCode::kInt8x16>(p);
+    case WeightCode::kBf16: break;
+  }
+  multiply<Tiles>(p);
+}
+
 }  // namespace
 
-void multiply_skinny_amx(const SkinnyProduct& p) { multiply<HardwareTiles>(p); }
-void multiply_skinny_amx_emulated(const SkinnyProduct& p) { multiply<EmulatedTiles>(p); }
+void multiply_skinny_amx(const SkinnyProduct& p) { multiply_any<HardwareTiles>(p); }
+void multiply_skinny_amx_emulated(const SkinnyProduct& p) { multiply_any<EmulatedTiles>(p); }
 
 }  // namespace tiercel::cpu

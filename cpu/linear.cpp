@@ -13,8 +13,10 @@ namespace {
 constexpr int64_t kAmxDepth = 512;
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kMostPanels = 8;  // of an item
-// Weights of one skinny item; below it, splitting costs more than the second core brings.
+// Weights of one skinny item: at least so many (below it, splitting costs more than the second core brings), and as
+// many as leave each thread some.
 constexpr int64_t kSkinnyItemBytes = 256 << 10;
+constexpr int64_t kSkinnyItems = 4;
 // Weight rows that are multiplied together, as they lie: 128 KiB of a depth of 512, in L2 although they may be a
 // power of two apart.
 constexpr int64_t kWeightRows = 128;
@@ -35,6 +37,7 @@ constexpr GemmLevel kAmx = {.pack_rows = pack_rows_amx,
                             .multiply = multiply_amx,
                             .multiply_skinny = multiply_skinny_amx,
                             .decode_weights = decode_weights_avx512bf16,
+                            .skinny_takes_codes = true,
                             .most_panels = kMostPanels,
                             .depth = kAmxDepth,
                             .few_rows = 128,
@@ -56,10 +59,11 @@ struct SkinnyCut {
   // an item at a time: `decoded` of them.
   int64_t floats, decoded;
 
-  SkinnyCut(int64_t m, int64_t k, int64_t n) {
+  SkinnyCut(int64_t m, int64_t k, int64_t n, int64_t n_threads) {
     constexpr auto kFloats = static_cast<int64_t>(kScratchBytes / sizeof(float));
     rows = std::min(kMaxSkinnyRows, m);
-    range = std::min(kSkinnyRange, std::max<int64_t>(16, kSkinnyItemBytes / (2 * k) / 16 * 16));
+    const int64_t least = kSkinnyItemBytes / (2 * k), share = n / (kSkinnyItems * n_threads);
+    range = std::min(kSkinnyRange, std::max<int64_t>(16, std::max(least, share) / 16 * 16));
     items = (n + range - 1) / range;
     floats = (skinny_scratch_floats(rows, k) + 15) / 16 * 16;
     decoded = std::min(range, (kFloats - floats) * 2 / k);
@@ -117,7 +121,7 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, const SkinnyCut&
 }
 
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  const SkinnyCut cut(p.m, p.k, p.n);
+  const SkinnyCut cut(p.m, p.k, p.n, queue.n_workers());
   cut.check(p.k, p.weight.codec, level);
   queue.for_each(cut.items, [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
 }
@@ -390,7 +394,7 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
   // Few rows, or each of them alone: then some groups may have more.
-  const SkinnyCut cut(kMaxSkinnyRows, p.k, p.n);
+  const SkinnyCut cut(kMaxSkinnyRows, p.k, p.n, queue.n_workers());
   if (p.few) cut.check(p.k, p.codec, level);
   const int64_t items = p.few ? cut.items : ceil_div(p.n, kPanelColumns);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
