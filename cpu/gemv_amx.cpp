@@ -4,7 +4,8 @@
 //     x tile [16 pairs][16 rows of x][2]      rows beyond n_rows are zero
 //     C tile [16 weight rows][16 rows of x]
 //
-// Smaller tiles are not cheaper, so 1 row costs what 16 cost: the time to read the weights.
+// Smaller tiles are not cheaper, so 1 row costs what 16 cost: the time to read the weights. Coded
+// weights become tiles in L1, some rows at a time.
 #include "cpu/skinny_finish.h"
 #include "cpu/tile.h"
 #include "cpu/transpose_avx512.h"
@@ -193,14 +194,15 @@ template <int kRun, typename Tiles>
 }
 
 // Weights are decoded one step ahead of the products, so that their stores are done when tiles read
-// them, and some rows between two products, which wait for each other.
+// them, and some rows between two products, which wait for each other. The order of the sums is that
+// of weights which are no codes.
 template <typename Tiles, WeightCode kCode>
 void multiply_coded(const SkinnyProduct& p) {
   constexpr int64_t kStep = kRunsAtOnce * kTileDepth, kShare = kTileRows / kRunsAtOnce;
   float* sums = p.scratch;
   auto* x = reinterpret_cast<uint32_t*>(sums + p.n_rows * kSkinnyRange);
   pack_x(p, x);
-  DecodedTiles decoded[2] = {};  // rows behind the last one stay zero
+  DecodedTiles decoded[2] = {};  // rows behind the last one are sums that nobody reads
   GroupScales scales[kTileRows];
   const auto* rows = reinterpret_cast<const uint8_t*>(p.weight);
 
@@ -210,7 +212,6 @@ void multiply_coded(const SkinnyProduct& p) {
     CodedBlock block{rows + n * p.row_bytes, p.end - n < kTileRows ? p.end - n : kTileRows};
     Stream next(rows, p.row_bytes, n + kTileRows,
                 p.end < n + 2 * kTileRows ? p.end : n + 2 * kTileRows, p.k / kStep * kTileRows);
-    if (block.n_rows < kTileRows) __builtin_memset(decoded, 0, sizeof decoded);
     tiles.template zero<0>();
     decode<kCode>(p, block, 0, kTileRows, 0, scales, next, decoded[0]);
     for (int64_t i = 0; i < p.k; i += kStep) {

@@ -273,6 +273,43 @@ TEST(LinearAmx, EmulatedTilesMatchOracle) {
   }
 }
 
+// Coded weights are decoded between the products: the bits of those that were decoded before.
+TEST(LinearAmx, EmulatedTilesTakeCodes) {
+  if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
+  for (const WeightCodec codec : test::kCodecs) {
+    for (const Case& c : {Case{1, 128, 16}, {3, 640, 37, true}, {16, 1152, 48, false, false, true}}) {
+      Problem problem(c);
+      test::CodedMatrix<Memory> coded(problem.random, c.n, c.k, codec);
+      const LinearParams p = problem.params();
+      std::vector<float> scratch(static_cast<size_t>(skinny_scratch_floats(c.m, c.k)) + 16);
+      const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
+      SkinnyProduct product{.x = reinterpret_cast<const uint16_t*>(p.x),
+                            .weight = reinterpret_cast<const uint16_t*>(coded.plain().values),
+                            .bias = reinterpret_cast<const uint16_t*>(p.bias),
+                            .out = p.out,
+                            .n_rows = c.m,
+                            .k = c.k,
+                            .n = c.n,
+                            .end = c.n,
+                            .out_f32 = c.f32,
+                            .scratch = scratch.data() + (16 - misaligned) % 16};
+      multiply_skinny_amx_emulated(product);
+      const std::vector<bf16> out = problem.out;
+      const std::vector<float> out_f32 = problem.out_f32;
+      problem.reset();
+      product.weight = reinterpret_cast<const uint16_t*>(coded.matrix().values);
+      product.row_bytes = codec.row_bytes(c.k);
+      product.code_bytes = codec.code_bytes(c.k);
+      product.code = codec.code;
+      product.group = codec.group;
+      multiply_skinny_amx_emulated(product);
+      ASSERT_EQ(std::memcmp(out.data(), problem.out.data(), out.size() * sizeof(bf16)), 0)
+          << name_of(codec.code) << ", groups of " << codec.group << ", k " << c.k;
+      ASSERT_EQ(std::memcmp(out_f32.data(), problem.out_f32.data(), out_f32.size() * sizeof(float)), 0);
+    }
+  }
+}
+
 TEST(LinearOneDnn, MatchesOracle) {
   if (detected_isa() < Isa::kAvx512) GTEST_SKIP() << "oneDNN multiplies bf16 from AVX-512 on";
   Queue queue({.n_threads = 2});
