@@ -5,8 +5,8 @@
 // costs about a hundredth of multiplying them (on AMX a tenth). On AMX up to 128 rows of x are the
 // panels, and weights are multiplied as they lie.
 //
-// Coded weights are decoded beside it: of few rows some weight rows before they are multiplied, of many rows
-// each panel before it is packed. The bits are those that the decoded matrix gives.
+// Coded weights are decoded beside it: of few rows in registers, some weight rows before they are multiplied, or, on
+// AMX, into tiles in L1; of many rows each panel before it is packed. The bits are those that the decoded matrix gives.
 //
 // Promises: nothing is allocated; the bits of a row depend on the level and on whether there are
 // more than 16 rows (on AMX not even on that), and neither on the number of threads nor on the other
