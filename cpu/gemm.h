@@ -103,6 +103,9 @@ struct GemmLevel {
   void (*multiply_skinny)(const SkinnyProduct& p);
   void (*decode_weights)(const DecodeWeights& p);
   bool skinny_takes_codes = false;
+  // Where an item begins anew (x in order, weights that nobody has asked for): items of multiply_skinny are as large as
+  // leave each thread so many. 0: as small as pays.
+  int64_t skinny_items = 0;
   int64_t most_panels = 1;  // that are multiplied with the same rows, one after the other
   int64_t depth = kMostDepth;  // of a panel; a longer sum is taken in parts
   int64_t few_rows = 0;        // more than kMaxSkinnyRows, up to so many: x is the panel, the result transposed

@@ -13,10 +13,8 @@ namespace {
 constexpr int64_t kAmxDepth = 512;
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kMostPanels = 8;  // of an item
-// Weights of one skinny item: at least so many (below it, splitting costs more than the second core brings), and as
-// many as leave each thread some.
+// Weights of one skinny item; below it, splitting costs more than the second core brings.
 constexpr int64_t kSkinnyItemBytes = 256 << 10;
-constexpr int64_t kSkinnyItems = 4;
 // Weight rows that are multiplied together, as they lie: 128 KiB of a depth of 512, in L2 although they may be a
 // power of two apart.
 constexpr int64_t kWeightRows = 128;
@@ -38,6 +36,7 @@ constexpr GemmLevel kAmx = {.pack_rows = pack_rows_amx,
                             .multiply_skinny = multiply_skinny_amx,
                             .decode_weights = decode_weights_avx512bf16,
                             .skinny_takes_codes = true,
+                            .skinny_items = 8,
                             .most_panels = kMostPanels,
                             .depth = kAmxDepth,
                             .few_rows = 128,
@@ -59,10 +58,11 @@ struct SkinnyCut {
   // an item at a time: `decoded` of them.
   int64_t floats, decoded;
 
-  SkinnyCut(int64_t m, int64_t k, int64_t n, int64_t n_threads) {
+  SkinnyCut(const Queue& queue, const GemmLevel& level, int64_t m, int64_t k, int64_t n) {
     constexpr auto kFloats = static_cast<int64_t>(kScratchBytes / sizeof(float));
     rows = std::min(kMaxSkinnyRows, m);
-    const int64_t least = kSkinnyItemBytes / (2 * k), share = n / (kSkinnyItems * n_threads);
+    const int64_t least = kSkinnyItemBytes / (2 * k);
+    const int64_t share = level.skinny_items > 0 ? n / (level.skinny_items * queue.n_workers()) : 0;
     range = std::min(kSkinnyRange, std::max<int64_t>(16, std::max(least, share) / 16 * 16));
     items = (n + range - 1) / range;
     floats = (skinny_scratch_floats(rows, k) + 15) / 16 * 16;
@@ -121,7 +121,7 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, const SkinnyCut&
 }
 
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
-  const SkinnyCut cut(p.m, p.k, p.n, queue.n_workers());
+  const SkinnyCut cut(queue, level, p.m, p.k, p.n);
   cut.check(p.k, p.weight.codec, level);
   queue.for_each(cut.items, [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
 }
@@ -393,10 +393,16 @@ void linear(Queue& queue, const LinearParams& p) {
 void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
   check_depth(p.k, p.codec);
   const GemmLevel& level = gemm_level(queue.isa());
-  // Few rows, or each of them alone: then some groups may have more.
-  const SkinnyCut cut(kMaxSkinnyRows, p.k, p.n, queue.n_workers());
-  if (p.few) cut.check(p.k, p.codec, level);
-  const int64_t items = p.few ? cut.items : ceil_div(p.n, kPanelColumns);  // of a group
+  // Few rows, or each of them alone: then some groups may have more. Where rows are alike anyway, each group goes the
+  // way that its own number asks for.
+  SkinnyCut cut(queue, level, kMaxSkinnyRows, p.k, p.n);
+  if (p.few || level.rows_alike) cut.check(p.k, p.codec, level);
+  if (level.rows_alike) {
+    cut.range = std::max(kPanelColumns, cut.range / kPanelColumns * kPanelColumns);
+  } else if (!p.few) {
+    cut.range = kPanelColumns;
+  }
+  const int64_t items = ceil_div(p.n, cut.range);  // of a group
   queue.for_each(p.n_groups * items, [&](int64_t i, const Worker& worker) {
     const int32_t group = p.groups[i / items];
     const int64_t first = p.starts[group], item = i % items;
@@ -406,10 +412,10 @@ void linear_grouped(Queue& queue, const GroupedLinearParams& p) {
                             .m = p.starts[group + 1] - first,
                             .k = p.k,
                             .n = p.n};
-    if (p.few) return skinny_item(rows, level, cut, item, worker);
+    if (level.rows_alike ? rows.m <= kMaxSkinnyRows : p.few) return skinny_item(rows, level, cut, item, worker);
+    const int64_t column = item * cut.range, width = std::min(cut.range, p.n - column);
     for (int64_t row = 0; row < rows.m; row += kBlockRows) {
-      multiply_block(rows, level, row, std::min(kBlockRows, rows.m - row), item * kPanelColumns,
-                     std::min(kPanelColumns, p.n - item * kPanelColumns), worker.scratch);
+      multiply_block(rows, level, row, std::min(kBlockRows, rows.m - row), column, width, worker.scratch);
     }
   });
 }
