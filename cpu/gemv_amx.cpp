@@ -19,6 +19,9 @@ constexpr int64_t kTileDepth = 32;
 // Of longer rows one tile at a time, so that blocks are short; shorter ones want two products at
 // once.
 constexpr int64_t kLongRow = 1024;
+// Of k, what is multiplied while the same of what is behind it is asked for: with that, a part of
+// L2.
+constexpr int64_t kPart = 512;
 
 // Rounds as panel products do, which flush denormals: so rows have the same bits among few and
 // many.
@@ -56,25 +59,42 @@ void copy_edge(const uint16_t* w, int64_t k, int64_t n_rows, int64_t depth, uint
   }
 }
 
-// Asks for weight rows first .. end - 1 as one stream, in the order of memory and in equal shares:
-// as many streams as there are rows in a tile, a row apart, are a quarter slower.
+// Asks for a piece of the weights row by row, in the order of memory and in equal shares: as many
+// streams as there are rows in a tile, a row apart, are a quarter slower.
 class Stream {
  public:
-  Stream(const void* rows, int64_t row_bytes, int64_t first, int64_t end, int64_t n_shares)
-      : at_(static_cast<const char*>(rows) + first * row_bytes),
-        n_lines_(end > first ? (end - first) * row_bytes / 64 : 0),
-        share_((n_lines_ + n_shares - 1) / n_shares) {}
+  // n_rows of row_bytes each, stride bytes apart.
+  Stream(const void* from, int64_t n_rows, int64_t row_bytes, int64_t stride, int64_t n_shares)
+      : at_(static_cast<const char*>(from)),
+        row_lines_(row_bytes / 64),
+        jump_(stride - row_bytes),
+        n_lines_(n_rows > 0 ? n_rows * row_lines_ : 0),
+        share_((n_lines_ + n_shares - 1) / n_shares) {
+    if (jump_ == 0) row_lines_ = n_lines_;
+    lines_left_ = row_lines_;
+  }
   void ask() {
-    for (int64_t i = 0; i < share_ && n_lines_ > 0; ++i, --n_lines_, at_ += 64)
-      _mm_prefetch(at_, _MM_HINT_T1);
+    int64_t n = share_ < n_lines_ ? share_ : n_lines_;
+    n_lines_ -= n;
+    while (n > 0) {
+      const int64_t run = n < lines_left_ ? n : lines_left_;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < run; ++i) _mm_prefetch(at_ + 64 * i, _MM_HINT_T1);
+      at_ += 64 * run;
+      n -= run;
+      lines_left_ -= run;
+      if (lines_left_ > 0) continue;
+      lines_left_ = row_lines_;
+      at_ += jump_;
+    }
   }
 
  private:
   const char* at_;
-  int64_t n_lines_, share_;
+  int64_t row_lines_, jump_, n_lines_, share_, lines_left_ = 0;
 };
 
-// Loads the A tile of weight rows n .. n+15 and elements i .. i+31 of k. first: of the first block,
+// Loads the A tile of weight rows n .. n+15 and elements i .. i+31 of k. first: of the first piece,
 // which no stream has asked for.
 template <int kTile, typename Tiles>
 void load_weights(Tiles& tiles, const SkinnyProduct& p, int64_t n, int64_t i, bool first) {
@@ -107,6 +127,19 @@ void store_sums(Tiles& tiles, int64_t n_rows, float* sums) {
     _mm512_storeu_si512(sums + row * kSkinnyRange, rows[row]);
 }
 
+// The weights behind elements begin .. end - 1 of a block of rows from n on, for as many steps:
+// further along its rows, or of the next block.
+Stream piece_behind(const SkinnyProduct& p, int64_t n, int64_t begin, int64_t end, int64_t block) {
+  const int64_t n_steps = (end - begin + kTileDepth - 1) / kTileDepth;
+  if (end == p.k) {
+    n += block;
+    end = 0;
+  }
+  const int64_t n_rows = p.end - n < block ? p.end - n : block;
+  const int64_t n_columns = p.k - end < kPart ? p.k - end : kPart;
+  return {p.weight + n * p.k + end, n_rows, 2 * n_columns, 2 * p.k, n_steps};
+}
+
 // Two weight tiles share an x tile, if rows are not too long; an odd one at the end runs alone.
 template <typename Tiles>
 void multiply(const SkinnyProduct& p) {
@@ -121,16 +154,19 @@ void multiply(const SkinnyProduct& p) {
     const bool two = block > kTileRows && n + kTileRows < p.end;
     tiles.template zero<0>();
     tiles.template zero<1>();
-    Stream next(p.weight, 2 * p.k, n + block, p.end < n + 2 * block ? p.end : n + 2 * block,
-                (p.k + kTileDepth - 1) / kTileDepth);
-    for (int64_t i = 0; i < p.k; i += kTileDepth) {
-      tiles.template load<4>(x + i / 2 * kTileRows, kTileRows * sizeof(uint32_t));
-      next.ask();
-      load_weights<6>(tiles, p, n, i, n == p.first);
-      tiles.template multiply<0, 6, 4>();
-      if (!two) continue;
-      load_weights<7>(tiles, p, n + kTileRows, i, n == p.first);
-      tiles.template multiply<1, 7, 4>();
+    for (int64_t part = 0; part < p.k; part += kPart) {
+      const int64_t end = part + kPart < p.k ? part + kPart : p.k;
+      Stream next = piece_behind(p, n, part, end, block);
+      for (int64_t i = part; i < end; i += kTileDepth) {
+        tiles.template load<4>(x + i / 2 * kTileRows, kTileRows * sizeof(uint32_t));
+        next.ask();
+        const bool first = n == p.first && part == 0;
+        load_weights<6>(tiles, p, n, i, first);
+        tiles.template multiply<0, 6, 4>();
+        if (!two) continue;
+        load_weights<7>(tiles, p, n + kTileRows, i, first);
+        tiles.template multiply<1, 7, 4>();
+      }
     }
     float* to = sums + (n - p.first);
     store_sums<0>(tiles, p.n_rows, to);
@@ -194,8 +230,8 @@ template <int kRun, typename Tiles>
 }
 
 // Weights are decoded one step ahead of the products, so that their stores are done when tiles read
-// them, and some rows between two products, which wait for each other. The order of the sums is that
-// of weights which are no codes.
+// them, and some rows between two products, which wait for each other. The order of the sums is
+// that of weights which are no codes.
 template <typename Tiles, WeightCode kCode>
 void multiply_coded(const SkinnyProduct& p) {
   constexpr int64_t kStep = kRunsAtOnce * kTileDepth, kShare = kTileRows / kRunsAtOnce;
@@ -210,8 +246,10 @@ void multiply_coded(const SkinnyProduct& p) {
   Tiles::configure();
   for (int64_t n = p.first; n < p.end; n += kTileRows) {
     CodedBlock block{rows + n * p.row_bytes, p.end - n < kTileRows ? p.end - n : kTileRows};
-    Stream next(rows, p.row_bytes, n + kTileRows,
-                p.end < n + 2 * kTileRows ? p.end : n + 2 * kTileRows, p.k / kStep * kTileRows);
+    const int64_t rows_behind =
+        p.end - n - kTileRows < kTileRows ? p.end - n - kTileRows : kTileRows;
+    Stream next(rows + (n + kTileRows) * p.row_bytes, rows_behind, p.row_bytes, p.row_bytes,
+                p.k / kStep * kTileRows);
     tiles.template zero<0>();
     decode<kCode>(p, block, 0, kTileRows, 0, scales, next, decoded[0]);
     for (int64_t i = 0; i < p.k; i += kStep) {
