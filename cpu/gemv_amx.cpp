@@ -19,8 +19,7 @@ constexpr int64_t kTileDepth = 32;
 // Of longer rows one tile at a time, so that blocks are short; shorter ones want two products at
 // once.
 constexpr int64_t kLongRow = 1024;
-// Of k, what is multiplied while the same of what is behind it is asked for: with that, a part of
-// L2.
+// Of k, what is multiplied while as much of what lies behind it is asked for, row by row.
 constexpr int64_t kPart = 512;
 
 // Rounds as panel products do, which flush denormals: so rows have the same bits among few and
