@@ -9,6 +9,18 @@
 namespace tiercel::cpu {
 namespace {
 
+// Of `left` elements the first 16.
+inline __mmask16 mask_of(int64_t left) {
+  return static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+}
+
+// Of the row at `even` and the one behind it, pairs of what lies in the same column.
+inline __m512i pairs_of_rows(const uint16_t* even, int64_t row_stride, __mmask16 columns) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, even));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, even + row_stride));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
 // The even and the odd elements of 16 pairs.
 inline __m512 low_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline __m512 high_of(__m512i pairs) {

@@ -13,6 +13,7 @@
 // Per element the sum is a chain over slices of 32 of k, each added as tdpbf16ps does (cpu/tile.h).
 #include "cpu/bf16_avx512.h"
 #include "cpu/gemm.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile.h"
 #include "cpu/transpose_avx512.h"
 
@@ -62,11 +63,6 @@ inline void load_rows(Tiles& tiles, const PanelProduct& p, int64_t row, int64_t 
     __builtin_memcpy(b.a[r], a + r * p.row_stride, static_cast<size_t>(pairs) * 4);
   }
   tiles.template load<kTile>(b.a, sizeof b.a[0]);
-}
-
-// Of `left` columns the first 16.
-__mmask16 mask_of(int64_t left) {
-  return static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
 }
 
 // The sums to begin with, zeros where the matrix ends.
@@ -135,10 +131,6 @@ class LineWriter {
  public:
   explicit LineWriter(const PanelProduct& p)
       : first_(static_cast<uint16_t*>(p.out)), stride_(p.out_stride), all_bias_(p.bias) {}
-  static bool is_for(const PanelProduct& p) {
-    return !p.out_f32 && !p.transposed && (p.bias != nullptr) == kBias &&
-           p.accumulate == kAccumulate && p.n_columns == kPanelColumns;
-  }
   [[gnu::always_inline]] void begin(const Pending& block) {
     n_rows_ = block.n_rows;
     sums_ = block.sums;
@@ -208,69 +200,27 @@ class TransposingWriter {
   int64_t n_halves_ = 0;
 };
 
-// Asks for the lines of p.ahead, some after each four products.
-class AheadPrefetch {
- public:
-  explicit AheadPrefetch(const PanelProduct& p)
-      : row_(reinterpret_cast<const char*>(p.ahead.rows)),
-        ahead_(p.ahead),
-        rows_left_(p.ahead.n_rows) {
-    const int64_t n_steps = (p.n_rows + kBlock - 1) / kBlock * 2 * n_slices_of(p.n_pairs);
-    const int64_t n_lines = ahead_.n_rows * ((ahead_.row_bytes + 63) / 64);
-    per_step_ = (n_lines + n_steps - 1) / n_steps;
-  }
-  void some() {
-    for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i) {
-      _mm_prefetch(row_ + byte_, _MM_HINT_T1);
-      byte_ += 64;
-      if (byte_ < ahead_.row_bytes) continue;
-      byte_ = 0;
-      row_ += ahead_.stride;
-      --rows_left_;
-    }
-  }
+using AheadPrefetch = RowPrefetch<_MM_HINT_T1>;
+using SumsPrefetch = RowPrefetch<_MM_HINT_T0>;
 
- private:
-  const char* row_;
-  Ahead ahead_;
-  int64_t rows_left_, byte_ = 0, per_step_ = 0;
-};
+// p.ahead, some lines after each four products.
+AheadPrefetch prefetch_ahead(const PanelProduct& p) {
+  const int64_t n_steps = (p.n_rows + kBlock - 1) / kBlock * 2 * n_slices_of(p.n_pairs);
+  return {p.ahead.rows, p.ahead.n_rows, p.ahead.row_bytes, p.ahead.stride, n_steps};
+}
 
-// Asks for the sums that the next block begins with, some rows after each four products: from L2
-// they would be waited for, going in and coming out.
-template <bool kStart>
-class SumsPrefetch {
- public:
-  SumsPrefetch(const PanelProduct& p, int64_t row, int64_t column) : stride_(p.start_stride) {
-    if (row + kBlock >= p.n_rows) {
-      row = -kBlock;
-      column += kBlock;
-    }
-    if (column >= p.n_columns) return;
-    row_ = p.start + (row + kBlock) * p.start_stride + column;
-    rows_left_ = kBlock;
-    const int64_t n_slices = n_slices_of(p.n_pairs);
-    per_step_ = (kBlock + n_slices - 1) / n_slices;
+// The sums that the block after this one begins with, in as many steps: from L2 they would be
+// waited for, going in and coming out.
+SumsPrefetch prefetch_sums(const PanelProduct& p, int64_t row, int64_t column, int64_t n_steps) {
+  row += kBlock;
+  if (row >= p.n_rows) {
+    row = 0;
+    column += kBlock;
   }
-  [[gnu::always_inline]] void some() {
-    for (int64_t i = 0; i < per_step_ && rows_left_ > 0; ++i, --rows_left_, row_ += stride_) {
-      _mm_prefetch(reinterpret_cast<const char*>(row_), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(row_ + 16), _MM_HINT_T0);
-    }
-  }
-
- private:
-  const float* row_ = nullptr;
-  const int64_t stride_;
-  int64_t rows_left_ = 0, per_step_ = 0;
-};
-
-template <>
-class SumsPrefetch<false> {  // sums begin at zero
- public:
-  SumsPrefetch(const PanelProduct&, int64_t, int64_t) {}
-  void some() {}
-};
+  const int64_t n_rows = column < p.n_columns ? kBlock : 0, floats = sizeof(float);
+  return {p.start + row * p.start_stride + column, n_rows, kBlock * floats, p.start_stride * floats,
+          n_steps};
+}
 
 // 32 whole rows x 32 columns, over the pairs that make whole tiles, and rows of the block before
 // after each four products; returns the first pair that does not. Rows stream past L1, which half a
@@ -284,7 +234,8 @@ template <bool kStart, typename Tiles, typename Out>
   const int64_t stride = 2 * p.row_stride;
   const int64_t n_slices = p.n_pairs / kTilePairs;
   if (n_slices == 0) return 0;
-  SumsPrefetch<kStart> next_sums(p, row, column);
+  SumsPrefetch next_sums =
+      kStart ? prefetch_sums(p, row, column, n_slices) : SumsPrefetch(nullptr, 0, 0, 0, 1);
   const int64_t share = (out.n_left() + n_slices - 1) / n_slices;
   tiles.template load_streaming<4>(upper, stride);
   tiles.template load<6>(panel, 64);
@@ -305,8 +256,8 @@ template <bool kStart, typename Tiles, typename Out>
     tiles.template load<6>(panel, 64);
     tiles.template load_streaming<5>(lower, stride);
     out.write(share);
-    ahead.some();
-    next_sums.some();
+    ahead.ask();
+    if constexpr (kStart) next_sums.ask();
   }
   return n_slices * kTilePairs;
 }
@@ -405,7 +356,7 @@ void multiply_blocks(const PanelProduct& p) {
   Tiles tiles;
   tiles.configure();
   Out out(p);
-  AheadPrefetch ahead(p);
+  AheadPrefetch ahead = prefetch_ahead(p);
   int parity = 0;
   for (int64_t column = 0; column < p.n_columns; column += kBlock) {
     for (int64_t row = 0; row < p.n_rows; row += kBlock, parity ^= 1) {
@@ -421,25 +372,19 @@ void multiply_blocks(const PanelProduct& p) {
   p.start != nullptr ? multiply_blocks<true, Tiles, Out>(p) : multiply_blocks<false, Tiles, Out>(p);
 }
 
-// False: not of this kind.
-template <typename Tiles, bool kBias, bool kAccumulate>
-bool multiply_lines(const PanelProduct& p) {
-  using Out = LineWriter<kBias, kAccumulate>;
-  if (!Out::is_for(p)) return false;
-  multiply_blocks<Tiles, Out>(p);
-  return true;
-}
-
 template <typename Tiles>
 void multiply(const PanelProduct& p) {
   // Pairs that are not neighbours in a row make no tile (the Gram matrix of low-rank keys).
   if (p.pair_stride != 2) return multiply_avx512bf16(p);
-  if (multiply_lines<Tiles, false, false>(p) || multiply_lines<Tiles, false, true>(p) ||
-      multiply_lines<Tiles, true, false>(p) || multiply_lines<Tiles, true, true>(p)) {
-    return;
-  }
   if (p.transposed) return multiply_blocks<Tiles, TransposingWriter>(p);
-  multiply_blocks<Tiles, Writer>(p);
+  if (p.out_f32 || p.n_columns < kPanelColumns) return multiply_blocks<Tiles, Writer>(p);
+  if (p.bias != nullptr) {
+    p.accumulate ? multiply_blocks<Tiles, LineWriter<true, true>>(p)
+                 : multiply_blocks<Tiles, LineWriter<true, false>>(p);
+  } else {
+    p.accumulate ? multiply_blocks<Tiles, LineWriter<false, true>>(p)
+                 : multiply_blocks<Tiles, LineWriter<false, false>>(p);
+  }
 }
 
 }  // namespace
@@ -449,22 +394,11 @@ void pack_rows_amx(const uint16_t* source, int64_t row_stride, int64_t n_columns
   const int64_t n_slices = n_slices_of(k / 2);
   const int64_t n_groups = (n_columns + kBlock - 1) / kBlock * 2;  // halves beyond it are not read
   for (int64_t group = 0; group < n_groups; ++group) {
-    const int64_t n = n_columns - 16 * group < 16 ? n_columns - 16 * group : 16;
-    const uint16_t* rows = source + 16 * group * row_stride;
+    const uint16_t* rows = source + kTileRows * group * row_stride;
     for (int64_t slice = 0; slice < n_slices; ++slice) {
-      const int64_t left = k / 2 - slice * kTilePairs;
-      const auto mask = static_cast<__mmask16>(left >= kTilePairs ? 0xffffu : (1u << left) - 1u);
-      __m512i tile[16];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < 16; ++i) {
-        tile[i] =
-            i < n ? _mm512_maskz_loadu_epi32(mask, rows + i * row_stride + 2 * slice * kTilePairs)
-                  : _mm512_setzero_si512();
-      }
-      transpose(tile);
-      uint16_t* target = panel_tile(panel, n_slices, group, slice);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < 16; ++i) _mm512_storeu_si512(target + 32 * i, tile[i]);
+      const int64_t pair = slice * kTilePairs;
+      pack_tile(rows + 2 * pair, row_stride, n_columns - kTileRows * group, k / 2 - pair,
+                panel_tile(panel, n_slices, group, slice));
     }
   }
 }
@@ -474,17 +408,12 @@ void pack_columns_amx(const uint16_t* matrix, int64_t row_stride, int64_t n_colu
   const int64_t n_slices = n_slices_of(k / 2);
   for (int64_t pair = 0; pair < n_slices * kTilePairs; ++pair) {
     const uint16_t* even = matrix + 2 * pair * row_stride;
-    for (int64_t group = 0; group < kPanelColumns / 16; ++group) {
-      const int64_t left = pair < k / 2 ? n_columns - 16 * group : 0;
-      const auto mask = static_cast<__mmask16>(left >= 16  ? 0xffffu
-                                               : left <= 0 ? 0u
-                                                           : (1u << left) - 1u);
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + 16 * group));
-      const __m512i high =
-          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + row_stride + 16 * group));
-      uint16_t* target =
-          panel_tile(panel, n_slices, group, pair / kTilePairs) + pair % kTilePairs * 32;
-      _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    for (int64_t group = 0; group < kPanelColumns / kTileRows; ++group) {
+      const int64_t column = kTileRows * group;
+      const __mmask16 columns = pair < k / 2 ? mask_of(n_columns - column) : __mmask16{0};
+      uint16_t* tile = panel_tile(panel, n_slices, group, pair / kTilePairs);
+      _mm512_storeu_si512(tile + pair % kTilePairs * 2 * kTileRows,
+                          pairs_of_rows(even + column, row_stride, columns));
     }
   }
 }

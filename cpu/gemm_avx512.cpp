@@ -106,15 +106,8 @@ void pack_columns_avx512(const uint16_t* matrix, int64_t row_stride, int64_t n_c
   for (int64_t pair = 0; pair < k / 2; ++pair) {
     const uint16_t* even = matrix + 2 * pair * row_stride;
     for (int64_t c = 0; c < kPanelColumns; c += 16) {
-      const int64_t left = n_columns - c;
-      const __mmask16 mask = static_cast<__mmask16>(left >= 16  ? 0xffffu
-                                                    : left <= 0 ? 0u
-                                                                : (1u << left) - 1u);
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + c));
-      const __m512i high =
-          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + row_stride + c));
       _mm512_storeu_si512(panel + 2 * (pair * kPanelColumns + c),
-                          _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+                          pairs_of_rows(even + c, row_stride, mask_of(n_columns - c)));
     }
   }
 }

@@ -6,6 +6,7 @@
 //
 // Smaller tiles are not cheaper, so 1 row costs what 16 cost: the time to read the weights. Coded
 // weights become tiles in L1, some rows at a time.
+#include "cpu/prefetch.h"
 #include "cpu/skinny_finish.h"
 #include "cpu/tile.h"
 #include "cpu/transpose_avx512.h"
@@ -34,18 +35,7 @@ struct RoundAsPanels {
 void pack_x(const SkinnyProduct& p, uint32_t* out) {
   constexpr int64_t kTilePairs = kTileDepth / 2;
   for (int64_t pair = 0; pair < p.k / 2; pair += kTilePairs) {
-    const int64_t left = p.k / 2 - pair;
-    const auto mask = static_cast<__mmask16>(left >= kTilePairs ? 0xffffu : (1u << left) - 1u);
-    __m512i tile[kTileRows];
-#pragma GCC unroll 16
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      tile[row] = row < p.n_rows ? _mm512_maskz_loadu_epi32(mask, p.x + row * p.k + 2 * pair)
-                                 : _mm512_setzero_si512();
-    }
-    transpose(tile);
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kTilePairs; ++i)
-      _mm512_storeu_si512(out + (pair + i) * kTileRows, tile[i]);
+    pack_tile(p.x + 2 * pair, p.k, p.n_rows, p.k / 2 - pair, out + pair * kTileRows);
   }
 }
 
@@ -58,40 +48,7 @@ void copy_edge(const uint16_t* w, int64_t k, int64_t n_rows, int64_t depth, uint
   }
 }
 
-// Asks for a piece of the weights row by row, in the order of memory and in equal shares: as many
-// streams as there are rows in a tile, a row apart, are a quarter slower.
-class Stream {
- public:
-  // n_rows of row_bytes each, stride bytes apart.
-  Stream(const void* from, int64_t n_rows, int64_t row_bytes, int64_t stride, int64_t n_shares)
-      : at_(static_cast<const char*>(from)),
-        row_lines_(row_bytes / 64),
-        jump_(stride - row_bytes),
-        n_lines_(n_rows > 0 ? n_rows * row_lines_ : 0),
-        share_((n_lines_ + n_shares - 1) / n_shares) {
-    if (jump_ == 0) row_lines_ = n_lines_;
-    lines_left_ = row_lines_;
-  }
-  void ask() {
-    int64_t n = share_ < n_lines_ ? share_ : n_lines_;
-    n_lines_ -= n;
-    while (n > 0) {
-      const int64_t run = n < lines_left_ ? n : lines_left_;
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < run; ++i) _mm_prefetch(at_ + 64 * i, _MM_HINT_T1);
-      at_ += 64 * run;
-      n -= run;
-      lines_left_ -= run;
-      if (lines_left_ > 0) continue;
-      lines_left_ = row_lines_;
-      at_ += jump_;
-    }
-  }
-
- private:
-  const char* at_;
-  int64_t row_lines_, jump_, n_lines_, share_, lines_left_ = 0;
-};
+using Stream = RowPrefetch<_MM_HINT_T1>;
 
 // Loads the A tile of weight rows n .. n+15 and elements i .. i+31 of k. first: of the first piece,
 // which no stream has asked for.
@@ -155,11 +112,11 @@ void multiply(const SkinnyProduct& p) {
     tiles.template zero<1>();
     for (int64_t part = 0; part < p.k; part += kPart) {
       const int64_t end = part + kPart < p.k ? part + kPart : p.k;
+      const bool first = n == p.first && part == 0;
       Stream next = piece_behind(p, n, part, end, block);
       for (int64_t i = part; i < end; i += kTileDepth) {
         tiles.template load<4>(x + i / 2 * kTileRows, kTileRows * sizeof(uint32_t));
         next.ask();
-        const bool first = n == p.first && part == 0;
         load_weights<6>(tiles, p, n, i, first);
         tiles.template multiply<0, 6, 4>();
         if (!two) continue;

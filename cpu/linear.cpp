@@ -21,6 +21,7 @@ constexpr int64_t kWeightRows = 128;
 // Weights of an item, which packs all of x for itself.
 constexpr int64_t kFewRowsItemBytes = 4 << 20;
 
+int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 const uint16_t* bits(const bf16* values) { return reinterpret_cast<const uint16_t*>(values); }
 
 #if defined(__x86_64__)
@@ -53,7 +54,6 @@ void check_depth(int64_t k, const WeightCodec& codec) {
 struct SkinnyCut {
   int64_t rows;   // of x, at once
   int64_t range;  // weight rows of an item
-  int64_t items;
   // Floats of the sums and the copy of x. Behind them there is room for coded weights that are decoded, some rows of
   // an item at a time: `decoded` of them.
   int64_t floats, decoded;
@@ -64,7 +64,6 @@ struct SkinnyCut {
     const int64_t least = kSkinnyItemBytes / (2 * k);
     const int64_t share = level.skinny_items > 0 ? n / (level.skinny_items * queue.n_workers()) : 0;
     range = std::min(kSkinnyRange, std::max<int64_t>(16, std::max(least, share) / 16 * 16));
-    items = (n + range - 1) / range;
     floats = (skinny_scratch_floats(rows, k) + 15) / 16 * 16;
     decoded = std::min(range, (kFloats - floats) * 2 / k);
   }
@@ -123,7 +122,31 @@ void skinny_item(const LinearParams& p, const GemmLevel& level, const SkinnyCut&
 void linear_skinny(Queue& queue, const LinearParams& p, const GemmLevel& level) {
   const SkinnyCut cut(queue, level, p.m, p.k, p.n);
   cut.check(p.k, p.weight.codec, level);
-  queue.for_each(cut.items, [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
+  queue.for_each(ceil_div(p.n, cut.range),
+                 [&](int64_t item, const Worker& worker) { skinny_item(p, level, cut, item, worker); });
+}
+
+// ---- what panels of x and panels of weights have in common ----
+
+// To ask for: channels from `first` on, up to `depth`, of n_rows rows of weights.
+Ahead weights_ahead(const LinearParams& p, int64_t row, int64_t n_rows, int64_t first, int64_t depth) {
+  const WeightCodec& codec = p.weight.codec;
+  const int64_t row_bytes = codec.row_bytes(p.k);
+  return {reinterpret_cast<const std::byte*>(p.weight.values) + row * row_bytes + codec.code_bytes(first), n_rows,
+          codec.code_bytes(std::min(depth, p.k - first)), row_bytes};
+}
+
+// The last part of a sum goes to the result, from `row` and `column` on. bias: of the product.
+void write_result(const LinearParams& p, int64_t row, int64_t column, const float* bias, PanelProduct& product) {
+  product.bias = p.bias != nullptr ? bias : nullptr;
+  product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(row * p.n + column) * size_of(p.out_type);
+  product.out_stride = p.n;
+  product.out_f32 = p.out_type == DType::kF32;
+  product.accumulate = p.accumulate;
+}
+
+void widen_bias(const LinearParams& p, int64_t column, int64_t n, float* out) {
+  for (int64_t i = 0; p.bias != nullptr && i < n; ++i) out[i] = static_cast<float>(p.bias[column + i]);
 }
 
 // ---- few rows: x is the panel, and rows of weights are multiplied as they lie ----
@@ -144,8 +167,6 @@ struct FewRowsScratch {
   float* sums(int64_t panel) const { return partial + panel * kWeightRows * kPanelColumns; }
 };
 
-int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
 // Panels of x that fit the scratch memory; 0: none.
 int64_t panels_at_once(int64_t m, int64_t k) {
   int64_t n_panels = ceil_div(m, kPanelColumns);
@@ -157,25 +178,20 @@ int64_t panels_at_once(int64_t m, int64_t k) {
 void few_rows_block(const LinearParams& p, const GemmLevel& level, int64_t row, int64_t n_rows, int64_t first,
                     int64_t n, int64_t end, const FewRowsScratch& s) {
   alignas(64) float bias[kWeightRows];
-  if (p.bias != nullptr) {
-    for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(p.bias[first + i]);
-  }
-  const WeightCodec& codec = p.weight.codec;
-  const int64_t row_bytes = codec.row_bytes(p.k);
+  widen_bias(p, first, n, bias);
   for (int64_t begin = 0; begin < p.k; begin += level.depth) {
     const int64_t depth = std::min(level.depth, p.k - begin);
     const bool last = begin + depth == p.k;
     const uint16_t* weights = bits(p.weight.values) + first * p.k + begin;
     int64_t stride = p.k;
-    if (codec.is_coded()) {
+    if (p.weight.codec.is_coded()) {
       decode_rows(level, p.weight, p.k, first, n, begin, depth, s.decoded);
       weights = s.decoded;
       stride = depth;
     }
     // The next slice of these rows, or the first of the next.
-    const int64_t next_row = last ? first + n : first, next = last ? 0 : begin + depth;
-    Ahead ahead{reinterpret_cast<const std::byte*>(p.weight.values) + next_row * row_bytes + codec.code_bytes(next),
-                std::min(n, end - next_row), codec.code_bytes(std::min(level.depth, p.k - next)), row_bytes};
+    Ahead ahead = last ? weights_ahead(p, first + n, std::min(n, end - first - n), 0, level.depth)
+                       : weights_ahead(p, first, n, begin + depth, level.depth);
     for (int64_t panel = 0; panel * kPanelColumns < n_rows; ++panel) {
       const int64_t x_row = row + panel * kPanelColumns;
       PanelProduct product{.a = weights,
@@ -191,11 +207,7 @@ void few_rows_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
                            .out_f32 = true,
                            .ahead = ahead};
       if (last) {
-        product.bias = p.bias != nullptr ? bias : nullptr;
-        product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(x_row * p.n + first) * size_of(p.out_type);
-        product.out_stride = p.n;
-        product.out_f32 = p.out_type == DType::kF32;
-        product.accumulate = p.accumulate;
+        write_result(p, x_row, first, bias, product);
         product.transposed = true;
       }
       level.multiply(product);
@@ -270,11 +282,7 @@ Ahead next_panel(const LinearParams& p, int64_t depth, int64_t first, int64_t co
     first += depth;
   }
   if (first >= p.k) return {};
-  const WeightCodec& codec = p.weight.codec;
-  const int64_t row_bytes = codec.row_bytes(p.k), begin = codec.code_bytes(first);
-  return {reinterpret_cast<const std::byte*>(p.weight.values) + next * row_bytes + begin,
-          std::min(kPanelColumns, end_column - next), codec.code_bytes(std::min(p.k, first + depth)) - begin,
-          row_bytes};
+  return weights_ahead(p, next, std::min(kPanelColumns, end_column - next), first, depth);
 }
 
 // Rows [row, row + n_rows) x n_columns columns from `column` on, panel by panel, in slices
@@ -283,9 +291,7 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
                     int64_t n_columns, std::byte* scratch) {
   const BlockScratch s(scratch);
   alignas(64) float bias[kPanelColumns * kMostPanels];
-  if (p.bias != nullptr) {
-    for (int64_t c = 0; c < n_columns; ++c) bias[c] = static_cast<float>(p.bias[column + c]);
-  }
+  widen_bias(p, column, n_columns, bias);
   for (int64_t first = 0; first < p.k; first += level.depth) {
     const int64_t depth = std::min(level.depth, p.k - first);
     const bool last = first + depth == p.k;
@@ -317,14 +323,7 @@ void multiply_block(const LinearParams& p, const GemmLevel& level, int64_t row, 
                            .out_stride = kPanelColumns,
                            .out_f32 = true,
                            .ahead = next_panel(p, level.depth, first, column + c, column, column + n_columns)};
-      if (last) {
-        const int64_t place = row * p.n + column + c;
-        product.bias = p.bias != nullptr ? bias + c : nullptr;
-        product.out = static_cast<std::byte*>(p.out) + static_cast<size_t>(place) * size_of(p.out_type);
-        product.out_stride = p.n;
-        product.out_f32 = p.out_type == DType::kF32;
-        product.accumulate = p.accumulate;
-      }
+      if (last) write_result(p, row, column + c, bias + c, product);
       level.multiply(product);
     }
   }

@@ -12,8 +12,7 @@ namespace {
 constexpr int kMaxRows = 6;
 
 __mmask16 columns_from(const PanelProduct& p, int64_t column) {
-  const int64_t left = p.n_columns - column;
-  return static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
+  return mask_of(p.n_columns - column);
 }
 
 // Adds what is to be added to the sums of a tile, and writes them. The common case, whole vectors

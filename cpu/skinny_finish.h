@@ -16,8 +16,7 @@ struct KeepDenormals {
 template <class Round = KeepDenormals>
 void finish(const SkinnyProduct& p, int64_t row, const float* sums) {
   for (int64_t n = p.first; n < p.end; n += 16) {
-    const __mmask16 mask =
-        static_cast<__mmask16>(p.end - n >= 16 ? 0xffffu : (1u << (p.end - n)) - 1u);
+    const __mmask16 mask = mask_of(p.end - n);
     __m512 value = _mm512_maskz_loadu_ps(mask, sums + (n - p.first));
     if (p.bias != nullptr) {
       value = _mm512_add_ps(value, widen(_mm256_maskz_loadu_epi16(mask, p.bias + n)));

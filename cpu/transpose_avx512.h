@@ -2,6 +2,7 @@
 // with different compiler flags include it (cpu/isa.h).
 #pragma once
 
+#include "cpu/bf16_avx512.h"
 #include "cpu/intrinsics.h"
 
 namespace tiercel::cpu {
@@ -33,6 +34,21 @@ namespace {
     rows[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
     rows[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
   }
+}
+
+// Up to 16 rows of up to 16 pairs, as a B tile [16 pairs][16 rows][2], with zeros where they end.
+[[gnu::always_inline]] inline void pack_tile(const uint16_t* rows, int64_t row_stride,
+                                             int64_t n_rows, int64_t n_pairs, void* out) {
+  const __mmask16 pairs = mask_of(n_pairs);
+  __m512i tile[16];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) {
+    tile[i] = i < n_rows ? _mm512_maskz_loadu_epi32(pairs, rows + i * row_stride)
+                         : _mm512_setzero_si512();
+  }
+  transpose(tile);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) _mm512_storeu_si512(static_cast<char*>(out) + 64 * i, tile[i]);
 }
 
 }  // namespace

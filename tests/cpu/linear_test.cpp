@@ -244,30 +244,35 @@ TEST(LinearAmx, EmulatedPanelsMatchOracle) {
   }
 }
 
+// All of a problem with few rows, as one item. scratch: its memory.
+SkinnyProduct skinny_product(const LinearParams& p, std::vector<float>& scratch) {
+  scratch.resize(static_cast<size_t>(skinny_scratch_floats(p.m, p.k)) + 16);
+  const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
+  return {.x = reinterpret_cast<const uint16_t*>(p.x),
+          .weight = reinterpret_cast<const uint16_t*>(p.weight.values),
+          .bias = reinterpret_cast<const uint16_t*>(p.bias),
+          .out = p.out,
+          .n_rows = p.m,
+          .k = p.k,
+          .n = p.n,
+          .end = p.n,
+          .out_f32 = p.out_type == DType::kF32,
+          .accumulate = p.accumulate,
+          .scratch = scratch.data() + (16 - misaligned) % 16};
+}
+
 // The AMX kernel on emulated tiles, item by item as linear() would run it.
 TEST(LinearAmx, EmulatedTilesMatchOracle) {
   if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
-  Queue queue({.n_threads = 1});
+  std::vector<float> scratch;
   for (const Case& c : kCases) {
     if (c.m > kMaxSkinnyRows) continue;
     Problem problem(c);
     const std::vector<Expected> expected = problem.expected();
-    const LinearParams p = problem.params();
-    std::vector<float> scratch(static_cast<size_t>(skinny_scratch_floats(c.m, c.k)) + 16);
-    const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
-    for (int64_t first = 0; first < c.n; first += 48) {
-      multiply_skinny_amx_emulated({.x = reinterpret_cast<const uint16_t*>(p.x),
-                                    .weight = reinterpret_cast<const uint16_t*>(p.weight.values),
-                                    .bias = reinterpret_cast<const uint16_t*>(p.bias),
-                                    .out = p.out,
-                                    .n_rows = c.m,
-                                    .k = c.k,
-                                    .n = c.n,
-                                    .first = first,
-                                    .end = std::min(c.n, first + 48),
-                                    .out_f32 = c.f32,
-                                    .accumulate = c.accumulate,
-                                    .scratch = scratch.data() + (16 - misaligned) % 16});
+    SkinnyProduct product = skinny_product(problem.params(), scratch);
+    for (; product.first < c.n; product.first = product.end) {
+      product.end = std::min(c.n, product.first + 48);
+      multiply_skinny_amx_emulated(product);
     }
     problem.expect_close(expected);
   }
@@ -276,23 +281,13 @@ TEST(LinearAmx, EmulatedTilesMatchOracle) {
 // Coded weights are decoded between the products: the bits of those that were decoded before.
 TEST(LinearAmx, EmulatedTilesTakeCodes) {
   if (detected_isa() < Isa::kAvx512Bf16) GTEST_SKIP() << "needs AVX-512 BF16 around the tiles";
+  std::vector<float> scratch;
   for (const WeightCodec codec : test::kCodecs) {
     for (const Case& c : {Case{1, 128, 16}, {3, 640, 37, true}, {16, 1152, 48, false, false, true}}) {
       Problem problem(c);
       test::CodedMatrix<Memory> coded(problem.random, c.n, c.k, codec);
-      const LinearParams p = problem.params();
-      std::vector<float> scratch(static_cast<size_t>(skinny_scratch_floats(c.m, c.k)) + 16);
-      const size_t misaligned = reinterpret_cast<uintptr_t>(scratch.data()) / 4 % 16;
-      SkinnyProduct product{.x = reinterpret_cast<const uint16_t*>(p.x),
-                            .weight = reinterpret_cast<const uint16_t*>(coded.plain().values),
-                            .bias = reinterpret_cast<const uint16_t*>(p.bias),
-                            .out = p.out,
-                            .n_rows = c.m,
-                            .k = c.k,
-                            .n = c.n,
-                            .end = c.n,
-                            .out_f32 = c.f32,
-                            .scratch = scratch.data() + (16 - misaligned) % 16};
+      SkinnyProduct product = skinny_product(problem.params(), scratch);
+      product.weight = reinterpret_cast<const uint16_t*>(coded.plain().values);
       multiply_skinny_amx_emulated(product);
       const std::vector<bf16> out = problem.out;
       const std::vector<float> out_f32 = problem.out_f32;
