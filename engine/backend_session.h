@@ -5,6 +5,7 @@
 #include <chrono>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "cpu/topology.h"
 #include "engine/base/check.h"
 #include "engine/decoder.h"
+#include "engine/draft.h"
 #include "engine/logprobs.h"
 #include "engine/model.h"
 #include "engine/saved_session.h"
@@ -45,6 +47,7 @@ class BackendSession : public Session {
             {backend_.device, backend_.upload, backend_.states}, device_arena_, host_arena_,
             model_->config(), backend_.weights, store_,
             DecoderLayout(model_->config(), plan, !Device::kHostReadable), !plan.options.no_graphs) {
+    if (plan.draft > 0) drafts_.emplace(plan.options.draft, plan.draft, plan.context);
   }
 
   bool prefill(std::span<const int32_t> ids, const ProgressCallback& progress) override {
@@ -67,7 +70,11 @@ class BackendSession : public Session {
     }
     const int64_t every = plan_.options.audit;
     store_.set_audit(every > 0 && ++steps_ % every == 0);
-    decoder_.step(token);
+    if (drafts_) {
+      step_drafting(token);
+    } else {
+      decoder_.step(token);
+    }
   }
 
   bool append(std::span<const int32_t> ids, const ProgressCallback& progress) override {
@@ -77,6 +84,7 @@ class BackendSession : public Session {
       fail("{} more tokens: the context of {} tokens has room for {}; plan a longer one (-c, -n)", n,
            plan_.context, plan_.context - n_tokens());
     }
+    take_back_drafts();
     const auto start = std::chrono::steady_clock::now();
     store_.set_audit(false);
     const int64_t n_context = n_tokens() + n;
@@ -94,6 +102,7 @@ class BackendSession : public Session {
         segments.reset();
         decoder_.append(some, run.share);
       }
+      if (drafts_) drafts_->append(some);
       if (!progress) continue;
       backend_.device.finish();  // what is reported is done
       const int64_t end = run.first + run.n_tokens;
@@ -105,8 +114,10 @@ class BackendSession : public Session {
   }
 
   void rewind() override {
+    take_back_drafts();
     if (store_.rewind()) {
       decoder_.rewind();
+      if (drafts_) drafts_->lookup().truncate(n_prompt_);
       return;
     }
     fail("rewind: {} tokens were generated, more than a session with --recent {} can take back",
@@ -120,6 +131,7 @@ class BackendSession : public Session {
     if (tokens < 1 || tokens > most) {
       fail(ErrorKind::kUsage, "budget: expected 1 to {} tokens, as planned, found {}", most, tokens);
     }
+    take_back_drafts();
     const int64_t chunk = layout.settings.chunk_tokens;
     store_.set_selected(std::min((tokens + chunk - 1) / chunk, layout.select));
     decoder_.forget_recording();
@@ -131,6 +143,7 @@ class BackendSession : public Session {
       fail(ErrorKind::kUsage, "save: the session holds {} tokens, {} ids are given", n_tokens(),
            ids.size());
     }
+    take_back_drafts();
     store_.settle();
     const ModelConfig& config = model_->config();
     const SessionImage image = this->image();
@@ -170,12 +183,14 @@ class BackendSession : public Session {
     store_.adopt(state);
     files.read(blocks, file, bytes);
     decoder_.write_end(logits.data(), prompt_end.data());
+    if (drafts_) drafts_->append(ids);
     n_prompt_ = saved.n_prompt();
     bytes.finish();
   }
 
   std::unique_ptr<Session> fork() override {
     if (n_tokens() == 0) fail(ErrorKind::kUsage, "fork: the session holds no tokens");
+    take_back_drafts();
     std::unique_ptr<Session> opened = model_->open_session(model_, plan_fork());
     auto& copy = dynamic_cast<BackendSession&>(*opened);
     store_.settle();
@@ -189,20 +204,29 @@ class BackendSession : public Session {
     copy.decoder_.write_end(logits.data(), prompt_end.data());
     copy.store_.set_selected(store_.selected());
     copy.n_prompt_ = n_prompt_;
+    copy.drafts_ = drafts_;
     return opened;
   }
 
-  std::span<const float> logits() override { return decoder_.logits(); }
+  std::span<const float> logits() override {
+    const std::span<const float> all = decoder_.logits();
+    end_step();
+    return all;
+  }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
-    if (const std::optional<int32_t> token = decoder_.sample(sampler, history)) return *token;
+    if (const std::optional<int32_t> token = decoder_.sample(sampler, history)) {
+      end_step();
+      return *token;
+    }
     return sampler.sample(logits(), history);
   }
-  int64_t n_tokens() const override { return store_.n_tokens(); }
+  int64_t n_tokens() const override { return store_.n_tokens() - (drafts_ ? drafts_->ahead() : 0); }
   const SessionPlan& plan() const override { return plan_; }
 
   SelectionReport selection() const override {
     return report_of(store_.selection());
   }
+  DraftReport drafts() const override { return drafts_ ? drafts_->report() : DraftReport{}; }
   AuditReport audit() const override {
     const MassHistogram mass = store_.audit();
     AuditReport report{mass.steps(), mass.mean(), mass.percentile(0.05), {}};
@@ -238,6 +262,35 @@ class BackendSession : public Session {
    private:
     Decoder<Device, Host>& decoder_;
   };
+
+  void step_drafting(int32_t token) {
+    if (drafts_->is_next(token)) {
+      decoder_.show(drafts_->row());
+      return;
+    }
+    take_back_drafts();
+    step_began_ = std::chrono::steady_clock::now();
+    const int64_t room = std::min(store_.most_to_take_back(), plan_.context - n_tokens());
+    const std::span<const int32_t> tokens = drafts_->begin_step(token, std::max<int64_t>(room - 1, 0));
+    if (tokens.size() > 1) {
+      decoder_.step_drafted(tokens);
+    } else {
+      decoder_.step(token);
+    }
+  }
+  // Guesses that nobody has stepped with leave the store.
+  void take_back_drafts() {
+    if (!drafts_ || drafts_->ahead() == 0) return;
+    store_.take_back(drafts_->ahead());
+    drafts_->drop();
+  }
+  // The logits of the step in hand are there.
+  void end_step() {
+    if (!step_began_) return;
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - *step_began_;
+    drafts_->took(seconds.count());
+    step_began_.reset();
+  }
 
   // Nothing will be prefilled.
   SessionPlan plan_fork() const {
@@ -289,7 +342,9 @@ class BackendSession : public Session {
     }
     for (int64_t i = 0; i < n; ++i) check_token(ids[static_cast<size_t>(i)], i);
     n_prompt_ = n;
-    return decoder_.prefill(ids, logprobs, progress);
+    if (!decoder_.prefill(ids, logprobs, progress)) return false;
+    if (drafts_) drafts_->append(ids);
+    return true;
   }
 
   std::shared_ptr<LoadedModel> model_;
@@ -301,6 +356,8 @@ class BackendSession : public Session {
   KvWorkspace<Device> workspace_;
   KvStore<Device, Host> store_;
   Decoder<Device, Host> decoder_;
+  std::optional<Drafts> drafts_;
+  std::optional<std::chrono::steady_clock::time_point> step_began_;  // of a step whose logits nobody has seen yet
   int64_t steps_ = 0;
   int64_t n_prompt_ = 0;
 };

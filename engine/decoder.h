@@ -46,6 +46,7 @@ struct DecoderLayout {
   int64_t logprobs = 0;     // fp64, staged only
   int64_t clock = 0;        // int64, staged only
   int64_t host_logits = 0;  // fp32, staged only
+  int64_t host_best = 0;    // int32, staged only
   DeviceSamplerLayout sampler;  // staged only
 };
 
@@ -83,7 +84,7 @@ class Decoder {
     if (replays) recorder_.record_by(clock);
     host_logits_ = host_arena.template take<float>(Purpose::kActivations, layout.host_logits);
     if (kStaged) {
-      host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + 1);
+      host_tokens_ = host_arena.template take<int32_t>(Purpose::kActivations, kTokenRing + layout.host_best);
       host_best_ = host_tokens_ + kTokenRing;
     }
   }
@@ -94,6 +95,13 @@ class Decoder {
   void step(int32_t token);
   // A run of an append (AppendPass). The logits are those behind the last token.
   void append(std::span<const int32_t> ids, int64_t share = 1);
+  // As a step with each of them; the logits of all are kept, and those in hand are the first one's.
+  void step_drafted(std::span<const int32_t> ids);
+  // Takes the logits of another one in hand.
+  void show(int64_t row) {
+    row_ = row;
+    logits_are_here_ = false;
+  }
   // A long text behind what is held, segment after segment (AppendPass::run_segment). The logits are those behind the
   // last token of each. n_context: tokens that scores are scaled by.
   void begin_segments();
@@ -110,26 +118,26 @@ class Decoder {
   // Waits for them.
   std::span<const float> logits() {
     if (kStaged && !logits_are_here_) {
-      copy_block(device_, transformer_.logits(), host_logits_,
+      copy_block(device_, logits_in_hand(), host_logits_,
                  config_.vocab_size * static_cast<int64_t>(sizeof(float)));
     }
     logits_are_here_ = true;
     device_.finish();
-    return {kStaged ? host_logits_ : transformer_.logits(),
-            static_cast<size_t>(config_.vocab_size)};
+    return {kStaged ? host_logits_ : logits_in_hand(), static_cast<size_t>(config_.vocab_size)};
   }
   // The sampler's token, picked where the logits are; nothing where the host reads them anyway, where no
   // token can be named (NaN), or where the sampler looks back further than the device. Waits for it.
   std::optional<int32_t> sample(Sampler& sampler, std::span<const int32_t> history) {
-    DevicePick pick{transformer_.logits(), host_best_, &sampler, history};
+    DevicePick pick{logits_in_hand(), host_best_ + row_, &sampler, history};
     if constexpr (kStaged) sampler_.pick({&pick, 1});
     return pick.token >= 0 ? std::optional(pick.token) : std::nullopt;
   }
 
  private:
   const int32_t* upload_ids(std::span<const int32_t> ids);
-  void make_logits(const bf16* x);
-  void find_best();
+  void make_logits(const bf16* x, int64_t n = 1);
+  float* logits_in_hand() { return transformer_.logits() + row_ * config_.vocab_size; }
+  void append_rows(std::span<const int32_t> ids, int64_t share);
   void enqueue_step(const int32_t* id);
   void score_prompt(std::span<const int32_t> ids, std::span<double> logprobs);
 
@@ -151,8 +159,9 @@ class Decoder {
   double* logprobs_ = nullptr;      // [kLogprobRows] on the device
   float* host_logits_ = nullptr;    // [vocab]
   int32_t* host_tokens_ = nullptr;  // [kTokenRing]
-  int32_t* host_best_ = nullptr;    // written by the device
-  bool logits_are_here_ = false;  // on the host
+  int32_t* host_best_ = nullptr;    // of each row of logits; written by the device
+  int64_t row_ = 0;               // of the logits in hand
+  bool logits_are_here_ = false;  // they are on the host
   int64_t n_steps_ = 0;
 };
 
@@ -201,16 +210,12 @@ bool Decoder<Device, Host>::prefill(std::span<const int32_t> ids, std::span<doub
   return true;
 }
 
-// Of the newest token.
+// Of the newest n tokens; those of the first are in hand.
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::make_logits(const bf16* x) {
-  transformer_.make_logits(x, 1, /*alone=*/true);
-  find_best();
-}
-
-template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::find_best() {
-  if constexpr (kStaged) sampler_.find_best(transformer_.logits(), 1, host_best_);
+void Decoder<Device, Host>::make_logits(const bf16* x, int64_t n) {
+  transformer_.make_logits(x, n, /*alone=*/true);
+  if constexpr (kStaged) sampler_.find_best(transformer_.logits(), n, host_best_);
+  show(0);
 }
 
 template <Backend Device, HostTier Host>
@@ -234,21 +239,33 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::step(int32_t token) {
   const int32_t* id = upload_ids({&token, 1});
   ++n_steps_;
-  logits_are_here_ = false;
+  show(0);  // a replayed step makes these
   KvStore<Device, Host>* const stores[] = {&store_};
   const auto enqueue = [&] { enqueue_step(id); };
   if (!recorder_.step(stores, enqueue)) enqueue();
 }
 
+// Their hidden states are in hidden_ then.
 template <Backend Device, HostTier Host>
-void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) {
+void Decoder<Device, Host>::append_rows(std::span<const int32_t> ids, int64_t share) {
   const auto n = static_cast<int64_t>(ids.size());
   forget_recording();
-  logits_are_here_ = false;
   if (kStaged) device_.finish();  // what ids_ held has been read
   transformer_.embed_tokens(upload_ids(ids), hidden_, n);
   append_.run(hidden_, n, share);
-  make_logits(hidden_ + (n - 1) * config_.hidden);
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::append(std::span<const int32_t> ids, int64_t share) {
+  append_rows(ids, share);
+  make_logits(hidden_ + (std::ssize(ids) - 1) * config_.hidden);
+  if (kStaged) device_.finish();  // ids are the caller's
+}
+
+template <Backend Device, HostTier Host>
+void Decoder<Device, Host>::step_drafted(std::span<const int32_t> ids) {
+  append_rows(ids, /*share=*/1);
+  make_logits(hidden_, std::ssize(ids));
   if (kStaged) device_.finish();  // ids are the caller's
 }
 
@@ -268,7 +285,6 @@ template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::append_segment(std::span<const int32_t> ids, int64_t n_context, bool dense) {
   const auto n = static_cast<int64_t>(ids.size());
   CHECK(n * config_.hidden <= continued_elements_, "a segment of {} tokens", n);
-  logits_are_here_ = false;
   if (kStaged) device_.finish();  // what ids_ held has been read
   transformer_.embed_tokens(upload_ids(ids), continued_, n);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
@@ -287,13 +303,12 @@ void Decoder<Device, Host>::end_segments() {
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::rewind() {
   forget_recording();
-  logits_are_here_ = false;
   make_logits(prompt_end_);
 }
 
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::read_end(float* logits, bf16* prompt_end) {
-  copy_block(device_, transformer_.logits(), logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  copy_block(device_, logits_in_hand(), logits, config_.vocab_size * static_cast<int64_t>(sizeof(float)));
   copy_block(device_, prompt_end_, prompt_end, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
   device_.finish();
 }
@@ -301,10 +316,10 @@ void Decoder<Device, Host>::read_end(float* logits, bf16* prompt_end) {
 template <Backend Device, HostTier Host>
 void Decoder<Device, Host>::write_end(const float* logits, const bf16* prompt_end) {
   forget_recording();
-  logits_are_here_ = false;
-  copy_block(device_, logits, transformer_.logits(), config_.vocab_size * static_cast<int64_t>(sizeof(float)));
+  show(0);
+  copy_block(device_, logits, logits_in_hand(), config_.vocab_size * static_cast<int64_t>(sizeof(float)));
   copy_block(device_, prompt_end, prompt_end_, config_.hidden * static_cast<int64_t>(sizeof(bf16)));
-  find_best();
+  if constexpr (kStaged) sampler_.find_best(logits_in_hand(), 1, host_best_);
   device_.finish();
 }
 

@@ -196,6 +196,13 @@ void add_session_options(Rows& rows, SessionOptions& options) {
   rows.flag("--no-graphs", options.no_graphs, "Enqueue every decode step anew (CUDA; slower)");
   add_selection_options(rows, options.selection);
 
+  rows.section("Drafts");
+  rows.choice("--draft", options.draft,
+              {{"off", DraftMode::kOff}, {"auto", DraftMode::kAuto}, {"always", DraftMode::kAlways}},
+              "Guess the next tokens by what followed the newest ones earlier, and check them in one step; auto: where "
+              "that gains time");
+  rows.integer("--draft-max", options.draft_max, 1, kMaxDraft, "Tokens guessed at once");
+
   rows.section("Memory");
   rows.tokens("-c,--ctx-size", options.context, 0, kMaxOptionTokens,
               "Tokens that the sequence can hold; 0: prompt plus -n");

@@ -106,6 +106,12 @@ struct SelectionOptions {
   bool reuses() const { return reuse > 0 || reuse_steps > 1; }
 };
 
+// Whether tokens are guessed by what came before and computed ahead: never; where that was measured to gain; wherever
+// there is a guess.
+enum class DraftMode : uint8_t { kOff, kAuto, kAlways };
+
+inline constexpr int64_t kMaxDraft = 32;  // tokens guessed at once
+
 struct SessionOptions {
   AttentionMode attention = AttentionMode::kShadow;  // names the preset that selection comes from
   SelectionOptions selection;
@@ -122,6 +128,8 @@ struct SessionOptions {
   bool exact_exp = false;                    // fp32 exp2 in prefill instead of the 16-bit lookup
   bool no_graphs = false;                    // decode steps are not recorded and replayed (CUDA)
   bool strict = false;                       // refuse what is otherwise a warning
+  DraftMode draft = DraftMode::kOff;
+  int64_t draft_max = 16;  // tokens guessed at once, at most kMaxDraft
   double imposed_hit_rate = -1;  // 0..1: selections are made up (synthetic models); -1: real
 };
 
@@ -225,6 +233,12 @@ struct SelectionReport {
   double hit_rate() const {
     return selected_chunks > 0 ? static_cast<double>(hit_chunks) / selected_chunks : 0;
   }
+};
+
+// Tokens that were guessed, and how many of them were right (DraftMode).
+struct DraftReport {
+  int64_t steps = 0;  // with or without a guess
+  int64_t guessed = 0, right = 0;
 };
 
 // Share of the exact attention mass that the selection covered, over audited (layer, head, step)s.

@@ -7,6 +7,7 @@
 #include "engine/batch_layout.h"
 #include "engine/decoder.h"
 #include "engine/model.h"
+#include "engine/prompt_lookup.h"
 #include "engine/session_plan.h"
 #include "engine/weights.h"
 
@@ -121,6 +122,7 @@ MemoryReport count_memory(const PlanRequest& r, const SessionPlan& plan) {
   const int64_t main_weights = cuda ? m.host.weights : r.weight_bytes;
   const int64_t resident_weights = r.weights_resident ? main_weights : 0;
   m.process = std::max<int64_t>(0, cpu::current_rss_bytes() - resident_weights) +
+              (plan.draft > 0 ? PromptLookup::bytes(plan.context) : 0) +
               (layout.has_worker() || !cuda ? r.n_threads * static_cast<int64_t>(cpu::kScratchBytes) : 0);
   return m;
 }

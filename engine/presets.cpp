@@ -176,6 +176,15 @@ const char* name_of(GroupScore group) {
 
 const char* name_of(SelectScope scope) { return scope == SelectScope::kKvHead ? "head" : "layer"; }
 
+const char* name_of(DraftMode mode) {
+  switch (mode) {
+    case DraftMode::kOff: return "off";
+    case DraftMode::kAuto: return "auto";
+    case DraftMode::kAlways: return "always";
+  }
+  return "?";
+}
+
 const char* name_of(HostAttention use) {
   switch (use) {
     case HostAttention::kOff: return "off";

@@ -25,6 +25,7 @@ const char* name_of(GroupScore group);
 const char* name_of(SelectScope scope);
 const char* name_of(ValueHome home);
 const char* name_of(HostAttention use);
+const char* name_of(DraftMode mode);
 
 // Tokens that are attended beside the budget: sinks, window, outliers and the static part.
 int64_t protected_tokens(const SelectionOptions& selection);

@@ -54,6 +54,7 @@ struct SessionPlan {
   bool logprobs = false;  // prefill_logprobs may be called
   bool prefills = true;   // else its tokens come from a saved or a forked session; n_prompt is 1 then
   bool maps_file = false;  // of a saved session: its planes lie as the file's pages do
+  int64_t draft = 0;       // tokens that are guessed at once, at most
   int64_t continued = 0;   // tokens of an appended text that are prefilled at once; 0: none are (KvLayout::continues)
   int64_t device_layers = 0;  // layers whose values (and exact keys) live on the device
   bool states_on_host = false;  // the prompt's hidden states are in host memory (HiddenHome)
@@ -93,7 +94,9 @@ class Session {
                                 const ProgressCallback& progress) = 0;
 
   // Appends one token and computes the logits after it. Throws Error(kRuntime) when the planned
-  // context is full.
+  // context is full. With drafts (DraftMode) some more tokens may be computed with it; then steps with those take
+  // no time. The logits are those of steps without drafts, bit by bit, but where a selection cache fetches: what
+  // guesses have brought into it changes rounding.
   virtual void step(int32_t token) = 0;
 
   // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
@@ -143,6 +146,7 @@ class Session {
   virtual int64_t n_tokens() const = 0;  // in the cache
   virtual const SessionPlan& plan() const = 0;
   virtual SelectionReport selection() const = 0;
+  virtual DraftReport drafts() const = 0;
   virtual AuditReport audit() const = 0;
   // Device memory that this model and session were seen to take when the session had taken all of
   // its own; 0 where both tiers are main memory. To compare with plan().memory.device.

@@ -144,6 +144,12 @@ class KvStore {
   static void end_attend(int64_t layer, std::span<const Attention> all);
   void advance(int64_t n = 1);
 
+  // Tokens that may be appended from here on so that all but the first of them can be taken back: nothing retires
+  // meanwhile, no room is made. 0: not even the next step is of that kind.
+  int64_t most_to_take_back() const;
+  // The newest n of such tokens never were. What they selected stays in the selection cache.
+  void take_back(int64_t n);
+
   // ---- recorded steps (ClockParams in engine/base/ops/position.h) ----
   // How many steps from the next one on enqueue the same ops, but for what a clock says: nothing retires,
   // no room is made, nothing is audited, no window moves, attention is cut alike. 0: not even the next one.
@@ -551,3 +557,4 @@ class KvStore {
 #include "offload/kv_store_prefill.h"
 #include "offload/kv_store_select.h"
 #include "offload/kv_store_state.h"
+#include "offload/kv_store_take_back.h"

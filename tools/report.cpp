@@ -209,6 +209,12 @@ std::string to_json(const RunReport& report) {
         {"host_layers", report.selection.host_layers},
         {"tried_fetch_seconds", report.selection.tried_fetch_seconds},
         {"tried_host_seconds", report.selection.tried_host_seconds}}},
+      {"drafts",
+       {{"mode", name_of(report.plan.options.draft)},
+        {"most", report.plan.draft},
+        {"steps", report.drafts.steps},
+        {"guessed", report.drafts.guessed},
+        {"right", report.drafts.right}}},
       {"audit",
        {{"steps", report.audit.steps},
         {"mass_mean", report.audit.steps > 0 ? Json(report.audit.mass_mean) : Json(nullptr)},
@@ -306,6 +312,10 @@ void print_summary(const RunReport& report, const Console& console) {
       console.info("{:>17}: {:.1f} % of the lists stayed", "reuse",
                    100 * report.selection.reuse_rate());
     }
+  }
+  if (const DraftReport& d = report.drafts; d.steps > 0) {
+    console.info("{:>17}: {} of {} guessed tokens were right, {:.2f} tokens a step", "drafts", format_count(d.right),
+                 format_count(d.guessed), 1 + static_cast<double>(d.right) / static_cast<double>(d.steps));
   }
   if (report.audit.steps > 0) {
     console.info("{:>17}: {} steps, attention mass covered: mean {:.4f}, 5th percentile {:.4f}",

@@ -26,6 +26,7 @@ struct RunReport {
   Generation generation;
   SelectionReport selection;
   AuditReport audit;
+  DraftReport drafts;
   int64_t device_bytes_in_use = 0;      // Session::device_bytes_in_use
   std::vector<double> residual_energy;  // per layer
   double key_coding_seconds = 0;        // Session::key_coding_seconds

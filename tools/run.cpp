@@ -286,6 +286,7 @@ class Run {
             : generate(*session, sampler, tokenizer, std::move(request), console_);
     report_.selection = session->selection();
     report_.audit = session->audit();
+    report_.drafts = session->drafts();
     report_.residual_energy = session->residual_energy();
     report_.key_coding_seconds = session->key_coding_seconds();
     report_.peak_rss_bytes = cpu::peak_rss_bytes();

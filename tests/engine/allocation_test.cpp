@@ -64,6 +64,35 @@ TEST(DecodeLoop, NoPresetAllocates) {
   EXPECT_EQ(allocations_while_decoding(coded), 0);
 }
 
+// Right guesses and wrong ones.
+TEST(DecodeLoop, DraftsAllocateNothing) {
+  if (test::kOpsMakeThreads) GTEST_SKIP() << "threads are made per op here";
+  const auto model = Model::open(TIERCEL_SOURCE_DIR "/tools/demo/recall-4m",
+                                 {.backend = BackendKind::kCpu, .n_threads = 2});
+  constexpr int kPrompt = 700;
+  const auto token = [](int i) { return i % 7 == 6 ? 5 : i % 35 * 13; };
+  std::vector<int32_t> ids;
+  for (int i = 0; i < kPrompt; ++i) ids.push_back(token(i));
+  SessionOptions options;
+  options.draft = DraftMode::kAlways;
+  options.selection.recent = 64;
+  const auto session = Session::open(model, Session::plan(*model, options, kPrompt, 200));
+  ASSERT_TRUE(session->prefill(ids, {}));
+  Sampler sampler({.temperature = 1}, model->config().vocab_size);
+  const auto walk = [&](int first, int end) {
+    for (int i = first; i < end; ++i) {
+      session->step(i % 11 == 3 ? 7 : token(kPrompt + i));
+      sampler.sample(session->logits(), ids);
+    }
+  };
+  walk(0, 40);  // what so many rows need is made once
+  const int64_t before = test::n_allocations;
+  walk(40, 150);
+  EXPECT_EQ(test::n_allocations - before, 0);
+  EXPECT_GT(session->drafts().right, 50);
+  EXPECT_GT(session->drafts().guessed, session->drafts().right);
+}
+
 TEST(DecodeLoop, TheCounterCounts) {
   const int64_t before = test::n_allocations;
   const auto numbers = std::make_unique<std::vector<int>>(100);

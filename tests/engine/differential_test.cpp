@@ -287,6 +287,8 @@ class Walk {
     const auto model = open_model(case_.name);
     SessionOptions options = saved->options();
     options.host_attention = case_.plan.options.host_attention;  // how, not what: it is not in the file
+    options.draft = case_.plan.options.draft;
+    options.draft_max = case_.plan.options.draft_max;
     const SessionPlan plan = Session::plan(*model, options, *saved, case_.n_rest - done_);
     session_ = Session::open(model, plan);
     session_->restore(*saved, {});
@@ -330,6 +332,46 @@ TEST(Differential, SessionThatIsLedAround) {
     Walk(draw, *c, plain_way(*c)).run();
   }
   EXPECT_TRUE(HasFailure() || 4 * n_legal > n_cases()) << n_legal;
+}
+
+// What of a sequence comes behind the prompt: pieces of what came before, now and then with another token.
+void repeat_pieces(Draw& draw, Case& c) {
+  const int64_t vocab = c.model->config().vocab_size;
+  for (int64_t i = c.n_prompt; i < std::ssize(c.ids);) {
+    const int64_t n = std::min(draw.between(3, 20), std::ssize(c.ids) - i), from = draw.between(0, i - 1);
+    for (int64_t j = 0; j < n; ++j, ++i) {
+      const bool copies = draw.chance(0.9);
+      c.ids[static_cast<size_t>(i)] = copies ? c.ids[static_cast<size_t>(std::min(from + j, i - 1))]
+                                             : static_cast<int32_t>(draw.between(0, vocab - 1));
+    }
+  }
+}
+
+// Guesses change nothing, whether they are right or not, where what they select brings nothing into a cache.
+TEST(Differential, SessionThatGuesses) {
+  int n_compared = 0;
+  for (int i = 0; i < n_cases() && !HasFailure(); ++i) {
+    Draw draw(test::seed() * 7 + static_cast<uint64_t>(i));
+    std::optional<Case> c = draw_case(draw);
+    if (!c) continue;
+    repeat_pieces(draw, *c);
+    SessionOptions options = c->plan.options;
+    options.value_home = ValueHome::kDevice;
+    options.selection.key_codec = KeyCodec::kExact;
+    options.selection.value_codec = RowCodec::kBf16;
+    options.host_attention = HostAttention::kOff;
+    options.audit = 0;
+    Case guessing = *c;
+    c->plan = Session::plan(*c->model, options, c->n_prompt, c->n_rest);
+    options.draft = DraftMode::kAlways;
+    options.draft_max = draw.one_of({1, 3, 16, 32});
+    guessing.plan = Session::plan(*c->model, options, c->n_prompt, c->n_rest);
+    if (guessing.plan.draft == 0) continue;
+    ++n_compared;
+    SCOPED_TRACE(fmt::format("case {}: {}; {} guesses", i, guessing.text(), guessing.plan.draft));
+    Walk(draw, guessing, plain_way(*c)).run();
+  }
+  EXPECT_TRUE(HasFailure() || 8 * n_compared > n_cases()) << n_compared << " of " << n_cases();
 }
 
 // A text behind the prompt, in one piece, and some steps. From a session that was forked, or saved and restored, if

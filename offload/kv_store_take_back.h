@@ -1,0 +1,37 @@
+// KvStore: tokens that turn out not to belong to the sequence.
+#pragma once
+
+#include "offload/kv_store.h"
+
+namespace tiercel {
+
+template <typename Device, typename Host>
+int64_t KvStore<Device, Host>::most_to_take_back() const {
+  if (auditing_ || layout_.shares_prefix()) return 0;
+  if (layout_.any_tiered && (layout_.settings.reuses() || layout_.settings.share_layers > 1)) return 0;
+  int64_t most = layout_.positions() - n_tokens_;
+  for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
+    const Recent& recent = layers_[index].recent;
+    if (is_to_be_tried(index)) return 0;
+    int64_t rows = recent.base + recent.capacity - recent.first;
+    if (layout_.tiered(index)) rows = std::min(rows, layout_.settings.recent + layout_.retire_tokens - 1);
+    most = std::min(most, recent.first + rows - n_tokens_);
+  }
+  return std::max<int64_t>(most, 0);
+}
+
+template <typename Device, typename Host>
+void KvStore<Device, Host>::take_back(int64_t n) {
+  CHECK(n <= n_steps_, "{} tokens of {}", n, n_steps_);
+  n_tokens_ -= n;
+  n_steps_ -= n;
+  for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
+    const int64_t window = layout_.shape.window[index];
+    if (window == 0) continue;
+    // Where the windows of the tokens that stay had moved it.
+    Recent& recent = layers_[index].recent;
+    recent.first = std::min(recent.first, std::max(prompt_end_[index].first, n_tokens_ - window));
+  }
+}
+
+}  // namespace tiercel
