@@ -32,7 +32,7 @@ class BackendBatch : public Batch {
         plan_(plan),
         backend_(std::move(backend)),
         config_(model_->config()),
-        layout_(config_, plan.largest.n_prompt, plan.largest.context, plan.n_sequences, kStaged),
+        layout_(config_, plan.largest.n_prompt, plan.largest.context, plan.n_sequences, plan.largest.draft, kStaged),
         device_arena_(backend_.device, "device", 0),
         host_arena_(backend_.host, "host", 0),
         workspace_(device_arena_, kv_layout(plan.largest, config_)),
@@ -149,6 +149,27 @@ class BackendBatch : public Batch {
     backend_.device.finish();
     if (!replayed_) step_launches_ = n_launches() - before;
   }
+
+  int64_t most_drafted(int64_t name) const override {
+    return plan_.largest.draft > 0 ? sequences_.at(name)->store.most_to_take_back() : 0;
+  }
+  void step_drafted(int64_t name, std::span<const int32_t> tokens) override {
+    Sequence& s = at(name);
+    const auto n = static_cast<int64_t>(tokens.size());
+    CHECK(!s.pass && !s.append && !s.plan.is_prefix && n <= 1 + plan_.largest.draft, "{} tokens of sequence {}", n, name);
+    recorder_.forget();
+    replayed_ = false;
+    const int64_t before = n_launches();
+    transformer_.embed_tokens(upload_ids(tokens), hidden_, n);
+    AppendPass<Device, Host>(backend_.device, transformer_, s.store).run(hidden_, n, /*share=*/1);
+    transformer_.make_logits(hidden_, n, /*alone=*/true);
+    find_best(n);
+    s.row = 0;
+    backend_.device.finish();
+    step_launches_ = n_launches() - before;
+  }
+  void show(int64_t name, int64_t row) override { at(name).row = row; }
+  void take_back(int64_t name, int64_t n) override { at(name).store.take_back(n); }
 
   int64_t step_launches() const override { return step_launches_; }
   bool replayed() const override { return replayed_; }

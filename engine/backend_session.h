@@ -117,7 +117,7 @@ class BackendSession : public Session {
     take_back_drafts();
     if (store_.rewind()) {
       decoder_.rewind();
-      if (drafts_) drafts_->lookup().truncate(n_prompt_);
+      if (drafts_) drafts_->rewind(n_prompt_);
       return;
     }
     fail("rewind: {} tokens were generated, more than a session with --recent {} can take back",

@@ -9,16 +9,16 @@
 namespace tiercel {
 
 BatchLayout::BatchLayout(const ModelConfig& c, int64_t max_prompt, int64_t max_context, int64_t n_sequences,
-                         bool staged)
+                         int64_t draft, bool staged)
     : transformer(c, max_context, std::min(max_prompt, kPrefillChunk), std::max(n_sequences, kAppendRows),
-                  n_sequences) {
+                  std::max(n_sequences, 1 + draft)) {
   const int64_t rows = std::max(n_sequences, kAppendRows);
   hidden = rows * c.hidden;
   if (!staged) return;
   ids = host_ids = rows;
-  host_best = n_sequences;
+  host_best = std::max(n_sequences, 1 + draft);
   clock = 1;
-  sampler = {.vocab = c.vocab_size, .places = std::min(n_sequences, cuda::Stream::kTogether)};
+  sampler = {.vocab = c.vocab_size, .places = std::min(host_best, cuda::Stream::kTogether)};
   host_logits = c.vocab_size;
 }
 

@@ -12,7 +12,8 @@ namespace tiercel {
 
 struct BatchLayout {
   // staged: the host cannot read the device's memory.
-  BatchLayout(const ModelConfig& config, int64_t max_prompt, int64_t max_context, int64_t n_sequences,
+  // draft: tokens that are guessed for one sequence alone, at most.
+  BatchLayout(const ModelConfig& config, int64_t max_prompt, int64_t max_context, int64_t n_sequences, int64_t draft,
               bool staged);
   int64_t device_bytes() const;
   int64_t host_bytes() const;
@@ -28,7 +29,7 @@ struct BatchLayout {
   int64_t hidden = 0;       // bf16, [rows][hidden]
   int64_t ids = 0;          // int32 [rows] on the device, staged only
   int64_t host_ids = 0;     // int32 [rows], likewise
-  int64_t host_best = 0;    // int32 [n_sequences], likewise: the most likely token of each
+  int64_t host_best = 0;    // int32, likewise: the most likely token of each row of logits
   int64_t host_logits = 0;  // fp32 [vocab], likewise
   int64_t clock = 0;            // int64 on the device, likewise
   DeviceSamplerLayout sampler;  // likewise, for those that are picked at once

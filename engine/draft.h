@@ -31,7 +31,11 @@ class Drafts {
   // capacity: tokens of the sequence; at most `most` of them are guessed at once.
   Drafts(DraftMode mode, int64_t most, int64_t capacity);
 
-  PromptLookup& lookup() { return lookup_; }
+  // Back to the first n tokens; nothing is reported of the others.
+  void rewind(int64_t n) {
+    lookup_.truncate(n);
+    report_ = {};
+  }
   // Certain tokens: those of prompts and appended texts.
   void append(std::span<const int32_t> tokens) { lookup_.append(tokens); }
 

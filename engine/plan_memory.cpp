@@ -19,7 +19,7 @@ SharedBytes activation_bytes(const PlanRequest& r, const SessionPlan& plan) {
   const bool cuda = r.backend == BackendKind::kCuda;
   SharedBytes bytes;
   if (r.n_sequences > 0) {
-    const BatchLayout batch(r.config, plan.n_prompt, plan.context, r.n_sequences, cuda);
+    const BatchLayout batch(r.config, plan.n_prompt, plan.context, r.n_sequences, plan.draft, cuda);
     bytes = {batch.device_bytes(), batch.host_bytes()};
   } else {
     const DecoderLayout decoder(r.config, plan, cuda);

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <optional>
 #include <utility>
+
+#include "engine/draft.h"
 
 namespace tiercel {
 namespace {
@@ -60,6 +63,7 @@ struct Scheduler::Entry : Placed {
   int64_t overtaken = 0;
   double arrived = 0, first_token = 0;
   RequestReport report;
+  std::optional<Drafts> drafts;  // while nobody else is decoded
 };
 
 const char* name_of(RequestState state) {
@@ -499,8 +503,83 @@ void Scheduler::accept(Entry& entry, int32_t token) {
   }
 }
 
+void Scheduler::count_step(int64_t n_tokens, int64_t n_sequences) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++totals_.steps;
+    totals_.step_tokens += n_tokens;
+    totals_.most_decoding = std::max(totals_.most_decoding, n_sequences);
+    totals_.longest_gap = std::max(totals_.longest_gap, gap_);
+  }
+  gap_ = 0;
+  ++n_steps_;
+}
+
+// What stands before the newest token of an answer: guesses come from there.
+Drafts Scheduler::drafts_of(const Entry& entry) const {
+  const SessionPlan& plan = batch_->plan().largest;
+  const Request& request = entry.request;
+  const std::span<const int32_t> prefix = request.prefix != nullptr ? *request.prefix : std::span<const int32_t>();
+  Drafts drafts(plan.options.draft, plan.draft, std::ssize(prefix) + std::ssize(request.prompt) + request.n_new);
+  drafts.append(prefix);
+  drafts.append(request.prompt);
+  drafts.append(std::span(entry.report.tokens).first(entry.report.tokens.size() - 1));
+  return drafts;
+}
+
+// With guessed tokens, for which the weights are not read once more, as they are not for other sequences.
+void Scheduler::step_alone(Entry& entry) {
+  if (!entry.drafts) entry.drafts = drafts_of(entry);
+  Drafts& drafts = *entry.drafts;
+  const DraftReport before = drafts.report();
+  const int64_t sequence = entry.sequence;
+  const int64_t n_left = entry.request.n_new - std::ssize(entry.report.tokens);
+  const double begin = now();
+  const bool stepped = guarded(entry, [&] {
+    const int64_t most = std::min(batch_->most_drafted(sequence), n_left);
+    const std::span<const int32_t> tokens = drafts.begin_step(entry.history.back(), std::max<int64_t>(most - 1, 0));
+    if (tokens.size() > 1) {
+      batch_->step_drafted(sequence, tokens);
+    } else {
+      const Batch::Step step{sequence, tokens.front()};
+      batch_->step({&step, 1});
+    }
+  });
+  if (!stepped) return;
+  int64_t n_tokens = 0;
+  const auto is_answered_on = [&] { return std::ranges::find(decoding_, &entry) != decoding_.end(); };
+  DraftReport after = drafts.report();
+  do {
+    Batch::Sampling sampling{sequence, &entry.sampler, entry.history};
+    const bool picked = guarded(entry, [&] {
+      batch_->show(sequence, drafts.row());
+      batch_->sample_ahead({&sampling, 1});
+    });
+    if (!picked) break;
+    if (n_tokens == 0) drafts.took(now() - begin);
+    ++n_tokens;
+    after = drafts.report();
+    work_done_ += entry.work.step;
+    accept(entry, sampling.token);
+  } while (is_answered_on() && drafts.is_next(entry.history.back()));
+  if (is_answered_on()) {
+    guarded(entry, [&] { batch_->take_back(sequence, drafts.ahead()); });
+    drafts.drop();
+  }
+  count_step(n_tokens, 1);
+  const std::lock_guard lock(mutex_);
+  totals_.drafts.steps += after.steps - before.steps;
+  totals_.drafts.guessed += after.guessed - before.guessed;
+  totals_.drafts.right += after.right - before.right;
+  totals_.step_seconds += now() - begin;
+}
+
 void Scheduler::step() {
   if (decoding_.empty()) return;
+  if (batch_->plan().largest.draft > 0) {
+    if (decoding_.size() == 1) return step_alone(*decoding_.front());
+    for (Entry* entry : decoding_) entry->drafts.reset();  // several share each reading of the weights as it is
+  }
   const double begin = now();
   steps_.clear();
   for (const Entry* entry : decoding_) {
@@ -517,15 +596,7 @@ void Scheduler::step() {
     for (Entry* entry : running) give_up(*entry, {error.kind(), error.what()});
     return;
   }
-  {
-    const std::lock_guard lock(mutex_);
-    ++totals_.steps;
-    totals_.step_tokens += static_cast<int64_t>(running.size());
-    totals_.most_decoding = std::max(totals_.most_decoding, static_cast<int64_t>(running.size()));
-    totals_.longest_gap = std::max(totals_.longest_gap, gap_);
-  }
-  gap_ = 0;
-  ++n_steps_;
+  count_step(std::ssize(running), std::ssize(running));
   for (size_t i = 0; i < running.size(); ++i) {
     work_done_ += running[i]->work.step;
     accept(*running[i], samplings_[i].token);

@@ -100,7 +100,10 @@ struct SchedulerReport {
   int64_t most_decoding = 0;   // sequences in one step
   double step_seconds = 0, prefill_seconds = 0;
   double longest_gap = 0;      // seconds of prefill between two decode steps
+  DraftReport drafts;          // of requests that were answered alone
 };
+
+class Drafts;  // engine/draft.h
 
 class Scheduler {
  public:
@@ -157,6 +160,9 @@ class Scheduler {
   void advance(Entry& entry);
   void advance(Prefix& prefix);
   void step();
+  Drafts drafts_of(const Entry& entry) const;
+  void step_alone(Entry& entry);
+  void count_step(int64_t n_tokens, int64_t n_sequences);
   void accept(Entry& entry, int32_t token);
   void end(Entry& entry, RequestState state);
   void give_up(Entry& entry, const Failure& failure);

@@ -311,9 +311,8 @@ KvShape kv_shape(const ModelConfig& c) {
 }
 
 // Guesses that turn out wrong must leave no trace in what later tokens attend.
-std::string_view why_no_drafts(const PlanRequest& r, const SessionOptions& o) {
+std::string_view why_no_drafts(const SessionOptions& o) {
   const SelectionOptions& s = o.selection;
-  if (r.n_sequences > 0) return "sequences that are decoded together share each reading of the weights anyway";
   if (o.audit > 0) return "--audit measures steps one by one";
   if (s.reuses()) return "a list that is kept (--reuse) would depend on them";
   if (s.miss_cap >= 0) return "what may be fetched (--miss-cap) would depend on them";
@@ -323,9 +322,9 @@ std::string_view why_no_drafts(const PlanRequest& r, const SessionOptions& o) {
   return {};
 }
 
-int64_t resolve_draft(const PlanRequest& r, SessionPlan& plan) {
+int64_t resolve_draft(SessionPlan& plan) {
   if (plan.options.draft == DraftMode::kOff) return 0;
-  const std::string_view why = why_no_drafts(r, plan.options);
+  const std::string_view why = why_no_drafts(plan.options);
   if (why.empty()) return plan.options.draft_max;
   plan.notes.push_back(fmt::format("--draft: of no use, as {}.", why));
   plan.options.draft = DraftMode::kOff;
@@ -504,7 +503,7 @@ SessionPlan make_plan(const PlanRequest& asked) {
   check_prefill_budget(r, plan);
   resolve_homes(r, plan);
   plan.continued = resolve_continued(r, plan);
-  plan.draft = resolve_draft(r, plan);
+  plan.draft = resolve_draft(plan);
   plan.memory = count_memory(r, plan);
   if (!r.restored) note_unused(asked.options, plan.options, plan.notes);
   if (r.options.strict && !plan.notes.empty()) {

@@ -188,6 +188,7 @@ struct Stats {
   int64_t decisions = 0, reused = 0;  // whether an earlier selection may stay, and how often it did
   int64_t audited_steps = 0;          // with option "audit"
   double audit_mass_mean = 0, audit_mass_p05 = 0;  // share of the attention mass that was selected
+  int64_t guessed_tokens = 0, right_guesses = 0;   // computed ahead (option "draft"), and those that were right
 };
 
 struct ChatMessage {
@@ -323,6 +324,7 @@ struct BatchStats {
   int64_t most_decoding = 0;           // sequences in one step
   double step_seconds = 0, prefill_seconds = 0;
   double longest_gap = 0;  // seconds of prefill between two decode steps
+  int64_t guessed_tokens = 0, right_guesses = 0;  // as in Stats, of requests that were answered alone
 };
 
 // A request of a batch, as copies of it are. Giving up the object cancels nothing; it outlives the

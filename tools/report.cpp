@@ -133,6 +133,20 @@ nlohmann::ordered_json attention_json(const SessionPlan& plan) {
   return json;
 }
 
+nlohmann::ordered_json drafts_json(const SessionPlan& plan, const DraftReport& drafts) {
+  return {{"mode", name_of(plan.options.draft)},
+          {"most", plan.draft},
+          {"steps", drafts.steps},
+          {"guessed", drafts.guessed},
+          {"right", drafts.right}};
+}
+
+std::string text_of(const DraftReport& drafts) {
+  return fmt::format("{} of {} guessed tokens were right, {:.2f} tokens a step", format_count(drafts.right),
+                     format_count(drafts.guessed),
+                     1 + static_cast<double>(drafts.right) / static_cast<double>(drafts.steps));
+}
+
 nlohmann::ordered_json logprobs_json(const std::vector<int32_t>& tokens,
                                      const std::vector<TokenLogprobs>& logprobs) {
   Json json = Json::array();
@@ -209,12 +223,7 @@ std::string to_json(const RunReport& report) {
         {"host_layers", report.selection.host_layers},
         {"tried_fetch_seconds", report.selection.tried_fetch_seconds},
         {"tried_host_seconds", report.selection.tried_host_seconds}}},
-      {"drafts",
-       {{"mode", name_of(report.plan.options.draft)},
-        {"most", report.plan.draft},
-        {"steps", report.drafts.steps},
-        {"guessed", report.drafts.guessed},
-        {"right", report.drafts.right}}},
+      {"drafts", drafts_json(report.plan, report.drafts)},
       {"audit",
        {{"steps", report.audit.steps},
         {"mass_mean", report.audit.steps > 0 ? Json(report.audit.mass_mean) : Json(nullptr)},
@@ -313,10 +322,7 @@ void print_summary(const RunReport& report, const Console& console) {
                    100 * report.selection.reuse_rate());
     }
   }
-  if (const DraftReport& d = report.drafts; d.steps > 0) {
-    console.info("{:>17}: {} of {} guessed tokens were right, {:.2f} tokens a step", "drafts", format_count(d.right),
-                 format_count(d.guessed), 1 + static_cast<double>(d.right) / static_cast<double>(d.steps));
-  }
+  if (report.drafts.steps > 0) console.info("{:>17}: {}", "drafts", text_of(report.drafts));
   if (report.audit.steps > 0) {
     console.info("{:>17}: {} steps, attention mass covered: mean {:.4f}, 5th percentile {:.4f}",
                  "audit", format_count(report.audit.steps), report.audit.mass_mean,

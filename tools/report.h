@@ -41,6 +41,9 @@ nlohmann::ordered_json logprobs_json(const std::vector<int32_t>& tokens,
                                      const std::vector<TokenLogprobs>& logprobs);
 // Null over no time.
 nlohmann::ordered_json rate_json(double count, double seconds);
+nlohmann::ordered_json drafts_json(const SessionPlan& plan, const DraftReport& drafts);
+std::string text_of(const DraftReport& drafts);  // of one step or more
+
 // Attention, selection and their settings, as the report has them.
 nlohmann::ordered_json attention_json(const SessionPlan& plan);
 // Planned bytes by tier and purpose.

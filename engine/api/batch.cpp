@@ -181,6 +181,8 @@ v0::BatchStats BatchWorker::stats() const {
   s.step_seconds = report.step_seconds;
   s.prefill_seconds = report.prefill_seconds;
   s.longest_gap = report.longest_gap;
+  s.guessed_tokens = report.drafts.guessed;
+  s.right_guesses = report.drafts.right;
   return s;
 }
 

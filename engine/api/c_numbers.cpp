@@ -71,6 +71,8 @@ const Number<Stats> kOfSession[] = {
     {"audited-steps", value_of<&Stats::audited_steps>},
     {"audit-mass-mean", value_of<&Stats::audit_mass_mean>},
     {"audit-mass-p05", value_of<&Stats::audit_mass_p05>},
+    {"guessed-tokens", value_of<&Stats::guessed_tokens>},
+    {"right-guesses", value_of<&Stats::right_guesses>},
 };
 
 const Number<BatchStats> kOfBatch[] = {
@@ -85,6 +87,8 @@ const Number<BatchStats> kOfBatch[] = {
     {"step-seconds", value_of<&BatchStats::step_seconds>},
     {"prefill-seconds", value_of<&BatchStats::prefill_seconds>},
     {"longest-gap-seconds", value_of<&BatchStats::longest_gap>},
+    {"guessed-tokens", value_of<&BatchStats::guessed_tokens>},
+    {"right-guesses", value_of<&BatchStats::right_guesses>},
 };
 
 const Number<RequestStats> kOfRequest[] = {

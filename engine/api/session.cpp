@@ -347,6 +347,9 @@ Stats Session::stats() const {
   stats.fetched_bytes = selection.fetched_bytes;
   stats.decisions = selection.decisions;
   stats.reused = selection.reused;
+  const DraftReport drafts = s.inner->drafts();
+  stats.guessed_tokens = drafts.guessed;
+  stats.right_guesses = drafts.right;
   const AuditReport audit = s.inner->audit();
   stats.audited_steps = audit.steps;
   stats.audit_mass_mean = audit.mass_mean;

@@ -102,6 +102,34 @@ TEST(BatchCommand, AnswersEveryLineAsRunDoes) {
   EXPECT_EQ(report["attention"]["mode"], "shadow");
 }
 
+// One at a time, so that there is always one alone; and many, of which at last one is.
+TEST(BatchCommand, DraftsChangeNoAnswer) {
+  const Scratch scratch;
+  write_file(scratch / "requests", requests());
+  std::string texts;
+  for (const char* parallel : {"1", "3"}) {
+    for (const char* mode : {"off", "always"}) {
+      const Result result = run(batch({"-f", scratch / "requests", "-o", scratch / "answers", "-n", "40", "--ignore-eos",
+                                       "--parallel", parallel, "--draft", mode, "--report", scratch / "report"}));
+      ASSERT_EQ(result.code, 0) << result.err;
+      std::string all;
+      for (const auto& [line, answer] : answers_of(read_file(scratch / "answers"))) {
+        all += answer["text"].get<std::string>() + "\n";
+      }
+      if (texts.empty()) texts = all;
+      EXPECT_EQ(all, texts) << parallel << " " << mode;
+      const Json drafts = Json::parse(read_file(scratch / "report"))["drafts"];
+      if (std::string(mode) == "off") {
+        EXPECT_EQ(drafts["steps"], 0);
+      } else if (std::string(parallel) == "1") {
+        EXPECT_EQ(drafts["steps"].get<int>() + drafts["right"].get<int>(), 3 * 39);
+        EXPECT_GT(drafts["right"], 10);
+      }
+      fs::remove(scratch / "answers");
+    }
+  }
+}
+
 // Down to stdout, from stdin; an answer ends at an end-of-text token, which is not in it.
 TEST(BatchCommand, StandardStreamsAndEndsOfText) {
   const Scratch scratch;

@@ -97,6 +97,37 @@ TEST(Run, ReportHasEveryField) {
   EXPECT_TRUE(report["audit"].contains("mass_p05"));
 }
 
+// A text that repeats itself is guessed, and stays what it was; so does one that is drawn.
+TEST(Run, DraftsChangeNoText) {
+  const Scratch scratch;
+  std::string prompt;
+  for (int i = 0; i < 12; ++i) prompt += "Step 7 of the guide explains how part 13 of the machine is cleaned. ";
+  for (const char* temperature : {"0", "0.8"}) {
+    std::string text;
+    for (const char* mode : {"off", "auto", "always"}) {
+      const std::string file = scratch / mode;
+      const Result result = run(run_demo({"-p", prompt, "-n", "60", "--ignore-eos", "--temp", temperature, "--seed", "5",
+                                          "--draft", mode, "--draft-max", "6", "--report", file}));
+      ASSERT_EQ(result.code, 0) << result.err;
+      if (text.empty()) text = result.out;
+      EXPECT_EQ(result.out, text) << mode;
+      const Json report = Json::parse(read_file(file));
+      const Json& drafts = report["drafts"];
+      EXPECT_EQ(drafts["mode"], mode);
+      EXPECT_EQ(report["generated_tokens"], 60);
+      EXPECT_EQ(contains(result.err, "guessed tokens were right"), std::string(mode) != "off") << result.err;
+      if (std::string(mode) == "off") continue;
+      EXPECT_EQ(drafts["most"], 6);
+      EXPECT_EQ(drafts["steps"].get<int>() + drafts["right"].get<int>(), 59) << drafts;
+      if (std::string(mode) == "always" && std::string(temperature) == "0") {
+        EXPECT_GT(drafts["right"], 10) << drafts;
+      }
+    }
+  }
+  expect_refused(run_demo({"-p", "x", "--draft", "sometimes"}), 2, {"--draft", "auto", "always"});
+  expect_refused(run_demo({"-p", "x", "--draft", "auto", "--reuse", "0.9", "--strict"}), 2, {"--draft", "--reuse"});
+}
+
 TEST(Run, SameSeedSameText) {
   const auto launch =
       run_demo({"-p", "once upon a time", "-n", "12", "--temp", "1", "--seed", "7"});

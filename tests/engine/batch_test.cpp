@@ -323,6 +323,10 @@ class FlakyBatch : public Batch {
     return batch_->advance_prefill(s);
   }
   void step(std::span<const Step> steps) override { batch_->step(steps); }
+  int64_t most_drafted(int64_t name) const override { return batch_->most_drafted(name); }
+  void step_drafted(int64_t name, std::span<const int32_t> tokens) override { batch_->step_drafted(name, tokens); }
+  void show(int64_t name, int64_t row) override { batch_->show(name, row); }
+  void take_back(int64_t name, int64_t n) override { batch_->take_back(name, n); }
   int64_t micro_batches(int64_t n) const override { return batch_->micro_batches(n); }
   int64_t step_launches() const override { return batch_->step_launches(); }
   int32_t sample(int64_t s, Sampler& sampler, std::span<const int32_t> history) override {

@@ -347,6 +347,14 @@ void repeat_pieces(Draw& draw, Case& c) {
   }
 }
 
+// Nothing is fetched into a cache.
+void attend_at_home(SessionOptions& options) {
+  options.value_home = ValueHome::kDevice;
+  options.selection.key_codec = KeyCodec::kExact;
+  options.selection.value_codec = RowCodec::kBf16;
+  options.host_attention = HostAttention::kOff;
+}
+
 // Guesses change nothing, whether they are right or not, where what they select brings nothing into a cache.
 TEST(Differential, SessionThatGuesses) {
   int n_compared = 0;
@@ -356,10 +364,7 @@ TEST(Differential, SessionThatGuesses) {
     if (!c) continue;
     repeat_pieces(draw, *c);
     SessionOptions options = c->plan.options;
-    options.value_home = ValueHome::kDevice;
-    options.selection.key_codec = KeyCodec::kExact;
-    options.selection.value_codec = RowCodec::kBf16;
-    options.host_attention = HostAttention::kOff;
+    attend_at_home(options);
     options.audit = 0;
     Case guessing = *c;
     c->plan = Session::plan(*c->model, options, c->n_prompt, c->n_rest);
@@ -538,10 +543,15 @@ class Crowd {
       stepped.push_back(&m);
     }
     if (steps.empty()) return;
-    batch_->step(steps);
-    for (Member* m : stepped) {
-      ++m->done;
-      check(*m);
+    Member& first = *stepped.front();
+    if (draw_.chance(0.3) && batch_->most_drafted(first.name) > 1) {
+      step_drafted(first);
+    } else {
+      batch_->step(steps);
+      for (Member* m : stepped) {
+        ++m->done;
+        check(*m);
+      }
     }
     std::erase_if(members_, [&](const Member& m) {
       if (m.done < std::ssize(m.rest)) return false;
@@ -550,6 +560,28 @@ class Crowd {
     });
   }
 
+  // The first of the guesses are right, and the others leave no trace.
+  void step_drafted(Member& m) {
+    const int64_t most = std::min(batch_->most_drafted(m.name), 1 + plan_.largest.draft);
+    const int64_t left = std::ssize(m.rest) - m.done;
+    const int64_t n = draw_.between(2, most), n_right = draw_.between(1, std::min(n, left));
+    std::vector<int32_t> tokens(m.rest.begin() + m.done, m.rest.begin() + m.done + n_right);
+    const std::vector<int32_t> wrong = random_ids(draw_, *model_, n - n_right);
+    tokens.insert(tokens.end(), wrong.begin(), wrong.end());
+    batch_->step_drafted(m.name, tokens);
+    for (int64_t row = 0; row < n_right; ++row) {
+      batch_->show(m.name, row);
+      ++m.done;
+      check(m);
+    }
+    batch_->take_back(m.name, n - n_right);
+    n_guesses += n - 1;
+  }
+
+ public:
+  static inline int64_t n_guesses = 0;
+
+ private:
   Draw& draw_;
   std::shared_ptr<Model> model_;
   BatchPlan plan_;
@@ -565,7 +597,12 @@ TEST(Differential, SequencesAmongOthers) {
     Draw draw(~test::seed() + static_cast<uint64_t>(i));
     const std::string name = kModels[draw.between(0, std::ssize(kModels) - 1)];
     const auto model = open_model(name, kBackend, 2, draw_host_layers(draw));
-    const SessionOptions options = draw_options(draw);
+    SessionOptions options = draw_options(draw);
+    if (draw.chance(0.5)) {
+      attend_at_home(options);
+      options.draft = DraftMode::kAlways;
+      options.draft_max = draw.one_of({1, 5, 16});
+    }
     const int64_t n_sequences = draw.between(1, 10);
     const int64_t n_prefix = draw.chance(0.5) ? draw.between(1, kLongestPrompt) : 0;
     const int64_t max_prompt = std::max(n_prefix, draw.between(2, kLongestPrompt / 2));
@@ -582,6 +619,7 @@ TEST(Differential, SequencesAmongOthers) {
                              name_of(options.prefill), options.prefill_budget));
     Crowd(draw, model, *plan, n_prefix).run(kMembers);
   }
+  EXPECT_TRUE(HasFailure() || Crowd::n_guesses > n_cases()) << Crowd::n_guesses;
   EXPECT_TRUE(HasFailure() || 4 * n_legal > n_cases()) << n_legal;
 }
 

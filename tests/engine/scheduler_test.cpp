@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -83,7 +84,24 @@ class CountingBatch : public Batch {
       fails_next_step = false;
       fail("the device is gone");
     }
+    drafted_ = 1;
     for (const Step& step : steps) ++sequences.at(step.sequence).n_tokens;
+  }
+  int64_t most_drafted(int64_t) const override { return 5; }
+  // Of a step of several tokens the sequence has those up to the row that is shown.
+  void step_drafted(int64_t name, std::span<const int32_t> tokens) override {
+    log += "d" + std::to_string(tokens.size());
+    if (fails_next_step) fail("the device is gone");
+    drafted_ = std::ssize(tokens);
+    ++sequences.at(name).n_tokens;
+  }
+  void show(int64_t name, int64_t row) override {
+    EXPECT_LE(row, drafted_ - 1);
+    if (row > 0) ++sequences.at(name).n_tokens;
+  }
+  void take_back(int64_t, int64_t n) override {
+    EXPECT_LE(n, drafted_ - 1);
+    if (n > 0) log += "b" + std::to_string(n);
   }
   int32_t sample(int64_t name, Sampler&, std::span<const int32_t>) override {
     return static_cast<int32_t>(sequences.at(name).n_tokens);
@@ -116,15 +134,21 @@ class CountingBatch : public Batch {
     int64_t n_tokens = 0, prefilled = 0, prefix = -1;
   };
   std::map<int64_t, Sequence> sequences;
-  // "+7", "P7": the request, or the prefix, of sevens came in; ".": prefill; "s": a step; "-": a prefix
-  // has gone.
+  // "+7", "P7": the request, or the prefix, of sevens came in; ".": prefill; "s": a step; "d3": one of three tokens,
+  // "b2": of which two were taken back; "-": a prefix has gone.
   std::string log;
   bool fails_next_step = false, is_lost = false;
   int64_t n_really_fit = 64;
   SelectionReport selection_;
 
+  void draft(int64_t most) {
+    plan_.largest.draft = most;
+    plan_.largest.options.draft = DraftMode::kAlways;
+  }
+
  private:
   BatchPlan plan_;
+  int64_t drafted_ = 1;
   ModelConfig config_;
   int64_t limit_, next_ = 0;
 };
@@ -242,6 +266,82 @@ TEST(Scheduler, AFailedStepFailsThoseInItOnly) {
   const auto third = bench.send(3, 10, 5);
   bench.run();
   EXPECT_EQ(bench.scheduler.report(third).state, RequestState::kFinished);
+  EXPECT_TRUE(bench.batch.sequences.empty());
+}
+
+// n numbers from `first` on. Those of an answer begin with the length of its prompt.
+std::vector<int32_t> numbers(int32_t first, int32_t n) {
+  std::vector<int32_t> all(static_cast<size_t>(n));
+  std::iota(all.begin(), all.end(), first);
+  return all;
+}
+
+TEST(Scheduler, GuessesForWhoIsAlone) {
+  Bench bench(100000);
+  bench.batch.draft(4);
+  const auto id = bench.scheduler.submit({.prompt = numbers(12, 12), .n_new = 14});
+  bench.run();
+  const RequestReport report = bench.scheduler.report(id);
+  EXPECT_EQ(report.state, RequestState::kFinished);
+  EXPECT_EQ(report.tokens, numbers(12, 14));
+  // Behind 12 and 13 the prompt is followed; of what it does not have no more is guessed than is wanted.
+  EXPECT_EQ(bench.batch.log, "+12.sd5d5d2b1s");
+  const SchedulerReport totals = bench.scheduler.report();
+  EXPECT_EQ(totals.drafts.guessed, 9);
+  EXPECT_EQ(totals.drafts.right, 8);
+  EXPECT_EQ(totals.step_tokens, 13);
+  EXPECT_EQ(totals.steps, 5);
+}
+
+TEST(Scheduler, TakesWrongGuessesBack) {
+  Bench bench(100000);
+  bench.batch.draft(4);
+  const auto id = bench.scheduler.submit({.prompt = {7, 8, 9, 10, 70, 71, 72}, .n_new = 9});
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(id).tokens, numbers(7, 9));
+  EXPECT_EQ(bench.batch.log, "+7.sd5b2ssss");
+}
+
+// Several are not guessed for; who is left alone is, by what stands in its prefix.
+TEST(Scheduler, GuessesWhileOneIsLeft) {
+  Bench bench(100000);
+  bench.batch.draft(4);
+  const auto prefix = std::make_shared<const std::vector<int32_t>>(numbers(21, 20));
+  const auto first = bench.send(5, 1, 12, prefix), second = bench.send(6, 1, 3, prefix);
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(first).tokens, numbers(21, 12));
+  EXPECT_EQ(bench.scheduler.report(second).tokens, numbers(21, 3));
+  EXPECT_EQ(bench.batch.log, "P21.+6.+5.ssd5d4");
+}
+
+// Among right guesses somebody has heard enough, or the answer ends.
+TEST(Scheduler, EndsAmongGuesses) {
+  for (const bool cancels : {false, true}) {
+    Bench bench(100000);
+    bench.batch.draft(4);
+    Request request = {.prompt = numbers(12, 12), .n_new = 20};
+    if (cancels) {
+      request.on_token = [](int32_t token) { return token < 16; };
+    } else {
+      request.end_tokens = {16};
+    }
+    const auto id = bench.scheduler.submit(std::move(request));
+    bench.run();
+    EXPECT_EQ(bench.scheduler.report(id).state, cancels ? RequestState::kCancelled : RequestState::kFinished);
+    EXPECT_EQ(bench.scheduler.report(id).tokens, numbers(12, 5));
+    EXPECT_TRUE(bench.batch.sequences.empty());
+  }
+}
+
+TEST(Scheduler, AFailedGuessFailsItsRequest) {
+  Bench bench(100000);
+  bench.batch.draft(4);
+  const auto id = bench.scheduler.submit({.prompt = numbers(12, 12), .n_new = 20});
+  while (bench.batch.log.find('s') == std::string::npos) bench.scheduler.turn();
+  bench.batch.fails_next_step = true;
+  bench.run();
+  EXPECT_EQ(bench.scheduler.report(id).state, RequestState::kFailed);
+  EXPECT_EQ(bench.scheduler.report(id).error, "the device is gone");
   EXPECT_TRUE(bench.batch.sequences.empty());
 }
 

@@ -54,6 +54,7 @@ std::string to_json(const BatchReport& r) {
        rate_json(static_cast<double>(r.totals.step_tokens), r.totals.step_seconds)},
       {"most_decoding", r.totals.most_decoding},
       {"longest_gap_seconds", r.totals.longest_gap},
+      {"drafts", drafts_json(r.largest, r.totals.drafts)},
       {"attention", attention_json(r.largest)},
       {"selection", {{"hit_rate", hit_rate}, {"fetched_bytes", r.selection.fetched_bytes}}},
       {"memory",
@@ -78,6 +79,7 @@ void print_summary(const BatchReport& r, const Console& console) {
       "time",
       format_count(r.n_generated), format_count(t.step_tokens), t.step_seconds,
       format_count(t.steps), rate(t.step_tokens, t.step_seconds), t.most_decoding);
+  if (t.drafts.steps > 0) console.info("          drafts: {}", text_of(t.drafts));
   if (r.selection.selected_chunks > 0) {
     console.info("       selection: {:.1f} % hits, {} fetched", 100 * r.selection.hit_rate(),
                  format_bytes(r.selection.fetched_bytes));

@@ -471,6 +471,8 @@ std::string Service::metrics() const {
   add("generated_tokens_total", "counter", "Tokens that decode steps made.", r.step_tokens);
   add("decode_steps_total", "counter", "Decode steps of all requests together.", r.steps);
   add("decode_seconds_total", "counter", "Seconds of decode steps.", r.step_seconds);
+  add("guessed_tokens_total", "counter", "Tokens that were guessed and computed ahead (--draft).", r.drafts.guessed);
+  add("right_guesses_total", "counter", "Those of them that were right.", r.drafts.right);
   add("prefill_seconds_total", "counter", "Seconds of prefill.", r.prefill_seconds);
   return text;
 }
