@@ -113,17 +113,6 @@ extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx512Bf16Kernel;
 extern const Kernel kAmxKernel;
 extern const Kernel kAmxEmulatedKernel;  // the same code on tiles in plain memory, bit for bit
-
-// The AMX kernel in parts and variants, for the benchmark, which has to explain what bounds it.
-// Head dims 64 and 128 only; where no exp2 is named the lookup is used, whatever exact_exp says.
-struct AmxBenchKernels {
-  Kernel long_blocks;  // 256 keys between loading and storing O instead of 128; P fills L1
-  Kernel long_slices;  // with head dim 128, 64 keys per step instead of 32
-  Kernel products;     // no weights: P is what the buffer holds
-  Kernel weights;      // no tile instruction: S is what the buffer holds
-  Kernel exact_weights;
-};
-extern const AmxBenchKernels kAmxBenchKernels;
 #endif
 
 const Kernel& kernel_of(Isa isa);

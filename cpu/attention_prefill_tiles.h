@@ -1,5 +1,5 @@
 // Prefill attention with AMX tiles, included by attention_prefill_amx.cpp and
-// attention_prefill_parts_amx.cpp; everything in it has internal linkage (cpu/isa.h).
+// tools/bench/attention_prefill_parts_amx.cpp; everything in it has internal linkage (cpu/isa.h).
 //
 // A task is two tiles of 16 rows (consecutive tokens of one query head each) against all keys that
 // they see; a block is a task x 128 keys; a slice x 64, or 32 where heads are wide; a strip, what

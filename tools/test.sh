@@ -53,7 +53,7 @@ fi
 # build preset [option...]
 build() {
   local preset=$1 start=$SECONDS
-  local options=("${launcher[@]}" "${@:2}")
+  local options=("${launcher[@]}" -DTIERCEL_WERROR=ON "${@:2}")
   [[ -e build/$preset/CMakeCache.txt ]] || options+=(-G Ninja)
   echo "== $preset: build"
   cmake --preset "$preset" "${options[@]}" >/dev/null && cmake --build --preset "$preset" &&

@@ -29,6 +29,7 @@
 #include "cpu/tile.h"
 #include "cpu/topology.h"
 #include "engine/base/ops.h"
+#include "tools/bench/attention_prefill_parts.h"
 #include "tools/bench/best.h"
 
 namespace tiercel {

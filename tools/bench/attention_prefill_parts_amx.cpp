@@ -1,5 +1,6 @@
-// Parts and variants of the AMX kernel, for the benchmark.
+// Built for the benchmark only: it takes minutes to compile.
 #include "cpu/attention_prefill_tiles.h"
+#include "tools/bench/attention_prefill_parts.h"
 
 namespace tiercel::cpu::prefill {
 namespace {
