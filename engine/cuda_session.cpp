@@ -286,12 +286,17 @@ class CudaSession final : private CudaQueues,
               const DeviceWeights& weights, int64_t free_before)
       : CudaQueues(device, n_threads, *model, plan),
         BackendSession(model, plan, cuda_backend(*this, weights)),
-        in_use_(free_before - CudaQueues::stream.device_memory_free()) {}
-  int64_t device_bytes_in_use() const override { return in_use_; }
+        free_before_(free_before),
+        in_use_(in_use_now()) {}
+  // What is loaded or made on the way (kernels, libraries, recorded steps) no plan counts one by one.
+  int64_t device_bytes_in_use() const override { return std::max(in_use_, in_use_now()); }
   ~CudaSession() override { finish(*this); }
 
  private:
-  int64_t in_use_;
+  int64_t in_use_now() const { return free_before_ - CudaQueues::stream.device_memory_free(); }
+
+  int64_t free_before_;
+  int64_t in_use_;  // with all that it takes itself
 };
 
 class CudaBatch final : private CudaQueues,

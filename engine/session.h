@@ -148,8 +148,8 @@ class Session {
   virtual SelectionReport selection() const = 0;
   virtual DraftReport drafts() const = 0;
   virtual AuditReport audit() const = 0;
-  // Device memory that this model and session were seen to take when the session had taken all of
-  // its own; 0 where both tiers are main memory. To compare with plan().memory.device.
+  // Device memory that this model and session were seen to take, when the session had taken all of
+  // its own or now, whichever is more; 0 where both tiers are main memory. To compare with plan().memory.device.
   virtual int64_t device_bytes_in_use() const { return 0; }
   virtual std::vector<double> residual_energy()
       const = 0;                                        // per layer; empty without low-rank keys

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/backend.h"
@@ -41,26 +42,28 @@ class StepRecorder {
   // What was recorded no longer describes the next step; stores may be gone.
   void forget() {
     n_replays_ = 0;
+    is_loaded_ = false;
     stores_.clear();
   }
 
   // Takes a step of these stores, which `enqueue` enqueues whole. False: nothing was done, as it is a step
-  // like no other, or the first of these stores (kernels are loaded by steps that are not recorded).
+  // like no other, or the first of its kind: kernels are loaded by steps that are not recorded.
   template <typename Enqueue>
   bool step(std::span<Store* const> stores, Enqueue&& enqueue) {
     if constexpr (Replays<Device>) {
       if (clock_ == nullptr) return false;
       if (!std::ranges::equal(stores, stores_)) {
-        n_replays_ = 0;
+        forget();
         stores_.assign(stores.begin(), stores.end());
-        return false;
       }
       const int64_t n_alike = steps_alike();
       if (n_alike == 0) n_replays_ = 0;
       if (n_replays_ == 0) {
-        if (n_alike < at_least_) return false;
+        const bool loaded = std::exchange(is_loaded_, n_alike > 1);  // for the next one, which is of its kind then
+        if (!loaded || n_alike < at_least_) return false;
         record(enqueue);
         n_replays_ = n_alike;
+        is_loaded_ = false;  // what comes behind them is of another kind
       } else {
         for (Store* store : stores_) store->count_replayed_step();
       }
@@ -106,6 +109,7 @@ class StepRecorder {
   std::vector<Store*> stores_;  // of the newest step
   typename GraphOf<Device>::Type graph_;
   int64_t n_replays_ = 0;  // so many times what graph_ holds may still be replayed
+  bool is_loaded_ = false;  // the newest step was enqueued, and the next one is of its kind
 };
 
 }  // namespace tiercel

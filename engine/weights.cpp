@@ -348,12 +348,14 @@ KeptWeights kept_weights(const ModelConfig& c) { return c.kept != nullptr ? *c.k
 
 namespace {
 
+// Of one expert there is none; then any that keeps addresses aligned is right.
 void find_stride(ExpertWeights& experts) {
+  constexpr int64_t kAnyStride = 128;
   const auto distance = [&](size_t e) { return experts.of[e + 1] - experts.of[e]; };
   for (size_t e = 1; e + 1 < experts.of.size(); ++e) {
     if (distance(e) != distance(0)) return;
   }
-  experts.stride = experts.of.size() > 1 ? distance(0) : 1;
+  experts.stride = experts.of.size() > 1 ? distance(0) : kAnyStride;
 }
 
 }  // namespace

@@ -103,6 +103,9 @@ template <auto kKernel, typename Params>
 void launch_emulated(Stream& stream, dim3 grid, int threads, size_t shared_bytes, const Params& params,
                      bool is_dependent) {
   check_shared(stream, shared_bytes);
+  CHECK(threads > 0 && threads <= 1024, "{} threads", threads);
+  CHECK(grid.x > 0 && grid.x <= 0x7fffffff && grid.y > 0 && grid.y <= 65535 && grid.z > 0 && grid.z <= 65535,
+        "a grid of {} x {} x {} blocks", grid.x, grid.y, grid.z);
   stream.launch_held();
   stream.count_launch();
   const bool may_overlap = is_dependent && stream.programmatic() && stream.is_last_dependent();

@@ -1,7 +1,7 @@
 // matmul by cuBLASLt. Row-major x [m][k] and weight [n][k] are column-major [k][m] and [k][n]: the
 // library computes out^T [n][m] = weight^T x, in the memory order that we want.
 #include <cstdint>
-#include <vector>
+#include <unordered_map>
 
 #include "engine/base/check.h"
 #include "kernels/launch.cuh"
@@ -36,6 +36,20 @@ struct LinearKey {
   friend bool operator==(const LinearKey&, const LinearKey&) = default;
 };
 
+struct HashOfLinearKey {
+  size_t operator()(const LinearKey& key) const {
+    uint64_t hash = 0;
+    for (const int64_t part : {key.m, key.n, key.k, key.out_stride,
+                               int64_t{key.x_alignment} << 30 | key.weight_alignment << 20 | key.out_alignment << 10 |
+                                   key.bias_alignment,
+                               int64_t{key.f32} << 1 | int64_t{key.accumulate}}) {
+      hash = (hash ^ static_cast<uint64_t>(part)) * 0x9e3779b97f4a7c15ull;
+      hash ^= hash >> 29;
+    }
+    return hash;
+  }
+};
+
 struct LinearPlan {
   LinearKey key;
   cublasLtMatmulDesc_t product = nullptr;
@@ -44,16 +58,22 @@ struct LinearPlan {
   bool found = false;
 };
 
-struct LinearPlans {
-  std::vector<LinearPlan> plans;
+// The last run of a prompt may have any number of rows, so a server meets new keys for a long time.
+constexpr size_t kMostPlans = 4096;
 
-  ~LinearPlans() {
-    for (const LinearPlan& plan : plans) {
+struct LinearPlans {
+  std::unordered_map<LinearKey, LinearPlan, HashOfLinearKey> plans;
+
+  ~LinearPlans() { clear(); }
+  // What has been enqueued does not need them.
+  void clear() {
+    for (const auto& [key, plan] : plans) {
       cublasLtMatrixLayoutDestroy(plan.out);
       cublasLtMatrixLayoutDestroy(plan.x);
       cublasLtMatrixLayoutDestroy(plan.weight);
       cublasLtMatmulDescDestroy(plan.product);
     }
+    plans.clear();
   }
 };
 
@@ -140,12 +160,10 @@ const LinearPlan& plan_of(Stream::Libraries& libraries, const LinearParams& p, i
     libraries.plans = new LinearPlans;
     libraries.destroy_plans = [](LinearPlans* plans) { delete plans; };
   }
-  std::vector<LinearPlan>& plans = libraries.plans->plans;
-  for (const LinearPlan& plan : plans) {
-    if (plan.key == key) return plan;
-  }
-  plans.push_back(make_plan(libraries.blas_lt, key, p.bias));
-  return plans.back();
+  auto& plans = libraries.plans->plans;
+  if (const auto found = plans.find(key); found != plans.end()) return found->second;
+  if (plans.size() == kMostPlans) libraries.plans->clear();
+  return plans.emplace(key, make_plan(libraries.blas_lt, key, p.bias)).first->second;
 }
 
 }  // namespace

@@ -162,6 +162,7 @@ std::string measure(const std::shared_ptr<Model>& model, const std::vector<int32
   decode.selection = session->selection();
   decode.step_fetch_seconds = total;
   for (BenchRow* row : {&prefill, &text, &decode}) row->device_bytes_in_use = session->device_bytes_in_use();
+  prefill.key_coding_seconds = session->key_coding_seconds();
   return session->backend_description();
 }
 

@@ -71,6 +71,7 @@ Json to_json(const BenchSetup& setup, const BenchRow& row) {
           {"samples_ts", rates(row)},
           {"device_bytes", row.plan.memory.device.total()},
           {"device_bytes_in_use", row.device_bytes_in_use},
+          {"key_coding_seconds", row.key_coding_seconds > 0 ? Json(row.key_coding_seconds) : Json(nullptr)},
           {"host_bytes", row.plan.memory.host.total()},
           {"hit_rate", row.selection.selected_chunks > 0 ? Json(row.selection.hit_rate()) : Json(nullptr)},
           {"fetched_bytes_per_second", fetch_rate(row)},

@@ -22,6 +22,7 @@ struct BenchRow {
   SelectionReport selection;          // of the last repetition
   double step_fetch_seconds = 0;      // time of the steps that selection counted
   int64_t device_bytes_in_use = 0;    // Session::device_bytes_in_use
+  double key_coding_seconds = 0;      // Session::key_coding_seconds
   SessionPlan plan;
 
   int64_t n_tokens() const { return n_gen > 0 ? n_gen : n_prompt; }

@@ -325,7 +325,15 @@ TEST(KernelLinear, CodedWeightsAreDecodedSomeAtATime) {
   p.weight = coded.matrix();
   cuda::linear(test::stream(), p);
   test::stream().finish();
+#if defined(TIERCEL_ON_DEVICE)
+  // A product of other columns is another one to the library, which may add in another order.
+  for (size_t i = 0; i < out.size(); ++i) {
+    const float a = static_cast<float>(out.data()[i]), b = static_cast<float>(problem.out.data()[i]);
+    ASSERT_NEAR(a, b, 0.01f + 0.01f * std::abs(a)) << i;
+  }
+#else
   EXPECT_TRUE(out == problem.out);
+#endif
 }
 
 // Alone or together, with norm and gate folded in or in steps.

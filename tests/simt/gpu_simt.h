@@ -359,6 +359,7 @@ inline uint32_t load_uncached(const uint32_t* p) { return *p; }
 inline float2 load_uncached(const float2* p) { return *p; }
 inline float4 load_uncached(const float4* p) { return *p; }
 inline uint4 load_stream(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) simt::die("unaligned load of 16 bytes");
   uint4 v;
   std::memcpy(&v, p, 16);
   return v;

@@ -96,6 +96,8 @@ namespace {
 
 void copy_rows(char* target, int64_t target_stride, const char* source, int64_t source_stride,
                int64_t row_bytes, int64_t n_rows) {
+  CHECK(n_rows == 1 || (row_bytes <= target_stride && row_bytes <= source_stride), "rows of {} bytes, {} and {} apart",
+        row_bytes, target_stride, source_stride);
   for (int64_t row = 0; row < n_rows; ++row) {
     std::memcpy(target + row * target_stride, source + row * source_stride,
                 static_cast<size_t>(row_bytes));

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The whole engine on a device, beside what its bytes and FLOPs take.
 
-    engine_bars.py TIERCEL --ceilings LOG [--shape NAME] [--scale N] [--limit SECONDS] [--only WORD]
+    engine_bars.py TIERCEL --ceilings LOG [--shape NAME] [--scale N] [--limit SECONDS] [--only PART,...]
 
 TIERCEL is the command. LOG is what bench_device printed: its lines "ceiling ..." are the bandwidths
 and the matrix rate of the same device. Every measurement is one `tiercel bench --synthetic`, its floor
 one `tiercel estimate --json`; one that fails costs only itself. --scale divides all lengths, to see
-that everything runs where nothing is fast. The table comes last; exit status 1: something failed, or
-missed its bar.
+that everything runs where nothing is fast. What takes little time comes first, the table last; exit
+status 1: something failed, or missed its bar.
 """
 
 import argparse
@@ -111,6 +111,14 @@ class Bars:
             self.row(f"dense prefill, {tokens} tokens", f"{row['avg_ns'] * 1e-9:.2f} s, {row['avg_ts']:.0f} tokens/s",
                      f"{self.ceilings['matmul'] * 1e-12:.0f} TFLOP/s", f"{100 * share:.0f} %", "55 %", share >= 0.55)
 
+    def low_rank(self):
+        """The basis and the coefficients of a prompt's keys, beside its prefill."""
+        tokens = self.tokens(32768)
+        (row,) = self.bench("-p", tokens, "-n", 0, "-r", 1, "--prefill", "dense", "--key-codec", "lowrank", *HOST)
+        seconds, prefill = row["key_coding_seconds"] or 0, row["avg_ns"] * 1e-9
+        self.row(f"low-rank keys of {tokens} tokens", f"{1e3 * seconds:.1f} ms", f"{prefill:.2f} s of prefill",
+                 f"{100 * seconds / prefill:.1f} %", "3 %", 0 < seconds <= 0.03 * prefill)
+
     def decode(self):
         tokens = self.tokens(131072)
         variants = [("", 1, []), ("", 0.9, []), ("", 0.6, []), (", enqueued anew", 0.9, ["--no-graphs"]),
@@ -140,6 +148,8 @@ class Bars:
             seconds = {}
             for hit_rate, more in ((1, []), (0.9, ["--no-graphs"]), (0.9, [])):
                 (row,) = self.bench(*flags, "--imposed-hit-rate", hit_rate, "--micro-batches", parts, *more)
+                if row["pl"] != n:
+                    raise Failed(f"{row['pl']} sequences fit, not {n}")
                 seconds[hit_rate] = row["token_p50_seconds"]
                 floor = self.step_floor(tokens, hit_rate, *kept, n=n)
                 self.step_row(f"step of {n} behind {tokens}, hit rate {hit_rate}, {parts} part(s), {kernels(row)}",
@@ -203,16 +213,19 @@ class Bars:
         self.row(f"{text} tokens behind {tokens} that are shared", f"{rate:.0f} tokens/s", f"{alone:.0f} tokens/s",
                  f"{100 * rate / alone:.0f} %")
 
+    def parts(self):
+        return (self.decode, self.prefill, self.low_rank, self.million, self.behind, self.long_text, self.host_memory,
+                self.batch)
+
     def all(self):
-        for part in (self.decode, self.batch, self.behind, self.prefill, self.million, self.host_memory,
-                     self.long_text):
-            if self.arguments.only and self.arguments.only not in part.__name__:
+        for part in self.parts():
+            if self.arguments.only and part.__name__ not in self.arguments.only:
                 continue
             try:
                 part()
-            except Failed as error:
+            except Exception as error:  # pylint: disable=broad-exception-caught  # the others' numbers stay
                 self.failed = True
-                self.row(part.__name__, f"FAILED: {error}")
+                self.row(part.__name__, f"FAILED: {type(error).__name__}: {error}")
         print("\n| what | measured | bound | of it | bar | |\n|---|---|---|---|---|---|")
         for row in self.rows:
             print("|", " | ".join(row), "|")
@@ -225,8 +238,12 @@ def main():
     parser.add_argument("--shape", default="llama-3.1-8b", choices=SHAPES)
     parser.add_argument("--scale", type=int, default=1, help="divides all lengths")
     parser.add_argument("--limit", type=int, default=240, help="seconds of one measurement")
-    parser.add_argument("--only", default="", help="decode, batch, behind, prefill, million, host_memory or long_text")
+    names = [part.__name__ for part in Bars(None, None).parts()]
+    parser.add_argument("--only", type=lambda text: text.split(","), help=", ".join(names))
     arguments = parser.parse_args()
+    for name in arguments.only or []:
+        if name not in names:
+            parser.error(f"--only: expected {', '.join(names)}; found '{name}'")
     with open(arguments.ceilings, encoding="utf-8", errors="replace") as log:
         bars = Bars(arguments, ceilings_of(log.read()))
     bars.all()
