@@ -156,7 +156,8 @@ class BackendBatch : public Batch {
   void step_drafted(int64_t name, std::span<const int32_t> tokens) override {
     Sequence& s = at(name);
     const auto n = static_cast<int64_t>(tokens.size());
-    CHECK(!s.pass && !s.append && !s.plan.is_prefix && n <= 1 + plan_.largest.draft, "{} tokens of sequence {}", n, name);
+    CHECK(!s.pass && !s.append && !s.plan.is_prefix && n <= 1 + plan_.largest.draft, "{} tokens of sequence {}", n,
+          name);
     recorder_.forget();
     replayed_ = false;
     const int64_t before = n_launches();

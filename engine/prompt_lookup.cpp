@@ -103,10 +103,11 @@ void PromptLookup::truncate(int64_t n) {
 
 // Newest tokens that are those before `place`, too; at most kMostMatch.
 int64_t PromptLookup::match_at(int64_t place) const {
-  const int64_t most = std::min(kMostMatch, place);
-  int64_t n = 0;
-  while (n < most && tokens_[static_cast<size_t>(place - 1 - n)] == tokens_[static_cast<size_t>(n_tokens() - 1 - n)]) ++n;
-  return n;
+  const auto end = static_cast<size_t>(n_tokens()), before = static_cast<size_t>(place);
+  const auto most = static_cast<size_t>(std::min(kMostMatch, place));
+  size_t n = 0;
+  while (n < most && tokens_[before - 1 - n] == tokens_[end - 1 - n]) ++n;
+  return static_cast<int64_t>(n);
 }
 
 // The longest match, of several the newest.
