@@ -138,6 +138,7 @@ class BackendBatch : public Batch {
       CHECK(!s.pass && !s.append && !s.plan.is_prefix, "sequence {} is not to be decoded",
             step.sequence);
       s.row = std::ssize(stores_);
+      s.guessed = 0;
       stores_.push_back(&s.store);
       token_ids_.push_back(step.token);
     }
@@ -151,13 +152,12 @@ class BackendBatch : public Batch {
   }
 
   int64_t most_drafted(int64_t name) const override {
-    return plan_.largest.draft > 0 ? sequences_.at(name)->store.most_to_take_back() : 0;
+    return std::min(1 + plan_.largest.draft, sequences_.at(name)->store.most_to_take_back());
   }
   void step_drafted(int64_t name, std::span<const int32_t> tokens) override {
     Sequence& s = at(name);
     const auto n = static_cast<int64_t>(tokens.size());
-    CHECK(!s.pass && !s.append && !s.plan.is_prefix && n <= 1 + plan_.largest.draft, "{} tokens of sequence {}", n,
-          name);
+    CHECK(!s.pass && !s.append && !s.plan.is_prefix && n <= most_drafted(name), "{} tokens of sequence {}", n, name);
     recorder_.forget();
     replayed_ = false;
     const int64_t before = n_launches();
@@ -166,11 +166,16 @@ class BackendBatch : public Batch {
     transformer_.make_logits(hidden_, n, /*alone=*/true);
     find_best(n);
     s.row = 0;
+    s.guessed = n - 1;
     backend_.device.finish();
     step_launches_ = n_launches() - before;
   }
   void show(int64_t name, int64_t row) override { at(name).row = row; }
-  void take_back(int64_t name, int64_t n) override { at(name).store.take_back(n); }
+  void take_back(int64_t name, int64_t n) override {
+    Sequence& s = at(name);
+    CHECK(n <= std::exchange(s.guessed, 0), "{} tokens of sequence {}", n, name);
+    s.store.take_back(n);
+  }
 
   int64_t step_launches() const override { return step_launches_; }
   bool replayed() const override { return replayed_; }
@@ -314,6 +319,7 @@ class BackendBatch : public Batch {
     std::optional<PromptPass<Device, Host>> pass;
     std::optional<Append> append;  // or this, behind a prefix
     int64_t row = 0;  // of its logits
+    int64_t guessed = 0;  // tokens of its newest step that may be taken back
   };
 
   PlanRequest request() const { return model_->plan_request(); }
@@ -514,7 +520,7 @@ class BackendBatch : public Batch {
   std::optional<Bandwidths> bandwidths_;
   bf16* hidden_ = nullptr;  // [rows][hidden]: of a step, or of a run of an append
   int32_t* ids_ = nullptr;  // [rows], on the device
-  int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [rows], [n_sequences]
+  int32_t *host_ids_ = nullptr, *host_best_ = nullptr;  // [rows], and of each row of logits
   float* host_logits_ = nullptr;                        // [vocab_size]
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_name_ = 0;

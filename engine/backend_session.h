@@ -160,7 +160,10 @@ class BackendSession : public Session {
     file.commit();
   }
 
-  int64_t file_bytes() const override { return image().file_bytes; }
+  int64_t file_bytes() override {
+    take_back_drafts();
+    return image().file_bytes;
+  }
 
   void restore(const SavedSession& saved, const ProgressCallback& progress) override {
     if (n_tokens() > 0) fail(ErrorKind::kUsage, "restore: the session holds tokens already");
@@ -204,7 +207,7 @@ class BackendSession : public Session {
     copy.decoder_.write_end(logits.data(), prompt_end.data());
     copy.store_.set_selected(store_.selected());
     copy.n_prompt_ = n_prompt_;
-    copy.drafts_ = drafts_;
+    if (drafts_) copy.drafts_->append(drafts_->tokens());
     return opened;
   }
 
@@ -214,11 +217,14 @@ class BackendSession : public Session {
     return all;
   }
   int32_t sample(Sampler& sampler, std::span<const int32_t> history) override {
-    if (const std::optional<int32_t> token = decoder_.sample(sampler, history)) {
+    std::optional<int32_t> token = decoder_.sample(sampler, history);
+    if (token) {
       end_step();
-      return *token;
+    } else {
+      token = sampler.sample(logits(), history);
     }
-    return sampler.sample(logits(), history);
+    if (drafts_) drafts_->expect(*token, sampler.expected());
+    return *token;
   }
   int64_t n_tokens() const override { return store_.n_tokens() - (drafts_ ? drafts_->ahead() : 0); }
   const SessionPlan& plan() const override { return plan_; }
@@ -272,14 +278,21 @@ class BackendSession : public Session {
     step_began_ = std::chrono::steady_clock::now();
     const int64_t room = std::min(store_.most_to_take_back(), plan_.context - n_tokens());
     const std::span<const int32_t> tokens = drafts_->begin_step(token, std::max<int64_t>(room - 1, 0));
-    if (tokens.size() > 1) {
-      decoder_.step_drafted(tokens);
-    } else {
-      decoder_.step(token);
+    try {
+      if (tokens.size() > 1) {
+        decoder_.step_drafted(tokens);
+      } else {
+        decoder_.step(token);
+      }
+    } catch (...) {
+      drafts_->cancel_step();
+      throw;
     }
+    if constexpr (Device::kHostReadable) end_step();  // elsewhere when somebody has waited for the logits
   }
   // Guesses that nobody has stepped with leave the store.
   void take_back_drafts() {
+    step_began_.reset();
     if (!drafts_ || drafts_->ahead() == 0) return;
     store_.take_back(drafts_->ahead());
     drafts_->drop();

@@ -92,10 +92,11 @@ class Batch {
   virtual PrefillProgress advance_prefill(int64_t sequence) = 0;
   // Appends one token to each of these sequences, whose prompts are done, each named once.
   virtual void step(std::span<const Step> steps) = 0;
-  // A step of one sequence with tokens behind its own that are guessed (engine/draft.h), at most most_drafted():
+  // A step of one sequence with tokens behind its own that are guessed (engine/draft.h); of so many tokens at most, of
+  // which the first is certain. Below 2: nothing may be guessed now.
+  virtual int64_t most_drafted(int64_t sequence) const = 0;
   // sample() and logits() are those behind the first of them, until another one is shown. Before the next call for
   // this sequence the wrong ones are taken back; they leave no trace but in the selection cache.
-  virtual int64_t most_drafted(int64_t sequence) const = 0;
   virtual void step_drafted(int64_t sequence, std::span<const int32_t> tokens) = 0;
   virtual void show(int64_t sequence, int64_t row) = 0;
   virtual void take_back(int64_t sequence, int64_t n) = 0;

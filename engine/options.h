@@ -110,7 +110,7 @@ struct SelectionOptions {
 // there is a guess.
 enum class DraftMode : uint8_t { kOff, kAuto, kAlways };
 
-inline constexpr int64_t kMaxDraft = 32;  // tokens guessed at once
+inline constexpr int64_t kMaxDraft = 31;  // tokens guessed at once: with the certain one, what one launch takes
 
 struct SessionOptions {
   AttentionMode attention = AttentionMode::kShadow;  // names the preset that selection comes from
@@ -129,7 +129,7 @@ struct SessionOptions {
   bool no_graphs = false;                    // decode steps are not recorded and replayed (CUDA)
   bool strict = false;                       // refuse what is otherwise a warning
   DraftMode draft = DraftMode::kOff;
-  int64_t draft_max = 16;  // tokens guessed at once, at most kMaxDraft
+  int64_t draft_max = 15;  // tokens guessed at once, at most kMaxDraft
   double imposed_hit_rate = -1;  // 0..1: selections are made up (synthetic models); -1: real
 };
 
@@ -220,7 +220,7 @@ struct Progress {
 using ProgressCallback = std::function<bool(const Progress&)>;
 
 struct SelectionReport {
-  int64_t steps = 0;  // layer steps that selected
+  int64_t steps = 0;  // layer steps that selected; here and below, those of wrong guesses (DraftMode) too
   int64_t selected_chunks = 0, hit_chunks = 0;
   int64_t fetched_bytes = 0;
   int64_t decisions = 0, reused = 0;  // whether an earlier selection may stay, and how often it did

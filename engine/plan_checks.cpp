@@ -69,7 +69,8 @@ void check_ranges(const SessionOptions& o) {
   require(s.miss_cap >= -1, "--miss-cap", "-1 (no limit) or chunks", s.miss_cap);
   require(s.coarse_chunk >= 0, "--coarse-chunk", "0 or more tokens", s.coarse_chunk);
   require(o.audit >= 0, "--audit", "0 or more steps", o.audit);
-  require(o.draft_max >= 1 && o.draft_max <= kMaxDraft, "--draft-max", "1 to 32 tokens", o.draft_max);
+  require(o.draft_max >= 1 && o.draft_max <= kMaxDraft, "--draft-max", "1 to 31 tokens", o.draft_max);
+  static_assert(kMaxDraft == 31);
   require(o.context >= 0, "--ctx-size", "0 or more tokens", o.context);
   require(o.device_memory >= 0, "--device-memory", "0 or more bytes", o.device_memory);
   require(o.host_memory >= 0, "--host-memory", "0 or more bytes", o.host_memory);

@@ -10,10 +10,6 @@ namespace {
 
 // Places that are looked at: of those with four tokens in common, else of those with two.
 constexpr int64_t kLongMatch = 4, kLongPlaces = 64, kShortPlaces = 16;
-// Guesses that a record remembers, about.
-constexpr double kMemory = 64;
-// What is thought of a guess before any was judged: so many, of which half were right.
-constexpr double kPriorGuesses = 4;
 
 int64_t buckets(int64_t capacity) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(capacity, 1024))));
@@ -21,9 +17,19 @@ int64_t buckets(int64_t capacity) {
 
 }  // namespace
 
-PromptLookup::PromptLookup(int64_t capacity) {
+void GuessRecord::add(bool is_right) {
+  constexpr double kMemory = 64;
+  seen_ += 1;
+  right_ += is_right ? 1 : 0;
+  if (seen_ <= kMemory) return;
+  seen_ /= 2;
+  right_ /= 2;
+}
+
+PromptLookup::PromptLookup(int64_t capacity) : capacity_(capacity) {
   CHECK(capacity <= INT32_MAX, "{} tokens", capacity);
   tokens_.reserve(static_cast<size_t>(capacity));
+  guess_.reserve(kMaxDraft);
   chains_[0].n = kLongMatch;
   chains_[0].most_places = kLongPlaces;
   chains_[1].n = kLeastMatch;
@@ -32,7 +38,6 @@ PromptLookup::PromptLookup(int64_t capacity) {
     chain.newest.assign(static_cast<size_t>(buckets(capacity)), -1);
     chain.before.resize(static_cast<size_t>(capacity));
   }
-  records_.fill({.right = kPriorGuesses / 2, .seen = kPriorGuesses});
 }
 
 int64_t PromptLookup::bytes(int64_t capacity) {
@@ -58,7 +63,7 @@ void PromptLookup::link(int64_t end) {
 }
 
 void PromptLookup::append(std::span<const int32_t> tokens) {
-  CHECK(tokens_.size() + tokens.size() <= tokens_.capacity());
+  CHECK(n_tokens() + std::ssize(tokens) <= capacity_, "{} of {}", n_tokens() + std::ssize(tokens), capacity_);
   for (const int32_t token : tokens) {
     tokens_.push_back(token);
     link(n_tokens() - 1);
@@ -67,17 +72,11 @@ void PromptLookup::append(std::span<const int32_t> tokens) {
 }
 
 void PromptLookup::push(int32_t token) {
-  CHECK(tokens_.size() < tokens_.capacity());
+  CHECK(n_tokens() < capacity_, "{} tokens", capacity_);
   bool right = false;
   if (next_ >= 0) {
     right = tokens_[static_cast<size_t>(next_)] == token;
-    Record& record = records_[class_of(match_)];
-    record.seen += 1;
-    record.right += right ? 1 : 0;
-    if (record.seen > kMemory) {
-      record.seen /= 2;
-      record.right /= 2;
-    }
+    records_[class_of(match_)].add(right);
   }
   tokens_.push_back(token);
   link(n_tokens() - 1);
@@ -131,15 +130,14 @@ void PromptLookup::search() {
   }
 }
 
-std::span<const int32_t> PromptLookup::guess(int64_t most) const {
-  if (next_ < 0) return {};
-  return std::span(tokens_).subspan(static_cast<size_t>(next_),
-                                    static_cast<size_t>(std::min(most, n_tokens() - next_)));
-}
-
-double PromptLookup::probability(int64_t i) const {
-  const Record& record = records_[class_of(match_ + i)];
-  return record.right / record.seen;
+std::span<const int32_t> PromptLookup::guess(int64_t most) {
+  guess_.clear();
+  if (next_ < 0) return guess_;
+  for (int64_t place = next_; std::ssize(guess_) < std::min(most, kMaxDraft); ++place) {
+    const int64_t behind = place - n_tokens();  // what is guessed itself, if not negative
+    guess_.push_back(behind < 0 ? tokens_[static_cast<size_t>(place)] : guess_[static_cast<size_t>(behind)]);
+  }
+  return guess_;
 }
 
 // 2, 3, 4, 5 and 6, 7 to 9, 10 to 15, more.

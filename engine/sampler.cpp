@@ -177,6 +177,16 @@ const TokenSet* Sampler::allowed() {
   return allowed_.get();
 }
 
+std::shared_ptr<const std::vector<int32_t>> Sampler::expected() {
+  if (!options_.constraint) return nullptr;
+  try {
+    TokenConstraint& its = constraint();
+    return its.expected(*place_in_answer_);
+  } catch (const Error&) {
+    return nullptr;  // allowed() says why
+  }
+}
+
 void Sampler::followed(int32_t token) {
   if (!options_.constraint) return;
   bool may_come = false;

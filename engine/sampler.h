@@ -39,6 +39,8 @@ class Sampler {
   // TokenConstraint.
   const TokenSet* allowed();
   void picked(int32_t token, uint64_t generator);
+  // What the constraint expects behind the newest token (TokenConstraint::expected); null: nothing.
+  std::shared_ptr<const std::vector<int32_t>> expected();
 
   // A token that somebody else put there: an answer goes on with it, where it may; else, or where that cannot be told,
   // what is picked next begins one.

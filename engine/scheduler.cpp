@@ -524,18 +524,24 @@ Drafts Scheduler::drafts_of(const Entry& entry) const {
   drafts.append(prefix);
   drafts.append(request.prompt);
   drafts.append(std::span(entry.report.tokens).first(entry.report.tokens.size() - 1));
+  drafts.begin_with(draft_length_);
   return drafts;
 }
 
 // With guessed tokens, for which the weights are not read once more, as they are not for other sequences.
 void Scheduler::step_alone(Entry& entry) {
-  if (!entry.drafts) entry.drafts = drafts_of(entry);
+  if (!guarded(entry, [&] {
+        if (!entry.drafts) entry.drafts.emplace(drafts_of(entry));
+      })) {
+    return;
+  }
   Drafts& drafts = *entry.drafts;
   const DraftReport before = drafts.report();
   const int64_t sequence = entry.sequence;
   const int64_t n_left = entry.request.n_new - std::ssize(entry.report.tokens);
   const double begin = now();
   const bool stepped = guarded(entry, [&] {
+    drafts.expect(entry.history.back(), entry.sampler.expected());
     const int64_t most = std::min(batch_->most_drafted(sequence), n_left);
     const std::span<const int32_t> tokens = drafts.begin_step(entry.history.back(), std::max<int64_t>(most - 1, 0));
     if (tokens.size() > 1) {
@@ -556,7 +562,10 @@ void Scheduler::step_alone(Entry& entry) {
       batch_->sample_ahead({&sampling, 1});
     });
     if (!picked) break;
-    if (n_tokens == 0) drafts.took(now() - begin);
+    if (n_tokens == 0) {
+      drafts.took(now() - begin);
+      draft_length_ = drafts.length();
+    }
     ++n_tokens;
     after = drafts.report();
     work_done_ += entry.work.step;

@@ -29,6 +29,7 @@
 
 #include "engine/base/check.h"
 #include "engine/batch.h"
+#include "engine/draft.h"
 #include "engine/logprobs.h"
 #include "engine/sampler.h"
 
@@ -102,8 +103,6 @@ struct SchedulerReport {
   double longest_gap = 0;      // seconds of prefill between two decode steps
   DraftReport drafts;          // of requests that were answered alone
 };
-
-class Drafts;  // engine/draft.h
 
 class Scheduler {
  public:
@@ -193,6 +192,7 @@ class Scheduler {
   double work_done_ = 0;  // FLOPs
   int64_t n_prefix_uses_ = 0;
   double gap_ = 0;        // seconds of prefill since the last decode step
+  DraftLength draft_length_;  // what steps of one sequence alone were measured to take
   int64_t n_steps_ = 0, measured_at_ = 0;
   double measured_slots_ = 0;  // of working_set_slots
   std::vector<Batch::Step> steps_;

@@ -96,7 +96,7 @@ class Session {
   // Appends one token and computes the logits after it. Throws Error(kRuntime) when the planned
   // context is full. With drafts (DraftMode) some more tokens may be computed with it; then steps with those take
   // no time. The logits are those of steps without drafts, bit by bit, but where a selection cache fetches: what
-  // guesses have brought into it changes rounding.
+  // guesses have brought into it changes rounding, and how many there were is a matter of time.
   virtual void step(int32_t token) = 0;
 
   // Appends tokens behind what is there, a further turn of a conversation, say: as steps with each of
@@ -124,7 +124,7 @@ class Session {
   virtual void save(const std::string& path, std::span<const int32_t> ids,
                     const ProgressCallback& progress) = 0;
   // Bytes of the file that save would write now.
-  virtual int64_t file_bytes() const = 0;
+  virtual int64_t file_bytes() = 0;
 
   // Instead of prefill: the logits, and every step from here on, are those of the session that was
   // saved, bit by bit where backend, cache size and homes are the same (else the selection cache
@@ -149,7 +149,7 @@ class Session {
   virtual DraftReport drafts() const = 0;
   virtual AuditReport audit() const = 0;
   // Device memory that this model and session were seen to take, when the session had taken all of
-  // its own or now, whichever is more; 0 where both tiers are main memory. To compare with plan().memory.device.
+  // its own or now, whichever is more (with what others take meanwhile); 0 where both tiers are main memory. To compare with plan().memory.device.
   virtual int64_t device_bytes_in_use() const { return 0; }
   virtual std::vector<double> residual_energy()
       const = 0;                                        // per layer; empty without low-rank keys

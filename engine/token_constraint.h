@@ -29,6 +29,9 @@ class TokenConstraint {
   virtual int32_t behind(int32_t place, int32_t token) = 0;
   // At least one token. Throws Error(kRuntime) where the vocabulary has none, or the form has too many places.
   virtual std::shared_ptr<const TokenSet> allowed(int32_t place) = 0;
+  // Of the text that must come next, whatever the answer, the tokens that a tokenizer makes of it; null where there is
+  // none. They are likely, not certain: other tokens may spell the same text. Throws nothing.
+  virtual std::shared_ptr<const std::vector<int32_t>> expected(int32_t) { return nullptr; }
 };
 
 // Gives one to an answer that begins, as it may take memory that a request which waits need not have. None: any token

@@ -349,6 +349,7 @@ void print_behind(Measure measure, Print print) {
 int command_bench(int argc, char** argv) {
   BenchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
+  refuse_drafts(flags.session, "bench");
   const OutputFile picture =
       flags.picture.empty() ? OutputFile() : OutputFile(flags.picture, "--picture");
   if (!flags.from.empty()) {

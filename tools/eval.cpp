@@ -346,6 +346,7 @@ int run_tasks(const EvalFlags& flags, const Tokenizer& tokenizer, const Console&
 int command_eval(int argc, char** argv) {
   EvalFlags flags;
   if (!flags.parse(argc, argv)) return 0;
+  refuse_drafts(flags.session, "eval");
   const Console console(flags.quiet);
   flags.model.check();
   flags.session.n_threads = static_cast<int>(flags.model.n_threads);

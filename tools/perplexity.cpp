@@ -142,6 +142,7 @@ int command_perplexity(int argc, char** argv) {
   flags.flag("-q,--quiet", quiet, "Only warnings and errors on stderr");
   add_session_flags(flags, options);
   if (!flags.parse(argc, argv)) return 0;
+  refuse_drafts(options, "perplexity");
   const Console console(quiet);
   model_flags.check();
   warn_of_unused(flags, options, console);

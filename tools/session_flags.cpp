@@ -90,6 +90,12 @@ void refuse_audit(const SessionOptions& options) {
   }
 }
 
+void refuse_drafts(const SessionOptions& options, const char* command) {
+  if (options.draft != DraftMode::kOff) {
+    fail(ErrorKind::kUsage, "--draft: {} takes tokens one by one; run, batch and serve guess", command);
+  }
+}
+
 void SamplingFlags::add_to(Flags& flags) {
   add_sampling_options(flags, wish_);
   add_form_options(flags, wish_.form);

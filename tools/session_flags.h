@@ -48,6 +48,8 @@ void add_session_flags(Flags& flags, SessionOptions& options);
 
 // Throws Error(kUsage) where an audit is asked for, of which a batch has none.
 void refuse_audit(const SessionOptions& options);
+// And where drafts are, by a command that looks at steps one by one.
+void refuse_drafts(const SessionOptions& options, const char* command);
 
 struct SamplingFlags {
   void add_to(Flags& flags);

@@ -64,6 +64,37 @@ TEST(RunStructured, AnswersBySchemas) {
                        .out);
 }
 
+// What the form says word for word is guessed, and answers stay what they are: alone, and of a server's or batch's kind.
+TEST(RunStructured, DraftsByForms) {
+  const Scratch scratch;
+  constexpr const char* kNames = R"({"type": "object", "properties": {"magic number of the guide": {"type": "integer"},
+    "harbour and mountain": {"type": "boolean"}}, "required": ["magic number of the guide", "harbour and mountain"]})";
+  for (const char* temperature : {"0", "0.7"}) {
+    std::string text;
+    for (const char* mode : {"off", "always"}) {
+      const Result result = answer({"-j", kNames, "--temp", temperature, "-s", "3", "--draft", mode, "--report",
+                                    scratch / "report"});
+      ASSERT_EQ(result.code, 0) << result.err;
+      if (text.empty()) text = result.out;
+      EXPECT_EQ(result.out, text);
+      const Json drafts = Json::parse(read_file(scratch / "report"))["drafts"];
+      EXPECT_EQ(drafts["guessed"] > 0, std::string(mode) == "always") << drafts;
+    }
+  }
+  const Json line = {{"prompt", "Otters swim.\n"}, {"json_schema", Json::parse(kNames)}, {"max_tokens", 200}};
+  write_file(scratch / "requests", line.dump() + "\n");
+  std::string text;
+  for (const char* mode : {"off", "always"}) {
+    const Result result = run({.arguments = {"batch", "-m", demo_model(), "-f", scratch / "requests", "--draft", mode,
+                                             "--report", scratch / "report"}});
+    ASSERT_EQ(result.code, 0) << result.err;
+    const Json one = Json::parse(result.out);
+    if (text.empty()) text = one["text"];
+    EXPECT_EQ(one["text"], text);
+    EXPECT_EQ(Json::parse(read_file(scratch / "report"))["drafts"]["guessed"] > 0, std::string(mode) == "always");
+  }
+}
+
 TEST(RunStructured, AnswersByPatternsAndGrammars) {
   const Scratch scratch;
   const std::string chosen = answer({"--regex", "(?:yes|no): 4{7}"}).out;

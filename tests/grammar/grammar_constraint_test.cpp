@@ -31,7 +31,23 @@ constexpr const char* kBounded[] = {R"(root ::= "\"" [^"\\\x00-\x1F]{0,40} "\"")
                                     R"(root ::= "\"" [^"\\\x00-\x1F]{2,15} "\"")",
                                     R"(root ::= [^"\\\x00-\x1F\uFFFF]{20} | [a-z \u0100-\uFFFF]+)"};
 
+// Bytes for which there is no other choice.
+std::string forced_text(Recognizer& recognizer, Recognizer::State state) {
+  std::string text;
+  while (text.size() < 128 && !recognizer.is_match(state)) {
+    std::vector<char> ways;
+    for (int byte = 0; byte < 256; ++byte) {
+      if (recognizer.step(state, static_cast<uint8_t>(byte)) != Recognizer::kDead) ways.push_back(static_cast<char>(byte));
+    }
+    if (ways.size() != 1) break;
+    text += ways[0];
+    state = recognizer.step(state, static_cast<uint8_t>(ways[0]));
+  }
+  return text;
+}
+
 // Every token of a vocabulary, asked one by one.
+int64_t n_expected = 0;
 void expect_by_definition(const Grammar& grammar, const Tokenizer& tokenizer,
                           const std::shared_ptr<const GrammarConstraint::Vocabulary>& vocabulary, int n_steps,
                           std::mt19937_64& random) {
@@ -41,6 +57,13 @@ void expect_by_definition(const Grammar& grammar, const Tokenizer& tokenizer,
   Recognizer::State state = recognizer.start();
   for (int step = 0; step < n_steps; ++step) {
     const auto set = constraint.allowed(place);
+    std::string expected_text;
+    if (const auto likely = constraint.expected(place)) {
+      for (const int32_t token : *likely) expected_text += bytes_of_token(tokenizer, token);
+      EXPECT_FALSE(expected_text.empty());
+    }
+    ASSERT_EQ(expected_text, forced_text(recognizer, state)) << "at step " << step;
+    n_expected += !expected_text.empty();
     std::vector<int32_t> allowed;
     for (int32_t token = 0; token < static_cast<int32_t>(vocabulary->size); ++token) {
       const bool is_end = std::ranges::count(vocabulary->end_tokens, token) > 0;
@@ -84,6 +107,34 @@ TEST(GrammarConstraint, AllowsTokensAfterWhichAMatchedTextMayCome) {
       }
     }
   }
+  EXPECT_GT(n_expected, 50);
+}
+
+// What a form says word for word is expected as a tokenizer spells it; special tokens, and what is to be chosen, are not.
+TEST(GrammarConstraint, ExpectsWhatMustCome) {
+  const Tokenizer tokenizer = Tokenizer::load(kGolden + "qwen2/tokenizer.json");
+  const auto vocabulary =
+      std::make_shared<const GrammarConstraint::Vocabulary>(tokenizer, tokenizer.vocab_size(), std::vector<int32_t>{0});
+  const auto text_behind = [&](const Grammar& grammar, std::string_view begun) {
+    GrammarConstraint constraint(grammar, vocabulary);
+    int32_t place = constraint.start();
+    for (const int32_t token : tokenizer.encode(begun, {.add_special = false})) place = constraint.behind(place, token);
+    const auto tokens = constraint.expected(place);
+    if (tokens == nullptr) return std::string();
+    EXPECT_EQ(*tokens, tokenizer.encode(tokenizer.decode(*tokens, false), {.add_special = false}));
+    return tokenizer.decode(*tokens, false);
+  };
+  const Grammar names = parse_gbnf(R"(root ::= "{\"company\": " ("true" | "null") ", \"größe\": 7}")", "names");
+  EXPECT_EQ(text_behind(names, ""), "{\"company\": ");
+  EXPECT_EQ(text_behind(names, "{\""), "company\": ");
+  EXPECT_EQ(text_behind(names, "{\"company\":"), " ");
+  EXPECT_EQ(text_behind(names, "{\"company\": "), "");
+  EXPECT_EQ(text_behind(names, "{\"company\": n"), "ull, \"größe\": 7}");
+  EXPECT_EQ(text_behind(names, "{\"company\": null, \"größe\": 7}"), "");
+  const std::string call = written_with_special(tokenizer, "calls<|im_start|>now");
+  EXPECT_EQ(text_behind(grammar_of(text(call)), ""), "calls");
+  // Up to a whole character.
+  EXPECT_EQ(text_behind(parse_gbnf("root ::= \"a\" [\u00e4\u00f6]", "characters"), ""), "a");
 }
 
 TEST(GrammarConstraint, SaysWhatTheVocabularyLacks) {

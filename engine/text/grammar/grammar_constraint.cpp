@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "engine/base/check.h"
+#include "engine/text/utf8.h"
 
 namespace tiercel::grammar {
 namespace {
 
 constexpr int64_t kMostBytesOfSets = int64_t{128} << 20;
+constexpr size_t kMostExpected = 128;  // bytes
 constexpr int64_t kMostVisits = 5'000'000;  // of places, for one set of tokens: half a second or so
 
 }  // namespace
@@ -48,7 +50,8 @@ int64_t GrammarConstraint::bytes_of_sets() const {
 
 int64_t GrammarConstraint::bytes() const {
   const std::lock_guard lock(mutex_);
-  return recognizer_.bytes() + bytes_of_sets();
+  constexpr int64_t kBytesOfExpected = 256;  // of one place, about
+  return recognizer_.bytes() + bytes_of_sets() + std::ssize(expected_) * kBytesOfExpected;
 }
 
 void GrammarConstraint::check_time(int64_t n_before) const {
@@ -63,6 +66,27 @@ std::shared_ptr<const TokenSet> GrammarConstraint::allowed(int32_t place) {
     if (bytes_of_sets() > kMostBytesOfSets) allowed_.clear();
     return allowed_[state] = find_allowed(state);
   });
+}
+
+std::shared_ptr<const std::vector<int32_t>> GrammarConstraint::expected(int32_t place) {
+  try {
+    return guarded([&] {
+      const auto [it, is_new] = expected_.try_emplace(place);
+      if (is_new) it->second = find_expected(place);
+      return it->second;
+    });
+  } catch (const std::exception&) {
+    return nullptr;  // where it matters it is said: allowed()
+  }
+}
+
+std::shared_ptr<const std::vector<int32_t>> GrammarConstraint::find_expected(Recognizer::State state) {
+  std::string text = recognizer_.forced(state, kMostExpected);
+  text.resize(std::min(text.find(kSpecialMark), text.size()));
+  text.resize(valid_utf8_prefix(text));
+  if (text.empty()) return nullptr;
+  return std::make_shared<const std::vector<int32_t>>(vocabulary_->tokenizer.encode(
+      text, {.add_special = false, .parse_special = false, .follows = Follows::kText}));
 }
 
 // Whether any plain text of kPlainCharacters may come next.

@@ -37,6 +37,7 @@ class GrammarConstraint : public TokenConstraint {
   int32_t start() const override { return recognizer_.start(); }
   int32_t behind(int32_t place, int32_t token) override;
   std::shared_ptr<const TokenSet> allowed(int32_t place) override;
+  std::shared_ptr<const std::vector<int32_t>> expected(int32_t place) override;
 
   // It has thrown: another one of the same grammar may have more room.
   bool is_full() const;
@@ -49,12 +50,14 @@ class GrammarConstraint : public TokenConstraint {
   int64_t bytes_of_sets() const;
   std::shared_ptr<const TokenSet> find_allowed(Recognizer::State state);
   bool takes_plain_text(Recognizer::State state);
+  std::shared_ptr<const std::vector<int32_t>> find_expected(Recognizer::State state);
 
   std::shared_ptr<const Vocabulary> vocabulary_;
   mutable std::mutex mutex_;  // over all below
   bool is_full_ = false;
   Recognizer recognizer_;
   std::unordered_map<Recognizer::State, std::shared_ptr<const TokenSet>> allowed_;  // by twin
+  std::unordered_map<Recognizer::State, std::shared_ptr<const std::vector<int32_t>>> expected_;
   std::vector<Recognizer::State> path_;                                             // of a walk in hand
 };
 

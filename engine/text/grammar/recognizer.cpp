@@ -150,6 +150,26 @@ int32_t Recognizer::twin_of_calls(int32_t calls) {
   return made;
 }
 
+std::string Recognizer::forced(State state, size_t most) {
+  std::string text;
+  while (text.size() < most && !is_match(state)) {
+    State next = kDead;
+    uint8_t only = 0;
+    int n_ways = 0;
+    for (int byte = 0; byte < 256 && n_ways < 2; ++byte) {
+      const State to = step(state, static_cast<uint8_t>(byte));
+      if (to == kDead) continue;
+      ++n_ways;
+      next = to;
+      only = static_cast<uint8_t>(byte);
+    }
+    if (n_ways != 1) break;
+    text += static_cast<char>(only);
+    state = next;
+  }
+  return text;
+}
+
 int64_t Recognizer::bytes() const {
   const auto size = [](const auto& vector) { return static_cast<int64_t>(vector.size() * sizeof(vector.front())); };
   constexpr int64_t kHashed = 48;                                            // of an entry of a hash table, about

@@ -32,6 +32,8 @@ class Recognizer {
   State step(State state, std::string_view bytes);
   // Whether a text that is here is matched.
   bool is_match(State state) const { return states_[static_cast<size_t>(state)].is_match; }
+  // The bytes that all texts which are here go on with, at most so many.
+  std::string forced(State state, size_t most);
   // One state for all whose next bytes, as many as `lookahead`, are the same; it may be this one.
   State twin(State state);
 
