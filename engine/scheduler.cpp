@@ -6,8 +6,6 @@
 #include <optional>
 #include <utility>
 
-#include "engine/draft.h"
-
 namespace tiercel {
 namespace {
 

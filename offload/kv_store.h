@@ -425,6 +425,13 @@ class KvStore {
   };
   void move_windows(int64_t layer, int64_t position);
   bool retire_chunks(int64_t layer);
+  // Rows that the window may have before room is made for more, or chunks retire.
+  int64_t most_rows(int64_t layer) const {
+    const Recent& recent = layers_[layer].recent;
+    const int64_t rows = recent.base + recent.capacity - recent.first;
+    if (!layout_.tiered(layer) || layout_.shares_prefix()) return rows;
+    return std::min(rows, layout_.settings.recent + layout_.retire_tokens - 1);
+  }
   void retire(int64_t layer, const ExactRows& rows, int64_t n_tokens);
   void keep_late_chunks(int64_t layer, const ExactRows& rows, int64_t first_chunk, int64_t end_chunk);
   int64_t n_late(int64_t layer) const {

@@ -611,11 +611,7 @@ int64_t KvStore<Device, Host>::steps_alike() const {
       return 0;
     }
     // Rows that the last of these steps may have.
-    int64_t most = std::min(recent.base + recent.capacity - recent.first,
-                            cut_tokens(n_tokens_ + 1 - recent.first));
-    if (layout_.tiered(index) && !layout_.shares_prefix()) {
-      most = std::min(most, o.recent + layout_.retire_tokens - 1);
-    }
+    const int64_t most = std::min(most_rows(index), cut_tokens(n_tokens_ + 1 - recent.first));
     alike = std::min(alike, recent.first + most - n_tokens_);
   }
   return std::max<int64_t>(alike, 0);

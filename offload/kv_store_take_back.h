@@ -11,13 +11,8 @@ int64_t KvStore<Device, Host>::most_to_take_back() const {
   if (layout_.any_tiered && (layout_.settings.reuses() || layout_.settings.share_layers > 1)) return 0;
   int64_t most = layout_.positions() - n_tokens_;
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
-    const Recent& recent = layers_[index].recent;
     if (is_to_be_tried(index) || (layout_.shares_prefix() && layout_.shape.window[index] > 0)) return 0;
-    int64_t rows = recent.base + recent.capacity - recent.first;
-    if (layout_.tiered(index) && !layout_.shares_prefix()) {
-      rows = std::min(rows, layout_.settings.recent + layout_.retire_tokens - 1);
-    }
-    most = std::min(most, recent.first + rows - n_tokens_);
+    most = std::min(most, layers_[index].recent.first + most_rows(index) - n_tokens_);
   }
   return std::max<int64_t>(most, 0);
 }
