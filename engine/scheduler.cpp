@@ -490,8 +490,9 @@ void Scheduler::accept(Entry& entry, int32_t token) {
     if (request.n_logprobs >= 0) report.logprobs.push_back(std::move(logprobs));
     entry.history.push_back(token);
   }
+  const TokenLogprobs* told = request.n_logprobs >= 0 ? &entry.report.logprobs.back() : nullptr;
   const bool heard =
-      guarded(entry, [&] { go_on = !request.on_token || request.on_token(token); });
+      guarded(entry, [&] { go_on = !request.on_token || request.on_token(token, told); });
   if (!heard) return;
   if (!go_on) {
     end(entry, RequestState::kCancelled);

@@ -78,8 +78,9 @@ struct Request {
   SamplingOptions sampling = {};
   int64_t n_logprobs = -1;  // log probabilities of so many of the most likely tokens too; -1: of none
   std::vector<int32_t> end_tokens = {};  // each ends the generation, as its last token
-  // Called by turn() for every token; false cancels the request. What it throws fails the request.
-  std::function<bool(int32_t token)> on_token = {};
+  // Called by turn() for every token; false cancels the request. What it throws fails the request. logprobs: null
+  // unless they were asked for.
+  std::function<bool(int32_t token, const TokenLogprobs* logprobs)> on_token = {};
   // Called by turn() when it has ended. May not throw.
   std::function<void(const RequestReport&)> on_end = {};
 };

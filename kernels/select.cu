@@ -11,6 +11,18 @@
 namespace tiercel::cuda {
 namespace {
 
+// Scores of all that compete, and the sums over parts of them.
+SelectWork score(Stream& stream, const SelectParams& p) {
+  const int64_t origin = p.first_chunk / 8 * 8;
+  SelectWork w = lay_out(p, origin, p.end_chunk - origin, p.end_chunk - p.first_chunk, p.head_dim);
+  for (const ScorePart& part : score_parts(p, origin, w.n, p.head_dim)) {
+    ScoreParams s = params_of_part(score_params(p, w), part, w.n_splits);
+    s.queries += part.view * p.views.stride;
+    launch_scores<ScoreMode::kKeep, 1>(stream, s);
+  }
+  return w;
+}
+
 template <bool kMap>
 void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
   check_selection(p);
@@ -34,14 +46,8 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
     launch_joint<SelectAll<kMap>>(stream, heads, sizeof(MapShared), all);
     return;
   }
-  const int64_t origin = p.first_chunk / 8 * 8;
-  SelectWork w = lay_out(p, origin, p.end_chunk - origin, n, p.head_dim);
+  SelectWork w = score(stream, p);
   w.map = map;
-  for (const ScorePart& part : score_parts(p, origin, w.n, p.head_dim)) {
-    ScoreParams s = params_of_part(score_params(p, w), part, w.n_splits);
-    s.queries += part.view * p.views.stride;
-    launch_scores<ScoreMode::kKeep, 1>(stream, s);
-  }
   // A multiple of 16: the compiler reads the sums of up to four heads at once.
   const size_t log_sum_bytes = static_cast<size_t>((w.group + 3) / 4) * 16;
   // One block on each of 132 processors.
@@ -61,6 +67,12 @@ void select(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {
 void select_chunks(Stream& stream, const SelectParams& p) {
   if (is_refined(p)) return select_refined(stream, p);
   select<false>(stream, p, {});
+}
+
+void score_chunks(Stream& stream, const SelectParams& p) {
+  check_selection(p);
+  CHECK(!is_refined(p) && p.first_chunk < p.end_chunk, "scores by themselves: of a plain index that is not empty");
+  score(stream, p);
 }
 
 void select_and_map(Stream& stream, const SelectParams& p, const MapSlotsParams& map) {

@@ -11,6 +11,9 @@ namespace tiercel::cuda {
 
 void select_chunks(Stream& stream, const SelectParams& params);
 
+// The scan of the landmarks alone, what select_chunks begins with: for a stopwatch.
+void score_chunks(Stream& stream, const SelectParams& params);
+
 // select_chunks, then map_slots; in the plain case with one launch fewer. map.ids, map.counts and
 // map.stride are select's ids, counts and k.
 void select_and_map(Stream& stream, const SelectParams& select, const MapSlotsParams& map);

@@ -8,8 +8,8 @@
 #include "engine/batch_plan.h"
 #include "engine/option_rows.h"
 #include "engine/scheduler.h"
-#include "tools/batch/answer_text.h"
 #include "tools/batch/answers.h"
+#include "tools/batch/choice.h"
 #include "tools/batch/report.h"
 #include "tools/batch/requests.h"
 #include "tools/chat_flags.h"
@@ -33,14 +33,15 @@ constexpr const char* kDetails =
     "\"repeat_penalty\", \"repeat_last_n\", \"presence_penalty\", \"frequency_penalty\", \"logit_bias\"\n"
     "({\"15043\": 1, \"13\": -100}), \"logprobs\", \"ignore_eos\", and the form of the answer (\"response_format\",\n"
     "\"json_schema\", \"regex\", \"grammar\") hold for that line alone. A line may also be a\n"
-    "request of OpenAI's batch format (\"custom_id\", \"url\", \"body\"), and is answered in it.\n"
+    "request of OpenAI's batch format (\"custom_id\", \"url\", \"body\"), and is answered in it; a body may\n"
+    "ask for \"n\" answers.\n"
     "Lines are answered together, as many as memory has room for. What a line is answered depends on\n"
     "the line and on the settings that are shown, not on what shares its batch; where --key-codec is\n"
     "chosen by what fits, those depend on memory, --parallel and the longest line. With --seed S, line\n"
     "n of the file draws with S + n - 1.\n"
     "With --share-prefix, lines that follow each other and begin alike (256 tokens or more, and half of\n"
-    "each of them) share that beginning: it is prefilled once, and what is behind it selects from it as\n"
-    "new tokens do. A line that --ctx-size has no room for is answered with an error.\n"
+    "each of them), and the answers to one line, share that beginning: it is prefilled once, and what is\n"
+    "behind it selects from it as new tokens do. A line that --ctx-size has no room for is answered with an error.\n"
     "Answers are JSON lines too, in the order in which they end; \"line\" says which line of the file\n"
     "they are for. Each is written at once. Ctrl-C stops at the next token; --resume goes on with what\n"
     "is missing.\n"
@@ -225,7 +226,7 @@ class BatchJob {
   // Of all lines, whether they are answered already or not: the plan, and with it the codecs that
   // are chosen by what fits, must be the same for those that are left.
   void measure_requests() {
-    int64_t context = 0;
+    int64_t context = 0, n_answers = 0;
     bool all_share = true;
     for (const BatchRequest& request : requests_) {
       if (!request.refused.empty()) continue;
@@ -234,12 +235,13 @@ class BatchJob {
       max_new_ = std::max(max_new_, request.n_new);
       max_behind_ = std::max(max_behind_, std::ssize(request.prompt) + request.n_new);
       context = std::max(context, n_prompt + request.n_new);
+      n_answers += request.n_answers;
       all_share &= request.prefix != nullptr;
     }
     if (!all_share) max_behind_ = 0;
     // The longest prompt need not be the one with the longest answer.
     if (flags_.session.context == 0) flags_.session.context = context;
-    n_parallel_ = std::min<int64_t>(flags_.parallel, std::ssize(requests_));
+    n_parallel_ = std::clamp<int64_t>(n_answers, 1, flags_.parallel);
   }
 
   void say_what_is_shared(int64_t n_saved) const {
@@ -261,7 +263,7 @@ class BatchJob {
     for (const BatchRequest& request : requests_) {
       if (!request.refused.empty()) continue;
       n_tokens += request.n_prompt();
-      n_wanted_ += std::ssize(request.prompt) + request.n_new;
+      n_wanted_ += request.n_answers * (std::ssize(request.prompt) + request.n_new);
       if (prefixes.insert(request.prefix.get()).second) n_wanted_ += request.n_prefix();
     }
     BatchPlan plan =
@@ -314,67 +316,74 @@ class BatchJob {
     answers_->sync();
   }
 
-  // What is being said to a request.
+  // A request that is being answered.
   struct Live {
-    AnswerText answer;
-    Scheduler::RequestId id = -1;
+    std::vector<Choice> choices;
+    int64_t n_left = 0;  // choices that have not ended
+    const BatchAnswer* failed = nullptr;
+    bool is_cut = false;  // one was cancelled before it said all
   };
 
   void submit(BatchRequest& request) {
-    const auto live = std::make_shared<Live>(Live{.answer = {tokenizer_, request, ends_}});
     if (!request.refused.empty()) {
-      answer(request,
-             {.state = RequestState::kFailed,
-              .error_kind = ErrorKind::kUsage,
-              .error = request.refused,
-              .prompt_tokens = request.n_prompt(),
-              .tokens = {},
-              .selection = {}},
-             live->answer);
+      const BatchAnswer refused{.report = {.state = RequestState::kFailed,
+                                           .error_kind = ErrorKind::kUsage,
+                                           .error = request.refused,
+                                           .prompt_tokens = request.n_prompt(),
+                                           .tokens = {},
+                                           .selection = {}}};
+      write(request, {&refused, 1});
       return;
     }
-    Request wish{.prefix = std::move(request.prefix),
-                 .prompt = std::move(request.prompt),
-                 .n_new = request.n_new,
-                 .sampling = request.sampling,
-                 .n_logprobs = request.n_logprobs};
-    if (!request.ignore_eos) wish.end_tokens = ends_;
-    // False: to the scheduler, it is cancelled.
-    wish.on_token = [live](int32_t token) {
-      return live->answer.push(token) && (live->answer.ended() || !stop_requested());
-    };
-    // A Scheduler wants no exception of this.
-    wish.on_end = [this, live, &request](const RequestReport& report) {
-      try {
-        if (!failure_) answer(request, report, live->answer);
-      } catch (...) {
-        failure_ = std::current_exception();
-      }
-      --n_live_;
-      scheduler_->forget(live->id);
-    };
-    ++n_live_;
-    live->id = scheduler_->submit(std::move(wish));
+    const auto live = std::make_shared<Live>();
+    live->choices = choices_of(tokenizer_, request, ends_);
+    live->n_left = request.n_answers;
+    n_live_ += request.n_answers;
+    for (Choice& choice : live->choices) {
+      Request wish = wish_of(request, &choice - live->choices.data(), ends_);
+      // False: to the scheduler, it is cancelled.
+      wish.on_token = [live, &choice](int32_t token, const TokenLogprobs*) {
+        return choice.text.push(token) && (choice.text.ended() || !stop_requested());
+      };
+      // A Scheduler wants no exception of this.
+      wish.on_end = [this, live, &choice, &request](const RequestReport& report) {
+        try {
+          if (!failure_) end(request, *live, choice, report);
+        } catch (...) {
+          failure_ = std::current_exception();
+        }
+        --n_live_;
+        scheduler_->forget(choice.id);
+      };
+      choice.id = scheduler_->submit(std::move(wish));
+    }
   }
 
-  void answer(const BatchRequest& request, const RequestReport& report, AnswerText& said) {
-    if (request.refused.empty()) n_wanted_ -= request.n_new - std::ssize(report.tokens);
-    if (report.state == RequestState::kCancelled && !said.ended()) {
-      report_.n_generated += std::ssize(report.tokens);
-      return;
+  void end(const BatchRequest& request, Live& live, Choice& choice, const RequestReport& report) {
+    n_wanted_ -= request.n_new - std::ssize(report.tokens);
+    choice.answer = answer_of(choice.text, report);
+    choice.ended = true;
+    live.is_cut |= report.state == RequestState::kCancelled && !choice.text.ended();
+    if (report.state == RequestState::kFailed && live.failed == nullptr) {
+      live.failed = &choice.answer;
+      for (const Choice& other : live.choices) {
+        if (!other.ended) scheduler_->cancel(other.id);
+      }
     }
-    const bool failed = report.state == RequestState::kFailed;
-    if (failed) console_.warn("line {}: {}", request.line, report.error);
-    if (report.state == RequestState::kFinished) said.finish();
-    report_.count(report);
+    if (--live.n_left > 0) return;
+    if (live.failed != nullptr) return write(request, {live.failed, 1});
+    std::vector<BatchAnswer> answers;
+    for (Choice& one : live.choices) answers.push_back(std::move(one.answer));
+    if (!live.is_cut) return write(request, answers);
+    for (const BatchAnswer& answer : answers) report_.n_generated += std::ssize(answer.report.tokens);
+  }
+
+  void write(const BatchRequest& request, std::span<const BatchAnswer> answers) {
+    const RequestReport& report = answers.front().report;
+    if (report.state == RequestState::kFailed) console_.warn("line {}: {}", request.line, report.error);
+    report_.count(answers);
     line_.clear();
-    answers_->add(to_json_line(
-        request, {.text = std::string(said.said()),
-                  .finish_reason = failed ? "error" : said.finish_reason(),
-                  .report = report,
-                  .calls = said.calls(),
-                  .thoughts = std::string(said.thoughts())},
-        settings_, tokenizer_));
+    answers_->add(to_json_line(request, answers, settings_, tokenizer_));
   }
 
   // In tokens of prompts and answers; an answer that ends early leaves less to do.

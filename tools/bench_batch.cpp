@@ -96,7 +96,7 @@ BatchRow measure_batch(const std::shared_ptr<Model>& model, const SessionOptions
     ids.push_back(scheduler.submit({.prefix = prefix,
                                     .prompt = prompts(i),
                                     .n_new = test.n_new(),
-                                    .on_token = [](int32_t) { return !stop_requested(); }}));
+                                    .on_token = [](int32_t, const TokenLogprobs*) { return !stop_requested(); }}));
   }
   bool more = true;
   while (more) {

@@ -117,7 +117,7 @@ std::shared_ptr<SharedRequest> BatchWorker::submit(const HeldPrefix* prefix,
                                                 .ignores_ends = s.ignore_eos,
                                                 .seed = request.sampling.seed,
                                                 .callback = std::move(callback)});
-    request.on_token = [shared](int32_t token) { return shared->take(token); };
+    request.on_token = [shared](int32_t token, const TokenLogprobs*) { return shared->take(token); };
     request.on_end = [this, shared](const RequestReport& report) {
       shared->finish(report);
       const std::lock_guard lock(mutex_);

@@ -433,6 +433,39 @@ TEST(BatchCommand, SpeaksOpenAisFormat) {
   EXPECT_EQ(lines_of(read_file(scratch / "answers")).size(), 5u);  // the error only once
 }
 
+// A line that asks for several answers has each that it would have alone, with the seed of that one.
+TEST(BatchCommand, SeveralAnswersToALine) {
+  const Scratch scratch;
+  const std::string prompt = prompt_about("otter", 4821, 8);
+  const auto line = [&](int n, uint64_t seed) {
+    const Json body = {{"prompt", prompt}, {"max_tokens", 6}, {"temperature", 2.5}, {"seed", seed}, {"n", n}};
+    return Json{{"custom_id", std::to_string(seed)}, {"url", "/v1/completions"}, {"body", body}}.dump() + "\n";
+  };
+  const uint64_t next = uint64_t{1} << 32;
+  write_file(scratch / "requests", line(3, 7) + line(1, 7) + line(1, 7 + next) + line(1, 7 + 2 * next));
+  const std::vector<std::string> flags = {"batch", "-m", demo_model(), "-f", scratch / "requests", "-o", scratch / "answers"};
+  const Result result = run({.arguments = flags});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "4 of 4 lines")) << result.err;
+  const std::map<int, Json> answers = answers_of(read_file(scratch / "answers"));
+  ASSERT_EQ(answers.size(), 4u);
+  const Json body = answers.at(1)["response"]["body"];
+  ASSERT_EQ(body["choices"].size(), 3u);
+  for (int i = 0; i < 3; ++i) {
+    const Json alone = answers.at(2 + i)["response"]["body"];
+    EXPECT_EQ(body["choices"][i]["text"], alone["choices"][0]["text"]);
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["usage"]["prompt_tokens"], alone["usage"]["prompt_tokens"]);
+  }
+  EXPECT_NE(body["choices"][0]["text"], body["choices"][1]["text"]);
+  EXPECT_EQ(body["usage"]["completion_tokens"], 18);
+  // Another number of answers is another request.
+  write_file(scratch / "requests", line(2, 7) + line(1, 7) + line(1, 7 + next) + line(1, 7 + 2 * next));
+  std::vector<std::string> again = flags;
+  again.emplace_back("--resume");
+  EXPECT_EQ(run({.arguments = again}).code, 2);
+}
+
 TEST(BatchCommand, LogProbabilitiesInEveryFormat) {
   const Scratch scratch;
   const std::string model = scratch / "model";
@@ -486,7 +519,7 @@ TEST(BatchCommand, RefusesWhatOpenAisFormatAsksInVain) {
     return R"({"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "a")" + more + "}}";
   };
   const std::pair<std::string, const char*> cases[] = {
-      {body(R"(, "n": 2)"), ":1: body.n: expected 1, found 2; nothing else is supported"},
+      {body(R"(, "n": 129)"), ":1: body.n: expected an integer from 1 to 128, found 129"},
       {body(R"(, "stream": true)"), ":1: body.stream: expected false"},
       {body(R"(, "logprobs": true)"), ":1: body.logprobs: expected a number"},
       {body(R"(, "logprobs": 101)"), ":1: body.logprobs: expected an integer from -1 to 100"},

@@ -5,6 +5,7 @@
 #include <future>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "tests/command/chat_model.h"
 #include "tests/command/process.h"
@@ -124,6 +125,123 @@ TEST_F(ServeCommand, CompletesAsRunDoes) {
   EXPECT_EQ(server.complete(drawn)["choices"], server.complete(drawn)["choices"]);
   EXPECT_EQ(server.complete(drawn)["choices"][0]["logprobs"]["tokens"].size(), 12u);
   EXPECT_FALSE(server.text({{"prompt", {1, 5, 9}}}).empty());
+}
+
+// Of a stream with one choice or several: what each of them says, and its log probabilities, put together.
+struct Streamed {
+  std::vector<std::string> texts, reasons;
+  std::vector<Json> logprobs;
+  Json usage;
+};
+Streamed put_together(const HttpResponse& response, size_t n) {
+  Streamed all{.texts = std::vector<std::string>(n), .reasons = std::vector<std::string>(n), .logprobs = std::vector<Json>(n), .usage = {}};
+  std::vector<std::string> events = response.events();
+  EXPECT_FALSE(events.empty());
+  if (events.empty()) return all;
+  EXPECT_EQ(events.back(), "[DONE]");
+  events.pop_back();
+  for (const std::string& event : events) {
+    const Json chunk = Json::parse(event);
+    if (chunk["choices"].empty()) all.usage = chunk["usage"];
+    for (const Json& choice : chunk["choices"]) {
+      const size_t c = choice["index"];
+      EXPECT_LT(c, n);
+      all.texts[c] += choice.contains("text") ? choice["text"].get<std::string>() : choice["delta"].value("content", "");
+      if (choice["finish_reason"].is_string()) all.reasons[c] += choice["finish_reason"].get<std::string>();
+      if (!choice["logprobs"].is_object()) continue;
+      for (const auto& [name, more] : choice["logprobs"].items()) {
+        Json& member = all.logprobs[c][name];
+        if (!member.is_array()) member = more;
+        else member.insert(member.end(), more.begin(), more.end());
+      }
+    }
+  }
+  return all;
+}
+
+// Every answer is the one to a request by itself with the seed that it draws with.
+TEST_F(ServeCommand, SeveralAnswers) {
+  const Server server({"--parallel", "3"});
+  const uint64_t next = uint64_t{1} << 32;
+  Json body = {{"prompt", fact("otter", 4821) + question("otter")}, {"temperature", 2.5}, {"seed", 5}, {"n", 3}, {"logprobs", 1}};
+  const Json whole = server.complete(body);
+  ASSERT_EQ(whole["choices"].size(), 3u) << whole;
+  Json one = body;
+  one["n"] = 1;
+  int64_t n_prompt = 0;
+  for (size_t i = 0; i < 3; ++i) {
+    one["seed"] = 5 + i * next;
+    Json by_itself = server.complete(one);
+    n_prompt = by_itself["usage"]["prompt_tokens"];
+    by_itself["choices"][0]["index"] = i;
+    EXPECT_EQ(whole["choices"][i], by_itself["choices"][0]) << i;
+  }
+  EXPECT_NE(whole["choices"][0]["text"], whole["choices"][1]["text"]);
+  EXPECT_EQ(whole["usage"]["prompt_tokens"], n_prompt);
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 24);
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}};
+  const Streamed streamed = put_together(server.ask("/v1/completions", body), 3);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(streamed.texts[i], whole["choices"][i]["text"]);
+    EXPECT_EQ(streamed.reasons[i], "length");
+    EXPECT_EQ(streamed.logprobs[i], whole["choices"][i]["logprobs"]) << i;
+  }
+  EXPECT_EQ(streamed.usage["completion_tokens"], 24);
+
+  // Prompts of a list.
+  Json list = {{"prompt", {"Once", {1, 5, 9}, "upon a time"}}, {"temperature", 1.5}, {"seed", 8}, {"n", 2}};
+  const Json both = server.complete(list);
+  ASSERT_EQ(both["choices"].size(), 6u);
+  for (size_t i = 0; i < 6; ++i) {
+    const Json alone = {{"prompt", list["prompt"][i / 2]}, {"temperature", 1.5}, {"seed", 8 + i % 2 * next}};
+    EXPECT_EQ(both["choices"][i]["text"], server.text(alone)) << i;
+  }
+  EXPECT_EQ(both["usage"]["completion_tokens"], 48);
+
+  // Each is held to the form, and stops by itself.
+  const Json formed = server.complete({{"prompt", "Say"}, {"n", 4}, {"temperature", 3}, {"seed", 1}, {"max_tokens", 40},
+                                       {"structured_outputs", {{"choice", {"yes", "no", "perhaps"}}}}});
+  std::set<std::string> said;
+  for (const Json& choice : formed["choices"]) {
+    EXPECT_EQ(choice["finish_reason"], "stop");
+    said.insert(choice["text"].get<std::string>());
+  }
+  EXPECT_GT(said.size(), 1u);
+  for (const std::string& text : said) EXPECT_TRUE(text == "yes" || text == "no" || text == "perhaps") << text;
+
+  // A long prompt is read once for all of its answers.
+  const auto prefilled = [&] {
+    const std::string metrics = ask(server.port(), "GET", "/metrics").body, name = "\ntiercel_prompt_tokens_total ";
+    return std::atoll(metrics.c_str() + metrics.find(name) + name.size());
+  };
+  const long long before = prefilled();
+  const Json many = server.complete({{"prompt", book(100) + question("otter")}, {"n", 5}, {"max_tokens", 6}});
+  EXPECT_LT(prefilled() - before, 2.5 * many["usage"]["prompt_tokens"].get<double>());
+  ASSERT_EQ(many["choices"].size(), 5u);
+  for (const Json& choice : many["choices"]) EXPECT_TRUE(choice["text"].get<std::string>().starts_with(" 4821"));
+}
+
+// What a token's text waits for, its log probability waits for too.
+TEST_F(ServeCommand, LogProbabilitiesInStreams) {
+  const Scratch scratch;
+  make_chat_model(scratch / "model");
+  const Server server({}, scratch / "model");
+  const Json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
+    const bool is_chat = std::string_view(path).find("chat") != std::string_view::npos;
+    Json body = {{"temperature", 3}, {"seed", 2}, {"max_tokens", 60}, {"stop", {"xyz"}}};
+    if (is_chat) {
+      body.update({{"messages", messages}, {"logprobs", true}, {"top_logprobs", 3}});
+    } else {
+      body.update({{"prompt", "Hi"}, {"logprobs", 3}});
+    }
+    const Json whole = server.complete(body, path)["choices"][0];
+    body["stream"] = true;
+    const Streamed streamed = put_together(server.ask(path, body), 1);
+    EXPECT_EQ(streamed.texts[0], is_chat ? whole["message"]["content"] : whole["text"]);
+    EXPECT_EQ(streamed.logprobs[0], whole["logprobs"]);
+  }
 }
 
 TEST_F(ServeCommand, Chats) {
@@ -325,11 +443,14 @@ TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
   refused(path, R"({"prompt": []})", "no tokens");
   refused(path, R"({"prompt": "x", "prompt": "y"})", "prompt");
   refused(path, R"({"prompt": "x", "max_token": 3})", "did you mean max_tokens");
-  refused(path, R"({"prompt": "x", "n": 2})", "n:");
+  refused(path, R"({"prompt": "x", "n": 0})", "n:");
+  refused(path, R"({"prompt": "x", "n": 129})", "n:");
+  refused(path, Json{{"prompt", std::vector<std::string>(9, "x")}, {"n", 128}}.dump(), "1024 answers");
   refused(path, R"({"prompt": "x", "stream": 1})", "stream");
-  refused(path, R"({"prompt": "x", "stream": true, "logprobs": 1})", "whole answers only");
   refused(path, R"({"prompt": [99999999]})", "prompt[0]");
-  refused(path, R"({"prompt": ["x", "y"]})", "one prompt");
+  refused(path, R"({"prompt": ["x", []]})", "prompt[1]");
+  refused(path, R"({"prompt": ["x", 5]})", "prompt[1]");
+  refused(path, R"({"prompt": ["x", ["y", "z"]]})", "one prompt");
   refused(path, Json{{"prompt", "x"}, {"stop", {std::string(2000, 'x')}}}.dump(), "stop");
   EXPECT_EQ(server.text({{"prompt", {"x"}}}), server.text({{"prompt", "x"}}));
   refused("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "x"}]})", "chat template");
@@ -441,7 +562,7 @@ TEST_F(ServeCommand, ClientsThatGo) {
   for (const bool streams : {true, false}) {
     HttpConnection connection(server.port());
     connection.send_request("POST", "/v1/completions",
-                            Json{{"prompt", "Once upon"}, {"max_tokens", 15000}, {"stream", streams}}.dump());
+                            Json{{"prompt", "Once upon"}, {"max_tokens", 15000}, {"stream", streams}, {"n", 2}}.dump());
     if (streams) {
       while (!connection.line().empty()) {
       }

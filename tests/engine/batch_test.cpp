@@ -416,7 +416,7 @@ TEST(Batch, RandomRequestsOnASmallDeviceNeverDisturbEachOther) {
     one->stop_after = pick(0, 5) == 0 ? pick(1, 8) : -1;
     one->throws = pick(0, 1) == 0;
     const Case& c = cases[one->which];
-    auto on_token = [s = one.get(), n = int64_t{0}](int32_t) mutable {
+    auto on_token = [s = one.get(), n = int64_t{0}](int32_t, const TokenLogprobs*) mutable {
       if (++n != s->stop_after) return true;
       if (s->throws) throw std::runtime_error("the listener is gone");
       return false;

@@ -32,7 +32,7 @@ namespace fs = std::filesystem;
 
 using test::kBackend;
 #if defined(TIERCEL_EMULATED)
-constexpr int kCases = 8, kMembers = 3;
+constexpr int kCases = 5, kMembers = 3;
 constexpr int64_t kLongestPrompt = 140, kLongestRest = 40, kLongestText = 330;
 #else
 constexpr int kCases = test::kSanitized ? 10 : 150, kMembers = 8;

@@ -46,7 +46,7 @@ TEST(Load, MemoryStaysFlat) {
     }
     request.n_new = pick(1, 32);
     const int64_t stop_at = pick(0, 3) == 0 ? pick(1, 16) : -1;
-    request.on_token = [n = int64_t{0}, stop_at](int32_t) mutable { return ++n != stop_at; };
+    request.on_token = [n = int64_t{0}, stop_at](int32_t, const TokenLogprobs*) mutable { return ++n != stop_at; };
     const auto id = std::make_shared<Scheduler::RequestId>();
     request.on_end = [&, id](const RequestReport&) {
       scheduler.forget(*id);  // as a server would

@@ -25,8 +25,10 @@ using test::random_ids;
 
 #if defined(TIERCEL_EMULATED)
 constexpr bool kSlow = true;
+constexpr int64_t kMore = 700;
 #else
 constexpr bool kSlow = test::kSanitized;
+constexpr int64_t kMore = 1100;
 #endif
 constexpr int64_t kSteps = 12;
 
@@ -35,7 +37,7 @@ struct Lengths {
   int64_t all() const { return prompt + more; }
 };
 // Runs of half a segment; a window that moves; a middle of several lists that are fetched.
-constexpr Lengths kLong = kSlow ? Lengths{200, 1100} : Lengths{2500, 1900};
+constexpr Lengths kLong = kSlow ? Lengths{200, kMore} : Lengths{2500, 1900};
 constexpr Lengths kShortPrompt = {9, 600};
 
 // Scores are not scaled by lengths, which are those of the text's end here, and there of the prompt's. Spans of 320

@@ -321,7 +321,7 @@ TEST(Scheduler, EndsAmongGuesses) {
     bench.batch.draft(4);
     Request request = {.prompt = numbers(12, 12), .n_new = 20};
     if (cancels) {
-      request.on_token = [](int32_t token) { return token < 16; };
+      request.on_token = [](int32_t token, const TokenLogprobs*) { return token < 16; };
     } else {
       request.end_tokens = {16};
     }

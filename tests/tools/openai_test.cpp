@@ -21,7 +21,7 @@ TEST(OpenAi, TokensThatTheTokenizerHasNot) {
     request.form = form;
     request.n_logprobs = 2;
     const BatchAnswer answer{.text = "o", .finish_reason = "length", .report = report};
-    const auto body = to_openai_body(request, answer, tokenizer, "x");
+    const auto body = to_openai_body(request, {&answer, 1}, tokenizer, "x");
     const std::string text = body.dump();
     EXPECT_NE(text.find("\"token_id:" + std::to_string(beyond) + "\""), std::string::npos) << text;
     EXPECT_EQ(body["usage"]["total_tokens"], 6);

@@ -89,6 +89,27 @@ TEST(PrefixFinder, HalfOfEach) {
   EXPECT_EQ(requests[2].prefix, nullptr);
 }
 
+// Several answers to one prompt read it once, but for its end.
+TEST(PrefixFinder, SeveralAnswers) {
+  for (const bool share : {true, false}) {
+    std::vector<BatchRequest> requests;
+    PrefixFinder finder(requests, share);
+    const std::vector<Ids> prompts = {ids(1, 1000), ids(2, 300), ids(3, 600, {4}), ids(3, 600, {5, 6})};
+    for (const Ids& prompt : prompts) {
+      requests.emplace_back();
+      requests.back().prompt = prompt;
+      requests.back().n_answers = 3;
+      finder.add_last();
+    }
+    finder.finish();
+    EXPECT_EQ(finder.n_saved(), 2 * 750 + 5 * 600);  // a quarter of 300 is left, so less than 256 would be shared
+    for (size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(whole(requests[i]), prompts[i]) << i;
+    EXPECT_EQ(requests[0].n_prefix(), share ? 750 : 0);
+    EXPECT_EQ(requests[1].n_prefix(), 0);
+    EXPECT_EQ(requests[3].n_prefix(), share ? 600 : 0);
+  }
+}
+
 TEST(PrefixFinder, CountsWithoutSharing) {
   int64_t n_saved = 0;
   const std::vector<Ids> prompts = {ids(1, 500, {2}), ids(1, 500, {3, 4})};

@@ -54,13 +54,13 @@ Json to_plain_answer(const BatchRequest& request, const BatchAnswer& answer) {
 
 }  // namespace
 
-std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
+std::string to_json_line(const BatchRequest& request, std::span<const BatchAnswer> answers,
                          const std::string& settings, const Tokenizer& tokenizer) {
   Json json = {{"line", request.line}};
   if (request.form != RequestForm::kPlain) {
-    json.update(to_openai_answer(request, answer, tokenizer));
+    json.update(to_openai_answer(request, answers, tokenizer));
   } else {
-    json.update(to_plain_answer(request, answer));
+    json.update(to_plain_answer(request, answers.front()));
   }
   json["request_hash"] = hash_text(request);
   json["settings"] = settings;

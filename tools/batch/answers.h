@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,15 +17,16 @@
 namespace tiercel {
 
 struct BatchAnswer {
-  std::string text;  // valid UTF-8
-  const char* finish_reason;  // AnswerText's; or "error": see report.error
-  RequestReport report;
+  std::string text = {};                // valid UTF-8
+  const char* finish_reason = "error";  // AnswerText's; or "error": see report.error
+  RequestReport report = {};
   std::vector<ToolCall> calls = {};
   std::string thoughts = {};
 };
 
-// One line, with its line break. settings: of the job, as far as an answer depends on them.
-std::string to_json_line(const BatchRequest& request, const BatchAnswer& answer,
+// One line, with its line break. answers: all that were asked for, or one that failed. settings: of the job, as far as an
+// answer depends on them.
+std::string to_json_line(const BatchRequest& request, std::span<const BatchAnswer> answers,
                          const std::string& settings, const Tokenizer& tokenizer);
 
 class AnswerFile {

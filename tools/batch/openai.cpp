@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <utility>
 
 #include "engine/base/check.h"
 #include "engine/text/utf8.h"
@@ -35,7 +36,6 @@ constexpr Member kMembers[] = {
     {"stream_options", nullptr},
     // other values would give other answers
     {"stream", "false"},
-    {"n", "1"},
     {"best_of", "1"},
     {"echo", "false"},
     {"suffix", "\"\""},
@@ -134,49 +134,54 @@ Json chat_logprob(const Tokenizer& tokenizer, int32_t token, double logprob) {
   return {{"token", spelling(tokenizer, token)}, {"logprob", logprob}, {"bytes", bytes}};
 }
 
-Json chat_logprobs(const RequestReport& report, const Tokenizer& tokenizer) {
-  Json content = Json::array();
-  for (size_t i = 0; i < report.logprobs.size(); ++i) {
-    Json one = chat_logprob(tokenizer, report.tokens[i], report.logprobs[i].logprob);
-    one["top_logprobs"] = Json::array();
-    for (const auto& [token, logprob] : report.logprobs[i].top) {
-      one["top_logprobs"].push_back(chat_logprob(tokenizer, token, logprob));
-    }
-    content.push_back(one);
-  }
-  return {{"content", content}, {"refusal", nullptr}};
-}
-
-Json completion_logprobs(const RequestReport& report, const Tokenizer& tokenizer) {
-  Json json = {{"tokens", Json::array()},
-               {"token_logprobs", Json::array()},
-               {"top_logprobs", Json::array()},
-               {"text_offset", Json::array()}};
-  StreamDecoder decoder(tokenizer, /*skip_special=*/true);
-  const auto characters = [](std::string_view text) {
-    return std::ranges::count_if(text, [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
-  };
-  int64_t said = 0;  // characters
-  for (size_t i = 0; i < report.logprobs.size(); ++i) {
-    Json top = Json::object();
-    for (const auto& [token, logprob] : report.logprobs[i].top) top[spelling(tokenizer, token)] = logprob;
-    json["tokens"].push_back(spelling(tokenizer, report.tokens[i]));
-    json["token_logprobs"].push_back(report.logprobs[i].logprob);
-    json["top_logprobs"].push_back(top);
-    // Bytes in front of it that are no character yet count as one.
-    json["text_offset"].push_back(said + characters(StreamDecoder(decoder).finish()));
-    said += characters(decoder.push(report.tokens[i]));
-  }
-  return json;
+int64_t characters(std::string_view text) {
+  return std::ranges::count_if(text, [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
 }
 
 }  // namespace
 
-Json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, bool in_stream) {
+LogprobsJson::LogprobsJson(const Tokenizer& tokenizer, RequestForm form)
+    : tokenizer_(tokenizer), form_(form), decoder_(tokenizer, /*skip_special=*/true) {
+  begin();
+}
+
+void LogprobsJson::begin() {
+  const Json none = Json::array();
+  if (form_ == RequestForm::kChatCompletion) {
+    json_ = {{"content", none}, {"refusal", nullptr}};
+  } else {
+    json_ = {{"tokens", none}, {"token_logprobs", none}, {"top_logprobs", none}, {"text_offset", none}};
+  }
+}
+
+void LogprobsJson::add(int32_t token, const TokenLogprobs& logprobs) {
+  if (json_.is_null()) begin();
+  if (form_ == RequestForm::kChatCompletion) {
+    Json one = chat_logprob(tokenizer_, token, logprobs.logprob);
+    one["top_logprobs"] = Json::array();
+    for (const auto& [other, logprob] : logprobs.top) {
+      one["top_logprobs"].push_back(chat_logprob(tokenizer_, other, logprob));
+    }
+    json_["content"].push_back(std::move(one));
+    return;
+  }
+  Json top = Json::object();
+  for (const auto& [other, logprob] : logprobs.top) top[spelling(tokenizer_, other)] = logprob;
+  json_["tokens"].push_back(spelling(tokenizer_, token));
+  json_["token_logprobs"].push_back(logprobs.logprob);
+  json_["top_logprobs"].push_back(std::move(top));
+  // Bytes in front of it that are no character yet count as one.
+  json_["text_offset"].push_back(n_said_ + characters(StreamDecoder(decoder_).finish()));
+  n_said_ += characters(decoder_.push(token));
+}
+
+Json LogprobsJson::take() { return std::exchange(json_, Json()); }
+
+Json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, size_t choice, bool in_stream) {
   // Nine letters and digits: Mistral's templates take no others.
   const auto id_of = [&](size_t i) {
     constexpr std::string_view kSigns = "0123456789abcdefghijklmnopqrstuvwxyz";
-    uint64_t hash = XXH64(id.data(), id.size(), i);
+    uint64_t hash = XXH64(id.data(), id.size(), (choice << 32) + i);
     std::string text;
     for (; text.size() < 9; hash /= kSigns.size()) text += kSigns[hash % kSigns.size()];
     return text;
@@ -192,43 +197,64 @@ Json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, 
   return list;
 }
 
-Json usage_of(const RequestReport& r) {
-  const int64_t n_generated = std::ssize(r.tokens);
-  return {{"prompt_tokens", r.prompt_tokens},
+Json usage_of(std::span<const BatchAnswer> answers, int64_t n) {
+  int64_t n_prompt = 0, n_cached = 0, n_generated = 0;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const RequestReport& r = answers[i].report;
+    n_generated += std::ssize(r.tokens);
+    if (i % static_cast<size_t>(n) != 0) continue;  // a prompt is read once
+    n_prompt += r.prompt_tokens;
+    n_cached += r.prefix_tokens;
+  }
+  return {{"prompt_tokens", n_prompt},
           {"completion_tokens", n_generated},
-          {"total_tokens", r.prompt_tokens + n_generated},
-          {"prompt_tokens_details", {{"cached_tokens", r.prefix_tokens}}}};
+          {"total_tokens", n_prompt + n_generated},
+          {"prompt_tokens_details", {{"cached_tokens", n_cached}}}};
 }
 
-Json to_openai_body(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer,
-                    const std::string& id) {
-  const RequestReport& r = answer.report;
-  const bool is_chat = request.form == RequestForm::kChatCompletion;
-  Json choice = {{"index", 0}};
-  if (is_chat) {
+namespace {
+
+Json to_choice(const BatchRequest& request, const BatchAnswer& answer, size_t index, const Tokenizer& tokenizer,
+               const std::string& id) {
+  Json choice = {{"index", index}};
+  if (request.form == RequestForm::kChatCompletion) {
     choice["message"] = {{"role", "assistant"}, {"content", answer.text}};
     if (!answer.thoughts.empty()) choice["message"]["reasoning_content"] = answer.thoughts;
     if (!answer.calls.empty()) {
       if (answer.text.empty()) choice["message"]["content"] = nullptr;
-      choice["message"]["tool_calls"] = to_openai_calls(answer.calls, id, false);
+      choice["message"]["tool_calls"] = to_openai_calls(answer.calls, id, index, false);
     }
   } else {
     choice["text"] = answer.text;
   }
-  choice["logprobs"] = request.n_logprobs < 0 ? Json(nullptr)
-                       : is_chat              ? chat_logprobs(r, tokenizer)
-                                              : completion_logprobs(r, tokenizer);
+  choice["logprobs"] = nullptr;
+  if (request.n_logprobs >= 0) {
+    LogprobsJson logprobs(tokenizer, request.form);
+    const RequestReport& r = answer.report;
+    for (size_t i = 0; i < r.logprobs.size(); ++i) logprobs.add(r.tokens[i], r.logprobs[i]);
+    choice["logprobs"] = logprobs.take();
+  }
   choice["finish_reason"] = answer.finish_reason;
+  return choice;
+}
+
+}  // namespace
+
+Json to_openai_body(const BatchRequest& request, std::span<const BatchAnswer> answers, const Tokenizer& tokenizer,
+                    const std::string& id) {
+  const bool is_chat = request.form == RequestForm::kChatCompletion;
+  Json choices = Json::array();
+  for (size_t i = 0; i < answers.size(); ++i) choices.push_back(to_choice(request, answers[i], i, tokenizer, id));
   return {{"id", (is_chat ? "chatcmpl-" : "cmpl-") + id},
           {"object", is_chat ? "chat.completion" : "text_completion"},
           {"created", static_cast<int64_t>(std::time(nullptr))},
           {"model", request.model},
-          {"choices", Json::array({choice})},
-          {"usage", usage_of(r)}};
+          {"choices", std::move(choices)},
+          {"usage", usage_of(answers, request.n_answers)}};
 }
 
-Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, const Tokenizer& tokenizer) {
-  const RequestReport& r = answer.report;
+Json to_openai_answer(const BatchRequest& request, std::span<const BatchAnswer> answers, const Tokenizer& tokenizer) {
+  const RequestReport& r = answers.front().report;
   const std::string id = fmt::format("{:016x}-{}", request.hash, request.line);
   Json json = {{"id", "batch_req_" + id}, {"custom_id", Json::parse(request.id)}};
   if (r.state == RequestState::kFailed) {
@@ -239,7 +265,7 @@ Json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer, co
     return json;
   }
   json["response"] = {
-      {"status_code", 200}, {"request_id", "req_" + id}, {"body", to_openai_body(request, answer, tokenizer, id)}};
+      {"status_code", 200}, {"request_id", "req_" + id}, {"body", to_openai_body(request, answers, tokenizer, id)}};
   json["error"] = nullptr;
   return json;
 }

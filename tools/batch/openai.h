@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -37,15 +38,37 @@ std::string plain_name(const std::string& member, RequestForm form);
 // Throws Error(kUsage) for another value, as what it asks for would not be done.
 bool accept_openai_member(const std::string& name, RequestForm form, const JsonNode& value);
 
-// "tool_calls" of an answer, or of a stream's delta, which says at which place each is. id: of the answer.
-nlohmann::ordered_json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, bool in_stream);
-// "usage" of an answer.
-nlohmann::ordered_json usage_of(const RequestReport& report);
-// What the endpoint would return. id: of the answer, without what says of which endpoint.
-nlohmann::ordered_json to_openai_body(const BatchRequest& request, const BatchAnswer& answer,
+// "logprobs" of one choice, whole or piece by piece.
+class LogprobsJson {
+ public:
+  // The tokenizer must outlive it. form: of an endpoint.
+  LogprobsJson(const Tokenizer& tokenizer, RequestForm form);
+  void add(int32_t token, const TokenLogprobs& logprobs);
+  // Of the tokens that were added since it was called last. Of none: null, but for the first time.
+  nlohmann::ordered_json take();
+
+ private:
+  void begin();
+
+  const Tokenizer& tokenizer_;
+  const RequestForm form_;
+  nlohmann::ordered_json json_;
+  StreamDecoder decoder_;
+  int64_t n_said_ = 0;  // characters
+};
+
+// "tool_calls" of an answer, or of a stream's delta, which says at which place each is. id: of the answer; choice: which
+// of its choices calls.
+nlohmann::ordered_json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, size_t choice,
+                                       bool in_stream);
+// "usage" of the answers to prompts, each of which has n of them, one behind the other.
+nlohmann::ordered_json usage_of(std::span<const BatchAnswer> answers, int64_t n);
+// What the endpoint would return. answers: of one prompt, or of several that say the same of everything else, each with as
+// many as `request` asks for. id: of the answer, without what says of which endpoint.
+nlohmann::ordered_json to_openai_body(const BatchRequest& request, std::span<const BatchAnswer> answers,
                                       const Tokenizer& tokenizer, const std::string& id);
-// The members of an answer that its readers look for.
-nlohmann::ordered_json to_openai_answer(const BatchRequest& request, const BatchAnswer& answer,
+// The members of an answer that its readers look for. answers: all that were asked for, or one that failed.
+nlohmann::ordered_json to_openai_answer(const BatchRequest& request, std::span<const BatchAnswer> answers,
                                         const Tokenizer& tokenizer);
 
 }  // namespace tiercel

@@ -8,6 +8,13 @@
 
 namespace tiercel {
 
+int64_t tokens_at_the_end(int64_t n) { return std::min<int64_t>(n / 4, 1024); }
+
+SharedPrefix all_but_its_end(std::span<const int32_t> prompt) {
+  return std::make_shared<const std::vector<int32_t>>(prompt.begin(),
+                                                      prompt.end() - tokens_at_the_end(std::ssize(prompt)));
+}
+
 int64_t PrefixFinder::shared_with(const std::vector<int32_t>& prompt) const {
   if (members_.empty()) return 0;
   const auto n = static_cast<int64_t>(prompt.size());
@@ -48,18 +55,33 @@ void PrefixFinder::finish() {
 }
 
 void PrefixFinder::end_group() {
-  n_saved_ += std::max<int64_t>(std::ssize(members_) - 1, 0) * n_shared_;
-  if (!share_) return;
-  if (members_.size() == 1) requests_[members_[0].index].prompt = std::move(first_);
-  if (members_.size() < 2) return;
-  const auto begin = first_.begin();
-  const auto prefix = std::make_shared<const std::vector<int32_t>>(begin, begin + n_shared_);
-  for (const Member& member : members_) {
-    BatchRequest& request = requests_[member.index];
-    request.prompt.insert(request.prompt.begin(), begin + n_shared_, begin + member.from);
-    request.prefix = prefix;
-    request.hash = XXH64(&n_shared_, sizeof n_shared_, request.hash);
+  if (members_.empty()) return;
+  SharedPrefix prefix;
+  if (members_.size() > 1) {
+    prefix = std::make_shared<const std::vector<int32_t>>(first_.begin(), first_.begin() + n_shared_);
+  } else if (requests_[members_[0].index].n_answers > 1) {
+    prefix = all_but_its_end(first_);
+    if (std::ssize(*prefix) < kLeastShared) prefix = nullptr;
   }
+  if (prefix != nullptr) {
+    int64_t n_answers = 0;
+    for (const Member& member : members_) n_answers += requests_[member.index].n_answers;
+    n_saved_ += (n_answers - 1) * std::ssize(*prefix);
+  }
+  if (!share_) return;
+  if (prefix == nullptr) {
+    requests_[members_[0].index].prompt = std::move(first_);
+    return;
+  }
+  for (const Member& member : members_) share(prefix, member);
+}
+
+void PrefixFinder::share(const SharedPrefix& prefix, const Member& member) {
+  BatchRequest& request = requests_[member.index];
+  const int64_t n = std::ssize(*prefix);
+  request.prompt.insert(request.prompt.begin(), first_.begin() + n, first_.begin() + member.from);
+  request.prefix = prefix;
+  request.hash = XXH64(&n, sizeof n, request.hash);
 }
 
 }  // namespace tiercel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "tools/batch/requests.h"
@@ -11,8 +12,14 @@ namespace tiercel {
 // Fewer tokens are not worth a sequence of their own.
 inline constexpr int64_t kLeastShared = 256;
 
+// Of a prompt of n tokens, what stays behind a prefix of its own: a question may be in it, and it attends what it
+// selects of the rest.
+int64_t tokens_at_the_end(int64_t n);
+SharedPrefix all_but_its_end(std::span<const int32_t> prompt);
+
 // Requests that follow each other share what all of them begin with, where that is as much as half of
-// each of them. What a request shares depends on its neighbours in the file only, answered or not.
+// each of them; several answers to one, all but its end. What a request shares depends on its neighbours in the file only,
+// answered or not.
 class PrefixFinder {
  public:
   // share: requests get their prefixes; else it is only counted what they could share.
@@ -37,6 +44,7 @@ class PrefixFinder {
     size_t index = 0;  // of the request
     int64_t from = 0;  // its prompt is what comes behind so many tokens
   };
+  void share(const SharedPrefix& prefix, const Member& member);
   std::vector<BatchRequest>& requests_;
   bool share_;
   std::vector<int32_t> first_;   // the whole prompt of the first one

@@ -9,17 +9,21 @@
 
 namespace tiercel {
 
-void BatchReport::count(const RequestReport& request) {
-  if (request.state == RequestState::kFailed) {
+void BatchReport::count(std::span<const BatchAnswer> answers) {
+  const RequestReport& first = answers.front().report;
+  if (first.state == RequestState::kFailed) {
     ++n_failed;
-    failures.insert(request.error_kind);
+    failures.insert(first.error_kind);
   } else {
     ++n_answered;
   }
-  n_generated += std::ssize(request.tokens);
-  selection.selected_chunks += request.selection.selected_chunks;
-  selection.hit_chunks += request.selection.hit_chunks;
-  selection.fetched_bytes += request.selection.fetched_bytes;
+  for (const BatchAnswer& answer : answers) {
+    const RequestReport& r = answer.report;
+    n_generated += std::ssize(r.tokens);
+    selection.selected_chunks += r.selection.selected_chunks;
+    selection.hit_chunks += r.selection.hit_chunks;
+    selection.fetched_bytes += r.selection.fetched_bytes;
+  }
 }
 
 int BatchReport::exit_code() const {

@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <set>
+#include <span>
 #include <string>
 
 #include "engine/base/check.h"
 #include "engine/scheduler.h"
+#include "tools/batch/answers.h"
 #include "tools/console.h"
 
 namespace tiercel {
@@ -23,8 +25,8 @@ struct BatchReport {
   SelectionReport selection;
   int64_t device_bytes = 0, host_bytes = 0;  // taken at most
 
-  // Of one more request that has ended.
-  void count(const RequestReport& request);
+  // One more request has ended, with all of its answers or with one that failed.
+  void count(std::span<const BatchAnswer> answers);
   // 0; 130; what all requests failed of; or 1.
   int exit_code() const;
 };

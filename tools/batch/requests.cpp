@@ -219,6 +219,7 @@ uint64_t hash_of(const BatchRequest& request, bool has_seed, const AnswerForm& f
     text += fmt::format(" penalties {} {}", s.presence_penalty, s.frequency_penalty);
   }
   if (request.n_logprobs >= 0) text += fmt::format(" logprobs {}", request.n_logprobs);
+  if (request.n_answers > 1) text += fmt::format(" answers {}", request.n_answers);
   for (const LogitBias& bias : s.logit_bias) text += fmt::format(" {}{:+}", bias.token, bias.bias);
   if (request.tools != nullptr) text += fmt::format(" tools {} {}", request.tools->several, request.tools->tools.json());
   if (form.kind != AnswerForm::Kind::kFree) text += fmt::format(" form {} {}", static_cast<int>(form.kind), form.text);
@@ -260,7 +261,7 @@ std::vector<int32_t> BatchRequestReader::encode_prompt(const JsonNode& prompt) c
   // Several prompts would be several answers.
   const bool is_list = prompt.raw().is_array() && !prompt.raw().empty() && !prompt.raw()[0].is_number();
   if (is_list) {
-    if (prompt.size() != 1) prompt.unexpected("one prompt", "several are several requests");
+    if (prompt.size() != 1) prompt.unexpected("one prompt", "several are several lines");
     return encode_prompt(prompt[0]);
   }
   if (prompt.raw().is_array()) {
@@ -429,6 +430,8 @@ void BatchRequestReader::read_members(const JsonNode& asked, std::string_view te
       request.stops = stops_of(node);
     } else if (request.form == RequestForm::kChatCompletion && key == "logprobs") {
       wants_logprobs = node.boolean();
+    } else if (is_openai && key == "n") {
+      request.n_answers = node.integer(1, kMostAnswers);
     } else if (!members.set(is_openai ? plain_name(key, request.form) : key, key, node) &&
                !(is_openai && accept_openai_member(key, request.form, node))) {
       std::vector<std::string> known = members.names();

@@ -8,7 +8,8 @@
 // "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty", "repeat_last_n",
 // "presence_penalty", "frequency_penalty", "logit_bias" (an object: {"15043": 1, "13": -100}),
 // "logprobs" and "ignore_eos"; and the form of the answer (tools/batch/structured_output.h).
-// A line may also be in OpenAI's batch format (tools/batch/openai.h), which alone can declare tools.
+// A line may also be in OpenAI's batch format (tools/batch/openai.h), which alone can declare tools, and ask for several
+// answers ("n").
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,8 @@
 #include "engine/text/tokenizer.h"
 
 namespace tiercel {
+
+inline constexpr int64_t kMostAnswers = 128;  // to one request, as OpenAI's endpoints have it
 
 // How a line asks, and so how it is answered.
 enum class RequestForm : uint8_t { kPlain, kCompletion, kChatCompletion };
@@ -55,6 +58,7 @@ struct BatchRequest {
   std::vector<std::string> stops;  // the answer ends before any of these texts
   SamplingOptions sampling;
   int64_t n_logprobs = -1;  // as Request has it
+  int64_t n_answers = 1;    // of OpenAI's forms; each draws with a seed of its own (tools/batch/choice.h)
   std::shared_ptr<const ToolUse> tools;  // or null
   // Of an answer to a chat: what it thinks is apart from what it says; and begins with the answer.
   bool has_thoughts = false, thinks_at_once = false;

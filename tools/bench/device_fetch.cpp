@@ -120,9 +120,10 @@ struct Best {
   FetchPlan plan;
   double us = 1e30;
 };
+constexpr int32_t kFewBlocks = 16;  // that leave the device to others
 
-// One line per plan, one column per number of blocks.
-Best matrix(Device& device, const Misses& misses, int64_t piece_bytes) {
+// One line per plan, one column per number of blocks. few: of kFewBlocks at most.
+Best matrix(Device& device, const Misses& misses, int64_t piece_bytes, Best* few) {
   Best best;
   for (FetchPlan plan : kPlans) {
     if (plan.kind == Kind::kBulk && device.stream().architecture() != 90) continue;
@@ -138,6 +139,7 @@ Best matrix(Device& device, const Misses& misses, int64_t piece_bytes) {
       line += fmt::format(" {:>2}: {:5.1f}", blocks, misses.bytes() / us * 1e-3);
       fastest = std::min(fastest, us);
       if (us < best.us) best = {plan, us};
+      if (us < few->us && blocks <= kFewBlocks) *few = {plan, us};
     }
     const double link_us = misses.bytes() / (device.ceilings().link_gbs * 1e3);
     device.line(fmt::format("{} GB/s, {:3.0f} % of link", line, 100 * link_us / fastest));
@@ -189,9 +191,12 @@ void run_fetch(Device& device) {
   const PinnedNoise plane(device, device.size(int64_t{1} << 29, 1 << 20));
   for (const int64_t piece_bytes : kPieceBytes) {
     const Misses misses(device, plane, piece_bytes, device.size(256, 8));
-    const Best best = matrix(device, misses, piece_bytes);
+    Best few;
+    const Best best = matrix(device, misses, piece_bytes, &few);
     const std::string what = fmt::format("{} in {} blocks", name_of(best.plan), best.plan.blocks);
     device.line(fmt::format("fetch {:>5} B: best is {}", piece_bytes, what));
+    report(device, misses,
+           fmt::format("{} B, {} in {} blocks", piece_bytes, name_of(few.plan), few.plan.blocks), few.us);
     if (piece_bytes == 2048 || piece_bytes == 16384) beside_copy(device, misses, best.plan, what);
   }
   steps(device, plane);

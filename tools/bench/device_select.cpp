@@ -76,6 +76,14 @@ void select(Device& device, int64_t n_chunks, int64_t k) {
                    .bytes = landmarks.plane_bytes()});
     one.check(device);
   }
+  const double us = device.time_us([&](int64_t turn) {
+    one.params.landmarks = landmarks.plane(turn);
+    cuda::score_chunks(device.stream(), one.params);
+  });
+  device.report({.name = "landmark scan",
+                 .shape = fmt::format("{} x {}", n_chunks, one.n_kv_heads),
+                 .us = us,
+                 .bytes = landmarks.plane_bytes()});
 }
 
 // Of eight sequences in one launch: each with landmarks of its own, and all behind one prefix.

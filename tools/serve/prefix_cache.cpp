@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <memory>
 
+#include "tools/batch/prefixes.h"
+
 namespace tiercel {
 namespace {
-
-// Of a prompt of n tokens, what stays behind a prefix of its own: a question may be in it, and it attends what it
-// selects of the rest.
-int64_t end_of(int64_t n) { return std::min<int64_t>(n / 4, 1024); }
 
 int64_t shared_length(const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
   return std::ranges::mismatch(a, b).in1 - a.begin();
@@ -17,9 +15,7 @@ int64_t shared_length(const std::vector<int32_t>& a, const std::vector<int32_t>&
 }  // namespace
 
 SharedPrefix PrefixCache::all_but_its_end(const std::vector<int32_t>& prompt) {
-  const int64_t n = std::ssize(prompt);
-  if (n < kLeastPrompt) return nullptr;
-  return std::make_shared<const std::vector<int32_t>>(prompt.begin(), prompt.end() - end_of(n));
+  return std::ssize(prompt) < kLeastPrompt ? nullptr : tiercel::all_but_its_end(prompt);
 }
 
 SharedPrefix PrefixCache::find(const std::vector<int32_t>& prompt) const {

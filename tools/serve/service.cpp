@@ -12,7 +12,7 @@
 
 #include "engine/base/check.h"
 #include "engine/json.h"
-#include "tools/batch/answer_text.h"
+#include "tools/batch/choice.h"
 #include "tools/batch/openai.h"
 
 namespace tiercel {
@@ -21,8 +21,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char *kPlace = "request", *kStopping = "the server is being stopped";
-
-std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 // As OpenAI's clients expect it.
 std::string error_body(int status, std::string_view what, const char* code) {
@@ -51,13 +49,6 @@ int status_of(ErrorKind kind) {
   }
 }
 const char* code_of(ErrorKind kind) { return kind == ErrorKind::kDoesNotFit ? "does_not_fit" : nullptr; }
-
-// How an answer is wanted.
-struct Delivery {
-  bool streams = false;
-  bool with_usage = false;     // at the end of a stream
-  bool with_progress = false;  // before its first token
-};
 
 // Each is looked for behind every token, in the thread that computes.
 void check_stops(const std::vector<std::string>& stops) {
@@ -123,75 +114,6 @@ bool is_same_key(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
-
-// A request that is being answered.
-struct Service::Live {
-  Live(BatchRequest its_request, Delivery its_delivery, std::shared_ptr<HttpReply> its_reply, std::string its_id,
-       int64_t its_n_prompt, const Tokenizer& tokenizer, std::span<const int32_t> ends)
-      : request(std::move(its_request)),
-        delivery(its_delivery),
-        reply(std::move(its_reply)),
-        id(std::move(its_id)),
-        n_prompt(its_n_prompt),
-        text(tokenizer, request, ends) {}
-
-  bool is_chat() const { return request.form == RequestForm::kChatCompletion; }
-
-  // Events of the stream with one choice: what it begins with, goes on with, ends with.
-  void say_first() const { event(choices(is_chat() ? Json{{"role", "assistant"}, {"content", ""}} : Json("")), {}); }
-  void say(std::string_view more) const { event(choices(is_chat() ? Json{{"content", more}} : Json(more)), {}); }
-  void say_thought(std::string_view more) const { event(choices(Json{{"reasoning_content", more}}), {}); }
-  void say_calls() const {
-    if (!text.calls().empty()) event(choices({{"tool_calls", to_openai_calls(text.calls(), id, true)}}), {});
-  }
-  void say_last(const char* finish_reason) const {
-    event(choices(is_chat() ? Json::object() : Json(""), finish_reason), {});
-  }
-  // delta: of a chat; or text.
-  Json choices(Json delta, const char* finish_reason = nullptr) const {
-    return Json::array({{{"index", 0},
-                         {is_chat() ? "delta" : "text", std::move(delta)},
-                         {"logprobs", nullptr},
-                         {"finish_reason", finish_reason == nullptr ? Json() : Json(finish_reason)}}});
-  }
-  void event(Json choices, const Json& usage, const Json& prompt_progress = {}) const {
-    Json json = {{"id", (is_chat() ? "chatcmpl-" : "cmpl-") + id},
-                 {"object", is_chat() ? "chat.completion.chunk" : "text_completion"},
-                 {"created", created},
-                 {"model", request.model},
-                 {"choices", std::move(choices)}};
-    if (delivery.with_usage) json["usage"] = usage;
-    if (!prompt_progress.is_null()) json["prompt_progress"] = prompt_progress;
-    reply->event(dump(json));
-  }
-  void refuse(const HttpAnswer& why) const {
-    if (!delivery.streams) return send(why, *reply);
-    reply->event(why.body);
-    reply->end_events();
-  }
-  // What was said since it was called last.
-  void stream_text() {
-    if (!delivery.streams) return;
-    if (text.thoughts().size() > n_thoughts_sent) say_thought(text.thoughts().substr(n_thoughts_sent));
-    if (text.said().size() > n_sent) say(text.said().substr(n_sent));
-    n_thoughts_sent = text.thoughts().size();
-    n_sent = text.said().size();
-  }
-
-  BatchRequest request;  // submit takes its prompt
-  const Delivery delivery;
-  const std::shared_ptr<HttpReply> reply;
-  const std::string id;
-  const int64_t created = std::time(nullptr);
-  const std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
-  const int64_t n_prompt;
-  int64_t n_told = -1;  // of it, that are said to be prefilled
-
-  std::mutex mutex;  // over what follows: tokens may come before it is known under which name
-  Scheduler::RequestId name = -1;
-  AnswerText text;
-  size_t n_sent = 0, n_thoughts_sent = 0;  // bytes
-};
 
 Service::Service(const Model& model, const BatchRequestReader& reader, const Tokenizer& tokenizer,
                  Scheduler& scheduler, const Console& console, ServiceOptions options)
@@ -276,33 +198,52 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
   }
   const int64_t number = ++n_requests_;
   Delivery delivery;
-  BatchRequest request;
+  std::vector<BatchRequest> prompts;
   try {
     nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size(), .max_depth = kMostJsonDepth + 6});
     delivery = take_delivery(body);
-    request = reader_.read_body(body, http.body, form, number, kPlace);
-    if (delivery.streams && request.n_logprobs >= 0) {
-      fail("{}: logprobs: expected none with \"stream\"; they come with whole answers only", kPlace);
-    }
-    check_stops(request.stops);
+    prompts = read_prompts(body, http.body, form, number);
+    check_stops(prompts.front().stops);
   } catch (const Error& error) {  // of whatever kind it would be of a file
     return send(refusal(400, error.what()), *reply);
   }
-  if (request.model.empty()) request.model = options_.model;
-  const int64_t n_prompt = request.n_prompt(), room = context_ - n_prompt;
-  if (room < 1) {
-    const std::string why = fmt::format("the prompt has {} tokens; a context has {} (--ctx-size), with its answer",
-                                        n_prompt, context_);
-    return send(refusal(400, why, "context_length_exceeded"), *reply);
+  for (BatchRequest& prompt : prompts) {
+    if (prompt.model.empty()) prompt.model = options_.model;
+    const int64_t n_prompt = prompt.n_prompt(), room = context_ - n_prompt;
+    if (room < 1) {
+      const std::string why = fmt::format("the prompt has {} tokens; a context has {} (--ctx-size), with its answer",
+                                          n_prompt, context_);
+      return send(refusal(400, why, "context_length_exceeded"), *reply);
+    }
+    prompt.n_new = std::min(prompt.n_new, room);
   }
-  request.n_new = std::min(request.n_new, room);
-  const auto live = std::make_shared<Live>(std::move(request), delivery, reply, fmt::format("{}-{}", instance_, number),
-                                           n_prompt, tokenizer_, options_.ends);
+  const auto live = std::make_shared<LiveRequest>(std::move(prompts), delivery, reply,
+                                                  fmt::format("{}-{}", instance_, number), tokenizer_, options_.ends);
   model_.use_in_this_thread();  // planning may ask the device
   const std::lock_guard lock(submitting_);
-  const SharedPrefix prefix = options_.shares_prefixes ? prefix_for(live->request) : nullptr;
-  submit(live, prefix);
-  if (prefix != nullptr) prefixes_.keep(prefix);
+  submit(live);
+}
+
+// One, or each of a list as if it came by itself.
+std::vector<BatchRequest> Service::read_prompts(nlohmann::json& body, std::string_view text, RequestForm form,
+                                                int64_t number) const {
+  std::vector<BatchRequest> prompts;
+  const auto found = form == RequestForm::kCompletion && body.is_object() ? body.find("prompt") : body.end();
+  const bool are_several = found != body.end() && found->is_array() && found->size() > 1 && !found->front().is_number();
+  if (!are_several) {
+    prompts.push_back(reader_.read_body(body, text, form, number, kPlace));
+  } else {
+    nlohmann::json list = std::move(*found);
+    for (size_t i = 0; i < list.size(); ++i) {
+      *found = std::move(list[i]);
+      prompts.push_back(reader_.read_body(body, text, form, number, fmt::format("{}: prompt[{}]", kPlace, i)));
+    }
+  }
+  const int64_t n_choices = std::ssize(prompts) * prompts.front().n_answers;
+  if (n_choices > options_.most_waiting) {
+    fail("{}: prompt: expected {} answers in one request at most, found {}", kPlace, options_.most_waiting, n_choices);
+  }
+  return prompts;
 }
 
 // The more of it is behind one, the more room it takes.
@@ -323,119 +264,121 @@ bool Service::has_room_behind(const std::vector<int32_t>& prefix, const BatchReq
   }
 }
 
-void Service::submit(const std::shared_ptr<Live>& live, const SharedPrefix& prefix) {
-  BatchRequest& request = live->request;
-  Request wish{.prefix = prefix,
-               .prompt = std::move(request.prompt),
-               .n_new = request.n_new,
-               .sampling = request.sampling,
-               .n_logprobs = request.n_logprobs};
-  if (prefix != nullptr) wish.prompt.erase(wish.prompt.begin(), wish.prompt.begin() + std::ssize(*prefix));
-  if (!request.ignore_eos) wish.end_tokens = options_.ends;
-  wish.on_token = [live](int32_t token) {
-    const std::lock_guard lock(live->mutex);
-    const bool go_on = live->text.push(token);
-    live->stream_text();
-    return go_on;
-  };
-  // May not throw.
-  wish.on_end = [this, live](const RequestReport& report) {
-    try {
-      end(*live, report);
-    } catch (const std::exception& error) {
-      console_.warn("request {}: {}", live->request.line, error.what());
-      live->refuse(refusal(500, error.what()));
-    }
-  };
+void Service::submit(const std::shared_ptr<LiveRequest>& live) {
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_) return send(refusal(503, kStopping), *live->reply);
+    if (stopping_) return send(refusal(503, kStopping), live->reply());
     live_.emplace(live.get(), live);
   }
+  std::vector<Scheduler::RequestId> ids;
   try {
     // What is said to it waits until the stream has begun.
-    const std::lock_guard lock(live->mutex);
-    live->name = scheduler_.submit(std::move(wish));
-    if (live->delivery.streams) {
-      live->reply->begin_events();
-      live->say_first();
+    const std::lock_guard lock(live->mutex());
+    try {
+      for (BatchRequest& prompt : live->prompts()) take_prefix(prompt);
+      for (size_t c = 0; c < live->n_choices(); ++c) ids.push_back(live->choice(c).id = submit(live, c));
+    } catch (...) {
+      live->give_up();
+      throw;
     }
+    live->begin();
   } catch (...) {
+    for (const Scheduler::RequestId id : ids) scheduler_.cancel(id);
     const std::lock_guard lock(mutex_);
     live_.erase(live.get());
     throw;
   }
-  live->reply->when_gone([this, name = live->name] { scheduler_.cancel(name); });
+  live->reply().when_gone([this, ids = std::move(ids)] {
+    for (const Scheduler::RequestId id : ids) scheduler_.cancel(id);
+  });
   const std::lock_guard lock(mutex_);
   has_work_ = true;
   work_.notify_one();
 }
 
+// What of a prompt is kept is its prefix.
+void Service::take_prefix(BatchRequest& prompt) {
+  if (!options_.shares_prefixes) return;
+  const SharedPrefix prefix = prefix_for(prompt);
+  if (prefix == nullptr) return;
+  prompt.prompt.erase(prompt.prompt.begin(), prompt.prompt.begin() + std::ssize(*prefix));
+  prompt.prefix = prefix;
+  prefixes_.keep(prefix);
+}
+
+Scheduler::RequestId Service::submit(const std::shared_ptr<LiveRequest>& live, size_t c) {
+  Request wish = wish_of(live->prompt_of(c), live->index_in_prompt(c), options_.ends);
+  wish.on_token = [live, c](int32_t token, const TokenLogprobs* logprobs) {
+    const std::lock_guard lock(live->mutex());
+    return live->push(c, token, logprobs);
+  };
+  // May not throw.
+  wish.on_end = [this, live, c](const RequestReport& report) {
+    const std::lock_guard lock(live->mutex());
+    try {
+      end(*live, c, report);
+    } catch (const std::exception& error) {
+      console_.warn("request {}: {}", live->number(), error.what());
+      live->refuse(refusal(500, error.what()));
+    }
+  };
+  return scheduler_.submit(std::move(wish));
+}
+
 // In the thread that takes turns.
-void Service::end(Live& live, const RequestReport& ended) {
-  const std::lock_guard lock_live(live.mutex);
-  scheduler_.forget(live.name);
-  {
-    const std::lock_guard lock(mutex_);
-    live_.erase(&live);
+void Service::end(LiveRequest& live, size_t c, const RequestReport& ended) {
+  scheduler_.forget(live.choice(c).id);
+  if (live.is_over()) return;
+  const bool failed = ended.state == RequestState::kFailed;
+  const bool is_cut = ended.state == RequestState::kCancelled && !live.choice(c).text.ended();
+  if (failed || is_cut) {
+    for (size_t other = 0; other < live.n_choices(); ++other) {
+      if (other != c && !live.choice(other).ended) scheduler_.cancel(live.choice(other).id);
+    }
   }
-  if (ended.state == RequestState::kFailed) {
-    console_.warn("request {}: {}", live.request.line, ended.error);
-    return live.refuse(refusal(status_of(ended.error_kind), ended.error, code_of(ended.error_kind)));
-  }
-  if (ended.state == RequestState::kCancelled && !live.text.ended()) {
-    console_.info("request {}: its client has gone", live.request.line);
-    return;
-  }
-  if (ended.state == RequestState::kFinished) live.text.finish();
-  RequestReport report = ended;
-  report.prefix_tokens = report.cached_tokens;  // what clients are told of
-  if (live.delivery.streams) {
-    live.stream_text();
-    live.say_calls();
-    live.say_last(live.text.finish_reason());
-    if (live.delivery.with_usage) live.event(Json::array(), usage_of(report));
-    live.reply->event("[DONE]");
-    live.reply->end_events();
+  if (failed) {
+    console_.warn("request {}: {}", live.number(), ended.error);
+    live.refuse(refusal(status_of(ended.error_kind), ended.error, code_of(ended.error_kind)));
+  } else if (is_cut) {
+    console_.info("request {}: its client has gone", live.number());
+    live.give_up();
   } else {
-    const BatchAnswer answer{.text = std::string(live.text.said()),
-                             .finish_reason = live.text.finish_reason(),
-                             .report = report,
-                             .calls = live.text.calls(),
-                             .thoughts = std::string(live.text.thoughts())};
-    live.reply->respond(200, dump(to_openai_body(live.request, answer, tokenizer_, live.id)));
+    live.end(c, ended);
+    const std::string which = live.n_choices() > 1 ? fmt::format(", answer {}", c + 1) : "";
+    console_.info("request {}{}: {} tokens ({} kept), {} generated; {:.2f} s to the first, then {:.1f} tokens/s",
+                  live.number(), which, ended.prompt_tokens, ended.cached_tokens, ended.tokens.size(),
+                  ended.first_token_seconds,
+                  ended.decode_seconds > 0 ? static_cast<double>(ended.tokens.size() - 1) / ended.decode_seconds : 0);
   }
-  const auto n_generated = static_cast<double>(report.tokens.size());
-  console_.info("request {}: {} tokens ({} kept), {} generated; {:.2f} s to the first, then {:.1f} tokens/s",
-                live.request.line, report.prompt_tokens, report.prefix_tokens, report.tokens.size(),
-                report.first_token_seconds,
-                report.decode_seconds > 0 ? (n_generated - 1) / report.decode_seconds : 0);
+  if (!live.is_over()) return;
+  const std::lock_guard lock(mutex_);
+  live_.erase(&live);
 }
 
 void Service::tell_progress() {
   const auto now = std::chrono::steady_clock::now();
   if (now - told_ < std::chrono::milliseconds(250)) return;
   told_ = now;
-  std::vector<std::shared_ptr<Live>> live;
+  std::vector<std::shared_ptr<LiveRequest>> live;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [key, one] : live_) {
-      if (one->delivery.with_progress) live.push_back(one);
+      if (one->delivery().with_progress) live.push_back(one);
     }
   }
   for (const auto& one : live) {
-    const std::lock_guard lock(one->mutex);
-    if (one->name < 0 || one->n_told >= one->n_prompt) continue;
-    const auto n_done = static_cast<int64_t>(scheduler_.prefilled_tokens(one->name));
-    if (n_done <= one->n_told) continue;
-    one->n_told = n_done;
-    const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(now - one->began);
-    const Json progress = {{"total", one->n_prompt},
-                           {"cache", scheduler_.report(one->name).cached_tokens},
-                           {"processed", n_done},
-                           {"time_ms", elapsed.count()}};
-    const Json nothing = one->is_chat() ? Json{{"role", "assistant"}, {"content", nullptr}} : Json("");
-    one->event(one->choices(nothing), {}, progress);
+    const std::lock_guard lock(one->mutex());
+    if (!one->wants_progress()) continue;
+    // Of each prompt, what is done for its first answer.
+    double n_done = 0;
+    int64_t n_cached = 0;
+    for (size_t c = 0; c < one->n_choices(); ++c) {
+      const Choice& choice = one->choice(c);
+      if (one->index_in_prompt(c) != 0 || choice.id < 0 || choice.ended) continue;
+      n_done += scheduler_.prefilled_tokens(choice.id);
+      n_cached += scheduler_.report(choice.id).cached_tokens;
+    }
+    one->tell_progress(static_cast<int64_t>(n_done), n_cached);
   }
 }
 
@@ -446,13 +389,16 @@ void Service::wait_for_work(double seconds) {
 }
 
 void Service::shut_down() {
-  std::map<const Live*, std::shared_ptr<Live>> live;
+  std::map<const LiveRequest*, std::shared_ptr<LiveRequest>> live;
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
     live.swap(live_);
   }
-  for (const auto& [key, one] : live) one->refuse(refusal(503, kStopping));
+  for (const auto& [key, one] : live) {
+    const std::lock_guard lock(one->mutex());
+    one->refuse(refusal(503, kStopping));
+  }
 }
 
 std::string Service::metrics() const {

@@ -25,6 +25,7 @@
 #include "tools/batch/requests.h"
 #include "tools/console.h"
 #include "tools/serve/http_server.h"
+#include "tools/serve/live_request.h"
 #include "tools/serve/prefix_cache.h"
 
 namespace tiercel {
@@ -62,14 +63,17 @@ class Service {
   void shut_down();
 
  private:
-  struct Live;
   bool has_key(std::string_view authorization) const;
   std::string why_strange(const HttpRequest& request) const;
   void complete(const HttpRequest& request, RequestForm form, const std::shared_ptr<HttpReply>& reply);
+  std::vector<BatchRequest> read_prompts(nlohmann::json& body, std::string_view text, RequestForm form,
+                                         int64_t number) const;
   SharedPrefix prefix_for(const BatchRequest& request) const;
   bool has_room_behind(const std::vector<int32_t>& prefix, const BatchRequest& request) const;
-  void submit(const std::shared_ptr<Live>& live, const SharedPrefix& prefix);
-  void end(Live& live, const RequestReport& report);
+  void take_prefix(BatchRequest& prompt);
+  void submit(const std::shared_ptr<LiveRequest>& live);
+  Scheduler::RequestId submit(const std::shared_ptr<LiveRequest>& live, size_t choice);
+  void end(LiveRequest& live, size_t choice, const RequestReport& report);
   std::string metrics() const;
 
   const Model& model_;
@@ -87,7 +91,7 @@ class Service {
   std::mutex mutex_;
   std::condition_variable work_;
   bool has_work_ = false, stopping_ = false;
-  std::map<const Live*, std::shared_ptr<Live>> live_;
+  std::map<const LiveRequest*, std::shared_ptr<LiveRequest>> live_;
   std::chrono::steady_clock::time_point told_;  // tell_progress, last
 };
 
