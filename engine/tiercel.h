@@ -196,6 +196,22 @@ struct ChatMessage {
   std::string content;  // text: what spells a special token is none
 };
 
+// A call of a tool in an answer.
+struct ToolCall {
+  std::string id;         // what the tool gives is said to be for
+  std::string name;
+  std::string arguments;  // a JSON object, as the model wrote it: check it as you would check anybody's
+};
+
+// What an answer says.
+struct ChatAnswer {
+  std::string content;
+  std::string reasoning;        // what was thought before it (<think>); or empty
+  std::vector<ToolCall> calls;
+  // A message for the conversation to go on with: {"role": "assistant", "content": .., ..}.
+  std::string message_json;
+};
+
 enum class LogLevel : int { kInfo = 0, kWarning = 1, kError = 2 };
 // One line without an end of line; valid during the call.
 using LogCallback = std::function<void(LogLevel, std::string_view)>;
@@ -484,6 +500,15 @@ class TIERCEL_API Engine {
   // template refuses.
   std::vector<int32_t> tokenize_chat(std::span<const ChatMessage> messages,
                                      const std::string& date = {}) const;
+  // The same of a conversation in the JSON of OpenAI's endpoint: {"messages": [..]} and, where wanted, "tools" that an
+  // answer may call, variables of the template ("chat_template_kwargs") and "date". Messages may be calls of an answer
+  // ("tool_calls") and what came of them (role "tool"). Throws kUsage naming the place.
+  std::vector<int32_t> tokenize_chat_json(std::string_view conversation) const;
+  // Takes an answer apart: what was thought, what is called, and what is said. prompt: what it answers; its end says
+  // whether thoughts have begun. tools: the JSON array that the conversation had; empty: nothing is called. Throws kUsage
+  // for a model whose template writes no calls, and for an id outside the vocabulary.
+  ChatAnswer read_answer(std::span<const int32_t> prompt, std::span<const int32_t> answer,
+                         std::string_view tools = {}) const;
   // What to append behind an answer for the user's next message: ends the answer, unless the
   // sequence's last token does.
   std::vector<int32_t> tokenize_next_turn(std::span<const int32_t> sequence,

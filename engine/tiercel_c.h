@@ -133,6 +133,20 @@ TIERCEL_C_API tiercel_status tiercel_tokenize_chat(const tiercel_engine* engine,
                                                    const char* const* contents, size_t n,
                                                    const char* date, int32_t** tokens,
                                                    size_t* n_tokens, tiercel_error** error);
+/* The same of a conversation in the JSON of OpenAI's endpoint, `length` bytes: {"messages": [..]} and, where
+ * wanted, "tools", "chat_template_kwargs" and "date". */
+TIERCEL_C_API tiercel_status tiercel_tokenize_chat_json(const tiercel_engine* engine,
+                                                        const char* conversation, size_t length,
+                                                        int32_t** tokens, size_t* n_tokens,
+                                                        tiercel_error** error);
+/* Takes an answer apart: *message is {"role": "assistant", "content": ..} with what was thought
+ * ("reasoning_content") and what is called ("tool_calls"), a message for the conversation to go on with;
+ * zero-terminated, to be freed. prompt: what it answers. tools: the JSON array that the conversation had;
+ * NULL: nothing is called. */
+TIERCEL_C_API tiercel_status tiercel_read_answer(const tiercel_engine* engine, const int32_t* prompt,
+                                                 size_t n_prompt, const int32_t* answer,
+                                                 size_t n_answer, const char* tools, char** message,
+                                                 tiercel_error** error);
 /* What to append behind an answer for the user's next message. sequence: the session's tokens. */
 TIERCEL_C_API tiercel_status tiercel_tokenize_next_turn(const tiercel_engine* engine,
                                                         const int32_t* sequence, size_t n_sequence,

@@ -141,6 +141,31 @@ tiercel_status tiercel_tokenize_chat(const tiercel_engine* engine, const char* c
   });
 }
 
+tiercel_status tiercel_tokenize_chat_json(const tiercel_engine* engine, const char* conversation,
+                                          size_t length, int32_t** tokens, size_t* n_tokens,
+                                          tiercel_error** error) {
+  return guarded(error, [&] {
+    at(tokens, "tokens");
+    at(n_tokens, "n_tokens");
+    const std::string_view json(&at(conversation, "conversation"), length);
+    give_tokens(at(engine, "engine").engine.tokenize_chat_json(json), tokens, n_tokens);
+    return TIERCEL_OK;
+  });
+}
+
+tiercel_status tiercel_read_answer(const tiercel_engine* engine, const int32_t* prompt,
+                                   size_t n_prompt, const int32_t* answer, size_t n_answer,
+                                   const char* tools, char** message, tiercel_error** error) {
+  return guarded(error, [&] {
+    at(message, "message");
+    const tiercel::v0::ChatAnswer read = at(engine, "engine").engine.read_answer(
+        span_at(prompt, n_prompt, "prompt"), span_at(answer, n_answer, "answer"),
+        tools != nullptr ? tools : "");
+    give_text(read.message_json, message, nullptr);
+    return TIERCEL_OK;
+  });
+}
+
 tiercel_status tiercel_tokenize_next_turn(const tiercel_engine* engine, const int32_t* sequence,
                                           size_t n_sequence, const char* user, int32_t** tokens,
                                           size_t* n_tokens, tiercel_error** error) {

@@ -1,6 +1,11 @@
 // tiercel::Engine: conversations.
+#include <optional>
+
 #include "engine/api/state.h"
+#include "engine/text/chat_json.h"
 #include "engine/text/chat_template.h"
+#include "engine/text/thoughts.h"
+#include "engine/text/tool_calls/tool_format.h"
 
 namespace tiercel {
 namespace detail {
@@ -33,6 +38,42 @@ std::vector<int32_t> Engine::tokenize_chat(std::span<const ChatMessage> messages
     ChatOptions options;
     options.date = date.empty() ? chat_date_today() : parse_chat_date(date);
     return chat.encode(engine.tokenizer, inner, options);
+  });
+}
+
+std::vector<int32_t> Engine::tokenize_chat_json(std::string_view conversation) const {
+  const detail::EngineState& engine = detail::opened_engine(state_);
+  return detail::translated([&] {
+    const ChatJson json = read_chat_json(conversation, "conversation");
+    ChatTemplate chat = detail::template_of(engine);
+    if (!json.variables.empty()) chat = chat.with_variables(json.variables);
+    if (!json.tools.empty()) {
+      const Tools tools(json.tools);              // what is wrong with them is said now
+      const ToolFormat format(chat.program());
+    }
+    const ChatOptions options{.date = json.date.value_or(chat_date_today()), .tools = json.tools};
+    return chat.encode(engine.tokenizer, json.messages, options);
+  });
+}
+
+ChatAnswer Engine::read_answer(std::span<const int32_t> prompt, std::span<const int32_t> answer,
+                               std::string_view tools) const {
+  const detail::EngineState& engine = detail::opened_engine(state_);
+  detail::check_tokens(engine, prompt);
+  detail::check_decodable(engine, answer);
+  return detail::translated([&] {
+    std::optional<Tools> declared;
+    std::optional<ToolFormat> format;
+    if (!tools.empty()) {
+      declared.emplace(std::string(tools));
+      format.emplace(detail::template_of(engine).program());
+    }
+    const bool thinks = thoughts_at_end(engine.tokenizer, prompt) == PromptThoughts::kBegun;
+    const tiercel::ChatMessage read = tiercel::read_answer(engine.tokenizer, answer, thinks, format ? &*format : nullptr,
+                                                           declared ? &*declared : nullptr);
+    ChatAnswer result{.content = read.content, .reasoning = read.reasoning, .calls = {}, .message_json = to_json(read)};
+    for (const tiercel::ToolCall& call : read.calls) result.calls.push_back({call.id, call.name, call.arguments});
+    return result;
   });
 }
 

@@ -43,6 +43,14 @@ void check_tokens(const EngineState& engine, std::span<const int32_t> tokens) {
   }
 }
 
+void check_decodable(const EngineState& engine, std::span<const int32_t> tokens) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < engine.tokenizer.vocab_size()) continue;
+    refuse(v0::ErrorKind::kUsage, "token {} at index {}: the tokenizer has ids 0 to {}", tokens[i], i,
+           engine.tokenizer.vocab_size() - 1);
+  }
+}
+
 void EngineState::set_log(v0::LogCallback callback, v0::LogLevel from) {
   if (logging_ == std::this_thread::get_id()) {
     refuse(v0::ErrorKind::kBusy, "a log callback called set_log; call it behind the callback");
@@ -172,11 +180,7 @@ std::vector<int32_t> Engine::tokenize(std::string_view text, const Options& opti
 
 std::string Engine::detokenize(std::span<const int32_t> tokens, bool skip_special) const {
   const detail::EngineState& engine = detail::opened_engine(state_);
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] >= 0 && tokens[i] < engine.tokenizer.vocab_size()) continue;
-    detail::refuse(ErrorKind::kUsage, "token {} at index {}: the tokenizer has ids 0 to {}",
-                   tokens[i], i, engine.tokenizer.vocab_size() - 1);
-  }
+  detail::check_decodable(engine, tokens);
   return detail::translated([&] { return engine.tokenizer.decode(tokens, skip_special); });
 }
 

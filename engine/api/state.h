@@ -138,6 +138,8 @@ template <typename... Args>
 
 // Throws v0::Error(kUsage) naming one that is outside the vocabulary.
 void check_tokens(const EngineState& engine, std::span<const int32_t> tokens);
+// The same of one that the tokenizer does not have.
+void check_decodable(const EngineState& engine, std::span<const int32_t> tokens);
 
 // Of a file or a directory.
 inline void require_name(const char* what, const std::string& name) {

@@ -119,6 +119,14 @@ _PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         [_H, POINTER(c_char_p), POINTER(c_char_p), c_size_t, c_char_p, POINTER(_TOKENS),
          POINTER(c_size_t), _E],
     ),
+    "tiercel_tokenize_chat_json": (
+        c_int32,
+        [_H, c_char_p, c_size_t, POINTER(_TOKENS), POINTER(c_size_t), _E],
+    ),
+    "tiercel_read_answer": (
+        c_int32,
+        [_H, _TOKENS, c_size_t, _TOKENS, c_size_t, c_char_p, POINTER(c_void_p), _E],
+    ),
     "tiercel_tokenize_next_turn": (
         c_int32,
         [_H, _TOKENS, c_size_t, c_char_p, POINTER(_TOKENS), POINTER(c_size_t), _E],

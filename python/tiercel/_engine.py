@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import weakref
@@ -166,8 +167,21 @@ class Engine(Uncopied):
             call("tiercel_tokenize", self._handle, data, len(data), handle, byref(tokens), byref(n))
         return _abi.take_array(tokens, n.value)
 
-    def tokenize_chat(self, messages: Sequence[Dict[str, str]], date: str = "") -> List[int]:
-        """[{"role": "user", "content": ..}, ..] by the model's chat template, an answer due."""
+    def tokenize_chat(
+        self,
+        messages: Sequence[Dict[str, Any]],
+        date: str = "",
+        tools: Optional[Sequence[Dict[str, Any]]] = None,
+        **variables: Any,
+    ) -> List[int]:
+        """[{"role": "user", "content": ..}, ..] by the model's chat template, an answer due.
+
+        tools: that the answer may call, as OpenAI's endpoint has them; read_answer takes the answer apart, and
+        messages may be what it returns, and {"role": "tool", "content": ..}. variables: others of the
+        template, such as enable_thinking=False.
+        """
+        if tools or variables or any(set(m) != {"role", "content"} for m in messages):
+            return self._tokenize_chat_json(messages, date, tools, variables)
         n = len(messages)
         roles, contents = (c_char_p * n)(), (c_char_p * n)()
         for i, message in enumerate(messages):
@@ -177,6 +191,36 @@ class Engine(Uncopied):
         call("tiercel_tokenize_chat", self._handle, roles, contents, n, encoded(date),
              byref(tokens), byref(count))
         return _abi.take_array(tokens, count.value)
+
+    def _tokenize_chat_json(self, messages, date, tools, variables) -> List[int]:
+        conversation = {"messages": list(messages)}
+        if date:
+            conversation["date"] = date
+        if tools:
+            conversation["tools"] = list(tools)
+        if variables:
+            conversation["chat_template_kwargs"] = variables
+        data = json.dumps(conversation).encode()
+        tokens, count = POINTER(c_int32)(), c_size_t()
+        call("tiercel_tokenize_chat_json", self._handle, data, len(data), byref(tokens),
+             byref(count))
+        return _abi.take_array(tokens, count.value)
+
+    def read_answer(
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        tools: Optional[Sequence[Dict[str, Any]]] = None,
+    ) -> Dict[str, Any]:
+        """The message that an answer is: {"role": "assistant", "content": ..}.
+
+        With what was thought ("reasoning_content") and what is called ("tool_calls", whose arguments are
+        what the model wrote: check them). prompt: what it answers. tools: those of tokenize_chat.
+        """
+        message = c_void_p()
+        call("tiercel_read_answer", self._handle, c_tokens(prompt), len(prompt), c_tokens(answer),
+             len(answer), json.dumps(list(tools)).encode() if tools else None, byref(message))
+        return json.loads(_abi.take_text(message))
 
     def tokenize_next_turn(self, sequence: Sequence[int], user: str) -> List[int]:
         """What to append behind an answer for the user's next message."""

@@ -275,6 +275,16 @@ static void chat(tiercel_engine* engine) {
                TIERCEL_USAGE, "roles");
   EXPECT_ERROR(tiercel_tokenize_next_turn(engine, NULL, 0, NULL, &tokens, &n, &error),
                TIERCEL_USAGE, "user");
+  EXPECT_ERROR(tiercel_tokenize_chat_json(engine, "{}", 2, &tokens, &n, &error), TIERCEL_USAGE, "messages");
+  EXPECT_ERROR(tiercel_tokenize_chat_json(engine, NULL, 0, &tokens, &n, &error), TIERCEL_USAGE, "conversation");
+  char* message = NULL;
+  EXPECT(tiercel_tokenize(engine, "Yes.", 4, NULL, &tokens, &n, &error) == TIERCEL_OK);
+  EXPECT(tiercel_read_answer(engine, NULL, 0, tokens, n, NULL, &message, &error) == TIERCEL_OK);
+  EXPECT(strcmp(message, "{\"role\":\"assistant\",\"content\":\"Yes.\"}") == 0);
+  tiercel_free(message);
+  EXPECT_ERROR(tiercel_read_answer(engine, NULL, 0, tokens, n, "[3]", &message, &error), TIERCEL_USAGE, "tools");
+  EXPECT_ERROR(tiercel_read_answer(engine, NULL, 0, NULL, 1, NULL, &message, &error), TIERCEL_USAGE, "answer");
+  tiercel_free(tokens);
 }
 
 static void saved_and_restored(tiercel_engine* engine, const char* path) {

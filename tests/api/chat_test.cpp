@@ -68,6 +68,61 @@ TEST_F(ApiChat, TurnsOfAConversation) {
   EXPECT_KIND(open_demo().tokenize_chat(messages), ErrorKind::kUsage);
 }
 
+// A conversation with tools: what the template writes is what it is given, and what an answer calls goes on with it.
+TEST_F(ApiChat, ToolsOfAConversation) {
+  std::ofstream(folder_ / "chat_template.jinja")
+      << "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}"
+         "<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+         "{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{\"name\": \"{{ c.function.name }}\", "
+         "\"arguments\": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+         "{% if add_generation_prompt %}<|im_start|>assistant\n{% if thinking %}<think>\n{% endif %}{% endif %}";
+  const Engine engine(folder_.string(), {{"backend", "cpu"}, {"threads", "1"}});
+  const std::string tools = R"([{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}])";
+  const std::string user = R"({"role": "user", "content": "Where?"})";
+  const auto conversation = [&](const std::string& messages, const std::string& more = "") {
+    return R"({"messages": [)" + messages + R"(], "tools": )" + tools + more + "}";
+  };
+  const std::vector<int32_t> prompt = engine.tokenize_chat_json(conversation(user));
+  EXPECT_EQ(engine.detokenize(prompt), "<|im_start|>system\n" + tools + "<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
+                                       "<|im_start|>assistant\n");
+  const auto ids = [&](const std::string& text) {
+    return engine.tokenize(text, {{"no-bos", "true"}, {"special", "true"}});
+  };
+  const std::string said = R"(I look.<tool_call>{"name": "look_up", "arguments": {"b": 1, "a": "x"}}</tool_call><|im_end|>)";
+  const ChatAnswer answer = engine.read_answer(prompt, ids("<think>\nHm.\n</think>\n\n" + said), tools);
+  EXPECT_EQ(answer.reasoning, "Hm.");
+  EXPECT_EQ(answer.content, "I look.");
+  ASSERT_EQ(answer.calls.size(), 1u) << answer.message_json;
+  EXPECT_EQ(answer.calls[0].name, "look_up");
+  EXPECT_EQ(answer.calls[0].arguments, R"({"b":1,"a":"x"})");
+  EXPECT_EQ(answer.calls[0].id.size(), 9u);
+  // Without tools it is text; and thoughts that the prompt has begun end in the answer.
+  EXPECT_EQ(engine.read_answer(prompt, ids(said)).content, said.substr(0, said.find("<|im_end|>")));
+  const std::vector<int32_t> thinking =
+      engine.tokenize_chat_json(conversation(user, R"(, "chat_template_kwargs": {"thinking": true})"));
+  EXPECT_TRUE(engine.detokenize(thinking).ends_with("<think>\n"));
+  const ChatAnswer thought = engine.read_answer(thinking, ids("Hm.\n</think>\n\nHere."), tools);
+  EXPECT_EQ(thought.reasoning, "Hm.");
+  EXPECT_EQ(thought.content, "Here.");
+  EXPECT_TRUE(thought.calls.empty());
+  // The message that it is, and what the tool gave, are told to the template.
+  const std::string result = R"({"role": "tool", "tool_call_id": ")" + answer.calls[0].id + R"(", "content": "There."})";
+  const std::vector<int32_t> next = engine.tokenize_chat_json(conversation(user + "," + answer.message_json + "," + result));
+  const std::string text = engine.detokenize(next);
+  EXPECT_NE(text.find("<think>\nHm.\n</think>\n\nI look.<tool_call>{\"name\": \"look_up\", \"arguments\": {\"b\": 1, \"a\": \"x\"}}"
+                      "</tool_call><|im_end|>\n<|im_start|>tool\nThere.<|im_end|>\n"),
+            std::string::npos)
+      << text;
+  for (const std::string wrong : {R"({"messages": []})", R"({"messages": [], "tool": 1})", R"([])", R"({"messages": )",
+                                  R"({"messages": [{"role": "cook", "content": "x"}]})"}) {
+    EXPECT_KIND(engine.tokenize_chat_json(wrong), ErrorKind::kUsage) << wrong;
+  }
+  EXPECT_KIND(engine.tokenize_chat_json(conversation(user, R"(, "date": "soon")")), ErrorKind::kUsage);
+  EXPECT_KIND(engine.tokenize_chat_json(conversation(user, R"(, "chat_template_kwargs": {"slow": 1})")), ErrorKind::kUsage);
+  EXPECT_KIND(engine.read_answer(prompt, ids(said), "{"), ErrorKind::kUsage);
+  EXPECT_KIND(engine.read_answer(prompt, std::vector<int32_t>{1 << 30}), ErrorKind::kUsage);
+}
+
 // The configuration does not name the token that ends a turn: its template does.
 TEST_F(ApiChat, AnAnswerEndsWithItsTurn) {
   const Engine engine(folder_.string(), {{"backend", "cpu"}});

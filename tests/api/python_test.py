@@ -273,6 +273,17 @@ class Module(unittest.TestCase):
             self.engine.tokenize_chat([{"role": "cook", "content": "hi"}])
         with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
             self.engine.tokenize_next_turn([1], "hi")
+        tool = {"type": "function", "function": {"name": "f"}}
+        with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
+            self.engine.tokenize_chat([{"role": "user", "content": "hi"}], tools=[tool])
+        with self.assertRaisesRegex(tiercel.UsageError, "messages.0.*role"):
+            self.engine.tokenize_chat([{"role": "cook", "content": "hi"}], enable_thinking=False)
+        with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
+            self.engine.read_answer([1], [2], tools=[tool])
+        answer = self.engine.tokenize("<think>\nWell.\n</think>\n\nYes.", no_bos=True)
+        self.assertEqual(self.engine.read_answer([1], answer),
+                         {"role": "assistant", "content": "Yes.", "reasoning_content": "Well."})
+        self.assertRaises(tiercel.UsageError, self.engine.read_answer, [1], [10**6])
 
     def test_numbers_are_not_cut(self):
         with self.engine.session(budget=128) as session:

@@ -1,13 +1,13 @@
 #include "tools/batch/openai.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <ctime>
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/text/chat_json.h"
 #include "engine/text/utf8.h"
 
 namespace tiercel {
@@ -178,17 +178,9 @@ void LogprobsJson::add(int32_t token, const TokenLogprobs& logprobs) {
 Json LogprobsJson::take() { return std::exchange(json_, Json()); }
 
 Json to_openai_calls(const std::vector<ToolCall>& calls, const std::string& id, size_t choice, bool in_stream) {
-  // Nine letters and digits: Mistral's templates take no others.
-  const auto id_of = [&](size_t i) {
-    constexpr std::string_view kSigns = "0123456789abcdefghijklmnopqrstuvwxyz";
-    uint64_t hash = XXH64(id.data(), id.size(), (choice << 32) + i);
-    std::string text;
-    for (; text.size() < 9; hash /= kSigns.size()) text += kSigns[hash % kSigns.size()];
-    return text;
-  };
   Json list = Json::array();
   for (size_t i = 0; i < calls.size(); ++i) {
-    Json call = {{"id", id_of(i)},
+    Json call = {{"id", call_id(id, (choice << 32) + i)},
                  {"type", "function"},
                  {"function", {{"name", calls[i].name}, {"arguments", calls[i].arguments}}}};
     if (in_stream) call["index"] = i;

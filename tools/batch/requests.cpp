@@ -14,6 +14,7 @@
 #include "engine/json.h"
 #include "engine/option_rows.h"
 #include "engine/sampler.h"
+#include "engine/text/chat_json.h"
 #include "engine/text/thoughts.h"
 #include "tools/batch/openai.h"
 #include "tools/batch/prefixes.h"
@@ -105,82 +106,6 @@ class Members : public OptionSink {
       setters_;  // and all names of the option
   std::map<std::string_view, std::string> given_;
 };
-
-// Text, or a list of parts that are: lines of one text, as other servers read them.
-std::string content_of(const JsonNode& node) {
-  if (!node.raw().is_array()) return node.text();
-  std::string text;
-  for (size_t i = 0; i < node.size(); ++i) {
-    const JsonNode part = node[i];
-    if (part.at("type").text() != "text") part.at("type").unexpected("\"text\"");
-    if (i > 0) text += "\n";
-    text += part.at("text").text();
-  }
-  return text;
-}
-
-// What an answer called: as OpenAI's endpoint gave it, with arguments as a text that is JSON.
-std::vector<ToolCall> calls_of(const JsonNode& node) {
-  node.expect_array();
-  std::vector<ToolCall> calls;
-  for (size_t i = 0; i < node.size(); ++i) {
-    const JsonNode call = node[i], function = call.at("function"), arguments = function.at("arguments");
-    if (const auto type = call.find("type"); type && type->text() != "function") type->unexpected("\"function\"");
-    const auto id = call.find("id");
-    // An empty text is what some models give a tool that takes nothing.
-    const std::string& given = arguments.text();
-    calls.push_back({id ? id->text() : "", function.at("name").text(), given.empty() ? "{}" : given});
-    const std::string place = arguments.place();
-    const nlohmann::json parsed = parse_json(calls.back().arguments, place, {.max_depth = kMostJsonDepth});
-    if (!parsed.is_object()) arguments.unexpected("a JSON object, as text");
-  }
-  return calls;
-}
-
-ChatMessage message_of(const JsonNode& message) {
-  message.expect_object();
-  const JsonNode role = message.at("role");
-  std::optional<ChatRole> found;
-  for (const ChatRole known : {ChatRole::kSystem, ChatRole::kUser, ChatRole::kAssistant, ChatRole::kTool}) {
-    if (role.text() == name_of(known)) found = known;
-  }
-  if (role.text() == "developer") found = ChatRole::kSystem;  // OpenAI's newer name of it
-  if (!found) role.unexpected("\"system\", \"user\", \"assistant\" or \"tool\"");
-  ChatMessage result{.role = *found, .content = {}};
-  for (const auto& [key, value] : message.raw().items()) {
-    // What an endpoint returns comes back as it was, with members that say nothing.
-    const bool says_nothing = value.is_null() || key == "annotations" || key == "refusal" || key == "audio";
-    if (key == "role" || says_nothing) continue;
-    const JsonNode member = message.at(key.c_str());
-    const bool is_answer = *found == ChatRole::kAssistant, is_result = *found == ChatRole::kTool;
-    if (key == "content") {
-      result.content = content_of(member);
-    } else if (key == "tool_calls" && is_answer) {
-      result.calls = calls_of(member);
-    } else if ((key == "reasoning_content" || key == "reasoning") && is_answer) {
-      result.reasoning = member.text();
-    } else if (key == "tool_call_id" && is_result) {
-      result.call_id = member.text();
-    } else if (key == "name") {
-      result.name = member.text();
-    } else {
-      message.unexpected(is_answer   ? R"("role", "content", "name", "tool_calls" and "reasoning_content")"
-                         : is_result ? R"("role", "content", "name" and "tool_call_id")"
-                                     : R"("role", "content" and "name")",
-                         "nothing else is supported");
-    }
-  }
-  if (result.calls.empty() && *found != ChatRole::kTool) message.at("content");  // which says that there is none
-  return result;
-}
-
-std::vector<ChatMessage> messages_of(const JsonNode& node) {
-  node.expect_array();
-  std::vector<ChatMessage> messages;
-  for (size_t i = 0; i < node.size(); ++i) messages.push_back(message_of(node[i]));
-  if (messages.empty()) node.unexpected("a message or more");
-  return messages;
-}
 
 // A member of a request, or of its body: templates show tools in the order in which they are declared.
 std::string member_of(std::string_view text, std::string_view name) {
@@ -333,7 +258,7 @@ std::vector<int32_t> BatchRequestReader::read_chat(const JsonNode& asked, std::s
   if (is_openai) request.tools = read_tools(asked, text);
   const bool has_variables = is_openai && asked.find("chat_template_kwargs");
   return encode_chat(has_variables ? chat_->with_variables(member_of(text, "chat_template_kwargs")) : *chat_,
-                     messages_of(messages), request.tools.get());
+                     read_messages(messages), request.tools.get());
 }
 
 // Calls that must come are of a tool that there is, and of a strict one by its schema.

@@ -38,7 +38,6 @@ class LiveRequest {
   const Delivery& delivery() const { return delivery_; }
   HttpReply& reply() const { return *reply_; }
   std::vector<BatchRequest>& prompts() { return prompts_; }
-  int64_t n_prompt() const { return n_prompt_; }
 
   // Over what follows: tokens may come before it is known under which name.
   std::mutex& mutex() { return mutex_; }

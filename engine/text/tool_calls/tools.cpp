@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "engine/base/check.h"
 #include "engine/json.h"
 #include "engine/text/json_schema/schema_document.h"
 
@@ -31,7 +32,7 @@ bool is_text_schema(const nlohmann::json& schema) {
 
 }  // namespace
 
-Tools::Tools(std::string json) : json_(std::move(json)) {
+Tools::Tools(std::string json) try : json_(std::move(json)) {
   const std::string place = "tools";
   const nlohmann::json parsed = parse_json(json_, place, {.max_depth = kMostJsonDepth});
   const JsonNode root(parsed, place);
@@ -60,6 +61,8 @@ Tools::Tools(std::string json) : json_(std::move(json)) {
     for (const auto& [key, schema] : properties->raw().items()) entry->second[key] = is_text_schema(schema);
   }
   if (is_text_.empty()) root.unexpected("a tool or more");
+} catch (const Error& error) {  // of whatever kind it would be of a file
+  fail(ErrorKind::kUsage, "{}", error.what());
 }
 
 bool Tools::any_strict() const {
