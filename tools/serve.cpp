@@ -25,8 +25,8 @@ namespace {
 // clang-format off
 constexpr const char* kDetails =
     "Answers POST /v1/chat/completions and /v1/completions as OpenAI's endpoints do, whole or with\n"
-    "\"stream\": true, so that clients which know these need a base URL only; GET /v1/models, /health and\n"
-    "/metrics (as Prometheus reads it). With \"return_progress\": true a stream says how far the prompt\n"
+    "\"stream\": true, so that clients which know these need a base URL only; POST /tokenize and\n"
+    "/detokenize as vLLM does; GET /v1/models, /health and /metrics (as Prometheus reads it). With \"return_progress\": true a stream says how far the prompt\n"
     "is, as llama.cpp's does. Requests are decoded together, as are the answers to one (\"n\"). What a body\n"
     "asks for and is not done here is refused, saying so.\n"
     "The beginning of a prompt of 1,024 tokens or more is kept until its room is wanted: the next turns\n"

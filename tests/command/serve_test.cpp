@@ -222,6 +222,35 @@ TEST_F(ServeCommand, SeveralAnswers) {
   for (const Json& choice : many["choices"]) EXPECT_TRUE(choice["text"].get<std::string>().starts_with(" 4821"));
 }
 
+TEST_F(ServeCommand, TokensOfAPrompt) {
+  const Scratch scratch;
+  make_chat_model(scratch / "model");
+  const Server server({}, scratch / "model");
+  const std::string text = "The magic number";
+  const Json found = server.complete({{"prompt", text}, {"model", "any"}}, "/tokenize");
+  const Result listed = run({.arguments = {"tokenize", "-m", scratch / "model", "-p", text, "--json"}});
+  EXPECT_EQ(found["tokens"], Json::parse(listed.out)) << listed.out;
+  EXPECT_EQ(found["count"], found["tokens"].size());
+  EXPECT_EQ(found["max_model_len"], 16384);
+  EXPECT_EQ(server.complete({{"prompt", found["tokens"]}}, "/tokenize")["tokens"], found["tokens"]);
+  EXPECT_TRUE(contains(server.complete({{"tokens", found["tokens"]}}, "/detokenize")["prompt"], text));
+  // A conversation is what it is as a prompt.
+  const Json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  const Json chat = server.complete({{"messages", messages}}, "/tokenize");
+  EXPECT_EQ(server.complete({{"messages", messages}}, "/v1/chat/completions")["usage"]["prompt_tokens"], chat["count"]);
+  EXPECT_EQ(server.complete({{"tokens", chat["tokens"]}}, "/detokenize")["prompt"],
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+  for (const auto& [path, body] : {std::pair<const char*, Json>{"/tokenize", Json::object()},
+                                   {"/tokenize", {{"prompt", 3}}},
+                                   {"/tokenize", Json::array()},
+                                   {"/detokenize", {{"tokens", "x"}}},
+                                   {"/detokenize", {{"tokens", {99999999}}}},
+                                   {"/detokenize", Json::array()}}) {
+    EXPECT_EQ(server.ask(path, body).status, 400) << path << body;
+  }
+  EXPECT_EQ(ask(server.port(), "GET", "/tokenize").status, 405);
+}
+
 // What a token's text waits for, its log probability waits for too.
 TEST_F(ServeCommand, LogProbabilitiesInStreams) {
   const Scratch scratch;

@@ -21,6 +21,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char *kPlace = "request", *kStopping = "the server is being stopped";
+constexpr const char *kTokenize = "/tokenize", *kDetokenize = "/detokenize";
 
 // As OpenAI's clients expect it.
 std::string error_body(int status, std::string_view what, const char* code) {
@@ -61,6 +62,10 @@ void check_stops(const std::vector<std::string>& stops) {
       fail("{}: stop: expected {} bytes at most, found {}", kPlace, kMostBytes, stop.size());
     }
   }
+}
+
+nlohmann::json body_of(const HttpRequest& http) {
+  return parse_json(http.body, kPlace, {.max_bytes = http.body.size(), .max_depth = kMostJsonDepth + 6});
 }
 
 // Takes from a body what says so.
@@ -135,23 +140,23 @@ std::optional<HttpAnswer> Service::answer_at_once(const HttpRequest& request) co
     if (const std::string why = why_strange(request); !why.empty()) return refusal(403, why);
   }
   const bool is_model = request.path == "/v1/models/" + options_.model;
-  const bool completes = form_of_endpoint(request.path).has_value();
+  const bool takes_body = form_of_endpoint(request.path) || request.path == kTokenize || request.path == kDetokenize;
   constexpr const char* kPages[] = {"/health", "/metrics", "/v1/models"};
-  if (!completes && !is_model && std::ranges::find(kPages, request.path) == std::end(kPages)) {
+  if (!takes_body && !is_model && std::ranges::find(kPages, request.path) == std::end(kPages)) {
     return refusal(404, fmt::format("there is no {}", printable(request.path, 80)));
   }
   // A browser that asks whether a page may ask, which its origin decides: it sends no key yet.
   if (request.method == "OPTIONS") return HttpAnswer{};
   const bool reads = request.method == "GET" || request.method == "HEAD";
-  if (completes ? request.method != "POST" : !reads) {
-    return refusal(405, fmt::format("{}: expected {}, found {}", request.path, completes ? "POST" : "GET",
+  if (takes_body ? request.method != "POST" : !reads) {
+    return refusal(405, fmt::format("{}: expected {}, found {}", request.path, takes_body ? "POST" : "GET",
                                     printable(request.method, 20)));
   }
   if (request.path == "/health") return HttpAnswer{.body = dump({{"status", "ok"}})};
   if (!options_.api_key.empty() && !has_key(request.authorization)) {
     return refusal(401, "expected a header \"Authorization: Bearer KEY\" with the server's key", "invalid_api_key");
   }
-  if (completes) return std::nullopt;
+  if (takes_body) return std::nullopt;
   if (request.path == "/metrics") return HttpAnswer{.body = metrics(), .type = "text/plain; version=0.0.4"};
   const Json model = {{"id", options_.model},
                       {"object", "model"},
@@ -184,11 +189,44 @@ std::string Service::why_strange(const HttpRequest& request) const {
 
 void Service::handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
   try {
-    complete(request, *form_of_endpoint(request.path), reply);
+    if (const std::optional<RequestForm> form = form_of_endpoint(request.path)) {
+      complete(request, *form, reply);
+    } else {
+      send(request.path == kTokenize ? tokenize(request) : detokenize(request), *reply);
+    }
   } catch (const Error& error) {
     send(refusal(status_of(error.kind()), error.what(), code_of(error.kind())), *reply);
   } catch (const std::exception& error) {
     send(refusal(500, error.what()), *reply);
+  }
+}
+
+// As vLLM has it: how many tokens a prompt, or a conversation, is, and which.
+HttpAnswer Service::tokenize(const HttpRequest& http) const {
+  try {
+    const nlohmann::json body = body_of(http);
+    const bool is_chat = body.is_object() && body.contains("messages");
+    const BatchRequest request = reader_.read_body(
+        body, http.body, is_chat ? RequestForm::kChatCompletion : RequestForm::kCompletion, 1, kPlace);
+    return {.body = dump({{"count", request.prompt.size()}, {"max_model_len", context_}, {"tokens", request.prompt}})};
+  } catch (const Error& error) {
+    return refusal(400, error.what());
+  }
+}
+
+HttpAnswer Service::detokenize(const HttpRequest& http) const {
+  try {
+    const nlohmann::json body = body_of(http);
+    const std::string place = kPlace;
+    const JsonNode tokens = JsonNode(body, place).at("tokens");
+    tokens.expect_array();
+    std::vector<int32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = static_cast<int32_t>(tokens[i].integer(0, tokenizer_.vocab_size() - 1));
+    }
+    return {.body = dump({{"prompt", tokenizer_.decode(ids, /*skip_special=*/false)}})};
+  } catch (const Error& error) {
+    return refusal(400, error.what());
   }
 }
 
@@ -200,7 +238,7 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
   Delivery delivery;
   std::vector<BatchRequest> prompts;
   try {
-    nlohmann::json body = parse_json(http.body, kPlace, {.max_bytes = http.body.size(), .max_depth = kMostJsonDepth + 6});
+    nlohmann::json body = body_of(http);
     delivery = take_delivery(body);
     prompts = read_prompts(body, http.body, form, number);
     check_stops(prompts.front().stops);

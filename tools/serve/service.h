@@ -1,6 +1,7 @@
 // What tiercel serve answers: OpenAI's endpoints for completions, by a scheduler that decodes all requests together.
 //
 //   POST /v1/chat/completions, /v1/completions   whole, or as a stream of events
+//   POST /tokenize, /detokenize                  tokens of a prompt or a conversation, as vLLM's; and back
 //   GET  /v1/models                              the model
 //   GET  /health                                 {"status": "ok"}
 //   GET  /metrics                                counters, as Prometheus reads them
@@ -49,7 +50,7 @@ class Service {
   // Of a server that has no service yet.
   static HttpAnswer answer_while_loading();
 
-  // What needs no body and no time: all but completions, and those that are not to be answered. Safe from any thread.
+  // What needs no body and no time, and what is not to be answered. Safe from any thread.
   std::optional<HttpAnswer> answer_at_once(const HttpRequest& request) const;
   // The others. Safe from any thread. Throws nothing.
   void handle(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
@@ -65,6 +66,8 @@ class Service {
  private:
   bool has_key(std::string_view authorization) const;
   std::string why_strange(const HttpRequest& request) const;
+  HttpAnswer tokenize(const HttpRequest& request) const;
+  HttpAnswer detokenize(const HttpRequest& request) const;
   void complete(const HttpRequest& request, RequestForm form, const std::shared_ptr<HttpReply>& reply);
   std::vector<BatchRequest> read_prompts(nlohmann::json& body, std::string_view text, RequestForm form,
                                          int64_t number) const;
