@@ -265,11 +265,23 @@ TEST_F(ServeCommand, LogProbabilitiesInStreams) {
     } else {
       body.update({{"prompt", "Hi"}, {"logprobs", 3}});
     }
-    const Json whole = server.complete(body, path)["choices"][0];
-    body["stream"] = true;
-    const Streamed streamed = put_together(server.ask(path, body), 1);
-    EXPECT_EQ(streamed.texts[0], is_chat ? whole["message"]["content"] : whole["text"]);
-    EXPECT_EQ(streamed.logprobs[0], whole["logprobs"]);
+    std::string said;
+    for (const bool is_cut : {false, true}) {
+      // The last token of one that is cut says nothing.
+      if (is_cut) {
+        const size_t letter = said.find_first_of("abcdefghijklmnopqrstuvwxyz", said.size() / 4);
+        ASSERT_NE(letter, std::string::npos) << said;
+        body["stop"] = {said.substr(letter, 1)};
+      }
+      const Json whole = server.complete(body, path)["choices"][0];
+      body["stream"] = true;
+      const Streamed streamed = put_together(server.ask(path, body), 1);
+      body["stream"] = false;
+      EXPECT_EQ(whole["finish_reason"], is_cut ? "stop" : "length");
+      said = is_chat ? whole["message"]["content"] : whole["text"];
+      EXPECT_EQ(streamed.texts[0], said);
+      EXPECT_EQ(streamed.logprobs[0], whole["logprobs"]);
+    }
   }
 }
 
