@@ -359,11 +359,14 @@ Scheduler::RequestId Service::submit(const std::shared_ptr<LiveRequest>& live, s
       console_.warn("request {}: {}", live->number(), error.what());
       live->refuse(refusal(500, error.what()));
     }
+    if (!live->is_over()) return;
+    const std::lock_guard lock_all(mutex_);
+    live_.erase(live.get());
   };
   return scheduler_.submit(std::move(wish));
 }
 
-// In the thread that takes turns.
+// In the thread that takes turns; the request is locked.
 void Service::end(LiveRequest& live, size_t c, const RequestReport& ended) {
   scheduler_.forget(live.choice(c).id);
   if (live.is_over()) return;
@@ -388,9 +391,6 @@ void Service::end(LiveRequest& live, size_t c, const RequestReport& ended) {
                   ended.first_token_seconds,
                   ended.decode_seconds > 0 ? static_cast<double>(ended.tokens.size() - 1) / ended.decode_seconds : 0);
   }
-  if (!live.is_over()) return;
-  const std::lock_guard lock(mutex_);
-  live_.erase(&live);
 }
 
 void Service::tell_progress() {
