@@ -1,7 +1,16 @@
 // The subcommands. Each takes argv from its own name on, and returns the exit code or throws Error.
 #pragma once
 
+#include <span>
+
 namespace tiercel {
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(int argc, char** argv);
+};
+std::span<const Command> commands();
 
 int command_run(int argc, char** argv);
 int command_batch(int argc, char** argv);

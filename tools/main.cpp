@@ -20,31 +20,11 @@
 namespace tiercel {
 namespace {
 
-struct Command {
-  const char* name;
-  const char* summary;
-  int (*run)(int argc, char** argv);
-};
-
-constexpr Command kCommands[] = {
-    {"run", "Continue a prompt, however long", command_run},
-    {"batch", "Answer many prompts of a file together", command_batch},
-    {"serve", "Answer HTTP requests, as OpenAI's endpoints do", command_serve},
-    {"bench", "Time of prefill and decode at given lengths", command_bench},
-    {"tokenize", "Text to token ids and back", command_tokenize},
-    {"perplexity", "How well the model predicts a text", command_perplexity},
-    {"estimate", "The memory that a run would take", command_estimate},
-    {"eval", "What a composition loses, by tasks and against dense attention", command_eval},
-    {"haystack", "Write a long prompt with planted facts, and its questions", command_haystack},
-    {"completion", "Completion for bash, zsh or fish", command_completion},
-    {"version", "Version, compiler, libraries, instruction set", command_version},
-};
-
 std::string usage() {
   std::string text =
       "tiercel: runs prompts that are larger than the GPU's memory\n\n"
       "usage: tiercel COMMAND [FLAGS]\n\ncommands:\n";
-  for (const Command& command : kCommands) {
+  for (const Command& command : commands()) {
     text += fmt::format("  {:<12}{}\n", command.name, command.summary);
   }
   return text +
@@ -55,14 +35,13 @@ std::string usage() {
 
 // Null: there is none of that name.
 const Command* find_command(std::string_view name) {
-  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands),
-                                  [&](const Command& command) { return name == command.name; });
-  return found != std::end(kCommands) ? &*found : nullptr;
+  const auto found = std::ranges::find_if(commands(), [&](const Command& command) { return name == command.name; });
+  return found != commands().end() ? &*found : nullptr;
 }
 
 [[noreturn]] void refuse_command(const std::string& found) {
   std::vector<std::string> known;
-  for (const Command& command : kCommands) known.emplace_back(command.name);
+  for (const Command& command : commands()) known.emplace_back(command.name);
   fail(ErrorKind::kUsage, "expected a command, found {}{}; there are: {}",
        found.empty() ? "none" : "'" + printable(found, 40) + "'", did_you_mean(found, known),
        fmt::join(known, ", "));
@@ -70,7 +49,7 @@ const Command* find_command(std::string_view name) {
 
 void list_commands() {  // for completion
   std::string text;
-  for (const Command& command : kCommands) text += std::string(command.name) + "\n";
+  for (const Command& command : commands()) text += std::string(command.name) + "\n";
   print_result(text);
 }
 

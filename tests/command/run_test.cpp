@@ -208,60 +208,6 @@ TEST(Run, HowFarQueriesLook) {
                  {"--ctx-size: dual chunk attention reaches 6400 tokens"});
 }
 
-std::vector<std::string> split(const std::string& text, const std::string& separator) {
-  std::vector<std::string> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(separator, begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + separator.size();
-  }
-  return parts;
-}
-
-// {"--ctx-size", "TIERCEL_ARG_CTX_SIZE"} and so on: the flags of a command whose value is not just
-// any text. Each of an option's long names, which follow each other, has a variable; messages use the
-// first.
-std::vector<std::pair<std::string, std::string>> twins_of(const std::string& command) {
-  std::vector<std::pair<std::string, std::string>> twins;
-  std::string previous, first_name;
-  for (const std::string& line : split(run({.arguments = {command, "--list-flags"}}).out, "\n")) {
-    const std::vector<std::string> cells = split(line, "\t");
-    if (cells.size() != 3 || !cells[0].starts_with("--")) continue;
-    const std::string &name = cells[0], &type = cells[1];
-    const std::string option = type + cells[2];
-    if (option != std::exchange(previous, option)) first_name = name;
-    if (type.empty() || type == "TEXT" || type == "FILE" || type == "DIR" || type == "DIR|FILE") continue;
-    std::string variable = "TIERCEL_ARG_";
-    for (const char c : name.substr(2)) {
-      variable += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-    }
-    twins.emplace_back(first_name, variable);
-  }
-  return twins;
-}
-
-TEST(Run, EveryFlagOfEveryCommandHasAVariableThatIsChecked) {
-  const std::string complaint = run({.arguments = {"walk"}}).err;
-  const size_t list = complaint.find("there are: ");
-  ASSERT_NE(list, std::string::npos) << complaint;
-  const size_t begin = list + std::string("there are: ").size();
-  const std::vector<std::string> commands =
-      split(complaint.substr(begin, complaint.find('\n', list) - begin), ", ");
-  EXPECT_GE(commands.size(), 9u) << complaint;
-  size_t n_flags = 0;
-  for (const std::string& command : commands) {
-    for (const auto& [name, variable] : twins_of(command)) {
-      SCOPED_TRACE(command + " " + name);
-      // With a flag: without any, version says what it is whatever the environment says.
-      expect_refused(
-          {.arguments = {command, "--log-file", "/dev/null"}, .environment = {{variable, "x?"}}}, 2,
-          {name, variable + "=x?"});
-      ++n_flags;
-    }
-  }
-  EXPECT_GT(n_flags, 150u);
-}
-
 TEST(Run, PromptFromFileAndStdinIsTakenAsItIs) {
   const Scratch scratch;
   write_file(scratch / "prompt", "one two\n\nthree \n");
