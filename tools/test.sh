@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sanitizers=0 fuzz_seconds=0 setup=1
 if [[ ${CI:-} == true ]]; then
-  sanitizers=1 fuzz_seconds=20
+  sanitizers=1 fuzz_seconds=10
 fi
 while (($#)); do
   case $1 in
