@@ -19,7 +19,7 @@ std::array<float, 256> all_codes() {
 
 constexpr float kLargestCode = 448;
 // Kernels multiply scales by 256.
-constexpr float kMostScale = 0x1p+120f;
+constexpr float kMostBlockScale = 0x1p+120f;
 
 bool is_infinite(bf16 value) { return (value.bits & 0x7fffu) == 0x7f80u; }
 
@@ -82,7 +82,7 @@ int64_t Fp8Tensor::pack(int64_t row, WeightCodec codec, std::byte* out) const {
   for (int64_t first = 0; first < columns_; first += codec.group) {
     const float scale = scales[first / block_columns_];
     params.push_back(std::bit_cast<uint32_t>(scale));
-    if (std::abs(scale) >= kMostScale) {
+    if (std::abs(scale) >= kMostBlockScale) {
       overflowed += codec.group;
     } else if (is_infinite(bf16(kLargestCode * scale))) {
       overflowed += std::count_if(codes + first, codes + first + codec.group, [&](uint8_t code) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "engine/base/check.h"
@@ -51,6 +52,7 @@ double parse_number(std::string_view text, double low, double high) {
 
 std::vector<LogitBias> parse_biases(std::string_view text) {
   std::vector<LogitBias> biases;
+  std::unordered_set<int32_t> tokens;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
     const std::string_view item = text.substr(begin, end - begin);
@@ -71,7 +73,7 @@ std::vector<LogitBias> parse_biases(std::string_view text) {
            printable(item, 40));
     }
     bias.token = static_cast<int32_t>(token);
-    if (std::ranges::find(biases, bias.token, &LogitBias::token) != biases.end()) {
+    if (!tokens.insert(bias.token).second) {
       fail(ErrorKind::kUsage, "expected every token once, found {} twice", bias.token);
     }
     biases.push_back(bias);

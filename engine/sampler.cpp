@@ -5,6 +5,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <unordered_set>
 
 #include "engine/base/check.h"
 
@@ -98,10 +99,8 @@ void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size) {
   }
 }
 
-Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
-    : options_(options), vocab_size_(vocab_size), state_(options.seed) {
+void check_sampling(const SamplingOptions& o, int64_t vocab_size) {
   CHECK(vocab_size > 0 && vocab_size < kMaxVocabulary, "vocab_size {}", vocab_size);
-  const SamplingOptions& o = options;
   demand(o.temperature >= 0 && std::isfinite(o.temperature), "temperature", "a number from 0 up",
          o.temperature);
   demand(o.top_k >= 0, "top-k", "0 (off) or more", static_cast<double>(o.top_k));
@@ -112,6 +111,18 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   demand(o.repeat_last_n >= 0, "repeat-last-n", "0 or more", static_cast<double>(o.repeat_last_n));
   demand(std::isfinite(o.presence_penalty), "presence-penalty", "a number", o.presence_penalty);
   demand(std::isfinite(o.frequency_penalty), "frequency-penalty", "a number", o.frequency_penalty);
+  check_biases(o.logit_bias, vocab_size);
+  std::unordered_set<int32_t> biased;
+  for (const LogitBias& bias : o.logit_bias) {
+    demand(bias.bias < std::numeric_limits<double>::infinity(), "logit-bias", "a finite number or -inf", bias.bias);
+    demand(biased.insert(bias.token).second, "logit-bias", "every token once", bias.token);
+  }
+}
+
+Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
+    : options_(options), vocab_size_(vocab_size), state_(options.seed) {
+  check_sampling(options, vocab_size);
+  const SamplingOptions& o = options;
   const auto n = static_cast<size_t>(vocab_size);
   candidates_.reserve(n);
   const bool is_counting = o.presence_penalty != 0 || o.frequency_penalty != 0;
@@ -122,12 +133,6 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
   if (!is_counting && o.repeat_penalty == 1 && o.logit_bias.empty()) return;
   place_.resize(n);
   adjustments_.reserve(n);
-  check_biases(o.logit_bias, vocab_size);
-  for (const LogitBias& bias : o.logit_bias) {
-    demand(bias.bias < std::numeric_limits<double>::infinity(), "logit-bias", "a finite number or -inf", bias.bias);
-    demand(place_[static_cast<size_t>(bias.token)] == 0, "logit-bias", "every token once", bias.token);
-    adjustment_of(bias.token);
-  }
 }
 
 LogitAdjustment& Sampler::adjustment_of(int32_t token) {
@@ -198,6 +203,12 @@ void Sampler::followed(int32_t token) {
   if (!may_come) return begin_answer();
   newest_ = token;
   allowed_.reset();
+}
+
+void Sampler::begin_answer(ConstraintSource constraint) {
+  options_.constraint = std::move(constraint);
+  constraint_.reset();
+  begin_answer();
 }
 
 void Sampler::begin_answer() {

@@ -13,6 +13,8 @@ namespace tiercel {
 
 // Throws Error(kUsage) for a token that the vocabulary does not have.
 void check_biases(const std::vector<LogitBias>& biases, int64_t vocab_size);
+// All that is wrong with options. Throws Error(kUsage).
+void check_sampling(const SamplingOptions& options, int64_t vocab_size);
 
 // Throws Error(kRuntime) when any is NaN, saying how many are.
 void check_logits(std::span<const float> logits);
@@ -45,8 +47,9 @@ class Sampler {
   // A token that somebody else put there: an answer goes on with it, where it may; else, or where that cannot be told,
   // what is picked next begins one.
   void followed(int32_t token);
-  // What is picked next begins an answer, as far as a constraint is concerned.
+  // What is picked next begins an answer, as far as a constraint is concerned; held to another one.
   void begin_answer();
+  void begin_answer(ConstraintSource constraint);
 
   // history: all tokens so far, newest last. Throws Error(kRuntime) when every logit is NaN, or any
   // is, and as allowed().

@@ -55,7 +55,8 @@ Scheduler::RequestId Scheduler::submit(Request request) {
   SessionPlan plan = request.prefix ? batch_->plan_behind(batch_->plan_prefix(n_prefix), n_prompt,
                                                           request.n_new)
                                     : batch_->plan_sequence(n_prompt, request.n_new);
-  auto entry = std::make_unique<Entry>(0, std::move(request), vocab_size_);
+  check_sampling(request.sampling, vocab_size_);
+  auto entry = std::make_unique<Entry>(0, std::move(request));
   entry->plan = std::move(plan);
   entry->bytes = batch_->bytes_of(entry->plan);
   entry->work = batch_->work_of(entry->plan);
@@ -215,7 +216,7 @@ void Scheduler::accept(Entry& entry, int32_t token) {
   bool go_on = false;
   TokenLogprobs logprobs;
   const bool sampled = guarded(entry, [&] {
-    if (token < 0) token = batch_->sample(entry.sequence, entry.sampler, entry.history);
+    if (token < 0) token = batch_->sample(entry.sequence, *entry.sampler, entry.history);
     if (request.n_logprobs >= 0) {
       logprobs = logprobs_of(batch_->logits(entry.sequence), token, request.n_logprobs);
     }
@@ -272,12 +273,15 @@ void Scheduler::step() {
   // What fails here fails for all: nobody knows whose memory it left in what state.
   const std::vector<Entry*> running = decoding_;
   samplings_.clear();
-  for (Entry* entry : running) samplings_.push_back({entry->sequence, &entry->sampler, entry->history});
+  for (Entry* entry : running) samplings_.push_back({entry->sequence, &*entry->sampler, entry->history});
   try {
     batch_->step(steps_);
     batch_->sample_ahead(samplings_);
   } catch (const Error& error) {
     for (Entry* entry : running) give_up(*entry, {error.kind(), error.what()});
+    return;
+  } catch (const std::exception& error) {  // no memory
+    for (Entry* entry : running) give_up(*entry, {ErrorKind::kRuntime, error.what()});
     return;
   }
   count_step(std::ssize(running), std::ssize(running));

@@ -166,13 +166,15 @@ Scheduler::Added Scheduler::try_to_add(Entry& entry) {
   if (added != Added::kYes) return added;
   if (entry.prefix != nullptr) ++entry.prefix->n_behind;
   prefilling_ = &entry;
-  const std::lock_guard lock(mutex_);
-  entry.report.state = RequestState::kPrefilling;
-  entry.report.queued_seconds = now() - entry.arrived;
-  entry.report.slots = entry.plan.options.selection.slots;
-  --totals_.queued;
-  ++totals_.prefilling;
-  return Added::kYes;
+  {
+    const std::lock_guard lock(mutex_);
+    entry.report.state = RequestState::kPrefilling;
+    entry.report.queued_seconds = now() - entry.arrived;
+    entry.report.slots = entry.plan.options.selection.slots;
+    --totals_.queued;
+    ++totals_.prefilling;
+  }
+  return guarded(entry, [&] { entry.begin(vocab_size_); }) ? Added::kYes : Added::kFailed;
 }
 
 Scheduler::Added Scheduler::try_to_add(Prefix& prefix) {

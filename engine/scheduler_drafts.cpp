@@ -32,7 +32,7 @@ void Scheduler::step_alone(Entry& entry) {
   const int64_t n_left = entry.request.n_new - std::ssize(entry.report.tokens);
   const double begin = now();
   const bool stepped = guarded(entry, [&] {
-    drafts.expect(entry.history.back(), entry.sampler.expected());
+    drafts.expect(entry.history.back(), entry.sampler->expected());
     const int64_t most = std::min(batch_->most_drafted(sequence), n_left);
     const std::span<const int32_t> tokens = drafts.begin_step(entry.history.back(), std::max<int64_t>(most - 1, 0));
     if (tokens.size() > 1) {
@@ -47,7 +47,7 @@ void Scheduler::step_alone(Entry& entry) {
   const auto is_answered_on = [&] { return std::ranges::find(decoding_, &entry) != decoding_.end(); };
   DraftReport after = drafts.report();
   do {
-    Batch::Sampling sampling{sequence, &entry.sampler, entry.history};
+    Batch::Sampling sampling{sequence, &*entry.sampler, entry.history};
     const bool picked = guarded(entry, [&] {
       batch_->show(sequence, drafts.row());
       batch_->sample_ahead({&sampling, 1});

@@ -32,10 +32,11 @@ struct Scheduler::Prefix : Placed {
 };
 
 struct Scheduler::Entry : Placed {
-  Entry(RequestId its_id, Request its_request, int64_t vocab_size)
-      : id(its_id),
-        request(std::move(its_request)),
-        sampler(request.sampling, vocab_size) {
+  Entry(RequestId its_id, Request its_request) : id(its_id), request(std::move(its_request)) {}
+
+  // Once it is in the batch: those that wait may be many, and a sampler has numbers for the whole vocabulary.
+  void begin(int64_t vocab_size) {
+    sampler.emplace(request.sampling, vocab_size);
     // As much as a sampler looks back on.
     if (request.prefix != nullptr) {
       const std::vector<int32_t>& tokens = *request.prefix;
@@ -52,7 +53,7 @@ struct Scheduler::Entry : Placed {
 
   RequestId id;
   Request request;
-  Sampler sampler;
+  std::optional<Sampler> sampler;
   std::vector<int32_t> history;  // prompt and tokens
   double order = 0;  // work done when it arrived, and its own
   int64_t overtaken = 0;

@@ -29,7 +29,7 @@ static_assert(std::endian::native == std::endian::little, "files are written as 
 constexpr char kMagic[9] = "TIERCEL\x1a";
 constexpr int64_t kPrefixBytes = 40, kChecksumAt = 32;
 constexpr size_t kBufferBytes = size_t{1} << 20;
-constexpr int64_t kMaxHeaderBytes = int64_t{64} << 20;
+constexpr int64_t kMaxSavedHeaderBytes = int64_t{64} << 20;
 
 int64_t to_pages(int64_t bytes) { return (bytes + kSessionPage - 1) / kSessionPage * kSessionPage; }
 
@@ -360,7 +360,7 @@ SessionFile::Header SessionFile::parse_header(std::span<const std::byte> bytes, 
         name, expected, file_bytes);
   }
   const auto text_bytes = read_as<uint64_t>(bytes, 16);
-  const bool sane = text_bytes <= static_cast<uint64_t>(std::min(kMaxHeaderBytes, file_bytes));
+  const bool sane = text_bytes <= static_cast<uint64_t>(std::min(kMaxSavedHeaderBytes, file_bytes));
   const int64_t header_end =
       sane ? to_pages(kPrefixBytes + static_cast<int64_t>(text_bytes)) : file_bytes + 1;
   if (header_end > n ||

@@ -26,7 +26,7 @@ namespace tiercel {
 namespace {
 
 // clang-format off
-constexpr const char* kDetails =
+constexpr const char* kBatchDetails =
     "A line of the file is a JSON object: {\"prompt\": TEXT or token ids} or, for a model with a chat\n"
     "template, {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, ...]}. \"id\" is given back with\n"
     "the answer; \"max_tokens\", \"stop\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\",\n"
@@ -70,7 +70,7 @@ struct BatchFlags {
   bool quiet = false;
 
   bool parse(int argc, char** argv) {
-    Flags flags("batch", "Answer many prompts of a file together.", kDetails);
+    Flags flags("batch", "Answer many prompts of a file together.", kBatchDetails);
     model.add_to(flags);
     flags.section("Requests and answers");
     flags.file("-f,--file", requests, Flags::FileUse::kRead,
@@ -133,6 +133,7 @@ class BatchJob {
     const BatchRequestReader reader = reader_of(chat, no_chat);  // what holds answers is its
     requests_ = reader.read(text, requests_name(), &n_saved);
     limit_to_context();
+    unshare_across_rope();
     measure_requests();
     say_what_is_shared(n_saved);
     answers_.emplace(flags_.answers, flags_.resume);
@@ -221,6 +222,18 @@ class BatchJob {
         flags_.session.strict,
         fmt::format("--ctx-size: {} of {} lines have room for fewer tokens than asked for",
                     n_shortened, requests_.size()));
+  }
+
+  // Behind a shared text all keys are turned as its are: where a line's answer makes its context one in which this
+  // model turns them otherwise, it shares nothing.
+  void unshare_across_rope() {
+    for (BatchRequest& request : requests_) {
+      if (request.prefix == nullptr) continue;
+      const bool is_long = config_.rope.is_long(request.n_prompt() + request.n_new);
+      if (is_long == config_.rope.is_long(request.n_prefix())) continue;
+      request.prompt.insert(request.prompt.begin(), request.prefix->begin(), request.prefix->end());
+      request.prefix.reset();
+    }
   }
 
   // Of all lines, whether they are answered already or not: the plan, and with it the codecs that

@@ -19,7 +19,7 @@
 namespace tiercel {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kBenchDetails =
     "Lists are separated by commas; 4K..64K*2 is 4K,8K,16K,32K,64K, and 8..32+8 is 8,16,24,32.\n"
     "With -b, so many sequences are prefilled and then decoded together; 'max' is as many as fit\n"
     "--device-memory and --host-memory. --compare dense,device measures the same for dense attention\n"
@@ -50,7 +50,7 @@ struct BenchFlags {
   BenchFormat format = BenchFormat::kMarkdown;
 
   bool parse(int argc, char** argv) {
-    Flags flags("bench", "Time of prefill and decode at given lengths.", kDetails);
+    Flags flags("bench", "Time of prefill and decode at given lengths.", kBenchDetails);
     model.add_to(flags, /*with_synthetic=*/true);
     flags.section("Measurement");
     flags.text("-p,--n-prompt", prompts, "Prompt lengths in TOKENS: a list");

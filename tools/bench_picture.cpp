@@ -14,7 +14,7 @@
 namespace tiercel {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 constexpr double kMargin = 24, kWidth = 460, kHeight = 260, kGap = 70;
 

@@ -18,7 +18,7 @@
 namespace tiercel {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kEvalDetails =
     "tasks (RULER, arXiv 2404.06654, and records):\n"
     "  single          one needle in prose\n"
     "  multikey-1      needles with different keys in prose: four, or one per depth\n"
@@ -70,7 +70,7 @@ struct EvalFlags {
 
   bool parse(int argc, char** argv) {
     Flags flags("eval", "What a composition loses: tasks, and distance from dense attention.",
-                kDetails);
+                kEvalDetails);
     model.add_to(flags);
     flags.section("Tasks");
     flags.text("--tasks", tasks, "Families, separated by commas; all: those that the style knows");

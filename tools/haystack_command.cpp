@@ -16,7 +16,7 @@
 namespace tiercel {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kHaystackDetails =
     "forms, by what is planted and asked:\n"
     "  magic    The magic number for K is V.\n"
     "           What is the magic number for K? The magic number for K is\n"
@@ -78,7 +78,7 @@ int command_haystack(int argc, char** argv) {
   std::optional<int64_t> ask;
   HaystackRequest request;
   int64_t seed = 0;
-  Flags flags("haystack", "Write a long prompt with planted facts, and its questions.", kDetails);
+  Flags flags("haystack", "Write a long prompt with planted facts, and its questions.", kHaystackDetails);
   flags.section("Haystack");
   flags.tokens("--tokens", request.n_tokens, 1, int64_t{1} << 32,
                "Tokens of the prompt, to 0.5 %");

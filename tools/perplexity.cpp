@@ -19,7 +19,7 @@
 namespace tiercel {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kPerplexityDetails =
     "With -c N the text is cut into windows of N tokens that know nothing of each other; each "
     "begins "
     "with the begin-of-text token where the tokenizer adds one. Without it the text is one "
@@ -133,7 +133,7 @@ int command_perplexity(int argc, char** argv) {
   PromptFlags prompt;
   SessionOptions options;
   bool json = false, no_bos = false, quiet = false;
-  Flags flags("perplexity", "How well the model predicts a text.", kDetails);
+  Flags flags("perplexity", "How well the model predicts a text.", kPerplexityDetails);
   model_flags.add_to(flags);
   prompt.add_to(flags, false);
   flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front");

@@ -29,7 +29,7 @@ namespace {
 constexpr int64_t kDefaultTokens = 128;
 constexpr int64_t kDefaultTalk = 8192;  // room of a conversation behind its first message
 
-constexpr const char* kDetails =
+constexpr const char* kRunDetails =
     "stdout carries the generated text only. Sizes take KiB, MiB, GiB, TiB or plain bytes.\n"
     "Ctrl-C stops at the next token, keeps what was generated and writes the report; a second one\n"
     "ends at once. With --interactive it stops the answer; at the prompt it leaves.\n"
@@ -56,7 +56,7 @@ struct RunFlags {
   std::shared_ptr<const SavedSession> saved;  // --session
 
   bool parse(int argc, char** argv) {
-    Flags flags("run", "Continue a prompt, however long.", kDetails);
+    Flags flags("run", "Continue a prompt, however long.", kRunDetails);
     model.add_to(flags);
     prompt.add_to(flags, true);
     flags.flag("--no-bos", no_bos, "Do not put the begin-of-text token in front");

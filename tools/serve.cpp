@@ -23,7 +23,7 @@ namespace tiercel {
 namespace {
 
 // clang-format off
-constexpr const char* kDetails =
+constexpr const char* kServeDetails =
     "Answers POST /v1/chat/completions and /v1/completions as OpenAI's endpoints do, whole or with\n"
     "\"stream\": true, so that clients which know these need a base URL only; POST /tokenize and\n"
     "/detokenize as vLLM does; GET /v1/models, /health and /metrics (as Prometheus reads it). With \"return_progress\": true a stream says how far the prompt\n"
@@ -60,7 +60,7 @@ struct ServeFlags {
   bool has_thoughts = true, no_share_prefix = false, no_bos = false, special = false, ignore_eos = false, quiet = false;
 
   bool parse(int argc, char** argv) {
-    Flags flags("serve", "Answer HTTP requests, as OpenAI's endpoints do.", kDetails);
+    Flags flags("serve", "Answer HTTP requests, as OpenAI's endpoints do.", kServeDetails);
     model.add_to(flags);
     flags.section("Server");
     flags.text("--host", host, "Address to listen at; 0.0.0.0: all of this machine's");
@@ -92,10 +92,6 @@ std::string name_of_folder(const std::string& directory) {
   std::error_code ignored;
   const std::filesystem::path path = std::filesystem::weakly_canonical(directory, ignored);
   return path.empty() ? directory : path.filename().string();
-}
-
-bool is_loopback(std::string_view host) {
-  return host == "localhost" || host.starts_with("127.") || host == "::1";
 }
 
 // With as much context as fits, where nobody says how much.
@@ -135,7 +131,7 @@ class Answering {
                  .is_dated = !flags.date && chat_ && chat_->asks_for_date(),
                  .has_thoughts = flags.has_thoughts}) {}
 
-  Service& open(const ServeFlags& flags) {
+  Service& open(const ServeFlags& flags, bool is_loopback) {
     const int64_t expected = flags.session.context > 0 ? flags.session.context : kLeastContext;
     const auto model = flags.model.open(
         {.session = flags.session, .n_prompt = expected - 1, .n_new = 1, .n_sequences = flags.parallel});
@@ -152,7 +148,7 @@ class Answering {
     console_.info("backend: {}", scheduler_->batch().backend_description());
     ServiceOptions options{.model = flags.name.empty() ? name_of_folder(flags.model.directory) : flags.name,
                            .api_key = flags.api_key.value_or(""),
-                           .loopback = is_loopback(flags.host),
+                           .loopback = is_loopback,
                            .ends = end_ids(config_, tokenizer_, chat_ ? &*chat_ : nullptr),
                            .shares_prefixes = !flags.no_share_prefix};
     service_ = std::make_unique<Service>(*model_, reader_, tokenizer_, *scheduler_, console_, options);
@@ -195,7 +191,7 @@ void serve(const ServeFlags& flags) {
       [&service](const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
         service.load()->handle(request, reply);
       });
-  service = &answering.open(flags);
+  service = &answering.open(flags, server.is_loopback());
   const std::string host = flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
   console.info("listening: http://{}:{}/v1{}", host, server.port(),
                flags.api_key ? "" : ", for whoever reaches it (--api-key)");

@@ -168,8 +168,9 @@ build_and_test() {
 }
 # With a CUDA toolkit the CUDA build is the one to test; the sanitizer builds are without it.
 main=$(command -v nvcc >/dev/null && echo cuda || echo cpu)
-# Benchmarks are built so that they still compile on the day that they are needed.
-build_and_test "$main" -DTIERCEL_BUILD_BENCH=ON
+# Benchmarks are built so that they still compile on the day that they are needed. Tests several to a
+# compilation: nobody is going to change one of them.
+build_and_test "$main" -DTIERCEL_BUILD_BENCH=ON -DTIERCEL_UNITY=TESTS
 if ((sanitizers)); then
   build_and_test cpu-asan
   # The tests that run the program, as they are, with that one.

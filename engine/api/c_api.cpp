@@ -1,5 +1,6 @@
 // The C interface: errors, options, engines and sessions.
 #include <new>
+#include <span>
 #include <string>
 
 #include "engine/api/c_handles.h"
@@ -9,9 +10,14 @@ using namespace tiercel::c;
 
 namespace {
 
-const std::vector<tiercel::v0::OptionInfo>& option_list() {
-  static const std::vector<tiercel::v0::OptionInfo> list = tiercel::v0::Options::list();
-  return list;
+// Empty where there is no memory for it; the next call tries again.
+std::span<const tiercel::v0::OptionInfo> option_list() {
+  try {
+    static const std::vector<tiercel::v0::OptionInfo> list = tiercel::v0::Options::list();
+    return list;
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
 }
 
 const char* option_text(size_t index, std::string tiercel::v0::OptionInfo::*field) {

@@ -194,13 +194,14 @@ tiercel_status tiercel_request_top_logprobs(const tiercel_request* request, size
       its_tokens.push_back(one.token);
       its_logprobs.push_back(one.logprob);
     }
-    give_tokens(its_tokens, tokens, n);
+    double* const copy = copied(its_logprobs.data(), its_logprobs.size());
     try {
-      *logprobs = copied(its_logprobs.data(), its_logprobs.size());
+      give_tokens(its_tokens, tokens, n);
     } catch (...) {
-      std::free(*tokens);
+      std::free(copy);
       throw;
     }
+    *logprobs = copy;
     return TIERCEL_OK;
   });
 }

@@ -1,10 +1,10 @@
 // tiercel::Engine: conversations.
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "engine/api/state.h"
 #include "engine/text/chat_json.h"
 #include "engine/text/chat_template.h"
-#include "engine/text/thoughts.h"
 #include "engine/text/tool_calls/tool_format.h"
 
 namespace tiercel {
@@ -64,12 +64,12 @@ ChatAnswer Engine::read_answer(std::span<const int32_t> prompt, std::span<const 
   return detail::translated([&] {
     std::optional<Tools> declared;
     std::optional<ToolFormat> format;
-    if (!tools.empty()) {
+    // As a conversation may have it: none is an empty array too.
+    if (!tools.empty() && !nlohmann::json::parse(tools, nullptr, /*allow_exceptions=*/false).empty()) {
       declared.emplace(std::string(tools));
       format.emplace(detail::template_of(engine).program());
     }
-    const bool thinks = thoughts_at_end(engine.tokenizer, prompt) == PromptThoughts::kBegun;
-    const tiercel::ChatMessage read = tiercel::read_answer(engine.tokenizer, answer, thinks, format ? &*format : nullptr,
+    const tiercel::ChatMessage read = tiercel::read_answer(engine.tokenizer, prompt, answer, format ? &*format : nullptr,
                                                            declared ? &*declared : nullptr);
     ChatAnswer result{.content = read.content, .reasoning = read.reasoning, .calls = {}, .message_json = to_json(read)};
     for (const tiercel::ToolCall& call : read.calls) result.calls.push_back({call.id, call.name, call.arguments});

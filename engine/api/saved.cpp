@@ -11,11 +11,11 @@ template <typename F>
 bool stoppable(const SessionState& s, int64_t n_tokens, bool cached, const v0::ProgressCallback& progress,
                F&& f) {
   const ProgressCallback report = [&](const tiercel::Progress& p) {
-    return goes_on(s, progress,
-                   {.total = n_tokens,
-                    .cached = cached ? p.tokens_done : 0,
-                    .processed = p.tokens_done,
-                    .elapsed = p.seconds});
+    return goes_on_within(s, progress,
+                          {.total = n_tokens,
+                           .cached = cached ? p.tokens_done : 0,
+                           .processed = p.tokens_done,
+                           .elapsed = p.seconds});
   };
   try {
     f(report);
@@ -77,9 +77,11 @@ bool Session::save(const std::string& path, const ProgressCallback& progress) {
   detail::require_name("save", path);
   detail::decode(s, [&] { detail::flush(s); });  // a file has no token that is on its way
   const detail::Turn turn(*s.engine);
-  return detail::translated([&] {
-    return detail::stoppable(s, std::ssize(s.sequence), false, progress,
-                             [&](const auto& report) { s.inner->save(path, s.sequence, report); });
+  return detail::passing_through([&] {
+    return detail::translated([&] {
+      return detail::stoppable(s, std::ssize(s.sequence), false, progress,
+                               [&](const auto& report) { s.inner->save(path, s.sequence, report); });
+    });
   });
 }
 
@@ -120,12 +122,14 @@ Session Engine::restore(const std::string& path, const Options& options,
   detail::EngineState& engine = detail::opened_engine(state_);
   detail::require_session_options(options);
   detail::require_name("restore", path);
-  return detail::translated([&] {
-    const auto saved = SavedSession::open(path);
-    auto state = std::make_shared<detail::SessionState>(
-        state_, detail::settings_of(*saved, engine.options, options));
-    if (!detail::restore(*state, *saved, progress)) state->restart_sampling();
-    return Session(std::move(state));
+  return detail::passing_through([&] {
+    return detail::translated([&] {
+      const auto saved = SavedSession::open(path);
+      auto state = std::make_shared<detail::SessionState>(
+          state_, detail::settings_of(*saved, engine.options, options));
+      if (!detail::restore(*state, *saved, progress)) state->restart_sampling();
+      return Session(std::move(state));
+    });
   });
 }
 

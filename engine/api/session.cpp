@@ -36,7 +36,7 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
                 std::span<double> logprobs, const v0::ProgressCallback& progress) {
   check_tokens(*s.engine, tokens);
   const auto n = static_cast<int64_t>(tokens.size());
-  return compute(s, [&] {
+  const auto compute_prompt = [&] {
     const auto start = std::chrono::steady_clock::now();
     const SessionPlan plan = tiercel::Session::plan(*s.engine->model, s.settings.session, n,
                                                     s.settings.n_predict, with_logprobs);
@@ -45,8 +45,8 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     s.open_seconds = seconds_since(start);
     // Even when nobody listens: a device's prefill is waited for only where it is reported.
     const ProgressCallback report = [&](const tiercel::Progress& p) {
-      return goes_on(s, progress,
-                     {.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
+      return goes_on_within(s, progress,
+                            {.total = n, .cached = 0, .processed = p.tokens_done, .elapsed = p.seconds});
     };
     const bool done = with_logprobs ? s.inner->prefill_logprobs(tokens, logprobs, report)
                                     : s.inner->prefill(tokens, report);
@@ -59,7 +59,8 @@ bool run_prompt(SessionState& s, std::span<const int32_t> tokens, bool with_logp
     s.n_prompt = n;
     s.restart_sampling();
     return true;
-  });
+  };
+  return passing_through([&] { return compute(s, compute_prompt); });
 }
 
 }  // namespace
@@ -90,16 +91,17 @@ void SessionState::restart_sampling() {
     initial_sampler.emplace(options, config.vocab_size);
     seed = options.seed;
   }
-  if (AnswerForm form = settings.sampling.form; form.kind != AnswerForm::Kind::kFree) {
-    // A prompt that has begun thoughts is answered behind them.
-    const auto prompt = std::span(sequence).first(std::min(sequence.size(), static_cast<size_t>(n_prompt)));
-    form.thoughts = begun_thoughts(engine->tokenizer, prompt);
-    SamplingOptions options = initial_sampler->options();
-    options.constraint = engine->forms.constraint(form, settings.ignore_eos);
-    initial_sampler.emplace(options, config.vocab_size);
-  }
   sampler = initial_sampler;
   decoder.emplace(engine->tokenizer, /*skip_special=*/true);
+  begin_answer(std::min(sequence.size(), static_cast<size_t>(n_prompt)));
+}
+
+void SessionState::begin_answer(size_t n) {
+  AnswerForm form = settings.sampling.form;
+  if (form.kind == AnswerForm::Kind::kFree) return;
+  // What has begun thoughts is answered behind them.
+  form.thoughts = begun_thoughts(engine->tokenizer, std::span(sequence).first(n));
+  sampler->begin_answer(engine->forms.constraint(form, settings.ignore_eos));
 }
 
 }  // namespace detail
@@ -217,7 +219,7 @@ bool Session::append(std::span<const int32_t> tokens, const ProgressCallback& pr
     return finished;
   });
   s.decoder->finish();
-  s.sampler->begin_answer();
+  s.begin_answer(s.sequence.size());
   if (thrown) std::rethrow_exception(thrown);
   return done;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <type_traits>
@@ -85,6 +86,30 @@ bool goes_on(const SessionState& s, const std::function<bool(const T&)>& callbac
              const std::type_identity_t<T>& what) {
   if (callback && !s.abandoned && !callback(what)) return false;
   return !s.abandoned;
+}
+
+// What a callback threw, on its way through the engine: none of the engine's own errors.
+struct Thrown {
+  std::exception_ptr what;
+};
+
+// The same where the engine's errors become the public ones: within passing_through.
+template <typename T>
+bool goes_on_within(const SessionState& s, const std::function<bool(const T&)>& callback,
+                    const std::type_identity_t<T>& what) {
+  try {
+    return goes_on(s, callback, what);
+  } catch (...) {
+    throw Thrown{std::current_exception()};
+  }
+}
+template <typename F>
+auto passing_through(F&& f) {
+  try {
+    return f();
+  } catch (const Thrown& thrown) {
+    std::rethrow_exception(thrown.what);
+  }
 }
 
 inline void step_now(SessionState& s, int32_t token) {

@@ -101,6 +101,8 @@ struct SessionState {
   // Needs the engine's turn.
   void clear();
   void restart_sampling();
+  // What is picked next begins an answer to the first n tokens of the sequence.
+  void begin_answer(size_t n);
 };
 
 // Calls f; the library's own errors become the public ones.

@@ -14,7 +14,7 @@
 namespace tiercel {
 namespace {
 
-constexpr GgufFamily kFamilies[] = {
+constexpr GgufFamily kGgufFamilies[] = {
     {.architecture = "llama", .model_type = "llama", .interleaved = true},
     {.architecture = "qwen2", .model_type = "qwen2"},
     {.architecture = "qwen3", .model_type = "qwen3"},
@@ -29,7 +29,7 @@ constexpr int64_t kMaxParts = 10'000;
 const GgufFamily& find_family(const GgufFile& file) {
   const GgufValue architecture = file.at("general.architecture");
   std::string known;
-  for (const GgufFamily& family : kFamilies) {
+  for (const GgufFamily& family : kGgufFamilies) {
     if (architecture.text() == family.architecture) return family;
     known += (known.empty() ? "" : ", ") + std::string(family.architecture);
   }

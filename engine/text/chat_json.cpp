@@ -126,8 +126,9 @@ std::string call_id(std::string_view answer_id, uint64_t i) {
   return text;
 }
 
-ChatMessage read_answer(const Tokenizer& tokenizer, std::span<const int32_t> tokens, bool thinks_at_once,
+ChatMessage read_answer(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> tokens,
                         const ToolFormat* format, const Tools* tools) {
+  const bool thinks_at_once = thoughts_at_end(tokenizer, prompt) == PromptThoughts::kBegun;
   std::vector<int32_t> visible = special_tokens_of_thoughts(tokenizer);
   if (format != nullptr) {
     const std::vector<int32_t> of_calls = format->special_tokens(tokenizer);
@@ -146,11 +147,13 @@ ChatMessage read_answer(const Tokenizer& tokenizer, std::span<const int32_t> tok
   text += decoder.finish();
   ChatMessage answer{.role = ChatRole::kAssistant, .content = {}};
   if (format != nullptr) {
-    ToolFormat::Answer parts = format->read(text, *tools);
+    ToolFormat::Answer parts = format->read(text, *tools, thinks_at_once);
     text = std::move(parts.content);
     answer.calls = std::move(parts.calls);
   }
-  const std::string id = fmt::format("{:x}", XXH64(tokens.data(), tokens.size_bytes(), 0));
+  // The same call in another turn is another one.
+  const std::string id =
+      fmt::format("{:x}", XXH64(tokens.data(), tokens.size_bytes(), XXH64(prompt.data(), prompt.size_bytes(), 0)));
   for (size_t i = 0; i < answer.calls.size(); ++i) answer.calls[i].id = call_id(id, i);
   ThoughtReader thoughts(thinks_at_once);
   const ThoughtReader::Parts parts = thoughts.read(text, /*ended=*/true);

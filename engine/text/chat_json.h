@@ -30,9 +30,9 @@ struct ChatJson {
 // place: what it is called in errors. Throws Error(kUsage).
 ChatJson read_chat_json(std::string_view text, const std::string& place);
 
-// The answer to a conversation, whole: what its tokens say, of which those that end it say nothing.
-// thinks_at_once: the prompt has begun its thoughts. format, tools: with which it may call; or null.
-ChatMessage read_answer(const Tokenizer& tokenizer, std::span<const int32_t> tokens, bool thinks_at_once,
+// The answer to a prompt, whole: what its tokens say, of which those that end it say nothing. format, tools: with
+// which it may call; or null.
+ChatMessage read_answer(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> tokens,
                         const ToolFormat* format, const Tools* tools);
 // A name for call i of an answer, the same for the same answer_id: nine letters and digits, as Mistral's templates take no
 // others.

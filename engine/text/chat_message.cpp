@@ -1,6 +1,7 @@
 #include "engine/text/chat_message.h"
 
 #include <charconv>
+#include <chrono>
 #include <ctime>
 
 #include "engine/base/check.h"
@@ -36,9 +37,10 @@ ChatDate parse_chat_date(const std::string& text) {
     good = error == std::errc() && next == stop && (stop == end || *stop == '-');
     at = stop + 1;
   }
-  if (!good || date.year < 1 || date.month < 1 || date.month > 12 || date.day < 1 ||
-      date.day > 31) {
-    fail(ErrorKind::kUsage, "expected YYYY-MM-DD, found '{}'", text);
+  const std::chrono::year_month_day day{std::chrono::year(date.year), std::chrono::month(static_cast<unsigned>(date.month)),
+                                        std::chrono::day(static_cast<unsigned>(date.day))};
+  if (!good || date.year < 1 || date.month < 1 || date.day < 1 || !day.ok()) {
+    fail(ErrorKind::kUsage, "expected a day as YYYY-MM-DD, found '{}'", text);
   }
   return date;
 }

@@ -7,6 +7,7 @@
 #include "engine/base/check.h"
 #include "engine/text/jinja/from_json.h"
 #include "engine/text/jinja/strings.h"
+#include "engine/text/tool_calls/probe_call.h"
 #include "engine/text/utf8.h"
 
 namespace tiercel {
@@ -16,8 +17,8 @@ using jinja::Text;
 using jinja::Value;
 
 // Words that nobody's template has.
-constexpr const char *kSystem = "a rule of tiercel", *kQuestion = "a question for tiercel",
-                     *kThought = "a thought of tiercel", *kAnswer = "an answer of tiercel";
+constexpr const char *kSystem = "a rule of tiercel", *kSomeQuestion = "a question for tiercel",
+                     *kThought = "a thought of tiercel", *kSomeAnswer = "an answer of tiercel";
 constexpr ChatDate kSomeDay{.year = 2024, .month = 7, .day = 26};
 
 std::string valid_utf8(std::string_view text) {
@@ -55,11 +56,13 @@ size_t end_of_words(const Text& text, std::string_view words) {
   return at == std::string_view::npos ? at : at + words.size();
 }
 
-// As transformers has them: what a call is given is a dict.
-Value call_value(const ToolCall& call, jinja::Budget& budget) {
+Value call_value(const ToolCall& call, bool arguments_are_text, jinja::Budget& budget) {
   jinja::Dict one, function;
   function.set(Text::native("name"), Text::foreign(valid_utf8(call.name)), budget);
-  function.set(Text::native("arguments"), jinja::value_of_json(call.arguments, budget), budget);
+  function.set(Text::native("arguments"),
+               arguments_are_text ? Value(Text::foreign(valid_utf8(call.arguments)))
+                                  : jinja::value_of_json(call.arguments, budget),
+               budget);
   one.set(Text::native("id"), Text::foreign(valid_utf8(call.id)), budget);
   one.set(Text::native("type"), Text::native("function"), budget);
   one.set(Text::native("function"), jinja::dict_of(std::move(function)), budget);
@@ -72,23 +75,24 @@ bool continues(std::string_view asked, std::string_view later) {
   const size_t end = asked.find_last_not_of(kBlanks) + 1;
   if (!later.starts_with(asked.substr(0, end))) return false;
   later.remove_prefix(end);
-  return later.substr(std::min(later.find_first_not_of(kBlanks), later.size())).starts_with(kAnswer);
+  return later.substr(std::min(later.find_first_not_of(kBlanks), later.size())).starts_with(kSomeAnswer);
 }
 
-Value message_value(const ChatMessage& message, jinja::Budget& budget) {
+Value message_value(const ChatMessage& message, const ChatProgram::CallStyle& style, jinja::Budget& budget) {
   jinja::Dict one;
   const auto set = [&](const char* name, Value value) { one.set(Text::native(name), std::move(value), budget); };
   const auto set_words = [&](const char* name, const std::string& words) {
     if (!words.empty()) set(name, Text::foreign(valid_utf8(words)));
   };
   set("role", Text::native(std::string(name_of(message.role))));
-  set("content", Text::foreign(valid_utf8(message.content)));
+  const bool is_none = style.content_is_none && message.content.empty() && !message.calls.empty();
+  set("content", is_none ? Value() : Value(Text::foreign(valid_utf8(message.content))));
   set_words("reasoning_content", message.reasoning);
   set_words("tool_call_id", message.call_id);
   set_words("name", message.name);
   if (!message.calls.empty()) {
     jinja::ListMaker calls(budget);
-    for (const ToolCall& call : message.calls) calls.push(call_value(call, budget));
+    for (const ToolCall& call : message.calls) calls.push(call_value(call, style.arguments_are_text, budget));
     set("tool_calls", calls.take());
   }
   return jinja::dict_of(std::move(one));
@@ -100,12 +104,41 @@ ChatProgram::ChatProgram(std::string_view source, const std::string& bos, const 
                          const std::string& name)
     : template_(jinja::Template::parse(source, name)), bos_(valid_utf8(bos)), eos_(valid_utf8(eos)), name_(name),
       writes_thoughts_(source.find("</think>") != source.npos) {
-  const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
+  const std::vector<ChatMessage> question = {{ChatRole::kUser, kSomeQuestion}};
   const Text text = write(question, {.date = kSomeDay});
-  if (end_of_words(text, kQuestion) == std::string_view::npos) {
+  if (end_of_words(text, kSomeQuestion) == std::string_view::npos) {
     fail(ErrorKind::kUsage, "{}: the template does not write what a user says", name);
   }
   rewrites_ = find_rewriting();
+  if (source.find("tool_calls") != source.npos) {
+    find_call_style();
+  } else {
+    why_no_calls_ = "";
+  }
+}
+
+// The first that writes a call, in a conversation that declares tools or does not.
+void ChatProgram::find_call_style() {
+  const std::vector<ChatMessage> messages = {
+      {ChatRole::kUser, kSomeQuestion},
+      {.role = ChatRole::kAssistant,
+       .content = {},
+       .calls = {{.id = probe_call::kId, .name = probe_call::kTool, .arguments = probe_call::arguments_json()}}}};
+  std::string why;
+  for (const char* tools : {"", probe_call::kToolsJson}) {
+    for (const CallStyle style : {CallStyle{false, false}, CallStyle{false, true}, CallStyle{true, false},
+                                  CallStyle{true, true}}) {
+      call_style_ = style;
+      try {
+        const Text text = rendered(messages, {.add_generation_prompt = false, .date = kSomeDay, .tools = tools});
+        if (text.view().find(probe_call::kText) != std::string_view::npos) return;
+      } catch (const Error& error) {
+        if (why.empty()) why = error.what();
+      }
+    }
+  }
+  call_style_ = {};
+  why_no_calls_ = why;
 }
 
 // A session holds a conversation as it was when each turn was written, with all that was thought.
@@ -114,14 +147,14 @@ std::string_view ChatProgram::find_rewriting() const {
     try {
       std::vector<ChatMessage> messages;
       if (has_system) messages.push_back({ChatRole::kSystem, kSystem});
-      messages.push_back({ChatRole::kUser, kQuestion});
+      messages.push_back({ChatRole::kUser, kSomeQuestion});
       const Text asked = write(messages, {.date = kSomeDay});
-      messages.push_back({ChatRole::kAssistant, kAnswer});
+      messages.push_back({ChatRole::kAssistant, kSomeAnswer});
       messages.push_back({ChatRole::kUser, "and more"});
       const Text plain = write(messages, {.date = kSomeDay});
-      messages[messages.size() - 2].content = std::string("<think>\n") + kThought + "\n</think>\n\n" + kAnswer;
+      messages[messages.size() - 2].content = std::string("<think>\n") + kThought + "\n</think>\n\n" + kSomeAnswer;
       const Text thoughtful = write(messages, {.date = kSomeDay});
-      const std::string_view before = asked.view().substr(0, end_of_words(asked, kQuestion));
+      const std::string_view before = asked.view().substr(0, end_of_words(asked, kSomeQuestion));
       if (thoughtful.view().find(kThought) == std::string_view::npos) {
         return "the template leaves out of earlier answers what was thought; here it stays";
       }
@@ -136,7 +169,7 @@ std::string_view ChatProgram::find_rewriting() const {
   return {};
 }
 
-Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions& options) const {
+Text ChatProgram::rendered(std::span<const ChatMessage> messages, const ChatOptions& options) const {
   jinja::Dict variables;
   try {
     variables = variables_of(messages, options);
@@ -145,7 +178,11 @@ Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions
   }
   jinja::Clock clock;
   if (options.date.year != 0) clock = [&](const std::string& format) { return formatted(options.date, format); };
-  Text text = template_.render(variables, clock);
+  return template_.render(variables, clock);
+}
+
+Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions& options) const {
+  Text text = rendered(messages, options);
   // Which some templates drop without a word, where they have no place for it.
   size_t behind = 0;
   int n_moved = 0;
@@ -162,13 +199,25 @@ Text ChatProgram::write(std::span<const ChatMessage> messages, const ChatOptions
     }
     behind = std::max(behind, place);
   }
+  size_t from = 0;
+  for (const ChatMessage& message : messages) {
+    for (const ToolCall& call : message.calls) {
+      const size_t place = text.view().find(valid_utf8(call.name), from);
+      if (place == std::string_view::npos) {
+        fail(ErrorKind::kUsage,
+             "{}: the chat template has no place for this call of \"{}\": it writes the conversation without it", name_,
+             call.name);
+      }
+      from = place;
+    }
+  }
   return text;
 }
 
 jinja::Dict ChatProgram::variables_of(std::span<const ChatMessage> messages, const ChatOptions& options) const {
   jinja::Budget budget = jinja::budget_of_input();
   jinja::ListMaker list(budget);
-  for (const ChatMessage& message : messages) list.push(message_value(message, budget));
+  for (const ChatMessage& message : messages) list.push(message_value(message, call_style_, budget));
   jinja::Dict variables;
   const auto set = [&](const char* name, Value value) { variables.set(Text::native(name), std::move(value), budget); };
   set("messages", list.take());
@@ -189,9 +238,9 @@ jinja::Dict ChatProgram::variables_of(std::span<const ChatMessage> messages, con
 
 std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::string& variables) const {
   std::vector<ChatMessage> messages = {
-      {ChatRole::kUser, kQuestion}, {ChatRole::kAssistant, kAnswer}, {ChatRole::kUser, kQuestion}};
+      {ChatRole::kUser, kSomeQuestion}, {ChatRole::kAssistant, kSomeAnswer}, {ChatRole::kUser, kSomeQuestion}};
   const auto answer_in = [&](const Text& text) {
-    const size_t at = text.view().find(kAnswer);
+    const size_t at = text.view().find(kSomeAnswer);
     if (at == std::string_view::npos) {
       fail(ErrorKind::kUsage,
            "{}: the template does not write earlier answers as they were; it cannot go on in a session", name_);
@@ -199,8 +248,8 @@ std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::stri
     return at;
   };
   const Text text = write(messages, {.date = kSomeDay, .variables = variables});
-  const size_t begin = answer_in(text), behind = begin + std::string_view(kAnswer).size();
-  const size_t next = text.view().find(kQuestion, behind);
+  const size_t begin = answer_in(text), behind = begin + std::string_view(kSomeAnswer).size();
+  const size_t next = text.view().find(kSomeQuestion, behind);
   std::string end;
   for (const TextSegment& segment : tokenizer.split_special(text.view().substr(behind, next - behind))) {
     if (segment.token >= 0 && end.empty()) end = segment.text;
@@ -213,7 +262,7 @@ std::string ChatProgram::end_of_turn(const Tokenizer& tokenizer, const std::stri
   messages[1].reasoning = kThought;
   const Text thoughtful = write(messages, {.date = kSomeDay, .variables = variables});
   const auto n_ends = [&](const Text& of) {
-    const size_t first = of.view().find(kQuestion), n = answer_in(of);
+    const size_t first = of.view().find(kSomeQuestion), n = answer_in(of);
     int64_t count = 0;
     for (size_t at = of.view().find(end, first); at < n; at = of.view().find(end, at + 1)) ++count;
     return count;
@@ -230,11 +279,11 @@ ChatProgram::NextTurn ChatProgram::next_turn(std::string_view user, const std::o
   NextTurn next{.end_of_turn = end_of_turn(tokenizer, variables), .pieces = {}};
   std::vector<ChatMessage> messages;
   if (system) messages.push_back({ChatRole::kSystem, *system});
-  messages.push_back({ChatRole::kUser, kQuestion});
-  messages.push_back({ChatRole::kAssistant, kAnswer});
+  messages.push_back({ChatRole::kUser, kSomeQuestion});
+  messages.push_back({ChatRole::kAssistant, kSomeAnswer});
   messages.push_back({ChatRole::kUser, std::string(user)});
   const Text text = write(messages, {.date = kSomeDay, .variables = variables});
-  const size_t answer = text.view().find(kAnswer, text.view().find(kQuestion));
+  const size_t answer = text.view().find(kSomeAnswer, text.view().find(kSomeQuestion));
   const size_t end = answer == std::string_view::npos ? answer : text.view().find(next.end_of_turn, answer);
   if (end == std::string_view::npos) {
     fail(ErrorKind::kUsage, "{}: the chat template does not go on as it began; it cannot go on in a session", name_);
@@ -245,12 +294,12 @@ ChatProgram::NextTurn ChatProgram::next_turn(std::string_view user, const std::o
 }
 
 Text ChatProgram::generation_prompt(const std::string& variables) const {
-  const std::vector<ChatMessage> question = {{ChatRole::kUser, kQuestion}};
+  const std::vector<ChatMessage> question = {{ChatRole::kUser, kSomeQuestion}};
   const Text with = write(question, {.date = kSomeDay, .variables = variables});
   const Text without = write(question, {.add_generation_prompt = false, .date = kSomeDay, .variables = variables});
   const bool goes_on = with.view().starts_with(without.view()) && with.size() > without.size();
   jinja::Budget budget = jinja::budget_of_input();
-  return jinja::part_of(with, goes_on ? without.size() : end_of_words(with, kQuestion), with.size(), budget);
+  return jinja::part_of(with, goes_on ? without.size() : end_of_words(with, kSomeQuestion), with.size(), budget);
 }
 
 std::vector<ChatPiece> ChatProgram::pieces(const Text& text, const Tokenizer& tokenizer) {

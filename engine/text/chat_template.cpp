@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxConfigBytes = size_t{16} << 20;
+constexpr size_t kMaxTokenizerConfigBytes = size_t{16} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{128} << 10;  // ten times the longest published one
 constexpr const char* kWithoutChat =
     "give a prompt without --chat: it is then continued as it is, and --special lets it write the special tokens of "
@@ -60,7 +60,7 @@ std::optional<Source> find_source(const std::string& directory) {
   if (!source.names_tokens) return own_file ? std::optional(source) : std::nullopt;
   const std::string name = config.string();
   const nlohmann::json document =
-      parse_json(read_text_file(config, kMaxConfigBytes), name, {.max_bytes = kMaxConfigBytes});
+      parse_json(read_text_file(config, kMaxTokenizerConfigBytes), name, {.max_bytes = kMaxTokenizerConfigBytes});
   const JsonNode root(document, name);
   root.expect_object();
   source.bos = token_name(root, "bos_token");

@@ -380,11 +380,12 @@ bool Tokenizer::takes_space_behind(int32_t id) const {
 
 Follows Tokenizer::behind(std::span<const int32_t> ids) const {
   if (ids.empty()) return Follows::kNothing;
-  return is_special(ids.back()) ? Follows::kToken : Follows::kText;
+  return ids.back() < vocab_size() && is_special(ids.back()) ? Follows::kToken : Follows::kText;
 }
 
 std::string StreamDecoder::push(int32_t id) {
   std::string text;
+  if (id >= tokenizer_->vocab_size()) return text;
   const bool skip = tokenizer_->is_special(id) && skip_special_;
   if (!skip) stream_.push(tokenizer_->token_bytes(id), &text);
   return text;

@@ -81,7 +81,7 @@ class Tokenizer {
   // token().
   bool takes_space_before(int32_t id) const;
   bool takes_space_behind(int32_t id) const;
-  // What a text that is put behind these ids follows.
+  // What a text that is put behind these ids follows; one beyond the vocabulary is no special token.
   Follows behind(std::span<const int32_t> ids) const;
 
  private:
@@ -98,7 +98,8 @@ class StreamDecoder {
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false)
       : tokenizer_(&tokenizer), skip_special_(skip_special) {}
 
-  // The characters that `id` completes; often none, if it ends within one. Throws as decode().
+  // The characters that `id` completes; often none, if it ends within one. An id beyond the vocabulary, as models
+  // with a padded one may pick, has no text.
   std::string push(int32_t id);
   // What is left when no more ids follow: U+FFFD for an incomplete character. Ready for reuse.
   std::string finish();

@@ -24,7 +24,7 @@ constexpr size_t kMaxSteps = 64;
 // Added tokens are looked for at every place of a text.
 constexpr size_t kMaxAddedBytes = 1024;
 
-std::string describe(const Json& value) {
+std::string described(const Json& value) {
   if (value.is_string()) {
     const std::string& text = value.get_ref<const std::string&>();
     return text.size() <= 60 ? fmt::format("\"{}\"", text)
@@ -52,7 +52,7 @@ class Node {
     return array_ == nullptr ? path_ : fmt::format("{}[{}]", array_->path(), index_);
   }
   std::string place() const { return fmt::format("{}: {}", file_, path()); }
-  [[noreturn]] void refuse(std::string_view expected) const { refuse(expected, describe(value_)); }
+  [[noreturn]] void refuse(std::string_view expected) const { refuse(expected, described(value_)); }
   [[noreturn]] void refuse(std::string_view expected, std::string_view found) const {
     fail("{}: expected {}, found {}", place(), expected, found);
   }
@@ -94,9 +94,9 @@ class Node {
   size_t index_ = 0;
 };
 
-class Reader {
+class TokenizerJsonReader {
  public:
-  explicit Reader(const Node& root) : root_(root) {}
+  explicit TokenizerJsonReader(const Node& root) : root_(root) {}
 
   TokenizerSpec run() {
     const Node model = root_["model"];
@@ -536,7 +536,7 @@ TokenizerSpec parse_tokenizer_json(std::string_view json, const std::string& nam
   }
   const Node root(document, name, "$");
   if (!document.is_object()) root.refuse("an object");
-  return Reader(root).run();
+  return TokenizerJsonReader(root).run();
 }
 
 }  // namespace tiercel

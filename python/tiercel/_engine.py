@@ -82,6 +82,30 @@ class _EngineHandle(Uncopied, c_void_p):
         library.tiercel_engine_close(self)
 
 
+def _json_bytes(value: Any) -> bytes:
+    """Half a surrogate pair, which is no character, becomes U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _as_endpoint_has_it(message: Any) -> Any:
+    """transformers' documentation gives calls a dict, OpenAI's endpoint a text that is JSON.
+
+    What is neither is for the library to refuse.
+    """
+
+    def with_text(made: Any) -> Any:
+        function = made.get("function") if isinstance(made, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
+            return made
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**made, "function": {**function, "arguments": arguments}}
+
+    if not isinstance(message, dict) or not isinstance(message.get("tool_calls"), list):
+        return message
+    return {**message, "tool_calls": [with_text(made) for made in message["tool_calls"]]}
+
+
 class Engine(Uncopied):
     """A model in memory, its tokenizer, and what computes.
 
@@ -177,30 +201,17 @@ class Engine(Uncopied):
         """[{"role": "user", "content": ..}, ..] by the model's chat template, an answer due.
 
         tools: that the answer may call, as OpenAI's endpoint has them; read_answer takes the answer apart, and
-        messages may be what it returns, and {"role": "tool", "content": ..}. variables: others of the
-        template, such as enable_thinking=False.
+        messages may be what it returns, and {"role": "tool", "content": ..}. What a call was given may be
+        a dict too. variables: others of the template, such as enable_thinking=False.
         """
-        if tools or variables or any(set(m) != {"role", "content"} for m in messages):
-            return self._tokenize_chat_json(messages, date, tools, variables)
-        n = len(messages)
-        roles, contents = (c_char_p * n)(), (c_char_p * n)()
-        for i, message in enumerate(messages):
-            roles[i] = encoded(message["role"])
-            contents[i] = encoded(message["content"])
-        tokens, count = POINTER(c_int32)(), c_size_t()
-        call("tiercel_tokenize_chat", self._handle, roles, contents, n, encoded(date),
-             byref(tokens), byref(count))
-        return _abi.take_array(tokens, count.value)
-
-    def _tokenize_chat_json(self, messages, date, tools, variables) -> List[int]:
-        conversation = {"messages": list(messages)}
+        conversation: Dict[str, Any] = {"messages": [_as_endpoint_has_it(m) for m in messages]}
         if date:
             conversation["date"] = date
         if tools:
             conversation["tools"] = list(tools)
         if variables:
             conversation["chat_template_kwargs"] = variables
-        data = json.dumps(conversation).encode()
+        data = _json_bytes(conversation)
         tokens, count = POINTER(c_int32)(), c_size_t()
         call("tiercel_tokenize_chat_json", self._handle, data, len(data), byref(tokens),
              byref(count))
@@ -219,7 +230,7 @@ class Engine(Uncopied):
         """
         message = c_void_p()
         call("tiercel_read_answer", self._handle, c_tokens(prompt), len(prompt), c_tokens(answer),
-             len(answer), json.dumps(list(tools)).encode() if tools else None, byref(message))
+             len(answer), _json_bytes(list(tools)) if tools else None, byref(message))
         return json.loads(_abi.take_text(message))
 
     def tokenize_next_turn(self, sequence: Sequence[int], user: str) -> List[int]:

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
+#include <ios>
 #include <memory>
 #include <set>
 #include <sstream>
@@ -215,6 +217,19 @@ TEST(Api, WhatACallbackThrowsComesThrough) {
   EXPECT_THROW(session.generate(4, [](const Piece&) -> bool { throw Mine(); }), Mine);
   EXPECT_EQ(session.n_tokens(), n + 1);
   EXPECT_EQ(session.generate(2).tokens.size(), 2u);
+  // Of a kind that the library itself may throw, too.
+  using Failure = std::ios_base::failure;
+  const auto throws = [](const Progress&) -> bool { throw Failure("mine"); };
+  Session other = engine.open_session();
+  EXPECT_THROW(other.prefill(prompt_text(10), throws), Failure);
+  EXPECT_THROW(other.score(engine.tokenize(prompt_text(10)), throws), Failure);
+  EXPECT_EQ(other.n_tokens(), 0);
+  EXPECT_THROW(session.append("more", throws), Failure);
+  const std::string path = ::testing::TempDir() + "thrown";
+  EXPECT_THROW(session.save(path, throws), Failure);
+  ASSERT_TRUE(session.save(path));
+  EXPECT_THROW(engine.restore(path, {}, throws), Failure);
+  std::remove(path.c_str());
 }
 
 TEST(Api, ACallbackThatCallsBackIsRefused) {

@@ -43,6 +43,11 @@ class ApiChat : public ::testing::Test {
   fs::path folder_;
 };
 
+std::vector<int32_t> next_of(std::vector<int32_t> prompt) {
+  prompt.insert(prompt.end(), prompt.begin(), prompt.end());
+  return prompt;
+}
+
 TEST_F(ApiChat, TurnsOfAConversation) {
   const Engine engine(folder_.string(), {{"backend", "cpu"}, {"threads", "1"}});
   const std::vector<ChatMessage> messages = {{"system", "Be brief."}, {"user", "<|im_end|> Hi."}};
@@ -105,6 +110,21 @@ TEST_F(ApiChat, ToolsOfAConversation) {
   EXPECT_EQ(thought.reasoning, "Hm.");
   EXPECT_EQ(thought.content, "Here.");
   EXPECT_TRUE(thought.calls.empty());
+  // What is thought calls nothing, whether it ends or is cut off.
+  const std::string call = R"(<tool_call>{"name": "look_up", "arguments": {"a": 1, "a": 2}}</tool_call>)";
+  for (const std::string end : {"", "\n</think>\n\nHere."}) {
+    const ChatAnswer only_thought = engine.read_answer(thinking, ids("Perhaps " + call + end), tools);
+    EXPECT_TRUE(only_thought.calls.empty()) << only_thought.message_json;
+    EXPECT_EQ(only_thought.reasoning, "Perhaps " + call);
+  }
+  // What it is given twice comes once, so that the message can go on; the same call in another turn is another one.
+  const ChatAnswer once = engine.read_answer(prompt, ids(call), tools), later = engine.read_answer(thinking, ids("</think>" + call), tools);
+  ASSERT_EQ(once.calls.size(), 1u);
+  EXPECT_EQ(once.calls[0].arguments, R"({"a":2})");
+  EXPECT_FALSE(engine.tokenize_chat_json(conversation(user + "," + once.message_json)).empty());
+  EXPECT_NE(engine.read_answer(prompt, ids(call), tools).calls[0].id, engine.read_answer(next_of(prompt), ids(call), tools).calls[0].id);
+  EXPECT_EQ(later.calls.size(), 1u);
+  EXPECT_EQ(engine.read_answer(prompt, ids(call), "[]").content, call);
   // The message that it is, and what the tool gave, are told to the template.
   const std::string result = R"({"role": "tool", "tool_call_id": ")" + answer.calls[0].id + R"(", "content": "There."})";
   const std::vector<int32_t> next = engine.tokenize_chat_json(conversation(user + "," + answer.message_json + "," + result));
@@ -118,9 +138,35 @@ TEST_F(ApiChat, ToolsOfAConversation) {
     EXPECT_KIND(engine.tokenize_chat_json(wrong), ErrorKind::kUsage) << wrong;
   }
   EXPECT_KIND(engine.tokenize_chat_json(conversation(user, R"(, "date": "soon")")), ErrorKind::kUsage);
+  EXPECT_KIND(engine.tokenize_chat_json(conversation(user, R"(, "date": "2023-02-29")")), ErrorKind::kUsage);
   EXPECT_KIND(engine.tokenize_chat_json(conversation(user, R"(, "chat_template_kwargs": {"slow": 1})")), ErrorKind::kUsage);
   EXPECT_KIND(engine.read_answer(prompt, ids(said), "{"), ErrorKind::kUsage);
   EXPECT_KIND(engine.read_answer(prompt, std::vector<int32_t>{1 << 30}), ErrorKind::kUsage);
+}
+
+// A padded vocabulary: what the tokenizer has no text for is a token all the same.
+TEST_F(ApiChat, TokensThatTheTokenizerHasNot) {
+  constexpr int32_t kPadded = 2047;
+  fs::remove(folder_ / "chat_template.jinja");
+  std::stringstream stream;
+  stream << std::ifstream(folder_ / "tokenizer.json").rdbuf();
+  std::string text = stream.str();
+  const size_t id = text.find("\"id\": 2047"), comma = text.rfind(',', text.rfind('{', id));
+  text.erase(comma, text.find('}', id) + 1 - comma);
+  std::ofstream(folder_ / "tokenizer.json") << text;
+  const Engine engine(folder_.string(), {{"backend", "cpu"}, {"threads", "1"}});
+  EXPECT_KIND(engine.detokenize(std::vector<int32_t>{kPadded}), ErrorKind::kUsage);
+  const Options options = {{"logit-bias", std::to_string(kPadded) + "+1000"}, {"n-predict", "100"}};
+  Session session = engine.open_session(options);
+  ASSERT_TRUE(session.prefill("Hello there."));
+  const int64_t n = session.n_tokens();
+  const Generation answer = session.generate(3);
+  EXPECT_EQ(answer.tokens, std::vector<int32_t>(3, kPadded));
+  EXPECT_EQ(answer.text, "");
+  EXPECT_EQ(session.n_tokens(), n + 3);
+  EXPECT_TRUE(session.append("And?"));
+  Batch batch = engine.open_batch({{"max-prompt", "100"}, {"n-predict", "40"}});
+  EXPECT_EQ(batch.submit("Hello there.", 3, options).wait().tokens, answer.tokens);
 }
 
 // The configuration does not name the token that ends a turn: its template does.

@@ -280,6 +280,18 @@ class Module(unittest.TestCase):
             self.engine.tokenize_chat([{"role": "cook", "content": "hi"}], enable_thinking=False)
         with self.assertRaisesRegex(tiercel.UsageError, "chat template"):
             self.engine.read_answer([1], [2], tools=[tool])
+        # What is no text is for the library to refuse, or to take: half a surrogate pair, parts, a call given a dict.
+        for message, why in (({"role": "user", "content": "\ud800"}, "chat template"),
+                             ({"role": "user", "content": "a\0b"}, "chat template"),
+                             ({"role": "user", "content": [{"type": "text", "text": "hi"}]}, "chat template"),
+                             ({"role": "user", "content": None}, "messages.0.*content"),
+                             ({"role": "user", "content": 3}, "messages.0.*content"),
+                             ("hi", "messages.0"),
+                             ({"role": "assistant", "tool_calls": [
+                                 {"function": {"name": "f", "arguments": {"a": "é"}}}]}, "chat template"),
+                             ({"role": "assistant", "tool_calls": [3]}, "tool_calls")):
+            with self.assertRaisesRegex(tiercel.UsageError, why):
+                self.engine.tokenize_chat([message])
         answer = self.engine.tokenize("<think>\nWell.\n</think>\n\nYes.", no_bos=True)
         self.assertEqual(self.engine.read_answer([1], answer),
                          {"role": "assistant", "content": "Yes.", "reasoning_content": "Well."})

@@ -37,6 +37,23 @@ TEST(ApiStructured, EachAnswerOfASession) {
   EXPECT_TRUE(is_five_digits(copy.generate(20).text));
 }
 
+// What is asked begins thoughts, or does not: each time anew.
+TEST(ApiStructured, AnswersComeBehindThoughtsThatHaveBegun) {
+  const Engine engine = test::open_demo();
+  const Options options = {{"regex", "[0-9]{5}"}};
+  const auto tokens_of = [&](const std::string& text) { return engine.tokenize(text, {{"no-bos", "true"}}); };
+  Session session = engine.open_session(options);
+  session.prefill(test::prompt_text(20));
+  EXPECT_TRUE(is_five_digits(session.generate(20).text));
+  session.append("\nAnd again: <think>\n");
+  EXPECT_FALSE(is_five_digits(session.generate(1).text + session.generate(4).text));
+  for (const int32_t token : tokens_of("</think>\n")) session.step(token);
+  const std::string answer = session.generate(20).text;  // behind white space, perhaps
+  EXPECT_TRUE(is_five_digits(answer.substr(answer.find_first_not_of(" \n")))) << answer;
+  session.append("\nAnd again: ");
+  EXPECT_TRUE(is_five_digits(session.generate(20).text));
+}
+
 TEST(ApiStructured, StepsAreOfTheAnswer) {
   const Engine engine = test::open_demo();
   Session session = engine.open_session({{"regex", "[0-9]{5}"}});

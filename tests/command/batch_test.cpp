@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -355,6 +356,40 @@ TEST(BatchCommand, SharesWhatLinesBeginWith) {
                        ":1: prompt: expected text, found"));
   write_file(scratch / "empty", "");
   EXPECT_EQ(run(batch({"-f", scratch / "questions", "--prefix", scratch / "empty"})).code, 2);
+}
+
+// Where RoPE turns keys of long contexts otherwise than those of short ones, a line whose answer makes its context long
+// shares nothing.
+TEST(BatchCommand, LinesThatGetLongShareNothing) {
+  const Scratch scratch;
+  std::filesystem::copy(demo_model(), scratch / "model");
+  Json config = Json::parse(read_file(scratch / "model/config.json"));
+  config["original_max_position_embeddings"] = 600;
+  config["rope_scaling"] = {{"rope_type", "longrope"},
+                            {"short_factor", std::vector<double>(32, 1.0)},
+                            {"long_factor", std::vector<double>(32, 1.5)},
+                            {"original_max_position_embeddings", 600}};
+  write_file(scratch / "model/config.json", config.dump());
+  std::string text;
+  for (const int n_new : {3, 200, 4}) {
+    std::vector<int> prompt(500, 77);
+    prompt.push_back(100 + n_new);
+    text += Json({{"prompt", prompt}, {"max_tokens", n_new}}).dump() + "\n";
+  }
+  write_file(scratch / "requests", text);
+  const auto answers = [&](std::vector<std::string> more) {
+    Launch launch{.arguments = {"batch", "-m", scratch / "model", "-f", scratch / "requests", "--ignore-eos"}};
+    launch.arguments.insert(launch.arguments.end(), more.begin(), more.end());
+    const Result result = run(launch);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return answers_of(result.out);
+  };
+  const std::map<int, Json> whole = answers({}), shared = answers({"--share-prefix"});
+  ASSERT_EQ(shared.size(), 3u);
+  for (const auto& [line, answer] : shared) {
+    EXPECT_EQ(answer["text"], whole.at(line)["text"]);
+    EXPECT_EQ(answer["shared_prompt_tokens"].get<int>() > 0, line != 2) << answer;
+  }
 }
 
 // As clients of servers write requests and read answers, beside lines of our own.

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <chrono>
 #include <future>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -493,6 +494,14 @@ TEST_F(ServeCommand, WhatItDoesNotDoIsRefused) {
   refused(path, R"({"prompt": ["x", 5]})", "prompt[1]");
   refused(path, R"({"prompt": ["x", ["y", "z"]]})", "one prompt");
   refused(path, Json{{"prompt", "x"}, {"stop", {std::string(2000, 'x')}}}.dump(), "stop");
+  refused(path, Json{{"prompt", "x"}, {"model", std::string(300, 'x')}}.dump(), "model");
+  // However much there is of it, what is wrong is said at once.
+  const auto start = std::chrono::steady_clock::now();
+  refused(path, Json{{"prompt", std::vector<std::string>(300'000, "a")}}.dump(), "1024 answers");
+  Json biases = Json::object();
+  for (int token = 0; token < 200'000; ++token) biases[std::to_string(token)] = 1;
+  refused(path, Json{{"prompt", "x"}, {"logit_bias", biases}}.dump(), "2047");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
   EXPECT_EQ(server.text({{"prompt", {"x"}}}), server.text({{"prompt", "x"}}));
   refused("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "x"}]})", "chat template");
   const Json too_long = refused(path, Json{{"prompt", book(1600)}}.dump(), "--ctx-size");
@@ -541,7 +550,8 @@ TEST_F(ServeCommand, StrangersAreNotAnswered) {
     EXPECT_EQ(status(host, ""), 200) << host;
     EXPECT_EQ(status(host, "http://localhost:3000"), 200) << host;
     for (const char* page : {"https://pages.example", "http://6.6.6.6", "http://6.6.6.6:8000", "http://[2001:db8::1]",
-                             "file://", "http://localhost.example"}) {
+                             "file://", "http://localhost.example", "https://127.evil.example",
+                             "http://127.0.0.1.evil.example"}) {
       EXPECT_EQ(status(host, page), 403) << host << ", " << page;
     }
     EXPECT_EQ(status(host, std::string("http://") + host), 200) << host;

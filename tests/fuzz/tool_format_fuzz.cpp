@@ -45,15 +45,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const Tools kTools(
       R"([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
                                 {"type": "function", "function": {"name": "fg"}}])");
-  const ToolFormat& format = formats()[data[0] % formats().size()];
+  const ToolFormat& format = formats()[(data[0] & 0x7f) % formats().size()];
+  const bool thinks = (data[0] & 0x80) != 0;
   const std::string answer(reinterpret_cast<const char*>(data + 1), size - 1);
-  const ToolFormat::Answer read = format.read(answer, kTools);
+  const ToolFormat::Answer read = format.read(answer, kTools, thinks);
   for (const ToolCall& call : read.calls)
     CHECK(nlohmann::json::parse(call.arguments).is_object(), "{}", call.arguments);
   CHECK(!read.calls.empty() || read.content == answer, "{}", read.content);
   ToolFormat::Progress progress;
   for (size_t n = 0; n <= answer.size(); n += 1 + n / 16) {
-    format.follow(std::string_view(answer).substr(0, n), kTools, progress);
+    format.follow(std::string_view(answer).substr(0, n), kTools, thinks, progress);
     CHECK(read.content.starts_with(answer.substr(0, progress.n_before)), "{} of {}", progress.n_before, n);
   }
   return 0;

@@ -143,7 +143,13 @@ TEST(Tokenizer, RefusesIdsOutsideTheVocabulary) {
               std::string::npos)
         << error;
     StreamDecoder decoder(tokenizer);
-    EXPECT_EQ(error_of([&] { (void)decoder.push(id); }), error);
+    // Models with a padded vocabulary may pick one beyond it.
+    if (id < 0) {
+      EXPECT_EQ(error_of([&] { (void)decoder.push(id); }), error);
+    } else {
+      EXPECT_EQ(decoder.push(id), "");
+      EXPECT_EQ(tokenizer.behind(std::vector<int32_t>{id}), Follows::kText);
+    }
   }
 }
 

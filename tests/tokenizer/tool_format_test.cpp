@@ -83,13 +83,13 @@ void expect_calls(const ToolFormat::Answer& answer, size_t n, const std::string&
 }
 
 // Every beginning of an answer: what is said of it comes before the calls.
-void expect_streams(const ToolFormat& format, const Tools& tools, const std::string& text) {
-  const std::string content = format.read(text, tools).content;
+void expect_streams(const ToolFormat& format, const Tools& tools, const std::string& text, bool thinks = false) {
+  const std::string content = format.read(text, tools, thinks).content;
   for (const size_t stride : {size_t{1}, size_t{7}}) {
     ToolFormat::Progress progress;
     for (size_t n = 0; n <= text.size(); n += stride) {
       const size_t before = progress.n_before;
-      format.follow(std::string_view(text).substr(0, n), tools, progress);
+      format.follow(std::string_view(text).substr(0, n), tools, thinks, progress);
       ASSERT_GE(progress.n_before, before);
       ASSERT_TRUE(content.starts_with(text.substr(0, progress.n_before))) << n << " of " << text;
     }
@@ -108,14 +108,14 @@ TEST(ToolFormat, ReadsWhatTemplatesWrite) {
     for (size_t n = 1; n <= form.most; ++n) {
       std::string text = written(program, {kCalls.begin(), kCalls.begin() + static_cast<std::ptrdiff_t>(n)});
       text = text.substr(0, text.find("<|im_end|>"));
-      expect_calls(format.read(text, tools), n, text);
+      expect_calls(format.read(text, tools, false), n, text);
       expect_streams(format, tools, text);
       // Other blanks than the template's.
-      expect_calls(format.read("\n" + text + "\n\n", tools), n, text);
+      expect_calls(format.read("\n" + text + "\n\n", tools, false), n, text);
       if (form.calls == kBare || form.calls == kLines) continue;
       const std::string said = "Let me look [at] <it>.\n\n" + text;
-      EXPECT_EQ(format.read(said, tools).content, "Let me look [at] <it>.");
-      expect_calls(format.read(said, tools), n, said);
+      EXPECT_EQ(format.read(said, tools, false).content, "Let me look [at] <it>.");
+      expect_calls(format.read(said, tools, false), n, said);
       expect_streams(format, tools, said);
     }
   }
@@ -145,13 +145,13 @@ TEST(ToolFormat, BeginsAnswersThatMustCall) {
     // The name is a client's word.
     ASSERT_EQ(named.foreign_ranges().size(), 1u);
     EXPECT_EQ(named.view().substr(named.foreign_ranges()[0].begin, 4), "find");
-    const ToolFormat::Answer answer = format.read(std::string(named.view()) + form.rest, tools);
+    const ToolFormat::Answer answer = format.read(std::string(named.view()) + form.rest, tools, false);
     ASSERT_EQ(answer.calls.size(), 1u) << form.named;
     EXPECT_EQ(answer.calls[0].name, "find");
     EXPECT_EQ(answer.calls[0].arguments, "{\"n\":1}");
     EXPECT_EQ(answer.content, "");
     ToolFormat::Progress progress;
-    format.follow(named.view(), tools, progress);
+    format.follow(named.view(), tools, false, progress);
     EXPECT_EQ(progress.n_before, 0u);
   }
 }
@@ -178,80 +178,107 @@ TEST(ToolFormat, TakesNothingElseForACall) {
            {&lines, "find nothing"},
            {&parameters, "<tool_call>\n<function=nothing>\n</function>\n</tool_call>"},
            {&parameters, "<tool_call>\n<function=find>\n<parameter=what>\nx"}}) {
-    const ToolFormat::Answer answer = format->read(text, tools);
+    const ToolFormat::Answer answer = format->read(text, tools, false);
     EXPECT_TRUE(answer.calls.empty()) << text.substr(0, 80);
     EXPECT_EQ(answer.content, text);
     expect_streams(*format, tools, text.substr(0, 300));
   }
   // What is thought calls nothing.
   const std::string thought = "<think>Should I <tool_call>" + json + "</tool_call>? No.</think>\nThe answer is 4.";
-  EXPECT_EQ(hermes.read(thought, tools).content, thought);
+  EXPECT_EQ(hermes.read(thought, tools, false).content, thought);
   expect_streams(hermes, tools, thought);
-  EXPECT_EQ(hermes.read("<think>no</think>\n<tool_call>" + json + "</tool_call>", tools).content, "<think>no</think>");
-  EXPECT_EQ(bare.read("<think>no</think>\n" + json, tools).calls.size(), 1u);
+  EXPECT_EQ(hermes.read("<think>no</think>\n<tool_call>" + json + "</tool_call>", tools, false).content, "<think>no</think>");
+  EXPECT_EQ(bare.read("<think>no</think>\n" + json, tools, false).calls.size(), 1u);
+  // Thoughts that the prompt has begun, which end or do not.
+  const std::string begun = "Should I <tool_call>" + json + "</tool_call>? No.";
+  for (const std::string& text : {begun, begun + "</think>\nThe answer is 4."}) {
+    EXPECT_EQ(hermes.read(text, tools, true).content, text);
+    EXPECT_TRUE(hermes.read(text, tools, true).calls.empty());
+    EXPECT_EQ(hermes.read(text, tools, false).calls.size(), 1u);
+    expect_streams(hermes, tools, text, true);
+  }
+  const std::string then = begun + "</think><tool_call>" + json + "</tool_call>";
+  EXPECT_EQ(hermes.read(then, tools, true).calls.size(), 1u);
+  EXPECT_EQ(hermes.read(then, tools, true).content, begun + "</think>");
+  expect_streams(hermes, tools, then, true);
+  EXPECT_EQ(bare.read(json + "</think>" + json, tools, true).calls.size(), 1u);
+  EXPECT_TRUE(bare.read(json, tools, true).calls.empty());
+  expect_streams(bare, tools, json + "</think>" + json, true);
   expect_streams(bare, tools, "<think>no</think>\n" + json);
   // Nor does what is no tool's name, or no call yet.
   for (const char* other :
        {"<tool_call>\n<function=finder>\n<parameter=what>\nx\n</parameter>\n</function>",
         "Use <function=find> in html.", "<tool_call>\n<function=find", "<tool_call>\n<function=find>\n<para",
         "<tool_call>\n<function=find>\n<parameter=what>\nx\n</parameter>\n<param"}) {
-    EXPECT_TRUE(parameters.read(other, tools).calls.empty()) << other;
+    EXPECT_TRUE(parameters.read(other, tools, false).calls.empty()) << other;
   }
   for (const char* other :
        {R"({"name": "Bob", "age": 3})", R"({"name": "find", "age": 3})", R"({"name": "", "parameters": {}})"}) {
-    EXPECT_TRUE(bare.read(other, tools).calls.empty()) << other;
+    EXPECT_TRUE(bare.read(other, tools, false).calls.empty()) << other;
   }
-  EXPECT_TRUE(hermes.read("<tool_call>{\"name\": \"finder\", \"arguments\": {}}</tool_call>", tools).calls.empty());
+  EXPECT_TRUE(hermes.read("<tool_call>{\"name\": \"finder\", \"arguments\": {}}</tool_call>", tools, false).calls.empty());
   // One that fails is not in the way of one that does not.
   const ToolFormat::Answer second =
-      hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools);
+      hermes.read("<think>a <tool_call>?</think>\n<tool_call>\n" + json + "\n</tool_call>", tools, false);
   EXPECT_EQ(second.content, "<think>a <tool_call>?</think>");
   ASSERT_EQ(second.calls.size(), 1u);
   // What is said behind calls stays.
-  EXPECT_EQ(hermes.read("<tool_call>" + json + "</tool_call> and so on", tools).content, "and so on");
-  EXPECT_EQ(bare.read(json + "; " + json, tools).calls.size(), 2u);
+  EXPECT_EQ(hermes.read("<tool_call>" + json + "</tool_call> and so on", tools, false).content, "and so on");
+  EXPECT_EQ(bare.read(json + "; " + json, tools, false).calls.size(), 2u);
   // Numbers and order are the model's; line breaks in strings are taken as what they mean.
   EXPECT_EQ(hermes
                 .read("<tool_call>{\"name\": \"find\", \"arguments\": {\"z\": 123456789012345678901234567890, \"a\": "
                       "1.50, \"t\": \"a\nb\"}}</tool_call>",
-                      tools)
+                      tools, false)
                 .calls.at(0)
                 .arguments,
             R"({"z":123456789012345678901234567890,"a":1.50,"t":"a\nb"})");
   EXPECT_EQ(hermes
                 .read("<tool_call>{\"name\": \"find\", \"arguments\": {\"w\": \"" + std::string(100, '{') +
                           "\"}}</tool_call>",
-                      tools)
+                      tools, false)
                 .calls.size(),
             1u);
   for (const char* nothing : {"null", "\"\"", "{}"}) {
     EXPECT_EQ(
-        hermes.read(std::string("<tool_call>{\"name\": \"find\", \"arguments\": ") + nothing + "}</tool_call>", tools)
+        hermes.read(std::string("<tool_call>{\"name\": \"find\", \"arguments\": ") + nothing + "}</tool_call>", tools, false)
             .calls.at(0)
             .arguments,
         "{}");
   }
   EXPECT_EQ(
-      hermes.read(R"(<tool_call>{"name": "find", "arguments": "{\"a\": 1}"}</tool_call>)", tools).calls.at(0).arguments,
+      hermes.read(R"(<tool_call>{"name": "find", "arguments": "{\"a\": 1}"}</tool_call>)", tools, false).calls.at(0).arguments,
       "{\"a\":1}");
+  // Of a name that is there twice the last one counts, as in Python.
+  EXPECT_EQ(hermes
+                .read(R"(<tool_call>{"name": "find", "arguments": {"b": {"c": 1, "c": [2]}, "a": 1, "a": 2}}</tool_call>)", tools,
+                      false)
+                .calls.at(0)
+                .arguments,
+            R"({"a":2,"b":{"c":[2]}})");
+  EXPECT_EQ(parameters
+                .read("<function=find><parameter=n>3</parameter><parameter=n>4</parameter></function>", tools, false)
+                .calls.at(0)
+                .arguments,
+            R"({"n":4})");
   // No arguments are none; the other name of them is known.
-  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\"}</tool_call>", tools).calls.at(0).arguments, "{}");
-  EXPECT_EQ(bare.read(json, tools).calls.at(0).arguments, R"({"what":"x"})");
-  EXPECT_EQ(parameters.read("<function=find>\n</function>\n</tool_call>", tools).calls.at(0).arguments, "{}");
+  EXPECT_EQ(hermes.read("<tool_call>{\"name\": \"find\"}</tool_call>", tools, false).calls.at(0).arguments, "{}");
+  EXPECT_EQ(bare.read(json, tools, false).calls.at(0).arguments, R"({"what":"x"})");
+  EXPECT_EQ(parameters.read("<function=find>\n</function>\n</tool_call>", tools, false).calls.at(0).arguments, "{}");
   // Other white space, and none; Python's words.
-  EXPECT_EQ(parameters.read("<function=find><parameter=what>x</parameter><parameter=n>3</parameter></function>", tools)
+  EXPECT_EQ(parameters.read("<function=find><parameter=what>x</parameter><parameter=n>3</parameter></function>", tools, false)
                 .calls.at(0)
                 .arguments,
             R"({"what":"x","n":3})");
   EXPECT_EQ(parameters
                 .read("<function=find>\n\n  <parameter=n>\nTrue\n</parameter>\n\n <parameter=m>\n[1, {\"a\": "
                       "null}]\n</parameter>\n</function>",
-                      tools)
+                      tools, false)
                 .calls.at(0)
                 .arguments,
             R"({"n":true,"m":[1,{"a":null}]})");
   const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
-  EXPECT_EQ(parameters.read("<function=find>\n<parameter=n>\n" + deep + "\n</parameter>\n</function>", tools)
+  EXPECT_EQ(parameters.read("<function=find>\n<parameter=n>\n" + deep + "\n</parameter>\n</function>", tools, false)
                 .calls.at(0)
                 .arguments,
             "{\"n\":\"" + deep + "\"}");
@@ -260,10 +287,46 @@ TEST(ToolFormat, TakesNothingElseForACall) {
       parameters
           .read(
               "<function=find>\n<parameter=what>\n\"a\"\n</parameter>\n<parameter=n>\nmany\n</parameter>\n</function>",
-              tools)
+              tools, false)
           .calls.at(0)
           .arguments,
       R"({"what":"\"a\"","n":"many"})");
+}
+
+// Some templates join what a call is given as a text, or write calls only where nothing is said.
+TEST(ToolFormat, ReadsWhatOtherStylesWrite) {
+  const Tools tools(kTools);
+  const std::string joined =
+      "{% for c in m.tool_calls %}<call>{{ c.function.name + '<sep>' + c.function.arguments + '</call>' }}{% endfor %}";
+  const std::string silent = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is none %}" + joined +
+                             "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if "
+                             "add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  std::string silent_dicts = silent;
+  silent_dicts.replace(silent_dicts.find("c.function.arguments"), 20, "(c.function.arguments | tojson)");
+  for (const std::string& source : {template_with(joined), silent, silent_dicts}) {
+    const ChatProgram program(source, "", "", "FILE");
+    const ToolFormat format(program);
+    for (size_t n = 1; n <= kCalls.size(); ++n) {
+      std::string text = written(program, {kCalls.begin(), kCalls.begin() + static_cast<std::ptrdiff_t>(n)});
+      text = text.substr(0, text.find("<|im_end|>"));
+      expect_calls(format.read(text, tools, false), n, text);
+    }
+  }
+}
+
+// Nothing of a conversation is left out without a word.
+TEST(ChatProgram, HasAPlaceForCalls) {
+  const ChatOptions options{.date = {2024, 7, 26}};
+  std::vector<ChatMessage> messages = {{ChatRole::kUser, "q"},
+                                       {.role = ChatRole::kAssistant, .content = "", .calls = {kCalls[0], kCalls[1]}},
+                                       {.role = ChatRole::kTool, .content = "it is find"}};
+  EXPECT_NE(message_of([&] { ChatProgram(template_with("none"), "", "", "FILE").write(messages, options); })
+                .find("no place for this call of \"find_all\""),
+            std::string::npos);
+  const ChatProgram first(template_with("{{ m.tool_calls[0].function | tojson }}"), "", "", "FILE");
+  EXPECT_NE(message_of([&] { (void)first.write(messages, options); }).find("find_all"), std::string::npos);
+  messages[1].calls.pop_back();
+  EXPECT_EQ(message_of([&] { (void)first.write(messages, options); }), "no error");
 }
 
 TEST(ToolFormat, SaysWhatItCannotRead) {

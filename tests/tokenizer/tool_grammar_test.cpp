@@ -197,7 +197,7 @@ TEST_P(ToolGrammar, WhatMatchesIsRead) {
       text += completion(recognizer, state);
       std::erase(text, grammar::kSpecialMark);
       const std::string answer = std::string(format_.beginning("").view()) + text;
-      const ToolFormat::Answer read = format_.read(answer, tools);
+      const ToolFormat::Answer read = format_.read(answer, tools, false);
       ASSERT_FALSE(read.calls.empty()) << answer;
       EXPECT_EQ(read.content, "") << answer;
       for (const ToolCall& call : read.calls) {

@@ -16,7 +16,7 @@ AnswerText::AnswerText(const Tokenizer& tokenizer, const BatchRequest& request, 
     all_ = tools_->begun.view();
     visible_ = tools_->visible;
   }
-  if (has_thoughts_) {
+  if (has_thoughts_ || tools_ != nullptr) {  // what is thought calls nothing
     const std::vector<int32_t> words = special_tokens_of_thoughts(tokenizer);
     visible_.insert(visible_.end(), words.begin(), words.end());
   }
@@ -37,7 +37,7 @@ bool AnswerText::push(int32_t token) {
   ended_ = stop_.push(more, tools_ != nullptr ? &all_ : &text_);
   if (tools_ != nullptr && ended_) take_calls();
   if (tools_ != nullptr && !ended_) {
-    tools_->format->follow(all_, tools_->tools, progress_);
+    tools_->format->follow(all_, tools_->tools, thinks_at_once_, progress_);
     text_.append(all_, text_.size(), progress_.n_before - text_.size());
   }
   cut(ended_);
@@ -55,7 +55,7 @@ void AnswerText::finish() {
 }
 
 void AnswerText::take_calls() {
-  ToolFormat::Answer answer = tools_->format->read(all_, tools_->tools);
+  ToolFormat::Answer answer = tools_->format->read(all_, tools_->tools, thinks_at_once_);
   text_ = std::move(answer.content);
   calls_ = std::move(answer.calls);
   if (!tools_->several && calls_.size() > 1) calls_.resize(1);

@@ -85,7 +85,11 @@ void check_openai_body(const JsonNode& body, BatchRequest& request) {
   if (body.has(is_chat ? "prompt" : "messages")) {
     body.unexpected(fmt::format("\"{}\" alone", input), "as the url says");
   }
-  if (const auto model = body.find("model")) request.model = model->text();
+  if (const auto model = body.find("model")) {
+    constexpr size_t kMostBytes = 256;  // it is given back with every event of a stream
+    if (model->text().size() > kMostBytes) model->unexpected(fmt::format("{} bytes at most", kMostBytes));
+    request.model = model->text();
+  }
 }
 
 std::string plain_name(const std::string& member, RequestForm form) {

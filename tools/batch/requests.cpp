@@ -295,8 +295,8 @@ void BatchRequestReader::set_thoughts(const JsonNode& asked, BatchRequest& reque
     if (name != "none" && name != "auto" && name != "deepseek") format->unexpected(R"("none", "auto" or "deepseek")");
     request.has_thoughts = name != "none";
   }
-  if (!request.has_thoughts) return;
   request.thinks_at_once = form.thoughts == AnswerForm::Thoughts::kBegun;
+  if (!request.has_thoughts) return;
   if (!request.thinks_at_once && chat_->program().writes_thoughts() &&
       thoughts_at_end(tokenizer_, request.prompt) == PromptThoughts::kNone) {
     form.thoughts = AnswerForm::Thoughts::kMayBegin;

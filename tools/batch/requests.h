@@ -60,7 +60,7 @@ struct BatchRequest {
   int64_t n_logprobs = -1;  // as Request has it
   int64_t n_answers = 1;    // of OpenAI's forms; each draws with a seed of its own (tools/batch/choice.h)
   std::shared_ptr<const ToolUse> tools;  // or null
-  // Of an answer to a chat: what it thinks is apart from what it says; and begins with the answer.
+  // Of an answer to a chat: what it thinks is apart from what it says; the prompt has begun its thoughts.
   bool has_thoughts = false, thinks_at_once = false;
   uint64_t hash = 0;  // XXH64 of all of it, but for a seed that was drawn
   std::string refused;  // why it is not answered; empty: it is

@@ -14,7 +14,7 @@ using Path = std::vector<std::string_view>;
 
 const AnswerForm kAnyObject = {Kind::kJsonSchema, R"({"type": "object"})"};
 
-constexpr std::string_view kMembers[] = {"response_format", "structured_outputs", "json_schema",  "grammar",
+constexpr std::string_view kFormMembers[] = {"response_format", "structured_outputs", "json_schema",  "grammar",
                                          "regex",           "guided_json",        "guided_regex", "guided_grammar",
                                          "guided_choice"};
 
@@ -110,13 +110,13 @@ AnswerForm form_of(std::string_view name, const JsonNode& node, std::string_view
 
 }  // namespace
 
-bool is_answer_form(std::string_view name) { return std::ranges::find(kMembers, name) != std::end(kMembers); }
+bool is_answer_form(std::string_view name) { return std::ranges::find(kFormMembers, name) != std::end(kFormMembers); }
 
 AnswerForm read_answer_form(const JsonNode& asked, std::string_view text, const AnswerForm& otherwise) {
   std::optional<AnswerForm> form;
   std::string_view first;
   bool says_free = false;  // "text", or an empty grammar
-  for (const std::string_view name : kMembers) {
+  for (const std::string_view name : kFormMembers) {
     const auto node = asked.find(std::string(name).c_str());
     if (!node) continue;
     AnswerForm its = form_of(name, *node, text);

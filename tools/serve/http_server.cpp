@@ -116,6 +116,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string origin_;  // of a page that may read the answer
   std::string wanted_headers_;  // that it wants to send
   std::deque<std::string> out_;  // the first one is being written
+  size_t sent_ = 0;              // of it, in bytes
   std::function<void()> when_gone_;
   int64_t n_requests_ = 0;
   uint64_t body_bytes_ = 0;  // of Shared::body_bytes
@@ -364,10 +365,17 @@ void Connection::send(std::string text) {
 }
 
 void Connection::write_next() {
+  // A piece at a time, each of which has its time: a slow client may take long for all of a large answer.
+  constexpr size_t kPieceBytes = 256 << 10;
+  const size_t n = std::min(out_.front().size() - sent_, kPieceBytes);
   stream_.expires_after(milliseconds(shared_.limits.idle_seconds));
-  asio::async_write(stream_, asio::buffer(out_.front()), [self = shared_from_this()](ErrorCode error, size_t) {
+  asio::async_write(stream_, asio::buffer(out_.front().data() + sent_, n),
+                    [self = shared_from_this()](ErrorCode error, size_t n_sent) {
     if (self->closed_) return;
     if (error) return self->close();
+    self->sent_ += n_sent;
+    if (self->sent_ < self->out_.front().size()) return self->write_next();
+    self->sent_ = 0;
     self->out_.pop_front();
     if (!self->out_.empty()) return self->write_next();
     self->stream_.expires_never();
@@ -442,13 +450,18 @@ class HttpServer::Implementation {
       fail("{}: cannot listen: {}{}", place, error.message(),
            error == asio::error::address_in_use ? "; another --port will do" : "");
     }
+    const auto address = acceptor_.local_endpoint().address();
     port_ = acceptor_.local_endpoint().port();
+    is_loopback_ = address.is_v6() && address.to_v6().is_v4_mapped()
+                       ? asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6()).is_loopback()
+                       : address.is_loopback();
     accept();
     thread_ = std::thread([this] { run(); });
   }
   ~Implementation() { stop(); }
 
   uint16_t port() const { return port_; }
+  bool is_loopback() const { return is_loopback_; }
 
   void stop() {
     if (!thread_.joinable()) return;
@@ -520,6 +533,7 @@ class HttpServer::Implementation {
   Tcp::acceptor acceptor_{shared_->io};
   asio::steady_timer deadline_{shared_->io}, retry_{shared_->io};
   uint16_t port_ = 0;
+  bool is_loopback_ = false;
   std::thread thread_;
 };
 
@@ -531,6 +545,7 @@ HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits&
     : implementation_(std::make_unique<Implementation>(host, port, limits, std::move(gate), std::move(handler))) {}
 HttpServer::~HttpServer() = default;
 uint16_t HttpServer::port() const { return implementation_->port(); }
+bool HttpServer::is_loopback() const { return implementation_->is_loopback(); }
 void HttpServer::stop() { implementation_->stop(); }
 
 }  // namespace tiercel

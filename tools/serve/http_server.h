@@ -68,6 +68,8 @@ class HttpServer {
   HttpServer& operator=(const HttpServer&) = delete;
 
   uint16_t port() const;
+  // Whether only this machine reaches it.
+  bool is_loopback() const;
   // Takes no more requests, sends what has been said to those that are being answered, for a second at most, and
   // closes all connections.
   void stop();

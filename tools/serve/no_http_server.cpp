@@ -15,6 +15,7 @@ HttpServer::HttpServer(const std::string&, uint16_t, const HttpLimits&, Gate, Ha
 }
 HttpServer::~HttpServer() = default;
 uint16_t HttpServer::port() const { return 0; }
+bool HttpServer::is_loopback() const { return true; }
 void HttpServer::stop() {}
 
 }  // namespace tiercel

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <chrono>
 #include <ctime>
@@ -97,10 +98,11 @@ std::string in_small_letters(std::string_view text) {
 std::string host_name(std::string_view host) {
   return in_small_letters(host.substr(0, host.starts_with('[') ? host.find(']') + 1 : host.find(':')));
 }
+bool is_address(std::string_view name) { return name.find_first_not_of("0123456789.") == name.npos; }
 // A name and, perhaps, a port: an address, which nobody else can make lead here, or this machine's own name.
 bool is_of_this_machine(std::string_view host) {
   const std::string name = host_name(host);
-  return name.starts_with('[') || name == "localhost" || name.find_first_not_of("0123456789.") == name.npos;
+  return name.starts_with('[') || name == "localhost" || is_address(name);
 }
 // Where a page of this machine comes from: anybody may have one at an address of theirs.
 bool is_local_origin(std::string_view origin, std::string_view host) {
@@ -108,7 +110,8 @@ bool is_local_origin(std::string_view origin, std::string_view host) {
   if (scheme == origin.npos) return false;
   const std::string_view from = origin.substr(scheme + 3);
   const std::string name = host_name(from);
-  return name == "localhost" || name == "[::1]" || name.starts_with("127.") || (!from.empty() && from == host);
+  const bool is_loopback = name.starts_with("127.") && is_address(name);  // and not 127.example
+  return name == "localhost" || name == "[::1]" || is_loopback || (!from.empty() && from == host);
 }
 
 // Whether both are the same, in a time that does not depend on where they differ.
@@ -231,9 +234,13 @@ HttpAnswer Service::detokenize(const HttpRequest& http) const {
 }
 
 void Service::complete(const HttpRequest& http, RequestForm form, const std::shared_ptr<HttpReply>& reply) {
-  if (scheduler_.report().queued >= options_.most_waiting) {
-    return send(refusal(503, fmt::format("{} requests are waiting", options_.most_waiting), "overloaded"), *reply);
-  }
+  const auto is_overloaded = [&](int64_t n_choices) {
+    const int64_t n_waiting = scheduler_.report().queued;
+    if (n_waiting + n_choices <= options_.most_waiting) return false;
+    send(refusal(503, fmt::format("{} requests are waiting", n_waiting), "overloaded"), *reply);
+    return true;
+  };
+  if (is_overloaded(1)) return;
   const int64_t number = ++n_requests_;
   Delivery delivery;
   std::vector<BatchRequest> prompts;
@@ -241,10 +248,11 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
     nlohmann::json body = body_of(http);
     delivery = take_delivery(body);
     prompts = read_prompts(body, http.body, form, number);
-    check_stops(prompts.front().stops);
   } catch (const Error& error) {  // of whatever kind it would be of a file
     return send(refusal(400, error.what()), *reply);
   }
+  if (prompts.empty()) return send(refusal(503, kStopping), *reply);
+  if (is_overloaded(std::ssize(prompts) * prompts.front().n_answers)) return;
   for (BatchRequest& prompt : prompts) {
     if (prompt.model.empty()) prompt.model = options_.model;
     const int64_t n_prompt = prompt.n_prompt(), room = context_ - n_prompt;
@@ -262,24 +270,44 @@ void Service::complete(const HttpRequest& http, RequestForm form, const std::sha
   submit(live);
 }
 
-// One, or each of a list as if it came by itself.
+// One, or each of a list as if it came by itself; none if this is being stopped meanwhile.
 std::vector<BatchRequest> Service::read_prompts(nlohmann::json& body, std::string_view text, RequestForm form,
                                                 int64_t number) const {
   std::vector<BatchRequest> prompts;
+  // What is wrong with one is wrong with all: nothing else is read then.
+  const auto read_first = [&](std::string_view place, int64_t n_prompts) {
+    prompts.push_back(reader_.read_body(body, text, form, number, std::string(place)));
+    check_stops(prompts.front().stops);
+    const int64_t n_choices = n_prompts * prompts.front().n_answers;
+    if (n_choices > options_.most_waiting) {
+      fail("{}: prompt: expected {} answers in one request at most, found {}", kPlace, options_.most_waiting, n_choices);
+    }
+  };
   const auto found = form == RequestForm::kCompletion && body.is_object() ? body.find("prompt") : body.end();
   const bool are_several = found != body.end() && found->is_array() && found->size() > 1 && !found->front().is_number();
   if (!are_several) {
-    prompts.push_back(reader_.read_body(body, text, form, number, kPlace));
-  } else {
-    nlohmann::json list = std::move(*found);
-    for (size_t i = 0; i < list.size(); ++i) {
-      *found = std::move(list[i]);
-      prompts.push_back(reader_.read_body(body, text, form, number, fmt::format("{}: prompt[{}]", kPlace, i)));
-    }
+    read_first(kPlace, 1);
+    return prompts;
   }
-  const int64_t n_choices = std::ssize(prompts) * prompts.front().n_answers;
-  if (n_choices > options_.most_waiting) {
-    fail("{}: prompt: expected {} answers in one request at most, found {}", kPlace, options_.most_waiting, n_choices);
+  nlohmann::json list = std::move(*found);
+  const auto place_of = [](size_t i) { return fmt::format("{}: prompt[{}]", kPlace, i); };
+  *found = std::move(list[0]);
+  read_first(place_of(0), std::ssize(list));
+  // Without the prompts, which each would look through for what stands beside them.
+  std::string rest;
+  for (const auto& [name, value] : body.items()) {
+    if (name == "prompt") continue;
+    rest += fmt::format("{}{}:{}", rest.empty() ? "" : ",", nlohmann::json(name).dump(),
+                        ordered_member(text, std::array{std::string_view(name)}));
+  }
+  rest = "{" + rest + "}";
+  for (size_t i = 1; i < list.size(); ++i) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return {};
+    }
+    *found = std::move(list[i]);
+    prompts.push_back(reader_.read_body(body, rest, form, number, place_of(i)));
   }
   return prompts;
 }

@@ -91,7 +91,7 @@ class Service {
   std::mutex submitting_;  // what one finds to share, the next one knows
   std::atomic<int64_t> n_requests_ = 0;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable work_;
   bool has_work_ = false, stopping_ = false;
   std::map<const LiveRequest*, std::shared_ptr<LiveRequest>> live_;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/check.h"
 #include "engine/json.h"
 
 namespace tiercel {
@@ -117,6 +118,13 @@ std::optional<std::string> arguments_of(const std::string& json) {
   const std::string object = object_in(trimmed(Json::parse(json).get<std::string>()));
   if (object.empty()) return std::nullopt;
   return object;
+}
+
+std::string once_each(std::string object) try {
+  parse_json(object, "arguments", {.max_bytes = object.size(), .max_depth = kMostJsonDepth});
+  return object;
+} catch (const Error&) {  // a name is there twice
+  return dump(Json::parse(object));
 }
 
 std::string json_of(std::string_view value, bool is_text) {

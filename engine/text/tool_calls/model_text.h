@@ -31,6 +31,8 @@ std::string object_in(std::string_view text);
 std::string member_at(const std::string& object, std::string_view path);
 // The arguments of a call, an object: an object, a text that is one, or nothing. None: something else.
 std::optional<std::string> arguments_of(const std::string& json);
+// An object, in which of a name that is there twice the last one counts, as in Python.
+std::string once_each(std::string object);
 // What a value that is written without quotes means, as JSON; is_text: it can be text only.
 std::string json_of(std::string_view value, bool is_text);
 std::string dump(const nlohmann::json& json);

@@ -14,6 +14,14 @@ inline constexpr const char* kId = "tiercel01";
 inline constexpr const char *kTextKey = "tiercel_word", *kText = "a value of tiercel", *kNumberKey = "tiercel_number",
                             *kNumber = "7351846";
 
+inline constexpr const char* kToolsJson = R"([
+  {"type": "function", "function": {"name": "tiercel_looks_up", "description": "Looks up.", "parameters": {"type": "object",
+    "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
+    "required": ["tiercel_word"]}}},
+  {"type": "function", "function": {"name": "tiercel_counts", "description": "Counts.", "parameters": {"type": "object",
+    "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
+    "required": ["tiercel_word"]}}}])";
+
 inline std::string arguments_json() {
   return fmt::format(R"({{"{}": "{}", "{}": {}}})", kTextKey, kText, kNumberKey, kNumber);
 }

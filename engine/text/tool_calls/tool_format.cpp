@@ -19,14 +19,6 @@ namespace {
 using Json = nlohmann::json;
 using namespace probe_call;
 
-constexpr const char* kToolsJson = R"([
-  {"type": "function", "function": {"name": "tiercel_looks_up", "description": "Looks up.", "parameters": {"type": "object",
-    "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
-    "required": ["tiercel_word"]}}},
-  {"type": "function", "function": {"name": "tiercel_counts", "description": "Counts.", "parameters": {"type": "object",
-    "properties": {"tiercel_word": {"type": "string", "description": "What."}, "tiercel_number": {"type": "integer", "description": "How many."}},
-    "required": ["tiercel_word"]}}}])";
-
 bool is_wanted_arguments(const Json& value) {
   const auto json = value.is_object() || value.is_string() ? arguments_of(dump(value)) : std::nullopt;
   return json && Json::parse(*json) == Json::parse(arguments_json());
@@ -72,6 +64,11 @@ std::string body_of(const ChatProgram& program, const std::vector<ToolCall>& cal
 }  // namespace
 
 ToolFormat::ToolFormat(const ChatProgram& program) {
+  constexpr const char* kNotSupported =
+      "the chat template writes calls of tools in a form that is not supported, or not at all";
+  if (const auto& why = program.why_no_calls()) {
+    fail(ErrorKind::kUsage, "{}{}{}", kNotSupported, why->empty() ? "" : ": ", *why);
+  }
   // Mistral's takes ids of nine letters and digits only.
   const ToolCall first{.id = kId, .name = kTool, .arguments = arguments_json()};
   const ToolCall second{.id = "tiercel02", .name = kOther, .arguments = arguments_json()};
@@ -88,10 +85,9 @@ ToolFormat::ToolFormat(const ChatProgram& program) {
         std::initializer_list<std::string_view>{marker_, middle_, behind_id_, behind_name_, before_key_, behind_key_},
         [](std::string_view part) { return part.find("tiercel") != part.npos; });
   };
-  thinks_ = without_blanks_behind(program.generation_prompt("").view()).ends_with("<think>");
   const bool is_found = find_object(one, two) || find_arguments(one, two) || find_parameters(one, two);
   if (!is_found || !is_general() || !is_sound(two)) {
-    fail(ErrorKind::kUsage, "the chat template writes calls of tools in a form that is not supported, or not at all");
+    fail(ErrorKind::kUsage, "{}", kNotSupported);
   }
   find_writing(one, two);
 }
@@ -101,7 +97,7 @@ ToolFormat::ToolFormat(const ChatProgram& program) {
 bool ToolFormat::is_sound(std::string_view two) const {
   const Tools tools{std::string(kToolsJson)};
   const size_t n = two.find(kOther) == two.npos ? 0 : 2;
-  return n == 0 || read(two, tools).calls.size() == n;
+  return n == 0 || read(two, tools, /*thinks=*/false).calls.size() == n;
 }
 
 // arguments: where what is given begins.

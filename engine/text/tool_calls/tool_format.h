@@ -33,15 +33,17 @@ class ToolFormat {
     std::string content;
     std::vector<ToolCall> calls;  // without ids; arguments as the model wrote them, without white space
   };
-  Answer read(std::string_view answer, const Tools& tools) const;
+  // thinks: the prompt has begun thoughts and not ended them (engine/text/thoughts.h).
+  Answer read(std::string_view answer, const Tools& tools, bool thinks) const;
 
   // How much of an answer that goes on is known to come before calls.
   struct Progress {
+    std::optional<size_t> thoughts_end;  // once that is known; 0: there are none
     size_t n_before = 0;                 // bytes
     size_t n_searched = 0, n_solid = 0;  // without what follows; up to the last that is no white space
     bool calls = false;                  // what follows may be a call, or is one
   };
-  void follow(std::string_view answer, const Tools& tools, Progress& progress) const;
+  void follow(std::string_view answer, const Tools& tools, bool thinks, Progress& progress) const;
 
   // What an answer that must call begins with: up to the name, or with a name up to what it is given. Empty: this form
   // has no such beginning. The name is somebody's word.
@@ -77,7 +79,6 @@ class ToolFormat {
   bool read_arguments(std::string_view& text, const Tools& tools, ToolCall& call) const;
   bool read_parameters(std::string_view& text, const Tools& tools, ToolCall& call) const;
   std::string_view without_openings(std::string_view text) const;
-  size_t end_of_thoughts(std::string_view text) const;
   std::string spelled(const std::string& name) const;
   void find_writing(std::string_view one, std::string_view two);
   bool may_begin_with_call(std::string_view text, const Tools& tools) const;
@@ -87,7 +88,6 @@ class ToolFormat {
   std::string marker_;                      // before each call; empty: they are at the beginning of an answer
   std::string closing_;                     // behind the last one
   bool is_list_ = false;                    // between calls there is a comma
-  bool thinks_ = false;                     // an answer begins within thoughts
   std::string name_path_, arguments_path_;  // kObject: JSON pointers
   std::string middle_, behind_id_;  // kArguments: between the name and what it is given, where there may be an id
   std::string behind_name_, before_key_, behind_key_, behind_value_;  // kParameters

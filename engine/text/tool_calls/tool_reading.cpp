@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "engine/text/thoughts.h"
 #include "engine/text/tool_calls/model_text.h"
 #include "engine/text/tool_calls/tool_format.h"
 
@@ -94,6 +95,7 @@ bool ToolFormat::read_calls(std::string_view& text, const Tools& tools, Answer& 
   if (is_list_ && next.starts_with('[')) next = without_blanks_before(next.substr(1));
   ToolCall call;
   while (read_call(next, tools, call)) {
+    call.arguments = once_each(std::move(call.arguments));
     answer.calls.push_back(std::move(call));
     text = next;
     next = without_blanks_before(next);
@@ -107,19 +109,14 @@ bool ToolFormat::read_calls(std::string_view& text, const Tools& tools, Answer& 
   return !answer.calls.empty();
 }
 
-// Where an answer may begin to call.
-size_t ToolFormat::end_of_thoughts(std::string_view text) const {
-  constexpr std::string_view kBegin = "<think>", kEnd = "</think>";
-  const bool begins = without_blanks_before(text).starts_with(kBegin);
-  const size_t end = text.find(kEnd);
-  if (!begins && !thinks_) return 0;
-  return end != text.npos ? end + kEnd.size() : begins ? text.size() : 0;
-}
-
-ToolFormat::Answer ToolFormat::read(std::string_view text, const Tools& tools) const {
+ToolFormat::Answer ToolFormat::read(std::string_view text, const Tools& tools, bool thinks) const {
   constexpr int kMostFailures = 16;  // each may look at all that follows
   Answer answer;
-  const size_t begin = end_of_thoughts(text);
+  size_t begin = 0;  // of what may call
+  if (thinks || without_blanks_before(text).starts_with(kThoughtsBegin)) {
+    const size_t end = text.find(kThoughtsEnd);
+    begin = end == text.npos ? text.size() : end + kThoughtsEnd.size();
+  }
   std::string_view rest;
   if (marker_.empty()) {
     rest = text.substr(begin);
@@ -163,22 +160,28 @@ bool ToolFormat::may_begin_with_call(std::string_view text, const Tools& tools) 
   return tools.may_begin(begin);
 }
 
-void ToolFormat::follow(std::string_view answer, const Tools& tools, Progress& progress) const {
+void ToolFormat::follow(std::string_view answer, const Tools& tools, bool thinks, Progress& progress) const {
   if (progress.calls) return;
   const size_t solid = answer.substr(progress.n_searched).find_last_not_of(kBlanks);
   if (solid != answer.npos) progress.n_solid = progress.n_searched + solid + 1;
   const size_t from = progress.n_searched;
   progress.n_searched = answer.size();
-  // Thoughts call nothing, as long as they last; where a template begins them, that is not known before they end.
-  const std::string_view begin = without_blanks_before(answer.substr(0, std::min<size_t>(answer.size(), 64)));
-  const bool thinks = begin.starts_with("<think>") && end_of_thoughts(answer) == answer.size();
-  if (std::string_view("<think>").starts_with(begin.substr(0, 7)) && begin.size() < 7) return;  // or may be about to
-  if (thinks) {
-    progress.n_before = progress.n_solid;
-    return;
+  // Thoughts call nothing, as long as they last.
+  if (!progress.thoughts_end) {
+    const std::string_view begin = without_blanks_before(answer);
+    if (!thinks && begin.size() < kThoughtsBegin.size() && kThoughtsBegin.starts_with(begin)) return;  // may be
+    if (!thinks && !begin.starts_with(kThoughtsBegin)) {
+      progress.thoughts_end = 0;
+    } else if (const size_t end = answer.find(kThoughtsEnd, from - std::min(from, kThoughtsEnd.size() - 1));
+               end != answer.npos) {
+      progress.thoughts_end = end + kThoughtsEnd.size();
+    } else {
+      progress.n_before = progress.n_solid;
+      return;
+    }
   }
   if (marker_.empty()) {
-    const size_t thought = end_of_thoughts(answer);
+    const size_t thought = *progress.thoughts_end;
     const bool may_call = progress.n_before <= thought && may_begin_with_call(answer.substr(thought), tools);
     if (!may_call) progress.n_before = answer.size();
     // A blank may be followed by anything, and the beginning of a name by another one.
@@ -190,7 +193,8 @@ void ToolFormat::follow(std::string_view answer, const Tools& tools, Progress& p
   size_t n = progress.n_solid;
   for (const std::string_view begin_of_call : beginnings) {
     // From where one may have begun before.
-    const size_t since = std::max(progress.n_before, from - std::min(from, begin_of_call.size() - 1));
+    const size_t since =
+        std::max({progress.n_before, *progress.thoughts_end, from - std::min(from, begin_of_call.size() - 1)});
     if (const size_t found = answer.find(begin_of_call, since); found != answer.npos) {
       n = std::min(n, found);
       progress.calls = true;
