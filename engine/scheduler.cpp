@@ -232,10 +232,10 @@ void Scheduler::accept(Entry& entry, int32_t token) {
     }
     report.decode_seconds = time - entry.first_token;
     report.tokens.push_back(token);
-    if (request.n_logprobs >= 0) report.logprobs.push_back(std::move(logprobs));
+    if (request.n_logprobs >= 0 && request.keeps_logprobs) report.logprobs.push_back(logprobs);
     entry.history.push_back(token);
   }
-  const TokenLogprobs* told = request.n_logprobs >= 0 ? &entry.report.logprobs.back() : nullptr;
+  const TokenLogprobs* told = request.n_logprobs >= 0 ? &logprobs : nullptr;
   const bool heard =
       guarded(entry, [&] { go_on = !request.on_token || request.on_token(token, told); });
   if (!heard) return;

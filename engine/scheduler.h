@@ -77,6 +77,7 @@ struct Request {
   int64_t n_new = 128;  // tokens at most
   SamplingOptions sampling = {};
   int64_t n_logprobs = -1;  // log probabilities of so many of the most likely tokens too; -1: of none
+  bool keeps_logprobs = true;  // for the report; not where on_token is all that wants them
   std::vector<int32_t> end_tokens = {};  // each ends the generation, as its last token
   // Called by turn() for every token; false cancels the request. What it throws fails the request. logprobs: null
   // unless they were asked for.

@@ -56,6 +56,7 @@ class LiveRequest {
   void end(size_t c, const RequestReport& report);
   // How far its prompts are: n_done tokens of them, n_cached that were there.
   void tell_progress(int64_t n_done, int64_t n_cached);
+  bool streams() const { return delivery_.streams; }
   bool wants_progress() const { return delivery_.with_progress && n_told_ < n_prompt_; }
   // There will be no answer: the client is told so, or has gone.
   void refuse(const HttpAnswer& why);

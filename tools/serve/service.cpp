@@ -374,6 +374,7 @@ void Service::take_prefix(BatchRequest& prompt) {
 
 Scheduler::RequestId Service::submit(const std::shared_ptr<LiveRequest>& live, size_t c) {
   Request wish = wish_of(live->prompt_of(c), live->index_in_prompt(c), options_.ends);
+  wish.keeps_logprobs = !live->streams();  // what is streamed is not looked at again
   wish.on_token = [live, c](int32_t token, const TokenLogprobs* logprobs) {
     const std::lock_guard lock(live->mutex());
     return live->push(c, token, logprobs);
