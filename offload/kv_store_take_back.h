@@ -20,11 +20,13 @@ int64_t KvStore<Device, Host>::most_to_take_back() const {
 template <typename Device, typename Host>
 void KvStore<Device, Host>::take_back(int64_t n) {
   CHECK(n <= n_steps_, "{} tokens of {}", n, n_steps_);
+  if (n == 0) return;  // whatever most_to_take_back says
   n_tokens_ -= n;
   n_steps_ -= n;
   for (int64_t index = 0; index < layout_.shape.n_layers; ++index) {
     const int64_t window = layout_.shape.window[index];
     if (window == 0) continue;
+    CHECK(!layout_.shares_prefix(), "windows behind a prefix begin where it ends");
     // Where the windows of the tokens that stay had moved it.
     Recent& recent = layers_[index].recent;
     recent.first = std::min(recent.first, std::max(prompt_end_[index].first, n_tokens_ - window));

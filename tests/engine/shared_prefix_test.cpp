@@ -11,6 +11,7 @@
 #include "engine/base/check.h"
 #include "engine/batch.h"
 #include "engine/presets.h"
+#include "engine/scheduler.h"
 #include "offload/layout.h"
 #include "tests/engine/add_prefilled.h"
 #include "tests/engine/backend.h"
@@ -172,6 +173,29 @@ TEST(SharedPrefix, LongTextsSeeThePrefixThroughWindows) {
   EXPECT_TRUE(KvLayout(shape, behind).continues);
   shape.eviction_head = true;  // biases would be of two planes in one
   EXPECT_FALSE(KvLayout(shape, behind).continues);
+}
+
+// A window that is still within the prefix: nothing is guessed there, and nothing is taken back.
+TEST(SharedPrefix, DraftsLeaveWindowsWhereTheyAre) {
+  constexpr int64_t kPrefix = kSlow ? 130 : 700, kNew = kSlow ? 4 : 40;
+  std::mt19937_64 random(test::seed());
+  const auto model = test::open_changed("mistral_window", {{"sliding_window", 500}}, {.backend = kBackend});
+  const auto prefix = std::make_shared<const std::vector<int32_t>>(random_ids(random, *model, kPrefix));
+  const std::vector<int32_t> prompt = random_ids(random, *model, 20);
+  for (const AttentionMode mode : {AttentionMode::kDense, AttentionMode::kShadow}) {
+    std::vector<std::vector<int32_t>> said;
+    for (const DraftMode draft : {DraftMode::kOff, DraftMode::kAlways}) {
+      SessionOptions options = everything(mode, ValueHome::kHost);
+      options.draft = draft;
+      Scheduler scheduler(Batch::open(model, Batch::plan(*model, options, 2, kPrefix + 20, kNew)), {});
+      const auto id = scheduler.submit({.prefix = prefix, .prompt = prompt, .n_new = kNew});
+      while (scheduler.turn()) {
+      }
+      ASSERT_EQ(scheduler.report(id).state, RequestState::kFinished) << scheduler.report(id).error;
+      said.push_back(scheduler.report(id).tokens);
+    }
+    EXPECT_EQ(said[0], said[1]);
+  }
 }
 
 // As long as its window has everything nothing is selected, whatever the budget.
